@@ -1,0 +1,48 @@
+# The two commands of the README are `make demo` and `make test`; each makes its own environment from the lock file.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint soak bench-peers lock clean
+
+$(VENV)/.runtime: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-dev.lock
+	touch $@
+
+demo: $(VENV)/.runtime
+	$(BIN)/rowvec demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+# Long runs: the fault sequences and large tables that would make `make test` slow.
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak --timeout=7200 -o addopts="-ra --import-mode=importlib"
+
+# What the benchmarks are compared with lives in an environment of its own, never in the project's.
+bench-peers:
+	$(PYTHON) -m venv benchmarks/.peers
+	benchmarks/.peers/bin/pip install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
+	benchmarks/.peers/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	benchmarks/.peers/bin/pip install --quiet "pgpq>=0.12"
+
+# Renews both lock files from pyproject.toml.
+lock: $(VENV)/.dev
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-header --no-annotate pyproject.toml --group build -o requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-header --no-annotate pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .rowvec build dist *.egg-info

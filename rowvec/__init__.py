@@ -1,0 +1,1 @@
+"""rowvec keeps vectors in Postgres (pgvector) consistent with the rows they were computed from."""

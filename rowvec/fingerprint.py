@@ -1,0 +1,37 @@
+"""What makes two rows share a vector: sha256 over the embedder's identity and the content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import NewType
+
+Fingerprint = NewType("Fingerprint", bytes)
+"""32 bytes. Same fingerprint, same vector."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Everything about an embedder that a vector depends on."""
+
+    provider: str
+    model: str
+    dimensions: int
+    preprocessing: int
+    """Raised whenever our own handling of the text before the model changes."""
+
+    def digest(self) -> bytes:
+        """32 bytes; of fixed length, so that identity and content cannot run into each other."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
+
+
+def fingerprint(identity: bytes, content: bytes, vector: bytes | None = None) -> Fingerprint:
+    """The fingerprint of one row; Postgres computes the same from ``fingerprint`` in ``sql/extract.sql``.
+
+    ``content`` is the rendered text as UTF-8 (or an image's bytes). ``vector`` is given only where the source
+    brings its own vectors: then a change of the vector alone is a change of the row.
+    """
+    if vector is None:
+        return Fingerprint(hashlib.sha256(identity + content).digest())
+    return Fingerprint(hashlib.sha256(identity + hashlib.sha256(content).digest() + vector).digest())

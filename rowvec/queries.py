@@ -1,0 +1,35 @@
+"""Static SQL stands in ``sql/*.sql`` in named blocks; this finds a block and puts identifiers into it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+from typing import LiteralString, cast
+
+from psycopg import sql
+
+_NAME = re.compile(r"^-- name: (\w+)(?: --.*)?$", re.MULTILINE)
+
+
+@cache
+def blocks(file: str) -> dict[str, LiteralString]:
+    """All named blocks of ``sql/<file>.sql``. A block starts with ``-- name: word`` and ends at the next one."""
+    # The package's own files are as literal as its code; nothing else is ever read here.
+    text = cast("LiteralString", (files("rowvec.sql") / f"{file}.sql").read_text("utf-8"))
+    starts = list(_NAME.finditer(text))
+    ends = [match.start() for match in starts[1:]] + [len(text)]
+    return {m.group(1): text[m.end() : end].strip() for m, end in zip(starts, ends, strict=True)}
+
+
+def query(file: str, name: str, **parts: sql.Composable) -> sql.Composed:
+    """The block ``name`` of ``sql/<file>.sql`` with each ``{part}`` filled by an identifier, literal or composition.
+
+    A block writes literal braces twice, and parameters as ``%(name)s``.
+    """
+    return sql.SQL(blocks(file)[name]).format(**parts)
+
+
+def identifiers(names: tuple[str, ...] | list[str], prefix: str | None = None) -> sql.Composed:
+    """``"a", "b"`` or ``t."a", t."b"``."""
+    return sql.SQL(", ").join(sql.Identifier(prefix, name) if prefix else sql.Identifier(name) for name in names)

@@ -1,0 +1,95 @@
+-- name: extension -- pgvector, where the role may install it and nobody has
+CREATE EXTENSION IF NOT EXISTS vector;
+
+-- name: version_table -- which migrations this database has had
+CREATE SCHEMA IF NOT EXISTS rowvec;
+CREATE TABLE IF NOT EXISTS rowvec.migrations (
+    number int PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- name: migration_1 -- the ledger: pipelines, runs, plans, artifacts, rejects
+CREATE TABLE rowvec.pipelines (
+    pipeline_id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text NOT NULL UNIQUE,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    identity jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (table_schema, table_name)
+);
+COMMENT ON TABLE rowvec.pipelines IS 'One row a pipeline: its vector table, and the embedder its vectors come from.';
+
+CREATE TABLE rowvec.runs (
+    run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pipeline_id int NOT NULL REFERENCES rowvec.pipelines,
+    cause text NOT NULL,
+    state text NOT NULL DEFAULT 'running' CHECK (state IN ('planned', 'running', 'succeeded', 'failed', 'abandoned')),
+    started_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz,
+    merged_at timestamptz,
+    report jsonb,
+    checks jsonb,
+    manifest text,
+    manifest_sha256 text,
+    error text
+);
+CREATE INDEX runs_of_pipeline ON rowvec.runs (pipeline_id, run_id);
+COMMENT ON TABLE rowvec.runs IS 'One row a run: what it did, what it cost, and whether it left the table consistent.';
+
+CREATE TABLE rowvec.plans (
+    run_id bigint PRIMARY KEY REFERENCES rowvec.runs ON DELETE CASCADE,
+    counts jsonb NOT NULL,
+    batches int NOT NULL,
+    planned_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE rowvec.plans IS 'A plan''s totals; its rows are in rowvec.plan_<run_id> until the run has merged.';
+
+CREATE TABLE rowvec.artifacts (
+    artifact_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pipeline_id int NOT NULL REFERENCES rowvec.pipelines,
+    run_id bigint NOT NULL REFERENCES rowvec.runs,
+    batch int NOT NULL,
+    name text NOT NULL,
+    sha256 text NOT NULL,
+    rows bigint NOT NULL,
+    bytes bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (pipeline_id, name)
+);
+COMMENT ON TABLE rowvec.artifacts IS 'The Parquet objects that hold what was paid for.';
+
+CREATE TABLE rowvec.embeddings (
+    pipeline_id int NOT NULL,
+    fingerprint bytea NOT NULL,
+    artifact_id bigint NOT NULL REFERENCES rowvec.artifacts ON DELETE CASCADE,
+    PRIMARY KEY (pipeline_id, fingerprint)
+);
+CREATE INDEX embeddings_of_artifact ON rowvec.embeddings (artifact_id);
+COMMENT ON TABLE rowvec.embeddings IS 'Which artifact holds the vector of a fingerprint.';
+
+CREATE TABLE rowvec.answers (
+    pipeline_id int NOT NULL,
+    fingerprint bytea NOT NULL,
+    embedding bytea NOT NULL,
+    run_id bigint NOT NULL,
+    answered_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (pipeline_id, fingerprint)
+);
+-- float32 vectors do not compress; trying costs CPU for nothing.
+ALTER TABLE rowvec.answers ALTER COLUMN embedding SET STORAGE EXTERNAL;
+COMMENT ON TABLE rowvec.answers IS 'Paid answers whose artifact is not written yet (float32, little-endian).';
+
+CREATE TABLE rowvec.rejects (
+    pipeline_id int NOT NULL REFERENCES rowvec.pipelines,
+    key jsonb NOT NULL,
+    fingerprint bytea,
+    reason text NOT NULL,
+    detail text NOT NULL,
+    attempts int NOT NULL DEFAULT 1,
+    first_seen timestamptz NOT NULL DEFAULT now(),
+    last_seen timestamptz NOT NULL DEFAULT now(),
+    run_id bigint NOT NULL,
+    PRIMARY KEY (pipeline_id, key)
+);
+COMMENT ON TABLE rowvec.rejects IS 'Rows that cannot be embedded. Tried again when their content changes, or on request.';

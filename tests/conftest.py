@@ -1,0 +1,57 @@
+"""One real Postgres cluster a session, one database cloned from a template a test."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from rowvec.database import Connection, connect
+from rowvec.home import start_postgres
+from rowvec.schema import install
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Generator[str]:
+    """The DSN of a fresh cluster's ``postgres`` database; its ``template_rowvec`` has pgvector and rowvec's schema."""
+    # A short path: a Unix socket's may have 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="rv"))
+    server = start_postgres(folder / "pg")
+    url = server.get_uri()
+    with psycopg.connect(url, autocommit=True) as connection:
+        # A test's cluster is thrown away: what a power cut would do to it is of no interest, and syncing is slow.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+        connection.execute("CREATE DATABASE template_rowvec")
+    with connect(server.get_uri("template_rowvec")) as connection:
+        install(connection)
+    yield url
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def database_url(cluster: str) -> Generator[str]:
+    """The DSN of this test's own database."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec").format(sql.Identifier(name)))
+    yield make_conninfo(cluster, dbname=name)
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def connection(database_url: str) -> Generator[Connection]:
+    """An autocommit connection to this test's database."""
+    with connect(database_url) as opened:
+        yield opened

@@ -1,0 +1,20 @@
+"""The rowvec schema installs once, and again without harm."""
+
+from __future__ import annotations
+
+from rowvec.database import Connection
+from rowvec.schema import install
+
+
+def test_installing_twice_changes_nothing(connection: Connection) -> None:
+    before = connection.execute("SELECT number, applied_at FROM rowvec.migrations").fetchall()
+    install(connection)
+    assert connection.execute("SELECT number, applied_at FROM rowvec.migrations").fetchall() == before
+
+
+def test_every_table_says_what_it_is_for(connection: Connection) -> None:
+    silent = connection.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'rowvec'::regnamespace AND relkind = 'r'"
+        " AND obj_description(oid) IS NULL AND relname <> 'migrations'"
+    ).fetchall()
+    assert silent == []
