@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`; each makes its own environment from the lock file.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 

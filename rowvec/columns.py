@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import LiteralString, cast
 
 import pyarrow as pa
+from psycopg import sql
 
 # The types whose values travel as themselves. Everything else (timestamps past Python's calendar, numeric, arrays,
 # ranges, enums, types of other extensions) travels as the text Postgres gives for it, and is cast back on arrival.
-_NATIVE: dict[str, pa.DataType] = {
+_NATIVE: dict[LiteralString, pa.DataType] = {
     "smallint": pa.int16(),
     "integer": pa.int32(),
     "bigint": pa.int64(),
@@ -30,9 +32,14 @@ class PgColumn:
     pg_type: str
 
     @property
-    def travels_as(self) -> str:
-        """The Postgres type this column has in plan and staging tables: its own if native, else text."""
-        return self.pg_type if self.pg_type in _NATIVE else "text"
+    def travels_as(self) -> LiteralString:
+        """The Postgres type this column has on its way through files and staging: its own if native, else text."""
+        return next((native for native in _NATIVE if native == self.pg_type), "text")
+
+    @property
+    def type_sql(self) -> sql.SQL:
+        """The type as it stands in DDL and casts: written, and quoted where need be, by the database itself."""
+        return sql.SQL(cast("LiteralString", self.pg_type))
 
     @property
     def arrow_field(self) -> pa.Field:

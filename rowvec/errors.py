@@ -23,7 +23,10 @@ RowvecError
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rowvec.report import SyncReport
 
 RejectReason = Literal[
     "too_long",
@@ -111,6 +114,11 @@ class PipelineBusy(FatalError):
 
 class Inconsistent(FatalError):
     """A check failed after the merge."""
+
+    def __init__(self, message: str, report: SyncReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+        """The run's report, with the checks that failed and the rows they name."""
 
 
 class RowError(RowvecError):

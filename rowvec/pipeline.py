@@ -78,7 +78,7 @@ class _RowSource(_Part):
     def _columns_are_ours_to_name(self) -> _RowSource:
         named = [*self.key, *self.metadata]
         for name in named:
-            if name in RESERVED_COLUMNS:
+            if name in RESERVED_COLUMNS or name.startswith("rowvec_"):
                 raise ValueError(f"column {name!r} has the name of a column of the vector table; rename it in a query")
             if named.count(name) > 1:
                 raise ValueError(f"column {name!r} is named twice in key and metadata")

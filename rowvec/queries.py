@@ -22,14 +22,9 @@ def blocks(file: str) -> dict[str, LiteralString]:
     return {m.group(1): text[m.end() : end].strip() for m, end in zip(starts, ends, strict=True)}
 
 
-def query(file: str, name: str, **parts: sql.Composable) -> sql.Composed:
+def query(file: str, name: str, /, **parts: sql.Composable) -> sql.Composed:
     """The block ``name`` of ``sql/<file>.sql`` with each ``{part}`` filled by an identifier, literal or composition.
 
     A block writes literal braces twice, and parameters as ``%(name)s``.
     """
     return sql.SQL(blocks(file)[name]).format(**parts)
-
-
-def identifiers(names: tuple[str, ...] | list[str], prefix: str | None = None) -> sql.Composed:
-    """``"a", "b"`` or ``t."a", t."b"``."""
-    return sql.SQL(", ").join(sql.Identifier(prefix, name) if prefix else sql.Identifier(name) for name in names)

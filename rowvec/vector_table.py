@@ -9,7 +9,10 @@ import pyarrow as pa
 from psycopg import sql
 
 from rowvec.columns import PgColumn
+from rowvec.database import Connection
+from rowvec.errors import TargetError, UsageError
 from rowvec.pipeline import Pipeline, table_identifier
+from rowvec.queries import query
 
 Precision = Literal["float32", "float16"]
 Metric = Literal["cosine", "l2", "inner_product"]
@@ -90,3 +93,59 @@ class VectorTable:
                 *([pa.field("embedding_bits", pa.binary(width), nullable=False)] if self.bits else []),
             ]
         )
+
+
+def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
+    """The vector table as it is in the database, for those who only read it.
+
+    Raises ``UsageError`` where it does not exist yet.
+    """
+    schema, name = table_identifier(pipeline.target.table)
+    rows = connection.execute(query("vector_table", "columns"), {"schema": schema, "table": name}).fetchall()
+    if not rows:
+        raise UsageError(f"there is no vector table {schema}.{name} yet; run rowvec sync first")
+    types = {column: pg_type for column, pg_type, _ in rows}
+    wanted = (*pipeline.source.key, *pipeline.source.metadata)
+    if unknown := [column for column in wanted if column not in types]:
+        raise UsageError(f"the vector table {schema}.{name} has no column {unknown[0]!r}; the next sync must add it")
+    return VectorTable.of(
+        pipeline,
+        tuple(PgColumn(column, types[column]) for column in pipeline.source.key),
+        tuple(PgColumn(column, types[column]) for column in pipeline.source.metadata),
+    )
+
+
+def find_table(connection: Connection, table: VectorTable) -> bool:
+    """Whether the vector table exists, and is laid out as the pipeline wants it.
+
+    Raises ``TargetError`` where something else has its name, or it has other columns, types or key.
+    """
+    rows = connection.execute(
+        query("vector_table", "columns"), {"schema": table.schema, "table": table.name}
+    ).fetchall()
+    if not rows:
+        return False
+    found = {name: pg_type for name, pg_type, _ in rows}
+    name = f"{table.schema}.{table.name}"
+    for column in table.columns:
+        if column.name not in found:
+            raise TargetError(f"the table {name} has no column {column.name!r}: {_other_layout(name)}")
+        if found[column.name] != column.pg_type:
+            raise TargetError(
+                f"the table {name} has {column.name} as {found[column.name]}, the pipeline wants {column.pg_type}: "
+                + _other_layout(name)
+            )
+    key = {name for name, _, in_key in rows if in_key}
+    if key != {column.name for column in table.key}:
+        raise TargetError(f"the table {name} has the key ({', '.join(sorted(key))}): {_other_layout(name)}")
+    return True
+
+
+def count_rows(connection: Connection, table: VectorTable) -> int:
+    """How many vectors the table holds."""
+    row = connection.execute(query("vector_table", "count", table=table.identifier)).fetchone()
+    return row[0] if row else 0
+
+
+def _other_layout(name: str) -> str:
+    return f"give the pipeline another target.table, or drop {name} and let the next sync build it from its artifacts"

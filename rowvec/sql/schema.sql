@@ -39,8 +39,10 @@ COMMENT ON TABLE rowvec.runs IS 'One row a run: what it did, what it cost, and w
 
 CREATE TABLE rowvec.plans (
     run_id bigint PRIMARY KEY REFERENCES rowvec.runs ON DELETE CASCADE,
+    layout jsonb NOT NULL,
     counts jsonb NOT NULL,
     batches int NOT NULL,
+    direct boolean NOT NULL,
     planned_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE rowvec.plans IS 'A plan''s totals; its rows are in rowvec.plan_<run_id> until the run has merged.';

@@ -1,0 +1,73 @@
+"""The main job: one run brings a vector table in step with its source, and proves it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from prefect import flow
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from rowvec.pipeline import Pipeline
+from rowvec.report import SyncReport
+from rowvec.run import Run, running
+from rowvec.stages import Batch, Round, conclude
+from tasks import stages
+from tasks.artifacts import show
+
+# While one batch embeds, the ones before it are binarized, uploaded and loaded: each holds files, not memory.
+BATCHES_IN_FLIGHT = 3
+# Rows that are written while a round runs are the next round's; a source that never rests is left to the next run.
+MAX_ROUNDS = 3
+
+Chain = list[PrefectFuture[Batch]]
+
+
+@flow(
+    name="sync",
+    flow_run_name="{pipeline.name}-{cause}",
+    task_runner=ThreadPoolTaskRunner(max_workers=4 * (BATCHES_IN_FLIGHT + 1)),
+    persist_result=False,
+)
+def sync(pipeline: Pipeline, cause: str = "manual") -> SyncReport:
+    """Bring the vector table in step with its source.
+
+    Args:
+        pipeline: What is embedded, how, and where it goes: the content of a pipeline file.
+        cause: Why this run was started, for its name and the ledger: manual, schedule, an event.
+    """
+    with running(pipeline, cause) as run:
+        rounds = [bring_up_to_date(pipeline, run)]
+        while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:
+            rounds.append(bring_up_to_date(pipeline, run))
+        report = stages.validate(pipeline, run, rounds, stages.index(pipeline, run))
+        show(report)
+        return conclude(report)
+
+
+def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
+    """One plan, its batches through all stages, one merge."""
+    plan = stages.extract(pipeline, run)
+    chains: deque[Chain] = deque()
+    done: list[Batch] = []
+    for number in range(plan.batches):
+        chains.append(submit(pipeline, run, number, after=chains[-1] if chains else None))
+        if len(chains) > BATCHES_IN_FLIGHT:
+            done.append(finished(chains.popleft()))
+    done.extend(finished(chain) for chain in chains)
+    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run))
+
+
+def submit(pipeline: Pipeline, run: Run, number: int, after: Chain | None) -> Chain:
+    """Queue a batch's stages; batches embed one after the other, for the embedder has its own concurrency."""
+    embedded = stages.embed.submit(pipeline, run, number, wait_for=after[:1] if after else None)
+    bits = stages.binarize.submit(pipeline, embedded)
+    uploaded = stages.upload.submit(pipeline, bits)
+    return [embedded, bits, uploaded, stages.load.submit(pipeline, uploaded)]
+
+
+def finished(chain: Chain) -> Batch:
+    """The batch at the end of its chain; the first stage that failed raises its own error."""
+    results: list[Any] = [future.result() for future in chain]
+    return results[-1]

@@ -1,0 +1,156 @@
+"""The commands, and how each ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from rowvec import commands
+from rowvec.cli import shown
+from rowvec.cli.orchestrator import load_flow
+from rowvec.cli.output import emit, err, fail
+from rowvec.cli.progress_bars import shown_progress
+from rowvec.errors import Inconsistent, RowvecError, UsageError
+from rowvec.pipeline import Pipeline, json_schema
+from rowvec.pipeline_file import load
+
+app = typer.Typer(
+    name="rowvec",
+    help="Keeps vectors in Postgres (pgvector) consistent with the rows they were computed from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+File = Annotated[Path, typer.Argument(help="The pipeline file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+MaxDelete = Annotated[
+    float | None,
+    typer.Option("--max-delete-fraction", min=0, max=1, help="For this once, instead of the pipeline's own limit."),
+]
+
+
+@app.command()
+def sync(file: File, as_json: AsJson = False, max_delete_fraction: MaxDelete = None) -> None:
+    """Bring the vector table in step with its source: the main job."""
+    pipeline = _with_limit(load(file), max_delete_fraction)
+    flow = load_flow("sync")
+    with shown_progress(err):
+        report = flow(pipeline=pipeline, cause="command")
+    emit(report.as_json(), as_json, lambda: shown.sync(report))
+
+
+@app.command()
+def plan(file: File, as_json: AsJson = False) -> None:
+    """Tell what a sync would do: rows, tokens, cost. Spends nothing."""
+    found = commands.plan(load(file))
+    emit(found, as_json, lambda: shown.plan(found))
+
+
+@app.command()
+def search(
+    file: File,
+    query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many results.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option(help="A filter over key and metadata columns, e.g. \"year >= 1900 AND author = 'Klee'\"."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="adaptive (bits shortlist, exact rerank), exact, ann, bits.", show_default=True)
+    ] = "adaptive",
+    as_json: AsJson = False,
+) -> None:
+    """Search the vector table by meaning."""
+    found = commands.search(load(file), query, k, where, mode)
+    emit(found, as_json, lambda: shown.search(query, found))
+
+
+@app.command()
+def audit(
+    file: File,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is found, from artifacts first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare source, artifacts and vector table both ways."""
+    pipeline = load(file)
+    found = commands.audit(pipeline)
+    if repair and not found["consistent"]:
+        commands.void(pipeline, found)
+        with shown_progress(err):
+            load_flow("sync")(pipeline=pipeline, cause="repair")
+        found = {**commands.audit(pipeline), "repaired": commands.offending(found)}
+    emit(found, as_json, lambda: shown.audit(found))
+    if not found["consistent"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rejects(
+    file: File,
+    retry: Annotated[bool, typer.Option("--retry", help="Let the next sync try all of them again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the rows that cannot be embedded, with the reasons."""
+    found = commands.rejects(load(file), retry=retry)
+    emit(found, as_json, lambda: shown.rejects(found))
+
+
+@app.command()
+def schema(as_json: AsJson = False) -> None:
+    """Print the JSON Schema of the pipeline file."""
+    sys.stdout.write(json.dumps(json_schema(), indent=None if as_json else 2, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def demo(as_json: AsJson = False) -> None:
+    """Sync and search a gallery of 240 paintings on the embedded Postgres: no account, no network."""
+    from rowvec.demo import gallery  # late: only this command needs it
+
+    with shown_progress(err):
+        report = gallery.run(load_flow("sync"), quiet=as_json)
+    emit(report, as_json, lambda: None)
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    as_json = "--json" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except click.exceptions.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        fail("interrupted; the next run takes up what is durable", as_json)
+        code = 130
+    except Inconsistent as error:
+        _tell_inconsistent(error, as_json)
+        code = 1
+    except RowvecError as error:
+        fail(str(error), as_json)
+        code = 2 if isinstance(error, UsageError) else 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell_inconsistent(error: Inconsistent, as_json: bool) -> None:
+    if error.report is None:
+        fail(str(error), as_json)
+        return
+    report = error.report
+    emit(report.as_json(), as_json, lambda: shown.sync(report))
+    err.print(f"rowvec: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _with_limit(pipeline: Pipeline, limit: float | None) -> Pipeline:
+    if limit is None:
+        return pipeline
+    changed: dict[str, Any] = {"max_delete_fraction": limit}
+    return pipeline.model_copy(update={"validation": pipeline.validation.model_copy(update=changed)})

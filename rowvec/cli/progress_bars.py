@@ -1,0 +1,61 @@
+"""Progress on stderr: bars where a person watches, plain lines where the output is piped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from rowvec.progress import listening
+
+# A log of a long run should stay readable: one line a part at its end, and one in so many seconds before.
+_LINE_SECONDS = 10.0
+
+
+@contextmanager
+def shown_progress(console: Console) -> Generator[None]:
+    """Show the progress of everything that runs meanwhile."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bars, listening(_Bars(bars)):
+            yield
+    else:
+        with listening(_Lines(console)):
+            yield
+
+
+class _Bars:
+    """A bar a part."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, stage: str, part: str, done: int, total: int) -> None:
+        with self._lock:
+            if (stage, part) not in self._tasks:
+                self._tasks[stage, part] = self._bars.add_task(f"{stage} {part}", total=total)
+            self._bars.update(self._tasks[stage, part], completed=done, total=total, visible=done < total)
+
+
+class _Lines:
+    """A line a part at its end, and now and then before."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, stage: str, part: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            last = self._last.setdefault((stage, part), now)
+            if done < total and now - last < _LINE_SECONDS:
+                return
+            self._last[stage, part] = now
+            self._console.print(f"{stage} {part}: {done:,} of {total:,}", highlight=False, markup=False)

@@ -1,0 +1,87 @@
+"""How each command's outcome looks on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rowvec.cli.output import out, table
+from rowvec.report import SyncReport
+
+_COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
+_TEXT_WIDTH = 200
+
+
+def sync(report: SyncReport) -> None:
+    """A sync's report: verdict first."""
+    style = "bold green" if report.consistent else "bold red"
+    out.print(report.verdict(), style=style, markup=False, highlight=False)
+    counts = {name: getattr(report, name) for name in (*_COUNTS, "pending")}
+    _show_counts(f"Run {report.run_id} of {report.pipeline}", counts)
+    recall = "no index, exact search" if report.recall_at_k is None else f"recall@k {report.recall_at_k:.3f}"
+    out.print(
+        f"{report.embedded:,} texts embedded, {report.reused:,} vectors reused; {report.tokens:,} tokens, "
+        f"${report.cost_usd:,.4f}; {recall}; {report.seconds.get('total', 0):.1f} s",
+        highlight=False,
+    )
+    for check in report.failed_checks:
+        out.print(f"FAILED {check.name}: {check.detail}", style="red", markup=False, highlight=False)
+        if check.rows:
+            out.print(f"  rows: {', '.join(check.rows[:10])}", markup=False, highlight=False)
+
+
+def plan(found: dict[str, Any]) -> None:
+    """What a sync would do."""
+    _show_counts("A sync would find", {name: found[name] for name in _COUNTS})
+    out.print(
+        f"It would embed {found['embedded']:,} texts and reuse {found['reused']:,} vectors: "
+        f"about {found['tokens']:,} tokens, ${found['cost_usd']:,.4f}. Nothing was spent.",
+        highlight=False,
+    )
+
+
+def search(query: str, found: dict[str, Any]) -> None:
+    """Results, the nearest first: key and metadata in one line, the content below."""
+    results = found["results"]
+    if not results:
+        out.print("Nothing found.")
+        return
+    rows: list[tuple[str, str, str]] = []
+    for number, result in enumerate(results, 1):
+        named = [f"{v}" for name, v in result.items() if name not in ("content", "distance") and v is not None]
+        rows.append((str(number), f"{result['distance']:.3f}", f"{' · '.join(named)}\n{_short(result['content'])}"))
+    table(f"“{query}”", ("", "distance", "row"), rows, right=("", "distance"))
+
+
+def audit(found: dict[str, Any]) -> None:
+    """What an audit found."""
+    good = found["consistent"]
+    out.print("Consistent." if good else "INCONSISTENT.", style="bold green" if good else "bold red")
+    _show_counts("Audit", {name: found[name] for name in ("missing", "stale", "orphaned", "corrupt", "repaired")})
+    if found["rows"]:
+        table(
+            "Offending rows", ("key", "reason"), ((", ".join(map(str, r["key"])), r["reason"]) for r in found["rows"])
+        )
+        out.print("Run again with --repair to mend them: from artifacts first, paying only for what exists nowhere.")
+
+
+def rejects(found: dict[str, Any]) -> None:
+    """The rows set aside."""
+    if found["retried"]:
+        out.print(f"{found['retried']:,} row(s) will be tried again by the next sync.", highlight=False)
+        return
+    if not found["rejects"]:
+        out.print("No rows are set aside.")
+        return
+    rows = ((", ".join(map(str, r["key"])), r["reason"], r["detail"], r["attempts"]) for r in found["rejects"])
+    table(f"{found['count']:,} rows set aside", ("key", "reason", "detail", "attempts"), rows, right=("attempts",))
+
+
+def _show_counts(title: str, counts: dict[str, int]) -> None:
+    """Numbers of rows side by side."""
+    names = [name.replace("_", " ") for name in counts]
+    table(title, names, [counts.values()], right=names)
+
+
+def _short(text: str | None) -> str:
+    line = " ".join((text or "").split())
+    return line if len(line) <= _TEXT_WIDTH else line[: _TEXT_WIDTH - 1] + "…"

@@ -1,0 +1,94 @@
+"""What the commands do that need no flow: plan, search, rejects."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from rowvec import ledger
+from rowvec import rejects as set_aside
+from rowvec.database import Connection
+from rowvec.embedders import embed_query, open_embedder
+from rowvec.errors import UsageError
+from rowvec.extract import Request, extract
+from rowvec.index import index_state
+from rowvec.index_choice import IndexChoice
+from rowvec.pipeline import Index, Pipeline
+from rowvec.plan import sample_texts
+from rowvec.references import resolve
+from rowvec.run import open_target
+from rowvec.schema import install
+from rowvec.search import Mode
+from rowvec.search import search as search_table
+from rowvec.vector_table import VectorTable, stored_table
+
+# Tokens are counted exactly up to this many texts, and reckoned from their characters beyond.
+_COUNTED_TEXTS = 100_000
+
+MODES: tuple[Mode, ...] = ("adaptive", "exact", "ann", "bits")
+
+
+def plan(pipeline: Pipeline) -> dict[str, Any]:
+    """What a sync would do, in rows, tokens and US dollars; the plan itself stays stored until the next one.
+
+    Nothing is embedded and no vector is touched.
+    """
+    resolved = resolve(pipeline)
+    embedder = open_embedder(resolved.embedder)
+    with open_target(resolved, "rowvec plan") as connection:
+        install(connection)
+        pipeline_id = ledger.register(connection, pipeline, embedder.identity)
+        run_id = ledger.start_run(connection, pipeline_id, "plan", "planned")
+        ledger.supersede_plans(connection, pipeline_id, run_id)
+        request = Request(pipeline=resolved, identity=embedder.identity, pipeline_id=pipeline_id, run_id=run_id)
+        found = extract(connection, request)
+        tokens = 0
+        if found.batches and embedder.paid:
+            texts, count, characters = sample_texts(connection, found, _COUNTED_TEXTS)
+            tokens = embedder.count_tokens(texts)
+            if count > len(texts):
+                tokens = round(tokens * characters / max(1, sum(map(len, texts))))
+    counts = found.counts
+    embedded = counts.texts - counts.known
+    return {
+        "run_id": run_id,
+        **{k: v for k, v in asdict(counts).items() if k not in ("texts", "known")},
+        "embedded": embedded,
+        "reused": counts.new + counts.changed - embedded,
+        "tokens": tokens,
+        "cost_usd": embedder.cost(tokens),
+    }
+
+
+def search(pipeline: Pipeline, text: str, k: int, where: str | None, mode: str) -> dict[str, Any]:
+    """The ``k`` rows nearest to a text, as objects with key and metadata columns, content and distance."""
+    chosen = next((m for m in MODES if m == mode), None)
+    if chosen is None:
+        raise UsageError(f"there is no search mode {mode!r}; the modes are {', '.join(MODES)}")
+    resolved = resolve(pipeline)
+    with open_target(resolved, "rowvec search") as connection:
+        table = stored_table(connection, resolved)
+        choice = present_index(connection, table, resolved.index)
+        vector = embed_query(open_embedder(resolved.embedder), text)
+        hits = search_table(connection, table, choice, vector, k, chosen, where, resolved.index.oversampling)
+    return {"results": [{**hit.key, **hit.metadata, "content": hit.content, "distance": hit.distance} for hit in hits]}
+
+
+def rejects(pipeline: Pipeline, *, retry: bool) -> dict[str, Any]:
+    """The rows that are set aside; with ``retry`` they are forgotten, so that the next sync tries them again."""
+    resolved = resolve(pipeline)
+    with open_target(resolved, "rowvec rejects") as connection:
+        install(connection)
+        pipeline_id = ledger.find(connection, pipeline)
+        count = set_aside.count(connection, pipeline_id)
+        listed = set_aside.listed(connection, pipeline_id)
+        retried = set_aside.forget(connection, pipeline_id) if retry else 0
+    return {"count": count, "retried": retried, "rejects": [asdict(reject) for reject in listed]}
+
+
+def present_index(connection: Connection, table: VectorTable, wanted: Index) -> IndexChoice:
+    """What a search can go by: the valid index that is there, else none."""
+    for state in index_state(connection, table):
+        if state.valid and not state.partial:
+            return replace(state.present, oversampling=wanted.oversampling)
+    return IndexChoice(kind="none", oversampling=wanted.oversampling, reason="There is no index.")

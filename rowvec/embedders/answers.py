@@ -1,0 +1,108 @@
+"""Whether what a provider sent is what was asked for: nothing reaches a table that was not looked at here."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+
+from rowvec.embedders.protocol import Vectors
+from rowvec.errors import EmbedderUnavailable
+
+_SMALLEST = np.finfo(np.float32).tiny
+
+
+class WrongDimensions(EmbedderUnavailable):
+    """Vectors of another length than the pipeline's."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(f"the embedder answered with a vector of {found:,} dimensions")
+        self.found = found
+
+
+class _Item(BaseModel):
+    index: int
+    embedding: str | list[Any]
+    """Base64 of little-endian float32, or numbers; a server whose JSON knows no NaN writes null."""
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int
+
+
+class _Body(BaseModel):
+    data: list[_Item]
+    usage: _Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A provider's answer to one request, in the order of its texts."""
+
+    vectors: Vectors
+    """``(n, d)``; a row may still hold NaN, infinity or only zeros, see ``usable``."""
+    tokens: int | None
+    """What the provider billed; None where it does not say."""
+
+
+def read(content: bytes, *, expected: int, dimensions: int) -> Reply:
+    """The vectors in the body of a response, ordered by ``index``.
+
+    Raises ``EmbedderUnavailable`` where the body cannot be read, or its vectors are not one for each of the
+    ``expected`` texts; ``WrongDimensions`` where a vector is not ``dimensions`` long.
+    """
+    try:
+        body = _Body.model_validate_json(content)
+    except ValidationError:
+        raise EmbedderUnavailable(
+            f"the embedder answered {len(content):,} bytes that are no embeddings in JSON; is base_url right?"
+        ) from None
+    if len(body.data) != expected:
+        raise EmbedderUnavailable(f"the embedder answered {len(body.data):,} vectors for {expected:,} texts")
+    indexes = np.array([item.index for item in body.data], dtype=np.int64)
+    order = np.argsort(indexes, kind="stable")
+    if not np.array_equal(indexes[order], np.arange(expected)):
+        raise EmbedderUnavailable("the embedder answered vectors that do not name each text once by its index")
+    rows = [_numbers(item.embedding) for item in body.data]
+    for row in rows:
+        if row.shape != (dimensions,):
+            raise WrongDimensions(row.size)
+    vectors = np.stack(rows)[order] if rows else np.empty((0, dimensions), np.float32)
+    return Reply(vectors, body.usage.prompt_tokens if body.usage else None)
+
+
+def usable(vectors: Vectors) -> npt.NDArray[np.bool_]:
+    """``(n,)``: which rows have a direction that float32 arithmetic, pgvector's too, can tell.
+
+    The square of the norm is formed in float32 as pgvector forms it: where it is NaN, infinite or vanishes, the
+    cosine distance is NaN and no search ever finds the row.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squared = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float32)
+    return np.isfinite(squared) & (squared >= _SMALLEST)
+
+
+def defect(vector: Vectors) -> str:
+    """What is wrong with a row that is not usable."""
+    if np.isnan(vector).any():
+        return "the vector holds NaN"
+    if np.isinf(vector).any():
+        return "the vector holds an infinity"
+    if not vector.any():
+        return "the vector is zero"
+    return "the vector's norm is beyond what float32 can hold"
+
+
+def _numbers(embedding: str | list[Any]) -> Vectors:
+    try:
+        if isinstance(embedding, str):
+            return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
+        with np.errstate(over="ignore"):
+            return np.array(embedding, dtype=np.float32)
+    except (ValueError, TypeError, binascii.Error):
+        raise EmbedderUnavailable("the embedder answered a vector that is neither base64 nor numbers") from None

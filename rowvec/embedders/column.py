@@ -1,0 +1,129 @@
+"""Vectors that the source brings with it: read from the text Postgres gives for them, and checked like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+from pydantic_core import from_json
+
+from rowvec import pipeline
+from rowvec.embedders.answers import defect, usable
+from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.errors import RowError
+from rowvec.fingerprint import Identity
+
+_PREPROCESSING = 1
+
+# Numbers in an answer: 4 MB of vectors, 10 MB of their text, and 32 MB while they are Python's numbers.
+_ANSWER_NUMBERS = 1_000_000
+
+_BRACKETS = {"[": "]", "{": "}"}
+
+
+class SourceColumn:
+    """A column that holds vectors: pgvector ``[1,2]``, an array ``{1,2}``, a JSON list, or numbers and spaces."""
+
+    def __init__(self, config: pipeline.ColumnEmbedder) -> None:
+        self._config = config
+
+    @property
+    def identity(self) -> Identity:
+        """See ``Embedder``."""
+        return Identity(
+            provider="column",
+            model=self._config.model,
+            dimensions=self._config.dimensions,
+            preprocessing=_PREPROCESSING,
+        )
+
+    @property
+    def paid(self) -> bool:
+        """Nothing is paid for."""
+        return False
+
+    def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
+        """See ``Embedder``; each text is that of a vector."""
+        dimensions = self._config.dimensions
+        size = max(1, _ANSWER_NUMBERS // dimensions)
+        drawn, start = iter(texts), 0
+        while part := list(islice(drawn, size)):
+            rejected: dict[int, RowError] = {}
+            positions, vectors = _parse(part, dimensions, rejected)
+            good = usable(vectors)
+            for i in np.flatnonzero(~good):
+                rejected[int(positions[i])] = RowError("invalid_vector", defect(vectors[i]))
+            yield Answer(
+                positions=start + positions[good],
+                vectors=vectors if good.all() else vectors[good],
+                rejected={start + position: error for position, error in rejected.items()},
+            )
+            start += len(part)
+
+    def count_tokens(self, texts: list[str]) -> int:
+        """0: nothing is billed."""
+        del texts
+        return 0
+
+    def cost(self, tokens: int) -> float:
+        """0."""
+        del tokens
+        return 0.0
+
+
+def _parse(texts: list[str], dimensions: int, rejected: dict[int, RowError]) -> tuple[npt.NDArray[np.int64], Vectors]:
+    """Positions ``(n,)`` and vectors ``(n, d)`` of the texts that can be read; the others go to ``rejected``."""
+    positions: list[int] = []
+    insides: list[str] = []
+    for position, text in enumerate(texts):
+        inside = _inside(text)
+        found = inside.count(",") + 1 if inside else 0
+        if found != dimensions:
+            rejected[position] = RowError(
+                "invalid_vector", f"the column holds {found:,} numbers, and the pipeline wants {dimensions:,}"
+            )
+        else:
+            positions.append(position)
+            insides.append(inside)
+    numbers = _numbers(insides)
+    if numbers is None or len(numbers) != len(insides) * dimensions:
+        # One of them is no vector. Which one is found by reading them one by one, which is slow and rare.
+        for position, inside in zip(positions, insides, strict=True):
+            alone = _numbers([inside])
+            if alone is None or len(alone) != dimensions:
+                rejected[position] = RowError("invalid_vector", f"the column holds no list of numbers: {inside[:40]!r}")
+        kept = [(p, i) for p, i in zip(positions, insides, strict=True) if p not in rejected]
+        positions, insides = [p for p, _ in kept], [i for _, i in kept]
+        numbers = _numbers(insides)
+    vectors = np.empty((0, dimensions), np.float32) if numbers is None else numbers.reshape(-1, dimensions)
+    return np.array(positions, dtype=np.int64), vectors
+
+
+def _inside(text: str) -> str:
+    """What is between a vector's outer brackets, with commas between the numbers."""
+    text = text.strip()
+    if text and _BRACKETS.get(text[0]) == text[-1]:
+        text = text[1:-1].strip()
+    return text if "," in text else ",".join(text.split())
+
+
+def _numbers(insides: list[str]) -> Vectors | None:
+    """The numbers of all texts after each other; None where one of them is none."""
+    joined = ",".join(insides)
+    try:
+        # The fastest reader there is for what Postgres and JSON write.
+        numbers = from_json(f"[{joined}]")
+    except ValueError:
+        # Slower, and reads what numpy writes too: "1." and ".5".
+        try:
+            with np.errstate(over="ignore"):
+                return np.fromstring(joined, dtype=np.float32, sep=",")
+        except ValueError:
+            return None
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(numbers, dtype=np.float32).reshape(-1)
+    except (ValueError, TypeError):
+        return None

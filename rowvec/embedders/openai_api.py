@@ -1,0 +1,224 @@
+"""Embeddings by OpenAI, by Azure OpenAI, and by every server that speaks their protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import cast
+from urllib.parse import urlsplit
+
+import numpy as np
+import openai
+
+from rowvec import pipeline
+from rowvec.embedders import tokens as tokenizer
+from rowvec.embedders.in_flight import in_flight
+from rowvec.embedders.openai_requests import Endpoint, Requests, Understanding
+from rowvec.embedders.pace import Clock, Pace, Schedule, SystemClock, pace_of
+from rowvec.embedders.packing import Limits, Sized, limits_of, pack
+from rowvec.embedders.prices import cost_per_million_tokens
+from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.texts import refusal
+from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RowError, UsageError
+from rowvec.fingerprint import Identity
+
+_PREPROCESSING = 1
+
+_OPENAI = "https://api.openai.com/v1"
+_ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
+
+# Longest vectors of the models that can be shortened, by name; what other models give is asked of the server.
+_SHORTENS_FROM = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
+_FIXED = {"text-embedding-ada-002": 1536}
+
+
+class OpenAIApi:
+    """An embedder behind ``POST /embeddings``."""
+
+    def __init__(
+        self, config: pipeline.OpenAIEmbedder | pipeline.AzureOpenAIEmbedder, clock: Clock | None = None
+    ) -> None:
+        """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
+        self._config = config
+        self._secret = _header_value(config.api_key)
+        self._base_url = _checked_url(config.base_url or _OPENAI)
+        _check_dimensions(config)
+        self._clock = clock or SystemClock()
+        self._pace = self._pace_for(clock)
+        fixed = config.kind == "openai" and config.model in _FIXED
+        self._understanding = Understanding(
+            send_dimensions=config.model not in _FIXED,
+            ask_about_dimensions=not fixed and config.model not in _SHORTENS_FROM,
+        )
+
+    @property
+    def identity(self) -> Identity:
+        """Provider, model (Azure: the deployment), dimensions. The address is not in it: a model may move."""
+        return Identity(
+            provider=self._config.kind,
+            model=self._config.model,
+            dimensions=self._config.dimensions,
+            preprocessing=_PREPROCESSING,
+        )
+
+    @property
+    def paid(self) -> bool:
+        """Always: a server of one's own costs time, at least."""
+        return True
+
+    def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
+        """See ``Embedder``."""
+        config = self._config
+        rejected: dict[int, RowError] = {}
+        limits = limits_of(
+            config.max_batch_inputs,
+            config.max_batch_tokens,
+            requests_per_minute=config.requests_per_minute,
+            tokens_per_minute=config.tokens_per_minute,
+        )
+        # A text that may be sent must fit a request of its own.
+        limits = Limits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
+        batches = pack(self._sized(texts, rejected), limits)
+        with self._client() as client:
+            requests = Requests(
+                endpoint=Endpoint(
+                    client=client,
+                    model=config.model,
+                    address=cast("str", urlsplit(self._base_url).hostname),
+                    secret=self._secret,
+                    dimensions=config.dimensions,
+                    max_attempts=config.max_attempts,
+                ),
+                understanding=self._understanding,
+                pace=self._pace,
+                clock=self._clock,
+            )
+            for answer in in_flight(requests.answers, batches, config.concurrency):
+                if rejected:
+                    yield self._without_vectors(rejected)
+                    rejected.clear()
+                yield answer if len(answer.positions) else replace(answer, vectors=self._no_vectors())
+        if rejected:
+            yield self._without_vectors(rejected)
+
+    def count_tokens(self, texts: list[str]) -> int:
+        """Tokens of the texts as they would be sent; exact for OpenAI's models, an estimate for others."""
+        total = 0
+        for text in texts:
+            tokens = tokenizer.count(text) if refusal(text) is None else 0
+            if tokens > self._max_input_tokens:
+                tokens = self._max_input_tokens if self._config.on_too_long == "truncate" else 0
+            total += tokens
+        return total
+
+    def cost(self, tokens: int) -> float:
+        """US dollars, by the pipeline's price or the list's; 0 where neither is known."""
+        return tokens * cost_per_million_tokens(self._config.model, self._config.cost_per_million_tokens) / 1e6
+
+    @property
+    def _max_input_tokens(self) -> int:
+        return min(self._config.max_input_tokens, self._config.max_batch_tokens)
+
+    def _sized(self, texts: Iterable[str], rejected: dict[int, RowError]) -> Iterator[Sized]:
+        """The texts that can be sent, with their tokens; the others are put into ``rejected``."""
+        limit = self._max_input_tokens
+        for position, text in enumerate(texts):
+            unreadable = refusal(text)
+            if unreadable is not None:
+                rejected[position] = unreadable
+                continue
+            tokens = tokenizer.count(text)
+            if tokens <= limit:
+                yield Sized(position, text, tokens)
+            elif self._config.on_too_long == "truncate":
+                yield Sized(position, tokenizer.truncate(text, limit), limit)
+            else:
+                rejected[position] = RowError("too_long", f"{tokens:,} tokens, and the model takes {limit:,}")
+
+    def _client(self) -> openai.OpenAI:
+        """A client for one ``embed``: its connections are closed with it."""
+        config, timeout = self._config, self._config.timeout_seconds
+        if not isinstance(config, pipeline.AzureOpenAIEmbedder):
+            return openai.OpenAI(api_key=self._secret, base_url=self._base_url, max_retries=0, timeout=timeout)
+        if self._secret == "entra":  # noqa: S105 # the word that stands for having no key
+            return openai.AzureOpenAI(
+                azure_endpoint=self._base_url,
+                api_version=config.api_version,
+                azure_ad_token_provider=self._entra_token,
+                max_retries=0,
+                timeout=timeout,
+            )
+        return openai.AzureOpenAI(
+            azure_endpoint=self._base_url,
+            api_version=config.api_version,
+            api_key=self._secret,
+            max_retries=0,
+            timeout=timeout,
+        )
+
+    @cached_property
+    def _entra_token(self) -> Callable[[], str]:
+        """Gives a token that is valid now; azure-identity keeps and renews it."""
+        from azure.core.exceptions import AzureError, ClientAuthenticationError
+        from azure.identity import DefaultAzureCredential, get_bearer_token_provider
+
+        provider = get_bearer_token_provider(DefaultAzureCredential(), _ENTRA_SCOPE)
+
+        def token() -> str:
+            try:
+                return provider()
+            except ClientAuthenticationError:
+                raise EmbedderRefused(
+                    "Entra ID gives no token for Azure OpenAI: run `az login`, or give this machine a managed identity "
+                    "with the role Cognitive Services OpenAI User"
+                ) from None
+            except AzureError as error:
+                raise EmbedderUnavailable(f"Entra ID does not answer: {type(error).__name__}") from None
+
+        return token
+
+    def _pace_for(self, clock: Clock | None) -> Pace:
+        config = self._config
+        limits = config.requests_per_minute, config.tokens_per_minute
+        if clock is None:
+            return pace_of(self._base_url, config.model, *limits)
+        return Pace(Schedule(requests_per_minute=limits[0], tokens_per_minute=limits[1]), clock)
+
+    def _no_vectors(self) -> Vectors:
+        return np.empty((0, self._config.dimensions), np.float32)
+
+    def _without_vectors(self, rejected: dict[int, RowError]) -> Answer:
+        return Answer(positions=np.empty(0, np.int64), vectors=self._no_vectors(), rejected=dict(rejected))
+
+
+def _check_dimensions(config: pipeline.OpenAIEmbedder) -> None:
+    if config.kind != "openai":
+        return
+    if config.model in _FIXED and config.dimensions != _FIXED[config.model]:
+        raise UsageError(
+            f"{config.model} gives {_FIXED[config.model]:,} dimensions and cannot shorten them; set "
+            f"embedder.dimensions to {_FIXED[config.model]}"
+        )
+    if config.dimensions > _SHORTENS_FROM.get(config.model, config.dimensions):
+        raise UsageError(
+            f"{config.model} gives at most {_SHORTENS_FROM[config.model]:,} dimensions, and the pipeline wants "
+            f"{config.dimensions:,}; lower embedder.dimensions"
+        )
+
+
+def _header_value(key: str) -> str:
+    """The key without the line end that it was copied with. A header takes neither that nor anything but ASCII."""
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(
+            "the key in embedder.api_key is empty or holds characters no key has; set its variable to the key alone"
+        )
+    return key
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError("embedder.base_url is no web address; write https://HOST/v1, or leave it out for OpenAI")
+    return url.strip()

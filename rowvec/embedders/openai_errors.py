@@ -1,0 +1,159 @@
+"""What the provider's refusal means for the run: wait, stop, or set a row aside. Decided by code, not by sentence."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import openai
+
+from rowvec.errors import (
+    EmbedderRefused,
+    EmbedderUnavailable,
+    QuotaExhausted,
+    RateLimited,
+    RowError,
+    RowvecError,
+)
+
+# The provider wants money. The first two are whole codes, the others endings of them.
+_QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "_spend_limit_exceeded", "_usage_limit_exceeded")
+
+# Of these fields only the pipeline can be wrong, never a text.
+_OUR_FIELDS = ("model", "encoding_format", "user", "api-version")
+
+# OpenAI and vLLM have sentences of their own; a server that checks fields strictly names the one it does not know.
+_NO_DIMENSIONS = re.compile(
+    r"matryoshka|support[^.]*\bdimensions\b|\bdimensions\b[^.]*support|(?:extra|unknown|unexpected).*\bdimensions\b"
+    r"|\bdimensions\b.*(?:extra|unknown|unexpected)",
+    re.IGNORECASE,
+)
+
+_LONGEST_MESSAGE = 300
+_KEY = re.compile(r"\b(?:sk|sess|rk)-[\w*.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A response that is no success, or no response at all."""
+
+    status: int | None
+    """None: the connection failed or timed out."""
+    code: str
+    kind: str
+    """The field ``type`` of the error."""
+    field: str
+    message: str
+    headers: Mapping[str, str]
+
+    @property
+    def complaint(self) -> Literal["rate_limited", "slow_down"]:
+        """How much slower to go after a 429."""
+        return "slow_down" if "slow_down" in (self.code, self.kind) else "rate_limited"
+
+    @property
+    def about_dimensions(self) -> bool:
+        """Whether the model cannot shorten its vectors, or the server does not know the field."""
+        if self.status not in (400, 422):
+            return False
+        return self.field == "dimensions" or bool(_NO_DIMENSIONS.search(self.message))
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute, where the provider names them."""
+        if "per day" in self.message:
+            return None, None
+        return self._limit("requests"), self._limit("tokens")
+
+    def _limit(self, what: str) -> float | None:
+        try:
+            limit = float(self.headers.get(f"x-ratelimit-limit-{what}", ""))
+        except ValueError:
+            return None
+        return limit if math.isfinite(limit) and limit >= 1 else None
+
+
+def refusal(error: openai.APIError, *, secret: str) -> Refusal:
+    """What the client's exception says, without the key."""
+    message, status, headers = error.message, None, cast("Mapping[str, str]", {})
+    if isinstance(error, openai.APIStatusError):
+        status, headers = error.status_code, error.response.headers
+        message = _own_sentence(error.body) or message
+    if secret:
+        message = message.replace(secret, "***")
+    # Providers quote what they were sent: a NUL or half a surrogate pair could not be stored with the reject.
+    message = "".join(c for c in " ".join(_KEY.sub("***", message).split()) if c.isprintable())
+    return Refusal(status, error.code or "", error.type or "", error.param or "", message[:_LONGEST_MESSAGE], headers)
+
+
+def meaning(refused: Refusal, *, model: str, address: str) -> RowvecError:
+    """The branch of our own errors that a refusal belongs to."""
+    status, said = refused.status, f": {refused.message}" if refused.message else ""
+    if _is_quota(refused):
+        return QuotaExhausted(
+            f"the account at {address} has no quota left ({refused.code or refused.kind or status}){said}; add credit "
+            "or raise its limit, then run again: nothing embedded so far is lost"
+        )
+    if status is None:
+        return EmbedderUnavailable(f"the embedder at {address} does not answer{said}")
+    if status == 429:
+        if refused.message.lower().startswith("request too large"):
+            return RowError("too_long", refused.message)
+        wait = retry_after(refused.headers, time.time())
+        return RateLimited(f"the embedder at {address} asks for a slower pace{said}", retry_after=wait)
+    if status in (400, 413, 422) and refused.field not in _OUR_FIELDS:
+        too_long = status == 413 or re.search(r"context.length|too (?:long|large|many tokens)", refused.message)
+        return RowError("too_long" if too_long else "invalid_input", refused.message or f"refused with {status}")
+    if status in (408, 409) or status >= 500:
+        wait = retry_after(refused.headers, time.time())
+        return EmbedderUnavailable(f"the embedder at {address} answered {status}{said}", retry_after=wait)
+    return EmbedderRefused(_refused(status, model, address, said))
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait: ``retry-after-ms``, else ``Retry-After`` in seconds or as a date; None where neither is said.
+
+    ``now`` is the time of day in seconds since 1970, for a date.
+    """
+    for name, divisor in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            seconds = float(headers.get(name, "")) / divisor
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - now)
+
+
+def _is_quota(refused: Refusal) -> bool:
+    if refused.status not in (402, 403, 429):
+        return False
+    named = any(word.endswith(_QUOTA_CODES) for word in (refused.code, refused.kind))
+    return named or refused.status == 402
+
+
+def _refused(status: int, model: str, address: str, said: str) -> str:
+    if status == 401:
+        return f"the embedder at {address} does not accept the key; check embedder.api_key{said}"
+    if status == 403:
+        return f"the key may not use {model} at {address}; check its permissions and region{said}"
+    if status == 404:
+        return f"there is no model {model} at {address}; check embedder.model and embedder.base_url{said}"
+    return f"the embedder at {address} refuses {model} as the pipeline asks for it ({status}){said}"
+
+
+def _own_sentence(body: object) -> str:
+    """The provider's sentence alone; the client's own message repeats the whole body, HTML pages too."""
+    if isinstance(body, dict):
+        found = cast("dict[str, object]", body).get("message")
+        return found if isinstance(found, str) else ""
+    return ""

@@ -1,0 +1,216 @@
+"""One request to an OpenAI-compatible server until each of its texts has a vector or a reason to have none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import openai
+import tenacity
+
+from rowvec.embedders.answers import Reply, WrongDimensions, defect, read, usable
+from rowvec.embedders.openai_errors import Refusal, meaning, refusal
+from rowvec.embedders.pace import Clock, Pace, Turn
+from rowvec.embedders.packing import Sized, halves
+from rowvec.embedders.protocol import Answer
+from rowvec.errors import EmbedderRefused, RateLimited, RetriableError, RowError, RowvecError
+
+# A row whose vector is NaN or zero is asked for again, alone, before it is set aside.
+_SECOND_CHANCES = 2
+
+# Vectors of a wrong length are paid for each time; a model that gives them goes on giving them.
+_DIMENSION_ATTEMPTS = 3
+
+# A provider that wants more patience than this (a limit of the day) ends the run, which says when to come back.
+LONGEST_REST = 900.0
+
+_BACKOFF = tenacity.wait_exponential(multiplier=0.5, max=60) + tenacity.wait_random(0, 1)
+
+# Sent where the very first text is refused: is it the text, or what we send with every text?
+_PROBE = Sized(-1, "a", 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """What every request says, and whom it asks."""
+
+    client: openai.OpenAI
+    model: str
+    address: str
+    """The server's name for messages; no key, no user name."""
+    secret: str
+    """The key, to keep it out of messages."""
+    dimensions: int
+    max_attempts: int
+
+
+@dataclass(slots=True)
+class Understanding:
+    """What was found out about a server while talking to it; shared by all threads."""
+
+    send_dimensions: bool
+    ask_about_dimensions: bool
+    """Whether a refusal of the field ``dimensions`` is taken as an answer: the model's name tells us nothing."""
+    works: bool = False
+    """Whether any request has ever been answered with vectors."""
+
+
+@dataclass(slots=True)
+class _Patience:
+    """Counts the tries of one request; a 429 while others get through is pacing at work and no failure."""
+
+    max_attempts: int
+    pace: Pace
+    seen: int = 0
+    forgiven: int = 0
+    failed: list[RowvecError] = field(default_factory=list[RowvecError])
+
+    def is_over(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, RateLimited):
+            if (error.retry_after or 0) > LONGEST_REST:
+                return True
+            if self.pace.successes > self.seen:
+                self.seen = self.pace.successes
+                pass
+        tries = state.attempt_number - self.forgiven
+        return tries >= (
+            min(_DIMENSION_ATTEMPTS, self.max_attempts) if isinstance(error, WrongDimensions) else self.max_attempts
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """Sends packed texts; used by many threads at once."""
+
+    endpoint: Endpoint
+    understanding: Understanding
+    pace: Pace
+    clock: Clock
+
+    def answers(self, batch: tuple[Sized, ...], stop: threading.Event) -> Iterator[Answer]:
+        """Answers that together hold each text of the batch once: more than one where some texts make trouble.
+
+        A refused request is halved until the refused text stands alone. Raises a ``FatalError``, a ``RetriableError``
+        when the tries are used up, or ``Stopped``.
+        """
+        parts = [(batch, _SECOND_CHANCES)]
+        while parts:
+            part, chances = parts.pop()
+            try:
+                reply = self._persistently(part, stop)
+            except RowError as error:
+                if len(part) > 1:
+                    parts += [(half, chances) for half in reversed(halves(part))]
+                    continue
+                self._blame_the_text(error, stop)
+                yield _rejected(part, error)
+                continue
+            yield from self._sorted_out(part, reply, parts, chances)
+
+    def _sorted_out(
+        self, part: tuple[Sized, ...], reply: Reply, parts: list[tuple[tuple[Sized, ...], int]], chances: int
+    ) -> Iterator[Answer]:
+        good = usable(reply.vectors)
+        bad = tuple(part[i] for i in np.flatnonzero(~good))
+        rejected: dict[int, RowError] = {}
+        if bad and chances:
+            parts.append((bad, chances - 1))
+        elif bad:
+            rejected = {
+                part[i].position: RowError("invalid_vector", f"{defect(reply.vectors[i])}, {_SECOND_CHANCES + 1} times")
+                for i in np.flatnonzero(~good)
+            }
+        yield Answer(
+            positions=np.array([text.position for text in part], dtype=np.int64)[good],
+            vectors=reply.vectors if good.all() else reply.vectors[good],
+            tokens=sum(text.tokens for text in part) if reply.tokens is None else reply.tokens,
+            rejected=rejected,
+        )
+
+    def _persistently(self, part: tuple[Sized, ...], stop: threading.Event) -> Reply:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(RetriableError),
+            stop=_Patience(self.endpoint.max_attempts, self.pace, seen=self.pace.successes).is_over,
+            wait=_wait,
+            sleep=lambda seconds: self.clock.wait(seconds, stop),
+            reraise=True,
+        )
+        try:
+            return retrying(self._once, part, stop, retrying)
+        except WrongDimensions as error:
+            wanted = self.endpoint.dimensions
+            raise EmbedderRefused(
+                f"{self.endpoint.model} at {self.endpoint.address} gives vectors of {error.found:,} dimensions, and "
+                f"the pipeline wants {wanted:,}; set embedder.dimensions to {error.found}, or name another model"
+            ) from None
+
+    def _once(self, part: tuple[Sized, ...], stop: threading.Event, retrying: tenacity.Retrying) -> Reply:
+        with_dimensions = self.understanding.send_dimensions
+        turn = self.pace.wait_turn(sum(text.tokens for text in part), stop)
+        try:
+            response = self.endpoint.client.embeddings.with_raw_response.create(
+                model=self.endpoint.model,
+                input=[text.text for text in part],
+                dimensions=self.endpoint.dimensions if with_dimensions else openai.omit,
+                encoding_format="base64",
+            )
+        except openai.APIError as error:
+            refused = refusal(error, secret=self.endpoint.secret)
+        else:
+            self.pace.succeeded()
+            reply = read(response.content, expected=len(part), dimensions=self.endpoint.dimensions)
+            self.understanding.works = True
+            return reply
+        # Outside the handler, so that no traceback ever leads to the client's exception, which may quote the key.
+        if with_dimensions and self.understanding.ask_about_dimensions and refused.about_dimensions:
+            self.understanding.send_dimensions = False
+            return self._once(part, stop, retrying)
+        raise self._heeded(refused, turn, int(retrying.statistics.get("attempt_number", 1)))
+
+    def _heeded(self, refused: Refusal, turn: Turn, attempt: int) -> RowvecError:
+        """What the refusal means, after all threads were told of the wait it asks for."""
+        error = meaning(refused, model=self.endpoint.model, address=self.endpoint.address)
+        if refused.about_dimensions and isinstance(error, RowError):
+            return EmbedderRefused(
+                f"{self.endpoint.model} at {self.endpoint.address} does not give {self.endpoint.dimensions} "
+                f"dimensions: {refused.message}; change embedder.dimensions"
+            )
+        if isinstance(error, RetriableError) and (error.retry_after or 0) <= LONGEST_REST:
+            seconds = error.retry_after
+            if isinstance(error, RateLimited):
+                seconds = min(60.0, 0.5 * 2**attempt) if seconds is None else seconds
+                self.pace.complained(turn, refused.complaint, seconds, refused.limits)
+            elif seconds:
+                self.pace.pause(seconds)
+        return error
+
+    def _blame_the_text(self, error: RowError, stop: threading.Event) -> None:
+        """Raise ``EmbedderRefused`` where the server has never taken any text, and takes not even a plain one."""
+        if self.understanding.works:
+            return
+        try:
+            self._persistently((_PROBE,), stop)
+        except RowError:
+            raise EmbedderRefused(
+                f"{self.endpoint.model} at {self.endpoint.address} refuses every text: {error.detail}; check "
+                "embedder.model, embedder.dimensions and embedder.base_url"
+            ) from None
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    # Where the provider named a time, or asks for a slower pace, all threads rest together: see Pace.
+    if isinstance(error, RateLimited) or (isinstance(error, RetriableError) and error.retry_after):
+        return 0.0
+    return _BACKOFF(state)
+
+
+def _rejected(part: tuple[Sized, ...], error: RowError) -> Answer:
+    return Answer(
+        positions=np.empty(0, np.int64),
+        vectors=np.empty((0, 0), np.float32),
+        rejected={text.position: error for text in part},
+    )

@@ -1,0 +1,204 @@
+"""Extract: one snapshot of source and vector table becomes a stored plan of what has to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from rowvec.columns import PgColumn
+from rowvec.database import Connection, lost_connections_are_retriable
+from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
+from rowvec.fingerprint import Identity
+from rowvec.ledger import PipelineId, RunId
+from rowvec.pipeline import Pipeline, PostgresSource
+from rowvec.plan import Counts, Plan, count_batches, key_json, plan_rows, store
+from rowvec.queries import query
+from rowvec.sources.postgres import SourceQuery, describe, names
+from rowvec.vector_table import VectorTable, find_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What an extract works on."""
+
+    pipeline: Pipeline
+    """With its references resolved."""
+    identity: Identity
+    pipeline_id: PipelineId
+    run_id: RunId
+
+
+def extract(connection: Connection, request: Request) -> Plan:
+    """Compare source and vector table, and store the plan.
+
+    Raises ``SourceError`` or ``TargetError`` where one of them is not as the pipeline says, and
+    ``DeleteLimitExceeded`` before anything was spent.
+    """
+    source = request.pipeline.source
+    if source.kind == "postgres" and source.url is None:
+        plan = _extract_beside(connection, request, source)
+    else:
+        from rowvec.extract_apart import extract_apart  # late: pyarrow's file readers are needed only here
+
+        plan = extract_apart(connection, request)
+    check_deletes(plan.counts, request.pipeline)
+    return plan
+
+
+def check_deletes(counts: Counts, pipeline: Pipeline) -> None:
+    """Refuse a plan that would delete more than the pipeline allows: a table half loaded looks like this."""
+    stored = counts.unchanged + counts.changed + counts.metadata_only + counts.deleted
+    allowed = pipeline.validation.max_delete_fraction
+    if stored and counts.deleted / stored > allowed:
+        raise DeleteLimitExceeded(
+            f"this run would delete {counts.deleted:,} of {stored:,} vectors ({counts.deleted / stored:.0%}), and "
+            f"validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If the rows are meant to go, "
+            "run once with --max-delete-fraction 1"
+        )
+
+
+def same_key(key: tuple[PgColumn, ...], left: str, right: str) -> sql.Composed:
+    """``l.a = r.a AND l.b = r.b``."""
+    return sql.SQL(" AND ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(left, c.name), sql.Identifier(right, c.name)) for c in key
+    )
+
+
+def _extract_beside(connection: Connection, request: Request, source: PostgresSource) -> Plan:
+    """The source is in the target's database: one set of statements over one snapshot, and no row travels."""
+    with lost_connections_are_retriable(), connection.transaction():
+        connection.execute(query("extract", "begin"))
+        rows = describe(connection, request.pipeline, source, request.identity.digest())
+        table = VectorTable.of(request.pipeline, rows.key, rows.metadata)
+        exists = find_table(connection, table)
+        _reject_rows_without_content(connection, request, rows)
+        compare(connection, request.pipeline_id, rows, table, exists=exists)
+        return _store(connection, request, rows, table, exists=exists)
+
+
+def compare(
+    connection: Connection, pipeline_id: PipelineId, rows: SourceQuery, table: VectorTable, *, exists: bool
+) -> None:
+    """Make the temporary table ``diff``: the keys whose row and vector do not belong together, less the rejects."""
+    columns = names((*table.key, *table.metadata))
+    stored = query("extract", "stored_nothing", columns=columns, rows=rows.rows)
+    if exists:
+        stored = query("extract", "stored", columns=columns, table=table.identifier)
+    coalesced = (sql.SQL("coalesce(wanted.{0}, stored.{0}) AS {0}").format(sql.Identifier(c.name)) for c in table.key)
+    differs = (
+        sql.SQL(" OR wanted.{0}{1} IS DISTINCT FROM stored.{0}{1}").format(sql.Identifier(c.name), _compared_as(c))
+        for c in table.metadata
+    )
+    connection.execute(
+        query(
+            "extract",
+            "diff",
+            coalesced_key=sql.SQL(", ").join(coalesced),
+            rows=rows.rows,
+            stored=stored,
+            same_key=same_key(table.key, "wanted", "stored"),
+            or_metadata_differs=sql.SQL("").join(differs),
+        )
+    )
+    connection.execute(
+        query("extract", "leave_out_rejects", pipeline_id=sql.Literal(pipeline_id), key_json=key_json(table.key, "d"))
+    )
+    connection.execute(query("extract", "analyze_diff"))
+
+
+def _compared_as(column: PgColumn) -> sql.SQL:
+    """Values that print alike are alike: equality is too lenient for citext, numeric and -0, and missing for json."""
+    exact = column.pg_type in ("smallint", "integer", "bigint", "boolean")
+    return sql.SQL("" if exact else '::text COLLATE "C"')
+
+
+def _store(connection: Connection, request: Request, rows: SourceQuery, table: VectorTable, *, exists: bool) -> Plan:
+    counted = connection.execute(query("extract", "count_diff")).fetchone()
+    new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
+    batches = count_batches(new + changed)
+    connection.execute(
+        query(
+            "extract",
+            "plan_rows",
+            plan=plan_rows(request.run_id),
+            batch=query("extract", "batch", batches=sql.Literal(batches)),
+            diff_key=names(table.key, "d"),
+            row_metadata=sql.SQL("").join(sql.SQL("{}, ").format(sql.Identifier("r", c.name)) for c in table.metadata),
+            rows=rows.rows,
+            same_key=same_key(table.key, "d", "r"),
+        )
+    )
+    return store_plan(connection, request, table, (new, changed, metadata_only, deleted), batches, exists=exists)
+
+
+def store_plan(
+    connection: Connection,
+    request: Request,
+    table: VectorTable,
+    changes: tuple[int, int, int, int],
+    batches: int,
+    *,
+    exists: bool,
+) -> Plan:
+    """Index the plan's rows, count what is paid for, and record the plan."""
+    new, changed, metadata_only, deleted = changes
+    rows, pipeline_id = plan_rows(request.run_id), sql.Literal(request.pipeline_id)
+    connection.execute(query("extract", "index_plan", plan=rows))
+    texts, known = _row(connection, query("extract", "count_texts", plan=rows, pipeline_id=pipeline_id))
+    stored = _row(connection, query("extract", "count_rows", table=table.identifier))[0] if exists else 0
+    rejected = _row(connection, query("extract", "count_rejects", pipeline_id=pipeline_id))[0]
+    plan = Plan(
+        run_id=request.run_id,
+        pipeline_id=request.pipeline_id,
+        table=table,
+        identity=request.identity,
+        counts=Counts(
+            new=new,
+            changed=changed,
+            metadata_only=metadata_only,
+            deleted=deleted,
+            unchanged=stored - changed - metadata_only - deleted,
+            rejected=rejected,
+            texts=texts,
+            known=known,
+        ),
+        batches=batches,
+        direct=not exists,
+    )
+    store(connection, plan)
+    return plan
+
+
+def _reject_rows_without_content(connection: Connection, request: Request, rows: SourceQuery) -> None:
+    policy = request.pipeline.source.empty
+    parts = {"pipeline_id": sql.Literal(request.pipeline_id), "run_id": sql.Literal(request.run_id)}
+    if not rows.unique:
+        is_null = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(sql.Identifier(c.name)) for c in rows.key)
+        connection.execute(
+            query(
+                "extract",
+                "reject_bad_keys",
+                key_json=key_json(rows.key),
+                key_is_null=is_null,
+                relation=rows.relation,
+                key=names(rows.key),
+                **parts,
+            )
+        )
+    if policy == "reject":
+        connection.execute(query("extract", "reject_blank", key_json=key_json(rows.key), blank=rows.blank, **parts))
+    if policy == "fail":
+        blank = _row(connection, query("extract", "count_blank", blank=rows.blank))[0]
+        if blank:
+            raise SourceError(
+                f"{blank:,} row(s) have empty content and source.empty is fail; mend them, or set it to skip or reject"
+            )
+    connection.execute(query("extract", "forget_mended", **parts))
+
+
+def _row(connection: Connection, statement: sql.Composed) -> tuple[int, ...]:
+    row = connection.execute(statement).fetchone()
+    if row is None:
+        raise TargetError("the database gave no answer to a count; is it a pooler that cuts results?")
+    return row

@@ -1,0 +1,155 @@
+"""Which index a vector table should have: decided from its size alone, so that the reasons can be read and tested."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from rowvec.errors import UsageError
+from rowvec.pipeline import Index
+from rowvec.vector_table import Metric, Precision
+
+Kind = Literal["none", "hnsw", "ivfflat"]
+On = Literal["bits", "float", "halfvec"]
+
+# What pgvector can index, in dimensions.
+LIMIT_VECTOR = 2_000
+LIMIT_HALFVEC = 4_000
+LIMIT_BITS = 64_000
+
+# An exact scan reads about 480 million elements a second on one core (8,793 x 1,536 in 28 ms) and spends on each row
+# what about 100 elements cost. Below this many an exact search takes some 25 ms: an index would cost recall, room and
+# build time to save what nobody notices. 9,300 rows at 1,024 dimensions, 33,700 at 256.
+EXACT_ELEMENTS = 12_000_000
+_ROW_ELEMENTS = 100
+
+# At 3,072 dimensions bits gave twice the speed of halfvec at equal recall, in a twelfth of the room and a fifth of the
+# build time; at 256 dimensions they need 32 times oversampling to reach what floats have at once. 1,024 lies where
+# bits with 8 times oversampling are past 0.95 on every real model measured.
+BITS_FROM_DIMENSIONS = 1_024
+
+# pgvector's advice for IVFFlat: a list per thousand rows up to a million rows, the square root of the rows above.
+_ROWS_A_LIST = 1_000
+_MANY_ROWS = 1_000_000
+
+_OPERATORS: dict[Metric, str] = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexChoice:
+    """The index a vector table is to have, and why."""
+
+    kind: Kind
+    on: On = "float"
+    """``bits``: the column ``embedding_bits``; ``float``: ``embedding`` as stored; ``halfvec``: ``embedding`` cast."""
+    opclass: str = ""
+    m: int = 16
+    ef_construction: int = 64
+    lists: int = 0
+    lists_by_rows: bool = False
+    """IVFFlat: nobody asked for this very number, so an index with half or twice as many is as good."""
+    oversampling: int = 8
+    reason: str
+
+
+def choose(
+    rows: int,
+    dimensions: int,
+    precision: Precision,
+    bits: bool,
+    wanted: Index,
+    *,
+    metric: Metric = "cosine",
+    indexed: bool = False,
+) -> IndexChoice:
+    """The index for a table of ``rows`` vectors of ``dimensions``.
+
+    ``bits``: the table keeps ``embedding_bits``. ``indexed``: it has an index by now; then ``auto`` gives it up only
+    at half the rows at which it would have made one, so that a table at the threshold does not build and drop in turn.
+    Raises ``UsageError`` where the pipeline asks for an index that pgvector cannot build.
+    """
+    if wanted.kind == "none":
+        return IndexChoice(kind="none", oversampling=wanted.oversampling, reason="The pipeline wants no index.")
+    if wanted.on == "bits" and not bits:
+        raise UsageError("index.on is bits, but the vector table keeps none: set target.bits to true")
+    if wanted.on == "float" and dimensions > LIMIT_HALFVEC:
+        raise UsageError(
+            f"index.on is float, but pgvector indexes no float vectors over {LIMIT_HALFVEC:,} dimensions, and these "
+            f"have {dimensions:,}: set index.on to bits (with target.bits true), or index.kind to none"
+        )
+    if wanted.kind == "auto":
+        few = _few(rows, dimensions, indexed=indexed)
+        if few:
+            return IndexChoice(kind="none", oversampling=wanted.oversampling, reason=few)
+    on, why = _on(dimensions, precision, bits, wanted)
+    if on is None:
+        if wanted.kind != "auto":
+            raise UsageError(
+                f"index.kind is {wanted.kind}, but pgvector indexes no float vectors over {LIMIT_HALFVEC:,} "
+                f"dimensions, and these have {dimensions:,}: set target.bits to true"
+            )
+        return IndexChoice(kind="none", oversampling=wanted.oversampling, reason=why)
+    kind: Kind = "hnsw" if wanted.kind == "auto" else wanted.kind
+    return IndexChoice(
+        kind=kind,
+        on=on,
+        opclass=_opclass(on, precision, metric),
+        m=wanted.m,
+        # pgvector refuses fewer candidates than twice the links.
+        ef_construction=max(wanted.ef_construction, 2 * wanted.m),
+        lists=(wanted.lists or _lists(rows)) if kind == "ivfflat" else 0,
+        lists_by_rows=wanted.lists is None,
+        oversampling=wanted.oversampling,
+        reason=why,
+    )
+
+
+def fits(present: IndexChoice, choice: IndexChoice) -> bool:
+    """Whether an index built as ``present`` is as good as one built as ``choice``."""
+    if (present.kind, present.on, present.opclass) != (choice.kind, choice.on, choice.opclass):
+        return False
+    if choice.kind == "hnsw":
+        return (present.m, present.ef_construction) == (choice.m, choice.ef_construction)
+    if choice.lists_by_rows:
+        return choice.lists <= 2 * present.lists and present.lists <= 2 * choice.lists
+    return present.lists == choice.lists
+
+
+def _few(rows: int, dimensions: int, *, indexed: bool) -> str | None:
+    enough = EXACT_ELEMENTS // (dimensions + _ROW_ELEMENTS)
+    if indexed:
+        enough //= 2
+    if rows > enough:
+        return None
+    return f"{rows:,} rows of {dimensions:,} dimensions are searched exactly in a few hundredths of a second."
+
+
+def _on(dimensions: int, precision: Precision, bits: bool, wanted: Index) -> tuple[On | None, str]:
+    if wanted.on == "bits":
+        return "bits", "The pipeline wants the index on bits."
+    floats: On = "halfvec" if precision == "float32" and dimensions > LIMIT_VECTOR else "float"
+    if wanted.on == "float":
+        return floats, "The pipeline wants the index on float vectors."
+    if bits and dimensions >= BITS_FROM_DIMENSIONS:
+        return "bits", f"At {dimensions:,} dimensions bits with exact rerank are the faster and far smaller index."
+    if dimensions > LIMIT_HALFVEC:
+        return None, (
+            f"pgvector indexes no float vectors over {LIMIT_HALFVEC:,} dimensions, and these have {dimensions:,}: "
+            "with target.bits true there would be an index on bits."
+        )
+    if floats == "halfvec":
+        return floats, f"Over {LIMIT_VECTOR:,} dimensions floats are indexed as halfvec; target.bits would be smaller."
+    return floats, f"At {dimensions:,} dimensions an index on the float vectors has the better recall for its speed."
+
+
+def _opclass(on: On, precision: Precision, metric: Metric) -> str:
+    if on == "bits":
+        return "bit_hamming_ops"
+    stored = "halfvec" if on == "halfvec" or precision == "float16" else "vector"
+    return f"{stored}_{_OPERATORS[metric]}_ops"
+
+
+def _lists(rows: int) -> int:
+    lists = rows // _ROWS_A_LIST if rows <= _MANY_ROWS else math.isqrt(rows)
+    return min(max(lists, 1), 32_768)

@@ -1,0 +1,186 @@
+"""The ledger in the schema ``rowvec``: which runs there were, who is at work now, and which artifact holds what."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Literal, NewType
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+from psycopg.errors import UniqueViolation
+from psycopg.types.json import Jsonb
+
+from rowvec.artifacts import Artifact
+from rowvec.database import Connection, connect
+from rowvec.embedders.protocol import Vectors
+from rowvec.errors import PipelineBusy, UsageError
+from rowvec.fingerprint import Identity
+from rowvec.pipeline import Pipeline, table_identifier
+from rowvec.queries import query
+
+PipelineId = NewType("PipelineId", int)
+RunId = NewType("RunId", int)
+State = Literal["planned", "running", "succeeded", "failed", "abandoned"]
+
+_LOCK_SPACE = 0x72760001
+"""Advisory locks of runs: (this, pipeline_id). The merge has a space of its own."""
+
+
+def find(connection: Connection, pipeline: Pipeline) -> PipelineId:
+    """The id of a pipeline that has run before. Raises ``UsageError`` where it has not."""
+    row = connection.execute(query("ledger", "find"), {"name": pipeline.name}).fetchone()
+    if row is None:
+        raise UsageError(f"the pipeline {pipeline.name} has never run against this database; run rowvec sync first")
+    return PipelineId(row[0])
+
+
+def register(connection: Connection, pipeline: Pipeline, identity: Identity) -> PipelineId:
+    """The pipeline's id, with its table and embedder as they are now."""
+    schema, table = table_identifier(pipeline.target.table)
+    values = {"name": pipeline.name, "schema": schema, "table": table, "identity": Jsonb(asdict(identity))}
+    try:
+        return PipelineId(_one(connection, "register", **values))
+    except UniqueViolation:
+        raise UsageError(
+            f"the table {schema}.{table} belongs to another pipeline in this database; give {pipeline.name} its own"
+        ) from None
+
+
+def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, state: State = "running") -> RunId:
+    """A new run."""
+    return RunId(_one(connection, "start", pipeline_id=pipeline_id, cause=cause, state=state))
+
+
+def finish_run(
+    connection: Connection,
+    run_id: RunId,
+    state: State,
+    *,
+    report: object = None,
+    checks: object = None,
+    error: str | None = None,
+    manifest: str | None = None,
+    manifest_sha256: str | None = None,
+) -> None:
+    """Close a run with its report, or with the sentence it failed with."""
+    connection.execute(
+        query("ledger", "finish"),
+        {
+            "run_id": run_id,
+            "state": state,
+            "report": None if report is None else Jsonb(report),
+            "checks": None if checks is None else Jsonb(checks),
+            "error": error,
+            "manifest": manifest,
+            "manifest_sha256": manifest_sha256,
+        },
+    )
+
+
+@contextmanager
+def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]:
+    """Hold the pipeline for one run, on a connection of its own.
+
+    The lock belongs to that session, so it goes with a killed process and nobody has to clean up after it. Raises
+    ``PipelineBusy`` at once where another run holds it.
+    """
+    with connect(url, application="rowvec lock") as holder:
+        row = holder.execute(query("ledger", "lock"), {"space": _LOCK_SPACE, "pipeline_id": pipeline_id}).fetchone()
+        if not (row and row[0]):
+            raise PipelineBusy(f"another run of the pipeline {name} is at work; wait for it, or stop it first")
+        yield
+
+
+def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
+    """Mark what killed runs left as abandoned and drop their tables; returns the names of the tables dropped."""
+    connection.execute(query("ledger", "abandoned"), {"pipeline_id": pipeline_id, "run_id": run_id})
+    return _drop_tables(connection, pipeline_id, run_id)
+
+
+def supersede_plans(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> None:
+    """Drop the plans that ``rowvec plan`` left before this one; runs at work are not touched."""
+    connection.execute(query("ledger", "supersede"), {"pipeline_id": pipeline_id, "run_id": run_id})
+    _drop_tables(connection, pipeline_id, run_id)
+
+
+def _drop_tables(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
+    values = {"pipeline_id": pipeline_id, "run_id": run_id}
+    tables = [row[0] for row in connection.execute(query("ledger", "leftovers"), values)]
+    for table in tables:
+        connection.execute(query("ledger", "drop", table=sql.Identifier("rowvec", table)))
+    return tables
+
+
+def add_artifact(
+    connection: Connection,
+    pipeline_id: PipelineId,
+    run_id: RunId,
+    batch: int,
+    artifact: Artifact,
+    fingerprints: list[bytes],
+) -> None:
+    """Record an artifact that is in the store, and let go of the answers it now holds: one transaction."""
+    with connection.transaction():
+        values = {"pipeline_id": pipeline_id, "run_id": run_id, "batch": batch, **asdict(artifact)}
+        artifact_id = _one(connection, "add_artifact", **values)
+        entries = {"pipeline_id": pipeline_id, "artifact_id": artifact_id, "fingerprints": fingerprints}
+        connection.execute(query("ledger", "add_embeddings"), entries)
+        connection.execute(query("ledger", "forget_answers"), entries)
+
+
+def artifacts_of(connection: Connection, run_id: RunId) -> list[Artifact]:
+    """The artifacts of a run, by batch."""
+    rows = connection.execute(query("ledger", "artifacts_of_run"), {"run_id": run_id})
+    return [Artifact(name=name, sha256=sha256, rows=n, bytes=size) for name, sha256, n, size in rows]
+
+
+def has_artifacts(connection: Connection, pipeline_id: PipelineId) -> bool:
+    """Whether the ledger knows any artifact of the pipeline."""
+    row = connection.execute(query("ledger", "has_artifacts"), {"pipeline_id": pipeline_id}).fetchone()
+    return bool(row and row[0])
+
+
+def known_answers(connection: Connection, pipeline_id: PipelineId, fingerprints: list[bytes]) -> dict[bytes, Vectors]:
+    """Vectors that were paid for and are in no artifact yet, ``(d,)`` each."""
+    rows = connection.execute(
+        query("ledger", "known_answers"), {"pipeline_id": pipeline_id, "fingerprints": fingerprints}
+    )
+    return {fingerprint: np.frombuffer(embedding, "<f4") for fingerprint, embedding in rows}
+
+
+def keep_answers(
+    connection: Connection,
+    pipeline_id: PipelineId,
+    run_id: RunId,
+    fingerprints: list[bytes],
+    vectors: npt.NDArray[np.float32],
+) -> None:
+    """Make a paid answer durable: when this returns, a kill no longer costs it."""
+    values = {
+        "pipeline_id": pipeline_id,
+        "run_id": run_id,
+        "fingerprints": fingerprints,
+        "embeddings": [vector.astype("<f4", copy=False).tobytes() for vector in vectors],
+    }
+    connection.execute(query("ledger", "keep_answers"), values, binary=True)
+
+
+def known_in_artifacts(
+    connection: Connection, pipeline_id: PipelineId, fingerprints: list[bytes]
+) -> dict[tuple[str, str], set[bytes]]:
+    """Which of the fingerprints have a vector in an artifact: (name, sha256) to fingerprints."""
+    found: dict[tuple[str, str], set[bytes]] = {}
+    values = {"pipeline_id": pipeline_id, "fingerprints": fingerprints}
+    for fingerprint, name, sha256 in connection.execute(query("ledger", "known_in_artifacts"), values):
+        found.setdefault((name, sha256), set()).add(fingerprint)
+    return found
+
+
+def _one(connection: Connection, block: str, **values: object) -> int:
+    row = connection.execute(query("ledger", block), values).fetchone()
+    if row is None:
+        raise LookupError(block)  # each of these blocks returns a row: INSERT … RETURNING
+    return row[0]

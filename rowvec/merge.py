@@ -1,0 +1,234 @@
+"""Merge: one transaction after which the vector table agrees with the source, as of that transaction's snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import errors as pg
+from psycopg import sql
+
+from rowvec.columns import PgColumn
+from rowvec.database import Connection, lost_connections_are_retriable
+from rowvec.errors import DeleteLimitExceeded, MergeConflict
+from rowvec.extract import same_key
+from rowvec.key_digest import key_digest
+from rowvec.pipeline import Pipeline
+from rowvec.plan import Plan, key_json
+from rowvec.queries import query
+from rowvec.sources.postgres import SourceQuery, describe, names
+
+_LOCK_SPACE = 0x72760002
+"""Advisory locks of merges: (this, pipeline_id)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """What the merge wrote, and what it proves."""
+
+    upserted: int
+    updated: int
+    """Rows whose metadata alone was written."""
+    deleted: int
+    pending: int
+    """Rows of the source that changed after they were read: the next round's work."""
+    missing: tuple[str, ...]
+    """Keys of rows that were planned and have no vector all the same: there should be none."""
+    source_rows: int | None
+    """Rows that are to have a vector, in the merge's own snapshot; None where the source cannot be joined."""
+    table_rows: int
+    source_checksum: str | None
+    table_checksum: str
+    seconds: float = 0.0
+
+
+def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
+    """Bring the plan's rows into the vector table.
+
+    Where the source is in the same database it is read again, in the merge's own snapshot: a staged row is taken only
+    if its fingerprint still holds, and every vector whose row is gone or has other content by now is deleted.
+    Otherwise the plan is taken at its word. Raises ``MergeConflict`` where somebody else wrote the vector table.
+    """
+    source = pipeline.source
+    beside = source.kind == "postgres" and source.url is None
+    try:
+        with lost_connections_are_retriable(), connection.transaction():
+            _begin(connection, plan)
+            if source.kind == "postgres" and beside:
+                rows = describe(connection, pipeline, source, plan.identity.digest())
+                _read_source_again(connection, plan, rows)
+            else:
+                connection.execute(query("merge", "live_planned", key=names(plan.table.key), plan=plan.rows))
+            connection.execute(query("merge", "analyze_live"))
+            return _merge(connection, pipeline, plan, beside=beside)
+    except (pg.SerializationFailure, pg.DeadlockDetected) as error:
+        raise MergeConflict(
+            "the vector table was written by somebody else during the merge; it is done anew"
+        ) from error
+
+
+def _begin(connection: Connection, plan: Plan) -> None:
+    connection.execute(query("extract", "begin"))
+    connection.execute(query("merge", "lock"), {"space": _LOCK_SPACE, "pipeline_id": plan.pipeline_id})
+
+
+def _read_source_again(connection: Connection, plan: Plan, rows: SourceQuery) -> None:
+    connection.execute(query("merge", "live", key=names(plan.table.key), rows=rows.rows))
+
+
+def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, beside: bool) -> Merged:
+    upserted = updated = deleted = 0
+    if plan.direct:
+        upserted = _publish(connection, plan, beside=beside)
+    else:
+        if beside:
+            _check_deletes_again(connection, pipeline, plan)
+        # Replacements first: what is deleted afterwards has none.
+        upserted = _upsert(connection, plan, beside=beside) if plan.batches else 0
+        updated = _update_metadata(connection, plan)
+        deleted = _delete(connection, plan, beside=beside)
+    _forget_mended_rejects(connection, plan)
+    pending, missing = _without_vector(connection, plan) if beside else (0, ())
+    source = _totals(connection, plan, sql.Identifier("live")) if beside else (None, None)
+    table_rows, table_checksum = _totals(connection, plan, plan.table.identifier)
+    connection.execute(query("merge", "merged"), {"run_id": plan.run_id})
+    for leftover in (plan.staging, plan.rows):
+        connection.execute(query("merge", "drop", table=leftover))
+    return Merged(
+        upserted=upserted,
+        updated=updated,
+        deleted=deleted,
+        pending=pending,
+        missing=missing,
+        source_rows=source[0],
+        table_rows=table_rows,
+        source_checksum=source[1],
+        table_checksum=table_checksum,
+    )
+
+
+def _publish(connection: Connection, plan: Plan, *, beside: bool) -> int:
+    """A first load: the staging table, less what has moved, gets its key and becomes the vector table."""
+    table = plan.table
+    if beside:
+        connection.execute(query("merge", "forget_moved", staging=plan.staging, same_key=_same(plan, "l", "s")))
+    connection.execute(query("merge", "primary_key", staging=plan.staging, key=names(table.key)))
+    connection.execute(query("merge", "create_schema", schema=sql.Identifier(table.schema)))
+    connection.execute(query("merge", "publish", staging=plan.staging, name=sql.Identifier(table.name)))
+    renamed = sql.Identifier("rowvec", table.name)
+    connection.execute(query("merge", "publish_schema", staging=renamed, schema=sql.Identifier(table.schema)))
+    return _totals(connection, plan, table.identifier)[0]
+
+
+def _upsert(connection: Connection, plan: Plan, *, beside: bool) -> int:
+    table = plan.table
+    if beside:
+        same = _same(plan, "l", "s", cast_right=True)
+        connection.execute(query("merge", "forget_moved", staging=plan.staging, same_key=same))
+    others = [c for c in table.columns if c not in table.key]
+    statement = query(
+        "merge",
+        "upsert",
+        table=table.identifier,
+        columns=names(table.columns),
+        staged_columns=sql.SQL(", ").join(_cast("s", c) for c in table.columns[:-2]),
+        run_id=sql.Literal(plan.run_id),
+        staging=plan.staging,
+        key=names(table.key),
+        assignments=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c.name)) for c in others),
+    )
+    return connection.execute(statement).rowcount
+
+
+def _update_metadata(connection: Connection, plan: Plan) -> int:
+    table = plan.table
+    assigned = (sql.SQL("{0} = p.{0}, ").format(sql.Identifier(c.name)) for c in table.metadata)
+    statement = query(
+        "merge",
+        "update_metadata",
+        table=table.identifier,
+        assignments=sql.SQL("").join(assigned),
+        plan=plan.rows,
+        same_key_live=_same(plan, "l", "p"),
+        same_key=_same(plan, "t", "p"),
+    )
+    return connection.execute(statement).rowcount
+
+
+def _delete(connection: Connection, plan: Plan, *, beside: bool) -> int:
+    if beside:
+        statement = query("merge", "delete_gone", table=plan.table.identifier, same_key=_same(plan, "l", "t"))
+    else:
+        statement = query(
+            "merge", "delete_planned", table=plan.table.identifier, plan=plan.rows, same_key=_same(plan, "p", "t")
+        )
+    return connection.execute(statement).rowcount
+
+
+def _check_deletes_again(connection: Connection, pipeline: Pipeline, plan: Plan) -> None:
+    """The source may have been emptied since the plan was made; rolling back costs nothing that was paid for."""
+    statement = query("merge", "count_gone", table=plan.table.identifier, same_key=_same(plan, "l", "t"))
+    gone, stored = connection.execute(statement).fetchone() or (0, 0)
+    allowed = pipeline.validation.max_delete_fraction
+    if stored and gone / stored > allowed:
+        raise DeleteLimitExceeded(
+            f"the source has lost rows since the plan was made: the merge would delete {gone:,} of {stored:,} vectors, "
+            f"and validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If they are meant to go, "
+            "run once with --max-delete-fraction 1"
+        )
+
+
+def _forget_mended_rejects(connection: Connection, plan: Plan) -> None:
+    connection.execute(
+        query(
+            "merge",
+            "rejects_mended",
+            table=plan.table.identifier,
+            pipeline_id=sql.Literal(plan.pipeline_id),
+            key_json=key_json(plan.table.key, "t"),
+        )
+    )
+
+
+def _without_vector(connection: Connection, plan: Plan) -> tuple[int, tuple[str, ...]]:
+    """How many rows of the source came too late for this round, and the keys of those that did not and are missing.
+
+    What is left in ``live`` afterwards is what the vector table must hold, no more and no less.
+    """
+    parts = {"pipeline_id": sql.Literal(plan.pipeline_id), "key_json": key_json(plan.table.key, "l")}
+    connection.execute(query("merge", "rejects_gone", **parts))
+    connection.execute(
+        query(
+            "merge",
+            "without_vector",
+            table=plan.table.identifier,
+            plan=plan.rows,
+            live_key=names(plan.table.key, "l"),
+            same_key_t=_same(plan, "t", "l"),
+            same_key_p=_same(plan, "p", "l"),
+            **parts,
+        )
+    )
+    (pending,) = connection.execute(query("merge", "pending")).fetchone() or (0,)
+    missing = connection.execute(query("merge", "missing", key_json=key_json(plan.table.key, "w"))).fetchall()
+    connection.execute(query("merge", "forget_pending", same_key=_same(plan, "w", "l")))
+    connection.execute(query("merge", "forget_unembeddable", **parts))
+    return pending, tuple(key for (key,) in missing)
+
+
+def _totals(connection: Connection, plan: Plan, table: sql.Identifier) -> tuple[int, str]:
+    statement = query("merge", "totals", digest=key_digest(plan.table.key), table=table)
+    rows, checksum = connection.execute(statement).fetchone() or (0, 0)
+    return rows, str(checksum)
+
+
+def _same(plan: Plan, left: str, right: str, *, cast_right: bool = False) -> sql.Composed:
+    if not cast_right:
+        return same_key(plan.table.key, left, right)
+    return sql.SQL(" AND ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(left, c.name), _cast(right, c)) for c in plan.table.key
+    )
+
+
+def _cast(alias: str, column: PgColumn) -> sql.Composed:
+    """A staged column in its own type: exotic ones travel as text."""
+    return sql.SQL("{}::{}").format(sql.Identifier(alias, column.name), column.type_sql)

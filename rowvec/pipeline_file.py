@@ -1,0 +1,98 @@
+"""Reading a pipeline file: YAML in, a Pipeline out, and errors that name file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from rowvec.errors import UsageError
+from rowvec.pipeline import Pipeline
+
+_KINDS = frozenset({"postgres", "csv", "parquet", "openai", "azure_openai", "local", "column"})
+
+
+def load(path: Path) -> Pipeline:
+    """The pipeline of a file, its relative paths made absolute from the file's folder. References stay as they are.
+
+    Raises ``UsageError`` with one line for each mistake.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({_reason(error)})") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_double_keys(path, node)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}:{line}: not YAML: {error.problem or 'it cannot be parsed'}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: holds no pipeline; it must be a mapping with name, source, embedder and target")
+    try:
+        pipeline = Pipeline.model_validate(data)
+    except ValidationError as error:
+        raise UsageError("\n".join(_explained(path, node, cast("dict[str, Any]", e)) for e in error.errors())) from None
+    return _anchored(pipeline, path.absolute().parent)
+
+
+def _anchored(pipeline: Pipeline, folder: Path) -> Pipeline:
+    def absolute(url: str) -> str:
+        return url if "://" in url or url.startswith(("${", "{{")) else str(folder / url)
+
+    artifacts = pipeline.artifacts.model_copy(update={"url": absolute(pipeline.artifacts.url)})
+    source = pipeline.source
+    if source.kind != "postgres":
+        source = source.model_copy(update={"path": absolute(source.path)})
+    return pipeline.model_copy(update={"artifacts": artifacts, "source": source})
+
+
+def _explained(path: Path, node: yaml.Node | None, error: dict[str, Any]) -> str:
+    # In the path of a tagged union Pydantic names the tag too, which is no key of the file.
+    keys = [part for part in error["loc"] if part not in _KINDS]
+    line, found = _line_of(node, keys)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "unknown key; `rowvec schema` lists the known ones"
+    where = ".".join(str(key) for key in keys) or "the file"
+    return f"{path}:{line}: {where}: {message if found or error['type'] != 'missing' else 'is missing'}"
+
+
+def _line_of(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, bool]:
+    """The line (from 1) of the deepest part of the path that the file has, and whether it has all of it."""
+    line = node.start_mark.line + 1 if node else 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            entry = next(((k, v) for k, v in node.value if k.value == key), None)
+            if entry is None:
+                return line, False
+            line, node = entry[0].start_mark.line + 1, entry[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1 if node else line
+        else:
+            return line, False
+    return line, True
+
+
+def _refuse_double_keys(path: Path, node: yaml.Node | None) -> None:
+    """YAML forbids a key twice, PyYAML takes the last one: a mistake worth a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise UsageError(f"{path}:{key.start_mark.line + 1}: {key.value}: this key stands here twice")
+            seen.add(key.value)
+            _refuse_double_keys(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_double_keys(path, item)
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or "no such file") if isinstance(error, OSError) else "not UTF-8"

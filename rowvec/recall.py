@@ -1,0 +1,244 @@
+"""Recall: how many of the true nearest neighbours a search through the index gives back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+
+from rowvec.database import Connection, lost_connections_are_retriable
+from rowvec.index_choice import IndexChoice
+from rowvec.pipeline import Recall
+from rowvec.queries import query
+from rowvec.search import explain, search
+from rowvec.vector_table import Metric, VectorTable
+
+SEED = 20_240_229
+"""The same rows are asked about every time, as long as the table is the same."""
+
+# An exact answer needs one pass over all vectors, whatever the number of queries; at 200 MB/s this is 5 minutes.
+MOST_BYTES = 64 * 2**30
+
+_PAGES_A_QUERY = 3  # drawn pages may be empty, and rows of one page are often alike
+_BLOCK_BYTES = 2**21
+_COPY_HEADER = 19  # 11 bytes of signature, flags, no extension
+_Z95 = 1.959964
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallReport:
+    """Recall@k over sampled rows, each asked for its neighbours without itself."""
+
+    recall: float | None
+    """From 0 to 1; None where it was not measured."""
+    low: float
+    high: float
+    """The 95 % interval (Wilson's score, a query being one trial: wider than need be, as recalls are no coin tosses)."""
+    k: int
+    queries: int
+    at_least: float
+    index: str | None
+    """The index that the planner uses for the search; None where it uses none."""
+    note: str = ""
+    """Why nothing was measured, or what a reader should know."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether recall is what the pipeline asks for, or could not be measured."""
+        return self.recall is None or self.recall >= self.at_least
+
+
+def measure(
+    connection: Connection,
+    table: VectorTable,
+    choice: IndexChoice,
+    recall: Recall,
+    oversampling: int | None = None,
+    *,
+    most_bytes: int = MOST_BYTES,
+) -> RecallReport:
+    """Recall@k of ``search`` in its default mode against exact distances to every vector of the table.
+
+    A row that came back counts when it is no farther than the k-th true neighbour, so equal distances are as good as
+    each other. The exact pass reads each vector once, for all queries together, in constant memory; a table of more
+    than ``most_bytes`` is not measured, and the report says so. Raises ``DatabaseUnavailable``.
+    """
+    if choice.kind == "none":
+        return _unmeasured(recall, "Without an index every search is exact.", exact=True)
+    with lost_connections_are_retriable(), connection.transaction():
+        connection.execute(query("recall", "begin"))
+        size = _number(connection, query("recall", "size", table=_literal(connection, table)))
+        if size > most_bytes:
+            return _unmeasured(
+                recall,
+                f"An exact pass would read {size / 2**30:,.0f} GiB, over the limit of {most_bytes / 2**30:,.0f}.",
+            )
+        keys, vectors = _sample(connection, table, recall.queries)
+        if not keys:
+            return _unmeasured(recall, "The table has no vectors to ask about.")
+        answers = [
+            _neighbours(connection, table, choice, key, vector, recall.k, oversampling)
+            for key, vector in zip(keys, vectors, strict=True)
+        ]
+        used = explain(connection, table, choice, vectors[0], recall.k + 1, oversampling=oversampling).indexes
+        nearest = _nearest(connection, table, vectors, recall.k + 1)
+    each = _recalls(table.metric, vectors, nearest, answers, recall.k)
+    if not each:
+        return _unmeasured(recall, "The table has one vector, which has no neighbours.")
+    mean = float(np.mean(each))
+    low, high = interval(mean, len(each))
+    return RecallReport(
+        recall=mean,
+        low=low,
+        high=high,
+        k=recall.k,
+        queries=len(each),
+        at_least=recall.at_least,
+        index=next(iter(sorted(used)), None),
+    )
+
+
+def interval(mean: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share ``mean`` seen in ``trials``."""
+    z2 = _Z95**2 / trials
+    middle = (mean + z2 / 2) / (1 + z2)
+    half = _Z95 * math.sqrt(mean * (1 - mean) / trials + z2 / (4 * trials)) / (1 + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def distances(
+    metric: Metric, vectors: npt.NDArray[np.float64], queries: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """``(q, n)`` distances of ``(n, d)`` vectors to ``(q, d)`` queries, as pgvector defines them, in double precision.
+
+    Cosine with a zero vector is infinite here: pgvector has NaN, and sorts it last.
+    """
+    products = queries @ vectors.T
+    if metric == "inner_product":
+        return -products
+    squares = np.einsum("nd,nd->n", vectors, vectors)
+    own = np.einsum("qd,qd->q", queries, queries)[:, None]
+    if metric == "l2":
+        return np.sqrt(np.maximum(squares - 2 * products + own, 0.0))
+    norms = np.sqrt(squares * own)
+    similarity = np.divide(products, norms, out=np.full_like(products, -np.inf), where=norms > 0)
+    return 1 - similarity
+
+
+def _recalls(
+    metric: Metric,
+    queries: npt.NDArray[np.float32],
+    nearest: npt.NDArray[np.float64],
+    answers: list[list[float]],
+    k: int,
+) -> list[float]:
+    """The share of true neighbours in each answer; ``nearest`` is ``(q, up to k + 1)`` with the query row itself."""
+    scale = np.linalg.norm(queries.astype(np.float64), axis=1)
+    itself = {"cosine": np.zeros_like(scale), "l2": np.zeros_like(scale), "inner_product": -(scale**2)}[metric]
+    recalls: list[float] = []
+    for i, answer in enumerate(answers):
+        # The server adds up in single precision.
+        slack = 2e-6 * {"cosine": 1.0, "l2": nearest[i, -1] + 0.1 * scale[i], "inner_product": scale[i] ** 2}[metric]
+        others = nearest[i].tolist()
+        # By inner product the row itself may be far from being its own nearest neighbour.
+        others.pop(int(np.argmin(np.abs(nearest[i] - itself[i]))) if itself[i] <= nearest[i, -1] + slack else -1)
+        true = [d for d in others[:k] if math.isfinite(d)]
+        if true:
+            recalls.append(sum(d <= true[-1] + slack for d in answer[: len(true)]) / len(true))
+    return recalls
+
+
+def _neighbours(
+    connection: Connection,
+    table: VectorTable,
+    choice: IndexChoice,
+    key: tuple[Any, ...],
+    vector: npt.NDArray[np.float32],
+    k: int,
+    oversampling: int | None,
+) -> list[float]:
+    """Distances of the k rows that the search finds nearest, the row itself left out."""
+    hits = search(connection, table, choice, vector, k + 1, oversampling=oversampling)
+    return [hit.distance for hit in hits if tuple(hit.key.values()) != key][:k]
+
+
+def _sample(
+    connection: Connection, table: VectorTable, queries: int
+) -> tuple[list[tuple[Any, ...]], npt.NDArray[np.float32]]:
+    names = [sql.Identifier("t", column.name) for column in table.key]
+    statement = query(
+        "recall",
+        "sample",
+        key=sql.SQL(", ").join(names),
+        table=table.identifier,
+        norm=sql.SQL("vector_norm(t.embedding::vector)"),
+        key_text=sql.SQL(" || ' ' || ").join(sql.SQL("{}::text").format(name) for name in names),
+    )
+    pages = _number(connection, query("recall", "pages", table=_literal(connection, table)))
+    percent = min(100.0, 100.0 * _PAGES_A_QUERY * queries / pages)
+    while True:
+        drawn = {"percent": percent, "seed": SEED, "queries": queries}
+        rows = connection.execute(statement, drawn).fetchall()
+        if len(rows) >= queries or percent >= 100:
+            break
+        percent = min(100.0, percent * 4)
+    vectors = [np.array(row[-1][1:-1].split(","), np.float32) for row in rows]
+    return [row[:-1] for row in rows], np.array(vectors, np.float32).reshape(len(rows), table.dimensions)
+
+
+def _nearest(
+    connection: Connection, table: VectorTable, queries: npt.NDArray[np.float32], k: int
+) -> npt.NDArray[np.float64]:
+    """``(q, k)`` smallest distances of all rows, ascending; infinite where there are fewer rows."""
+    wide = queries.astype(np.float64)
+    best = np.full((len(queries), k), np.inf)
+    for block in _vectors(connection, table):
+        found = np.concatenate([best, distances(table.metric, block, wide)], axis=1)
+        best = np.partition(found, k - 1, axis=1)[:, :k]
+    return np.sort(best, axis=1)
+
+
+def _vectors(connection: Connection, table: VectorTable) -> Iterator[npt.NDArray[np.float64]]:
+    """All vectors of the table in blocks of ``(n, d)``: a row is always the same number of bytes long."""
+    record = np.dtype([("head", "V10"), ("vector", ">f4", (table.dimensions,))])
+    held = bytearray()
+    at = _COPY_HEADER
+    with connection.cursor() as cursor, cursor.copy(query("recall", "vectors", table=table.identifier)) as copy:
+        for data in copy:
+            held += data
+            if len(held) - at >= _BLOCK_BYTES:
+                rows = (len(held) - at) // record.itemsize
+                yield np.frombuffer(held, record, rows, at)["vector"].astype(np.float64)
+                held = bytearray(memoryview(held)[at + rows * record.itemsize :])
+                at = 0
+    # The stream ends with a row count of -1, two bytes.
+    rows = max(len(held) - at - 2, 0) // record.itemsize
+    if rows:
+        yield np.frombuffer(held, record, rows, at)["vector"].astype(np.float64)
+
+
+def _unmeasured(recall: Recall, note: str, *, exact: bool = False) -> RecallReport:
+    return RecallReport(
+        recall=1.0 if exact else None,
+        low=1.0 if exact else 0.0,
+        high=1.0,
+        k=recall.k,
+        queries=0,
+        at_least=recall.at_least,
+        index=None,
+        note=note,
+    )
+
+
+def _literal(connection: Connection, table: VectorTable) -> sql.Literal:
+    return sql.Literal(table.identifier.as_string(connection))
+
+
+def _number(connection: Connection, statement: sql.Composed) -> int:
+    row = connection.execute(statement).fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,87 @@
+"""What a run says of itself: counts, cost, checks and a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that must hold, and whether it does."""
+
+    name: str
+    ok: bool
+    detail: str
+    rows: tuple[str, ...] = ()
+    """Offending keys, up to 100."""
+    value: float | None = None
+    """What was measured, where it is a number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """The outcome of one sync; ``as_json`` is what ``rowvec sync --json`` prints."""
+
+    run_id: int
+    pipeline: str
+    new: int
+    changed: int
+    metadata_only: int
+    deleted: int
+    unchanged: int
+    rejected: int
+    embedded: int
+    """Distinct texts that were sent to the embedder and came back as vectors."""
+    reused: int
+    """Rows whose vector was there already: paid for earlier, or shared with another row."""
+    tokens: int
+    cost_usd: float
+    pending: int
+    """Rows written to the source after this run read it for the last time; the next run takes them."""
+    rows: int
+    consistent: bool
+    recall_at_k: float | None
+    checksum: str
+    artifacts: int
+    manifest: str | None
+    checks: tuple[Check, ...]
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
+
+    @property
+    def failed_checks(self) -> tuple[Check, ...]:
+        """The checks that do not hold."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    def verdict(self) -> str:
+        """One sentence, verdict first."""
+        if self.consistent:
+            return f"Consistent: {self.rows:,} vectors agree with the source."
+        names = ", ".join(check.name for check in self.failed_checks)
+        return f"INCONSISTENT: {len(self.failed_checks)} check(s) failed ({names})."
+
+    def as_markdown(self) -> str:
+        """For a person with ten seconds."""
+        seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items())
+        recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
+        lines = [
+            f"## {self.verdict()}",
+            "",
+            "| new | changed | metadata only | deleted | unchanged | set aside | still to come |",
+            "|--:|--:|--:|--:|--:|--:|--:|",
+            f"| {self.new:,} | {self.changed:,} | {self.metadata_only:,} | {self.deleted:,} | {self.unchanged:,} "
+            f"| {self.rejected:,} | {self.pending:,} |",
+            "",
+            f"- **Paid**: {self.embedded:,} texts embedded, {self.tokens:,} tokens, ${self.cost_usd:,.4f}; "
+            f"{self.reused:,} vectors reused",
+            f"- **Recall@k**: {recall}",
+            f"- **Seconds**: {seconds}",
+            f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
+            f"- **Artifacts**: {self.artifacts}, manifest `{self.manifest or 'none: nothing was embedded'}`",
+            f"- **Run** {self.run_id} of pipeline {self.pipeline}",
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""A run: one pipeline held by one process, recorded in the ledger from its first moment to its verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rowvec import ledger
+from rowvec.database import Connection, connect, target_url
+from rowvec.embedders import open_embedder
+from rowvec.errors import RowvecError
+from rowvec.ledger import PipelineId, RunId
+from rowvec.pipeline import Pipeline
+from rowvec.references import resolve
+from rowvec.schema import install
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that is under way."""
+
+    run_id: RunId
+    pipeline_id: PipelineId
+    started: float
+    """On the monotonic clock of the machine that runs the flow."""
+
+
+def open_target(pipeline: Pipeline, application: str = "rowvec") -> Connection:
+    """A connection to the vector table's database; the pipeline's references must be resolved."""
+    return connect(target_url(pipeline.target.url), application=application)
+
+
+@contextmanager
+def running(pipeline: Pipeline, cause: str) -> Generator[Run]:
+    """Hold the pipeline, clear what killed runs left, and record how this one ends.
+
+    Raises ``PipelineBusy`` where another run holds it. What goes wrong inside is recorded and raised on.
+    """
+    started = time.monotonic()
+    resolved = resolve(pipeline)
+    identity = open_embedder(resolved.embedder).identity
+    with open_target(resolved) as connection:
+        install(connection)
+        pipeline_id = ledger.register(connection, pipeline, identity)
+    with ledger.exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
+        with open_target(resolved) as connection:
+            run_id = ledger.start_run(connection, pipeline_id, cause)
+            ledger.clear_leftovers(connection, pipeline_id, run_id)
+        try:
+            yield Run(run_id=run_id, pipeline_id=pipeline_id, started=started)
+        except BaseException as error:
+            # Whatever ends a run, an interrupt included, ends in the ledger; a kill is noticed by the next run.
+            _record_failure(resolved, run_id, error)
+            raise
+
+
+def _record_failure(resolved: Pipeline, run_id: RunId, error: BaseException) -> None:
+    sentence = str(error) if isinstance(error, RowvecError) else f"unexpected: {type(error).__name__}"
+    try:
+        with open_target(resolved) as connection:
+            ledger.finish_run(connection, run_id, "failed", error=sentence)
+    except RowvecError as unreachable:
+        error.add_note(f"the ledger could not be told: {unreachable}")

@@ -1,0 +1,134 @@
+"""The search as an SQL function beside the vector table, so that any client can call it."""
+
+from __future__ import annotations
+
+from typing import LiteralString, cast
+
+from psycopg import errors as pg
+from psycopg import sql
+
+from rowvec.database import Connection, lost_connections_are_retriable
+from rowvec.errors import TargetError
+from rowvec.index import cut_name
+from rowvec.index_choice import IndexChoice
+from rowvec.queries import query
+from rowvec.search import LIMITS, MOST_K, MOST_OVERSAMPLING, statement
+from rowvec.vector_table import VectorTable
+
+_LOCK = 0x72760004
+_COMMENT = 'rowvec: the rows nearest to a vector, nearest first; filter is equality on columns, {"column": value}'
+
+
+def install_search_function(connection: Connection, table: VectorTable, choice: IndexChoice) -> str:
+    """Make or renew ``<schema>.<table>_search(query, k, oversampling, filter)``; returns its name, quoted.
+
+    It gives key and metadata columns, ``content`` and ``distance``, as ``search`` in mode ``adaptive`` does. One
+    transaction: callers meet the old function or the new one. Raises ``TargetError`` where it cannot be replaced.
+    """
+    plain = cut_name(table.name, "_search")
+    name = sql.Identifier(table.schema, plain)
+    try:
+        with lost_connections_are_retriable(), connection.transaction():
+            connection.execute(query("search", "function_lock"), {"space": _LOCK, "name": name.as_string(connection)})
+            ours = query("search", "our_functions")
+            before = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
+            try:
+                with connection.transaction():
+                    made = _create(connection, table, choice, name)
+            except pg.InvalidFunctionDefinition:
+                # Other result columns, or another argument's name: that takes a new function.
+                _drop(connection, [signature for signature, _ in before])
+                made = _create(connection, table, choice, name)
+            else:
+                _drop(connection, [signature for signature, oid in before if oid != made])
+    except (pg.DependentObjectsStillExist, pg.InvalidFunctionDefinition) as error:
+        raise TargetError(
+            f"the search function {table.schema}.{plain} cannot be replaced ({error.diag.message_primary}); drop what "
+            "depends on it, or the function itself, and run again"
+        ) from error
+    return name.as_string(connection)
+
+
+def _create(connection: Connection, table: VectorTable, choice: IndexChoice, name: sql.Identifier) -> int:
+    """Returns the function's oid."""
+    schema = connection.execute(query("search", "vector_schema")).fetchone()
+    if schema is None:
+        raise TargetError("the target database has no pgvector: let a sync install it")
+    results = [
+        *(sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*table.key, *table.metadata)),
+        sql.SQL("content text"),
+        sql.SQL("distance double precision"),
+    ]
+    function = query(
+        "search",
+        "function",
+        name=name,
+        arguments=_arguments(table, choice),
+        results=sql.SQL(", ").join(results),
+        seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
+        vector_schema=sql.Identifier(schema[0]),
+        body=sql.Literal(_body(table, choice).as_string(connection)),
+    )
+    connection.execute(function)
+    types = sql.SQL("{}, integer, integer, jsonb").format(_vector_type(table))
+    connection.execute(query("search", "comment_function", name=name, types=types, comment=sql.Literal(_COMMENT)))
+    signature = sql.SQL("{} ({})").format(name, types).as_string(connection)
+    found = connection.execute(query("search", "function_oid", signature=sql.Literal(signature))).fetchone()
+    return int(found[0]) if found else 0
+
+
+def _body(table: VectorTable, choice: IndexChoice) -> sql.Composed:
+    columns = (*table.key, *table.metadata)
+    equal = (
+        query("search", "filter_equals", name=sql.Literal(c.name), column=sql.Identifier("t", c.name)) for c in columns
+    )
+    search = statement(
+        table,
+        choice,
+        "adaptive",
+        vector=sql.SQL("$1"),
+        k=sql.SQL("$2"),
+        oversampling=sql.SQL("$3"),
+        condition=sql.SQL(" AND ").join(equal),
+    )
+    known = ", ".join(column.name for column in columns)
+    return query(
+        "search",
+        "function_body",
+        most_k=sql.Literal(MOST_K),
+        most_oversampling=sql.Literal(MOST_OVERSAMPLING),
+        limits_message=sql.Literal(LIMITS),
+        filterable=sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(sql.Literal(c.name) for c in columns)),
+        known=sql.Literal(f"the filter names no key or metadata column; there are: {known}; it has: "),
+        settings=search.settings,
+        statement=search.rows,
+    )
+
+
+def _arguments(table: VectorTable, choice: IndexChoice) -> sql.Composed:
+    """The parameters; a name that a result column has already gets underscores, for the two share one space."""
+    taken = {column.name for column in table.columns}
+    defaults: list[tuple[LiteralString, sql.Composable]] = [
+        ("query", _vector_type(table)),
+        ("k", sql.SQL("integer DEFAULT 10")),
+        ("oversampling", sql.SQL("integer DEFAULT {}").format(sql.Literal(choice.oversampling))),
+        ("filter", sql.SQL("jsonb DEFAULT NULL")),
+    ]
+    named: list[sql.Composable] = []
+    for name, rest in defaults:
+        free = name
+        while free in taken:
+            free += "_"
+        named.append(sql.SQL("{} {}").format(sql.Identifier(free), rest))
+    return sql.SQL(", ").join(named)
+
+
+def _vector_type(table: VectorTable) -> sql.SQL:
+    return sql.SQL("vector" if table.precision == "float32" else "halfvec")
+
+
+def _drop(connection: Connection, signatures: list[str]) -> None:
+    for signature in signatures:
+        # The database's own text of a regprocedure, with quotes where they are needed.
+        written = sql.SQL(cast("LiteralString", signature))
+        connection.execute(query("search", "drop_function", signature=written))

@@ -1,0 +1,171 @@
+"""A Postgres source as SQL: the database that holds the rows renders and hashes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import LiteralString, cast
+
+import psycopg
+from psycopg import sql
+
+from rowvec import template
+from rowvec.columns import PgColumn
+from rowvec.database import Connection
+from rowvec.errors import SourceError
+from rowvec.pipeline import Pipeline, PostgresSource, table_identifier
+from rowvec.queries import query
+
+NOT_BLANK = "[^ \t\n\r\f\v]"
+"""Content without one such character has no vector. The search stops at the first; trimming copies the whole text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceQuery:
+    """The source's rows as a SELECT, and what is known of its columns."""
+
+    relation: sql.Composable
+    """``"public"."articles"`` or ``(select …)``."""
+    key: tuple[PgColumn, ...]
+    metadata: tuple[PgColumn, ...]
+    content: sql.Composable
+    """The content as a text expression over the relation, called ``source``."""
+    something: sql.Composable
+    """Whether a row has anything to embed."""
+    vector: sql.Composable | None
+    """The text of the source's own vector, with the column embedder."""
+    identity: bytes
+    unique: bool
+    """Whether the database itself forbids two rows of one key, and NULL in it."""
+
+    @property
+    def rows(self) -> sql.Composed:
+        """``SELECT`` key, metadata, content, fingerprint and metadata_hash of every row that is to have a vector."""
+        return query(
+            "source",
+            "rows",
+            columns=names((*self.key, *self.metadata)),
+            fingerprint=self.fingerprint,
+            metadata_hash=metadata_hash(self.metadata),
+            **self._parts,
+        )
+
+    @property
+    def blank(self) -> sql.Composed:
+        """``SELECT`` the keys of rows that have nothing to embed."""
+        return query("source", "blank", key=names(self.key), **self._parts)
+
+    @property
+    def fingerprint(self) -> sql.Composed:
+        """sha256 over identity and content; what ``rowvec.fingerprint`` computes for files."""
+        if self.vector is None:
+            return fingerprint_of_content(self.identity)
+        return sql.SQL(
+            "sha256({}::bytea || sha256(convert_to(content, 'UTF8')) || convert_to(rowvec_vector, 'UTF8'))"
+        ).format(sql.Literal(self.identity))
+
+    @property
+    def _parts(self) -> dict[str, sql.Composable]:
+        whole_key = sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(sql.Identifier(c.name)) for c in self.key)
+        single = query("source", "single", key=names(self.key), relation=self.relation, whole_key=whole_key)
+        return {
+            "content": self.content,
+            "vector": self.vector or sql.SQL("NULL::text"),
+            "relation": self.relation,
+            "whole_key": whole_key,
+            "something": self.something,
+            "single": sql.SQL("true") if self.unique else single,
+        }
+
+
+def names(columns: tuple[PgColumn, ...], alias: str | None = None) -> sql.Composed:
+    """``"a", "b"``, or with an alias ``t."a", t."b"``."""
+    return sql.SQL(", ").join(
+        sql.Identifier(alias, column.name) if alias else sql.Identifier(column.name) for column in columns
+    )
+
+
+def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource, identity: bytes) -> SourceQuery:
+    """Look at the source's columns and compose its query.
+
+    Raises ``SourceError`` where the table, a column or the query is not there or not readable.
+    """
+    relation = _relation(source)
+    types = _column_types(connection, source, relation)
+    vector_column = pipeline.embedder.column if pipeline.embedder.kind == "column" else None
+    parsed = template.parse(source.content or "")
+    for name in (*source.key, *source.metadata, *parsed.columns, *([vector_column] if vector_column else [])):
+        if name not in types:
+            raise SourceError(f"the source has no column {name!r}; it has {', '.join(sorted(types))}")
+    key = tuple(PgColumn(name, types[name]) for name in source.key)
+    return SourceQuery(
+        relation=relation,
+        key=key,
+        metadata=tuple(PgColumn(name, types[name]) for name in source.metadata),
+        content=_content(parsed),
+        something=_something(parsed, vector_column),
+        vector=sql.SQL("source.{}::text").format(sql.Identifier(vector_column)) if vector_column else None,
+        identity=identity,
+        unique=source.table is not None and _is_unique(connection, source.table, source.key),
+    )
+
+
+def fingerprint_of_content(identity: bytes) -> sql.Composed:
+    """The fingerprint of a column ``content``."""
+    return sql.SQL("sha256({}::bytea || convert_to(content, 'UTF8'))").format(sql.Literal(identity))
+
+
+def metadata_hash(metadata: tuple[PgColumn, ...], alias: str | None = None) -> sql.Composed:
+    """sha256 over the row's metadata as Postgres writes a record: NULL, '' and quotes are all told apart."""
+    return sql.SQL("sha256(convert_to(ROW({})::text, 'UTF8'))").format(names(metadata, alias))
+
+
+def _content(parsed: template.Template) -> sql.Composable:
+    parts = [
+        sql.Literal(part)
+        if isinstance(part, str)
+        else sql.SQL("coalesce(source.{}::text, '')").format(sql.Identifier(part.name))
+        for part in parsed.parts
+    ]
+    return sql.SQL(" || ").join(parts) if parts else sql.SQL("''")
+
+
+def _something(parsed: template.Template, vector_column: str | None) -> sql.Composable:
+    """Is there a character that is not blank? Asked of the columns one by one: rendering them all would cost more."""
+    if vector_column is not None:
+        return sql.SQL("source.{} IS NOT NULL").format(sql.Identifier(vector_column))
+    if any(isinstance(part, str) and part.strip(" \t\n\r\f\v") for part in parsed.parts):
+        return sql.SQL("true")
+    tests = [
+        sql.SQL("source.{}::text ~ {}").format(sql.Identifier(name), sql.Literal(NOT_BLANK)) for name in parsed.columns
+    ]
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(tests)) if tests else sql.SQL("false")
+
+
+def _relation(source: PostgresSource) -> sql.Composable:
+    if source.table is not None:
+        return sql.Identifier(*table_identifier(source.table))
+    # The query is the pipeline author's own SQL, as trusted as the author; it runs with the role's rights.
+    return sql.SQL("({})").format(sql.SQL(cast("LiteralString", (source.query or "").strip().rstrip(";"))))
+
+
+def _column_types(connection: Connection, source: PostgresSource, relation: sql.Composable) -> dict[str, str]:
+    try:
+        result = connection.execute(sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(relation)).pgresult
+    except psycopg.ProgrammingError as error:
+        what = f"table {source.table}" if source.table else "query"
+        raise SourceError(f"the source's {what} cannot be read: {error.diag.message_primary}") from None
+    if result is None:
+        raise SourceError("the source's query gives no rows; write a SELECT")
+    columns = range(result.nfields)
+    names = [(result.fname(i) or b"").decode() for i in columns]
+    described = connection.execute(
+        query("source", "column_types"),
+        {"oids": [result.ftype(i) for i in columns], "modifiers": [result.fmod(i) for i in columns]},
+    )
+    return dict(zip(names, (row[0] for row in described), strict=True))
+
+
+def _is_unique(connection: Connection, table: str, key: list[str]) -> bool:
+    name = sql.Identifier(*table_identifier(table)).as_string(connection)
+    row = connection.execute(query("source", "unique_key"), {"relation": name, "key": key}).fetchone()
+    return bool(row and row[0])

@@ -1,0 +1,65 @@
+-- name: state -- the indexes on vectors of one table; what is invalid or not ready serves no query
+SELECT
+    c.relname,
+    am.amname,
+    o.opcname,
+    a.attname,
+    i.indisvalid AND i.indisready,
+    pg_relation_size(c.oid),
+    pg_get_indexdef(c.oid),
+    coalesce(c.reloptions, '{{}}'),
+    i.indpred IS NOT NULL
+FROM pg_index AS i
+JOIN pg_class AS c ON c.oid = i.indexrelid
+JOIN pg_class AS t ON t.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = t.relnamespace
+JOIN pg_am AS am ON am.oid = c.relam
+JOIN pg_opclass AS o ON o.oid = i.indclass[0]
+LEFT JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = i.indkey[0] AND i.indkey[0] > 0
+WHERE n.nspname = %(schema)s AND t.relname = %(table)s AND am.amname IN ('hnsw', 'ivfflat')
+ORDER BY c.oid
+
+-- name: names -- of everything in the schema that an index could collide with
+SELECT c.relname
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s
+
+-- name: builds -- of indexes on this table, by whichever backend
+SELECT p.pid, p.phase, p.blocks_total, p.blocks_done, p.tuples_total, p.tuples_done
+FROM pg_stat_progress_create_index AS p
+JOIN pg_class AS t ON t.oid = p.relid
+JOIN pg_namespace AS n ON n.oid = t.relnamespace
+WHERE p.datname = current_database() AND n.nspname = %(schema)s AND t.relname = %(table)s AND p.pid <> %(mine)s
+
+-- name: build_of -- the same of one backend, which works on one index at a time
+SELECT p.pid, p.phase, p.blocks_total, p.blocks_done, p.tuples_total, p.tuples_done
+FROM pg_stat_progress_create_index AS p
+WHERE p.pid = %(pid)s
+
+-- name: table_facts -- estimated rows, and whether there is such a table
+SELECT greatest(c.reltuples, 0)::bigint, c.reltuples < 0
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND c.relkind = 'r'
+
+-- name: count
+SELECT count(*) FROM {table}
+
+-- name: memory -- bytes
+SELECT pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(current_setting('shared_buffers'))
+
+-- name: current_settings
+SELECT name, current_setting(name) FROM unnest(%(names)s::text[]) AS name
+
+-- name: set
+SELECT set_config(%(name)s, %(value)s, false)
+
+-- name: workers
+SELECT current_setting('max_parallel_workers')::int, current_setting('max_parallel_maintenance_workers')::int
+
+-- name: create
+CREATE INDEX {concurrently} {name} ON {table} USING {kind} ({column} {opclass}) WITH ({options})
+
+-- name: drop
+DROP INDEX {concurrently} IF EXISTS {name}

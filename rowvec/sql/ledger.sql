@@ -1,0 +1,80 @@
+-- name: register -- the pipeline's row, made when missing; its table may have moved, its embedder changed
+INSERT INTO rowvec.pipelines AS p (name, table_schema, table_name, identity)
+VALUES (%(name)s, %(schema)s, %(table)s, %(identity)s)
+ON CONFLICT (name) DO UPDATE
+SET table_schema = excluded.table_schema, table_name = excluded.table_name, identity = excluded.identity
+RETURNING pipeline_id
+
+-- name: find -- the pipeline's id
+SELECT pipeline_id FROM rowvec.pipelines WHERE name = %(name)s
+
+-- name: start
+INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, %(cause)s, %(state)s) RETURNING run_id
+
+-- name: finish
+UPDATE rowvec.runs
+SET state = %(state)s, finished_at = now(), error = %(error)s,
+    report = coalesce(%(report)s, report), checks = coalesce(%(checks)s, checks),
+    manifest = coalesce(%(manifest)s, manifest), manifest_sha256 = coalesce(%(manifest_sha256)s, manifest_sha256)
+WHERE run_id = %(run_id)s
+
+-- name: abandoned -- earlier runs and plans of this pipeline that nobody will finish: only the lock's holder may ask
+UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
+WHERE pipeline_id = %(pipeline_id)s AND state IN ('planned', 'running') AND run_id <> %(run_id)s
+
+-- name: supersede -- plans that nobody asked a run of, when a new one is asked for
+UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
+WHERE pipeline_id = %(pipeline_id)s AND state = 'planned' AND run_id <> %(run_id)s
+
+-- name: leftovers -- plan and staging tables of runs that are over
+SELECT c.relname
+FROM pg_class AS c
+JOIN rowvec.runs AS r ON c.relname IN ('plan_' || r.run_id, 'staging_' || r.run_id)
+WHERE c.relnamespace = 'rowvec'::regnamespace AND r.pipeline_id = %(pipeline_id)s AND r.run_id <> %(run_id)s
+  AND r.state NOT IN ('planned', 'running')
+
+-- name: drop
+DROP TABLE IF EXISTS {table}
+
+-- name: lock -- one run a pipeline: held by the session, so that a killed run lets go of it
+SELECT pg_try_advisory_lock(%(space)s, %(pipeline_id)s)
+
+-- name: add_artifact
+INSERT INTO rowvec.artifacts (pipeline_id, run_id, batch, name, sha256, rows, bytes)
+VALUES (%(pipeline_id)s, %(run_id)s, %(batch)s, %(name)s, %(sha256)s, %(rows)s, %(bytes)s)
+ON CONFLICT (pipeline_id, name) DO UPDATE SET run_id = excluded.run_id, batch = excluded.batch
+RETURNING artifact_id
+
+-- name: add_embeddings -- a fingerprint keeps the newest artifact that holds it
+INSERT INTO rowvec.embeddings (pipeline_id, fingerprint, artifact_id)
+SELECT %(pipeline_id)s, fingerprint, %(artifact_id)s FROM unnest(%(fingerprints)s::bytea[]) AS f (fingerprint)
+ON CONFLICT (pipeline_id, fingerprint) DO UPDATE SET artifact_id = excluded.artifact_id
+
+-- name: forget_answers -- their vectors are in an artifact now
+DELETE FROM rowvec.answers WHERE pipeline_id = %(pipeline_id)s AND fingerprint = ANY (%(fingerprints)s)
+
+-- name: artifacts_of_run
+SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE run_id = %(run_id)s ORDER BY batch
+
+-- name: known_in_artifacts
+SELECT e.fingerprint, a.name, a.sha256
+FROM rowvec.embeddings AS e
+JOIN rowvec.artifacts AS a USING (artifact_id)
+WHERE e.pipeline_id = %(pipeline_id)s AND e.fingerprint = ANY (%(fingerprints)s)
+
+-- name: known_answers
+SELECT fingerprint, embedding FROM rowvec.answers
+WHERE pipeline_id = %(pipeline_id)s AND fingerprint = ANY (%(fingerprints)s)
+
+-- name: keep_answers
+INSERT INTO rowvec.answers (pipeline_id, fingerprint, embedding, run_id)
+SELECT %(pipeline_id)s, fingerprint, embedding, %(run_id)s
+FROM unnest(%(fingerprints)s::bytea[], %(embeddings)s::bytea[]) AS a (fingerprint, embedding)
+ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
+
+-- name: known_in_table
+SELECT DISTINCT ON (fingerprint) fingerprint, embedding::text
+FROM {table} WHERE fingerprint = ANY (%(fingerprints)s)
+
+-- name: has_artifacts
+SELECT EXISTS (SELECT FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s)

@@ -1,0 +1,37 @@
+-- name: store -- a run that catches up with its source plans more than once
+INSERT INTO rowvec.plans (run_id, layout, counts, batches, direct)
+VALUES (%(run_id)s, %(layout)s, %(counts)s, %(batches)s, %(direct)s)
+ON CONFLICT (run_id) DO UPDATE
+SET layout = excluded.layout, counts = excluded.counts, batches = excluded.batches, direct = excluded.direct,
+    planned_at = now()
+
+-- name: open
+SELECT r.pipeline_id, p.layout, p.counts, p.batches, p.direct
+FROM rowvec.plans AS p JOIN rowvec.runs AS r USING (run_id)
+WHERE p.run_id = %(run_id)s
+
+-- name: fetch
+SELECT {columns}, content, fingerprint, metadata_hash, rowvec_vector, {key_json}::text
+FROM {plan} WHERE rowvec_batch = %(batch)s
+ORDER BY fingerprint
+
+-- name: sample_texts -- the batches are cut by hash, so the first rows are as good as any
+SELECT coalesce(p.content, '')
+FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
+WHERE NOT EXISTS (
+        SELECT FROM rowvec.embeddings AS e
+        WHERE e.pipeline_id = %(pipeline_id)s AND e.fingerprint = p.fingerprint)
+  AND NOT EXISTS (
+        SELECT FROM rowvec.answers AS a
+        WHERE a.pipeline_id = %(pipeline_id)s AND a.fingerprint = p.fingerprint)
+LIMIT %(limit)s
+
+-- name: unpaid_characters
+SELECT count(*), coalesce(sum(length(p.content)), 0)
+FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
+WHERE NOT EXISTS (
+        SELECT FROM rowvec.embeddings AS e
+        WHERE e.pipeline_id = %(pipeline_id)s AND e.fingerprint = p.fingerprint)
+  AND NOT EXISTS (
+        SELECT FROM rowvec.answers AS a
+        WHERE a.pipeline_id = %(pipeline_id)s AND a.fingerprint = p.fingerprint)

@@ -1,0 +1,18 @@
+-- name: begin -- one snapshot for the index's answers and the exact ones
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
+
+-- name: pages -- of the table itself, TOAST aside
+SELECT greatest(pg_relation_size({table}::regclass) / current_setting('block_size')::int, 1)
+
+-- name: sample -- rows as queries; whole pages are drawn, so the rest of the table is never read
+SELECT {key}, (t.embedding::vector)::text
+FROM {table} AS t TABLESAMPLE SYSTEM (%(percent)s) REPEATABLE (%(seed)s)
+WHERE t.embedding IS NOT NULL AND {norm} <> 0
+ORDER BY hashtextextended({key_text}, %(seed)s)
+LIMIT %(queries)s
+
+-- name: size -- of what an exact pass reads, in bytes
+SELECT pg_table_size({table}::regclass)
+
+-- name: vectors -- every vector, as its own binary format
+COPY (SELECT t.embedding::vector FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)

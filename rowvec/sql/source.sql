@@ -1,0 +1,33 @@
+-- name: rows -- every row that is to have a vector: rendered, and hashed, by the database that holds it
+SELECT {columns}, content, rowvec_vector, {fingerprint} AS fingerprint, {metadata_hash} AS metadata_hash
+FROM (
+    SELECT {columns}, {content} AS content, {vector} AS rowvec_vector FROM {relation} AS source WHERE {something}
+) AS rendered
+WHERE {whole_key} AND {single}
+
+-- name: blank -- rows with a key and nothing to embed
+SELECT {key} FROM {relation} AS source WHERE {whole_key} AND ({something}) IS NOT TRUE AND {single}
+
+-- name: column_types -- how Postgres writes the types of a result's columns
+SELECT format_type(oid, modifier)
+FROM unnest(%(oids)s::oid[], %(modifiers)s::int[]) WITH ORDINALITY AS described (oid, modifier, position)
+ORDER BY position
+
+-- name: unique_key -- does a valid unique index, over columns that are never NULL, lie within the key?
+SELECT EXISTS (
+    SELECT
+    FROM pg_index AS i
+    WHERE i.indrelid = %(relation)s::regclass
+      AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+      AND NOT EXISTS (
+          SELECT
+          FROM unnest(i.indkey[0:i.indnkeyatts - 1]) AS indexed (number)
+          JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = indexed.number
+          WHERE a.attname <> ALL (%(key)s) OR NOT a.attnotnull
+      )
+)
+
+-- name: single -- no two rows of one key: NOT IN hashes the few keys that occur twice
+({key}) NOT IN (
+    SELECT {key} FROM {relation} AS source WHERE {whole_key} GROUP BY {key} HAVING count(*) > 1
+)

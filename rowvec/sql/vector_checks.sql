@@ -1,0 +1,29 @@
+-- name: counts -- all checks in one pass over the vectors
+SELECT {counts} FROM {table} AS t WHERE {scope}
+
+-- name: count -- of one check
+count(*) FILTER (WHERE {condition})
+
+-- name: rows -- the first offending keys, as text
+SELECT {key} FROM {table} AS t WHERE {scope} AND {condition} ORDER BY {order} LIMIT {limit}
+
+-- name: run -- rows that one run wrote
+t.run_id = {run_id}
+
+-- name: missing
+t.embedding IS NULL
+
+-- name: dimensions
+vector_dims(t.embedding) <> {dimensions}
+
+-- name: finite -- a norm is finite only if every component is
+{norm} IN ('NaN', 'Infinity')
+
+-- name: zero_norm
+{norm} = 0
+
+-- name: bits -- in both directions: bits without a vector are as wrong as a vector without bits
+t.embedding_bits IS DISTINCT FROM binary_quantize(t.embedding)
+
+-- name: any_vector
+SELECT t.embedding::vector::text FROM {table} AS t WHERE t.embedding IS NOT NULL LIMIT 1

@@ -1,0 +1,282 @@
+"""The stages of a run, each a function of pipeline, run and batch: what an orchestrator calls, one by one."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from rowvec import artifacts, ledger, load, rejects, validate
+from rowvec.artifacts import Artifact, Store, open_store
+from rowvec.embed import embed_batch
+from rowvec.embedders import open_embedder
+from rowvec.embedders.protocol import Embedder
+from rowvec.errors import Inconsistent
+from rowvec.extract import Request, extract
+from rowvec.home import spool
+from rowvec.index import ensure_index, index_state
+from rowvec.index_choice import IndexChoice, choose
+from rowvec.ledger import RunId
+from rowvec.merge import Merged, merge
+from rowvec.pipeline import Embedder as EmbedderPart
+from rowvec.pipeline import Pipeline
+from rowvec.plan import Plan, open_plan
+from rowvec.progress import tell
+from rowvec.references import resolve
+from rowvec.report import Check, SyncReport
+from rowvec.run import Run, open_target
+from rowvec.search_function import install_search_function
+from rowvec.vector_table import count_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch on its way through the stages: a reference and figures, never the rows themselves."""
+
+    run_id: RunId
+    number: int
+    rows: int = 0
+    embedded: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    artifact: Artifact | None = None
+    seconds: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are while it is on this machine."""
+        return spool(self.run_id) / f"batch-{self.number}"
+
+    def after(self, stage: str, started: float, **changes: object) -> Batch:
+        """The batch with a stage behind it."""
+        seconds = (*self.seconds, (stage, time.monotonic() - started))
+        return replace(self, seconds=seconds, **changes)  # pyright: ignore[reportArgumentType] # checked by replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexed:
+    """The index a vector table has now, and how many rows it is for."""
+
+    choice: IndexChoice
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One plan, its batches, and the merge that ended it."""
+
+    plan: Plan
+    batches: tuple[Batch, ...]
+    merged: Merged
+
+    @property
+    def seconds(self) -> tuple[tuple[str, float], ...]:
+        """Time spent in the stages that are not a batch's."""
+        return (("extract", self.plan.seconds), ("merge", self.merged.seconds))
+
+
+def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
+    """Compare source and vector table; the plan is stored and waits for its batches to be worked on."""
+    started = time.monotonic()
+    resolved = resolve(pipeline)
+    identity = _embedder(resolved.embedder).identity
+    with open_target(resolved, "rowvec extract") as connection:
+        request = Request(pipeline=resolved, identity=identity, pipeline_id=run.pipeline_id, run_id=run.run_id)
+        plan = extract(connection, request)
+        if plan.batches:
+            load.create_staging(connection, plan.table, plan.staging, direct=plan.direct)
+    return replace(plan, seconds=time.monotonic() - started)
+
+
+def embed_rows(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
+    """Fetch a batch and give its rows vectors."""
+    started, batch = time.monotonic(), Batch(run_id=run_id, number=number)
+    resolved = resolve(pipeline)
+    with open_target(resolved, f"rowvec embed {number}") as connection:
+        plan = open_plan(connection, resolved, run_id)
+        done = embed_batch(
+            connection,
+            _store(resolved),
+            _embedder(resolved.embedder),
+            plan,
+            number,
+            batch.folder,
+            lambda done, total: tell("embed", f"batch {number}", done, total),
+        )
+    return batch.after(
+        "embed", started, rows=done.rows, embedded=done.embedded, rejected=done.rejected, tokens=done.tokens
+    )
+
+
+def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
+    """One bit a dimension, beside the vectors."""
+    started = time.monotonic()
+    if batch.rows and pipeline.target.bits:
+        artifacts.write_bits(batch.folder / "embedded.arrow", batch.folder / "bits.arrow", pipeline.embedder.dimensions)
+    return batch.after("binarize", started)
+
+
+def upload_rows(pipeline: Pipeline, batch: Batch) -> Batch:
+    """Write the batch's artifact, put it into the store, and note in the ledger what it holds."""
+    started = time.monotonic()
+    if not batch.rows:
+        return batch.after("upload", started)
+    resolved, folder = resolve(pipeline), batch.folder
+    with open_target(resolved, f"rowvec upload {batch.number}") as connection:
+        plan = open_plan(connection, resolved, batch.run_id)
+        bits = folder / "bits.arrow" if plan.table.bits else None
+        parquet = folder / "artifact.parquet"
+        artifact = artifacts.write_artifact(
+            folder / "embedded.arrow", bits, parquet, plan.table, pipeline.name, plan.identity
+        )
+        artifacts.upload(_store(resolved), parquet, artifact)
+        fingerprints = _fingerprints(folder / "embedded.arrow")
+        ledger.add_artifact(connection, plan.pipeline_id, batch.run_id, batch.number, artifact, fingerprints)
+    return batch.after("upload", started, artifact=artifact)
+
+
+def load_rows(pipeline: Pipeline, batch: Batch) -> Batch:
+    """COPY the artifact into staging: from this machine's copy if it is still there, else from the store."""
+    started = time.monotonic()
+    if batch.artifact is not None:
+        resolved, parquet = resolve(pipeline), batch.folder / "artifact.parquet"
+        if not parquet.exists():
+            batch.folder.mkdir(parents=True, exist_ok=True)
+            _store(resolved).get(batch.artifact.name, parquet, batch.artifact.sha256)
+        with open_target(resolved, f"rowvec load {batch.number}") as connection:
+            plan = open_plan(connection, resolved, batch.run_id)
+            load.load_batch(
+                connection, batch.run_id, batch.number, parquet, plan.table, plan.staging, direct=plan.direct
+            )
+    shutil.rmtree(batch.folder, ignore_errors=True)
+    return batch.after("load", started)
+
+
+def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
+    """One transaction, after which the vector table agrees with the source."""
+    started = time.monotonic()
+    resolved = resolve(pipeline)
+    with open_target(resolved, "rowvec merge") as connection:
+        merged = merge(connection, resolved, open_plan(connection, resolved, run_id))
+    return replace(merged, seconds=time.monotonic() - started)
+
+
+def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
+    """See to it that the vector table has the index it is to have, and the search function that uses it."""
+    started = time.monotonic()
+    resolved = resolve(pipeline)
+    with open_target(resolved, "rowvec index") as connection:
+        table = open_plan(connection, resolved, run_id).table
+        indexed = any(state.valid for state in index_state(connection, table))
+        rows = count_rows(connection, table)
+        choice = choose(
+            rows, table.dimensions, table.precision, table.bits, resolved.index, metric=table.metric, indexed=indexed
+        )
+        ensure_index(connection, table, choice, lambda done, phase: tell("index", phase, round(done * 100), 100))
+        install_search_function(connection, table, choice)
+    return Indexed(choice=choice, rows=rows, seconds=time.monotonic() - started)
+
+
+def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
+    """Check what must hold, write the manifest, and record the verdict in the ledger."""
+    started = time.monotonic()
+    resolved = resolve(pipeline)
+    store = _store(resolved)
+    with open_target(resolved, "rowvec validate") as connection:
+        plan = open_plan(connection, resolved, run.run_id)
+        checks = [
+            *validate.check_merge(rounds[-1].merged),
+            *validate.check_table(connection, plan, indexed.rows),
+            validate.check_artifacts(connection, store, plan),
+            *validate.check_serving(connection, resolved, plan, indexed.choice),
+        ]
+        report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
+        report = replace(report, rejected=rejects.count(connection, run.pipeline_id))
+        manifest, digest = _write_manifest(connection, store, plan, report)
+        seconds = {**report.seconds, "validate": time.monotonic() - started}
+        seconds["total"] = time.monotonic() - run.started
+        report = replace(report, manifest=manifest, seconds=seconds)
+        ledger.finish_run(
+            connection,
+            run.run_id,
+            "succeeded" if report.consistent else "failed",
+            report=report.as_json(),
+            checks=[asdict(check) for check in checks],
+            manifest=manifest,
+            manifest_sha256=digest,
+        )
+    shutil.rmtree(spool(run.run_id), ignore_errors=True)
+    return report
+
+
+def conclude(report: SyncReport) -> SyncReport:
+    """The report of a run that succeeded. Raises ``Inconsistent`` with it otherwise."""
+    if report.consistent:
+        return report
+    first = report.failed_checks[0]
+    rows = f" (rows {', '.join(first.rows[:5])})" if first.rows else ""
+    raise Inconsistent(
+        f"run {report.run_id} of {report.pipeline} is inconsistent: {first.name}: {first.detail}{rows}", report
+    )
+
+
+def _report(
+    pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed, checks: list[Check], embedder: Embedder
+) -> SyncReport:
+    first, last = rounds[0].plan.counts, rounds[-1]
+    batches = [batch for one in rounds for batch in one.batches]
+    embedded, tokens = sum(b.embedded for b in batches), sum(b.tokens for b in batches)
+    seconds: dict[str, float] = {}
+    spent = [pair for one in rounds for pair in one.seconds] + [pair for batch in batches for pair in batch.seconds]
+    for stage, value in [*spent, ("index", indexed.seconds)]:
+        seconds[stage] = seconds.get(stage, 0.0) + value
+    recall = next((check.value for check in checks if check.name == "recall"), None)
+    return SyncReport(
+        run_id=run.run_id,
+        pipeline=pipeline.name,
+        new=sum(one.plan.counts.new for one in rounds),
+        changed=sum(one.plan.counts.changed for one in rounds),
+        metadata_only=sum(one.plan.counts.metadata_only for one in rounds),
+        deleted=sum(one.plan.counts.deleted for one in rounds),
+        unchanged=first.unchanged,
+        rejected=0,
+        embedded=embedded,
+        reused=sum(b.rows for b in batches) - embedded,
+        tokens=tokens,
+        cost_usd=embedder.cost(tokens),
+        pending=last.merged.pending,
+        rows=last.merged.table_rows,
+        consistent=all(check.ok for check in checks),
+        recall_at_k=recall,
+        checksum=last.merged.table_checksum,
+        artifacts=sum(b.artifact is not None for b in batches),
+        manifest=None,
+        checks=tuple(checks),
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+    )
+
+
+def _write_manifest(connection, store, plan, report):
+    return None, None
+
+
+@lru_cache(maxsize=8)
+def _embedder(part: EmbedderPart) -> Embedder:
+    """One embedder a process, so that all batches share its pace, and a model is loaded once."""
+    return open_embedder(part)
+
+
+def _store(resolved: Pipeline) -> Store:
+    return open_store(resolved.artifacts)
+
+
+def _fingerprints(embedded: Path) -> list[bytes]:
+    with pa.memory_map(str(embedded)) as source:
+        reader = pa.ipc.open_file(source)
+        blocks = [reader.get_batch(i).column("fingerprint").to_pylist() for i in range(reader.num_record_batches)]
+    return list(dict.fromkeys(fingerprint for block in blocks for fingerprint in block))

@@ -1,0 +1,90 @@
+"""Validate: what must hold before a run calls itself done; each check says what it looked at."""
+
+from __future__ import annotations
+
+from rowvec import ledger
+from rowvec.artifacts import Store
+from rowvec.database import Connection
+from rowvec.index_choice import IndexChoice
+from rowvec.merge import Merged
+from rowvec.pipeline import Pipeline
+from rowvec.plan import Plan
+from rowvec.recall import measure
+from rowvec.report import Check
+from rowvec.vector_checks import VectorCheck, check_index, check_vectors
+
+# Reading every vector of a large table back would cost more than the run did: beyond this many rows a run checks what
+# it wrote itself, and the daily audit the rest.
+_WHOLE_TABLE_ROWS = 200_000
+
+
+def check_merge(merged: Merged) -> list[Check]:
+    """Does the vector table hold what the source says: by rows, by names and by checksum?"""
+    checks = [
+        Check(
+            name="nothing missing",
+            ok=not merged.missing,
+            detail="every planned row has its vector"
+            if not merged.missing
+            else f"{len(merged.missing):,} planned row(s) have no vector; run rowvec sync again",
+            rows=merged.missing[:100],
+        )
+    ]
+    if merged.source_rows is not None:
+        same = merged.source_rows == merged.table_rows
+        checks.append(
+            Check(
+                name="counts",
+                ok=same,
+                detail=f"the source has {merged.source_rows:,} rows to embed, the vector table {merged.table_rows:,}",
+            )
+        )
+        checks.append(
+            Check(
+                name="checksum",
+                ok=merged.source_checksum == merged.table_checksum,
+                detail="keys and fingerprints of source and vector table agree: none stale, none orphaned"
+                if merged.source_checksum == merged.table_checksum
+                else "keys and fingerprints of source and vector table differ; rowvec audit names the rows",
+            )
+        )
+    return checks
+
+
+def check_table(connection: Connection, plan: Plan, rows: int) -> list[Check]:
+    """Are the vectors themselves sound?"""
+    run_id = None if rows <= _WHOLE_TABLE_ROWS else plan.run_id
+    return [_check(found) for found in check_vectors(connection, plan.table, run_id=run_id)]
+
+
+def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
+    """Is everything this run paid for in the store, whole?"""
+    written = ledger.artifacts_of(connection, plan.run_id)
+    lost = [a.name for a in written if store.checksum(a.name) != a.sha256]
+    detail = f"{len(written):,} artifact(s) of this run are in the store"
+    if lost:
+        detail = f"{len(lost):,} artifact(s) are not in the store as they were written: {', '.join(lost[:3])}"
+    return Check(name="artifacts", ok=not lost, detail=detail)
+
+
+def check_serving(connection: Connection, pipeline: Pipeline, plan: Plan, choice: IndexChoice) -> list[Check]:
+    """Is the index valid, used, and does it find what an exact search finds?"""
+    if choice.kind == "none":
+        return [Check(name="index", ok=True, detail=f"none is needed: {choice.reason}")]
+    checks = [_check(found) for found in check_index(connection, plan.table, choice)]
+    recall = measure(connection, plan.table, choice, pipeline.validation.recall, choice.oversampling)
+    detail = recall.note
+    if recall.recall is not None:
+        detail = (
+            f"recall@{recall.k} {recall.recall:.3f} (95 % interval {recall.low:.3f} to {recall.high:.3f}, "
+            f"{recall.queries} queries), at least {recall.at_least} wanted"
+        )
+    if not recall.passed:
+        detail += "; raise index.oversampling or index.ef_construction, or set index.on to float"
+    return [*checks, Check(name="recall", ok=recall.passed, detail=detail, value=recall.recall)]
+
+
+def _check(found: VectorCheck) -> Check:
+    keys = tuple("(" + ", ".join(key) + ")" for key in found.rows)
+    detail = found.detail if found.passed else f"{found.count:,} row(s) fail it: {found.detail}"
+    return Check(name=found.name, ok=found.passed, detail=detail, rows=keys)

@@ -1,0 +1,251 @@
+"""Search finds the nearest rows, through the index, under filters, after deletes, and from plain SQL."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+import pytest
+from psycopg import sql
+
+from rowvec.columns import PgColumn
+from rowvec.database import Connection, connect
+from rowvec.errors import TargetError, UsageError
+from rowvec.index import ensure_index
+from rowvec.index_choice import IndexChoice, choose
+from rowvec.pipeline import Index
+from rowvec.search import Mode, explain, search
+from rowvec.search_function import install_search_function
+from rowvec.vector_table import Metric, VectorTable
+from tests.vector_tables import create, fill, filled, vector_table
+
+ROWS = 20_000
+NONE = IndexChoice(kind="none", reason="")
+BITS = IndexChoice(kind="hnsw", on="bits", opclass="bit_hamming_ops", reason="")
+FLOAT = IndexChoice(kind="hnsw", on="float", opclass="vector_cosine_ops", reason="")
+IVFFLAT = IndexChoice(kind="ivfflat", on="float", opclass="vector_cosine_ops", lists=40, reason="")
+
+
+def ids(hits: list[Any]) -> list[int]:
+    return [hit.key["id"] for hit in hits]
+
+
+def nearest(vectors: npt.NDArray[np.float32], query: npt.NDArray[np.float32], k: int) -> list[int]:
+    """By cosine, in double precision."""
+    x, q = vectors.astype(np.float64), query.astype(np.float64)
+    similarity = x @ q / (np.linalg.norm(x, axis=1) * np.linalg.norm(q))
+    return [int(i) for i in np.argsort(-similarity, kind="stable")[:k]]
+
+
+@pytest.mark.parametrize("choice", [BITS, FLOAT, IVFFLAT], ids=lambda choice: f"{choice.kind} on {choice.on}")
+def test_the_index_is_used_and_finds_what_is_near(connection: Connection, choice: IndexChoice) -> None:
+    table = vector_table(64)
+    vectors = filled(connection, table, ROWS)
+    ensure_index(connection, table, choice)
+    index = {f.name for f in [ensure_index(connection, table, choice).index] if f}
+    modes: list[Mode] = ["adaptive", "bits" if choice.on == "bits" else "ann"]
+    for mode in modes:
+        for where in (None, "year >= 1500"):
+            plan = explain(connection, table, choice, vectors[5], 10, mode, where)
+            assert index <= plan.indexes
+            assert not plan.sequential_shortlist
+    found = sum(
+        len(set(ids(search(connection, table, choice, vectors[i], 10))) & set(nearest(vectors, vectors[i], 10)))
+        for i in range(0, ROWS, 1000)
+    )
+    assert found / 200 > (0.6 if choice.on == "bits" else 0.9)  # 64 bits are few
+    hits = search(connection, table, choice, vectors[5], 10)
+    assert ids(hits)[0] == 5
+    assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
+    assert hits[0].metadata == {"author": "author 5", "year": 1005}
+    assert hits[0].content == "text 5"
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_exact_search_is_exact(connection: Connection, metric: Metric, precision: Any) -> None:
+    table = vector_table(16, metric=metric, precision=precision)
+    vectors = filled(connection, table, 500).astype(np.float16 if precision == "float16" else np.float32)
+    x, q = vectors.astype(np.float64), vectors[7].astype(np.float64)
+    distance = {
+        "cosine": 1 - x @ q / (np.linalg.norm(x, axis=1) * np.linalg.norm(q)),
+        "l2": np.linalg.norm(x - q, axis=1),
+        "inner_product": -(x @ q),
+    }[metric]
+    hits = search(connection, table, NONE, vectors[7].astype(np.float32), 20, "exact")
+    assert ids(hits) == [int(i) for i in np.argsort(distance)[:20]]
+    assert [hit.distance for hit in hits] == pytest.approx(sorted(distance)[:20], abs=1e-4)
+
+
+@pytest.mark.parametrize("choice", [BITS, FLOAT, IVFFLAT], ids=lambda choice: f"{choice.kind} on {choice.on}")
+def test_k_rows_come_back_whenever_k_exist(connection: Connection, choice: IndexChoice) -> None:
+    table = vector_table(32)
+    vectors = filled(connection, table, ROWS)
+    ensure_index(connection, table, choice)
+    # A filter that one row in a thousand passes.
+    hits = search(connection, table, choice, vectors[3], 10, where="year = 1777")
+    assert len(hits) == 10
+    assert {hit.metadata["year"] for hit in hits} == {1777}
+    matching = np.arange(777, ROWS, 1000)
+    true = {int(matching[i]) for i in nearest(vectors[matching], vectors[3], 10)}
+    assert len(true & set(ids(hits))) >= 7
+    assert len(search(connection, table, choice, vectors[3], 30, where="year = 1777")) == 20
+    # The 2,000 nearest are gone, and no vacuum has been.
+    gone = nearest(vectors, vectors[3], 2_000)
+    connection.execute("DELETE FROM items WHERE id = ANY (%s)", (gone,))
+    for mode in ("adaptive", "bits") if choice.on == "bits" else ("adaptive", "ann"):
+        assert len(search(connection, table, choice, vectors[3], 10, mode)) == 10
+    # All but 5 are gone.
+    connection.execute("DELETE FROM items WHERE id NOT BETWEEN 100 AND 104")
+    left = set(range(100, 105)) - set(gone)
+    assert set(ids(search(connection, table, choice, vectors[3], 10))) == left
+
+
+def test_over_2000_dimensions_the_index_over_halfvec_serves(connection: Connection) -> None:
+    table = vector_table(2_100, bits=False)
+    choice = choose(1_000_000, 2_100, "float32", False, Index())
+    vectors = filled(connection, table, 300)
+    report = ensure_index(connection, table, choice)
+    assert choice.on == "halfvec"
+    assert report.index
+    plan = explain(connection, table, choice, vectors[3], 10)
+    assert plan.indexes >= {report.index.name}
+    assert not plan.sequential_shortlist
+    assert ids(search(connection, table, choice, vectors[3], 10)) == nearest(vectors, vectors[3], 10)
+
+
+def test_bits_over_toasted_vectors_still_go_through_the_index(connection: Connection) -> None:
+    table = vector_table(1_536)
+    choice = choose(1_000_000, 1_536, "float32", True, Index())
+    vectors = filled(connection, table, 1_000)
+    report = ensure_index(connection, table, choice)
+    assert report.index
+    assert choice.on == "bits"
+    plan = explain(connection, table, choice, vectors[3], 10, where="year > 1200")
+    assert plan.indexes >= {report.index.name}
+    assert not plan.sequential_shortlist
+    assert ids(search(connection, table, choice, vectors[3], 10)) == nearest(vectors, vectors[3], 10)
+
+
+def test_wrong_use_is_told(connection: Connection) -> None:
+    table = vector_table(8, bits=False)
+    create(connection, table)
+    vector = np.ones(8, np.float32)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"vector": np.ones(9, np.float32)}, r"shape \(9,\)"),
+        ({"vector": np.zeros(8, np.float32)}, "zero"),
+        ({"vector": np.full(8, np.nan, np.float32)}, "finite"),
+        ({"k": 0}, "k must be"),
+        ({"oversampling": 65}, "oversampling"),
+        ({"mode": "ann"}, "no index on float"),
+        ({"mode": "bits"}, "keeps no bits"),
+        ({"where": "year = 'soon'"}, "soon"),
+        ({"where": "nobody = 1"}, "nobody"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            search(connection, table, NONE, **{"vector": vector, "k": 3, **arguments})
+
+
+def call(connection: Connection, table: str, text: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    function = sql.Identifier("public", f"{table}_search")
+    return connection.execute(sql.SQL("SELECT * FROM {}({})").format(function, sql.SQL(text)), arguments).fetchall()  # pyright: ignore[reportArgumentType] # a test's own literals
+
+
+@pytest.mark.parametrize("choice", [NONE, BITS, FLOAT, IVFFLAT], ids=lambda choice: f"{choice.kind} on {choice.on}")
+def test_the_function_gives_what_search_gives(connection: Connection, database_url: str, choice: IndexChoice) -> None:
+    table = vector_table(32)
+    vectors = filled(connection, table, 3_000)
+    ensure_index(connection, table, choice)
+    assert install_search_function(connection, table, choice) == '"public"."items_search"'
+    install_search_function(connection, table, choice)
+    text = "[" + ",".join(map(str, vectors[9].tolist())) + "]"
+    hits = search(connection, table, choice, vectors[9], 10)
+    # A client of its own, with none of our settings, that has never loaded pgvector.
+    with psycopg.connect(database_url) as stranger:
+        rows = call(stranger, "items", "%s", text)
+        assert [row[0] for row in rows] == ids(hits)
+        assert [row[4] for row in rows] == [hit.distance for hit in hits]
+        assert rows[0][:4] == (9, "author 9", 1009, "text 9")
+        for _ in range(7):  # past the point where plans become generic
+            assert len(call(stranger, "items", "query => %s, k => 25", text)) == 25
+        filtered = call(
+            stranger, "items", "%s, 5, filter => %s", text, json.dumps({"author": "author 3", "year": 1003})
+        )
+        assert [(row[1], row[2]) for row in filtered] == [("author 3", 1003)] * 3
+        assert call(stranger, "items", "%s, 5, filter => %s", text, '{"year": null}') == []
+        assert stranger.execute("SHOW enable_seqscan").fetchone() == ("on",)
+        assert stranger.execute("SHOW hnsw.ef_search").fetchone() == ("40",)
+        for arguments, error in (
+            (("%s, 5, 8, %s", text, '{"nobody": 1}'), "nobody"),
+            (("%s, 0", text), "k must be"),
+            (("%s, 5, 65", text), "oversampling"),
+        ):
+            with pytest.raises(psycopg.Error, match=error), stranger.transaction():
+                call(stranger, "items", *arguments)
+
+
+def test_the_function_is_replaced_when_its_columns_change(connection: Connection) -> None:
+    table = replace(
+        vector_table(4),
+        metadata=(PgColumn("k", "character varying(9)"), PgColumn("50% Off {x}", "json"), PgColumn("query", "text")),
+    )
+    older = vector_table(4)
+    filled(connection, older, 10)
+    install_search_function(connection, older, NONE)
+    connection.execute("DROP TABLE items")
+    create(connection, table)
+    connection.execute(
+        "INSERT INTO items SELECT 1, 'a', '{\"x\": 1}', 'q', 'c', '[1,1,1,1]', B'1111', 'f', 'm', 1, now()"
+    )
+    install_search_function(connection, table, NONE)
+    assert call(connection, "items", "'[1,1,1,1]'") == [(1, "a", {"x": 1}, "q", "c", 0.0)]
+    assert len(call(connection, "items", "query_ => '[1,1,1,1]', k_ => 1")) == 1
+    hits = search(connection, table, NONE, np.ones(4, np.float32), 1, where="\"50% Off {x}\" LIKE '%x%' AND k = 'a'")
+    assert [hit.metadata["50% Off {x}"] for hit in hits] == [{"x": 1}]
+    # From vector to halfvec: one function is left, not two that a call cannot choose between.
+    connection.execute("DROP TABLE items")
+    half = replace(table, precision="float16")
+    create(connection, half)
+    install_search_function(connection, half, NONE)
+    assert connection.execute("SELECT count(*) FROM pg_proc WHERE proname = 'items_search'").fetchone() == (1,)
+    # What a user's view stands on is not pulled away from under it.
+    connection.execute("CREATE VIEW v AS SELECT * FROM items_search('[1,1,1,1]')")
+    with pytest.raises(TargetError, match="items_search cannot be replaced"):
+        install_search_function(connection, older, NONE)
+
+
+def test_long_names_are_cut_apart(connection: Connection) -> None:
+    names = ["ä" * 30 + "x", "ä" * 30 + "y"]
+    tables = [replace(vector_table(4), name=name) for name in names]
+    made: list[str] = []
+    for table in tables:
+        filled(connection, table, 10)
+        made.append(install_search_function(connection, table, NONE))
+        report = ensure_index(connection, table, FLOAT)
+        assert report.index
+        assert len(report.index.name.encode()) <= 63
+        assert not ensure_index(connection, table, FLOAT).built
+    assert len(set(made)) == 2
+
+
+def test_a_table_with_vectors_missing(connection: Connection) -> None:
+    table: VectorTable = vector_table(4)
+    create(connection, table)
+    fill(connection, table, np.eye(4, dtype=np.float32))
+    connection.execute("UPDATE items SET embedding = NULL, embedding_bits = NULL WHERE id = 0")
+    ensure_index(connection, table, BITS)
+    for choice in (NONE, BITS):
+        assert sorted(ids(search(connection, table, choice, np.ones(4, np.float32), 10))) == [1, 2, 3]
+
+
+def test_settings_end_with_the_search(database_url: str, connection: Connection) -> None:
+    table = vector_table(4)
+    filled(connection, table, 10)
+    with connect(database_url) as other:
+        search(other, table, BITS, np.ones(4, np.float32), 3)
+        assert other.execute("SHOW enable_seqscan").fetchone() == ("on",)

@@ -1,0 +1,83 @@
+"""Filled vector tables for tests: the layout a merge makes, with vectors whose neighbours are known to be close."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+
+from rowvec.columns import PgColumn
+from rowvec.database import Connection
+from rowvec.vector_table import Metric, Precision, VectorTable
+
+
+def vector_table(
+    dimensions: int,
+    *,
+    name: str = "items",
+    precision: Precision = "float32",
+    bits: bool = True,
+    metric: Metric = "cosine",
+) -> VectorTable:
+    """A table in ``public`` with the key ``id`` and the metadata ``author`` and ``year``."""
+    return VectorTable(
+        schema="public",
+        name=name,
+        key=(PgColumn("id", "bigint"),),
+        metadata=(PgColumn("author", "text"), PgColumn("year", "integer")),
+        dimensions=dimensions,
+        precision=precision,
+        bits=bits,
+        metric=metric,
+    )
+
+
+def clustered(rows: int, dimensions: int, *, seed: int = 7, spread: float = 0.7) -> npt.NDArray[np.float32]:
+    """``(rows, dimensions)`` float32, about 50 rows around each of many centres: a shape that real embeddings have."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((max(rows // 50, 1), dimensions))
+    near = centres[random.integers(len(centres), size=rows)]
+    return (near + spread * random.standard_normal((rows, dimensions))).astype(np.float32)
+
+
+def create(connection: Connection, table: VectorTable) -> None:
+    """An empty table laid out as ``table`` says."""
+    columns = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in table.columns)
+    connection.execute(
+        sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY ({}))").format(
+            table.identifier,
+            sql.SQL(", ").join(columns),
+            sql.SQL(", ").join(sql.Identifier(c.name) for c in table.key),
+        )
+    )
+
+
+def fill(connection: Connection, table: VectorTable, vectors: npt.NDArray[np.float32], *, run_id: int = 1) -> None:
+    """Rows 0, 1, ... with these vectors; the author is one of 100, the year one of 1,000."""
+    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns)
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table.identifier, names)) as copy,
+    ):
+        for i, vector in enumerate(vectors):
+            row: list[Any] = [i, f"author {i % 100}", 1000 + i % 1000, f"text {i}"]
+            row.append("[" + ",".join(map(str, vector.tolist())) + "]")
+            if table.bits:
+                row.append("".join("1" if x > 0 else "0" for x in vector.tolist()))
+            copy.write_row([*row, b"f" * 32, b"m" * 32, run_id, "2024-01-01"])
+    connection.execute(sql.SQL("ANALYZE {}").format(table.identifier))
+    if table.precision == "float16" and table.bits:
+        # Values too small for 16 bits become zero, and so do their bits.
+        connection.execute(
+            sql.SQL("UPDATE {} SET embedding_bits = binary_quantize(embedding)").format(table.identifier)
+        )
+
+
+def filled(connection: Connection, table: VectorTable, rows: int, *, seed: int = 7) -> npt.NDArray[np.float32]:
+    """The table with clustered vectors; returns them."""
+    vectors = clustered(rows, table.dimensions, seed=seed)
+    create(connection, table)
+    fill(connection, table, vectors)
+    return vectors
