@@ -51,7 +51,8 @@ def connect(url: str, *, application: str = "rowvec") -> Connection:
 
 @contextmanager
 def lost_connections_are_retriable() -> Generator[None]:
-    """Turn what a restarted, overloaded or locked server raises into ``DatabaseUnavailable``."""
+    """Turn what a restarted, overloaded or locked server raises into ``DatabaseUnavailable``, all else into
+    ``TargetError``."""
     try:
         yield
     except (pg.LockNotAvailable, pg.QueryCanceled, pg.DeadlockDetected, pg.SerializationFailure) as error:
@@ -62,6 +63,9 @@ def lost_connections_are_retriable() -> Generator[None]:
         raise TargetError(f"{_first_line(error)}; docs/operations.md lists the grants a role needs") from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         raise DatabaseUnavailable(f"the connection to the database was lost: {_first_line(error)}") from error
+    except psycopg.Error as error:
+        # A trigger or constraint of the user's own, a type that cannot be cast: their SQL state says it best.
+        raise TargetError(f"the database refused: {_first_line(error)} (SQLSTATE {error.sqlstate})") from error
 
 
 def _refused(error: psycopg.OperationalError) -> DatabaseUnavailable | TargetError:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from psycopg import sql
 
 from rowvec import ledger, rejects
 from rowvec.artifacts import Store, read_vectors
@@ -134,7 +135,8 @@ def _in_table(
     """Vectors that only the table has, its ledger being lost: a scan of the table, so it is the last resort."""
     if not wanted:
         return
-    rows = connection.execute(query("ledger", "known_in_table", table=plan.table.identifier), {"fingerprints": wanted})
+    statement = query("ledger", "known_in_table", table=plan.table.identifier, fingerprints=sql.Literal(wanted))
+    rows = connection.execute(statement)
     for fingerprint, text in rows:
         yield fingerprint, np.array(text.strip("[]").split(","), np.float32)
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from rowvec.columns import PgColumn
-from rowvec.database import Connection, lost_connections_are_retriable
+from rowvec.database import Connection
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.fingerprint import Identity
 from rowvec.ledger import PipelineId, RunId
+from rowvec.load import direct_possible
 from rowvec.pipeline import Pipeline, PostgresSource
 from rowvec.plan import Counts, Plan, count_batches, key_json, plan_rows, store
 from rowvec.queries import query
 from rowvec.sources.postgres import SourceQuery, describe, names
-from rowvec.vector_table import VectorTable, find_table
+from rowvec.vector_table import VectorTable, create_table, find_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ def same_key(key: tuple[PgColumn, ...], left: str, right: str) -> sql.Composed:
 
 def _extract_beside(connection: Connection, request: Request, source: PostgresSource) -> Plan:
     """The source is in the target's database: one set of statements over one snapshot, and no row travels."""
-    with lost_connections_are_retriable(), connection.transaction():
+    with connection.transaction():
         connection.execute(query("extract", "begin"))
         rows = describe(connection, request.pipeline, source, request.identity.digest())
         table = VectorTable.of(request.pipeline, rows.key, rows.metadata)
@@ -146,6 +147,9 @@ def store_plan(
     rows, pipeline_id = plan_rows(request.run_id), sql.Literal(request.pipeline_id)
     connection.execute(query("extract", "index_plan", plan=rows))
     texts, known = _row(connection, query("extract", "count_texts", plan=rows, pipeline_id=pipeline_id))
+    direct = not exists and direct_possible(table)
+    if not exists and not direct and (new or changed):
+        create_table(connection, table)
     stored = _row(connection, query("extract", "count_rows", table=table.identifier))[0] if exists else 0
     rejected = _row(connection, query("extract", "count_rejects", pipeline_id=pipeline_id))[0]
     plan = Plan(
@@ -164,7 +168,7 @@ def store_plan(
             known=known,
         ),
         batches=batches,
-        direct=not exists,
+        direct=direct,
     )
     store(connection, plan)
     return plan

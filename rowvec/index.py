@@ -31,6 +31,7 @@ Progress = Callable[[float, str], None]
 # meanwhile. A plain build, waiting, makes writers queue behind it.
 _CONCURRENT_LOCK_TIMEOUT = "30min"
 _PLAIN_LOCK_TIMEOUT = "30s"
+_CLEARING_LOCK_TIMEOUT = "5s"
 
 _POLL_SECONDS = 0.25
 _LONGEST_NAME = 63
@@ -112,10 +113,10 @@ def ensure_index(
     were not to be had in time.
     """
     started = time.monotonic()
-    facts = connection.execute(query("index", "table_facts"), _name_of(table)).fetchone()
-    if facts is None:
-        raise TargetError(f"there is no table {table.schema}.{table.name} to index: run a sync first")
     with lost_connections_are_retriable():
+        facts = connection.execute(query("index", "table_facts"), _name_of(table)).fetchone()
+        if facts is None:
+            raise TargetError(f"there is no table {table.schema}.{table.name} to index: run a sync first")
         _wait_for_other_builds(connection, table, progress)
         dropped = [s.name for s in index_state(connection, table) if s.ours and not s.valid]
         for name in dropped:
@@ -184,15 +185,15 @@ def _build(
     except pg.Error:
         # What a failed concurrent build leaves behind is invalid, and slows every write. If this fails too, the
         # next call finds it.
-        with suppress(pg.Error, RowvecError):
-            _drop(connection, table, name, readers=readers)
+        with suppress(pg.Error):
+            _drop(connection, table, name, readers=readers, timeout=_CLEARING_LOCK_TIMEOUT)
         raise
     return next(state for state in index_state(connection, table) if state.name == name)
 
 
-def _drop(connection: Connection, table: VectorTable, name: str, *, readers: bool) -> None:
+def _drop(connection: Connection, table: VectorTable, name: str, *, readers: bool, timeout: str | None = None) -> None:
     statement = query("index", "drop", concurrently=_concurrently(readers), name=sql.Identifier(table.schema, name))
-    timeout = _CONCURRENT_LOCK_TIMEOUT if readers else _PLAIN_LOCK_TIMEOUT
+    timeout = timeout or (_CONCURRENT_LOCK_TIMEOUT if readers else _PLAIN_LOCK_TIMEOUT)
     with _session(connection, {"lock_timeout": timeout, "statement_timeout": "0"}):
         connection.execute(statement)
 

@@ -8,7 +8,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.columns import PgColumn
-from rowvec.database import Connection, lost_connections_are_retriable
+from rowvec.database import Connection
 from rowvec.errors import DeleteLimitExceeded, MergeConflict
 from rowvec.extract import same_key
 from rowvec.key_digest import key_digest
@@ -51,7 +51,7 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
     source = pipeline.source
     beside = source.kind == "postgres" and source.url is None
     try:
-        with lost_connections_are_retriable(), connection.transaction():
+        with connection.transaction():
             _begin(connection, plan)
             if source.kind == "postgres" and beside:
                 rows = describe(connection, pipeline, source, plan.identity.digest())
@@ -112,7 +112,7 @@ def _publish(connection: Connection, plan: Plan, *, beside: bool) -> int:
     if beside:
         connection.execute(query("merge", "forget_moved", staging=plan.staging, same_key=_same(plan, "l", "s")))
     connection.execute(query("merge", "primary_key", staging=plan.staging, key=names(table.key)))
-    connection.execute(query("merge", "create_schema", schema=sql.Identifier(table.schema)))
+    connection.execute(query("vector_table", "create_schema", schema=sql.Identifier(table.schema)))
     connection.execute(query("merge", "publish", staging=plan.staging, name=sql.Identifier(table.name)))
     renamed = sql.Identifier("rowvec", table.name)
     connection.execute(query("merge", "publish_schema", staging=renamed, schema=sql.Identifier(table.schema)))

@@ -137,9 +137,15 @@ def fetch(connection: Connection, plan: Plan, batch: int) -> Iterator[pa.RecordB
     )
     with connection.transaction(), connection.cursor(name="batch", binary=True) as cursor:
         cursor.itersize = FETCH_ROWS
-        cursor.execute(
-            query("plan", "fetch", columns=columns, key_json=key_json(plan.table.key), plan=plan.rows), {"batch": batch}
+        statement = query(
+            "plan",
+            "fetch",
+            columns=columns,
+            key_json=key_json(plan.table.key),
+            plan=plan.rows,
+            batch=sql.Literal(batch),
         )
+        cursor.execute(statement)
         while rows := cursor.fetchmany(FETCH_ROWS):
             yield pa.record_batch(
                 [pa.array(v, f.type) for v, f in zip(zip(*rows, strict=True), schema, strict=True)], schema

@@ -25,6 +25,7 @@ def blocks(file: str) -> dict[str, LiteralString]:
 def query(file: str, name: str, /, **parts: sql.Composable) -> sql.Composed:
     """The block ``name`` of ``sql/<file>.sql`` with each ``{part}`` filled by an identifier, literal or composition.
 
-    A block writes literal braces twice, and parameters as ``%(name)s``.
+    A block writes literal braces twice. Parameters (``%(name)s``) are for blocks whose identifiers are our own: psycopg
+    looks for them in the whole text, and a user's column may be called ``100%``. Elsewhere values are literals.
     """
     return sql.SQL(blocks(file)[name]).format(**parts)

@@ -38,7 +38,7 @@ class RecallReport:
     """From 0 to 1; None where it was not measured."""
     low: float
     high: float
-    """The 95 % interval (Wilson's score, a query being one trial: wider than need be, as recalls are no coin tosses)."""
+    """The 95 % interval: Wilson's score with a query as one trial, wider than need be as recalls are no coin tosses."""
     k: int
     queries: int
     at_least: float

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rowvec import ledger
-from rowvec.database import Connection, connect, target_url
+from rowvec.database import Connection, connect, lost_connections_are_retriable, target_url
 from rowvec.embedders import open_embedder
 from rowvec.errors import RowvecError
 from rowvec.ledger import PipelineId, RunId
@@ -27,9 +27,17 @@ class Run:
     """On the monotonic clock of the machine that runs the flow."""
 
 
-def open_target(pipeline: Pipeline, application: str = "rowvec") -> Connection:
-    """A connection to the vector table's database; the pipeline's references must be resolved."""
-    return connect(target_url(pipeline.target.url), application=application)
+@contextmanager
+def open_target(pipeline: Pipeline, application: str = "rowvec") -> Generator[Connection]:
+    """A connection to the vector table's database; the pipeline's references must be resolved.
+
+    What the database raises meanwhile becomes one of our errors.
+    """
+    with (
+        lost_connections_are_retriable(),
+        connect(target_url(pipeline.target.url), application=application) as connection,
+    ):
+        yield connection
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def statement(
     if by_bits:
         nearness, shortlist = hamming, (k if mode == "bits" else candidates)
     else:
-        # The index gives its order only nearly (halfvec rounds, iterative scans come in batches): twice as many mend it.
+        # An index gives its order only nearly (halves round, iterative scans come in batches): twice as many mend it.
         nearness = _as_halfvec(table, vector) if choice.on == "halfvec" else metric
         shortlist = sql.SQL("({} * 2)").format(k)
     settings = query(
@@ -202,18 +202,18 @@ def _prepare(
 
 
 def _percent_signs_doubled(composed: sql.Composed) -> sql.Composed:
-    """A column may be called "50%": where parameters are given, psycopg takes a sign in an identifier for a placeholder.
+    """A column may be called "50%": beside parameters, psycopg takes the sign in an identifier for a placeholder.
 
     https://www.psycopg.org/psycopg3/docs/basic/params.html says to double it; ``sql.Identifier`` does not.
     """
-    parts = (
+    parts: list[sql.Composable] = [
         _percent_signs_doubled(part)
         if isinstance(part, sql.Composed)
         else sql.SQL(cast("LiteralString", part.as_string().replace("%", "%%")))
         if isinstance(part, sql.Identifier)
         else part
         for part in composed
-    )
+    ]
     return sql.Composed(parts)
 
 

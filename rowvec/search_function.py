@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import LiteralString, cast
 
 from psycopg import errors as pg
@@ -27,26 +29,32 @@ def install_search_function(connection: Connection, table: VectorTable, choice: 
     """
     plain = cut_name(table.name, "_search")
     name = sql.Identifier(table.schema, plain)
-    try:
-        with lost_connections_are_retriable(), connection.transaction():
-            connection.execute(query("search", "function_lock"), {"space": _LOCK, "name": name.as_string(connection)})
-            ours = query("search", "our_functions")
-            before = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
-            try:
-                with connection.transaction():
-                    made = _create(connection, table, choice, name)
-            except pg.InvalidFunctionDefinition:
-                # Other result columns, or another argument's name: that takes a new function.
-                _drop(connection, [signature for signature, _ in before])
+    with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
+        connection.execute(query("search", "function_lock"), {"space": _LOCK, "name": name.as_string(connection)})
+        ours = query("search", "our_functions")
+        before = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
+        try:
+            with connection.transaction():
                 made = _create(connection, table, choice, name)
-            else:
-                _drop(connection, [signature for signature, oid in before if oid != made])
+        except pg.InvalidFunctionDefinition:
+            # Other result columns, or another argument's name: that takes a new function.
+            _drop(connection, [signature for signature, _ in before])
+            made = _create(connection, table, choice, name)
+        else:
+            _drop(connection, [signature for signature, oid in before if oid != made])
+    return name.as_string(connection)
+
+
+@contextmanager
+def _refusals(name: str) -> Generator[None]:
+    """Views may stand on the function, and another function may have its name."""
+    try:
+        yield
     except (pg.DependentObjectsStillExist, pg.InvalidFunctionDefinition) as error:
         raise TargetError(
-            f"the search function {table.schema}.{plain} cannot be replaced ({error.diag.message_primary}); drop what "
-            "depends on it, or the function itself, and run again"
+            f"the search function {name} cannot be replaced ({error.diag.message_primary}); drop what depends on it, "
+            "or the function itself, and run again"
         ) from error
-    return name.as_string(connection)
 
 
 def _create(connection: Connection, table: VectorTable, choice: IndexChoice, name: sql.Identifier) -> int:

@@ -89,7 +89,7 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
         request = Request(pipeline=resolved, identity=identity, pipeline_id=run.pipeline_id, run_id=run.run_id)
         plan = extract(connection, request)
         if plan.batches:
-            load.create_staging(connection, plan.table, plan.staging, direct=plan.direct)
+            load.create_staging(connection, run.run_id, plan.table, plan.staging, direct=plan.direct)
     return replace(plan, seconds=time.monotonic() - started)
 
 

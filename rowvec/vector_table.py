@@ -141,6 +141,16 @@ def find_table(connection: Connection, table: VectorTable) -> bool:
     return True
 
 
+def create_table(connection: Connection, table: VectorTable) -> None:
+    """Make the vector table, empty, with its primary key; for a first load that cannot go straight into it."""
+    columns = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql) for column in table.columns
+    )
+    key = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.key)
+    connection.execute(query("vector_table", "create_schema", schema=sql.Identifier(table.schema)))
+    connection.execute(query("vector_table", "create", table=table.identifier, columns=columns, key=key))
+
+
 def count_rows(connection: Connection, table: VectorTable) -> int:
     """How many vectors the table holds."""
     row = connection.execute(query("vector_table", "count", table=table.identifier)).fetchone()

@@ -30,6 +30,7 @@ from rowvec.errors import (
     QuotaExhausted,
     RateLimited,
     RowError,
+    RowvecError,
     SourceError,
     UsageError,
 )
@@ -268,6 +269,14 @@ def test_bad_answers_without_end_are_no_endless_loop(shape: Any) -> None:
     assert len(server.requests) == 4
 
 
+def test_a_short_answer_is_counted() -> None:
+    with (
+        serve(faults=[Fault(shape="short", times=-1)]) as server,
+        pytest.raises(EmbedderUnavailable, match="99 vectors for 100 texts"),
+    ):
+        _vectors(_embedder(server, max_attempts=1).embed(TEXTS))
+
+
 def test_a_model_of_other_dimensions_is_named() -> None:
     with (
         serve(faults=[Fault(shape="wrong_dimensions", times=-1)]) as server,
@@ -375,6 +384,15 @@ def test_a_wait_of_hours_is_handed_to_who_started_the_run() -> None:
     assert len(server.requests) == 1
 
 
+def test_being_refused_while_others_get_through_is_no_failure() -> None:
+    texts = ["unlucky", *(f"text {i}" for i in range(200))]
+    unlucky = Fault(status=429, code="rate_limit_exceeded", headers={"Retry-After": "0"}, marker="unlucky", times=6)
+    with serve(faults=[unlucky], latency=0.01) as server:
+        vectors, _ = _vectors(_embedder(server, max_attempts=4, max_batch_inputs=1, concurrency=8).embed(texts))
+    _assert_right(vectors, texts)
+    assert server.sent["unlucky"] == 7
+
+
 def test_a_rate_limit_without_end_is_no_endless_loop() -> None:
     with serve(faults=[rate_limited(1, times=-1)]) as server, pytest.raises(RateLimited):
         _vectors(_embedder(server, max_attempts=6).embed(TEXTS))
@@ -429,16 +447,22 @@ def test_a_token_limit_is_kept_to() -> None:
 # What is said, and what is not
 
 
-def test_the_key_is_never_said(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("key", ["sk-test-0123456789", "0123456789abcdef0123456789abcdef"])
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
+def test_the_key_is_never_said(key: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    other = "sk-another-0123456789"
-    with serve(key=other) as server, pytest.raises(EmbedderRefused) as raised:
+    said = Fault(status=status, message=f"You sent {key}, or sk-te***89 in short.", times=-1)
+    with serve(key=None, faults=[said]) as server, pytest.raises(RowvecError) as raised:
+        _vectors(OpenAIApi(_config(server, key=key, max_attempts=2), JumpingClock()).embed(TEXTS))
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "You sent ***, or *** in short." in shown
+    assert key not in shown
+    assert key not in caplog.text
+
+
+def test_a_wrong_key_is_named_by_its_place_in_the_pipeline() -> None:
+    with serve(key="another") as server, pytest.raises(EmbedderRefused, match=r"embedder\.api_key"):
         _vectors(_embedder(server).embed(TEXTS))
-    said = "".join(traceback.format_exception(raised.value))
-    assert "embedder.api_key" in said
-    assert KEY not in said
-    assert KEY not in caplog.text
-    assert raised.value.__cause__ is None
 
 
 @pytest.mark.parametrize("key", ["", " ", "sk-one two", "sk-tést"])

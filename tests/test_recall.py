@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, LiteralString
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from rowvec.index_choice import IndexChoice
 from rowvec.pipeline import Recall
 from rowvec.recall import distances, interval, measure
 from rowvec.vector_table import Metric
-from tests.vector_tables import create, fill, filled, vector_table
+from tests.vector_tables import clustered, create, fill, filled, vector_table
 
 BITS = IndexChoice(kind="hnsw", on="bits", opclass="bit_hamming_ops", reason="")
 FLOAT = IndexChoice(kind="hnsw", on="float", opclass="vector_cosine_ops", reason="")
@@ -64,23 +64,19 @@ def test_an_index_that_finds_everything_has_recall_1(
     assert (report.recall, report.queries) == (1.0, 200)
 
 
+READY: LiteralString = "UPDATE pg_index SET indisready = %s WHERE indexrelid = 'part_rowvec_00000000'::regclass"
+
+
 def test_a_search_that_leaves_rows_out_shows(connection: Connection) -> None:
-    """An index that serves half of the rows (made so by hand) has the recall of a half."""
+    """An index that knows half of the rows has the recall of a half."""
     table = vector_table(16, bits=False)
-    filled(connection, table, 2_000)
-    connection.execute(
-        "CREATE INDEX part_rowvec_00000000 ON items USING hnsw (embedding vector_cosine_ops) WITH (m = 16)"
-    )
-    # Rows whose heap tuples the index does not know: written while it was, wrongly, not maintained.
-    connection.execute(
-        "UPDATE pg_index SET indisready = false, indislive = true WHERE indexrelid = 'part_rowvec_00000000'::regclass"
-    )
-    more = vector_table(16, bits=False, name="more")
-    filled(connection, more, 2_000)
-    connection.execute(
-        "INSERT INTO items SELECT id + 2000, author, year, content, embedding, fingerprint, metadata_hash, run_id, embedded_at FROM more"
-    )
-    connection.execute("UPDATE pg_index SET indisready = true WHERE indexrelid = 'part_rowvec_00000000'::regclass")
+    vectors = clustered(4_000, 16)
+    create(connection, table)
+    fill(connection, table, vectors[:2_000])
+    connection.execute("CREATE INDEX part_rowvec_00000000 ON items USING hnsw (embedding vector_cosine_ops)")
+    connection.execute(READY, (False,))
+    fill(connection, table, vectors[2_000:], first=2_000)
+    connection.execute(READY, (True,))
     report = measure(connection, table, FLOAT, Recall(k=9, at_least=0.95, queries=100))
     assert report.index == "part_rowvec_00000000"
     assert report.recall is not None
@@ -95,11 +91,9 @@ def test_tables_too_small_and_too_large(connection: Connection) -> None:
     assert measure(connection, table, BITS, Recall()).recall is None
     fill(connection, table, np.ones((1, 4), np.float32))
     assert measure(connection, table, BITS, Recall()).recall is None
-    connection.execute(
-        "INSERT INTO items SELECT 2, author, year, content, embedding, embedding_bits, fingerprint, metadata_hash, run_id, embedded_at FROM items"
-    )
-    three = measure(connection, table, BITS, Recall(k=10))
-    assert (three.recall, three.queries) == (1.0, 2)
+    fill(connection, table, np.ones((1, 4), np.float32), first=1)
+    two = measure(connection, table, BITS, Recall(k=10))
+    assert (two.recall, two.queries) == (1.0, 2)
     large = measure(connection, table, BITS, Recall(), most_bytes=1)
     assert large.recall is None
     assert "limit" in large.note

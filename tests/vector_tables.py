@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -54,19 +55,19 @@ def create(connection: Connection, table: VectorTable) -> None:
     )
 
 
-def fill(connection: Connection, table: VectorTable, vectors: npt.NDArray[np.float32], *, run_id: int = 1) -> None:
-    """Rows 0, 1, ... with these vectors; the author is one of 100, the year one of 1,000."""
+def fill(connection: Connection, table: VectorTable, vectors: npt.NDArray[np.float32], *, first: int = 0) -> None:
+    """Rows ``first`` and on with these vectors; the author is one of 100, the year one of 1,000."""
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns)
     with (
         connection.cursor() as cursor,
         cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table.identifier, names)) as copy,
     ):
-        for i, vector in enumerate(vectors):
+        for i, vector in enumerate(vectors, first):
             row: list[Any] = [i, f"author {i % 100}", 1000 + i % 1000, f"text {i}"]
-            row.append("[" + ",".join(map(str, vector.tolist())) + "]")
+            row.append(json.dumps(vector.tolist()))
             if table.bits:
-                row.append("".join("1" if x > 0 else "0" for x in vector.tolist()))
-            copy.write_row([*row, b"f" * 32, b"m" * 32, run_id, "2024-01-01"])
+                row.append(((vector > 0) + np.uint8(ord("0"))).tobytes().decode())
+            copy.write_row([*row, b"f" * 32, b"m" * 32, 1, "2024-01-01"])
     connection.execute(sql.SQL("ANALYZE {}").format(table.identifier))
     if table.precision == "float16" and table.bits:
         # Values too small for 16 bits become zero, and so do their bits.

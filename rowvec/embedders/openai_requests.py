@@ -74,7 +74,7 @@ class _Patience:
                 return True
             if self.pace.successes > self.seen:
                 self.seen = self.pace.successes
-                pass
+                self.forgiven += 1
         tries = state.attempt_number - self.forgiven
         return tries >= (
             min(_DIMENSION_ATTEMPTS, self.max_attempts) if isinstance(error, WrongDimensions) else self.max_attempts

@@ -74,7 +74,7 @@ ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 
 -- name: known_in_table
 SELECT DISTINCT ON (fingerprint) fingerprint, embedding::text
-FROM {table} WHERE fingerprint = ANY (%(fingerprints)s)
+FROM {table} WHERE fingerprint = ANY ({fingerprints}::bytea[])
 
 -- name: has_artifacts
 SELECT EXISTS (SELECT FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s)

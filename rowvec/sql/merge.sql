@@ -94,9 +94,6 @@ ALTER TABLE {staging} RENAME TO {name}
 -- name: publish_schema
 ALTER TABLE {staging} SET SCHEMA {schema}
 
--- name: create_schema
-CREATE SCHEMA IF NOT EXISTS {schema}
-
 -- name: merged
 UPDATE rowvec.runs SET merged_at = now() WHERE run_id = %(run_id)s
 

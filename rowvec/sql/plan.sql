@@ -12,7 +12,7 @@ WHERE p.run_id = %(run_id)s
 
 -- name: fetch
 SELECT {columns}, content, fingerprint, metadata_hash, rowvec_vector, {key_json}::text
-FROM {plan} WHERE rowvec_batch = %(batch)s
+FROM {plan} WHERE rowvec_batch = {batch}
 ORDER BY fingerprint
 
 -- name: sample_texts -- the batches are cut by hash, so the first rows are as good as any

@@ -95,3 +95,11 @@ CREATE TABLE rowvec.rejects (
     PRIMARY KEY (pipeline_id, key)
 );
 COMMENT ON TABLE rowvec.rejects IS 'Rows that cannot be embedded. Tried again when their content changes, or on request.';
+
+CREATE TABLE rowvec.loaded (
+    run_id bigint NOT NULL REFERENCES rowvec.runs ON DELETE CASCADE,
+    batch int NOT NULL,
+    rows bigint NOT NULL,
+    PRIMARY KEY (run_id, batch)
+);
+COMMENT ON TABLE rowvec.loaded IS 'Which batches of a run are in staging already.';

@@ -9,3 +9,9 @@ ORDER BY a.attnum
 
 -- name: count
 SELECT count(*) FROM {table}
+
+-- name: create_schema
+CREATE SCHEMA IF NOT EXISTS {schema}
+
+-- name: create
+CREATE TABLE {table} ({columns}, PRIMARY KEY ({key}))

@@ -1,0 +1,102 @@
+"""A small source table, its pipeline, and a sync of it without an orchestrator."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from rowvec import stages
+from rowvec.database import Connection
+from rowvec.errors import Inconsistent
+from rowvec.pipeline import Pipeline
+from rowvec.report import SyncReport
+from rowvec.run import Run, running
+from rowvec.stages import Batch, Round, conclude
+
+SOURCE = """
+    CREATE TABLE paintings (id int PRIMARY KEY, title text, description text, author text, year int)
+"""
+
+
+def fill(connection: Connection, rows: int, start: int = 1) -> None:
+    """Rows with distinct texts."""
+    connection.execute(
+        "INSERT INTO paintings SELECT i, 'Painting ' || i, 'It shows the number ' || i, 'Author ' || i %% 7, 1900 + i"
+        " FROM generate_series(%s::int, %s::int) AS i",
+        (start, start + rows - 1),
+    )
+
+
+def pipeline(artifacts: str, **parts: dict[str, Any]) -> Pipeline:
+    """The pipeline over ``paintings``; ``parts`` replace or extend its parts."""
+    written: dict[str, Any] = {
+        "name": "paintings",
+        "source": {
+            "kind": "postgres",
+            "table": "public.paintings",
+            "key": ["id"],
+            "content": "{title}\n{description}",
+            "metadata": ["author", "year"],
+        },
+        "embedder": {"kind": "local", "dimensions": 64},
+        "target": {"table": "vectors.paintings"},
+        "artifacts": {"url": artifacts},
+    }
+    for part, changes in parts.items():
+        written[part] = changes if "kind" in changes else {**written.get(part, {}), **changes}
+    return Pipeline.model_validate(written)
+
+
+def sync(pipeline: Pipeline) -> SyncReport:
+    """What the flow does, one stage after the other. Raises ``Inconsistent`` as the flow does."""
+    with running(pipeline, "test") as run:
+        rounds = [bring_up_to_date(pipeline, run)]
+        while rounds[-1].merged.pending and len(rounds) < 3:
+            rounds.append(bring_up_to_date(pipeline, run))
+        return conclude(stages.validate_rows(pipeline, run, rounds, stages.index_rows(pipeline, run.run_id)))
+
+
+def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
+    """One round."""
+    plan = stages.extract_rows(pipeline, run)
+    done = tuple(through_stages(pipeline, run, number) for number in range(plan.batches))
+    return Round(plan=plan, batches=done, merged=stages.merge_rows(pipeline, run.run_id))
+
+
+def through_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:
+    """One batch through all its stages."""
+    batch = stages.embed_rows(pipeline, run.run_id, number)
+    batch = stages.binarize_rows(pipeline, batch)
+    batch = stages.upload_rows(pipeline, batch)
+    return stages.load_rows(pipeline, batch)
+
+
+def vectors(connection: Connection) -> dict[int, tuple[str, str, str]]:
+    """What the vector table holds: content, author, embedding by id."""
+    rows = connection.execute("SELECT id, content, author, embedding::text FROM vectors.paintings").fetchall()
+    return {id_: (content, author, embedding) for id_, content, author, embedding in rows}
+
+
+def assert_in_step(connection: Connection) -> None:
+    """The vector table is what the source says, by content and metadata of every row, judged by plain SQL."""
+    wrong = connection.execute(
+        "SELECT coalesce(s.id, t.id) FROM"
+        " (SELECT * FROM paintings WHERE coalesce(title, '') || coalesce(description, '') ~ '[^ \\t\\n\\r\\f\\v]') AS s"
+        " FULL JOIN vectors.paintings AS t ON s.id = t.id"
+        " WHERE coalesce(s.title, '') || E'\\n' || coalesce(s.description, '') IS DISTINCT FROM t.content"
+        " OR s.author IS DISTINCT FROM t.author OR s.year IS DISTINCT FROM t.year"
+    ).fetchall()
+    assert wrong == []
+
+
+@contextmanager
+def writer(url: str) -> Generator[Connection]:
+    """Another client of the same database."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+__all__ = ["Inconsistent", "assert_in_step", "fill", "pipeline", "sync", "vectors", "writer"]

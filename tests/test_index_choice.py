@@ -1,0 +1,137 @@
+"""The index choice never passes pgvector's limits, and changes its mind only where it should."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from rowvec.errors import UsageError
+from rowvec.index_choice import (
+    BITS_FROM_DIMENSIONS,
+    EXACT_ELEMENTS,
+    LIMIT_BITS,
+    LIMIT_HALFVEC,
+    LIMIT_VECTOR,
+    IndexChoice,
+    choose,
+    fits,
+)
+from rowvec.pipeline import Index
+from rowvec.vector_table import Metric, Precision
+
+ROWS = st.integers(0, 10**10)
+DIMENSIONS = st.integers(1, 16_000)
+PRECISIONS = st.sampled_from(["float32", "float16"])
+METRICS = st.sampled_from(["cosine", "l2", "inner_product"])
+WANTED = st.builds(
+    Index,
+    kind=st.sampled_from(["auto", "none", "hnsw", "ivfflat"]),
+    on=st.sampled_from(["auto", "bits", "float"]),
+    m=st.integers(2, 100),
+    ef_construction=st.integers(4, 1000),
+    lists=st.none() | st.integers(1, 32_768),
+    oversampling=st.integers(1, 64),
+)
+
+
+def chosen(
+    rows: int, dimensions: int, precision: Precision, bits: bool, wanted: Index, metric: Metric, *, indexed: bool
+) -> IndexChoice:
+    try:
+        return choose(rows, dimensions, precision, bits, wanted, metric=metric, indexed=indexed)
+    except UsageError:
+        # Only a wish that cannot be had is refused, and auto asks for nothing.
+        assert (wanted.kind, wanted.on) != ("auto", "auto")
+        assert wanted.on == "bits" or dimensions > LIMIT_HALFVEC
+        assume(False)
+        raise
+
+
+@given(
+    rows=ROWS,
+    dimensions=DIMENSIONS,
+    precision=PRECISIONS,
+    bits=st.booleans(),
+    wanted=WANTED,
+    metric=METRICS,
+    indexed=st.booleans(),
+)
+def test_no_limit_of_pgvector_is_passed(
+    rows: int, dimensions: int, precision: Precision, bits: bool, wanted: Index, metric: Metric, indexed: bool
+) -> None:
+    choice = chosen(rows, dimensions, precision, bits, wanted, metric, indexed=indexed)
+    assert choice.reason.endswith(".")
+    assert choice.oversampling == wanted.oversampling
+    assert wanted.kind in ("auto", choice.kind)
+    if choice.kind == "none":
+        return
+    limits = {"vector": LIMIT_VECTOR, "halfvec": LIMIT_HALFVEC, "bit": LIMIT_BITS}
+    assert dimensions <= limits[choice.opclass.split("_", 1)[0]]
+    assert choice.on != "bits" or bits
+    assert wanted.on in ("auto", "bits" if choice.on == "bits" else "float")
+    assert (choice.on == "bits") == (choice.opclass == "bit_hamming_ops")
+    assert (choice.on == "halfvec") == (precision == "float32" and choice.opclass.startswith("halfvec"))
+    operator = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}[metric]
+    assert choice.on == "bits" or choice.opclass.endswith(f"_{operator}_ops")
+    if choice.kind == "hnsw":
+        assert choice.ef_construction >= 2 * choice.m
+    else:
+        assert 1 <= choice.lists <= 32_768
+    assert fits(choice, choice)
+
+
+@given(rows=ROWS, dimensions=DIMENSIONS, bits=st.booleans())
+def test_auto_has_an_index_from_some_size_on_and_keeps_it(rows: int, dimensions: int, bits: bool) -> None:
+    wanted = Index()
+    without, with_one = (choose(rows, dimensions, "float32", bits, wanted, indexed=i) for i in (False, True))
+    if without.kind != "none":
+        assert with_one == without
+        assert choose(rows + 1, dimensions, "float32", bits, wanted).kind == without.kind
+    elif with_one.kind != "none":
+        assert choose(2 * rows + 1, dimensions, "float32", bits, wanted).kind != "none"
+
+
+@pytest.mark.parametrize(
+    ("rows", "dimensions", "bits", "kind", "on"),
+    [
+        (9_000, 1_024, True, "none", "float"),
+        (33_000, 256, True, "none", "float"),
+        (40_000, 256, True, "hnsw", "float"),
+        (1_000_000, BITS_FROM_DIMENSIONS - 1, True, "hnsw", "float"),
+        (1_000_000, BITS_FROM_DIMENSIONS, True, "hnsw", "bits"),
+        (1_000_000, 1_536, False, "hnsw", "float"),
+        (1_000_000, 2_001, False, "hnsw", "halfvec"),
+        (1_000_000, 3_072, True, "hnsw", "bits"),
+        (1_000_000, 4_001, False, "none", "float"),
+        (1_000_000, 4_001, True, "hnsw", "bits"),
+    ],
+)
+def test_what_auto_does(rows: int, dimensions: int, bits: bool, kind: str, on: str) -> None:
+    choice = choose(rows, dimensions, "float32", bits, Index())
+    assert (choice.kind, choice.on) == (kind, on)
+    assert EXACT_ELEMENTS
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "bits", "wanted", "message"),
+    [
+        (256, False, Index(on="bits"), "target.bits to true"),
+        (4_001, True, Index(on="float"), "4,000"),
+        (4_001, False, Index(kind="hnsw"), "4,000"),
+    ],
+)
+def test_an_impossible_wish_is_told(dimensions: int, bits: bool, wanted: Index, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose(10, dimensions, "float32", bits, wanted)
+
+
+@given(rows=st.integers(1, 10**9), change=st.floats(0.6, 1.6))
+def test_lists_by_rows_do_not_ask_for_a_rebuild_with_every_row(rows: int, change: float) -> None:
+    wanted = Index(kind="ivfflat")
+    before, after = (choose(n, 64, "float32", False, wanted) for n in (rows, int(rows * change)))
+    assert fits(before, after) or before.lists < 10
+    much_more = choose(rows * 8 + 40_000, 64, "float32", False, wanted)
+    assert not fits(before, much_more) or before.lists > 10_000
+    asked = choose(rows, 64, "float32", False, Index(kind="ivfflat", lists=before.lists + 1))
+    assert not fits(before, asked)
