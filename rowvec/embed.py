@@ -187,7 +187,7 @@ def _write_embedded(folder: Path, plan: Plan, distinct: _Distinct) -> int:
             mask = distinct.present[ids]
             kept = block if mask.all() else block.filter(pa.array(mask))
             flat = pa.array(distinct.vectors[ids[mask]].reshape(-1), pa.float32())
-            embedding = pa.FixedSizeListArray.from_arrays(flat, plan.table.dimensions)
+            embedding = pa.FixedSizeListArray.from_arrays(flat, type=plan.table.embedding_arrow)
             columns = [embedding if f.name == "embedding" else kept.column(f.name) for f in schema]
             if kept.num_rows:
                 out.write_batch(pa.record_batch(columns, schema=schema))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from psycopg import sql
-from psycopg.copy import LibpqWriter
+from psycopg.copy import QueuedLibpqWriter
 
 from rowvec.artifacts import read_artifact
 from rowvec.columns import PgColumn
@@ -86,7 +86,8 @@ def copy_rows(
     statement = query("load", "copy", table=table, columns=names)
     given = 0
     with connection.cursor() as cursor:
-        with cursor.copy(statement, writer=LibpqWriter(cursor)) as copy:
+        # The queue's own thread sends, so that a block is encoded while the server still reads the one before.
+        with cursor.copy(statement, writer=QueuedLibpqWriter(cursor)) as copy:
             copy.write(HEADER)
             for batch in batches:
                 for block in encoder.encode(batch):

@@ -145,8 +145,8 @@ def _recalls(
         # The server adds up in single precision.
         slack = 2e-6 * {"cosine": 1.0, "l2": nearest[i, -1] + 0.1 * scale[i], "inner_product": scale[i] ** 2}[metric]
         others = nearest[i].tolist()
-        # By inner product the row itself may be far from being its own nearest neighbour.
-        others.pop(int(np.argmin(np.abs(nearest[i] - itself[i]))) if itself[i] <= nearest[i, -1] + slack else -1)
+        # The row itself goes. By inner product it may not be among its own nearest: then this is the last of them.
+        others.pop(int(np.argmin(np.abs(nearest[i] - itself[i]))))
         true = [d for d in others[:k] if math.isfinite(d)]
         if true:
             recalls.append(sum(d <= true[-1] + slack for d in answer[: len(true)]) / len(true))
