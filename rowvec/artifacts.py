@@ -68,7 +68,14 @@ def write_bits(spool, bits, dimensions):
 def write_artifact(spool, bits, into, table, pipeline, identity):
     n = 0
     with (
-        pq.ParquetWriter(into, table.artifact_schema, compression={c.name if c.name!="embedding" else "embedding.list.element": "none" for c in table.artifact_schema}, use_dictionary=False) as w,
+        pq.ParquetWriter(
+            into,
+            table.artifact_schema,
+            compression={
+                c.name if c.name != "embedding" else "embedding.list.element": "none" for c in table.artifact_schema
+            },
+            use_dictionary=False,
+        ) as w,
         pa.memory_map(str(spool)) as s,
     ):
         r = pa.ipc.open_file(s)

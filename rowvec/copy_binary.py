@@ -188,7 +188,9 @@ class Encoder:
 def _form(column: PgColumn, constants: Mapping[str, int]) -> WireForm:
     form = _CONSTANT if column.name in constants else wire_form(column.pg_type)
     if form is None:
-        raise FatalError(f"column {column.name} is {column.pg_type}, which cannot be written in binary; load it as text")
+        raise FatalError(
+            f"column {column.name} is {column.pg_type}, which cannot be written in binary; load it as text"
+        )
     return form
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from rowvec import ledger, rejects
 from rowvec.artifacts import Store, read_vectors
 from rowvec.database import Connection
 from rowvec.embedders.protocol import Answer, Embedder
-from rowvec.errors import RowError
+from rowvec.errors import ArtifactCorrupt, RowError
 from rowvec.plan import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
 from rowvec.queries import query
 
 # Fingerprints looked up in one statement: an array of 10,000 is 0.4 MB.
 _LOOKUP = 10_000
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -117,16 +120,28 @@ def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct
             _fill(distinct, ids[fingerprint], vector)
         open_ids = [f for f in wanted if not distinct.present[ids[f]]]
         for (name, sha256), held in ledger.known_in_artifacts(connection, plan.pipeline_id, open_ids).items():
-            local = folder / "reused.parquet"
-            store.get(name, local, sha256)
-            found, vectors = read_vectors(local, held)
-            local.unlink()
-            for fingerprint, vector in zip(found, vectors, strict=True):
+            for fingerprint, vector in _kept(connection, store, plan, (name, sha256), held, folder):
                 _fill(distinct, ids[fingerprint], vector)
         if look_in_table:
             still_open = [f for f in wanted if not distinct.present[ids[f]]]
             for fingerprint, vector in _in_table(connection, plan, still_open):
                 _fill(distinct, ids[fingerprint], vector)
+
+
+def _kept(
+    connection: Connection, store: Store, plan: Plan, artifact: tuple[str, str], held: set[bytes], folder: Path
+) -> Iterator[tuple[bytes, npt.NDArray[np.float32]]]:
+    """Vectors from an artifact. One that is lost or spoilt is forgotten, so that nobody counts on it again."""
+    name, sha256 = artifact
+    local = folder / "reused.parquet"
+    try:
+        store.get(name, local, sha256)
+        yield from zip(*read_vectors(local, held), strict=True)
+    except ArtifactCorrupt as error:
+        logger.warning("%s; what it held is embedded anew", error)
+        ledger.forget_artifact(connection, plan.pipeline_id, name)
+    finally:
+        local.unlink(missing_ok=True)
 
 
 def _in_table(

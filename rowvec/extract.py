@@ -15,7 +15,7 @@ from rowvec.load import direct_possible
 from rowvec.pipeline import Pipeline, PostgresSource
 from rowvec.plan import Counts, Plan, count_batches, key_json, plan_rows, store
 from rowvec.queries import query
-from rowvec.sources.postgres import SourceQuery, describe, names
+from rowvec.sources.postgres import SourceQuery, describe, is_beside, names
 from rowvec.vector_table import VectorTable, create_table, find_table
 
 
@@ -37,7 +37,7 @@ def extract(connection: Connection, request: Request) -> Plan:
     ``DeleteLimitExceeded`` before anything was spent.
     """
     source = request.pipeline.source
-    if source.kind == "postgres" and source.url is None:
+    if source.kind == "postgres" and is_beside(request.pipeline):
         plan = _extract_beside(connection, request, source)
     else:
         from rowvec.extract_apart import extract_apart  # late: pyarrow's file readers are needed only here

@@ -131,6 +131,11 @@ def add_artifact(
         connection.execute(query("ledger", "forget_answers"), entries)
 
 
+def forget_artifact(connection: Connection, pipeline_id: PipelineId, name: str) -> None:
+    """An artifact that is lost holds nothing: what it held is taken from elsewhere, or embedded anew."""
+    connection.execute(query("ledger", "forget_artifact"), {"pipeline_id": pipeline_id, "name": name})
+
+
 def artifacts_of(connection: Connection, run_id: RunId) -> list[Artifact]:
     """The artifacts of a run, by batch."""
     rows = connection.execute(query("ledger", "artifacts_of_run"), {"run_id": run_id})

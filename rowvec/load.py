@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
 from psycopg import sql
-from psycopg.copy import QueuedLibpqWriter
+from psycopg.copy import LibpqWriter
 
 from rowvec.artifacts import read_artifact
 from rowvec.columns import PgColumn
 from rowvec.copy_binary import HEADER, TRAILER, Encoder, can_encode
-from rowvec.database import Connection
+from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.errors import DatabaseUnavailable
 from rowvec.ledger import RunId
 from rowvec.queries import query
 from rowvec.vector_table import VectorTable
 
-# 2000-01-01 in seconds since 1970: Postgres counts time from there.
-_POSTGRES_EPOCH = 946_684_800
-
 
 def direct_possible(table: VectorTable) -> bool:
     """Whether all columns can be written in their own types, so that staging can become the vector table."""
-    return all(can_encode(column.pg_type) for column in (*table.key, *table.metadata))
+    return all(can_encode(column.pg_type) for column in table.columns)
 
 
 def create_staging(
     connection: Connection, run_id: RunId, table: VectorTable, name: sql.Identifier, *, direct: bool
 ) -> None:
-    """Make the table that a run's batches are loaded into: as the vector table itself where ``direct``."""
+    """Make the empty table that a run's batches are loaded into: as the vector table itself where ``direct``.
+
+    What an earlier plan of the run left there goes, and with it the marks of its batches.
+    """
     columns = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql)
         for column in _staged_columns(table, direct=direct)
     )
-    with connection.transaction():
+    with lost_connections_are_retriable(), connection.transaction():
         connection.execute(query("load", "forget_batches"), {"run_id": run_id})
+        connection.execute(query("load", "forget_staging", name=name))
         connection.execute(query("load", "create" if direct else "create_unlogged", name=name, columns=columns))
 
 
@@ -56,13 +58,12 @@ def load_batch(
     A batch that is marked already is not loaded again.
     """
     values = {"run_id": run_id, "batch": batch}
-    with connection.transaction():
-        if connection.execute(query("load", "claim"), values).fetchone() is None:
+    with lost_connections_are_retriable(), connection.transaction():
+        claimed = connection.execute(query("load", "claim"), values).fetchone()
+        if claimed is None:
             row = connection.execute(query("load", "loaded_rows"), values).fetchone()
             return row[0] if row else 0
-        constants = {}
-        if direct:
-            constants = {"run_id": run_id, "embedded_at": int((time.time() - _POSTGRES_EPOCH) * 1_000_000)}
+        constants = {"run_id": run_id, "embedded_at": claimed[0]} if direct else {}
         columns = _staged_columns(table, direct=direct)
         rows = copy_rows(connection, into, columns, read_artifact(artifact), constants)
         connection.execute(query("load", "mark"), {**values, "rows": rows})
@@ -74,30 +75,42 @@ def copy_rows(
     table: sql.Identifier,
     columns: Sequence[PgColumn],
     batches: Iterable[pa.RecordBatch],
-    constants: dict[str, int] | None = None,
+    constants: Mapping[str, int] | None = None,
 ) -> int:
     """COPY record batches into a table; returns the number of rows, which the server must agree on.
 
-    Raises ``DatabaseUnavailable`` where it does not: a stream that is cut between two rows is accepted by Postgres
-    without a word. See ``Encoder`` for ``constants``.
+    Memory is that of two batches: one is read in a thread while the one before it is sent. See ``Encoder`` for
+    ``constants``. Raises ``DatabaseUnavailable`` where the server took another number of rows, for Postgres accepts a
+    stream that is cut between two rows without a word; ``TargetError`` where it refuses a value. Either way, and
+    where ``batches`` raises, no row is kept.
     """
     encoder = Encoder(columns, constants)
     names = sql.SQL(", ").join(sql.Identifier(column.name) for column in encoder.columns)
     statement = query("load", "copy", table=table, columns=names)
     given = 0
-    with connection.cursor() as cursor:
-        # The queue's own thread sends, so that a block is encoded while the server still reads the one before.
-        with cursor.copy(statement, writer=QueuedLibpqWriter(cursor)) as copy:
+    with lost_connections_are_retriable(), connection.transaction(), connection.cursor() as cursor:
+        with closing(_read_ahead(batches)) as coming, cursor.copy(statement, writer=LibpqWriter(cursor)) as copy:
             copy.write(HEADER)
-            for batch in batches:
+            for batch in coming:
                 for block in encoder.encode(batch):
                     copy.write(block)
                 given += batch.num_rows
             copy.write(TRAILER)
-        taken = cursor.rowcount
-    if taken != given:
-        raise DatabaseUnavailable(f"the database took {taken:,} of {given:,} rows; the batch is loaded anew")
+        if cursor.rowcount != given:
+            raise DatabaseUnavailable(
+                f"the database took {cursor.rowcount:,} of {given:,} rows; the batch is loaded anew"
+            )
     return given
+
+
+def _read_ahead(batches: Iterable[pa.RecordBatch]) -> Generator[pa.RecordBatch]:
+    """The batches, the next one being read while one is worked on: Arrow decompresses without holding the GIL."""
+    source = iter(batches)
+    with ThreadPoolExecutor(1, thread_name_prefix="rowvec-read") as reader:
+        coming = reader.submit(next, source, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, source, None)
+            yield batch
 
 
 def _staged_columns(table: VectorTable, *, direct: bool) -> tuple[PgColumn, ...]:

@@ -15,7 +15,7 @@ from rowvec.key_digest import key_digest
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan, key_json
 from rowvec.queries import query
-from rowvec.sources.postgres import SourceQuery, describe, names
+from rowvec.sources.postgres import SourceQuery, describe, is_beside, names
 
 _LOCK_SPACE = 0x72760002
 """Advisory locks of merges: (this, pipeline_id)."""
@@ -49,7 +49,7 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
     Otherwise the plan is taken at its word. Raises ``MergeConflict`` where somebody else wrote the vector table.
     """
     source = pipeline.source
-    beside = source.kind == "postgres" and source.url is None
+    beside = is_beside(pipeline)
     try:
         with connection.transaction():
             _begin(connection, plan)
@@ -116,6 +116,7 @@ def _publish(connection: Connection, plan: Plan, *, beside: bool) -> int:
     connection.execute(query("merge", "publish", staging=plan.staging, name=sql.Identifier(table.name)))
     renamed = sql.Identifier("rowvec", table.name)
     connection.execute(query("merge", "publish_schema", staging=renamed, schema=sql.Identifier(table.schema)))
+    connection.execute(query("merge", "analyze_table", table=table.identifier))
     return _totals(connection, plan, table.identifier)[0]
 
 

@@ -15,7 +15,9 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.database import Connection, connect
 from rowvec.home import start_postgres
+from rowvec.pipeline import Pipeline
 from rowvec.schema import install
+from tests import gallery
 
 _numbers = itertools.count(1)
 
@@ -55,3 +57,19 @@ def connection(database_url: str) -> Generator[Connection]:
     """An autocommit connection to this test's database."""
     with connect(database_url) as opened:
         yield opened
+
+
+@pytest.fixture
+def source(connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connection:
+    """A connection to a database with 50 paintings, which pipelines without a URL go to."""
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
+    monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
+    connection.execute(gallery.SOURCE)
+    gallery.fill(connection, 50)
+    return connection
+
+
+@pytest.fixture
+def paintings(tmp_path: Path) -> Pipeline:
+    """The pipeline over the paintings, with a folder as its blob store."""
+    return gallery.pipeline(str(tmp_path / "artifacts"))

@@ -16,21 +16,6 @@ from tests import gallery
 from tests.gallery import assert_in_step, fill, sync, vectors
 
 
-@pytest.fixture
-def source(connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connection:
-    """A connection to a database with 50 paintings, which pipelines without a URL go to."""
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
-    monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
-    connection.execute(gallery.SOURCE)
-    fill(connection, 50)
-    return connection
-
-
-@pytest.fixture
-def paintings(tmp_path: Path) -> Pipeline:
-    return gallery.pipeline(str(tmp_path / "artifacts"))
-
-
 def test_the_second_sync_embeds_what_changed_and_the_third_nothing(source: Connection, paintings: Pipeline) -> None:
     first = sync(paintings)
     assert (first.new, first.embedded, first.reused, first.rows) == (50, 50, 0, 50)

@@ -11,6 +11,7 @@ import click
 import typer
 
 from rowvec import commands
+from rowvec.audit import run_audit, summary, void
 from rowvec.cli import shown
 from rowvec.cli.orchestrator import load_flow
 from rowvec.cli.output import emit, err, fail
@@ -80,14 +81,18 @@ def audit(
 ) -> None:
     """Compare source, artifacts and vector table both ways."""
     pipeline = load(file)
-    found = commands.audit(pipeline)
-    if repair and not found["consistent"]:
-        commands.void(pipeline, found)
+    findings = run_audit(pipeline)
+    repaired = 0
+    if repair and findings:
+        void(pipeline, findings)
+        flow = load_flow("sync")
         with shown_progress(err):
-            load_flow("sync")(pipeline=pipeline, cause="repair")
-        found = {**commands.audit(pipeline), "repaired": commands.offending(found)}
+            flow(pipeline=pipeline, cause="repair")
+        left = run_audit(pipeline)
+        repaired, findings = len(findings) - len(left), left
+    found = summary(findings, repaired)
     emit(found, as_json, lambda: shown.audit(found))
-    if not found["consistent"]:
+    if findings:
         raise typer.Exit(1)
 
 

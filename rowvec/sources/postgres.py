@@ -10,7 +10,7 @@ from psycopg import sql
 
 from rowvec import template
 from rowvec.columns import PgColumn
-from rowvec.database import Connection
+from rowvec.database import Connection, target_url
 from rowvec.errors import SourceError
 from rowvec.pipeline import Pipeline, PostgresSource, table_identifier
 from rowvec.queries import query
@@ -82,6 +82,12 @@ def names(columns: tuple[PgColumn, ...], alias: str | None = None) -> sql.Compos
     return sql.SQL(", ").join(
         sql.Identifier(alias, column.name) if alias else sql.Identifier(column.name) for column in columns
     )
+
+
+def is_beside(pipeline: Pipeline) -> bool:
+    """Whether the source is in the target's own database, so that the two can be joined there."""
+    source = pipeline.source
+    return source.kind == "postgres" and (source.url is None or source.url == target_url(pipeline.target.url))
 
 
 def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource, identity: bytes) -> SourceQuery:

@@ -21,12 +21,12 @@ SELECT
 FROM diff AS d
 
 -- name: hold_vectors -- what the artifacts hold: the fingerprint, and the sha256 of the vector in wire format
-CREATE TEMP TABLE IF NOT EXISTS held (fingerprint bytea NOT NULL, vector_sha256 bytea NOT NULL)
+CREATE TEMP TABLE held (fingerprint bytea NOT NULL, vector_sha256 bytea NOT NULL) ON COMMIT DROP
 
--- name: clear_held
-TRUNCATE held
+-- name: copy_held
+COPY held FROM STDIN (FORMAT binary)
 
--- name: index_held
+-- name: analyze_held
 ANALYZE held
 
 -- name: other_vector -- rows whose vector is in artifacts, but is another one there
@@ -53,5 +53,5 @@ SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE pipeline_id = {pipe
 -- name: void -- a row that is not to be trusted loses its fingerprint: the next sync replaces it, from an artifact
 UPDATE {table} AS t
 SET fingerprint = ''::bytea
-FROM unnest(%(keys)s::jsonb[]) AS k (key)
+FROM unnest({keys}::jsonb[]) AS k (key)
 WHERE k.key = {key_json}

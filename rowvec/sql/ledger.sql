@@ -78,3 +78,6 @@ FROM {table} WHERE fingerprint = ANY ({fingerprints}::bytea[])
 
 -- name: has_artifacts
 SELECT EXISTS (SELECT FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s)
+
+-- name: forget_artifact
+DELETE FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s AND name = %(name)s

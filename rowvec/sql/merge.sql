@@ -11,6 +11,9 @@ SELECT {key}, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'del
 -- name: analyze_live
 ANALYZE live
 
+-- name: analyze_table -- a table that was loaded a moment ago has no statistics, and the first search would pay for it
+ANALYZE {table}
+
 -- name: forget_moved -- staged rows whose source has changed since they were read
 DELETE FROM {staging} AS s
 WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key} AND l.fingerprint = s.fingerprint)
@@ -41,7 +44,9 @@ WHERE {same_key} AND (
 )
 
 -- name: count_gone -- vectors whose key the source does not have at all, and all vectors
-SELECT count(*) FILTER (WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key})), count(*) FROM {table} AS t
+SELECT
+    (SELECT count(*) FROM {table} AS t WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key})),
+    (SELECT count(*) FROM {table})
 
 -- name: rejects_mended -- rows that have a vector now, or are gone
 DELETE FROM rowvec.rejects AS r
