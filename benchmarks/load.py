@@ -40,7 +40,7 @@ GOALS = {256: 0.80, 1536: 0.90}
 """Rows/s of the load stage over those of the server's own COPY FROM."""
 
 _ROWS_A_GROUP = 8192
-_WORDS = "dawn river oil canvas portrait winter harbour gold leaf study woman reading light window garden".split()
+_WORDS = ("dawn", "river", "oil", "canvas", "portrait", "winter", "harbour", "gold", "leaf", "study", "woman", "window")
 _TABLE = sql.Identifier("public", "items")
 _COLUMNS: LiteralString = (
     "id, author, content, embedding, embedding_bits, fingerprint, metadata_hash, run_id, embedded_at"
@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     megabytes, repeats = (60, 5) if arguments.quick else (240, 9)
     # The server may run as another user: it writes the ready file itself, into a folder open to all.
-    folder = Path(tempfile.mkdtemp(prefix="rvbench", dir="/tmp"))  # noqa: S108 - short, for the socket's sake
+    folder = Path(tempfile.mkdtemp(prefix="rvbench", dir="/tmp"))
     folder.chmod(0o755)
     (folder / "ready").mkdir()
     (folder / "ready").chmod(0o777)

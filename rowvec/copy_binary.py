@@ -1,7 +1,7 @@
 """Arrow to Postgres' binary COPY format, a block of rows at a time, without a Python object a row.
 
-The format (PostgreSQL documentation, COPY, "Binary Format"): a header of 19 bytes; for each row an int16 with the number
-of fields and for each field an int32 with its length (-1 for NULL) and its bytes, all big-endian; an int16 of -1.
+The format (PostgreSQL documentation, COPY, "Binary Format"): a header of 19 bytes; for each row an int16 with the
+number of fields and for each field an int32 with its length (-1 for NULL) and its bytes; an int16 of -1. All big-endian.
 
 A row is written in two parts. Its head holds the columns of variable length and the short ones of fixed length; heads
 are put together for some thousand rows at once, by Arrow's ``binary_join_element_wise``. Its tail holds vectors and
@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from rowvec.columns import PgColumn
 from rowvec.copy_values import WireForm, bytes_values, fixed_values, overflows_half, plain, wide_values, wire_form
 from rowvec.errors import FatalError
+
+# Its functions are made when it is imported, and no type checker sees them.
+pc: Any = pyarrow.compute
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"

@@ -14,10 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from rowvec.columns import PgColumn
 from rowvec.errors import FatalError
+
+# Its functions are made when it is imported, and no type checker sees them.
+pc: Any = pyarrow.compute
 
 Kind = Literal["number", "date", "timestamp", "uuid", "bytes", "jsonb", "floats", "bits"]
 Numbers = npt.NDArray[Any]
@@ -181,7 +184,7 @@ def _uuids(column: PgColumn, array: pa.Array) -> npt.NDArray[np.uint8]:
         text = np.frombuffer(digits.buffers()[2], np.uint8)[start : start + 32 * len(digits)].reshape(-1, 32)
         nibbles = _NIBBLES[text]
         if (nibbles < 16).all():
-            return nibbles[:, 0::2] << 4 | nibbles[:, 1::2]
+            return (nibbles[:, 0::2] * 16 + nibbles[:, 1::2]).astype(np.uint8, copy=False)
     raise FatalError(f"column {column.name} has a value that is not a UUID; declare the column as text, or mend it")
 
 

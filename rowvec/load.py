@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,9 @@ from rowvec.errors import DatabaseUnavailable
 from rowvec.ledger import RunId
 from rowvec.queries import query
 from rowvec.vector_table import VectorTable
+
+SEND_BUFFER_BYTES = 4 * 1024 * 1024
+"""The server works on while we read and encode the next rows; docs/decisions/0002-binary-copy.md has the figures."""
 
 
 def direct_possible(table: VectorTable) -> bool:
@@ -79,19 +83,19 @@ def copy_rows(
 ) -> int:
     """COPY record batches into a table; returns the number of rows, which the server must agree on.
 
-    Memory is that of two batches: one is read in a thread while the one before it is sent. See ``Encoder`` for
-    ``constants``. Raises ``DatabaseUnavailable`` where the server took another number of rows, for Postgres accepts a
-    stream that is cut between two rows without a word; ``TargetError`` where it refuses a value. Either way, and
-    where ``batches`` raises, no row is kept.
+    Memory is that of one batch. See ``Encoder`` for ``constants``. Raises ``DatabaseUnavailable`` where the server took
+    another number of rows, for Postgres accepts a stream that is cut between two rows without a word; ``TargetError``
+    where it refuses a value. Either way, and where ``batches`` raises, no row is kept.
     """
     encoder = Encoder(columns, constants)
     names = sql.SQL(", ").join(sql.Identifier(column.name) for column in encoder.columns)
     statement = query("load", "copy", table=table, columns=names)
     given = 0
     with lost_connections_are_retriable(), connection.transaction(), connection.cursor() as cursor:
-        with closing(_read_ahead(batches)) as coming, cursor.copy(statement, writer=LibpqWriter(cursor)) as copy:
+        _widen_socket(connection)
+        with cursor.copy(statement, writer=LibpqWriter(cursor)) as copy:
             copy.write(HEADER)
-            for batch in coming:
+            for batch in batches:
                 for block in encoder.encode(batch):
                     copy.write(block)
                 given += batch.num_rows
@@ -103,14 +107,13 @@ def copy_rows(
     return given
 
 
-def _read_ahead(batches: Iterable[pa.RecordBatch]) -> Generator[pa.RecordBatch]:
-    """The batches, the next one being read while one is worked on: Arrow decompresses without holding the GIL."""
-    source = iter(batches)
-    with ThreadPoolExecutor(1, thread_name_prefix="rowvec-read") as reader:
-        coming = reader.submit(next, source, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, source, None)
-            yield batch
+def _widen_socket(connection: Connection) -> None:
+    """Let the server draw on ``SEND_BUFFER_BYTES`` while we read and encode; a system that allows less gives less."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
+        # TCP finds its own size, and would stop doing so; a Unix socket keeps the 200 KB it starts with.
+        if wire.family == socket.AF_UNIX:
+            with suppress(OSError):
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 def _staged_columns(table: VectorTable, *, direct: bool) -> tuple[PgColumn, ...]:

@@ -1,0 +1,146 @@
+"""A local folder as blob store: the default, and good for one machine or a shared mount."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
+from rowvec.stores import checked_name, file_checksum
+
+_BLOCK = 1 << 20
+# What a person has to mend; anything else (a slow mount, an interrupted call) may be gone at the next attempt.
+_FATAL = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.EOPNOTSUPP,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStore:
+    """See ``rowvec.stores.Store``. The folder is made when the first object is put."""
+
+    root: Path
+
+    def put(self, name: str, path: Path, sha256: str) -> bool:
+        """See ``Store.put``."""
+        target = self._path(name)
+        with _faults(target):
+            if target.exists():
+                return self._same(name, target, sha256)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _copy(path, target, sha256, f"the file for {name}") as whole:
+                try:
+                    # Unlike a rename, a link never takes the place of what another writer put there meanwhile.
+                    os.link(whole, target)
+                except FileExistsError:
+                    return self._same(name, target, sha256)
+            self._make_durable(target)
+        return True
+
+    def get(self, name: str, into: Path, sha256: str) -> None:
+        """See ``Store.get``."""
+        source = self._path(name)
+        with _faults(source):
+            if not source.is_file():
+                raise ArtifactCorrupt(f"{self.location(name)} is not in the store; rowvec audit --repair mends this")
+            with _copy(source, into, sha256, self.location(name)) as whole:
+                whole.replace(into)
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """See ``Store.names``."""
+        folder = self.root / prefix.rpartition("/")[0]
+        with _faults(folder):
+            found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
+            # Names that begin with a dot are of writers at work, or killed.
+            yield from sorted(name for name in found if name.startswith(prefix) and "/." not in f"/{name}")
+
+    def checksum(self, name: str) -> str | None:
+        """See ``Store.checksum``."""
+        path = self._path(name)
+        with _faults(path):
+            try:
+                return file_checksum(path)
+            except FileNotFoundError:
+                return None
+
+    def delete(self, name: str) -> None:
+        """See ``Store.delete``."""
+        path = self._path(name)
+        with _faults(path):
+            path.unlink(missing_ok=True)
+
+    def location(self, name: str) -> str:
+        """See ``Store.location``."""
+        return str(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self.root / checked_name(name)
+
+    def _same(self, name: str, target: Path, sha256: str) -> bool:
+        if file_checksum(target) != sha256:
+            raise ArtifactCorrupt(
+                f"{self.location(name)} is there already with other bytes than it should have; rowvec audit names the "
+                "rows it concerns, and deleting it lets the next sync write it anew"
+            )
+        return False
+
+    def _make_durable(self, target: Path) -> None:
+        """A name survives a power cut only once its folder, and every folder that was made for it, is synced."""
+        top = self.root.parent
+        for folder in target.parents:
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if folder == top:
+                break
+
+
+@contextmanager
+def _copy(source: Path, target: Path, sha256: str, what: str) -> Generator[Path]:
+    """A synced copy beside ``target`` under a passing name, its bytes checked; it is gone afterwards."""
+    passing = target.parent / f".{uuid4().hex}.part"
+    digest = hashlib.sha256()
+    try:
+        with source.open("rb") as reader, passing.open("xb") as writer:
+            while block := reader.read(_BLOCK):
+                digest.update(block)
+                writer.write(block)
+            writer.flush()
+            os.fsync(writer.fileno())
+        if digest.hexdigest() != sha256:
+            raise ArtifactCorrupt(f"{what} does not agree with its checksum {sha256[:12]}: it was cut or changed")
+        yield passing
+    finally:
+        passing.unlink(missing_ok=True)
+
+
+@contextmanager
+def _faults(path: Path) -> Generator[None]:
+    """What the file system refuses, in the words of our own errors."""
+    try:
+        yield
+    except RowvecError:
+        raise
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        if error.errno in _FATAL:
+            raise StoreRefused(f"{path} cannot be used: {reason}; mend that, or set artifacts.url") from error
+        raise StoreUnavailable(f"{path} cannot be used just now: {reason}") from error

@@ -1,0 +1,103 @@
+"""Where artifacts and manifests are kept: what any blob store must do, and which one a pipeline's URL means."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from rowvec.errors import StoreRefused, UsageError
+from rowvec.pipeline import Artifacts
+
+# Azure allows 1,024 characters a name, of which the prefix of the URL has its share.
+_MAX_NAME = 900
+# What both stores can hold under the same name: no empty segment, none that begins with a dot (so no "..", and room
+# for a folder's own temporary files), nothing that a file system or a URL would read in another way.
+_NAME = re.compile(r"(?:[A-Za-z0-9_=-][A-Za-z0-9_.=-]*)(?:/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*)*")
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class Store(Protocol):
+    """Immutable objects under names such as ``artifacts/paintings/ab/abcd.parquet``.
+
+    Every method raises ``StoreUnavailable`` where the same call may succeed later, and ``StoreRefused`` where it will
+    not: permission, account, a name with ``..``. No message holds a credential.
+    """
+
+    def put(self, name: str, path: Path, sha256: str) -> bool:
+        """Keep a file under a name that is not taken; ``False`` where the same bytes are there already.
+
+        An object appears whole or not at all. Raises ``ArtifactCorrupt`` where other bytes have the name, or the file
+        does not agree with ``sha256``.
+        """
+        ...
+
+    def get(self, name: str, into: Path, sha256: str) -> None:
+        """Fetch an object into a file, which appears whole or not at all.
+
+        Raises ``ArtifactCorrupt`` where the object is missing or its bytes do not agree with ``sha256``.
+        """
+        ...
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """The names that begin with ``prefix``, in their order."""
+        ...
+
+    def checksum(self, name: str) -> str | None:
+        """The sha256 the store has for an object, or ``None`` where there is none.
+
+        A folder reads the file; a blob's was noted when it was put, and only ``get`` reads the bytes themselves.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """Let go of an object; one that is gone already is no error."""
+        ...
+
+    def location(self, name: str) -> str:
+        """Where a person finds the object: a path or a URL, never with a credential."""
+        ...
+
+
+def open_store(artifacts: Artifacts) -> Store:
+    """The store of a pipeline, whose references are resolved. Nothing is asked of it yet.
+
+    Raises ``UsageError`` where URL or credential cannot be read.
+    """
+    return _open(artifacts.url, artifacts.credential)
+
+
+def checked_name(name: str) -> str:
+    """The name itself. Raises ``StoreRefused`` where it could mean anything outside the store."""
+    if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
+        raise StoreRefused(
+            f"{name[:100]!r} is no name for an object; use letters, digits and . _ = - in segments parted by /, "
+            f"none of which begins with a dot, and at most {_MAX_NAME} characters"
+        )
+    return name
+
+
+def file_checksum(path: Path) -> str:
+    """The sha256 of a file, as 64 hex digits; in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _open(url: str, credential: str | None) -> Store:
+    """One store a process and place, so that its connections and its token are had once and not once a batch."""
+    # Imported late: the stores need this module's names, and Azure's client takes half a second to import.
+    if url.lower().startswith(("https://", "http://")):
+        from rowvec.store_azure import open_container
+
+        return open_container(url, credential)
+    if _SCHEME.match(url):
+        raise UsageError(
+            "artifacts.url is neither a folder nor https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX; write one"
+        )
+    from rowvec.store_folder import FolderStore
+
+    return FolderStore(Path(url))

@@ -1,0 +1,117 @@
+"""The flow on a real Prefect API: what it runs, what it shows, how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.sync import sync
+from rowvec import stages
+from rowvec.database import Connection
+from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent
+from rowvec.merge import Merged
+from rowvec.pipeline import Pipeline
+from tests.gallery import assert_in_step, fill
+
+pytestmark = pytest.mark.flow
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Generator[None]:
+    """A real Prefect server on a database of its own."""
+    monkeypatch = pytest.MonkeyPatch()
+    # What it would send cannot be sent from a test machine, and trying locks its SQLite.
+    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    with prefect_test_harness(server_startup_timeout=90), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+    monkeypatch.undo()
+
+
+def runs(state: str) -> list[FlowRun]:
+    """Flow runs in a state, the newest first."""
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(limit=50)
+    return [run for run in found if run.state_name == state]
+
+
+def test_a_run_shows_its_stages_its_batches_and_its_verdict(
+    prefect_api: None, source: Connection, paintings: Pipeline
+) -> None:
+    report = sync(pipeline=paintings, cause="test")
+    assert (report.new, report.embedded, report.consistent) == (50, 50, True)
+    assert_in_step(source)
+    with get_client(sync_client=True) as client:
+        (run,) = [
+            r for r in client.read_flow_runs(limit=50) if r.name == "paintings-test" and r.state_name == "Completed"
+        ]
+        tasks = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=TaskRunFilter()
+        )
+        assert sorted(task.name for task in tasks) == sorted(
+            ["extract", "embed 0", "binarize 0", "upload 0", "load 0", "merge", "index", "validate"]
+        )
+        assert all("rowvec" in task.tags for task in tasks)
+        shown = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="paintings-%")),
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
+        )
+    assert {artifact.key for artifact in shown} == {"paintings-summary", "paintings-checks"}
+    (summary,) = [artifact for artifact in shown if artifact.key == "paintings-summary"]
+    assert str(summary.data).startswith("## Consistent: 50 vectors agree with the source.")
+
+
+def test_several_batches_go_through_at_once(
+    prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.plan.MIN_BATCH_ROWS", 40)
+    fill(source, 350, start=51)
+    report = sync(pipeline=paintings, cause="batches")
+    assert (report.embedded, report.artifacts, report.rows) == (400, 10, 400)
+    assert_in_step(source)
+
+
+def test_a_retriable_failure_is_tried_again(
+    prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge_rows, failures = stages.merge_rows, iter([DatabaseUnavailable("the database restarted")])
+
+    def failing_once(pipeline: Pipeline, run_id: stages.RunId) -> Merged:
+        for failure in failures:
+            raise failure
+        return merge_rows(pipeline, run_id)
+
+    monkeypatch.setattr(stages, "merge_rows", failing_once)
+    assert sync(pipeline=paintings, cause="retry").consistent
+    assert_in_step(source)
+
+
+def test_a_fatal_failure_fails_the_run_at_once(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
+    sync(pipeline=paintings, cause="before")
+    source.execute("DELETE FROM paintings WHERE id > 1")
+    with pytest.raises(DeleteLimitExceeded, match="would delete 49 of 50"):
+        sync(pipeline=paintings, cause="emptied")
+    assert [run.name for run in runs("Failed")] == ["paintings-emptied"]
+    row = source.execute("SELECT state, error FROM rowvec.runs ORDER BY run_id DESC LIMIT 1").fetchone()
+    assert row is not None
+    assert row[0] == "failed"
+    assert row[1].startswith("this run would delete 49 of 50 vectors")
+
+
+def test_h16_an_inconsistent_run_is_a_failed_run(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
+    sync(pipeline=paintings, cause="before")
+    source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
+    with pytest.raises(Inconsistent, match="bits"):
+        sync(pipeline=paintings, cause="tampered")
+    assert "paintings-tampered" in [run.name for run in runs("Failed")]
