@@ -1,7 +1,7 @@
 """Arrow to Postgres' binary COPY format, a block of rows at a time, without a Python object a row.
 
 The format (PostgreSQL documentation, COPY, "Binary Format"): a header of 19 bytes; for each row an int16 with the
-number of fields and for each field an int32 with its length (-1 for NULL) and its bytes; an int16 of -1. All big-endian.
+number of fields and for each field an int32 with its length (-1 for NULL) and its bytes; an int16 of -1. Big-endian.
 
 A row is written in two parts. Its head holds the columns of variable length and the short ones of fixed length; heads
 are put together for some thousand rows at once, by Arrow's ``binary_join_element_wise``. Its tail holds vectors and

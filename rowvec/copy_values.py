@@ -228,16 +228,17 @@ def _moment(column: PgColumn, kind: Literal["date", "timestamp"], text: str) -> 
     if text in ("infinity", "-infinity"):
         return _INFINITY[kind] if text == "infinity" else -_INFINITY[kind] - 1
     match = _MOMENT.fullmatch(text)
-    if match is None:
-        raise FatalError(f"column {column.name} has {text!r}, which is not a {column.pg_type} in ISO form")
-    part = match.groupdict(default="0")
-    year = 1 - int(part["year"]) if match["bc"] else int(part["year"])
-    days = int(np.datetime64(f"{year:05d}-{part['month']}-{part['day']}", "D").astype(np.int64)) - _EPOCH_DAYS
+    part = match.groupdict(default="0") if match else {"year": "0", "month": "0", "day": "0"}
+    year = 1 - int(part["year"]) if part.get("bc") == " BC" else int(part["year"])
+    try:
+        days = int(np.datetime64(f"{year:05d}-{part['month']}-{part['day']}", "D").astype(np.int64)) - _EPOCH_DAYS
+    except ValueError:
+        raise FatalError(f"column {column.name} has {text!r}, which is not a {column.pg_type} in ISO form") from None
     if kind == "date":
         return days
     seconds = days * 86_400 + _seconds(part["hour"], part["minute"], part["second"])
     zone = _seconds(part["zone_hour"], part["zone_minute"], part["zone_second"])
-    seconds -= -zone if match["sign"] == "-" else zone
+    seconds -= -zone if part["sign"] == "-" else zone
     return seconds * 1_000_000 + int(part["fraction"].ljust(6, "0"))
 
 

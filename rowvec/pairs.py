@@ -44,7 +44,7 @@ def pairs_from_copy(chunks: Iterable[bytes | memoryview]) -> Iterator[Block]:
     for chunk in chunks:
         held += chunk
         if header and len(held) >= len(_HEADER):
-            if held[: len(_HEADER)] != _HEADER:
+            if not held.startswith(_HEADER):
                 raise TargetError("the database's COPY does not start as the binary format does")
             del held[: len(_HEADER)]
             header = False
@@ -53,7 +53,7 @@ def pairs_from_copy(chunks: Iterable[bytes | memoryview]) -> Iterator[Block]:
             whole = (len(held) - len(_TRAILER)) // _RECORD.itemsize * _RECORD.itemsize
             yield _block(bytes(held[:whole]))
             del held[:whole]
-    if header or held[-len(_TRAILER) :] != _TRAILER or (len(held) - len(_TRAILER)) % _RECORD.itemsize:
+    if header or not held.endswith(_TRAILER) or (len(held) - len(_TRAILER)) % _RECORD.itemsize:
         raise DatabaseUnavailable("the database's list of rows was cut off; run again")
     del held[-len(_TRAILER) :]
     if held:

@@ -1,0 +1,68 @@
+"""What a source that is not in the target's database offers: its rows as sorted hashes, and the rows one asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, Protocol
+
+import pyarrow as pa
+
+from rowvec.columns import PgColumn
+from rowvec.diff import Block, Changes
+from rowvec.errors import RowError
+
+Action = Literal["new", "changed", "metadata_only"]
+ACTIONS: tuple[Action, ...] = ("new", "changed", "metadata_only")
+
+Reject = tuple[str, RowError]
+"""The key as a JSON array of texts, and why its row is set aside."""
+
+
+class ApartSource(Protocol):
+    """A source that is being read: one snapshot, from the first pair to the last row."""
+
+    @property
+    def key(self) -> tuple[PgColumn, ...]:
+        """The key columns with their Postgres types."""
+        ...
+
+    @property
+    def metadata(self) -> tuple[PgColumn, ...]:
+        """The metadata columns with their Postgres types."""
+        ...
+
+    def pairs(self) -> Iterator[Block]:
+        """The hashes of every row that is to have a vector, ascending by key digest."""
+        ...
+
+    def rows(self, changes: Iterable[Changes]) -> Iterator[pa.RecordBatch]:
+        """The rows that are new, changed, or changed in their metadata: after all pairs were read, and only once.
+
+        Columns: ``rowvec_action``; key and metadata as ``PgColumn.arrow_field`` says; ``content``; ``rowvec_vector``
+        (text, NULL but for the column embedder); ``fingerprint``; ``metadata_hash``. Raises ``SourceError`` where the
+        source is not what it was when the pairs were read.
+        """
+        ...
+
+    def rejects(self) -> Iterator[Reject]:
+        """The rows that cannot have a vector of their own; after the pairs were read."""
+        ...
+
+    @property
+    def blank(self) -> int:
+        """How many rows have a key and nothing to embed; known once the pairs were read."""
+        ...
+
+
+def row_schema(key: tuple[PgColumn, ...], metadata: tuple[PgColumn, ...]) -> pa.Schema:
+    """The schema of what ``rows`` gives."""
+    return pa.schema(
+        [
+            pa.field("rowvec_action", pa.string()),
+            *(column.arrow_field for column in (*key, *metadata)),
+            pa.field("content", pa.large_string()),
+            pa.field("rowvec_vector", pa.large_string()),
+            pa.field("fingerprint", pa.binary()),
+            pa.field("metadata_hash", pa.binary()),
+        ]
+    )

@@ -1,0 +1,269 @@
+"""Arrow values as the text Postgres gives for them: what is rendered and hashed here must be what a table would give.
+
+The forms follow the types' output functions under the settings in ``rowvec.database``: floats the shortest digits that
+read back (``float8out``), times in ISO form and UTC, bytes in hex, jsonb as ``jsonb_out`` writes it, and a row as
+``record_out`` does. Tested value by value against the real functions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# What record_out quotes: delimiters, quotes, backslashes and white space (isspace of a server in UTF-8), and ''.
+_RECORD_QUOTED = r'["\\(), \t\n\v\f\r]|^$'
+
+# float8out and float4out change to exponents from here on.
+_FLOAT_DIGITS = {"double precision": 15, "real": 6}
+
+
+def pg_type(kind: pa.DataType) -> str | None:
+    """The Postgres type for an Arrow type, as ``format_type`` writes it; None where there is none."""
+    if isinstance(kind, pa.DictionaryType):
+        return pg_type(kind.value_type)
+    return next((name for name, test in _TYPES if test(kind)), None)
+
+
+def pg_text(array: pa.Array) -> pa.Array:
+    """``value::text`` of each value, as ``large_string``; NULL stays NULL.
+
+    Raises ``ValueError`` where a value has no counterpart in Postgres: NaN or a NUL character inside a nested value.
+    """
+    if isinstance(array, pa.DictionaryArray):
+        return pg_text(array.dictionary).take(array.indices)
+    name = pg_type(array.type)
+    if name is None:
+        raise ValueError(f"values of type {array.type} have no text in Postgres")
+    if name == "text" or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
+        return array.cast(pa.large_string())
+    if name.startswith("time"):
+        return _times(array)
+    if name == "date":
+        return _dates(array)
+    return _one_by_one(array, name)
+
+
+def pg_record(columns: Iterable[pa.Array], rows: int) -> pa.Array:
+    """``ROW(...)::text`` of each row, as ``large_string``; () for a row of no columns."""
+    fields = [_record_field(column) for column in columns]
+    if not fields:
+        return pa.array(["()"] * rows, pa.large_string())
+    inside = pc.binary_join_element_wise(*fields, pa.scalar(",", pa.large_string()))
+    return pc.binary_join_element_wise(_string("("), inside, _string(")"), _string(""))
+
+
+def float_text(value: float, name: str) -> str:
+    """A float as float8out (``double precision``) or float4out (``real``) writes it."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    sign, digits, exponent = _shortest(value, name)
+    point = exponent + len(digits)  # where the decimal point stands among the digits
+    if digits == "0":
+        return sign + "0"
+    if not -4 < point <= _FLOAT_DIGITS[name]:
+        mantissa = digits[0] + ("." + digits[1:] if len(digits) > 1 else "")
+        return f"{sign}{mantissa}e{'-' if point < 1 else '+'}{abs(point - 1):02d}"
+    if point <= 0:
+        return f"{sign}0.{'0' * -point}{digits}"
+    if point >= len(digits):
+        return sign + digits + "0" * (point - len(digits))
+    return f"{sign}{digits[:point]}.{digits[point:]}"
+
+
+def json_text(value: Any) -> str:
+    """A nested value as ``jsonb_out`` writes it: keys by length and then bytes, numbers without exponents.
+
+    Dates and times are texts, bytes are hex. Raises ``ValueError`` for what JSON or jsonb cannot hold.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_json_string(k)}: {json_text(v)}" for k, v in _sorted_items(value.items())) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(json_text(item) for item in value) + "]"
+    if isinstance(value, (int, float, Decimal)):
+        return _json_number(value)
+    if isinstance(value, (datetime, date, time)):
+        return _json_string(value.isoformat())
+    return _json_string("\\x" + value.hex() if isinstance(value, bytes) else str(value))
+
+
+def _is_decimal(kind: pa.DataType) -> bool:
+    return pa.types.is_decimal(kind) or pa.types.is_uint64(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _is_date(kind: pa.DataType) -> bool:
+    return pa.types.is_date(kind)
+
+
+_TYPES: tuple[tuple[str, Callable[[pa.DataType], bool]], ...] = (
+    ("text", lambda kind: _is_text(kind) or pa.types.is_null(kind)),
+    ("smallint", lambda kind: kind in (pa.int8(), pa.int16(), pa.uint8())),
+    ("integer", lambda kind: kind in (pa.int32(), pa.uint16())),
+    ("bigint", lambda kind: kind in (pa.int64(), pa.uint32())),
+    ("numeric", _is_decimal),
+    ("real", lambda kind: kind in (pa.float16(), pa.float32())),
+    ("double precision", pa.types.is_float64),
+    ("boolean", pa.types.is_boolean),
+    ("date", _is_date),
+    ("timestamp with time zone", lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None),
+    ("timestamp without time zone", pa.types.is_timestamp),
+    ("time without time zone", pa.types.is_time),
+    ("bytea", _is_bytes),
+    ("jsonb", pa.types.is_nested),
+)
+
+
+def _string(text: str) -> pa.Scalar:
+    return pa.scalar(text, pa.large_string())
+
+
+def _one_by_one(array: pa.Array, name: str) -> pa.Array:
+    """Types that Arrow writes otherwise: some microseconds a value."""
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
+    values = array.to_pylist(maps_as_pydicts="strict") if name == "jsonb" else array.to_pylist()
+    return pa.array([None if v is None else _value_text(v, name) for v in values], pa.large_string())
+
+
+def _value_text(value: Any, name: str) -> str:
+    if name in _FLOAT_DIGITS:
+        return float_text(value, name)
+    if name == "bytea":
+        return "\\x" + value.hex()
+    return format(value, "f") if name == "numeric" else json_text(value)
+
+
+def _shortest(value: float, name: str) -> tuple[str, str, int]:
+    """Sign, digits without zeros at the end, and the exponent of ten of the last digit."""
+    single = name == "real"
+    text = str(np.float32(value)) if single else repr(value)
+    precision = 0
+    while True:
+        number = Decimal(text)
+        if not _is_midpoint(number, value, single=single):
+            break
+        # Postgres avoids decimals half-way between two floats, where reading back depends on how halves are rounded.
+        precision = max(precision + 1, len(number.normalize().as_tuple().digits))
+        text = f"{value:.{precision}e}"
+    sign, digits, exponent = number.as_tuple()
+    text = "".join(map(str, digits)).lstrip("0") or "0"
+    stripped = text.rstrip("0") or "0"
+    return "-" if sign else "", stripped, int(exponent) + len(text) - len(stripped)
+
+
+def _is_midpoint(number: Decimal, value: float, *, single: bool) -> bool:
+    if abs(value) < 2.0 ** (24 if single else 53):
+        return False  # below, a half-way point has more digits than the shortest form ever needs
+    whole, exact = int(abs(number)), int(abs(value))
+    return whole != exact and 2 * abs(whole - exact) in _gaps(abs(value), single=single)
+
+
+def _gaps(value: float, *, single: bool) -> tuple[int, ...]:
+    """The distances to the neighbours of a float of 2**24 (2**53) and more."""
+    if single:
+        (bits,) = struct.unpack("<I", struct.pack("<f", value))
+        neighbours = [struct.unpack("<f", struct.pack("<I", bits + step))[0] for step in (-1, 1)]
+    else:
+        neighbours = [math.nextafter(value, 0.0), math.nextafter(value, math.inf)]
+    return tuple(int(abs(n - value)) for n in neighbours if math.isfinite(n))
+
+
+def _times(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if pa.types.is_time(kind):
+        return _trimmed(array.cast(pa.time64("us"), safe=False).cast(pa.large_string()), "")
+    zone = "+00" if kind.tz is not None else ""
+    # Finer than microseconds Postgres does not keep time.
+    moments = array.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.timestamp("us"))
+    if _inside_calendar(moments, pc.year):
+        return _trimmed(moments.cast(pa.large_string()), zone)
+    texts = [None if v is None else _ancient(v, "us", zone) for v in moments.cast(pa.int64()).to_pylist()]
+    return pa.array(texts, pa.large_string())
+
+
+def _dates(array: pa.Array) -> pa.Array:
+    days = array.cast(pa.date32())
+    if _inside_calendar(days, pc.year):
+        return days.cast(pa.large_string())
+    texts = [None if v is None else _ancient(v, "D", "") for v in days.cast(pa.int32()).to_pylist()]
+    return pa.array(texts, pa.large_string())
+
+
+def _inside_calendar(array: pa.Array, year: Any) -> bool:
+    ends = pc.min_max(year(array)).as_py()
+    return ends["min"] is None or (ends["min"] >= 1 and ends["max"] <= 9999)
+
+
+def _ancient(value: int, unit: str, zone: str) -> str:
+    """Years before 1, which Postgres counts as BC, and after 9999."""
+    text = str(np.datetime64(value, unit)).lstrip("+")  # pyright: ignore[reportArgumentType, reportCallIssue] # any unit
+    sign, text = ("-", text[1:]) if text[0] == "-" else ("", text)
+    year, rest = text.split("-", 1)
+    number = int(sign + year)
+    day, _, clock = rest.partition("T")
+    clock = f" {_trim(clock)}{zone}" if clock else ""
+    return f"{number if number > 0 else 1 - number:04d}-{day}{clock}{'' if number > 0 else ' BC'}"
+
+
+def _trim(clock: str) -> str:
+    return clock.rstrip("0").rstrip(".") if "." in clock else clock
+
+
+def _trimmed(texts: pa.Array, zone: str) -> pa.Array:
+    """Without zeros at the end of the fraction, and with the zone."""
+    texts = pc.replace_substring_regex(texts, r"\.?0*$", "") if _has_fraction(texts) else texts
+    return pc.binary_join_element_wise(texts, _string(zone), _string("")) if zone else texts
+
+
+def _has_fraction(texts: pa.Array) -> bool:
+    return bool(pc.any(pc.match_substring(texts, ".")).as_py())
+
+
+def _record_field(column: pa.Array) -> pa.Array:
+    texts = pg_text(column)
+    if pa.types.is_boolean(column.type):
+        texts = pc.utf8_slice_codeunits(texts, 0, 1)  # boolout writes t and f, the cast to text true and false
+    special = pc.match_substring_regex(texts, _RECORD_QUOTED)
+    if pc.any(special).as_py():
+        doubled = pc.replace_substring_regex(texts, r'(["\\])', r"\1\1")
+        quoted = pc.binary_join_element_wise(_string('"'), doubled, _string('"'), _string(""))
+        texts = pc.if_else(special, quoted, texts)
+    return pc.fill_null(texts, "") if texts.null_count else texts
+
+
+def _sorted_items(items: Iterable[tuple[Any, Any]]) -> list[tuple[str, Any]]:
+    named = {str(key): value for key, value in items}
+    return sorted(named.items(), key=lambda item: (len(item[0].encode()), item[0].encode()))
+
+
+def _json_string(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a nested value holds a NUL character, which jsonb cannot")
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _json_number(value: float | Decimal) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        raise ValueError("a nested value holds NaN or infinity, which JSON cannot")
+    text = format(value if isinstance(value, Decimal) else Decimal(repr(value)), "f")
+    return text.removeprefix("-") if value == 0 else text
