@@ -21,14 +21,14 @@ from typing import Any, LiteralString
 import numpy as np
 import psycopg
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pgvector import Bit, Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
-from rowvec.artifacts import read_artifact
+from rowvec.artifacts import read_artifact, write_artifact, write_bits
 from rowvec.columns import PgColumn
 from rowvec.database import Connection, connect
+from rowvec.fingerprint import Identity
 from rowvec.home import start_postgres
 from rowvec.ledger import RunId
 from rowvec.load import create_staging, load_batch
@@ -39,7 +39,7 @@ DIMENSIONS = (256, 1536, 3072)
 GOALS = {256: 0.80, 1536: 0.90}
 """Rows/s of the load stage over those of the server's own COPY FROM."""
 
-_ROWS_A_GROUP = 8192
+_SPOOLED_ROWS = 2048
 _WORDS = ("dawn", "river", "oil", "canvas", "portrait", "winter", "harbour", "gold", "leaf", "study", "woman", "window")
 _TABLE = sql.Identifier("public", "items")
 _COLUMNS: LiteralString = (
@@ -135,29 +135,31 @@ def _measure(connection: Connection, folder: Path, dimensions: int, megabytes: i
 
 
 def _write_artifact(connection: Connection, table: VectorTable, rows: int, path: Path) -> RunId:
-    """Rows with about 144 bytes of text, in row groups as the upload stage writes them; and a run to load them in."""
+    """An artifact as the upload stage writes it, with about 144 bytes of text a row; and a run to load it in."""
     random = np.random.default_rng(7)
-    # Floats barely compress, and decompressing them costs more than reading them.
-    compression: Any = dict.fromkeys(table.artifact_schema.names, "zstd") | {"embedding.list.element": "none"}
-    with pq.ParquetWriter(path, table.artifact_schema, compression=compression, use_dictionary=False) as writer:
-        for first in range(0, rows, _ROWS_A_GROUP):
-            n = min(_ROWS_A_GROUP, rows - first)
+    names = [name for name in table.artifact_schema.names if name != "embedding_bits"]
+    schema = pa.schema([table.artifact_schema.field(name) for name in names])
+    spool, bits = path.with_suffix(".arrow"), path.with_suffix(".bits")
+    with pa.OSFile(str(spool), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for first in range(0, rows, _SPOOLED_ROWS):
+            n = min(_SPOOLED_ROWS, rows - first)
             vectors = random.standard_normal((n, table.dimensions), dtype=np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            words = random.integers(len(_WORDS), size=(n, 24))
+            words = random.integers(len(_WORDS), size=(n, 26))
             values = {
                 "id": pa.array(np.arange(first, first + n)),
                 "author": pa.array([f"author {i % 977}" for i in range(first, first + n)]),
-                "content": pa.array([" ".join(_WORDS[word] for word in row)[:170] for row in words.tolist()]),
+                "content": pa.array([" ".join(_WORDS[word] for word in row)[:144] for row in words.tolist()]),
                 "fingerprint": pa.array([random.bytes(32) for _ in range(n)], pa.binary(32)),
                 "metadata_hash": pa.array([random.bytes(32) for _ in range(n)], pa.binary(32)),
                 "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), table.dimensions),
-                "embedding_bits": pa.array([row.tobytes() for row in np.packbits(vectors > 0, axis=1)]).cast(
-                    pa.binary((table.dimensions + 7) // 8)
-                ),
             }
-            names = table.artifact_schema.names
-            writer.write_batch(pa.record_batch([values[name] for name in names], schema=table.artifact_schema))
+            writer.write_batch(pa.record_batch([values[name] for name in names], schema=schema))
+    write_bits(spool, bits, table.dimensions)
+    identity = Identity(provider="benchmark", model="random", dimensions=table.dimensions, preprocessing=1)
+    write_artifact(spool, bits, path, table, "benchmark", identity)
+    spool.unlink()
+    bits.unlink()
     pipeline = connection.execute(
         "INSERT INTO rowvec.pipelines (name, table_schema, table_name, identity) VALUES (%s, 'public', %s, '{}') "
         "RETURNING pipeline_id",

@@ -63,7 +63,11 @@ def write_artifact(
     rows = 0
     try:
         with pq.ParquetWriter(
-            passing, schema, use_dictionary=False, compression=_compression(schema), write_statistics=False
+            passing,
+            schema,
+            use_dictionary=False,
+            compression=_compression(schema),  # pyright: ignore[reportArgumentType] # pyarrow takes one for each leaf
+            write_statistics=False,
         ) as writer:
             for group in _groups(_rows(spool, bits, schema)):
                 writer.write_table(group, row_group_size=group.num_rows)
@@ -179,8 +183,8 @@ def _check_layout(path: Path, schema: pa.Schema) -> None:
     if (schema.metadata or {}).get(b"rowvec.format") != FORMAT:
         raise ArtifactCorrupt(f"{path} is no artifact of rowvec: it does not say {FORMAT.decode()}")
     types = {field.name: field.type for field in schema}
-    embedding = types.get("embedding")
-    vectors = isinstance(embedding, pa.FixedSizeListType) and embedding.value_type == pa.float32()
+    embedding = types.get("embedding", pa.null())
+    vectors = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float32()
     if not vectors or types.get("fingerprint") != pa.binary(32):
         raise ArtifactCorrupt(f"{path} says {FORMAT.decode()}, but has not the columns of one")
 

@@ -70,7 +70,6 @@ class Encoder:
         self.columns = (*self._variable, *self._short, *self._wide)
         """The order in which a row is written: COPY must name the columns in it."""
         self._short_dtype, self._wide_dtype = self._record_type(self._short), self._record_type(self._wide)
-        self._count = pa.scalar(len(self.columns).to_bytes(2, "big"), pa.large_binary())
 
     def encode(self, batch: pa.RecordBatch) -> Iterator[memoryview]:
         """The rows of a batch as one-dimensional byte views of about ``BLOCK_BYTES`` each; no header, no trailer.
@@ -114,7 +113,8 @@ class Encoder:
             yield _data(_join(heads.slice(start, n), *self._pieces(self._wide, tails[:n], absent)))
 
     def _heads(self, batch: pa.RecordBatch) -> pa.Array:
-        pieces: list[Any] = [self._count]
+        counts = np.full(batch.num_rows, len(self.columns), ">i2")
+        pieces: list[Any] = [_as_binary(counts.view(np.uint8), batch.num_rows, 2)]
         for column in self._variable:
             texts = self._values(column, plain(batch.column(column.name)))
             pieces += [_lengths(texts), pc.fill_null(texts, b"") if texts.null_count else texts]

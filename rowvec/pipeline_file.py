@@ -37,7 +37,8 @@ def load(path: Path) -> Pipeline:
     try:
         pipeline = Pipeline.model_validate(data)
     except ValidationError as error:
-        raise UsageError("\n".join(_explained(path, node, cast("dict[str, Any]", e)) for e in error.errors())) from None
+        mistakes = sorted(_explained(node, cast("dict[str, Any]", e)) for e in error.errors())
+        raise UsageError("\n".join(f"{path}:{line}: {what}" for line, what in mistakes)) from None
     return _anchored(pipeline, path.absolute().parent)
 
 
@@ -52,7 +53,8 @@ def _anchored(pipeline: Pipeline, folder: Path) -> Pipeline:
     return pipeline.model_copy(update={"artifacts": artifacts, "source": source})
 
 
-def _explained(path: Path, node: yaml.Node | None, error: dict[str, Any]) -> str:
+def _explained(node: yaml.Node | None, error: dict[str, Any]) -> tuple[int, str]:
+    """The line of a mistake, and what it is: the key, and what to do."""
     # In the path of a tagged union Pydantic names the tag too, which is no key of the file.
     keys = [part for part in error["loc"] if part not in _KINDS]
     line, found = _line_of(node, keys)
@@ -60,7 +62,7 @@ def _explained(path: Path, node: yaml.Node | None, error: dict[str, Any]) -> str
     if error["type"] == "extra_forbidden":
         message = "unknown key; `rowvec schema` lists the known ones"
     where = ".".join(str(key) for key in keys) or "the file"
-    return f"{path}:{line}: {where}: {message if found or error['type'] != 'missing' else 'is missing'}"
+    return line, f"{where}: {message if found or error['type'] != 'missing' else 'is missing'}"
 
 
 def _line_of(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, bool]:

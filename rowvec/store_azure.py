@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential, TokenCredential
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
@@ -22,7 +18,8 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetry
 
-from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable, UsageError
+from rowvec.azure_account import Place, credential_of, place_of
+from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
 from rowvec.stores import checked_name, file_checksum
 
 # A request's share of an object, and so the memory of a transfer (two blocks are under way in an upload).
@@ -31,22 +28,10 @@ _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 # What else may be gone at the next attempt, besides 5xx; 409 is a container that is still being deleted.
 _PASSING = frozenset({408, 409, 412, 429})
+_SHA256 = "sha256"
 _CONTENT_TYPES = {".parquet": "application/vnd.apache.parquet", ".json": "application/json"}
-# The account of every Azurite, which ``UseDevelopmentStorage=true`` stands for.
-_WRONG_URL = "artifacts.url must read https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX"
-
-Credential = AzureNamedKeyCredential | AzureSasCredential | TokenCredential
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """What a blob URL names."""
-
-    account_url: str
-    account: str
-    container: str
-    prefix: str
-    """Empty, or ending with a slash."""
+# The SDK's own retries: about 1, 3, 5 and 9 s apart; what lasts longer is for the task to try again.
+_RETRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +51,10 @@ class AzureStore:
             if (stored := self._stored(blob)) is not None:
                 return self._same(name, stored, sha256)
             try:
-                self._upload(blob, path, sha256)
+                return self._upload(name, path, sha256)
             except ResourceNotFoundError:
                 self._create_container()
-                self._upload(blob, path, sha256)
-        return True
+                return self._upload(name, path, sha256)
 
     def get(self, name: str, into: Path, sha256: str) -> None:
         """See ``Store.get``."""
@@ -87,3 +71,140 @@ class AzureStore:
             passing.replace(into)
         finally:
             passing.unlink(missing_ok=True)
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """See ``Store.names``."""
+        start = len(self.place.prefix)
+        with self._faults(prefix):
+            try:
+                for name in self.client.list_blob_names(name_starts_with=self.place.prefix + prefix):
+                    yield name[start:]
+            except ResourceNotFoundError:
+                return  # no container yet, so no objects
+
+    def checksum(self, name: str) -> str | None:
+        """See ``Store.checksum``."""
+        blob = self._blob(name)
+        with self._faults(name):
+            return self._stored(blob)
+
+    def delete(self, name: str) -> None:
+        """See ``Store.delete``."""
+        blob = self._blob(name)
+        with self._faults(name), suppress(ResourceNotFoundError):
+            self.client.delete_blob(blob, delete_snapshots="include")
+
+    def location(self, name: str) -> str:
+        """See ``Store.location``."""
+        return f"{self.place.account_url}/{self.place.container}/{self._blob(name)}"
+
+    def _blob(self, name: str) -> str:
+        return self.place.prefix + checked_name(name)
+
+    def _stored(self, blob: str) -> str | None:
+        """The checksum noted beside an object; empty where somebody else put the object and noted none."""
+        try:
+            return self.client.get_blob_client(blob).get_blob_properties().metadata.get(_SHA256, "")
+        except ResourceNotFoundError:
+            return None
+
+    def _same(self, name: str, stored: str, sha256: str) -> bool:
+        if stored != sha256:
+            raise ArtifactCorrupt(
+                f"{self.location(name)} is there already with other bytes than it should have; rowvec audit names the "
+                "rows it concerns, and deleting it lets the next sync write it anew"
+            )
+        return False
+
+    def _upload(self, name: str, path: Path, sha256: str) -> bool:
+        kind = ContentSettings(content_type=_CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream"))
+        blob = self._blob(name)
+        try:
+            with path.open("rb") as file:
+                self.client.upload_blob(
+                    blob,
+                    file,
+                    length=path.stat().st_size,
+                    overwrite=False,
+                    max_concurrency=2,
+                    metadata={_SHA256: sha256},
+                    content_settings=kind,
+                )
+        except HttpResponseError as error:
+            # Somebody was faster: another writer, or this one, whose success was not heard of before it tried again.
+            # The blocks of the slower one go with the commit of the faster, so its own commit may find none.
+            if not isinstance(error, ResourceExistsError) and _code(error) != "InvalidBlockList":
+                raise
+            if (stored := self._stored(blob)) is None:
+                raise
+            return self._same(name, stored, sha256)
+        return True
+
+    def _create_container(self) -> None:
+        try:
+            self.client.create_container()  # private is the default
+        except ResourceExistsError as error:
+            if _code(error) != "ContainerAlreadyExists":
+                raise
+        except ClientAuthenticationError:
+            raise StoreRefused(
+                f"the container {self.place.container} does not exist and artifacts.credential may not make it; "
+                "make it, private, or use a credential that may"
+            ) from None
+
+    @contextmanager
+    def _faults(self, name: str) -> Generator[None]:
+        """What the service refuses, in our own words: its exceptions quote URLs, and so SAS tokens."""
+        where = f"{self.place.account_url}/{self.place.container}/{self.place.prefix}{name}"
+        try:
+            yield
+        except RowvecError:
+            raise
+        except ResourceNotFoundError:
+            raise ArtifactCorrupt(f"{where} is not in the store; rowvec audit --repair mends this") from None
+        except HttpResponseError as error:
+            raise _translated(error, where) from None
+        except AzureError as error:
+            raise StoreUnavailable(f"{where} could not be reached: {type(error).__name__}") from None
+
+
+def open_container(url: str, credential: str | None) -> AzureStore:
+    """The store a blob URL names.
+
+    ``credential`` is a connection string, an account key or a SAS token; ``None`` asks azure-identity. Raises ``UsageError`` where either cannot be read.
+    """
+    place = place_of(url)
+    client = ContainerClient(
+        place.account_url,
+        place.container,
+        credential=credential_of(place, credential),
+        retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=_RETRIES, random_jitter_range=1),
+        connection_timeout=_CONNECT_SECONDS,
+        read_timeout=_READ_SECONDS,
+        max_single_put_size=_BLOCK,
+        max_block_size=_BLOCK,
+        max_single_get_size=_BLOCK,
+        max_chunk_get_size=_BLOCK,
+    )
+    return AzureStore(client, place)
+
+
+def _translated(error: HttpResponseError, where: str) -> RowvecError:
+    status, code = error.status_code, _code(error)
+    if status is None and isinstance(error, ClientAuthenticationError):
+        return StoreRefused(f"azure-identity found no login for {where}; log in, or set artifacts.credential")
+    if status in (401, 403):
+        return StoreRefused(
+            f"the blob store refused {where} ({status} {code}); artifacts.credential must be valid and allow to read, "
+            "create, list and delete"
+        )
+    if status is None or status >= 500 or status in _PASSING:
+        wait = str(getattr(error.response, "headers", {}).get("retry-after", ""))
+        message = f"the blob store did not serve {where} ({status or 'no status'} {code})"
+        return StoreUnavailable(message, retry_after=float(wait) if wait.isdigit() else None)
+    return StoreRefused(f"the blob store refused {where} ({status} {code})")
+
+
+def _code(error: HttpResponseError) -> str:
+    """The service's own word for what is wrong: the storage client adds it to the exceptions of azure-core."""
+    return str(getattr(error, "error_code", None) or error.reason or "no reason given")

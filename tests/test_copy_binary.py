@@ -32,7 +32,7 @@ _TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any], LiteralString]] = {
     "smallint": (pa.int16(), st.integers(-(2**15), 2**15 - 1), "{}"),
     "integer": (pa.int32(), st.integers(-(2**31), 2**31 - 1), "{}"),
     "bigint": (pa.int64(), st.integers(-(2**63), 2**63 - 1), "{}"),
-    "real": (pa.float32(), st.floats(width=32, allow_nan=False), "{}"),
+    "real": (pa.float32(), st.floats(width=32, allow_nan=False), "{}::double precision"),
     "double precision": (pa.float64(), st.floats(allow_nan=False), "{}"),
     "boolean": (pa.bool_(), st.booleans(), "{}"),
     "text": (pa.string(), _TEXT, "{}"),
@@ -53,12 +53,12 @@ _TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any], LiteralString]] = {
     f"vector({_DIMENSIONS})": (
         pa.list_(pa.float32(), _DIMENSIONS),
         st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=_DIMENSIONS, max_size=_DIMENSIONS),
-        "{}::real[]",
+        "{}::real[]::double precision[]",
     ),
     f"halfvec({_DIMENSIONS})": (
         pa.list_(pa.float32(), _DIMENSIONS),
         st.lists(st.floats(-60_000, 60_000, width=16), min_size=_DIMENSIONS, max_size=_DIMENSIONS),
-        "{}::real[]",
+        "{}::real[]::double precision[]",
     ),
     "bit(16)": (
         pa.binary(2),
@@ -271,4 +271,5 @@ def _create(connection: Connection, columns: list[PgColumn]) -> None:
 
 def _read(connection: Connection, columns: list[PgColumn]) -> list[tuple[Any, ...]]:
     read = sql.SQL(", ").join(sql.SQL(_TYPES[c.pg_type][2]).format(sql.Identifier(c.name)) for c in columns)
-    return connection.execute(sql.SQL("SELECT {} FROM copied").format(read)).fetchall()
+    # Not prepared: the table is another one each time.
+    return connection.execute(sql.SQL("SELECT {} FROM copied").format(read), prepare=False).fetchall()

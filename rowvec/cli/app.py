@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from rowvec import commands
@@ -124,25 +123,16 @@ def demo(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with its status."""
+    """Run the command line and exit with its status; wrong words are typer's to explain, with status 2."""
     as_json = "--json" in sys.argv
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except click.exceptions.Abort:
-        code = 130
-    except KeyboardInterrupt:
-        fail("interrupted; the next run takes up what is durable", as_json)
-        code = 130
+        app()
     except Inconsistent as error:
         _tell_inconsistent(error, as_json)
-        code = 1
+        sys.exit(1)
     except RowvecError as error:
         fail(str(error), as_json)
-        code = 2 if isinstance(error, UsageError) else 1
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _tell_inconsistent(error: Inconsistent, as_json: bool) -> None:

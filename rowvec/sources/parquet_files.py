@@ -1,0 +1,45 @@
+"""Parquet files, read in batches whose size follows the size of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rowvec.errors import SourceError
+
+# Of a batch, before it is compressed: large enough that a batch's own cost is nothing, small against 700 MB.
+_BATCH_BYTES = 16 << 20
+_BATCH_ROWS = 16_384
+
+
+class ParquetFormat:
+    """See ``FileFormat``."""
+
+    def schema(self, path: Path) -> pa.Schema:
+        """See ``FileFormat``."""
+        with _opened(path) as file:
+            return file.schema_arrow
+
+    def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """See ``FileFormat``."""
+        with _opened(path) as file:
+            rows = file.metadata.num_rows
+            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+            a_batch = max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(1, rows) // max(1, size)))
+            for batch in file.iter_batches(a_batch, columns=list(columns)):
+                yield batch.select(list(columns))
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[pq.ParquetFile]:
+    """Raises ``SourceError`` where the file is not there, is no Parquet file, or was cut."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SourceError(f"the file {path.name} cannot be read as Parquet: {reason}") from error

@@ -1,0 +1,265 @@
+"""Rows of a file as keys, content and hashes: a batch at a time, with what Postgres would make of the same values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rowvec.columns import PgColumn
+from rowvec.errors import SourceError
+from rowvec.fingerprint import fingerprint
+from rowvec.pairs import DIGEST_BYTES, pack_digests, pack_hashes
+from rowvec.sources.apart import row_schema
+from rowvec.sources.pg_text import pg_record, pg_text, pg_type
+from rowvec.sources.spill import RECORD, Records
+from rowvec.template import Column, Template
+
+Mask = npt.NDArray[np.bool_]
+
+# What counts as white space is the same in rowvec.sources.postgres.NOT_BLANK: ASCII only.
+_NOT_BLANK = r"[^ \t\n\r\f\v]"
+
+_NOTHING = pa.scalar("", pa.large_string())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What is made of a file's columns."""
+
+    key: tuple[PgColumn, ...]
+    metadata: tuple[PgColumn, ...]
+    content: Template
+    vector: str | None
+    """The column with the source's own vectors, with the column embedder."""
+    identity: bytes
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read, each once."""
+        own = [column.name for column in (*self.key, *self.metadata)]
+        return tuple(dict.fromkeys([*own, *self.content.columns, *([self.vector] if self.vector else [])]))
+
+
+class Rendered:
+    """A batch of rows, ``n`` of them, and what is made of them, each part when it is first asked for."""
+
+    def __init__(self, batch: pa.RecordBatch, layout: Layout) -> None:
+        self._batch, self._layout = batch, layout
+        self._rows = batch.num_rows
+        self.unreadable = np.zeros(self._rows, np.bool_)
+        """``(n,)``: rows with a value that Postgres cannot hold as text."""
+        named = {column.name for column in (*layout.key, *layout.metadata)} | set(layout.content.columns)
+        self._texts = {name: self._readable(batch.column(name)) for name in layout.columns if name in named}
+
+    @property
+    def null_key(self) -> Mask:
+        """``(n,)``: rows whose key is NULL in part."""
+        null = np.zeros(self._rows, np.bool_)
+        for column in self._layout.key:
+            texts = self._texts[column.name]
+            if texts.null_count:
+                null |= _mask(texts.is_null())
+        return null
+
+    @cached_property
+    def content(self) -> pa.Array:
+        """The rendered template, ``large_string``, never NULL."""
+        parts = [
+            self._filled(part.name) if isinstance(part, Column) else pa.scalar(part, pa.large_string())
+            for part in self._layout.content.parts
+        ]
+        if not any(isinstance(part, Column) for part in self._layout.content.parts):
+            fixed = self._layout.content.render({})
+            return pa.array([fixed] * self._rows, pa.large_string())
+        return pc.binary_join_element_wise(*parts, _NOTHING)
+
+    @property
+    def blank(self) -> Mask:
+        """``(n,)``: rows that have nothing to embed."""
+        if self._layout.vector is not None:
+            return _mask(self._batch.column(self._layout.vector).is_null())
+        return ~_mask(pc.match_substring_regex(self.content, _NOT_BLANK))
+
+    @cached_property
+    def fingerprints(self) -> list[bytes]:
+        """32 bytes a row."""
+        identity = self._layout.identity
+        contents = self.content.cast(pa.large_binary()).to_pylist()
+        if self._layout.vector is None:
+            return [fingerprint(identity, content) for content in contents]
+        vectors = vector_bytes(self._batch.column(self._layout.vector))
+        return [fingerprint(identity, c, v or b"") for c, v in zip(contents, vectors, strict=True)]
+
+    @cached_property
+    def metadata_hashes(self) -> list[bytes]:
+        """32 bytes a row."""
+        if not self._layout.metadata:
+            return [hashlib.sha256(b"()").digest()] * self._rows
+        arrays = [
+            self._texts[c.name] if c.pg_type != "boolean" else self._batch.column(c.name) for c in self._layout.metadata
+        ]
+        return _sha256(pg_record(arrays, self._rows))
+
+    def records(self, first_row: int) -> Records:
+        """The hashes of the rows that have a key and can be read, numbered from ``first_row``."""
+        good = ~(self.null_key | self.unreadable)
+        records = np.zeros(self._rows, RECORD)
+        records["digest"] = pack_digests(self._key_digests())
+        records["fingerprint"] = pack_hashes(self.fingerprints)
+        records["metadata_hash"] = pack_hashes(self.metadata_hashes)
+        records["row"] = np.arange(first_row, first_row + self._rows)
+        records["blank"] = self.blank
+        return records[good]
+
+    def key_json(self, rows: Sequence[int]) -> list[str]:
+        """The keys of these rows as the rejects hold them: JSON arrays of texts."""
+        columns = [self._texts[column.name] for column in self._layout.key]
+        return [json.dumps([c[row].as_py() for c in columns], ensure_ascii=False) for row in rows]
+
+    def taken(self, actions: list[str]) -> pa.RecordBatch:
+        """The rows as ``ApartSource.rows`` gives them."""
+        key, metadata = self._layout.key, self._layout.metadata
+        schema = row_schema(key, metadata)
+        vector = pa.nulls(self._rows, pa.large_string())
+        if self._layout.vector is not None:
+            vector = vector_text(self._batch.column(self._layout.vector))
+        columns = [
+            pa.array(actions, pa.string()),
+            *(self._typed(column) for column in (*key, *metadata)),
+            self.content,
+            vector,
+            pa.array(self.fingerprints, pa.binary()),
+            pa.array(self.metadata_hashes, pa.binary()),
+        ]
+        return pa.record_batch(columns, schema)
+
+    def _typed(self, column: PgColumn) -> pa.Array:
+        kind = column.arrow_field.type
+        return (self._texts[column.name] if pa.types.is_string(kind) else self._batch.column(column.name)).cast(kind)
+
+    def _filled(self, name: str) -> pa.Array:
+        texts = self._texts[name]
+        return pc.fill_null(texts, "") if texts.null_count else texts
+
+    def _key_digests(self) -> list[bytes]:
+        parts: list[object] = []
+        for column in self._layout.key:
+            texts = self._filled(column.name)
+            lengths = pc.binary_length(texts).cast(pa.large_string())
+            parts += [lengths, pa.scalar(":", pa.large_string()), texts]
+        return [digest[:DIGEST_BYTES] for digest in _sha256(pc.binary_join_element_wise(*parts, _NOTHING))]
+
+    def _readable(self, column: pa.Array) -> pa.Array:
+        """The column's texts. A value that is none marks its row, and a likeness of it stands in its place."""
+        try:
+            texts = pg_text(_checked(column))
+        except (pa.ArrowInvalid, ValueError):
+            return self._readable_one_by_one(column)
+        nul = pc.match_substring(texts, "\0")
+        if not pc.any(nul).as_py():
+            return texts
+        self.unreadable |= _mask(pc.fill_null(nul, False))
+        return pc.replace_substring(texts, "\0", "\N{REPLACEMENT CHARACTER}")
+
+    def _readable_one_by_one(self, column: pa.Array) -> pa.Array:
+        texts: list[str | None] = []
+        for row in range(len(column)):
+            value = column.slice(row, 1)
+            try:
+                texts.append(pg_text(_checked(value))[0].as_py())
+            except (pa.ArrowInvalid, ValueError):
+                self.unreadable[row] = True
+                likeness = value.cast(pa.large_binary())[0].as_py() if _may_be_misread(value.type) else b""
+                texts.append(likeness.decode(errors="replace"))
+        marked = pa.array(texts, pa.large_string())
+        self.unreadable |= _mask(pc.fill_null(pc.match_substring(marked, "\0"), False))
+        return pc.replace_substring(marked, "\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def columns_of(schema: pa.Schema, names: Sequence[str], *, key: bool, where: str) -> tuple[PgColumn, ...]:
+    """The Postgres columns for a file's columns.
+
+    Raises ``SourceError`` where a type has no counterpart in Postgres or, for a key, cannot tell rows apart.
+    """
+    found: list[PgColumn] = []
+    for name in names:
+        kind = schema.field(name).type
+        written = pg_type(kind)
+        if written is None:
+            raise SourceError(f"column {name!r} of {where} is {kind}, which Postgres has no type for; cast it to text")
+        if key and written in ("real", "double precision", "jsonb"):
+            raise SourceError(
+                f"the key column {name!r} of {where} is {kind}, which cannot tell rows apart reliably; "
+                "cast it to an integer or text"
+            )
+        found.append(PgColumn(name, written))
+    return tuple(found)
+
+
+def vector_bytes(column: pa.Array) -> list[bytes | None]:
+    """The vectors as float32, little-endian, for the fingerprint; a text vector as it is written."""
+    if not _is_list(column.type):
+        return [v.encode() if isinstance(v, str) else v for v in column.cast(pa.large_binary()).to_pylist()]
+    floats, starts = _floats(column)
+    data = floats.to_numpy(zero_copy_only=False).astype("<f4").tobytes()
+    bounds = zip(starts[:-1].tolist(), starts[1:].tolist(), _mask(column.is_valid()), strict=True)
+    return [data[4 * start : 4 * end] if valid else None for start, end, valid in bounds]
+
+
+def vector_text(column: pa.Array) -> pa.Array:
+    """The vectors as ``[1,2.5]``, in digits that give the same float32 back; a text vector as it is written."""
+    if not _is_list(column.type):
+        return column.cast(pa.large_string())
+    floats, starts = _floats(column)
+    numbers = pa.LargeListArray.from_arrays(pa.array(starts), floats.cast(pa.large_string()))
+    joined = pc.binary_join(numbers, ",")
+    texts = pc.binary_join_element_wise(pa.scalar("[", pa.large_string()), joined, "]", _NOTHING)
+    return pc.if_else(column.is_valid(), texts, pa.scalar(None, pa.large_string()))
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold vectors."""
+    return _may_be_misread(kind) or (_is_list(kind) and pa.types.is_floating(kind.value_type))
+
+
+def _floats(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """All numbers one after the other, NaN for NULL, and where each row's start; ``(n + 1,)``."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    numbers = pc.list_flatten(column).cast(pa.float32(), safe=False)
+    return pc.fill_null(numbers, float("nan")), starts
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _may_be_misread(kind: pa.DataType) -> bool:
+    """Texts: neither Parquet nor CSV is checked for UTF-8 while it is read."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _checked(column: pa.Array) -> pa.Array:
+    """Texts that are UTF-8. Raises ``ArrowInvalid`` where one is not."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    if not _may_be_misread(column.type):
+        return column
+    return column.cast(pa.large_binary()).cast(pa.large_string())
+
+
+def _sha256(texts: pa.Array) -> list[bytes]:
+    sha256: Callable[[bytes], hashlib._Hash] = hashlib.sha256
+    return [sha256(text).digest() for text in texts.cast(pa.large_binary()).to_pylist()]
+
+
+def _mask(array: pa.Array) -> Mask:
+    return array.to_numpy(zero_copy_only=False).astype(np.bool_, copy=False)
