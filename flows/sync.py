@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 from prefect.futures import PrefectFuture
@@ -27,7 +27,8 @@ Chain = list[PrefectFuture[Batch]]
 @flow(
     name="sync",
     flow_run_name="{pipeline.name}-{cause}",
-    task_runner=ThreadPoolTaskRunner(max_workers=4 * (BATCHES_IN_FLIGHT + 1)),
+    # Prefect's own types disagree here: its decorator names the base class of futures, its runner a child of it.
+    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=4 * (BATCHES_IN_FLIGHT + 1))),
     persist_result=False,
 )
 def sync(pipeline: Pipeline, cause: str = "manual") -> SyncReport:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from psycopg import sql
 
 from rowvec import artifacts, ledger
-from rowvec.artifacts import Artifact, Store
+from rowvec.artifacts import Artifact
 from rowvec.database import Connection
 from rowvec.embedders import open_embedder
 from rowvec.errors import ArtifactCorrupt
@@ -28,6 +28,7 @@ from rowvec.references import resolve
 from rowvec.run import open_target
 from rowvec.schema import install
 from rowvec.sources.postgres import describe, is_beside
+from rowvec.stores import Store, open_store
 from rowvec.vector_checks import check_vectors
 from rowvec.vector_table import VectorTable, stored_table
 
@@ -72,7 +73,7 @@ def run_audit(pipeline: Pipeline) -> list[Finding]:
             *_against_source(connection, resolved, pipeline_id, table),
             *_vectors(connection, table),
             *_provenance(connection, pipeline_id, table),
-            *_against_artifacts(connection, artifacts.open_store(resolved.artifacts), pipeline_id, table),
+            *_against_artifacts(connection, open_store(resolved.artifacts), pipeline_id, table),
         ):
             found.setdefault(finding.key, finding)
     return list(found.values())
@@ -88,7 +89,7 @@ def void(pipeline: Pipeline, findings: list[Finding]) -> None:
     with open_target(resolved, "rowvec audit") as connection:
         pipeline_id = ledger.find(connection, pipeline)
         table = stored_table(connection, resolved)
-        for name in _unreadable(connection, artifacts.open_store(resolved.artifacts), pipeline_id):
+        for name in _unreadable(connection, open_store(resolved.artifacts), pipeline_id):
             ledger.forget_artifact(connection, pipeline_id, name)
         connection.execute(
             query("audit", "void", table=table.identifier, key_json=key_json(table.key, "t"), keys=sql.Literal(keys))

@@ -10,7 +10,7 @@ from psycopg import sql
 
 # The types whose values travel as themselves. Everything else (timestamps past Python's calendar, numeric, arrays,
 # ranges, enums, types of other extensions) travels as the text Postgres gives for it, and is cast back on arrival.
-_NATIVE: dict[LiteralString, pa.DataType] = {
+_NATIVE: dict[str, pa.DataType] = {
     "smallint": pa.int16(),
     "integer": pa.int32(),
     "bigint": pa.int64(),
@@ -34,7 +34,7 @@ class PgColumn:
     @property
     def travels_as(self) -> LiteralString:
         """The Postgres type this column has on its way through files and staging: its own if native, else text."""
-        return next((native for native in _NATIVE if native == self.pg_type), "text")
+        return cast("LiteralString", self.pg_type) if self.pg_type in _NATIVE else "text"
 
     @property
     def type_sql(self) -> sql.SQL:

@@ -62,9 +62,9 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
 
 def search(pipeline: Pipeline, text: str, k: int, where: str | None, mode: str) -> dict[str, Any]:
     """The ``k`` rows nearest to a text, as objects with key and metadata columns, content and distance."""
-    chosen = next((m for m in MODES if m == mode), None)
-    if chosen is None:
+    if mode not in MODES:
         raise UsageError(f"there is no search mode {mode!r}; the modes are {', '.join(MODES)}")
+    chosen = MODES[MODES.index(mode)]
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec search") as connection:
         table = stored_table(connection, resolved)

@@ -14,12 +14,13 @@ import pyarrow as pa
 from psycopg import sql
 
 from rowvec import ledger, rejects
-from rowvec.artifacts import Store, read_vectors
+from rowvec.artifacts import read_vectors
 from rowvec.database import Connection
 from rowvec.embedders.protocol import Answer, Embedder
 from rowvec.errors import ArtifactCorrupt, RowError
 from rowvec.plan import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
 from rowvec.queries import query
+from rowvec.stores import Store
 
 # Fingerprints looked up in one statement: an array of 10,000 is 0.4 MB.
 _LOOKUP = 10_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from rowvec.stores import Store, checked_name
 
 # As many digits as keep the manifests of ten runs a second, for 3,000 years, in the order of their runs.
 _RUN_DIGITS = 12
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,5 +81,7 @@ def read_manifest(store: Store, name: str, sha256: str) -> Manifest:
         where = ".".join(str(part) for part in first["loc"]) or "its JSON"
         raise ArtifactCorrupt(f"{store.location(name)} is no manifest of rowvec: {where}: {first['msg']}") from None
     for artifact in manifest.artifacts:
-        checked_name(artifact.name)
+        # A name that leaves the store, or a checksum nothing can agree with, is found now and not half-way through.
+        if not (_SHA256.fullmatch(artifact.sha256) and checked_name(artifact.name)):
+            raise ArtifactCorrupt(f"{store.location(name)} is no manifest of rowvec: {artifact.sha256!r} is no sha256")
     return manifest

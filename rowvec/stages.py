@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 
 from rowvec import artifacts, ledger, load, rejects, validate
-from rowvec.artifacts import Artifact, Store, open_store
+from rowvec.artifacts import Artifact
+from rowvec.database import Connection
 from rowvec.embed import embed_batch
 from rowvec.embedders import open_embedder
 from rowvec.embedders.protocol import Embedder
@@ -21,6 +23,7 @@ from rowvec.home import spool
 from rowvec.index import ensure_index, index_state
 from rowvec.index_choice import IndexChoice, choose
 from rowvec.ledger import RunId
+from rowvec.manifest import Manifest, write_manifest
 from rowvec.merge import Merged, merge
 from rowvec.pipeline import Embedder as EmbedderPart
 from rowvec.pipeline import Pipeline
@@ -30,7 +33,11 @@ from rowvec.references import resolve
 from rowvec.report import Check, SyncReport
 from rowvec.run import Run, open_target
 from rowvec.search_function import install_search_function
+from rowvec.stores import Store, open_store
 from rowvec.vector_table import count_rows
+
+_embedders: dict[str, Embedder] = {}
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,14 +268,33 @@ def _report(
     )
 
 
-def _write_manifest(connection, store, plan, report):
-    return None, None
+def _write_manifest(
+    connection: Connection, store: Store, plan: Plan, report: SyncReport
+) -> tuple[str | None, str | None]:
+    """Name and sha256 of the run's manifest; a run that changed nothing writes none."""
+    counts = {name: getattr(report, name) for name in ("new", "changed", "metadata_only", "deleted", "unchanged")}
+    if not report.artifacts and not any(value for name, value in counts.items() if name != "unchanged"):
+        return None, None
+    manifest = Manifest(
+        run_id=plan.run_id,
+        pipeline=report.pipeline,
+        table=f"{plan.table.schema}.{plan.table.name}",
+        identity=plan.identity,
+        artifacts=tuple(ledger.artifacts_of(connection, plan.run_id)),
+        counts={**counts, "rows": report.rows, "rejected": report.rejected},
+        checksum=report.checksum,
+        created_at=datetime.now(UTC),
+    )
+    return write_manifest(store, manifest, spool(plan.run_id))
 
 
-@lru_cache(maxsize=8)
 def _embedder(part: EmbedderPart) -> Embedder:
     """One embedder a process, so that all batches share its pace, and a model is loaded once."""
-    return open_embedder(part)
+    written = part.model_dump_json()
+    with _opening:
+        if written not in _embedders:
+            _embedders[written] = open_embedder(part)
+        return _embedders[written]
 
 
 def _store(resolved: Pipeline) -> Store:

@@ -143,14 +143,14 @@ class AzureStore:
     def _create_container(self) -> None:
         try:
             self.client.create_container()  # private is the default
-        except ResourceExistsError as error:
+        except HttpResponseError as error:
+            if error.status_code in (401, 403):
+                raise StoreRefused(
+                    f"the container {self.place.container} does not exist and artifacts.credential may not make it; "
+                    "make it, private, or use a credential that may"
+                ) from None
             if _code(error) != "ContainerAlreadyExists":
                 raise
-        except ClientAuthenticationError:
-            raise StoreRefused(
-                f"the container {self.place.container} does not exist and artifacts.credential may not make it; "
-                "make it, private, or use a credential that may"
-            ) from None
 
     @contextmanager
     def _faults(self, name: str) -> Generator[None]:
@@ -171,7 +171,8 @@ class AzureStore:
 def open_container(url: str, credential: str | None) -> AzureStore:
     """The store a blob URL names.
 
-    ``credential`` is a connection string, an account key or a SAS token; ``None`` asks azure-identity. Raises ``UsageError`` where either cannot be read.
+    ``credential`` is a connection string, an account key or a SAS token; ``None`` asks azure-identity.
+    Raises ``UsageError`` where URL or credential cannot be read.
     """
     place = place_of(url)
     client = ContainerClient(

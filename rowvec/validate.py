@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rowvec import ledger
-from rowvec.artifacts import Store
 from rowvec.database import Connection
 from rowvec.index_choice import IndexChoice
 from rowvec.merge import Merged
@@ -11,6 +10,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan
 from rowvec.recall import measure
 from rowvec.report import Check
+from rowvec.stores import Store
 from rowvec.vector_checks import VectorCheck, check_index, check_vectors
 
 # Reading every vector of a large table back would cost more than the run did: beyond this many rows a run checks what

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from prefect import Task
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from rowvec.errors import RetriableError
 
 # The embedder and the blob client have waited and tried again by themselves before an error comes this far: these are
 # for a database that restarts, or a provider that is down for a minute.
-RETRIES = 4
 WAITS_SECONDS = [2.0, 8.0, 20.0, 60.0]
 JITTER = 0.5
+
+R = TypeVar("R")
 
 
 def is_retriable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Try again only what may go better next time."""
     return isinstance(state.data, RetriableError)
+
+
+def stage(run_name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
+    """Make a stage a Prefect task; ``run_name`` tells a batch's run from another's, its first word is the stage.
+
+    No time-out: Prefect cannot interrupt a task in a thread. Embedder, blob client and database have their own.
+    """
+    return task(
+        task_run_name=run_name,
+        tags=["rowvec", run_name.split()[0]],
+        retries=len(WAITS_SECONDS),
+        retry_delay_seconds=WAITS_SECONDS,
+        retry_jitter_factor=JITTER,
+        retry_condition_fn=is_retriable,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )

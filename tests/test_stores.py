@@ -356,7 +356,7 @@ def test_a_url_names_account_container_and_prefix() -> None:
 
 @contextmanager
 def losing_the_answer_to(marker: bytes, host: str) -> Generator[tuple[str, list[bytes]]]:
-    """A proxy that forwards everything, but cuts the line instead of giving the first answer to a ``marker`` request."""
+    """A proxy that forwards all, but cuts the line instead of giving the first answer to a ``marker`` request."""
     target = host.removeprefix("http://").split(":")
     lost: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:

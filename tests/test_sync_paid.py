@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import yaml
 
 from rowvec import commands, stages
 from rowvec.database import Connection
-from rowvec.errors import QuotaExhausted
+from rowvec.errors import PipelineBusy, QuotaExhausted
 from rowvec.pipeline import Pipeline
 from rowvec.run import running
 from tests import gallery
@@ -90,7 +91,7 @@ def test_h13_a_row_that_becomes_poison_loses_its_old_vector(source: Connection, 
 def test_a_used_up_quota_stops_at_once_and_what_was_paid_is_kept(
     source: Connection, paid: Pipeline, server: OpenAIServer
 ) -> None:
-    server.add(quota().__class__(**{**_fields(quota()), "after": 3}))
+    server.add(replace(quota(), after=3))
     with pytest.raises(QuotaExhausted):
         sync(paid)
     answered = source.execute("SELECT count(*) FROM rowvec.answers").fetchone()
@@ -102,10 +103,6 @@ def test_a_used_up_quota_stops_at_once_and_what_was_paid_is_kept(
     assert report.embedded == len(server.paid) == 50 - paid_before
     assert source.execute("SELECT count(*) FROM rowvec.answers").fetchone() == (0,)
     assert_in_step(source)
-
-
-def _fields(fault: object) -> dict[str, object]:
-    return {name: getattr(fault, name) for name in type(fault).__dataclass_fields__}  # type: ignore[attr-defined] # a dataclass
 
 
 @pytest.mark.parametrize(
@@ -168,8 +165,6 @@ def test_h5_kill_minus_nine_in_the_middle_of_embedding(
 
 
 def test_two_runs_of_one_pipeline_do_not_meet(source: Connection, paid: Pipeline, server: OpenAIServer) -> None:
-    from rowvec.errors import PipelineBusy
-
     with running(paid, "test"), pytest.raises(PipelineBusy, match="another run of the pipeline paintings"):
         sync(paid)
     assert sync(paid).consistent

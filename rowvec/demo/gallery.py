@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
@@ -52,8 +53,8 @@ def run(sync: Flow, *, quiet: bool) -> dict[str, Any]:
 
 def _hang_paintings(connection: Connection) -> None:
     connection.execute(query("demo", "empty_gallery"))
-    with (files("rowvec.demo") / "paintings.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[1:]
+    text = (files("rowvec.demo") / "paintings.csv").read_text("utf-8")
+    rows = list(csv.reader(io.StringIO(text)))[1:]
     with connection.cursor() as cursor, cursor.copy(query("demo", "copy")) as copy:
         for row in rows:
             copy.write_row(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import pyarrow as pa
@@ -35,8 +35,12 @@ class ApartSource(Protocol):
         """The hashes of every row that is to have a vector, ascending by key digest."""
         ...
 
-    def rows(self, changes: Iterable[Changes]) -> Iterator[pa.RecordBatch]:
-        """The rows that are new, changed, or changed in their metadata: after all pairs were read, and only once.
+    def mark(self, changes: Changes) -> None:
+        """Take note of what a stretch of the diff found: of each one, in their order."""
+        ...
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """The rows that were marked as new, changed, or changed in their metadata; once, after the last mark.
 
         Columns: ``rowvec_action``; key and metadata as ``PgColumn.arrow_field`` says; ``content``; ``rowvec_vector``
         (text, NULL but for the column embedder); ``fingerprint``; ``metadata_hash``. Raises ``SourceError`` where the
@@ -45,7 +49,7 @@ class ApartSource(Protocol):
         ...
 
     def rejects(self) -> Iterator[Reject]:
-        """The rows that cannot have a vector of their own; after the pairs were read."""
+        """The rows that cannot have a vector of their own; after the rows were read."""
         ...
 
     @property

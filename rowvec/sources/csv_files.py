@@ -45,7 +45,7 @@ class CsvFormat:
     def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """See ``FileFormat``. An empty field is NULL, an empty field in quotes the empty text."""
         reader = self._open(path, _BLOCK_BYTES, columns)
-        row = 1
+        row = 2  # the header is the first, as in Arrow's own messages
         while (batch := self._next(path, reader)) is not None:
             arrays = [self._typed(path, name, batch.column(name), row) for name in columns]
             yield pa.record_batch(arrays, names=list(columns))

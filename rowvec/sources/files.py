@@ -34,8 +34,6 @@ Fetch = Callable[[str, Path], list[Path]]
 # What becomes of a row in the second pass, one byte a row of the source; 1, 2 and 3 are ACTIONS.
 _DUPLICATE, _EMPTY = 4, 5
 
-_MARKS_GROWTH = 1 << 20
-
 _REASONS: dict[int, tuple[RejectReason, str]] = {
     _DUPLICATE: ("duplicate_key", "several rows have this key"),
     _EMPTY: ("empty", "the content is empty or white space only"),
@@ -73,19 +71,26 @@ class _Mark:
 
 
 class FileSource:
-    """See ``ApartSource``. Memory: a batch, a run of sorted hashes, and a byte for each row of the source."""
+    """See ``ApartSource``. Memory: a batch, a run of hashes that are sorted, and a byte for each row of the source."""
 
-    def __init__(self, pipeline: Pipeline, identity: Identity, paths: list[Path], spill: Spill, aside: IO[str]) -> None:
-        source = pipeline.source
-        assert source.kind != "postgres"  # noqa: S101 # for the type checker; open_files says so to the caller
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        source: CsvSource | ParquetSource,
+        identity: Identity,
+        paths: list[Path],
+        spill: Spill,
+        aside: IO[str],
+    ) -> None:
         self._format = file_format(source)
         self._reject_blank = source.empty == "reject"
-        self._marks = [_mark(path) for path in paths]
-        self._layout = layout(pipeline, identity, self._format, paths)
+        self._marks = [_Mark.of(path) for path in paths]
+        self._layout = _layout(pipeline, identity, self._format, paths)
         self._spill, self._aside = spill, aside
         self._fates = np.zeros(0, np.uint8)
         self._sent: deque[npt.NDArray[np.int64]] = deque()
-        self._rows = self._blank = 0
+        """The numbers of the rows that were given to the diff and not yet marked, in the order of their digests."""
+        self._passed = self._blank = 0
 
     @property
     def key(self) -> tuple[PgColumn, ...]:
@@ -104,10 +109,13 @@ class FileSource:
 
     def pairs(self) -> Iterator[Block]:
         """See ``ApartSource``."""
-        for first_row, rendered in self._rendered():
-            self._spill.add(rendered.records(first_row))
-            self._set_aside_unusable(rendered)
-        self._fates = np.zeros(self._rows, np.uint8)
+        rows = 0
+        for path, first_row, batch in self._batches():
+            rendered = Rendered(batch, self._layout)
+            self._spill.add(rendered.records(rows))
+            self._set_aside_unusable(path, first_row, rendered)
+            rows += batch.num_rows
+        self._fates = np.zeros(rows, np.uint8)
         for records in self._spill.ascending():
             good = records[self._usable(records)]
             self._sent.append(good["row"].copy())
@@ -120,23 +128,22 @@ class FileSource:
     def mark(self, changes: Changes) -> None:
         """See ``ApartSource``."""
         kinds: tuple[Rows, ...] = (changes.new, changes.changed, changes.metadata_only)
-        passed = sum(map(len, kinds)) + len(changes.duplicates) + changes.unchanged
-        rows = self._take_sent(passed)
-        start = min((int(kind.position[0]) for kind in (*kinds, changes.duplicates) if len(kind)), default=0)
-        del start
+        rows = self._next_sent(sum(map(len, kinds)) + len(changes.duplicates) + changes.unchanged)
         for fate, kind in enumerate(kinds, 1):
             self._fates[rows[kind.position - self._passed]] = fate
-        self._passed += passed
+        self._passed += len(rows)
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """See ``ApartSource``."""
-        self._check_unchanged()
-        for first_row, batch in self._batches():
+        first_row = 0
+        for _, _, batch in self._batches():
             fates = self._fates[first_row : first_row + batch.num_rows]
+            first_row += batch.num_rows
             wanted = np.flatnonzero(fates)
             if len(wanted):
                 yield from self._taken(batch.take(pa.array(wanted)), fates[wanted])
-        self._check_unchanged()
+        if first_row != len(self._fates):
+            raise _changed(self._marks[-1].path)
 
     def rejects(self) -> Iterator[Reject]:
         """See ``ApartSource``."""
@@ -144,3 +151,147 @@ class FileSource:
         for line in self._aside:
             key, reason, detail = json.loads(line)
             yield key, RowError(reason, detail)
+
+    def _batches(self) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
+        """All batches with their file and the number, from 1, of their first row in it.
+
+        Raises ``SourceError`` where a file is not the one it was when the source was opened.
+        """
+        for mark in self._marks:
+            row = 1
+            for batch in self._format.batches(mark.path, self._layout.columns):
+                yield mark.path, row, batch
+                row += batch.num_rows
+            if _Mark.of(mark.path) != mark:
+                raise _changed(mark.path)
+
+    def _usable(self, records: Records) -> npt.NDArray[np.bool_]:
+        """Which rows are to have a vector; of the others, the second pass names what is to be set aside."""
+        same = np.zeros(len(records) + 1, np.bool_)
+        same[1:-1] = (records["digest"][1:] == records["digest"][:-1]).all(axis=1)
+        single = ~same[:-1] & ~same[1:]
+        self._fates[records["row"][same[1:] & ~same[:-1]]] = _DUPLICATE  # the first of each key stands for all
+        blank = single & records["blank"]
+        self._blank += int(blank.sum())
+        if self._reject_blank:
+            self._fates[records["row"][blank]] = _EMPTY
+        return single & ~blank
+
+    def _next_sent(self, count: int) -> npt.NDArray[np.int64]:
+        """The numbers of the next rows that were given to the diff."""
+        taken: list[npt.NDArray[np.int64]] = []
+        while count:
+            first = self._sent.popleft()
+            if len(first) > count:
+                self._sent.appendleft(first[count:])
+                first = first[:count]
+            taken.append(first)
+            count -= len(first)
+        return np.concatenate(taken) if taken else np.empty(0, np.int64)
+
+    def _taken(self, batch: pa.RecordBatch, fates: npt.NDArray[np.uint8]) -> Iterator[pa.RecordBatch]:
+        aside = np.flatnonzero(fates > len(ACTIONS))
+        if len(aside):
+            for row, key in zip(aside, Rendered(batch, self._layout).key_json(aside.tolist()), strict=True):
+                self._set_aside(key, *_REASONS[int(fates[row])])
+        kept = np.flatnonzero(fates <= len(ACTIONS))
+        if len(kept):
+            actions = [ACTIONS[fate - 1] for fate in fates[kept].tolist()]
+            yield Rendered(batch.take(pa.array(kept)), self._layout).taken(actions)
+
+    def _set_aside_unusable(self, path: Path, first_row: int, rendered: Rendered) -> None:
+        null_key = rendered.null_key
+        rows = np.flatnonzero(null_key | rendered.unreadable).tolist()
+        for row, key in zip(rows, rendered.key_json(rows), strict=True):
+            where = f"row {first_row + row:,} of {path.name}"
+            if null_key[row]:
+                self._set_aside(key, "null_key", f"a key column is NULL in {where}")
+            else:
+                self._set_aside(key, "unreadable", f"{where} has a value that is not UTF-8, or that Postgres has not")
+
+    def _set_aside(self, key: str, reason: RejectReason, detail: str) -> None:
+        self._aside.write(json.dumps([key, reason, detail]) + "\n")
+
+
+def file_format(source: CsvSource | ParquetSource) -> FileFormat:
+    """How the source's files are read."""
+    return CsvFormat(source.delimiter, source.types) if source.kind == "csv" else ParquetFormat()
+
+
+@contextmanager
+def open_files(
+    pipeline: Pipeline, source: CsvSource | ParquetSource, identity: Identity, folder: Path, fetch: Fetch
+) -> Generator[FileSource]:
+    """The source's files, ready to be read; what it takes on disk, in ``folder``, is gone when it is closed.
+
+    Raises ``SourceError`` where a file or a column is not there, or a type cannot be had in Postgres.
+    """
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix="source-") as place,
+        Spill(Path(place)) as spill,
+        tempfile.TemporaryFile("w+", dir=place, encoding="utf-8") as aside,
+    ):
+        paths = fetch(source.path, Path(place)) if is_url(source.path) else local_paths(source.path)
+        yield FileSource(pipeline, source, identity, paths, spill, aside)
+
+
+def is_url(path: str) -> bool:
+    """Whether a source's path is a blob's URL."""
+    return path.lower().startswith(("https://", "http://"))
+
+
+def local_paths(path: str) -> list[Path]:
+    """The files that a path or a glob names, in the order of names.
+
+    Raises ``SourceError`` where there are none.
+    """
+    if Path(path).is_file():
+        return [Path(path)]
+    if not glob.has_magic(path):
+        what = "is a folder; name a file in it, or write a glob such as *.parquet" if Path(path).is_dir() else "is not there"
+        raise SourceError(f"the source file {path} {what}")
+    found = sorted(Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file())  # noqa: PTH207 # the pattern may be absolute, which Path.glob refuses
+    if not found:
+        raise SourceError(f"no file matches source.path {path}")
+    return found
+
+
+def _layout(pipeline: Pipeline, identity: Identity, read: FileFormat, paths: list[Path]) -> Layout:
+    source = pipeline.source
+    vector = pipeline.embedder.column if pipeline.embedder.kind == "column" else None
+    content = template.parse(source.content or "")
+    wanted = dict.fromkeys([*source.key, *source.metadata, *content.columns, *([vector] if vector else [])])
+    first = _schema(read, paths[0], list(wanted))
+    for path in paths[1:]:
+        other = _schema(read, path, list(wanted))
+        for name in wanted:
+            if other.field(name).type != first.field(name).type:
+                raise SourceError(
+                    f"column {name!r} is {first.field(name).type} in {paths[0].name} and {other.field(name).type} in "
+                    f"{path.name}; write the files with one type"
+                )
+    where = paths[0].name
+    if vector is not None and not is_vector(first.field(vector).type):
+        raise SourceError(f"column {vector!r} of {where} is {first.field(vector).type}, not a list of numbers or text")
+    columns_of(first, content.columns, key=False, where=where)
+    return Layout(
+        key=columns_of(first, source.key, key=True, where=where),
+        metadata=columns_of(first, source.metadata, key=False, where=where),
+        content=content,
+        vector=vector,
+        identity=identity.digest(),
+    )
+
+
+def _schema(read: FileFormat, path: Path, wanted: list[str]) -> pa.Schema:
+    schema = read.schema(path)
+    for name in wanted:
+        if name not in schema.names:
+            raise SourceError(f"the file {path.name} has no column {name!r}; it has {', '.join(schema.names)}")
+        if schema.names.count(name) > 1:
+            raise SourceError(f"the file {path.name} has two columns called {name!r}; rename one")
+    return schema
+
+
+def _changed(path: Path) -> SourceError:
+    return SourceError(f"the file {path.name} changed while it was read; run again")

@@ -1,0 +1,95 @@
+"""A manifest comes back as it was written, and nothing else passes for one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rowvec.artifacts import Artifact
+from rowvec.errors import ArtifactCorrupt, RowvecError
+from rowvec.fingerprint import Identity
+from rowvec.manifest import Manifest, manifests_of, read_manifest, write_manifest
+from rowvec.pipeline import Artifacts
+from rowvec.stores import Store, open_store
+
+MANIFEST = Manifest(
+    run_id=42,
+    pipeline="paintings",
+    table="vectors.paintings",
+    identity=Identity(provider="local", model="wordllama", dimensions=64, preprocessing=1),
+    artifacts=(Artifact(name="artifacts/paintings/ab/abcd.parquet", sha256="ab" * 32, rows=50, bytes=12_345),),
+    counts={"new": 50, "deleted": 0},
+    checksum="1f2e",
+    created_at=datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A folder; blobs keep the same promises, see test_stores.py."""
+    return open_store(Artifacts(url=str(tmp_path / "store")))
+
+
+def test_a_manifest_comes_back(store: Store, tmp_path: Path) -> None:
+    name, sha256 = write_manifest(store, MANIFEST, tmp_path)
+    assert name == f"manifests/paintings/000000000042-{sha256[:12]}.json"
+    assert read_manifest(store, name, sha256) == MANIFEST
+    assert write_manifest(store, MANIFEST, tmp_path) == (name, sha256)
+    assert list(tmp_path.glob("*.json")) == []
+
+
+def test_manifests_are_listed_in_the_order_of_their_runs(store: Store, tmp_path: Path) -> None:
+    written = [write_manifest(store, replace(MANIFEST, run_id=run), tmp_path)[0] for run in (9, 10, 100)]
+    write_manifest(store, replace(MANIFEST, pipeline="paintings-2"), tmp_path)
+    assert list(store.names(manifests_of("paintings"))) == written
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format",), "rowvec.manifest/2"),
+        (("identity",), None),
+        (("run_id",), -1),
+        (("created_at",), "2025-01-02T03:04:05"),
+        (("artifacts", 0, "name"), "../../etc/passwd"),
+        (("artifacts", 0, "sha256"), "ab"),
+        (("artifacts", 0, "rows"), "many"),
+    ],
+)
+def test_what_is_no_manifest_is_named(
+    store: Store, tmp_path: Path, path: tuple[str | int, ...], value: str | int | None
+) -> None:
+    name, sha256 = write_manifest(store, MANIFEST, tmp_path)
+    local = tmp_path / "changed"
+    store.get(name, local, sha256)
+    content = json.loads(local.read_bytes())
+    part: Any = content
+    for step in path[:-1]:
+        part = part[step]
+    part[path[-1]] = value
+    local.write_text(json.dumps(content))
+    digest = hashlib.sha256(local.read_bytes()).hexdigest()
+    store.put("manifests/paintings/changed.json", local, digest)
+    with pytest.raises(RowvecError, match=r"changed\.json|is no name for an object"):
+        read_manifest(store, "manifests/paintings/changed.json", digest)
+
+
+def test_a_manifest_with_other_bytes_is_corrupt(store: Store, tmp_path: Path) -> None:
+    name, _ = write_manifest(store, MANIFEST, tmp_path)
+    with pytest.raises(ArtifactCorrupt, match="manifests/paintings"):
+        read_manifest(store, name, "0" * 64)
+
+
+def test_text_that_is_no_json_is_no_manifest(store: Store, tmp_path: Path) -> None:
+    local = tmp_path / "text"
+    local.write_text("not json")
+    digest = hashlib.sha256(b"not json").hexdigest()
+    store.put("manifests/text.json", local, digest)
+    with pytest.raises(ArtifactCorrupt, match=r"manifests/text\.json is no manifest"):
+        read_manifest(store, "manifests/text.json", digest)
