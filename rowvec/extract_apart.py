@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
+import numpy as np
 import pyarrow as pa
 from psycopg import sql
 
 from rowvec.columns import PgColumn
 from rowvec.copy_binary import HEADER, TRAILER, Encoder
 from rowvec.database import Connection
-from rowvec.diff import Block, Changes, Words, diff, empty_block
-from rowvec.errors import RowError, SourceError
+from rowvec.diff import Block, Words, diff
+from rowvec.errors import SourceError
 from rowvec.extract import Request, store_plan
 from rowvec.fingerprint import Identity
 from rowvec.home import home
 from rowvec.key_digest import key_digest
 from rowvec.ledger import PipelineId
-from rowvec.pairs import checksum, key_digest as digest_of_key, pairs_from_copy, unpack_digests, without
+from rowvec.pairs import checksum, pack_digests, pairs_from_copy, unpack_digests, without
+from rowvec.pairs import key_digest as digest_of
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan, count_batches, key_json, plan_rows
 from rowvec.queries import query
@@ -32,6 +35,26 @@ from rowvec.sources.remote import open_remote
 from rowvec.vector_table import VectorTable, find_table
 
 _SET_ASIDE_AT_ONCE = 1000
+_DIGESTS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Source and vector table, read again and compared key by key."""
+
+    found: tuple[tuple[str, tuple[str | None, ...], str], ...]
+    """What is not right: missing, stale, orphaned or corrupt; the key; the reason."""
+    source_rows: int
+    """Rows that are to have a vector, less those in the rejects."""
+    source_checksum: str
+    """See docs/consistency.md; ``totals`` in sql/merge.sql gives the vector table's."""
+    table_rows: int
+    table_checksum: str
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many of each kind."""
+        return Counter(kind for kind, _, _ in self.found)
 
 
 def extract_apart(connection: Connection, request: Request) -> Plan:
@@ -40,20 +63,109 @@ def extract_apart(connection: Connection, request: Request) -> Plan:
     Raises ``SourceError`` or ``TargetError`` where one of them is not as the pipeline says. Memory does not grow with
     the rows, but for a byte a row of a file, or 16 bytes a changed row of a database.
     """
-    pipeline = request.pipeline
-    with opened(connection, pipeline, request.identity) as source, connection.transaction():
+    with _opened(connection, request.pipeline, request.identity) as source, connection.transaction():
         connection.execute(query("extract", "begin"))
-        table = VectorTable.of(pipeline, source.key, source.metadata)
+        table = VectorTable.of(request.pipeline, source.key, source.metadata)
         exists = find_table(connection, table)
-        columns = _create_taken(connection, table)
-        _compare(connection, request, source, table, exists=exists)
-        _copy_rows(connection, source, columns)
-        _set_aside(connection, request, source)
+        stored = _stored_pairs(connection, request.pipeline, request.identity, table) if exists else iter(())
+        gone = _mark(source, source.pairs(), stored)
+        if request.pipeline.source.empty == "fail" and source.blank:
+            raise SourceError(
+                f"{source.blank:,} row(s) have empty content and source.empty is fail; mend them, or set it to skip "
+                "or reject"
+            )
+        _take(connection, source, table, gone)
+        _set_aside(connection, request, source.rejects())
         return _store(connection, request, table, exists=exists)
 
 
+def compare_apart(
+    connection: Connection, pipeline: Pipeline, identity: Identity, pipeline_id: PipelineId, table: VectorTable
+) -> Comparison:
+    """Read source and vector table again and compare them; for the end of a run, and for an audit."""
+    with _opened(connection, pipeline, identity) as source, connection.transaction():
+        connection.execute(query("extract", "begin"))
+        totals = _Totals(_rejected(connection, pipeline_id))
+        stored = _stored_pairs(connection, pipeline, identity, table)
+        gone = _mark(source, totals.counted(source.pairs()), stored)
+        _take(connection, source, table, gone)
+        parts = {"pipeline_id": sql.Literal(pipeline_id), "key_json": key_json(table.key, "d")}
+        connection.execute(query("extract_apart", "leave_out_rejects", **parts))
+        found = connection.execute(
+            query(
+                "extract_apart",
+                "differences",
+                table=table.identifier,
+                same_key=_same_key(table),
+                key_json=key_json(table.key, "d"),
+                stored_key_json=key_json(table.key, "t"),
+                digest=key_digest(table.key),
+            )
+        ).fetchall()
+        digest = key_digest(table.key)
+        rows, summed = connection.execute(
+            query("merge", "totals", digest=digest, table=table.identifier)
+        ).fetchone() or (0, 0)
+    return Comparison(
+        found=tuple((kind, tuple(key), reason) for kind, reason, key in found),
+        source_rows=totals.rows,
+        source_checksum=str(totals.checksum),
+        table_rows=rows,
+        table_checksum=str(summed),
+    )
+
+
+def moved(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[bytes]:
+    """Key digests of planned rows that are no longer as the plan saw them: changed, gone, or back.
+
+    Reads the source's hashes once more; for the merge, which must take none of these rows. Memory: 16 bytes for each.
+    """
+    statement = query("extract_apart", "planned_pairs", digest=key_digest(plan.table.key), plan=plan.rows)
+    found: list[Words] = []
+    with _opened(connection, pipeline, plan.identity) as source, connection.transaction():
+        deleted = _planned_deletes(connection, plan)
+        with connection.cursor() as cursor, cursor.copy(statement) as copy:
+            for changes in diff(source.pairs(), pairs_from_copy(copy)):
+                back = np.isin(changes.new.digest[:, 0], deleted)
+                found += [
+                    changes.changed.digest,
+                    changes.metadata_only.digest,
+                    changes.deleted,
+                    changes.new.digest[back],
+                ]
+    return [digest for words in found for digest in unpack_digests(words)]
+
+
+def differences(
+    connection: Connection, pipeline: Pipeline, identity: Identity, pipeline_id: PipelineId, table: VectorTable
+) -> Iterator[tuple[str, tuple[str | None, ...], str]]:
+    """Kind, key and reason of each row whose vector is not what the source says."""
+    yield from compare_apart(connection, pipeline, identity, pipeline_id, table).found
+
+
+class _Totals:
+    """Counts and sums up a stream of pairs on its way, less the rows that are known to have no vector."""
+
+    def __init__(self, rejected: set[tuple[bytes, bytes]]) -> None:
+        self._rejected = rejected
+        self.rows = self.checksum = 0
+
+    def counted(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        for block in blocks:
+            for left in without([block], self._rejected):
+                self.rows += len(left)
+                self.checksum += checksum(left)
+            yield block
+
+
+def _planned_deletes(connection: Connection, plan: Plan) -> Words:
+    """The first halves of the digests of rows that are to be deleted: enough to tell them apart."""
+    statement = query("extract_apart", "planned_deletes", digest=key_digest(plan.table.key), plan=plan.rows)
+    return pack_digests(row[0] for row in connection.execute(statement))[:, 0]
+
+
 @contextmanager
-def opened(connection: Connection, pipeline: Pipeline, identity: Identity) -> Generator[ApartSource]:
+def _opened(connection: Connection, pipeline: Pipeline, identity: Identity) -> Generator[ApartSource]:
     """The pipeline's source, described and ready to be read."""
     source = pipeline.source
     if source.kind == "postgres":
@@ -62,5 +174,124 @@ def opened(connection: Connection, pipeline: Pipeline, identity: Identity) -> Ge
     else:
         from rowvec.sources.blob import fetcher  # late: Azure's client takes half a second to import
 
-        with open_files(pipeline, source, identity, home(), fetcher(source.credential)) as files:
+        folder = home() / "spool"
+        folder.mkdir(exist_ok=True)
+        with open_files(pipeline, source, identity, folder, fetcher(source.credential)) as files:
             yield files
+
+
+def _stored_pairs(
+    connection: Connection, pipeline: Pipeline, identity: Identity, table: VectorTable
+) -> Iterator[Block]:
+    # With the source's own vectors, the fingerprint covers a text that the table does not keep.
+    own = pipeline.embedder.kind == "column"
+    statement = query(
+        "extract_apart",
+        "stored_pairs",
+        digest=key_digest(table.key),
+        fingerprint=sql.SQL("fingerprint") if own else fingerprint_of_content(identity.digest()),
+        metadata_hash=metadata_hash(table.metadata),
+        table=table.identifier,
+    )
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        yield from pairs_from_copy(copy)
+
+
+def _mark(source: ApartSource, wanted: Iterator[Block], stored: Iterator[Block]) -> list[Words]:
+    """Let the source know what the diff found; returns the digests of vectors whose row is gone."""
+    gone: list[Words] = []
+    for changes in diff(wanted, stored):
+        source.mark(changes)
+        if len(changes.deleted):
+            gone.append(changes.deleted)
+    return gone
+
+
+def _take(connection: Connection, source: ApartSource, table: VectorTable, gone: list[Words]) -> None:
+    """Copy what changed into temporary tables, ``taken`` and ``gone``."""
+    columns = (
+        PgColumn("rowvec_action", "text"),
+        *(PgColumn(c.name, c.travels_as) for c in (*table.key, *table.metadata)),
+        *(PgColumn(name, "text") for name in ("content", "rowvec_vector")),
+        *(PgColumn(name, "bytea") for name in ("fingerprint", "metadata_hash")),
+    )
+    typed = sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in columns)
+    connection.execute(query("extract_apart", "taken", columns=typed))
+    connection.execute(query("extract_apart", "gone"))
+    _copy(connection, "copy_taken", columns, source.rows())
+    _copy(connection, "copy_gone", (PgColumn("digest", "bytea"),), _digest_batches(gone))
+    connection.execute(query("extract_apart", "analyze"))
+
+
+def _copy(
+    connection: Connection, statement: str, columns: tuple[PgColumn, ...], batches: Iterable[pa.RecordBatch]
+) -> None:
+    encoder = Encoder(columns)
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(query("extract_apart", statement, columns=names(encoder.columns))) as copy,
+    ):
+        copy.write(HEADER)
+        for batch in batches:
+            for block in encoder.encode(batch):
+                copy.write(block)
+        copy.write(TRAILER)
+
+
+def _digest_batches(digests: list[Words]) -> Iterator[pa.RecordBatch]:
+    for words in digests:
+        for start in range(0, len(words), _DIGESTS_AT_ONCE):
+            part = unpack_digests(words[start : start + _DIGESTS_AT_ONCE])
+            yield pa.record_batch([pa.array(part, pa.binary())], names=["digest"])
+
+
+def _set_aside(connection: Connection, request: Request, rejects: Iterator[Reject]) -> None:
+    while chunk := list(islice(rejects, _SET_ASIDE_AT_ONCE)):
+        # Many rows may share a key that is NULL: one line in the rejects stands for them.
+        rows = [(key, None, error) for key, error in dict(chunk).items()]
+        set_aside(connection, request.pipeline_id, request.run_id, rows)
+    parts = {"pipeline_id": sql.Literal(request.pipeline_id), "run_id": sql.Literal(request.run_id)}
+    connection.execute(query("extract", "forget_mended", **parts))
+
+
+def _store(connection: Connection, request: Request, table: VectorTable, *, exists: bool) -> Plan:
+    parts = {"pipeline_id": sql.Literal(request.pipeline_id), "key_json": key_json(table.key, "d")}
+    connection.execute(query("extract_apart", "forget_gone_rejects", **parts))
+    connection.execute(query("extract_apart", "leave_out_rejects", **parts))
+    counted = connection.execute(query("extract_apart", "count_taken")).fetchone()
+    new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
+    batches = count_batches(new + changed)
+    rows = plan_rows(request.run_id)
+    typed = (sql.SQL("{}::{} AS {}, ").format(*_typed(c)) for c in (*table.key, *table.metadata))
+    connection.execute(
+        query(
+            "extract_apart",
+            "plan_rows",
+            plan=rows,
+            batch=query("extract", "batch", batches=sql.Literal(batches)),
+            typed=sql.SQL("").join(typed),
+        )
+    )
+    if deleted:
+        digest = key_digest(table.key)
+        deletes = query(
+            "extract_apart", "plan_deletes", plan=rows, key=names(table.key), table=table.identifier, digest=digest
+        )
+        connection.execute(deletes)
+    return store_plan(connection, request, table, (new, changed, metadata_only, deleted), batches, exists=exists)
+
+
+def _typed(column: PgColumn) -> tuple[sql.Composable, sql.Composable, sql.Composable]:
+    return sql.Identifier("d", column.name), column.type_sql, sql.Identifier(column.name)
+
+
+def _same_key(table: VectorTable) -> sql.Composed:
+    """Rows of ``taken``, whose exotic columns are text, and of the vector table."""
+    return sql.SQL(" AND ").join(
+        sql.SQL("t.{0} = d.{0}::{1}").format(sql.Identifier(c.name), c.type_sql) for c in table.key
+    )
+
+
+def _rejected(connection: Connection, pipeline_id: PipelineId) -> set[tuple[bytes, bytes]]:
+    rows = connection.execute(query("extract_apart", "rejected", pipeline_id=sql.Literal(pipeline_id)))
+    return {(digest_of(key), fingerprint) for key, fingerprint in rows if None not in key}

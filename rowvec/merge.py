@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import errors as pg
 from psycopg import sql
@@ -33,6 +33,8 @@ class Merged:
     """Rows of the source that changed after they were read: the next round's work."""
     missing: tuple[str, ...]
     """Keys of rows that were planned and have no vector all the same: there should be none."""
+    late: tuple[str, ...] = ()
+    """Keys of the pending rows of a source that cannot be joined, as many as were listed."""
     source_rows: int | None
     """Rows that are to have a vector, in the merge's own snapshot; None where the source cannot be joined."""
     table_rows: int
@@ -46,7 +48,7 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
 
     Where the source is in the same database it is read again, in the merge's own snapshot: a staged row is taken only
     if its fingerprint still holds, and every vector whose row is gone or has other content by now is deleted.
-    Otherwise the plan is taken at its word. Raises ``MergeConflict`` where somebody else wrote the vector table.
+    Otherwise the plan is taken at its word, and ``compare`` must follow. Raises ``MergeConflict`` where somebody else wrote the vector table.
     """
     source = pipeline.source
     beside = is_beside(pipeline)
@@ -64,6 +66,29 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
         raise MergeConflict(
             "the vector table was written by somebody else during the merge; it is done anew"
         ) from error
+
+
+def compare(connection: Connection, pipeline: Pipeline, plan: Plan, merged: Merged) -> Merged:
+    """Read a source that cannot be joined again, and say how the merged table agrees with it.
+
+    A file does not change under a run (one that does is an error), so what differs is missing. Rows of another database
+    may have changed since they were read: they are the next round's.
+    """
+    from rowvec.extract_apart import compare_apart  # late: pyarrow's file readers are needed only here
+
+    found = compare_apart(connection, pipeline, plan.identity, plan.pipeline_id, plan.table)
+    keys = tuple("(" + ", ".join(map(str, key)) + ")" for _, key, _ in found.found)
+    moving = pipeline.source.kind == "postgres"
+    if moving and keys:
+        return replace(merged, pending=len(keys), late=keys)
+    return replace(
+        merged,
+        missing=keys,
+        source_rows=found.source_rows,
+        source_checksum=found.source_checksum,
+        table_rows=found.table_rows,
+        table_checksum=found.table_checksum,
+    )
 
 
 def _begin(connection: Connection, plan: Plan) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 from rowvec.diff import Block, Words
 from rowvec.errors import DatabaseUnavailable, TargetError
@@ -32,7 +33,7 @@ _RECORD = np.dtype(
 )
 
 
-def pairs_from_copy(chunks: Iterable[bytes | memoryview]) -> Iterator[Block]:
+def pairs_from_copy(chunks: Iterable[Buffer]) -> Iterator[Block]:
     """The blocks of ``COPY (SELECT digest, fingerprint, metadata_hash …) TO STDOUT (FORMAT BINARY)``, of 16, 32 and
     32 bytes, never NULL; chunks may be cut anywhere.
 

@@ -24,7 +24,7 @@ from rowvec.index import ensure_index, index_state
 from rowvec.index_choice import IndexChoice, choose
 from rowvec.ledger import RunId
 from rowvec.manifest import Manifest, write_manifest
-from rowvec.merge import Merged, merge
+from rowvec.merge import Merged, compare, merge
 from rowvec.pipeline import Embedder as EmbedderPart
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan, open_plan
@@ -33,8 +33,12 @@ from rowvec.references import resolve
 from rowvec.report import Check, SyncReport
 from rowvec.run import Run, open_target
 from rowvec.search_function import install_search_function
+from rowvec.sources.postgres import is_beside
 from rowvec.stores import Store, open_store
 from rowvec.vector_table import count_rows
+
+# Arrow's own allocator keeps what each thread has freed: on a first sync of 69,202 rows 750 MB at the peak, against 570.
+pa.set_memory_pool(pa.system_memory_pool())
 
 _embedders: dict[str, Embedder] = {}
 _opening = threading.Lock()
@@ -169,7 +173,10 @@ def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
     started = time.monotonic()
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec merge") as connection:
-        merged = merge(connection, resolved, open_plan(connection, resolved, run_id))
+        plan = open_plan(connection, resolved, run_id)
+        merged = merge(connection, resolved, plan)
+        if not is_beside(resolved):
+            merged = compare(connection, resolved, plan, merged)
     return replace(merged, seconds=time.monotonic() - started)
 
 
@@ -196,8 +203,13 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
     store = _store(resolved)
     with open_target(resolved, "rowvec validate") as connection:
         plan = open_plan(connection, resolved, run.run_id)
+        merged = rounds[-1].merged
+        if merged.late:
+            # Found late once, a row may have been written a moment ago; found late twice, it is missing.
+            again = compare(connection, resolved, plan, merged)
+            merged = replace(merged, missing=tuple(sorted(set(merged.late) & set(again.late))))
         checks = [
-            *validate.check_merge(rounds[-1].merged),
+            *validate.check_merge(merged),
             *validate.check_table(connection, plan, indexed.rows),
             validate.check_artifacts(connection, store, plan),
             *validate.check_serving(connection, resolved, plan, indexed.choice),
@@ -205,8 +217,8 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
         report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
         report = replace(report, rejected=rejects.count(connection, run.pipeline_id))
         manifest, digest = _write_manifest(connection, store, plan, report)
-        seconds = {**report.seconds, "validate": time.monotonic() - started}
-        seconds["total"] = time.monotonic() - run.started
+        seconds = {**report.seconds, "validate": round(time.monotonic() - started, 3)}
+        seconds["total"] = round(time.monotonic() - run.started, 3)
         report = replace(report, manifest=manifest, seconds=seconds)
         ledger.finish_run(
             connection,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _READ_SECONDS = 60
 # What else may be gone at the next attempt, besides 5xx; 409 is a container that is still being deleted.
 _PASSING = frozenset({408, 409, 412, 429})
 _SHA256 = "sha256"
+_CODE = re.compile(r"[A-Za-z]{1,64}")
 _CONTENT_TYPES = {".parquet": "application/vnd.apache.parquet", ".json": "application/json"}
 # The SDK's own retries: about 1, 3, 5 and 9 s apart; what lasts longer is for the task to try again.
 _RETRIES = 4
@@ -207,5 +209,9 @@ def _translated(error: HttpResponseError, where: str) -> RowvecError:
 
 
 def _code(error: HttpResponseError) -> str:
-    """The service's own word for what is wrong: the storage client adds it to the exceptions of azure-core."""
-    return str(getattr(error, "error_code", None) or error.reason or "no reason given")
+    """The service's own word for what is wrong: the storage client adds it to the exceptions of azure-core.
+
+    Never the HTTP reason or a body, which a gateway on the way may have written, with the URL and its SAS token.
+    """
+    code = str(getattr(error, "error_code", None) or "")
+    return code if _CODE.fullmatch(code) else "no error code"

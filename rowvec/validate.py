@@ -81,7 +81,15 @@ def check_serving(connection: Connection, pipeline: Pipeline, plan: Plan, choice
         )
     if not recall.passed:
         detail += "; raise index.oversampling or index.ef_construction, or set index.on to float"
-    return [*checks, Check(name="recall", ok=recall.passed, detail=detail, value=recall.recall)]
+    return [
+        *checks,
+        Check(
+            name="recall",
+            ok=recall.passed,
+            detail=detail,
+            value=None if recall.recall is None else round(recall.recall, 4),
+        ),
+    ]
 
 
 def _check(found: VectorCheck) -> Check:

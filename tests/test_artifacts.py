@@ -138,9 +138,9 @@ def test_batches_and_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(artifacts, "_GROUP_BYTES", 500_000)
     of = table(64)
     path, _ = write(tmp_path, of, [rows(of, 5000), rows(of, 1), rows(of, 300)])
-    assert [batch.num_rows for batch in read_artifact(path)] == [2048, 2048, 1205] or all(
-        batch.num_rows <= 2048 for batch in read_artifact(path)
-    )
+    read = [batch.num_rows for batch in read_artifact(path)]
+    assert sum(read) == 5301
+    assert max(read) == 2048
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(i).num_rows * (64 * 4 + 8 + 64 + 40) for i in range(metadata.num_row_groups)]
     assert len(sizes) > 3
@@ -218,31 +218,34 @@ def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
 
 
 _WRITE_AND_READ = """
-import resource, sys
+import sys, threading, time
 from pathlib import Path
-from rowvec.artifacts import read_artifact, read_vectors
+from rowvec.artifacts import read_artifact
 from tests.test_artifacts import rows, table, write
-import pyarrow as pa
 
-def peak():  # of what is ours: the mapped files' pages belong to the page cache
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["RssAnon"].split()[0])
+most = 0
+def watch():
+    global most
+    while True:  # what is ours: the mapped files' pages belong to the page cache
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        most = max(most, int(lines["RssAnon"].split()[0]))
+        time.sleep(0.001)
 
 of = table(1024)
 block = rows(of, 2048)
+threading.Thread(target=watch, daemon=True).start()
 list(read_artifact(write(Path(sys.argv[1]), of, [block])[0]))
-before = peak()
+before = most
 path, _ = write(Path(sys.argv[1]), of, [block] * 40)
-most = peak()
 for batch in read_artifact(path):
-    most = max(most, peak())
+    pass
 print(path.stat().st_size // 1024, most - before)
 """
 
 
-def test_a_large_artifact_is_read_in_constant_memory(tmp_path: Path) -> None:
+def test_a_large_artifact_is_written_and_read_in_constant_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _WRITE_AND_READ, str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])  # noqa: S603 # ours
     size, grown = map(int, done.stdout.split())
     assert size > 300 * 1024
-    assert grown < 160 * 1024, f"{grown} KiB for an artifact of {size} KiB"
+    assert grown < 0, f"{grown} KiB for an artifact of {size} KiB"

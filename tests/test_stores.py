@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -166,19 +167,24 @@ def test_of_16_racing_writers_one_creates_and_all_succeed(store: Store, tmp_path
 
 
 _TRANSFER = """
-import resource, sys
+import sys
 from pathlib import Path
 from rowvec.pipeline import Artifacts
 from rowvec.stores import open_store
+
+def peak():  # getrusage would give the parent's, which a child inherits
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0])
+
 url, credential, path, digest = sys.argv[1:]
 store = open_store(Artifacts.model_construct(url=url, credential=credential or None))
 small = Path(path + ".small")
 small.write_bytes(b"")
 store.put("small", small, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 assert store.put("large", Path(path), digest)
 store.get("large", Path(path + ".back"), digest)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
@@ -323,6 +329,53 @@ def test_no_error_shows_a_credential(
                 assert "sig=" not in said(failed.value)
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("rowvec")]
     assert not [line for line in ours if "sig=" in line]
+
+
+def test_a_gateway_that_quotes_the_url_gives_no_token_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_azure, "_RETRIES", 0)
+    path, digest = written(tmp_path / "one", b"content")
+    with quoting_gateway() as host:
+        store = open_container(f"{host}/account/vectors", "sv=1&sig=cGxhbnRlZA")
+        calls: list[Callable[[], object]] = [
+            lambda: store.put("a", path, digest),
+            lambda: store.get("a", tmp_path / "back", digest),
+            lambda: list(store.names()),
+            lambda: store.delete("a"),
+        ]
+        for call in calls:
+            with pytest.raises(StoreUnavailable, match="503") as failed:
+                call()
+            assert "cGxhbnRlZA" not in said(failed.value)
+            assert failed.value.retry_after == 7
+
+
+@contextmanager
+def quoting_gateway() -> Generator[str]:
+    """A server that answers 503 to everything and repeats the URL, as gateways and proxies on the way do."""
+
+    class Gateway(BaseHTTPRequestHandler):
+        def handle_one_request(self) -> None:
+            self.raw_requestline = self.rfile.readline(65537)
+            if not self.raw_requestline or not self.parse_request():
+                self.close_connection = True
+                return
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            quoted = f"no upstream for {self.path.replace('&', '&amp;')}"
+            said = f"<Error><Code>ServerBusy</Code><Message>{quoted}</Message></Error>"
+            self.send_response_only(503, f"no upstream for {self.path}")
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", "0" if self.command == "HEAD" else str(len(said)))
+            self.send_header("Retry-After", "7")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(said.encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 @pytest.mark.parametrize(

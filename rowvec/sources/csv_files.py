@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv as csv_module
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from pyarrow import csv
 
 from rowvec.errors import SourceError
+
+# Arrow's functions are made when it is imported: no type checker sees them.
+pc: Any = pyarrow.compute
 
 # A line has to fit into a block. Blocks grow, until they do, up to the largest.
 _BLOCK_BYTES = 4 << 20
@@ -44,12 +48,54 @@ class CsvFormat:
 
     def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """See ``FileFormat``. An empty field is NULL, an empty field in quotes the empty text."""
-        reader = self._open(path, _BLOCK_BYTES, columns)
+        self._check_quotes(path)
         row = 2  # the header is the first, as in Arrow's own messages
-        while (batch := self._next(path, reader)) is not None:
+        for batch in self._texts(path, columns):
             arrays = [self._typed(path, name, batch.column(name), row) for name in columns]
             yield pa.record_batch(arrays, names=list(columns))
             row += batch.num_rows
+
+    def _texts(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The rows as texts; where a row does not fit into a block, it goes on from there with larger ones."""
+        block, done = _BLOCK_BYTES, 0
+        while True:
+            try:
+                skip = done
+                for batch in self._open(path, block, columns):
+                    fresh = batch.slice(min(skip, batch.num_rows))
+                    skip -= batch.num_rows - fresh.num_rows
+                    if fresh.num_rows:
+                        yield fresh
+                        done += fresh.num_rows
+            except (pa.ArrowException, OSError) as error:
+                if "straddling" not in str(error) or block >= _LARGEST_BLOCK:
+                    raise _unreadable(path, error) from error
+                block *= 8
+            else:
+                return
+
+    def _check_quotes(self, path: Path) -> None:
+        """Raise where a quote is not closed: Arrow takes all that follows for one value, and rows would be gone."""
+        quotes = 0
+        with path.open("rb") as file:
+            while chunk := file.read(_BLOCK_BYTES):
+                quotes += chunk.count(b'"')
+        if quotes % 2 == 0:
+            return
+        # A quote within an unquoted field is harmless; only a reader that goes character by character can tell.
+        limit, line = csv_module.field_size_limit(2**31 - 1), 0
+        try:
+            with path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
+                reader = csv_module.reader(text, delimiter=self._delimiter, strict=True)
+                for _ in reader:
+                    line = reader.line_num
+        except csv_module.Error as error:
+            raise SourceError(
+                f"the file {path.name} has a quote that is not closed, or not in its place, from line {line + 1:,} on "
+                f"({error}); write a quote inside a field twice"
+            ) from error
+        finally:
+            csv_module.field_size_limit(limit)
 
     def _open(self, path: Path, block: int, columns: Sequence[str] | None) -> csv.CSVStreamingReader:
         try:
@@ -72,14 +118,6 @@ class CsvFormat:
                 return self._open(path, block * 8, columns)
             raise _unreadable(path, error) from error
         except OSError as error:
-            raise _unreadable(path, error) from error
-
-    def _next(self, path: Path, reader: csv.CSVStreamingReader) -> pa.RecordBatch | None:
-        try:
-            return reader.read_next_batch()
-        except StopIteration:
-            return None
-        except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, error) from error
 
     def _typed(self, path: Path, name: str, column: pa.Array, first_row: int) -> pa.Array:

@@ -248,7 +248,11 @@ def local_paths(path: str) -> list[Path]:
     if Path(path).is_file():
         return [Path(path)]
     if not glob.has_magic(path):
-        what = "is a folder; name a file in it, or write a glob such as *.parquet" if Path(path).is_dir() else "is not there"
+        what = (
+            "is a folder; name a file in it, or write a glob such as *.parquet"
+            if Path(path).is_dir()
+            else "is not there"
+        )
         raise SourceError(f"the source file {path} {what}")
     found = sorted(Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file())  # noqa: PTH207 # the pattern may be absolute, which Path.glob refuses
     if not found:
@@ -260,10 +264,11 @@ def _layout(pipeline: Pipeline, identity: Identity, read: FileFormat, paths: lis
     source = pipeline.source
     vector = pipeline.embedder.column if pipeline.embedder.kind == "column" else None
     content = template.parse(source.content or "")
-    wanted = dict.fromkeys([*source.key, *source.metadata, *content.columns, *([vector] if vector else [])])
-    first = _schema(read, paths[0], list(wanted))
+    named: list[str] = [*source.key, *source.metadata, *content.columns, *([vector] if vector else [])]
+    wanted = list(dict.fromkeys(named))
+    first = _schema(read, paths[0], wanted)
     for path in paths[1:]:
-        other = _schema(read, path, list(wanted))
+        other = _schema(read, path, wanted)
         for name in wanted:
             if other.field(name).type != first.field(name).type:
                 raise SourceError(

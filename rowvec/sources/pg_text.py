@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
+
+# Arrow's functions are made when it is imported: no type checker sees them.
+pc: Any = pyarrow.compute
 
 # What record_out quotes: delimiters, quotes, backslashes and white space (isspace of a server in UTF-8), and ''.
 _RECORD_QUOTED = r'["\\(), \t\n\v\f\r]|^$'
@@ -30,7 +33,7 @@ def pg_type(kind: pa.DataType) -> str | None:
     """The Postgres type for an Arrow type, as ``format_type`` writes it; None where there is none."""
     if isinstance(kind, pa.DictionaryType):
         return pg_type(kind.value_type)
-    return next((name for name, test in _TYPES if test(kind)), None)
+    return _NUMBERS.get(kind) or _kind_of(kind)
 
 
 def pg_text(array: pa.Array) -> pa.Array:
@@ -97,37 +100,38 @@ def json_text(value: Any) -> str:
     return _json_string("\\x" + value.hex() if isinstance(value, bytes) else str(value))
 
 
-def _is_decimal(kind: pa.DataType) -> bool:
-    return pa.types.is_decimal(kind) or pa.types.is_uint64(kind)
+def _kind_of(kind: pa.DataType) -> str | None:
+    """The type of anything that is no plain number."""
+    for name, tests in _TYPES:
+        if any(test(kind) for test in tests):
+            return name
+    if pa.types.is_timestamp(kind):
+        return f"timestamp {'without' if kind.tz is None else 'with'} time zone"
+    return None
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-
-
-def _is_date(kind: pa.DataType) -> bool:
-    return pa.types.is_date(kind)
-
-
-_TYPES: tuple[tuple[str, Callable[[pa.DataType], bool]], ...] = (
-    ("text", lambda kind: _is_text(kind) or pa.types.is_null(kind)),
-    ("smallint", lambda kind: kind in (pa.int8(), pa.int16(), pa.uint8())),
-    ("integer", lambda kind: kind in (pa.int32(), pa.uint16())),
-    ("bigint", lambda kind: kind in (pa.int64(), pa.uint32())),
-    ("numeric", _is_decimal),
-    ("real", lambda kind: kind in (pa.float16(), pa.float32())),
-    ("double precision", pa.types.is_float64),
-    ("boolean", pa.types.is_boolean),
-    ("date", _is_date),
-    ("timestamp with time zone", lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None),
-    ("timestamp without time zone", pa.types.is_timestamp),
-    ("time without time zone", pa.types.is_time),
-    ("bytea", _is_bytes),
-    ("jsonb", pa.types.is_nested),
+_types = pa.types
+_NUMBERS: dict[pa.DataType, str] = {
+    pa.int8(): "smallint",
+    pa.int16(): "smallint",
+    pa.uint8(): "smallint",
+    pa.int32(): "integer",
+    pa.uint16(): "integer",
+    pa.int64(): "bigint",
+    pa.uint32(): "bigint",
+    pa.uint64(): "numeric",
+    pa.float16(): "real",
+    pa.float32(): "real",
+    pa.float64(): "double precision",
+}
+_TYPES: tuple[tuple[str, tuple[Callable[[pa.DataType], bool], ...]], ...] = (
+    ("text", (_types.is_string, _types.is_large_string, _types.is_string_view, _types.is_null)),
+    ("numeric", (_types.is_decimal,)),
+    ("boolean", (_types.is_boolean,)),
+    ("date", (_types.is_date,)),
+    ("time without time zone", (_types.is_time,)),
+    ("bytea", (_types.is_binary, _types.is_large_binary, _types.is_fixed_size_binary)),
+    ("jsonb", (_types.is_nested,)),
 )
 
 

@@ -86,9 +86,7 @@ class RemoteSource:
         described = self._described
         parts = {"key_json": key_json(described.key), "relation": described.relation, "key": names(described.key)}
         if not described.unique:
-            is_null = sql.SQL(" OR ").join(
-                sql.SQL("{} IS NULL").format(sql.Identifier(c.name)) for c in described.key
-            )
+            is_null = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(sql.Identifier(c.name)) for c in described.key)
             yield from self._listed(query("extract_apart", "bad_keys", key_is_null=is_null, **parts))
         if self._source.empty == "reject":
             blank = query("extract_apart", "blank_keys", key_json=parts["key_json"], blank=described.blank)

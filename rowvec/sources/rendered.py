@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from rowvec.columns import PgColumn
 from rowvec.errors import SourceError
@@ -21,6 +22,9 @@ from rowvec.sources.apart import row_schema
 from rowvec.sources.pg_text import pg_record, pg_text, pg_type
 from rowvec.sources.spill import RECORD, Records
 from rowvec.template import Column, Template
+
+# Arrow's functions are made when it is imported: no type checker sees them.
+pc: Any = pyarrow.compute
 
 Mask = npt.NDArray[np.bool_]
 
@@ -219,9 +223,10 @@ def vector_text(column: pa.Array) -> pa.Array:
     if not _is_list(column.type):
         return column.cast(pa.large_string())
     floats, starts = _floats(column)
-    numbers = pa.LargeListArray.from_arrays(pa.array(starts), floats.cast(pa.large_string()))
-    joined = pc.binary_join(numbers, ",")
-    texts = pc.binary_join_element_wise(pa.scalar("[", pa.large_string()), joined, "]", _NOTHING)
+    # Arrow joins only lists with offsets of 32 bits; a batch has some megabytes.
+    numbers = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), floats.cast(pa.string()))
+    joined = pc.binary_join(numbers, ",").cast(pa.large_string())
+    texts = pc.binary_join_element_wise(_string("["), joined, _string("]"), _NOTHING)
     return pc.if_else(column.is_valid(), texts, pa.scalar(None, pa.large_string()))
 
 
@@ -257,8 +262,12 @@ def _checked(column: pa.Array) -> pa.Array:
 
 
 def _sha256(texts: pa.Array) -> list[bytes]:
-    sha256: Callable[[bytes], hashlib._Hash] = hashlib.sha256
+    sha256 = hashlib.sha256
     return [sha256(text).digest() for text in texts.cast(pa.large_binary()).to_pylist()]
+
+
+def _string(text: str) -> pa.Scalar:
+    return pa.scalar(text, pa.large_string())
 
 
 def _mask(array: pa.Array) -> Mask:

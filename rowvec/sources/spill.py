@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,11 +88,11 @@ class Spill:
     def _piece(self, run: _Run, number: int) -> Records:
         assert self._file is not None  # noqa: S101 # a run was written, so there is a file
         first, last = int(run.starts[number]), int(run.starts[number + 1])
-        records = np.empty(last - first, RECORD)
         self._file.seek(run.offset + first * RECORD.itemsize)
-        if self._file.readinto(memoryview(records).cast("B")) != records.nbytes:  # pyright: ignore[reportAttributeAccessIssue] # a real file has it
+        data = self._file.read((last - first) * RECORD.itemsize)
+        if len(data) != (last - first) * RECORD.itemsize:
             raise FatalError(f"the temporary file in {self._folder} was cut; run again")
-        return records
+        return np.frombuffer(data, RECORD)
 
     def _write_run(self) -> None:
         records = _sorted(self._waiting)
@@ -101,13 +101,17 @@ class Spill:
         starts = np.append(np.searchsorted(records["digest"][:, 0], bounds), len(records))
         try:
             if self._file is None:
-                self._file = self._closing.enter_context(tempfile.TemporaryFile(dir=self._folder, prefix="spill"))
+                self._file = self._closing.enter_context(_temporary_file(self._folder))
             offset = self._file.seek(0, 2)
-            self._file.write(memoryview(records).cast("B"))
+            self._file.write(records.tobytes())
             self._file.flush()
         except OSError as error:
             raise FatalError(f"cannot sort in {self._folder}: {error.strerror}; free some room there") from error
         self._runs.append(_Run(offset, starts.astype(np.int64)))
+
+
+def _temporary_file(folder: Path) -> AbstractContextManager[IO[bytes]]:
+    return tempfile.TemporaryFile(dir=folder, prefix="spill")
 
 
 def _sorted(blocks: list[Records]) -> Records:

@@ -96,11 +96,37 @@ ORDER BY rowvec_batch, d.fingerprint
 INSERT INTO {plan} (rowvec_action, {key})
 SELECT 'deleted', {key} FROM {table} WHERE {digest} IN (SELECT digest FROM gone)
 
--- name: keys_of -- the keys behind some digests of the vector table
-SELECT {key_json} FROM {table} WHERE {digest} = ANY ({digests})
-
--- name: stored_with_fingerprint -- whether rows are stale, or their content was edited in the vector table
-SELECT {digest}, fingerprint, metadata_hash FROM {table} WHERE {digest} = ANY ({digests})
+-- name: differences -- what the diff of source and vector table means for an audit
+SELECT
+    CASE
+        WHEN d.rowvec_action = 'new' THEN 'missing'
+        WHEN d.rowvec_action = 'changed' AND d.fingerprint = t.fingerprint THEN 'corrupt'
+        WHEN d.rowvec_action = 'metadata_only' AND d.metadata_hash = t.metadata_hash THEN 'corrupt'
+        ELSE 'stale'
+    END,
+    CASE
+        WHEN d.rowvec_action = 'new' THEN 'the source has this row, the vector table has not'
+        WHEN d.rowvec_action = 'changed' AND d.fingerprint = t.fingerprint
+            THEN 'the content in the vector table is not what its fingerprint was made of'
+        WHEN d.rowvec_action = 'changed' THEN 'the source has other content by now'
+        WHEN d.metadata_hash = t.metadata_hash
+            THEN 'the metadata in the vector table is not what its hash was made of'
+        ELSE 'the source has other metadata by now'
+    END,
+    {key_json}
+FROM taken AS d
+LEFT JOIN {table} AS t ON {same_key}
+UNION ALL
+SELECT 'orphaned', 'the vector table has this row, the source has not', {stored_key_json}
+FROM {table} AS t WHERE {digest} IN (SELECT digest FROM gone)
 
 -- name: rejected -- rows that are known to have no vector
 SELECT key, fingerprint FROM rowvec.rejects WHERE pipeline_id = {pipeline_id} AND fingerprint IS NOT NULL
+
+-- name: planned_pairs -- the rows of a plan that the source has, as the plan saw them
+COPY (
+    SELECT {digest}, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'deleted' ORDER BY 1
+) TO STDOUT (FORMAT binary)
+
+-- name: planned_deletes
+SELECT {digest} FROM {plan} WHERE rowvec_action = 'deleted'

@@ -1,0 +1,95 @@
+"""Pairs of hashes: parsed from a real COPY, cut anywhere, and summed up as the database does."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg import sql
+
+from rowvec.columns import PgColumn
+from rowvec.database import Connection
+from rowvec.diff import Block
+from rowvec.errors import DatabaseUnavailable, TargetError
+from rowvec.key_digest import key_digest as key_digest_sql
+from rowvec.pairs import checksum, key_digest, pack_digests, pack_hashes, pairs_from_copy, unpack_digests, without
+from rowvec.queries import query
+
+_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_ROW = st.tuples(st.binary(min_size=16, max_size=16), *[st.binary(min_size=32, max_size=32)] * 2)
+
+
+def _stream(rows: list[tuple[bytes, bytes, bytes]]) -> bytes:
+    fields = [b"".join(len(v).to_bytes(4, "big") + v for v in row) for row in rows]
+    return _HEADER + b"".join(b"\0\3" + row for row in fields) + b"\xff\xff"
+
+
+def _rows(blocks: list[Block]) -> list[tuple[bytes, bytes, bytes]]:
+    return [
+        (digest, fingerprint.tobytes(), metadata.tobytes())
+        for b in blocks
+        for digest, fingerprint, metadata in zip(unpack_digests(b.digest), b.fingerprint, b.metadata_hash, strict=True)
+    ]
+
+
+@given(st.lists(_ROW, max_size=5), st.lists(st.integers(0, 400), max_size=8))
+def test_chunks_may_be_cut_anywhere(rows: list[tuple[bytes, bytes, bytes]], cuts: list[int]) -> None:
+    stream = _stream(rows)
+    at = sorted({0, len(stream), *(c for c in cuts if c < len(stream))})
+    chunks = [stream[a:b] for a, b in pairwise(at)]
+    assert _rows(list(pairs_from_copy(chunks))) == rows
+
+
+@given(st.lists(_ROW, min_size=1, max_size=3), st.integers(1, 90))
+def test_a_stream_that_was_cut_is_noticed(rows: list[tuple[bytes, bytes, bytes]], missing: int) -> None:
+    stream = _stream(rows)[:-missing]
+    if not stream.endswith(b"\xff\xff"):
+        with pytest.raises(DatabaseUnavailable, match="cut off"):
+            list(pairs_from_copy([stream]))
+
+
+def test_other_lengths_are_refused() -> None:
+    with pytest.raises(TargetError, match="does not have 32 bytes"):
+        list(pairs_from_copy([_stream([(bytes(16), bytes(31), bytes(33))])]))
+
+
+def test_a_real_copy_in_many_blocks(connection: Connection) -> None:
+    statement = (
+        "COPY (SELECT substring(sha256(i::text::bytea) FROM 1 FOR 16), sha256('f'), sha256((i || 'm')::bytea)"
+        " FROM generate_series(1, 150000) AS i ORDER BY 1) TO STDOUT (FORMAT binary)"
+    )
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        blocks = list(pairs_from_copy(copy))
+    assert len(blocks) == 3
+    digests = [digest for block in blocks for digest in unpack_digests(block.digest)]
+    assert len(digests) == 150000
+    assert digests == sorted(digests)
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16)))
+def test_digests_sort_as_their_bytes(digests: list[bytes]) -> None:
+    packed = pack_digests(digests)
+    assert unpack_digests(packed) == digests
+    assert sorted(map(tuple, packed.tolist())) == [tuple(row) for row in pack_digests(sorted(digests)).tolist()]
+
+
+def test_the_checksum_and_the_digest_are_those_of_the_database(connection: Connection) -> None:
+    connection.execute("CREATE TABLE t (a text, b int, fingerprint bytea)")
+    rows = [("é", 1), ("", -5), ("a:b", 30)]
+    for a, b in rows:
+        connection.execute("INSERT INTO t VALUES (%s, %s, sha256(%s::bytea))", (a, b, a.encode()))
+    key = (PgColumn("a", "text"), PgColumn("b", "integer"))
+    digests = [key_digest([a, str(b)]) for a, b in rows]
+    found = connection.execute(
+        query("merge", "totals", digest=key_digest_sql(key), table=sql.Identifier("t"))
+    ).fetchone()
+    fingerprints = pack_hashes(hashlib.sha256(a.encode()).digest() for a, _ in rows)
+    block = Block(digest=pack_digests(digests), fingerprint=fingerprints, metadata_hash=fingerprints)
+    assert found == (3, checksum(block))
+    left = list(without([block], {(digests[1], hashlib.sha256(b"").digest()), (digests[0], bytes(32))}))
+    assert [unpack_digests(b.digest) for b in left] == [[digests[0], digests[2]]]
+    assert np.array_equal(left[0].fingerprint, fingerprints[[0, 2]])
