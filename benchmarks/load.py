@@ -10,11 +10,13 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -70,7 +72,9 @@ def main() -> None:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
     _print_table(results)
-    print(json.dumps({"benchmark": "load", "cpus": os.cpu_count(), "machine": platform.machine(), "results": results}))
+    ratios = {f"{name} {r['dimensions']}": one["ratio"] for r in results for name, one in r["loaders"].items()}
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "busy": os.getloadavg()[0]}
+    print(json.dumps({"benchmark": "load", **machine, "ratios": ratios, "results": results}))
 
 
 def _measure(connection: Connection, folder: Path, dimensions: int, megabytes: int, repeats: int) -> dict[str, Any]:
@@ -102,6 +106,7 @@ def _measure(connection: Connection, folder: Path, dimensions: int, megabytes: i
     loaders["pgvector-python"] = _load_with_pgvector
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
     cpu: dict[str, list[float]] = {name: [] for name in loaders}
+    peaks: dict[str, list[int]] = {name: [] for name in loaders}
     # Number 0 warms caches and is not counted.
     for number in range(1, repeats + 2):
         # Each in turn goes first: what one leaves for the disk to write falls on the next.
@@ -109,11 +114,13 @@ def _measure(connection: Connection, folder: Path, dimensions: int, megabytes: i
         for name, load in [*loaders.items()][turn:] + [*loaders.items()][:turn]:
             connection.execute(sql.SQL("TRUNCATE {}").format(_TABLE))
             connection.execute("CHECKPOINT")
+            _forget_peak()
             started, used = time.perf_counter(), time.process_time()
             taken = load(connection, table, artifact, number)
             if number > 1:
                 seconds[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - used)
+                peaks[name].append(_peak_mb())
             assert taken == rows, f"{name} loaded {taken} of {rows} rows"
     _check(connection, rows)
     artifact.unlink()
@@ -128,6 +135,7 @@ def _measure(connection: Connection, folder: Path, dimensions: int, megabytes: i
             name: {
                 "rows_per_second": round(rows / statistics.median(times)),
                 "client_cpu_us_per_row": round(statistics.median(cpu[name]) / rows * 1e6, 1),
+                "peak_rss_mb": max(peaks[name]),
                 # Each run against the limit as it was a moment before: other work on the machine falls on both.
                 "ratio": round(statistics.median(a / b for a, b in zip(limit, times, strict=True)), 3),
             }
@@ -268,14 +276,31 @@ def _check(connection: psycopg.Connection[tuple[Any, ...]], rows: int) -> None:
     assert found == (rows,), f"{found} of {rows} rows have bits that agree with their floats"
 
 
+def _forget_peak() -> None:
+    """Linux starts the process's peak anew; elsewhere it is that of the whole run."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb() -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(found.split()[1]) >> 10
+
+
 def _print_table(results: list[dict[str, Any]]) -> None:
-    print(f"{'dimensions':>10}  {'loader':<18}{'rows/s':>10}{'client CPU us/row':>20}{'of the limit':>14}{'goal':>7}")
+    print(
+        f"{'dimensions':>10}  {'loader':<18}{'rows/s':>10}{'client CPU us/row':>20}{'peak RSS MB':>14}"
+        f"{'of the limit':>14}{'goal':>7}"
+    )
     for result in results:
         for name, one in result["loaders"].items():
             goal = f"{result['goal']:.2f}" if name == "rowvec" and result["goal"] else ""
             print(
                 f"{result['dimensions']:>10}  {name:<18}{one['rows_per_second']:>10,}"
-                f"{one['client_cpu_us_per_row']:>20}{one['ratio']:>14.3f}{goal:>7}"
+                f"{one['client_cpu_us_per_row']:>20}{one['peak_rss_mb']:>14}{one['ratio']:>14.3f}{goal:>7}"
             )
 
 

@@ -17,7 +17,7 @@ from tasks import stages
 from tasks.artifacts import show
 
 # While one batch embeds, the ones before it are binarized, uploaded and loaded: each holds files, not memory.
-BATCHES_IN_FLIGHT = 3
+BATCHES_IN_FLIGHT = 2
 # Rows that are written while a round runs are the next round's; a source that never rests is left to the next run.
 MAX_ROUNDS = 3
 

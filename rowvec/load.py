@@ -64,7 +64,7 @@ def load_batch(
     values = {"run_id": run_id, "batch": batch}
     with lost_connections_are_retriable(), connection.transaction():
         claimed = connection.execute(query("load", "claim"), values).fetchone()
-        if False:
+        if claimed is None:
             row = connection.execute(query("load", "loaded_rows"), values).fetchone()
             return row[0] if row else 0
         constants = {"run_id": run_id, "embedded_at": claimed[0]} if direct else {}

@@ -48,10 +48,16 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
 
     Where the source is in the same database it is read again, in the merge's own snapshot: a staged row is taken only
     if its fingerprint still holds, and every vector whose row is gone or has other content by now is deleted.
-    Otherwise the plan is taken at its word, and ``compare`` must follow. Raises ``MergeConflict`` where somebody else wrote the vector table.
+    Otherwise the plan is taken at its word, less the rows of another database that have moved since; ``compare`` must
+    follow. Raises ``MergeConflict`` where somebody else wrote the vector table.
     """
     source = pipeline.source
     beside = is_beside(pipeline)
+    moved: list[bytes] = []
+    if source.kind == "postgres" and not beside:
+        from rowvec.extract_apart import moved as moved_since  # late: pyarrow's file readers are needed only here
+
+        moved = moved_since(connection, pipeline, plan)
     try:
         with connection.transaction():
             _begin(connection, plan)
@@ -59,6 +65,7 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
                 rows = describe(connection, pipeline, source, plan.identity.digest())
                 _read_source_again(connection, plan, rows)
             else:
+                _forget_moved_keys(connection, plan, moved)
                 connection.execute(query("merge", "live_planned", key=names(plan.table.key), plan=plan.rows))
             connection.execute(query("merge", "analyze_live"))
             return _merge(connection, pipeline, plan, beside=beside)
@@ -94,6 +101,16 @@ def compare(connection: Connection, pipeline: Pipeline, plan: Plan, merged: Merg
 def _begin(connection: Connection, plan: Plan) -> None:
     connection.execute(query("extract", "begin"))
     connection.execute(query("merge", "lock"), {"space": _LOCK_SPACE, "pipeline_id": plan.pipeline_id})
+
+
+def _forget_moved_keys(connection: Connection, plan: Plan, moved: list[bytes]) -> None:
+    """Rows that changed after they were read are the next round's; their old vectors go, for stale is worse than none."""
+    if not moved:
+        return
+    tables = [plan.rows, plan.staging] if plan.batches else [plan.rows]
+    for table in tables if plan.direct else [*tables, plan.table.identifier]:
+        digest = key_digest(plan.table.key)
+        connection.execute(query("merge", "forget_moved_keys", table=table, digest=digest, moved=sql.Literal(moved)))
 
 
 def _read_source_again(connection: Connection, plan: Plan, rows: SourceQuery) -> None:

@@ -248,4 +248,4 @@ def test_a_large_artifact_is_written_and_read_in_constant_memory(tmp_path: Path)
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])  # noqa: S603 # ours
     size, grown = map(int, done.stdout.split())
     assert size > 300 * 1024
-    assert grown < 0, f"{grown} KiB for an artifact of {size} KiB"
+    assert grown < 160 * 1024, f"{grown} KiB for an artifact of {size} KiB"

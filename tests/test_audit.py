@@ -68,9 +68,15 @@ def test_h8_any_drift_is_found_and_repaired(synced: Connection, paintings: Pipel
         assert vectors(synced) == before
 
 
-def test_a_lost_artifact_is_found_and_made_again(synced: Connection, paintings: Pipeline, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_lost_or_spoilt_artifact_is_found_and_made_again(
+    synced: Connection, paintings: Pipeline, tmp_path: Path, lost: bool
+) -> None:
     for path in (tmp_path / "artifacts").rglob("*.parquet"):
+        content = path.read_bytes()
         path.unlink()
+        if not lost:
+            path.write_bytes(content[:2000] + b"\xff" + content[2001:])
     findings = run_audit(paintings)
     assert {f.kind for f in findings} == {"corrupt"}
     assert len(findings) == 50

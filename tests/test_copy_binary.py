@@ -14,10 +14,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import errors as pg
 from psycopg import sql
 
+from rowvec import copy_binary
 from rowvec.columns import PgColumn
-from rowvec.copy_binary import BLOCK_BYTES, Encoder, can_encode
+from rowvec.copy_binary import BLOCK_BYTES, HEADER, TRAILER, Encoder, can_encode
 from rowvec.database import Connection
 from rowvec.errors import FatalError, TargetError
 from rowvec.load import copy_rows
@@ -172,6 +174,61 @@ def test_vectors_of_lists_doubles_and_slices_of_a_larger_array(connection: Conne
     copy_rows(connection, _TABLE, columns, [batch])
     found = connection.execute("SELECT c0::real[], c1::real[] FROM copied").fetchall()
     assert found == [(None, [0.5, 0.25, 0.125]), ([4.0, 5.0, 6.0], None)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tables=_tables(), block_bytes=st.integers(1, 400))
+def test_bytes_are_those_that_the_server_writes(connection: Connection, tables: Any, block_bytes: int) -> None:
+    """COPY TO of the same rows gives the same stream, however many blocks ours came in."""
+    columns, arrays, _ = tables
+    batch = pa.record_batch(arrays, names=[column.name for column in columns])
+    _create(connection, columns)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(copy_binary, "BLOCK_BYTES", block_bytes)
+        encoder = Encoder(columns)
+        ours = HEADER + b"".join(encoder.encode(batch)) + TRAILER
+        copy_rows(connection, _TABLE, columns, [batch])
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in encoder.columns)
+    statement = sql.SQL("COPY copied ({}) TO STDOUT (FORMAT binary)").format(names)
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        assert ours == b"".join(copy)
+
+
+@pytest.mark.parametrize("extension", ["xml", "citext"])
+def test_types_that_not_every_server_has(connection: Connection, extension: str) -> None:
+    columns = [PgColumn("c0", "bigint"), PgColumn("c1", extension), PgColumn("c2", f"{extension}[]")]
+    try:
+        if extension == "citext":
+            connection.execute("CREATE EXTENSION citext")
+        _create(connection, columns[:2])
+        connection.execute("INSERT INTO copied VALUES (0, '<a>é</a>')")
+    except (pg.FeatureNotSupported, pg.UndefinedFile) as error:
+        pytest.skip(str(error))
+    assert not can_encode(columns[2].pg_type)
+    batch = pa.record_batch([pa.array([1, 2]), pa.array(["<a>é</a>", None])], names=["c0", "c1"])
+    copy_rows(connection, _TABLE, columns[:2], [batch])
+    found = connection.execute("SELECT c1::text FROM copied ORDER BY c0").fetchall()
+    assert found == [("<a>é</a>",), ("<a>é</a>",), (None,)]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 4096])
+def test_rows_larger_than_a_block_and_blocks_of_one_row(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """Halves of NULLs in texts and vectors, and texts past the bound of what is made at once."""
+    monkeypatch.setattr(copy_binary, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(copy_binary, "_STRETCH_BYTES", 10_000)
+    columns = [PgColumn("c0", "integer"), PgColumn("c1", "text"), PgColumn("c2", "vector(300)")]
+    _create(connection, columns)
+    texts = [None if i % 2 else "é" * (i * 10) for i in range(300)]
+    vectors = [None if i % 3 else [float(i)] * 300 for i in range(300)]
+    batch = pa.record_batch(
+        [pa.array(range(300), pa.int32()), pa.array(texts), pa.array(vectors, pa.list_(pa.float32(), 300))],
+        names=["c0", "c1", "c2"],
+    )
+    assert copy_rows(connection, _TABLE, columns, [batch.slice(7)]) == 293
+    found = connection.execute("SELECT c0, c1, c2::real[] FROM copied ORDER BY c0").fetchall()
+    assert found == [(i, texts[i], vectors[i]) for i in range(7, 300)]
 
 
 def test_constants_are_in_every_row_and_in_no_batch(connection: Connection) -> None:

@@ -308,3 +308,44 @@ def test_rows_that_move_after_the_plan_are_known(source: Connection, apart: Apar
         source.execute("UPDATE paintings SET title = 'not planned' WHERE id = 20")
         apart.write()
         assert sorted(moved(source, resolve(kept), plan)) == sorted(key_digest([str(i)]) for i in (1, 2, 3, 12))
+
+
+@pytest.mark.parametrize("first_load", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM paintings WHERE id <= 5",
+        "UPDATE paintings SET title = 'edited meanwhile' WHERE id <= 5",
+        "UPDATE paintings SET id = id + 1000 WHERE id <= 5",
+        "UPDATE paintings SET title = '', description = '' WHERE id <= 5",
+        "INSERT INTO paintings VALUES (500, 'came', 'later', 'x', 1)",
+    ],
+)
+def test_h1_rows_of_another_database_that_change_while_they_are_embedded(
+    source: Connection,
+    second_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    first_load: bool,
+) -> None:
+    apart = Apart("database", source, second_url, tmp_path)
+    apart.write()
+    pipeline = apart.pipeline(str(tmp_path / "artifacts"))
+    if not first_load:
+        sync(pipeline)
+        source.execute("UPDATE paintings SET title = 'edited before' WHERE id <= 10")
+        apart.write()
+    merge_rows, left = stages.merge_rows, [change]
+
+    def merge_after_a_change(*arguments: Any) -> Any:
+        while left:
+            source.execute(left[0].encode())
+            with connect(second_url) as other:
+                other.execute(left.pop().encode())
+        return merge_rows(*arguments)
+
+    monkeypatch.setattr(stages, "merge_rows", merge_after_a_change)
+    report = sync(pipeline)
+    assert (report.pending, report.consistent) == (0, True)
+    assert_in_step(source)

@@ -34,13 +34,6 @@ SELECT {columns}, content, fingerprint, metadata_hash, true AS rowvec_present FR
 -- name: stored_nothing -- there is no vector table yet
 SELECT {columns}, content, fingerprint, metadata_hash, false AS rowvec_present FROM ({rows}) AS r WHERE false
 
--- name: stored_pairs -- what it holds as hashes; a row that was tampered with counts as holding nothing right
-SELECT
-    {digest} AS digest,
-    CASE WHEN {fingerprint} = fingerprint THEN fingerprint ELSE ''::bytea END AS fingerprint,
-    CASE WHEN {metadata_hash} = metadata_hash THEN metadata_hash ELSE ''::bytea END AS metadata_hash
-FROM {table}
-
 -- name: leave_out_rejects -- a row that could not be embedded is not tried again until its content changes
 DELETE FROM diff AS d
 USING rowvec.rejects AS r

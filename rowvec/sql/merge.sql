@@ -8,6 +8,9 @@ CREATE TEMP TABLE live ON COMMIT DROP AS SELECT {key}, fingerprint, metadata_has
 CREATE TEMP TABLE live ON COMMIT DROP AS
 SELECT {key}, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'deleted'
 
+-- name: forget_moved_keys
+DELETE FROM {table} WHERE {digest} = ANY ({moved}::bytea[])
+
 -- name: analyze_live
 ANALYZE live
 
