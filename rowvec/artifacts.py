@@ -123,6 +123,10 @@ def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], npt
             if wanted:
                 column = file.read_row_group(group, columns=["embedding"]).column(0).combine_chunks()
                 vectors = column.flatten().to_numpy().reshape(-1, dimensions)
+                if len(vectors) != len(held):
+                    raise ArtifactCorrupt(
+                        f"{path} has not a vector for each fingerprint; fetch it from the store again"
+                    )
                 blocks.append(vectors[list(wanted.values())])
                 found.update(dict.fromkeys(wanted))
     return list(found), np.concatenate(blocks)
@@ -179,9 +183,10 @@ def _opened(path: Path) -> Generator[pq.ParquetFile]:
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             _check_layout(path, file.schema_arrow)
             yield file
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    # Names of columns that are no UTF-8 are not Arrow's to refuse, but Python's.
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
         raise ArtifactCorrupt(f"{path} is cut or spoilt and cannot be read as Parquet; fetch it again") from error
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from psycopg import sql
 
@@ -107,7 +107,7 @@ def _against_source(
         from rowvec.extract_apart import differences  # late: pyarrow's file readers are needed only here
 
         for kind, key, reason in differences(connection, resolved, identity, pipeline_id, table):
-            yield Finding(kind, key, reason)
+            yield Finding(cast("Kind", kind), key, reason)
         return
     with connection.transaction():
         connection.execute(query("extract", "begin"))

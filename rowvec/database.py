@@ -18,7 +18,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 # How a value turns into text must not depend on who connects: role and database settings are overridden.
 PINNED: LiteralString = """
-    SET client_encoding = 'UTF8'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; SET extra_float_digits = 1;
+    SET client_encoding = 'UTF8';
+    SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; SET extra_float_digits = 1;
     SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET lc_numeric = 'C'; SET client_min_messages = 'warning'
 """
 

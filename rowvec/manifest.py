@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 from uuid import uuid4
@@ -53,6 +53,8 @@ def write_manifest(store: Store, manifest: Manifest, folder: Path) -> tuple[str,
 
     The same manifest again is no error: its name holds part of its checksum.
     """
+    # Equal manifests, equal bytes: the fields have their order, and so must the counts.
+    manifest = replace(manifest, counts=dict(sorted(manifest.counts.items())))
     content = _MANIFEST.dump_json(manifest, indent=1) + b"\n"
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"{manifests_of(manifest.pipeline)}{manifest.run_id:0{_RUN_DIGITS}}-{sha256[:12]}.json"

@@ -104,7 +104,7 @@ def _begin(connection: Connection, plan: Plan) -> None:
 
 
 def _forget_moved_keys(connection: Connection, plan: Plan, moved: list[bytes]) -> None:
-    """Rows that changed after they were read are the next round's; their old vectors go, for stale is worse than none."""
+    """Rows that changed since they were read are the next round's; their old vectors go: stale is worse than none."""
     if not moved:
         return
     tables = [plan.rows, plan.staging] if plan.batches else [plan.rows]
