@@ -17,7 +17,11 @@ from rowvec.database import Connection, connect
 from rowvec.home import start_postgres
 from rowvec.pipeline import Pipeline
 from rowvec.schema import install
+from tests import azurite as blob_server
 from tests import gallery
+
+# One blob server a session, for whichever module asks first.
+azurite, container = blob_server.azurite, blob_server.container
 
 _numbers = itertools.count(1)
 

@@ -33,10 +33,7 @@ from rowvec.sources.files import FileSource, open_files
 from rowvec.sources.pg_text import float_text, json_text, pg_record, pg_text, pg_type
 from rowvec.sources.rendered import vector_bytes, vector_text
 from rowvec.sources.spill import RECORD, Spill
-from tests import azurite as blob_server
 from tests.azurite import Container
-
-azurite, container = blob_server.azurite, blob_server.container
 
 
 def _times_ten(parts: tuple[int, int]) -> float:

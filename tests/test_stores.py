@@ -28,10 +28,7 @@ from rowvec.errors import ArtifactCorrupt, StoreRefused, StoreUnavailable, Usage
 from rowvec.pipeline import Artifacts
 from rowvec.store_azure import open_container
 from rowvec.stores import Store, open_store
-from tests import azurite as blob_server
 from tests.azurite import Container
-
-azurite, container = blob_server.azurite, blob_server.container
 
 MIB = 1 << 20
 
