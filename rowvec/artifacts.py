@@ -29,6 +29,7 @@ _READ_BYTES = 1 << 20
 _READ_ROWS = 2048
 _FEWEST_ROWS = 16
 _VECTOR_VALUES = "embedding.list.element"
+_VECTOR_VALUE = pa.field("element", pa.float32(), nullable=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ def read_artifact(path: Path) -> Iterator[pa.RecordBatch]:
     with _opened(path) as file:
         left = file.metadata.num_rows
         width = file.schema_arrow.field("embedding").type.list_size * 4
-        rows = max(_FEWEST_ROWS, min(_READ_ROWS, _READ_BYTES // width))
+        rows = max(_FEWEST_ROWS, min(_READ_ROWS, _READ_BYTES // max(1, width)))
         for batch in file.iter_batches(rows, use_threads=False):
             left -= batch.num_rows
             yield batch
@@ -193,9 +194,10 @@ def _opened(path: Path) -> Generator[pq.ParquetFile]:
 def _check_layout(path: Path, schema: pa.Schema) -> None:
     if (schema.metadata or {}).get(b"rowvec.format") != FORMAT:
         raise ArtifactCorrupt(f"{path} is no artifact of rowvec: it does not say {FORMAT.decode()}")
-    types = {field.name: field.type for field in schema}
+    # A NULL would shift every vector after it to another row: what may hold one is not ours.
+    types = {field.name: field.type for field in schema if not field.nullable}
     embedding = types.get("embedding", pa.null())
-    vectors = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float32()
+    vectors = pa.types.is_fixed_size_list(embedding) and embedding.value_field.equals(_VECTOR_VALUE)
     if not vectors or types.get("fingerprint") != pa.binary(32):
         raise ArtifactCorrupt(f"{path} says {FORMAT.decode()}, but has not the columns of one")
 

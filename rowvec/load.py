@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +20,9 @@ from rowvec.errors import DatabaseUnavailable
 from rowvec.ledger import RunId
 from rowvec.queries import query
 from rowvec.vector_table import VectorTable
+
+SEND_BUFFER_BYTES = 4 * 1024 * 1024
+"""The server works on while we read and encode the next rows; docs/decisions/0002-binary-copy.md has the figures."""
 
 
 def direct_possible(table: VectorTable) -> bool:
@@ -85,6 +91,7 @@ def copy_rows(
     names = sql.SQL(", ").join(sql.Identifier(column.name) for column in encoder.columns)
     statement = query("load", "copy", table=table, columns=names)
     given = 0
+    _widen_socket(connection)
     with lost_connections_are_retriable(), connection.transaction(), connection.cursor() as cursor:
         with cursor.copy(statement, writer=LibpqWriter(cursor)) as copy:
             copy.write(HEADER)
@@ -98,6 +105,15 @@ def copy_rows(
                 f"the database took {cursor.rowcount:,} of {given:,} rows; the batch is loaded anew"
             )
     return given
+
+
+def _widen_socket(connection: Connection) -> None:
+    """Let the server draw on ``SEND_BUFFER_BYTES`` while we read and encode; a system that allows less gives less."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
+        # TCP finds its own size, and would stop doing so; a Unix socket keeps the 200 KB it starts with.
+        if wire.family == socket.AF_UNIX:
+            with suppress(OSError):
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 def _staged_columns(table: VectorTable, *, direct: bool) -> tuple[PgColumn, ...]:

@@ -35,7 +35,7 @@ from rowvec.report import Check, SyncReport
 from rowvec.run import Run, open_target
 from rowvec.search_function import install_search_function
 from rowvec.sources.postgres import is_beside
-from rowvec.stores import Store, open_store
+from rowvec.stores import Store, file_checksum, open_store
 from rowvec.vector_table import count_rows
 
 share_arenas()
@@ -156,7 +156,7 @@ def load_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     started = time.monotonic()
     if batch.artifact is not None:
         resolved, parquet = resolve(pipeline), batch.folder / "artifact.parquet"
-        if not parquet.exists():
+        if not parquet.exists() or file_checksum(parquet) != batch.artifact.sha256:
             batch.folder.mkdir(parents=True, exist_ok=True)
             _store(resolved).get(batch.artifact.name, parquet, batch.artifact.sha256)
         with open_target(resolved, f"rowvec load {batch.number}") as connection:

@@ -21,7 +21,7 @@ from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetr
 
 from rowvec.azure_account import Place, credential_of, place_of
 from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
-from rowvec.stores import checked_name, file_checksum
+from rowvec.stores import checked_name, checked_prefix, disk_faults, file_checksum
 
 # A request's share of an object, and so the memory of a transfer (two blocks are under way in an upload).
 _BLOCK = 4 << 20
@@ -34,6 +34,7 @@ _CODE = re.compile(r"[A-Za-z]{1,64}")
 _CONTENT_TYPES = {".parquet": "application/vnd.apache.parquet", ".json": "application/json"}
 # The SDK's own retries: about 1, 3, 5 and 9 s apart; what lasts longer is for the task to try again.
 _RETRIES = 4
+_REMEDY = "make room or give access there, and run again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,9 @@ class AzureStore:
     def put(self, name: str, path: Path, sha256: str) -> bool:
         """See ``Store.put``."""
         blob = self._blob(name)
-        if file_checksum(path) != sha256:
+        with disk_faults(path, _REMEDY):
+            found = file_checksum(path)
+        if found != sha256:
             raise ArtifactCorrupt(f"the file for {name} does not agree with its checksum: it was cut or changed")
         with self._faults(name):
             # Asked first, for most of what is there already need not travel again.
@@ -64,22 +67,24 @@ class AzureStore:
         passing = into.with_name(f".{uuid4().hex}.part")
         digest = hashlib.sha256()
         try:
-            with self._faults(name), passing.open("xb") as file:
-                for block in self.client.download_blob(blob, max_concurrency=1).chunks():
-                    digest.update(block)
-                    file.write(block)
-            if digest.hexdigest() != sha256:
-                raise ArtifactCorrupt(f"{self.location(name)} does not agree with its checksum {sha256[:12]}")
-            passing.replace(into)
+            with self._faults(name), disk_faults(into, _REMEDY):
+                with passing.open("xb") as file:
+                    for block in self._blocks(blob):
+                        digest.update(block)
+                        file.write(block)
+                if digest.hexdigest() != sha256:
+                    raise ArtifactCorrupt(f"{self.location(name)} does not agree with its checksum {sha256[:12]}")
+                passing.replace(into)
         finally:
             passing.unlink(missing_ok=True)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """See ``Store.names``."""
         start = len(self.place.prefix)
+        wanted = self.place.prefix + checked_prefix(prefix)
         with self._faults(prefix):
             try:
-                for name in self.client.list_blob_names(name_starts_with=self.place.prefix + prefix):
+                for name in self.client.list_blob_names(name_starts_with=wanted):
                     yield name[start:]
             except ResourceNotFoundError:
                 return  # no container yet, so no objects
@@ -103,10 +108,19 @@ class AzureStore:
     def _blob(self, name: str) -> str:
         return self.place.prefix + checked_name(name)
 
+    def _blocks(self, blob: str) -> Iterator[bytes]:
+        return self.client.download_blob(blob, max_concurrency=1).chunks()
+
     def _stored(self, blob: str) -> str | None:
-        """The checksum noted beside an object; empty where somebody else put the object and noted none."""
+        """The checksum noted beside an object; that of its bytes where a copy by other tools has lost the note."""
         try:
-            return self.client.get_blob_client(blob).get_blob_properties().metadata.get(_SHA256, "")
+            noted = self.client.get_blob_client(blob).get_blob_properties().metadata.get(_SHA256)
+            if noted:
+                return noted
+            digest = hashlib.sha256()
+            for block in self._blocks(blob):
+                digest.update(block)
+            return digest.hexdigest()
         except ResourceNotFoundError:
             return None
 

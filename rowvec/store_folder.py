@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Generator, Iterator
@@ -11,24 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
-from rowvec.stores import checked_name, file_checksum
+from rowvec.errors import ArtifactCorrupt
+from rowvec.stores import checked_name, checked_prefix, disk_faults, file_checksum
 
 _BLOCK = 1 << 20
-# What a person has to mend; anything else (a slow mount, an interrupted call) may be gone at the next attempt.
-_FATAL = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ENAMETOOLONG,
-        errno.EOPNOTSUPP,
-    }
-)
+_REMEDY = "mend that, or set artifacts.url"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +26,7 @@ class FolderStore:
     def put(self, name: str, path: Path, sha256: str) -> bool:
         """See ``Store.put``."""
         target = self._path(name)
-        with _faults(target):
+        with disk_faults(target, _REMEDY):
             if target.exists():
                 return self._same(name, target, sha256)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +42,7 @@ class FolderStore:
     def get(self, name: str, into: Path, sha256: str) -> None:
         """See ``Store.get``."""
         source = self._path(name)
-        with _faults(source):
+        with disk_faults(into, _REMEDY):
             if not source.is_file():
                 raise ArtifactCorrupt(f"{self.location(name)} is not in the store; rowvec audit --repair mends this")
             with _copy(source, into, sha256, self.location(name)) as whole:
@@ -64,8 +50,8 @@ class FolderStore:
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """See ``Store.names``."""
-        folder = self.root / prefix.rpartition("/")[0]
-        with _faults(folder):
+        folder = self.root / checked_prefix(prefix).rpartition("/")[0]
+        with disk_faults(folder, _REMEDY):
             found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
             # Names that begin with a dot are of writers at work, or killed.
             yield from sorted(name for name in found if name.startswith(prefix) and "/." not in f"/{name}")
@@ -73,7 +59,7 @@ class FolderStore:
     def checksum(self, name: str) -> str | None:
         """See ``Store.checksum``."""
         path = self._path(name)
-        with _faults(path):
+        with disk_faults(path, _REMEDY):
             try:
                 return file_checksum(path)
             except FileNotFoundError:
@@ -82,7 +68,7 @@ class FolderStore:
     def delete(self, name: str) -> None:
         """See ``Store.delete``."""
         path = self._path(name)
-        with _faults(path):
+        with disk_faults(path, _REMEDY):
             path.unlink(missing_ok=True)
 
     def location(self, name: str) -> str:
@@ -130,17 +116,3 @@ def _copy(source: Path, target: Path, sha256: str, what: str) -> Generator[Path]
         yield passing
     finally:
         passing.unlink(missing_ok=True)
-
-
-@contextmanager
-def _faults(path: Path) -> Generator[None]:
-    """What the file system refuses, in the words of our own errors."""
-    try:
-        yield
-    except RowvecError:
-        raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        if error.errno in _FATAL:
-            raise StoreRefused(f"{path} cannot be used: {reason}; mend that, or set artifacts.url") from error
-        raise StoreUnavailable(f"{path} cannot be used just now: {reason}") from error

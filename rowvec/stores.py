@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from rowvec.errors import StoreRefused, UsageError
+from rowvec.errors import StoreRefused, StoreUnavailable, UsageError
 from rowvec.pipeline import Artifacts
 
 # Azure allows 1,024 characters a name, of which the prefix of the URL has its share.
@@ -18,6 +20,20 @@ _MAX_NAME = 900
 # for a folder's own temporary files), nothing that a file system or a URL would read in another way.
 _NAME = re.compile(r"(?:[A-Za-z0-9_=-][A-Za-z0-9_.=-]*)(?:/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*)*")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+# What a person has to mend; anything else (a slow mount, an interrupted call) may be gone at the next attempt.
+_FATAL = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.EOPNOTSUPP,
+    }
+)
 
 
 class Store(Protocol):
@@ -49,7 +65,8 @@ class Store(Protocol):
     def checksum(self, name: str) -> str | None:
         """The sha256 the store has for an object, or ``None`` where there is none.
 
-        A folder reads the file; a blob's was noted when it was put, and only ``get`` reads the bytes themselves.
+        A folder reads the file. A blob's was noted when it was put, and its bytes are read where somebody else put it
+        and noted none; that they still agree is for ``get`` to see.
         """
         ...
 
@@ -78,6 +95,25 @@ def checked_name(name: str) -> str:
             f"none of which begins with a dot, and at most {_MAX_NAME} characters"
         )
     return name
+
+
+def checked_prefix(prefix: str) -> str:
+    """The prefix itself: part of a name, a folder's name with its slash, or empty. Raises as ``checked_name``."""
+    if prefix:
+        checked_name(prefix.removesuffix("/"))
+    return prefix
+
+
+@contextmanager
+def disk_faults(path: Path, remedy: str) -> Generator[None]:
+    """What the file system refuses while ``path`` is written or read, as ``StoreRefused`` or ``StoreUnavailable``."""
+    try:
+        yield
+    except OSError as error:
+        where, reason = error.filename or path, error.strerror or type(error).__name__
+        if error.errno in _FATAL:
+            raise StoreRefused(f"{where} cannot be used: {reason}; {remedy}") from error
+        raise StoreUnavailable(f"{where} cannot be used just now: {reason}") from error
 
 
 def file_checksum(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -191,12 +192,26 @@ def lying(path: Path) -> None:
     pq.write_table(pa.table({"fingerprint": ["x"]}, schema=schema), path)
 
 
+def some_without_vectors(path: Path) -> None:
+    data = pq.read_table(path)
+    index = data.schema.get_field_index("embedding")
+    vectors = [None, *data["embedding"].to_pylist()[1:]]
+    nullable = pa.field("embedding", data.schema.field(index).type)
+    pq.write_table(data.set_column(index, nullable, [pa.array(vectors, nullable.type)]), path)
+
+
+def misnamed(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"metadata_hash", b"\xffetadata_hash"))
+
+
 def another_format(path: Path) -> None:
     data = pq.read_table(path)
     pq.write_table(data.replace_schema_metadata({b"rowvec.format": b"rowvec.artifact/2"}), path)
 
 
-@pytest.mark.parametrize("spoil", [cut, cut_in_the_middle, empty, no_parquet, foreign, lying, another_format])
+@pytest.mark.parametrize(
+    "spoil", [cut, cut_in_the_middle, empty, no_parquet, foreign, lying, some_without_vectors, misnamed, another_format]
+)
 def test_a_spoilt_or_foreign_file_is_named(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     path, _ = write(tmp_path, table(), [rows(table(), 3000)])
     held = {batch.column("fingerprint")[0].as_py() for batch in read_artifact(path)}
@@ -205,6 +220,31 @@ def test_a_spoilt_or_foreign_file_is_named(tmp_path: Path, spoil: Callable[[Path
         list(read_artifact(path))
     with pytest.raises(ArtifactCorrupt, match=r"artifact\.parquet"):
         read_vectors(path, held)
+
+
+@settings(max_examples=300, deadline=None)
+@given(spot=st.floats(0, 1, exclude_max=True), footer=st.booleans(), bit=st.integers(0, 7), cut_there=st.booleans())
+def test_whatever_is_spoilt_it_is_read_or_named(
+    spoilt: tuple[Path, bytes, set[bytes]], spot: float, footer: bool, bit: int, cut_there: bool
+) -> None:
+    path, content, held = spoilt
+    # The footer is a small part of the file, and the one that decides what the rest means.
+    start = len(content) - 4000 if footer else 0
+    at = start + int(spot * (len(content) - start))
+    path.write_bytes(content[:at] + (b"" if cut_there else bytes([content[at] ^ 1 << bit]) + content[at + 1 :]))
+    with contextlib.suppress(ArtifactCorrupt):
+        list(read_artifact(path))
+    with contextlib.suppress(ArtifactCorrupt):
+        read_vectors(path, held)
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, set[bytes]]:
+    """A file to spoil, what it holds when it is whole, and its fingerprints."""
+    of = table(16)
+    path, _ = write(tmp_path_factory.mktemp("spoilt"), of, [rows(of, 300)])
+    held = {fingerprint for batch in read_artifact(path) for fingerprint in batch.column("fingerprint").to_pylist()}
+    return path, path.read_bytes(), held
 
 
 def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:

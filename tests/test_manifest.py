@@ -44,6 +44,11 @@ def test_a_manifest_comes_back(store: Store, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.json")) == []
 
 
+def test_equal_manifests_have_equal_bytes(store: Store, tmp_path: Path) -> None:
+    other_order = replace(MANIFEST, counts=dict(reversed(MANIFEST.counts.items())))
+    assert write_manifest(store, other_order, tmp_path) == write_manifest(store, MANIFEST, tmp_path)
+
+
 def test_manifests_are_listed_in_the_order_of_their_runs(store: Store, tmp_path: Path) -> None:
     written = [write_manifest(store, replace(MANIFEST, run_id=run), tmp_path)[0] for run in (9, 10, 100)]
     write_manifest(store, replace(MANIFEST, pipeline="paintings-2"), tmp_path)

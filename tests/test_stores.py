@@ -147,6 +147,12 @@ def test_a_name_that_could_leave_the_store_is_refused(store: Store, tmp_path: Pa
             call()
 
 
+@pytest.mark.parametrize("prefix", ["../", "a/../", "/", "a//", ".part"])
+def test_a_prefix_that_could_leave_the_store_is_refused(store: Store, prefix: str) -> None:
+    with pytest.raises(StoreRefused, match="is no name for an object"):
+        list(store.names(prefix))
+
+
 @pytest.mark.parametrize("size", [1000, 9 * MIB], ids=["one request", "blocks"])
 def test_of_16_racing_writers_one_creates_and_all_succeed(store: Store, tmp_path: Path, size: int) -> None:
     path, digest = written(tmp_path / "one", os.urandom(size))
@@ -214,6 +220,19 @@ def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
         open_store(Artifacts(url=str(path / "below"))).put("a", path, digest)
 
 
+def test_a_disk_that_cannot_take_the_object_is_named(store: Store, tmp_path: Path) -> None:
+    path, digest = written(tmp_path / "one", b"content")
+    store.put("a/b", path, digest)
+    with pytest.raises(StoreUnavailable, match=r"gone.* cannot be used just now: No such file or directory"):
+        store.get("a/b", tmp_path / "gone/back", digest)
+    with pytest.raises(StoreUnavailable, match="two cannot be used just now: No such file or directory"):
+        store.put("a/c", tmp_path / "two", digest)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StoreRefused, match="cannot be used: Is a directory"):
+        store.get("a/b", tmp_path / "taken", digest)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "store") == ["one", "taken"]
+
+
 def test_a_spoilt_file_in_the_folder_is_seen(tmp_path: Path) -> None:
     store = open_store(Artifacts(url=str(tmp_path / "store")))
     path, digest = written(tmp_path / "one", b"content")
@@ -234,6 +253,19 @@ def test_a_spoilt_blob_is_seen(container: Container, tmp_path: Path) -> None:
     official(container).upload_blob("some/prefix/a/b", b"conten", overwrite=True, metadata={"sha256": digest})
     with pytest.raises(ArtifactCorrupt, match="a/b"):
         store.get("a/b", tmp_path / "back", digest)
+
+
+@pytest.mark.azurite
+def test_a_blob_whose_note_was_lost_is_known_by_its_bytes(container: Container, tmp_path: Path) -> None:
+    store = open_container(container.url, container.key)
+    path, digest = written(tmp_path / "one", b"content")
+    store.put("a/b", path, digest)
+    official(container).upload_blob("some/prefix/a/b", b"content", overwrite=True)
+    assert store.checksum("a/b") == digest
+    assert store.put("a/b", path, digest) is False
+    official(container).upload_blob("some/prefix/a/b", b"conten", overwrite=True)
+    with pytest.raises(ArtifactCorrupt, match="a/b is there already"):
+        store.put("a/b", path, digest)
 
 
 @pytest.mark.azurite
