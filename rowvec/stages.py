@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
@@ -27,18 +28,26 @@ from rowvec.manifest import Manifest, write_manifest
 from rowvec.memory import share_arenas
 from rowvec.merge import Merged, compare, merge
 from rowvec.pipeline import Embedder as EmbedderPart
-from rowvec.pipeline import Pipeline
+from rowvec.pipeline import Pipeline, Recall
 from rowvec.plan import Plan, open_plan
 from rowvec.progress import tell
+from rowvec.recall import RecallReport
 from rowvec.references import resolve
 from rowvec.report import Check, SyncReport
 from rowvec.run import Run, open_target
 from rowvec.search_function import install_search_function
 from rowvec.sources.postgres import is_beside
 from rowvec.stores import Store, file_checksum, open_store
-from rowvec.vector_table import count_rows
+from rowvec.validate import measured_recall
+from rowvec.vector_table import VectorTable, count_rows
 
 share_arenas()
+
+# HNSW graphs are drawn by lot, and many equal vectors can cut a part of one off: of five builds over the same 69,202
+# texts two found 0.95 of the neighbours and three 0.97 to 0.99, whatever the search's effort.
+_REBUILDS = 2
+
+logger = logging.getLogger(__name__)
 
 _embedders: dict[str, Embedder] = {}
 _opening = threading.Lock()
@@ -74,6 +83,8 @@ class Indexed:
 
     choice: IndexChoice
     rows: int
+    recall: RecallReport | None
+    """None where there is no index."""
     seconds: float
 
 
@@ -191,9 +202,27 @@ def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
         choice = choose(
             rows, table.dimensions, table.precision, table.bits, resolved.index, metric=table.metric, indexed=indexed
         )
-        ensure_index(connection, table, choice, lambda done, phase: tell("index", phase, round(done * 100), 100))
+        recall = _build_index(connection, table, choice, resolved.validation.recall)
         install_search_function(connection, table, choice)
-    return Indexed(choice=choice, rows=rows, seconds=time.monotonic() - started)
+    return Indexed(choice=choice, rows=rows, recall=recall, seconds=time.monotonic() - started)
+
+
+def _build_index(
+    connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall
+) -> RecallReport | None:
+    """Build what is missing, and build again what does not find enough; returns the recall it ends with."""
+
+    def progress(done: float, phase: str) -> None:
+        tell("index", phase, round(done * 100), 100)
+
+    ensure_index(connection, table, choice, progress)
+    for _ in range(_REBUILDS):
+        recall = measured_recall(connection, table, choice, wanted)
+        if recall is None or recall.passed:
+            return recall
+        logger.warning("the index finds %.3f of %.3f wanted: it is built anew", recall.recall or 0.0, wanted.at_least)
+        ensure_index(connection, table, choice, progress, rebuild=True)
+    return measured_recall(connection, table, choice, wanted)
 
 
 def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
@@ -212,7 +241,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
             *validate.check_merge(merged),
             *validate.check_table(connection, plan, indexed.rows),
             validate.check_artifacts(connection, store, plan),
-            *validate.check_serving(connection, resolved, plan, indexed.choice),
+            *validate.check_serving(connection, plan, indexed.choice, indexed.recall),
         ]
         report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
         report = replace(report, rejected=rejects.count(connection, run.pipeline_id))
