@@ -110,7 +110,8 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
     with open_target(resolved, "rowvec extract") as connection:
         request = Request(pipeline=resolved, identity=identity, pipeline_id=run.pipeline_id, run_id=run.run_id)
         plan = extract(connection, request)
-        if plan.batches:
+        # Without a single row to embed, a first load still makes the (empty) vector table.
+        if plan.batches or plan.direct:
             load.create_staging(connection, run.run_id, plan.table, plan.staging, direct=plan.direct)
     return replace(plan, seconds=time.monotonic() - started)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -22,6 +24,11 @@ from tests import gallery
 
 # One blob server a session, for whichever module asks first.
 azurite, container = blob_server.azurite, blob_server.container
+
+# The check of a commit tries the same cases each time; what new ones find is found at a developer's desk.
+hypothesis.settings.register_profile("desk", deadline=None)
+hypothesis.settings.register_profile("check", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("check" if os.environ.get("CI") else "desk")
 
 _numbers = itertools.count(1)
 

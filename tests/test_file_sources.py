@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.storage.blob import ContainerClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
@@ -68,6 +68,7 @@ def _asked(connection: Connection, values: list[str], pg_type: str) -> list[str]
 
 
 @_WITH_DATABASE
+@example(values=[2.0**55, -(2.0**56), 1e23])
 @given(values=st.lists(_FLOATS, min_size=1, max_size=50))
 def test_floats_are_written_as_postgres_does(connection: Connection, values: list[float]) -> None:
     ours = [float_text(v, "double precision") for v in values]

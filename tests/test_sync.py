@@ -390,3 +390,23 @@ def test_a_lost_ledger_is_made_good_from_the_vector_table(source: Connection, pa
     report = sync(paintings)
     assert (report.new, report.deleted, report.embedded, report.reused) == (5, 5, 0, 5)
     assert_in_step(source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM paintings",
+        "UPDATE paintings SET title = NULL, description = NULL",
+        "UPDATE paintings SET title = ' ', description = ''",
+    ],
+)
+def test_a_source_with_nothing_to_embed_gives_an_empty_table(
+    source: Connection, paintings: Pipeline, change: str
+) -> None:
+    source.execute(change.encode())
+    report = sync(paintings)
+    assert (report.rows, report.new, report.consistent) == (0, 0, True)
+    assert commands.search(paintings, "anything", 3, None, "adaptive")["results"] == []
+    fill(source, 3, start=700)
+    assert sync(paintings).embedded == 3
+    assert source.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (3,)

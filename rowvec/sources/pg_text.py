@@ -177,17 +177,19 @@ def _is_midpoint(number: Decimal, value: float, *, single: bool) -> bool:
     if abs(value) < 2.0 ** (24 if single else 53):
         return False  # below, a half-way point has more digits than the shortest form ever needs
     whole, exact = int(abs(number)), int(abs(value))
-    return whole != exact and 2 * abs(whole - exact) in _gaps(abs(value), single=single)
+    if whole == exact:
+        return False
+    # At a power of two the gap below is half the gap above: only the neighbour on the number's own side counts.
+    neighbour = _next_float(abs(value), up=whole > exact, single=single)
+    return math.isfinite(neighbour) and 2 * whole == exact + int(neighbour)
 
 
-def _gaps(value: float, *, single: bool) -> tuple[int, ...]:
-    """The distances to the neighbours of a float of 2**24 (2**53) and more."""
+def _next_float(value: float, *, up: bool, single: bool) -> float:
+    """The neighbour of a float of 2**24 (2**53) and more."""
     if single:
         (bits,) = struct.unpack("<I", struct.pack("<f", value))
-        neighbours = [struct.unpack("<f", struct.pack("<I", bits + step))[0] for step in (-1, 1)]
-    else:
-        neighbours = [math.nextafter(value, 0.0), math.nextafter(value, math.inf)]
-    return tuple(int(abs(n - value)) for n in neighbours if math.isfinite(n))
+        return struct.unpack("<f", struct.pack("<I", bits + (1 if up else -1)))[0]
+    return math.nextafter(value, math.inf if up else 0.0)
 
 
 def _times(array: pa.Array) -> pa.Array:
