@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from rowvec import commands, stages
-from rowvec.database import Connection
+from rowvec.database import Connection, connect
 from rowvec.errors import DeleteLimitExceeded, Inconsistent, SourceError, TargetError
+from rowvec.index import index_state
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
 from rowvec.run import Run, running
+from rowvec.vector_table import stored_table
 from tests import gallery
 from tests.gallery import assert_in_step, fill, sync, vectors
 
@@ -410,3 +413,44 @@ def test_a_source_with_nothing_to_embed_gives_an_empty_table(
     fill(source, 3, start=700)
     assert sync(paintings).embedded == 3
     assert source.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (3,)
+
+
+def test_h10_readers_see_a_run_whole_or_not_at_all(source: Connection, paintings: Pipeline, database_url: str) -> None:
+    sync(paintings)
+    source.execute("UPDATE paintings SET title = 'new ' || id; DELETE FROM paintings WHERE id <= 5")
+    fill(source, 9, start=100)
+    seen: set[tuple[int, int]] = set()
+    done = threading.Event()
+
+    def read() -> None:
+        with connect(database_url) as reader:
+            while not done.is_set():
+                row = reader.execute(
+                    "SELECT count(*), count(*) FILTER (WHERE content LIKE 'new %') FROM vectors.paintings"
+                ).fetchone()
+                seen.add(row or (0, 0))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        sync(paintings)
+    finally:
+        done.set()
+        reading.join()
+    assert (50, 0) in seen
+    assert seen <= {(50, 0), (54, 45)}
+
+
+def test_h15_rows_arrive_by_copy_and_validity_is_the_catalogues_word(
+    source: Connection, paintings: Pipeline, tmp_path: Path
+) -> None:
+    indexed = gallery.pipeline(str(tmp_path / "artifacts"), index={"kind": "hnsw", "on": "float"})
+    sync(indexed)
+    (name,) = (s.name for s in index_state(source, stored_table(source, indexed)))
+    oid = source.execute("SELECT %s::regclass::oid", (f'vectors."{name}"',)).fetchone()
+    source.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (f'vectors."{name}"',))
+    assert sync(indexed).consistent
+    states = index_state(source, stored_table(source, indexed))
+    assert [s.valid for s in states] == [True]
+    assert source.execute("SELECT %s::regclass::oid", (f'vectors."{states[0].name}"',)).fetchone() != oid
+    assert source.execute("SELECT rows FROM rowvec.loaded").fetchall() == [(50,)]
