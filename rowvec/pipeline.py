@@ -130,7 +130,7 @@ class CsvSource(_FileSource):
     """Rows of CSV files with a header line, UTF-8."""
 
     kind: Literal["csv"]
-    delimiter: str = Field(default=",", min_length=1, max_length=1, description="The character between fields.")
+    delimiter: str = Field(default=",", pattern=r"^[\x00-\x7f]$", description="The ASCII character between fields.")
     types: dict[str, Literal["text", "bigint", "double precision", "boolean", "date", "timestamptz"]] = Field(
         default={}, description="Postgres types of key and metadata columns; what is not named is text."
     )

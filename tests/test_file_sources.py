@@ -33,6 +33,7 @@ from rowvec.sources.files import FileSource, open_files
 from rowvec.sources.pg_text import float_text, json_text, pg_record, pg_text, pg_type
 from rowvec.sources.rendered import vector_bytes, vector_text
 from rowvec.sources.spill import RECORD, Spill
+from tests import gallery
 from tests.azurite import Container
 
 
@@ -395,3 +396,13 @@ def with_credential(made: Pipeline, credential: str) -> Pipeline:
     """The pipeline as it is once its references are resolved."""
     source = made.source.model_copy(update={"credential": credential})
     return made.model_copy(update={"source": source})
+
+
+def test_bytes_that_are_no_utf8_are_one_sentence(source: Connection, tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes(b"id,t\xe9xt\n1,a\n")
+    latin = gallery.pipeline(
+        str(tmp_path / "artifacts"),
+        source={"kind": "csv", "path": str(tmp_path / "latin.csv"), "key": ["id"], "content": "{text}"},
+    )
+    with pytest.raises(SourceError, match="not UTF-8"):
+        gallery.sync(latin)

@@ -232,7 +232,13 @@ def open_files(
         tempfile.TemporaryFile("w+", dir=place, encoding="utf-8") as aside,
     ):
         paths = fetch(source.path, Path(place)) if is_url(source.path) else local_paths(source.path)
-        yield FileSource(pipeline, source, identity, paths, spill, aside)
+        try:
+            yield FileSource(pipeline, source, identity, paths, spill, aside)
+        except UnicodeDecodeError:
+            raise SourceError(f"the source {source.path} holds bytes that are not UTF-8; convert it first") from None
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise SourceError(f"the source {source.path} cannot be read: {reason}") from None
 
 
 def is_url(path: str) -> bool:
