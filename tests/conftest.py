@@ -20,10 +20,11 @@ from rowvec.home import start_postgres
 from rowvec.pipeline import Pipeline
 from rowvec.schema import install
 from tests import azurite as blob_server
-from tests import gallery
+from tests import command, gallery
 
-# One blob server a session, for whichever module asks first.
+# One blob server and one Prefect server a session, for whichever module asks first.
 azurite, container = blob_server.azurite, blob_server.container
+prefect_server = command.prefect_server
 
 # The check of a commit tries the same cases each time; what new ones find is found at a developer's desk.
 hypothesis.settings.register_profile("desk", deadline=None)
