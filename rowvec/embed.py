@@ -79,7 +79,7 @@ def embed_batch(
         ids = _take(distinct, missing, answer)
         if embedder.paid and len(ids):
             known = [distinct.fingerprints[i] for i in ids]
-            ledger.keep_answers(connection, plan.pipeline_id, plan.run_id, known, answer.vectors)
+            ledger.keep_answers(connection, plan.pipeline_id, plan.run_id, known, answer.vectors, answer.tokens)
         if progress:
             progress(int(distinct.present.sum()) + len(distinct.rejected), len(distinct.fingerprints))
     rows = _write_embedded(folder, plan, distinct)

@@ -10,6 +10,7 @@ from rowvec.columns import PgColumn
 from rowvec.database import Connection
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.fingerprint import Identity
+from rowvec.journal import begin_anew
 from rowvec.ledger import PipelineId, RunId
 from rowvec.load import direct_possible
 from rowvec.pipeline import Pipeline, PostgresSource
@@ -150,6 +151,7 @@ def store_plan(
     direct = not exists and direct_possible(table)
     if not exists and not direct and (new or changed):
         create_table(connection, table)
+        begin_anew(connection, request.pipeline_id)
     stored = _row(connection, query("extract", "count_rows", table=table.identifier))[0] if exists else 0
     rejected = _row(connection, query("extract", "count_rejects", pipeline_id=pipeline_id))[0]
     plan = Plan(

@@ -121,12 +121,19 @@ def add_artifact(
     batch: int,
     artifact: Artifact,
     fingerprints: list[bytes],
+    usd_a_token: float,
 ) -> None:
     """Record an artifact that is in the store, and let go of the answers it now holds: one transaction."""
     with connection.transaction():
         values = {"pipeline_id": pipeline_id, "run_id": run_id, "batch": batch, **asdict(artifact)}
         artifact_id = _one(connection, "add_artifact", **values)
-        entries = {"pipeline_id": pipeline_id, "artifact_id": artifact_id, "fingerprints": fingerprints}
+        entries = {
+            "pipeline_id": pipeline_id,
+            "artifact_id": artifact_id,
+            "fingerprints": fingerprints,
+            "run_id": run_id,
+            "usd_a_token": usd_a_token,
+        }
         connection.execute(query("ledger", "add_embeddings"), entries)
         connection.execute(query("ledger", "forget_answers"), entries)
 
@@ -162,13 +169,15 @@ def keep_answers(
     run_id: RunId,
     fingerprints: list[bytes],
     vectors: npt.NDArray[np.float32],
+    tokens: int,
 ) -> None:
-    """Make a paid answer durable: when this returns, a kill no longer costs it."""
+    """Make a paid answer, which cost so many tokens, durable: when this returns, a kill no longer costs it."""
     values = {
         "pipeline_id": pipeline_id,
         "run_id": run_id,
         "fingerprints": fingerprints,
         "embeddings": [vector.astype("<f4", copy=False).tobytes() for vector in vectors],
+        "tokens": tokens / max(1, len(fingerprints)),
     }
     connection.execute(query("ledger", "keep_answers"), values, binary=True)
 

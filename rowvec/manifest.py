@@ -1,4 +1,4 @@
-"""A run's manifest: which artifacts hold what it wrote, so that a table can be restored from the store alone."""
+"""A run's manifest: what it wrote and what was there before, so that a table can be restored from the store alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import re
 import tempfile
 from dataclasses import dataclass, replace
+from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Literal
 from uuid import uuid4
@@ -17,24 +18,67 @@ from rowvec.errors import ArtifactCorrupt
 from rowvec.fingerprint import Identity
 from rowvec.stores import Store, checked_name
 
-# As many digits as keep the manifests of ten runs a second, for 3,000 years, in the order of their runs.
-_RUN_DIGITS = 12
+# To the microsecond and in UTC, so that names are in the order of time even where a database and its numbers were lost.
+_TIME = "%Y%m%dT%H%M%S.%fZ"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOTED = re.compile(r"-([0-9a-f]{12})\.json$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """A reference to the rows of the vector table that a manifest tells of; see ``rowvec.journal``."""
+
+    name: str
+    """Its name in the store, ``journal/<pipeline>/<2 hex digits>/<sha256>.csv.zst``."""
+    sha256: str
+    """64 hex digits."""
+    rows: NonNegativeInt
+    bytes: NonNegativeInt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A run as the ledger knows it, for the ledger of a database that is restored."""
+
+    run_id: NonNegativeInt
+    cause: str
+    state: str
+    started_at: AwareDatetime
+    finished_at: AwareDatetime | None
+    embedded: int
+    tokens: int
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The columns that a journal entry's rows begin with: (name, Postgres type) each."""
+
+    key: tuple[tuple[str, str], ...]
+    metadata: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What one run wrote, and what the table held after it."""
 
-    format: Literal["rowvec.manifest/1"] = "rowvec.manifest/1"
+    format: Literal["rowvec.manifest/2"] = "rowvec.manifest/2"
     run_id: NonNegativeInt
     pipeline: Annotated[str, Field(min_length=1)]
     table: str
     """``schema.table``."""
     identity: Identity
+    layout: Layout
+    previous: str | None
+    """The manifest that this one goes on from; None where it holds every row of the table."""
+    journal: JournalEntry
+    """The rows that changed since then, or all of them."""
     artifacts: tuple[Artifact, ...]
+    """Those that were written since then, or all that are kept."""
+    runs: tuple[RunRecord, ...]
+    """Those that ended since then, or all that the table's vectors come from; the manifest's own run is one."""
     counts: dict[str, int]
-    """By name, such as ``new`` and ``deleted``."""
+    """By name, such as ``new`` and ``deleted``; ``rows`` is what the table held."""
     checksum: str
     """Of all keys and fingerprints in the table after the merge."""
     created_at: AwareDatetime
@@ -44,7 +88,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def manifests_of(pipeline_name: str) -> str:
-    """The prefix of a pipeline's manifests; by name they are in the order of their runs."""
+    """The prefix of a pipeline's manifests; by name they are in the order of time."""
     return f"manifests/{pipeline_name}/"
 
 
@@ -57,7 +101,8 @@ def write_manifest(store: Store, manifest: Manifest, folder: Path) -> tuple[str,
     manifest = replace(manifest, counts=dict(sorted(manifest.counts.items())))
     content = _MANIFEST.dump_json(manifest, indent=1) + b"\n"
     sha256 = hashlib.sha256(content).hexdigest()
-    name = f"{manifests_of(manifest.pipeline)}{manifest.run_id:0{_RUN_DIGITS}}-{sha256[:12]}.json"
+    at = manifest.created_at.astimezone(UTC).strftime(_TIME)
+    name = f"{manifests_of(manifest.pipeline)}{at}-{manifest.run_id}-{sha256[:12]}.json"
     local = folder / f"{uuid4().hex}.json"
     try:
         local.write_bytes(content)
@@ -82,8 +127,26 @@ def read_manifest(store: Store, name: str, sha256: str) -> Manifest:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "its JSON"
         raise ArtifactCorrupt(f"{store.location(name)} is no manifest of rowvec: {where}: {first['msg']}") from None
-    for artifact in manifest.artifacts:
+    for held in (manifest.journal, *manifest.artifacts):
         # A name that leaves the store, or a checksum nothing can agree with, is found now and not half-way through.
-        if not (_SHA256.fullmatch(artifact.sha256) and checked_name(artifact.name)):
-            raise ArtifactCorrupt(f"{store.location(name)} is no manifest of rowvec: {artifact.sha256!r} is no sha256")
+        if not (_SHA256.fullmatch(held.sha256) and checked_name(held.name)):
+            raise ArtifactCorrupt(f"{store.location(name)} is no manifest of rowvec: {held.sha256!r} is no sha256")
     return manifest
+
+
+def read_chain(store: Store, pipeline_name: str, newest: str | None = None) -> list[Manifest]:
+    """The manifests that together tell of every row: from one that holds them all to ``newest``, or to the last.
+
+    None where the store has no manifest of the pipeline. Raises ``ArtifactCorrupt`` where one is missing or spoilt.
+    """
+    name = newest or max(store.names(manifests_of(pipeline_name)), default=None)
+    chain: list[Manifest] = []
+    while name is not None:
+        # What a name says of its content was true when it was given.
+        noted, found = _NOTED.search(name), store.checksum(name)
+        if noted is None or found is None or not found.startswith(noted[1]):
+            raise ArtifactCorrupt(f"{store.location(name)} is missing, or not the manifest that its name says")
+        manifest = read_manifest(store, name, found)
+        chain.append(manifest)
+        name = manifest.previous
+    return chain[::-1]

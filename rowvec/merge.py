@@ -11,6 +11,7 @@ from rowvec.columns import PgColumn
 from rowvec.database import Connection
 from rowvec.errors import DeleteLimitExceeded, MergeConflict
 from rowvec.extract import same_key
+from rowvec.journal import begin_anew, unrecorded
 from rowvec.key_digest import key_digest
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan, key_json
@@ -61,6 +62,7 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
     try:
         with connection.transaction():
             _begin(connection, plan)
+            _remember_keys(connection, plan)
             if source.kind == "postgres" and beside:
                 rows = describe(connection, pipeline, source, plan.identity.digest())
                 _read_source_again(connection, plan, rows)
@@ -103,14 +105,26 @@ def _begin(connection: Connection, plan: Plan) -> None:
     connection.execute(query("merge", "lock"), {"space": _LOCK_SPACE, "pipeline_id": plan.pipeline_id})
 
 
+def _remember_keys(connection: Connection, plan: Plan) -> None:
+    """What may change now is written down for the journal, and becomes true or void together with the merge."""
+    if plan.direct:
+        begin_anew(connection, plan.pipeline_id)
+        return
+    parts = {"unrecorded": unrecorded(plan.pipeline_id), "key": names(plan.table.key), "plan": plan.rows}
+    connection.execute(query("journal", "remember_table", **parts))
+    connection.execute(query("journal", "remember_planned", **parts))
+
+
 def _forget_moved_keys(connection: Connection, plan: Plan, moved: list[bytes]) -> None:
     """Rows that changed since they were read are the next round's; their old vectors go: stale is worse than none."""
     if not moved:
         return
-    tables = [plan.rows, plan.staging] if plan.batches else [plan.rows]
-    for table in tables if plan.direct else [*tables, plan.table.identifier]:
-        digest = key_digest(plan.table.key)
-        connection.execute(query("merge", "forget_moved_keys", table=table, digest=digest, moved=sql.Literal(moved)))
+    parts = {"digest": key_digest(plan.table.key), "moved": sql.Literal(moved)}
+    for table in [plan.rows, plan.staging] if plan.batches else [plan.rows]:
+        connection.execute(query("merge", "forget_moved_keys", table=table, **parts))
+    if not plan.direct:
+        parts |= {"key": names(plan.table.key), "unrecorded": unrecorded(plan.pipeline_id)}
+        connection.execute(query("merge", "delete_moved_keys", table=plan.table.identifier, **parts))
 
 
 def _read_source_again(connection: Connection, plan: Plan, rows: SourceQuery) -> None:
@@ -199,7 +213,14 @@ def _update_metadata(connection: Connection, plan: Plan) -> int:
 
 def _delete(connection: Connection, plan: Plan, *, beside: bool) -> int:
     if beside:
-        statement = query("merge", "delete_gone", table=plan.table.identifier, same_key=_same(plan, "l", "t"))
+        statement = query(
+            "merge",
+            "delete_gone",
+            table=plan.table.identifier,
+            same_key=_same(plan, "l", "t"),
+            key=names(plan.table.key),
+            unrecorded=unrecorded(plan.pipeline_id),
+        )
     else:
         statement = query(
             "merge", "delete_planned", table=plan.table.identifier, plan=plan.rows, same_key=_same(plan, "p", "t")

@@ -7,12 +7,11 @@ import shutil
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 
-from rowvec import artifacts, ledger, load, rejects, validate
+from rowvec import artifacts, journal, ledger, load, rejects, validate
 from rowvec.artifacts import Artifact
 from rowvec.database import Connection
 from rowvec.embed import embed_batch
@@ -23,8 +22,8 @@ from rowvec.extract import Request, extract
 from rowvec.home import spool
 from rowvec.index import ensure_index, index_state
 from rowvec.index_choice import IndexChoice, choose
+from rowvec.journal import Closing
 from rowvec.ledger import RunId
-from rowvec.manifest import Manifest, write_manifest
 from rowvec.memory import share_arenas
 from rowvec.merge import Merged, compare, merge
 from rowvec.pipeline import Embedder as EmbedderPart
@@ -46,6 +45,8 @@ share_arenas()
 # HNSW graphs are drawn by lot, and many equal vectors can cut a part of one off: of five builds over the same 69,202
 # texts two found 0.95 of the neighbours and three 0.97 to 0.99, whatever the search's effort.
 _REBUILDS = 2
+
+_MILLION = 1_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,10 @@ def upload_rows(pipeline: Pipeline, batch: Batch) -> Batch:
         )
         artifacts.upload(_store(resolved), parquet, artifact)
         fingerprints = _fingerprints(folder / "embedded.arrow")
-        ledger.add_artifact(connection, plan.pipeline_id, batch.run_id, batch.number, artifact, fingerprints)
+        usd_a_token = _embedder(resolved.embedder).cost(_MILLION) / _MILLION
+        ledger.add_artifact(
+            connection, plan.pipeline_id, batch.run_id, batch.number, artifact, fingerprints, usd_a_token
+        )
     return batch.after("upload", started, artifact=artifact)
 
 
@@ -246,19 +250,22 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
         ]
         report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
         report = replace(report, rejected=rejects.count(connection, run.pipeline_id))
-        manifest, digest = _write_manifest(connection, store, plan, report)
+        recorded = journal.record(connection, store, _closing(plan, report), spool(plan.run_id))
         seconds = {**report.seconds, "validate": round(time.monotonic() - started, 3)}
         seconds["total"] = round(time.monotonic() - run.started, 3)
-        report = replace(report, manifest=manifest, seconds=seconds)
-        ledger.finish_run(
-            connection,
-            run.run_id,
-            "succeeded" if report.consistent else "failed",
-            report=report.as_json(),
-            checks=[asdict(check) for check in checks],
-            manifest=manifest,
-            manifest_sha256=digest,
-        )
+        report = replace(report, manifest=recorded and recorded.name, seconds=seconds)
+        with connection.transaction():
+            if recorded:
+                recorded.tell(connection)
+            ledger.finish_run(
+                connection,
+                run.run_id,
+                "succeeded" if report.consistent else "failed",
+                report=report.as_json(),
+                checks=[asdict(check) for check in checks],
+                manifest=recorded and recorded.name,
+                manifest_sha256=recorded and recorded.sha256,
+            )
     shutil.rmtree(spool(run.run_id), ignore_errors=True)
     return report
 
@@ -310,24 +317,21 @@ def _report(
     )
 
 
-def _write_manifest(
-    connection: Connection, store: Store, plan: Plan, report: SyncReport
-) -> tuple[str | None, str | None]:
-    """Name and sha256 of the run's manifest; a run that changed nothing writes none."""
-    counts = {name: getattr(report, name) for name in ("new", "changed", "metadata_only", "deleted", "unchanged")}
-    if not report.artifacts and not any(value for name, value in counts.items() if name != "unchanged"):
-        return None, None
-    manifest = Manifest(
+def _closing(plan: Plan, report: SyncReport) -> Closing:
+    """What the run's manifest is to say."""
+    names = ("new", "changed", "metadata_only", "deleted", "unchanged", "rows", "rejected")
+    return Closing(
         run_id=plan.run_id,
+        pipeline_id=plan.pipeline_id,
         pipeline=report.pipeline,
-        table=f"{plan.table.schema}.{plan.table.name}",
+        table=plan.table,
         identity=plan.identity,
-        artifacts=tuple(ledger.artifacts_of(connection, plan.run_id)),
-        counts={**counts, "rows": report.rows, "rejected": report.rejected},
+        counts={name: getattr(report, name) for name in names},
         checksum=report.checksum,
-        created_at=datetime.now(UTC),
+        embedded=report.embedded,
+        tokens=report.tokens,
+        cost_usd=report.cost_usd,
     )
-    return write_manifest(store, manifest, spool(plan.run_id))
 
 
 def _embedder(part: EmbedderPart) -> Embedder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ import pytest
 from rowvec.artifacts import Artifact
 from rowvec.errors import ArtifactCorrupt, RowvecError
 from rowvec.fingerprint import Identity
-from rowvec.manifest import Manifest, manifests_of, read_manifest, write_manifest
+from rowvec.manifest import (
+    JournalEntry,
+    Layout,
+    Manifest,
+    RunRecord,
+    manifests_of,
+    read_chain,
+    read_manifest,
+    write_manifest,
+)
 from rowvec.pipeline import Artifacts
 from rowvec.stores import Store, open_store
 
@@ -23,6 +32,21 @@ MANIFEST = Manifest(
     pipeline="paintings",
     table="vectors.paintings",
     identity=Identity(provider="local", model="wordllama", dimensions=64, preprocessing=1),
+    layout=Layout(key=(("id", "integer"),), metadata=(("author", "text"),)),
+    previous=None,
+    journal=JournalEntry(name="journal/paintings/cd/cdef.csv.zst", sha256="cd" * 32, rows=50, bytes=1_234),
+    runs=(
+        RunRecord(
+            run_id=42,
+            cause="test",
+            state="succeeded",
+            started_at=datetime(2025, 1, 2, 3, 4, tzinfo=UTC),
+            finished_at=None,
+            embedded=50,
+            tokens=0,
+            cost_usd=0.0,
+        ),
+    ),
     artifacts=(Artifact(name="artifacts/paintings/ab/abcd.parquet", sha256="ab" * 32, rows=50, bytes=12_345),),
     counts={"new": 50, "deleted": 0},
     checksum="1f2e",
@@ -38,7 +62,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_a_manifest_comes_back(store: Store, tmp_path: Path) -> None:
     name, sha256 = write_manifest(store, MANIFEST, tmp_path)
-    assert name == f"manifests/paintings/000000000042-{sha256[:12]}.json"
+    assert name == f"manifests/paintings/20250102T030405.000000Z-42-{sha256[:12]}.json"
     assert read_manifest(store, name, sha256) == MANIFEST
     assert write_manifest(store, MANIFEST, tmp_path) == (name, sha256)
     assert list(tmp_path.glob("*.json")) == []
@@ -49,8 +73,11 @@ def test_equal_manifests_have_equal_bytes(store: Store, tmp_path: Path) -> None:
     assert write_manifest(store, other_order, tmp_path) == write_manifest(store, MANIFEST, tmp_path)
 
 
-def test_manifests_are_listed_in_the_order_of_their_runs(store: Store, tmp_path: Path) -> None:
-    written = [write_manifest(store, replace(MANIFEST, run_id=run), tmp_path)[0] for run in (9, 10, 100)]
+def test_manifests_are_listed_in_the_order_of_time(store: Store, tmp_path: Path) -> None:
+    # A database that was lost begins with run 1 again: it is the time that counts.
+    times = [MANIFEST.created_at + timedelta(milliseconds=i) for i in range(3)]
+    runs = [replace(MANIFEST, run_id=run, created_at=at) for run, at in zip((9, 100, 1), times, strict=True)]
+    written = [write_manifest(store, run, tmp_path)[0] for run in runs]
     write_manifest(store, replace(MANIFEST, pipeline="paintings-2"), tmp_path)
     assert list(store.names(manifests_of("paintings"))) == written
 
@@ -58,7 +85,9 @@ def test_manifests_are_listed_in_the_order_of_their_runs(store: Store, tmp_path:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("format",), "rowvec.manifest/2"),
+        (("format",), "rowvec.manifest/3"),
+        (("journal", "name"), "../../etc/passwd"),
+        (("journal", "sha256"), None),
         (("identity",), None),
         (("run_id",), -1),
         (("created_at",), "2025-01-02T03:04:05"),
@@ -89,6 +118,20 @@ def test_a_manifest_with_other_bytes_is_corrupt(store: Store, tmp_path: Path) ->
     name, _ = write_manifest(store, MANIFEST, tmp_path)
     with pytest.raises(ArtifactCorrupt, match="manifests/paintings"):
         read_manifest(store, name, "0" * 64)
+
+
+def test_a_chain_begins_where_every_row_is_told_and_ends_with_the_newest(store: Store, tmp_path: Path) -> None:
+    assert read_chain(store, "paintings") == []
+    names: list[str | None] = [None]
+    for run, begins in enumerate([True, False, True, False, False]):
+        at = MANIFEST.created_at + timedelta(seconds=run)
+        manifest = replace(MANIFEST, run_id=run, created_at=at, previous=None if begins else names[-1])
+        names.append(write_manifest(store, manifest, tmp_path)[0])
+    assert [manifest.run_id for manifest in read_chain(store, "paintings")] == [2, 3, 4]
+    assert [manifest.run_id for manifest in read_chain(store, "paintings", names[2])] == [0, 1]
+    store.delete(str(names[4]))
+    with pytest.raises(ArtifactCorrupt, match="is missing"):
+        read_chain(store, "paintings")
 
 
 def test_text_that_is_no_json_is_no_manifest(store: Store, tmp_path: Path) -> None:

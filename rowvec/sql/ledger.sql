@@ -39,22 +39,26 @@ DROP TABLE IF EXISTS {table}
 -- name: lock -- one run a pipeline: held by the session, so that a killed run lets go of it
 SELECT pg_try_advisory_lock(%(space)s, %(pipeline_id)s)
 
--- name: add_artifact
-INSERT INTO rowvec.artifacts (pipeline_id, run_id, batch, name, sha256, rows, bytes)
-VALUES (%(pipeline_id)s, %(run_id)s, %(batch)s, %(name)s, %(sha256)s, %(rows)s, %(bytes)s)
-ON CONFLICT (pipeline_id, name) DO UPDATE SET run_id = excluded.run_id, batch = excluded.batch
+-- name: add_artifact -- equal rows give equal bytes: the same artifact may be of several runs
+INSERT INTO rowvec.artifacts (pipeline_id, run_id, last_run_id, batch, name, sha256, rows, bytes)
+VALUES (%(pipeline_id)s, %(run_id)s, %(run_id)s, %(batch)s, %(name)s, %(sha256)s, %(rows)s, %(bytes)s)
+ON CONFLICT (pipeline_id, name) DO UPDATE SET last_run_id = excluded.last_run_id, batch = excluded.batch
 RETURNING artifact_id
 
--- name: add_embeddings -- a fingerprint keeps the newest artifact that holds it
-INSERT INTO rowvec.embeddings (pipeline_id, fingerprint, artifact_id)
-SELECT %(pipeline_id)s, fingerprint, %(artifact_id)s FROM unnest(%(fingerprints)s::bytea[]) AS f (fingerprint)
-ON CONFLICT (pipeline_id, fingerprint) DO UPDATE SET artifact_id = excluded.artifact_id
+-- name: add_embeddings -- a fingerprint keeps the artifact that held it first, and the run that paid for it
+INSERT INTO rowvec.embeddings (pipeline_id, fingerprint, artifact_id, run_id, cost_usd)
+SELECT
+    %(pipeline_id)s, f.fingerprint, %(artifact_id)s,
+    coalesce(a.run_id, %(run_id)s), coalesce(a.tokens, 0) * %(usd_a_token)s
+FROM unnest(%(fingerprints)s::bytea[]) AS f (fingerprint)
+LEFT JOIN rowvec.answers AS a ON a.pipeline_id = %(pipeline_id)s AND a.fingerprint = f.fingerprint
+ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 
 -- name: forget_answers -- their vectors are in an artifact now
 DELETE FROM rowvec.answers WHERE pipeline_id = %(pipeline_id)s AND fingerprint = ANY (%(fingerprints)s)
 
 -- name: artifacts_of_run
-SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE run_id = %(run_id)s ORDER BY batch
+SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE last_run_id = %(run_id)s ORDER BY batch
 
 -- name: known_in_artifacts
 SELECT e.fingerprint, a.name, a.sha256
@@ -67,8 +71,8 @@ SELECT fingerprint, embedding FROM rowvec.answers
 WHERE pipeline_id = %(pipeline_id)s AND fingerprint = ANY (%(fingerprints)s)
 
 -- name: keep_answers
-INSERT INTO rowvec.answers (pipeline_id, fingerprint, embedding, run_id)
-SELECT %(pipeline_id)s, fingerprint, embedding, %(run_id)s
+INSERT INTO rowvec.answers (pipeline_id, fingerprint, embedding, run_id, tokens)
+SELECT %(pipeline_id)s, fingerprint, embedding, %(run_id)s, %(tokens)s
 FROM unnest(%(fingerprints)s::bytea[], %(embeddings)s::bytea[]) AS a (fingerprint, embedding)
 ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 

@@ -11,6 +11,10 @@ SELECT {key}, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'del
 -- name: forget_moved_keys
 DELETE FROM {table} WHERE {digest} = ANY ({moved}::bytea[])
 
+-- name: delete_moved_keys
+WITH gone AS (DELETE FROM {table} WHERE {digest} = ANY ({moved}::bytea[]) RETURNING {key})
+INSERT INTO {unrecorded} ({key}) SELECT {key} FROM gone
+
 -- name: analyze_live
 ANALYZE live
 
@@ -35,8 +39,11 @@ JOIN live AS l ON {same_key_live} AND l.fingerprint = p.fingerprint AND l.metada
 WHERE p.rowvec_action = 'metadata_only' AND {same_key} AND t.fingerprint = p.fingerprint
 
 -- name: delete_gone -- whatever the source does not have (any more) with this very content: orphans, stale rows, blanks
-DELETE FROM {table} AS t
-WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key} AND l.fingerprint = t.fingerprint)
+WITH gone AS (
+    DELETE FROM {table} AS t
+    WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key} AND l.fingerprint = t.fingerprint)
+    RETURNING {key})
+INSERT INTO {unrecorded} ({key}) SELECT {key} FROM gone
 
 -- name: delete_planned -- what the plan saw deleted, and rows whose new content has no vector
 DELETE FROM {table} AS t

@@ -103,3 +103,30 @@ CREATE TABLE rowvec.loaded (
     PRIMARY KEY (run_id, batch)
 );
 COMMENT ON TABLE rowvec.loaded IS 'Which batches of a run are in staging already.';
+
+-- name: migration_2 -- the journal in the blob store, and what each vector cost
+ALTER TABLE rowvec.pipelines
+    ADD COLUMN journal_whole boolean NOT NULL DEFAULT true,
+    ADD COLUMN journal_layout jsonb;
+COMMENT ON COLUMN rowvec.pipelines.journal_whole IS
+    'The next manifest must hold every row of the vector table, and not only what changed.';
+
+ALTER TABLE rowvec.runs ADD COLUMN listed boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN rowvec.runs.listed IS 'Whether a manifest in the store tells of it.';
+
+ALTER TABLE rowvec.artifacts
+    ADD COLUMN last_run_id bigint REFERENCES rowvec.runs,
+    ADD COLUMN listed boolean NOT NULL DEFAULT false;
+UPDATE rowvec.artifacts SET last_run_id = run_id;
+ALTER TABLE rowvec.artifacts ALTER COLUMN last_run_id SET NOT NULL;
+COMMENT ON COLUMN rowvec.artifacts.run_id IS 'The run that wrote it first.';
+COMMENT ON COLUMN rowvec.artifacts.last_run_id IS 'The last run that loaded it: equal rows give equal bytes.';
+COMMENT ON COLUMN rowvec.artifacts.listed IS 'Whether a manifest in the store names it.';
+
+ALTER TABLE rowvec.embeddings ADD COLUMN run_id bigint, ADD COLUMN cost_usd real;
+UPDATE rowvec.embeddings AS e SET run_id = a.run_id FROM rowvec.artifacts AS a WHERE a.artifact_id = e.artifact_id;
+COMMENT ON COLUMN rowvec.embeddings.run_id IS 'The run that had it embedded.';
+COMMENT ON COLUMN rowvec.embeddings.cost_usd IS 'Its share of what the provider''s answer cost.';
+
+ALTER TABLE rowvec.answers ADD COLUMN tokens real NOT NULL DEFAULT 0;
+COMMENT ON COLUMN rowvec.answers.tokens IS 'Its share of the tokens that the provider counted for the answer.';
