@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rowvec.report import SyncReport
+    from rowvec.report import RestoreReport, SyncReport
 
 RejectReason = Literal[
     "too_long",
@@ -115,7 +115,7 @@ class PipelineBusy(FatalError):
 class Inconsistent(FatalError):
     """A check failed after the merge."""
 
-    def __init__(self, message: str, report: SyncReport | None = None) -> None:
+    def __init__(self, message: str, report: SyncReport | RestoreReport | None = None) -> None:
         super().__init__(message)
         self.report = report
         """The run's report, with the checks that failed and the rows they name."""

@@ -25,7 +25,7 @@ from rowvec.database import Connection
 from rowvec.errors import TargetError
 from rowvec.fingerprint import Identity
 from rowvec.ledger import PipelineId, RunId
-from rowvec.manifest import JournalEntry, Layout, Manifest, RunRecord, write_manifest
+from rowvec.manifest import JournalEntry, Layout, Link, Manifest, RunRecord, write_manifest
 from rowvec.queries import query
 from rowvec.stores import Store, file_checksum
 from rowvec.vector_table import VectorTable
@@ -132,12 +132,12 @@ def record(
     return Recorded(name=name, sha256=sha256, pipeline_id=closing.pipeline_id, manifest=manifest)
 
 
-def replay(connection: Connection, store: Store, chain: list[Manifest], folder: Path) -> None:
+def replay(connection: Connection, store: Store, chain: list[Link], folder: Path) -> None:
     """Make the temporary table ``journal_state``: each key's facts as of the last manifest of the chain.
 
     Its columns are those of the layout, then ``FACTS``. Raises ``ArtifactCorrupt`` where an entry is lost or spoilt.
     """
-    layout = chain[-1].layout
+    layout = chain[-1].manifest.layout
     columns = tuple(PgColumn(name, pg_type) for name, pg_type in (*layout.key, *layout.metadata))
     key = sql.SQL(", ").join(sql.Identifier(name) for name, _ in layout.key)
     typed = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*columns, *FACTS))
@@ -148,7 +148,7 @@ def replay(connection: Connection, store: Store, chain: list[Manifest], folder: 
     connection.execute(query("journal", "state_table", columns=sql.SQL(", ").join(typed), key=key))
     connection.execute(query("journal", "entry_table"))
     apply = query("journal", "apply_entry", key=key, assignments=sql.SQL(", ").join(assigned))
-    for manifest in chain:
+    for manifest in (link.manifest for link in chain):
         if manifest.previous is None:
             _copy_entry(connection, store, manifest.journal, "copy_whole", folder)
             continue

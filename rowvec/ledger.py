@@ -49,6 +49,12 @@ def register(connection: Connection, pipeline: Pipeline, identity: Identity) -> 
         ) from None
 
 
+def number_above(connection: Connection, number: int) -> None:
+    """Leave the numbers up to this one to runs that come back from a store; those given already stay given."""
+    if number:
+        connection.execute(query("ledger", "number_above"), {"number": number})
+
+
 def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, state: State = "running") -> RunId:
     """A new run."""
     return RunId(_one(connection, "start", pipeline_id=pipeline_id, cause=cause, state=state))

@@ -134,19 +134,28 @@ def read_manifest(store: Store, name: str, sha256: str) -> Manifest:
     return manifest
 
 
-def read_chain(store: Store, pipeline_name: str, newest: str | None = None) -> list[Manifest]:
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A manifest in the store."""
+
+    name: str
+    sha256: str
+    manifest: Manifest
+
+
+def read_chain(store: Store, pipeline_name: str, newest: str | None = None) -> list[Link]:
     """The manifests that together tell of every row: from one that holds them all to ``newest``, or to the last.
 
-    None where the store has no manifest of the pipeline. Raises ``ArtifactCorrupt`` where one is missing or spoilt.
+    Empty where the store has no manifest of the pipeline. Raises ``ArtifactCorrupt`` where one is missing or spoilt.
     """
     name = newest or max(store.names(manifests_of(pipeline_name)), default=None)
-    chain: list[Manifest] = []
+    chain: list[Link] = []
     while name is not None:
         # What a name says of its content was true when it was given.
         noted, found = _NOTED.search(name), store.checksum(name)
         if noted is None or found is None or not found.startswith(noted[1]):
             raise ArtifactCorrupt(f"{store.location(name)} is missing, or not the manifest that its name says")
         manifest = read_manifest(store, name, found)
-        chain.append(manifest)
+        chain.append(Link(name, found, manifest))
         name = manifest.previous
     return chain[::-1]

@@ -17,6 +17,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan, key_json
 from rowvec.queries import query
 from rowvec.sources.postgres import SourceQuery, describe, is_beside, names
+from rowvec.vector_table import VectorTable
 
 _LOCK_SPACE = 0x72760002
 """Advisory locks of merges: (this, pipeline_id)."""
@@ -144,8 +145,8 @@ def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, beside: bo
         deleted = _delete(connection, plan, beside=beside)
     _forget_mended_rejects(connection, plan)
     pending, missing = _without_vector(connection, plan) if beside else (0, ())
-    source = _totals(connection, plan, sql.Identifier("live")) if beside else (None, None)
-    table_rows, table_checksum = _totals(connection, plan, plan.table.identifier)
+    source = totals(connection, plan.table, sql.Identifier("live")) if beside else (None, None)
+    table_rows, table_checksum = totals(connection, plan.table, plan.table.identifier)
     connection.execute(query("merge", "merged"), {"run_id": plan.run_id})
     for leftover in (plan.staging, plan.rows):
         connection.execute(query("merge", "drop", table=leftover))
@@ -167,13 +168,18 @@ def _publish(connection: Connection, plan: Plan, *, beside: bool) -> int:
     table = plan.table
     if beside:
         connection.execute(query("merge", "forget_moved", staging=plan.staging, same_key=_same(plan, "l", "s")))
-    connection.execute(query("merge", "primary_key", staging=plan.staging, key=names(table.key)))
+    publish(connection, table, plan.staging)
+    return totals(connection, table, table.identifier)[0]
+
+
+def publish(connection: Connection, table: VectorTable, staging: sql.Identifier) -> None:
+    """Give a loaded table (in the schema ``rowvec``) its key and make it the vector table; in a transaction."""
+    connection.execute(query("merge", "primary_key", staging=staging, key=names(table.key)))
     connection.execute(query("vector_table", "create_schema", schema=sql.Identifier(table.schema)))
-    connection.execute(query("merge", "publish", staging=plan.staging, name=sql.Identifier(table.name)))
+    connection.execute(query("merge", "publish", staging=staging, name=sql.Identifier(table.name)))
     renamed = sql.Identifier("rowvec", table.name)
     connection.execute(query("merge", "publish_schema", staging=renamed, schema=sql.Identifier(table.schema)))
     connection.execute(query("merge", "analyze_table", table=table.identifier))
-    return _totals(connection, plan, table.identifier)[0]
 
 
 def _upsert(connection: Connection, plan: Plan, *, beside: bool) -> int:
@@ -279,10 +285,11 @@ def _without_vector(connection: Connection, plan: Plan) -> tuple[int, tuple[str,
     return pending, tuple(key for (key,) in missing)
 
 
-def _totals(connection: Connection, plan: Plan, table: sql.Identifier) -> tuple[int, str]:
-    statement = query("merge", "totals", digest=key_digest(plan.table.key), table=table)
-    rows, checksum = connection.execute(statement).fetchone() or (0, 0)
-    return rows, str(checksum)
+def totals(connection: Connection, table: VectorTable, rows: sql.Identifier) -> tuple[int, str]:
+    """Number and order-independent checksum of rows that have the table's key and a fingerprint."""
+    statement = query("merge", "totals", digest=key_digest(table.key), table=rows)
+    count, checksum = connection.execute(statement).fetchone() or (0, 0)
+    return count, str(checksum)
 
 
 def _same(plan: Plan, left: str, right: str, *, cast_right: bool = False) -> sql.Composed:

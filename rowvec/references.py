@@ -19,14 +19,21 @@ _OPTIONAL = frozenset({"OPENAI_BASE_URL"})
 ReadBlock = Callable[[str], str]
 
 
-def resolve(pipeline: Pipeline) -> Pipeline:
+def resolve(pipeline: Pipeline, needed: frozenset[str] | None = None) -> Pipeline:
     """The pipeline with every reference replaced by its value: for use in memory, never to be logged or stored.
 
-    Raises ``UsageError`` naming the key and the variable or block that is missing.
+    Only in the ``needed`` parts, where they are given: what a job has no use for may be missing. Raises
+    ``UsageError`` naming the key and the variable or block that is missing.
     """
     return Pipeline.model_construct(
         name=pipeline.name,
-        **{part: _resolved(part, getattr(pipeline, part)) for part in Pipeline.model_fields if part != "name"},
+        **{
+            part: _resolved(part, getattr(pipeline, part))
+            if needed is None or part in needed
+            else getattr(pipeline, part)
+            for part in Pipeline.model_fields
+            if part != "name"
+        },
     )
 
 
@@ -35,7 +42,8 @@ def _resolved(path: str, part: Any) -> Any:
     changed = {
         key: _replaced(f"{path}.{key}", value)
         for key, value in part
-        if isinstance(value, str) and _REFERENCE.search(value)
+        # A template has braces of its own: "${price}" is a dollar sign and a column.
+        if isinstance(value, str) and key != "content" and _REFERENCE.search(value)
     }
     return part.model_copy(update=changed)
 

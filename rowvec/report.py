@@ -85,3 +85,59 @@ class SyncReport:
             f"- **Run** {self.run_id} of pipeline {self.pipeline}",
         ]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReport:
+    """The outcome of one restore; ``as_json`` is what ``rowvec restore --json`` prints."""
+
+    run_id: int
+    pipeline: str
+    manifest: str
+    """The newest manifest it went by."""
+    rows: int
+    missing: int
+    """Rows that are in no artifact that can be read."""
+    artifacts: int
+    lost: tuple[str, ...]
+    """Artifacts that are missing or spoilt."""
+    embedded: int
+    """Texts that were sent to an embedder: none."""
+    consistent: bool
+    recall_at_k: float | None
+    checksum: str
+    checks: tuple[Check, ...]
+    seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
+
+    @property
+    def failed_checks(self) -> tuple[Check, ...]:
+        """The checks that do not hold."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    def verdict(self) -> str:
+        """One sentence, verdict first."""
+        if self.consistent:
+            return f"Restored: {self.rows:,} vectors from {self.artifacts:,} artifact(s), as the manifest says."
+        names = ", ".join(check.name for check in self.failed_checks)
+        return f"INCOMPLETE: {len(self.failed_checks)} check(s) failed ({names})."
+
+    def as_markdown(self) -> str:
+        """For a person with ten seconds."""
+        recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
+        seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items())
+        lines = [
+            f"## {self.verdict()}",
+            "",
+            f"- **Rows**: {self.rows:,} restored, {self.missing:,} without a vector in any artifact",
+            f"- **Artifacts**: {self.artifacts:,} read, {len(self.lost):,} lost or spoilt; nothing was embedded",
+            f"- **Recall@k**: {recall}",
+            f"- **Seconds**: {seconds}",
+            f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
+            f"- **Manifest** `{self.manifest}`",
+            f"- **Run** {self.run_id} of pipeline {self.pipeline}",
+        ]
+        return "\n".join(lines)

@@ -11,6 +11,7 @@ from rowvec import ledger
 from rowvec.database import Connection, connect, lost_connections_are_retriable, target_url
 from rowvec.embedders import open_embedder
 from rowvec.errors import RowvecError
+from rowvec.fingerprint import Identity
 from rowvec.ledger import PipelineId, RunId
 from rowvec.pipeline import Pipeline
 from rowvec.references import resolve
@@ -41,19 +42,30 @@ def open_target(pipeline: Pipeline, application: str = "rowvec") -> Generator[Co
 
 
 @contextmanager
-def running(pipeline: Pipeline, cause: str) -> Generator[Run]:
+def running(
+    pipeline: Pipeline,
+    cause: str,
+    *,
+    needed: frozenset[str] | None = None,
+    identity: Identity | None = None,
+    above: int = 0,
+) -> Generator[Run]:
     """Hold the pipeline, clear what killed runs left, and record how this one ends.
+
+    ``needed``: the parts of the pipeline whose references must resolve, by default all. ``identity``: of the vectors,
+    where no embedder is to be opened. ``above``: the run gets a higher number than that, in an empty ledger.
 
     Raises ``PipelineBusy`` where another run holds it. What goes wrong inside is recorded and raised on.
     """
     started = time.monotonic()
-    resolved = resolve(pipeline)
-    identity = open_embedder(resolved.embedder).identity
+    resolved = resolve(pipeline, needed)
+    identity = identity or open_embedder(resolved.embedder).identity
     with open_target(resolved) as connection:
         install(connection)
         pipeline_id = ledger.register(connection, pipeline, identity)
     with ledger.exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
         with open_target(resolved) as connection:
+            ledger.number_above(connection, above)
             run_id = ledger.start_run(connection, pipeline_id, cause)
             ledger.clear_leftovers(connection, pipeline_id, run_id)
         try:

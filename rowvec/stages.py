@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
 from rowvec import artifacts, journal, ledger, load, rejects, validate
 from rowvec.artifacts import Artifact
-from rowvec.database import Connection
 from rowvec.embed import embed_batch
 from rowvec.embedders import open_embedder
 from rowvec.embedders.protocol import Embedder
 from rowvec.errors import Inconsistent
 from rowvec.extract import Request, extract
 from rowvec.home import spool
-from rowvec.index import ensure_index, index_state
-from rowvec.index_choice import IndexChoice, choose
 from rowvec.journal import Closing
 from rowvec.ledger import RunId
 from rowvec.memory import share_arenas
 from rowvec.merge import Merged, compare, merge
 from rowvec.pipeline import Embedder as EmbedderPart
-from rowvec.pipeline import Pipeline, Recall
+from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan, open_plan
 from rowvec.progress import tell
-from rowvec.recall import RecallReport
 from rowvec.references import resolve
-from rowvec.report import Check, SyncReport
+from rowvec.report import Check, RestoreReport, SyncReport
 from rowvec.run import Run, open_target
-from rowvec.search_function import install_search_function
+from rowvec.serving import Indexed, serve
 from rowvec.sources.postgres import is_beside
 from rowvec.stores import Store, file_checksum, open_store
-from rowvec.validate import measured_recall
-from rowvec.vector_table import VectorTable, count_rows
 
 share_arenas()
 
-# HNSW graphs are drawn by lot, and many equal vectors can cut a part of one off: of five builds over the same 69,202
-# texts two found 0.95 of the neighbours and three 0.97 to 0.99, whatever the search's effort.
-_REBUILDS = 2
+R = TypeVar("R", SyncReport, RestoreReport)
 
 _MILLION = 1_000_000
-
-logger = logging.getLogger(__name__)
+# Reading every vector of a large table back would cost more than the run did: beyond this many rows a run checks what
+# it wrote itself, and the daily audit the rest.
+_ALL_ROWS = 200_000
 
 _embedders: dict[str, Embedder] = {}
 _opening = threading.Lock()
@@ -76,17 +69,6 @@ class Batch:
         """The batch with a stage behind it."""
         seconds = (*self.seconds, (stage, time.monotonic() - started))
         return replace(self, seconds=seconds, **changes)  # pyright: ignore[reportArgumentType] # checked by replace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Indexed:
-    """The index a vector table has now, and how many rows it is for."""
-
-    choice: IndexChoice
-    rows: int
-    recall: RecallReport | None
-    """None where there is no index."""
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,36 +180,9 @@ def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
 
 def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
     """See to it that the vector table has the index it is to have, and the search function that uses it."""
-    started = time.monotonic()
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec index") as connection:
-        table = open_plan(connection, resolved, run_id).table
-        indexed = any(state.valid for state in index_state(connection, table))
-        rows = count_rows(connection, table)
-        choice = choose(
-            rows, table.dimensions, table.precision, table.bits, resolved.index, metric=table.metric, indexed=indexed
-        )
-        recall = _build_index(connection, table, choice, resolved.validation.recall)
-        install_search_function(connection, table, choice)
-    return Indexed(choice=choice, rows=rows, recall=recall, seconds=time.monotonic() - started)
-
-
-def _build_index(
-    connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall
-) -> RecallReport | None:
-    """Build what is missing, and build again what does not find enough; returns the recall it ends with."""
-
-    def progress(done: float, phase: str) -> None:
-        tell("index", phase, round(done * 100), 100)
-
-    ensure_index(connection, table, choice, progress)
-    for _ in range(_REBUILDS):
-        recall = measured_recall(connection, table, choice, wanted)
-        if recall is None or recall.passed:
-            return recall
-        logger.warning("the index finds %.3f of %.3f wanted: it is built anew", recall.recall or 0.0, wanted.at_least)
-        ensure_index(connection, table, choice, progress, rebuild=True)
-    return measured_recall(connection, table, choice, wanted)
+        return serve(connection, open_plan(connection, resolved, run_id).table, resolved)
 
 
 def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
@@ -244,9 +199,9 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
             merged = replace(merged, missing=tuple(sorted(set(merged.late) & set(again.late))))
         checks = [
             *validate.check_merge(merged),
-            *validate.check_table(connection, plan, indexed.rows),
+            *validate.check_table(connection, plan.table, None if indexed.rows <= _ALL_ROWS else plan.run_id),
             validate.check_artifacts(connection, store, plan),
-            *validate.check_serving(connection, plan, indexed.choice, indexed.recall),
+            *validate.check_serving(connection, plan.table, indexed.choice, indexed.recall),
         ]
         report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
         report = replace(report, rejected=rejects.count(connection, run.pipeline_id))
@@ -270,7 +225,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
     return report
 
 
-def conclude(report: SyncReport) -> SyncReport:
+def conclude(report: R) -> R:
     """The report of a run that succeeded. Raises ``Inconsistent`` with it otherwise."""
     if report.consistent:
         return report

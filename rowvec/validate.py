@@ -14,10 +14,6 @@ from rowvec.stores import Store
 from rowvec.vector_checks import VectorCheck, check_index, check_vectors
 from rowvec.vector_table import VectorTable
 
-# Reading every vector of a large table back would cost more than the run did: beyond this many rows a run checks what
-# it wrote itself, and the daily audit the rest.
-_WHOLE_TABLE_ROWS = 200_000
-
 # Their 95 % interval is about two points wide at a recall of 0.95.
 _DECIDING_QUERIES = 1000
 
@@ -55,10 +51,9 @@ def check_merge(merged: Merged) -> list[Check]:
     return checks
 
 
-def check_table(connection: Connection, plan: Plan, rows: int) -> list[Check]:
-    """Are the vectors themselves sound?"""
-    run_id = None if rows <= _WHOLE_TABLE_ROWS else plan.run_id
-    return [_check(found) for found in check_vectors(connection, plan.table, run_id=run_id)]
+def check_table(connection: Connection, table: VectorTable, run_id: int | None) -> list[Check]:
+    """Are the vectors themselves sound: all of them, or those that one run wrote?"""
+    return [_check(found) for found in check_vectors(connection, table, run_id=run_id)]
 
 
 def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
@@ -71,11 +66,13 @@ def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
     return Check(name="artifacts", ok=not lost, detail=detail)
 
 
-def check_serving(connection: Connection, plan: Plan, choice: IndexChoice, recall: RecallReport | None) -> list[Check]:
+def check_serving(
+    connection: Connection, table: VectorTable, choice: IndexChoice, recall: RecallReport | None
+) -> list[Check]:
     """Is the index valid, used, and does it find what an exact search finds?"""
     if recall is None:
         return [Check(name="index", ok=True, detail=f"none is needed: {choice.reason}")]
-    checks = [_check(found) for found in check_index(connection, plan.table, choice)]
+    checks = [_check(found) for found in check_index(connection, table, choice)]
     detail = recall.note
     if recall.recall is not None:
         detail = (

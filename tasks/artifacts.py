@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from rowvec.report import SyncReport
+from rowvec.report import RestoreReport, SyncReport
 
 
-def show(report: SyncReport) -> None:
+def show(report: SyncReport | RestoreReport) -> None:
     """Publish a report as artifacts; their keys are the pipeline's, so that the UI keeps a history of each."""
     name = report.pipeline.replace("_", "-")
     create_markdown_artifact(report.as_markdown(), key=f"{name}-summary", description=report.verdict())

@@ -6,9 +6,12 @@ from rowvec import stages
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan
-from rowvec.report import SyncReport
+from rowvec.report import RestoreReport, SyncReport
+from rowvec.restore import Restored, restore_rows
+from rowvec.restore import finish_restore as finish
 from rowvec.run import Run
-from rowvec.stages import Batch, Indexed, Round
+from rowvec.serving import Indexed
+from rowvec.stages import Batch, Round
 from tasks.policy import stage
 
 
@@ -58,3 +61,15 @@ def index(pipeline: Pipeline, run: Run) -> Indexed:
 def validate(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     """Check what must hold, and record the verdict."""
     return stages.validate_rows(pipeline, run, rounds, indexed)
+
+
+@stage("restore")
+def restore(pipeline: Pipeline, run: Run, manifest: str | None) -> Restored:
+    """Build the vector table from artifacts and journal."""
+    return restore_rows(pipeline, run, manifest)
+
+
+@stage("validate restore")
+def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreReport:
+    """Index it, check it, and record the verdict."""
+    return finish(pipeline, run, restored)

@@ -48,10 +48,8 @@ def test_each_kind_of_change_is_told(source: Connection, paintings: Pipeline, tm
     report = sync(paintings)
     assert report.manifest is not None
     assert untold(source, paintings, tmp_path) == []
-    assert [manifest.previous is None for manifest in read_chain(open_store(paintings.artifacts), "paintings")] == [
-        True,
-        False,
-    ]
+    chain = read_chain(open_store(paintings.artifacts), "paintings")
+    assert [link.manifest.previous is None for link in chain] == [True, False]
 
 
 def test_a_run_that_changes_nothing_tells_nothing(source: Connection, paintings: Pipeline) -> None:
@@ -103,8 +101,8 @@ def test_another_set_of_metadata_begins_the_journal_anew(
     source.execute("UPDATE paintings SET year = 1 WHERE id = 8")
     sync(fewer)
     chain = read_chain(open_store(paintings.artifacts), "paintings")
-    assert [name for name, _ in chain[0].layout.metadata] == ["year"]
-    assert chain[0].journal.rows == 50
+    assert [name for name, _ in chain[0].manifest.layout.metadata] == ["year"]
+    assert chain[0].manifest.journal.rows == 50
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -127,8 +127,8 @@ def test_a_chain_begins_where_every_row_is_told_and_ends_with_the_newest(store: 
         at = MANIFEST.created_at + timedelta(seconds=run)
         manifest = replace(MANIFEST, run_id=run, created_at=at, previous=None if begins else names[-1])
         names.append(write_manifest(store, manifest, tmp_path)[0])
-    assert [manifest.run_id for manifest in read_chain(store, "paintings")] == [2, 3, 4]
-    assert [manifest.run_id for manifest in read_chain(store, "paintings", names[2])] == [0, 1]
+    assert [link.manifest.run_id for link in read_chain(store, "paintings")] == [2, 3, 4]
+    assert [link.manifest.run_id for link in read_chain(store, "paintings", names[2])] == [0, 1]
     store.delete(str(names[4]))
     with pytest.raises(ArtifactCorrupt, match="is missing"):
         read_chain(store, "paintings")

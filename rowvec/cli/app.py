@@ -18,6 +18,7 @@ from rowvec.cli.progress_bars import shown_progress
 from rowvec.errors import Inconsistent, RowvecError, UsageError
 from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline_file import load
+from rowvec.report import SyncReport
 
 app = typer.Typer(
     name="rowvec",
@@ -96,6 +97,22 @@ def audit(
 
 
 @app.command()
+def restore(
+    file: File,
+    manifest: Annotated[
+        str | None, typer.Option(help="Restore the table as of this manifest, by its name in the store.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build the vector table from its artifacts alone: no source is read, no embedder asked."""
+    pipeline = load(file)
+    flow = load_flow("restore")
+    with shown_progress(err):
+        report = flow(pipeline=pipeline, manifest=manifest)
+    emit(report.as_json(), as_json, lambda: shown.restore(report))
+
+
+@app.command()
 def rejects(
     file: File,
     retry: Annotated[bool, typer.Option("--retry", help="Let the next sync try all of them again.")] = False,
@@ -140,7 +157,10 @@ def _tell_inconsistent(error: Inconsistent, as_json: bool) -> None:
         fail(str(error), as_json)
         return
     report = error.report
-    emit(report.as_json(), as_json, lambda: shown.sync(report))
+    if isinstance(report, SyncReport):
+        emit(report.as_json(), as_json, lambda: shown.sync(report))
+    else:
+        emit(report.as_json(), as_json, lambda: shown.restore(report))
     err.print(f"rowvec: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rowvec.cli.output import out, table
-from rowvec.report import SyncReport
+from rowvec.report import Check, RestoreReport, SyncReport
 
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
 _TEXT_WIDTH = 200
@@ -23,10 +23,18 @@ def sync(report: SyncReport) -> None:
         f"${report.cost_usd:,.4f}; {recall}; {report.seconds.get('total', 0):.1f} s",
         highlight=False,
     )
-    for check in report.failed_checks:
-        out.print(f"FAILED {check.name}: {check.detail}", style="red", markup=False, highlight=False)
-        if check.rows:
-            out.print(f"  rows: {', '.join(check.rows[:10])}", markup=False, highlight=False)
+    _show_failed(report.failed_checks)
+
+
+def restore(report: RestoreReport) -> None:
+    """A restore's report: verdict first."""
+    style = "bold green" if report.consistent else "bold red"
+    out.print(report.verdict(), style=style, markup=False, highlight=False)
+    recall = "no index, exact search" if report.recall_at_k is None else f"recall@k {report.recall_at_k:.3f}"
+    out.print(
+        f"By {report.manifest}; {recall}; {report.seconds['total']:.1f} s. Nothing was embedded.", highlight=False
+    )
+    _show_failed(report.failed_checks)
 
 
 def plan(found: dict[str, Any]) -> None:
@@ -80,6 +88,13 @@ def _show_counts(title: str, counts: dict[str, int]) -> None:
     """Numbers of rows side by side."""
     names = [name.replace("_", " ") for name in counts]
     table(title, names, [counts.values()], right=names)
+
+
+def _show_failed(checks: tuple[Check, ...]) -> None:
+    for check in checks:
+        out.print(f"FAILED {check.name}: {check.detail}", style="red", markup=False, highlight=False)
+        if check.rows:
+            out.print(f"  rows: {', '.join(check.rows[:10])}", markup=False, highlight=False)
 
 
 def _short(text: str | None) -> str:

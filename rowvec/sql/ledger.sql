@@ -11,6 +11,11 @@ SELECT pipeline_id FROM rowvec.pipelines WHERE name = %(name)s
 -- name: start
 INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, %(cause)s, %(state)s) RETURNING run_id
 
+-- name: number_above
+SELECT setval(sequence, %(number)s)
+FROM pg_get_serial_sequence('rowvec.runs', 'run_id') AS sequence
+WHERE %(number)s > (SELECT coalesce(max(run_id), 0) FROM rowvec.runs)
+
 -- name: finish
 UPDATE rowvec.runs
 SET state = %(state)s, finished_at = now(), error = %(error)s,

@@ -1,0 +1,49 @@
+-- name: ours -- the comments on view and function of that name; a NULL is somebody else's
+SELECT 'view', obj_description(c.oid, 'pg_class')
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(name)s
+UNION ALL
+SELECT 'function', obj_description(p.oid, 'pg_proc')
+FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+WHERE n.nspname = %(schema)s AND p.proname = %(name)s AND p.pronargs = 0
+
+-- name: lock
+SELECT pg_advisory_xact_lock(%(space)s, hashtext(%(name)s))
+
+-- name: drop_view
+DROP VIEW IF EXISTS {name}
+
+-- name: drop_function
+DROP FUNCTION IF EXISTS {name} ()
+
+-- name: function -- text, and therefore bound when it is called: the table can be dropped, and come back
+CREATE FUNCTION {name} () RETURNS TABLE ({results}) LANGUAGE sql STABLE AS {body}
+
+-- name: body -- one SELECT: the planner takes it for a subquery, and a key looked up is a key looked up
+SELECT
+    {key}
+    p.identity ->> 'provider',
+    p.identity ->> 'model',
+    (p.identity ->> 'dimensions')::integer,
+    t.fingerprint,
+    t.run_id,
+    t.embedded_at,
+    a.name,
+    a.sha256,
+    e.run_id,
+    paid.started_at,
+    e.cost_usd
+FROM {table} AS t
+LEFT JOIN rowvec.pipelines AS p ON p.table_schema = {schema} AND p.table_name = {name}
+LEFT JOIN rowvec.embeddings AS e ON e.pipeline_id = p.pipeline_id AND e.fingerprint = t.fingerprint
+LEFT JOIN rowvec.artifacts AS a USING (artifact_id)
+LEFT JOIN rowvec.runs AS paid ON paid.run_id = e.run_id
+
+-- name: view
+CREATE VIEW {name} AS SELECT * FROM {name} ()
+
+-- name: comment_view
+COMMENT ON VIEW {name} IS {comment}
+
+-- name: comment_function
+COMMENT ON FUNCTION {name} () IS {comment}

@@ -1,0 +1,75 @@
+-- name: rows_there -- whether the vector table holds anything
+SELECT EXISTS (SELECT FROM {table})
+
+-- name: known_run -- the ledger has the run already, or another one under its number
+SELECT pipeline_id = %(pipeline_id)s AND started_at = %(started_at)s FROM rowvec.runs WHERE run_id = %(run_id)s
+
+-- name: add_run
+INSERT INTO rowvec.runs (
+    run_id, pipeline_id, cause, state, started_at, finished_at, merged_at, report, manifest, manifest_sha256, listed)
+OVERRIDING SYSTEM VALUE
+VALUES (
+    %(run_id)s, %(pipeline_id)s, %(cause)s, %(state)s, %(started_at)s, %(finished_at)s, %(finished_at)s, %(report)s,
+    %(manifest)s, %(manifest_sha256)s, true)
+
+-- name: next_run
+SELECT nextval(pg_get_serial_sequence('rowvec.runs', 'run_id'))
+
+-- name: run_numbers -- runs whose number was taken: what they are called here
+CREATE TEMP TABLE run_numbers (old bigint PRIMARY KEY, new bigint NOT NULL)
+
+-- name: add_number
+INSERT INTO run_numbers VALUES (%(old)s, %(new)s)
+
+-- name: add_artifact
+INSERT INTO rowvec.artifacts (pipeline_id, run_id, last_run_id, batch, name, sha256, rows, bytes, listed)
+VALUES (%(pipeline_id)s, %(run_id)s, %(run_id)s, 0, %(name)s, %(sha256)s, %(rows)s, %(bytes)s, true)
+ON CONFLICT (pipeline_id, name) DO UPDATE SET listed = true
+RETURNING artifact_id
+
+-- name: vectors_table -- one artifact's vectors
+CREATE TEMP TABLE restored_vectors (content text, embedding {embedding_type} NOT NULL, fingerprint bytea NOT NULL)
+
+-- name: drop_tables
+DROP TABLE IF EXISTS restored_vectors, run_numbers
+
+-- name: empty_vectors
+TRUNCATE restored_vectors
+
+-- name: add_embeddings
+INSERT INTO rowvec.embeddings (pipeline_id, fingerprint, artifact_id, run_id, cost_usd)
+SELECT DISTINCT ON (v.fingerprint)
+    {pipeline_id}, v.fingerprint, {artifact_id},
+    coalesce(n.new, s.rowvec_paid_by, {run_id}), s.rowvec_cost_usd
+FROM restored_vectors AS v
+LEFT JOIN journal_state AS s USING (fingerprint)
+LEFT JOIN run_numbers AS n ON n.old = s.rowvec_paid_by
+ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
+
+-- name: add_rows
+INSERT INTO {staging} ({columns})
+SELECT {facts} v.content, v.embedding, {bits} s.fingerprint, s.metadata_hash, coalesce(n.new, s.run_id), s.embedded_at
+FROM journal_state AS s
+JOIN restored_vectors AS v USING (fingerprint)
+LEFT JOIN run_numbers AS n ON n.old = s.run_id
+
+-- name: bits
+binary_quantize(v.embedding)::bit({dimensions}),
+
+-- name: forget_restored -- what is left in the end has no vector in any artifact
+DELETE FROM journal_state AS s USING restored_vectors AS v WHERE v.fingerprint = s.fingerprint
+
+-- name: left_over
+SELECT count(*) FROM journal_state
+
+-- name: left_keys
+SELECT {key_json}::text FROM journal_state AS s LIMIT 100
+
+-- name: drop_empty -- a table without a row: it was looked at in this transaction
+DROP TABLE IF EXISTS {table}
+
+-- name: lock
+LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE
+
+-- name: told_as_far
+UPDATE rowvec.pipelines SET journal_whole = %(whole)s, journal_layout = %(layout)s WHERE pipeline_id = %(pipeline_id)s
