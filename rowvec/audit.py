@@ -1,15 +1,15 @@
-"""Audit: source, artifacts and vector table compared both ways, every row and every vector of them."""
+"""Audit: source, artifacts, journal and vector table compared both ways, every row and every vector of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from psycopg import sql
 
@@ -18,9 +18,12 @@ from rowvec.artifacts import Artifact
 from rowvec.database import Connection
 from rowvec.embedders import open_embedder
 from rowvec.errors import ArtifactCorrupt
-from rowvec.extract import compare
+from rowvec.extract import compare, same_key
 from rowvec.home import home
+from rowvec.journal import replay, unrecorded
 from rowvec.ledger import PipelineId
+from rowvec.manifest import read_chain
+from rowvec.merge import totals
 from rowvec.pipeline import Pipeline
 from rowvec.plan import key_json
 from rowvec.queries import query
@@ -29,13 +32,13 @@ from rowvec.run import open_target
 from rowvec.schema import install
 from rowvec.sources.postgres import describe, is_beside
 from rowvec.stores import Store, open_store
-from rowvec.vector_checks import check_vectors
+from rowvec.vector_checks import conditions
 from rowvec.vector_table import VectorTable, stored_table
 
 Kind = Literal["missing", "stale", "orphaned", "corrupt"]
 KINDS: tuple[Kind, ...] = ("missing", "stale", "orphaned", "corrupt")
 
-_LISTED = 100
+LISTED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,138 +50,207 @@ class Finding:
     reason: str
 
 
-def summary(findings: list[Finding], repaired: int = 0) -> dict[str, Any]:
-    """Counts by kind, and up to 100 offending keys with the reason."""
-    counts = Counter(finding.kind for finding in findings)
-    return {
-        "consistent": not findings,
-        **{kind: counts[kind] for kind in KINDS},
-        "repaired": repaired,
-        "rows": [{"key": list(f.key), "kind": f.kind, "reason": f.reason} for f in findings[:_LISTED]],
-    }
+@dataclass(frozen=True, slots=True)
+class LostObject:
+    """An artifact, a manifest or a journal entry that is missing, spoilt, or does not add up."""
+
+    name: str
+    reason: str
 
 
-def run_audit(pipeline: Pipeline) -> list[Finding]:
-    """All that is not right, each row once, with the first reason found; changes nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What was found: each row once, with the first reason."""
 
-    Every row is compared with the source, and every vector with its bits and its artifact.
+    counts: dict[Kind, int]
+    findings: tuple[Finding, ...]
+    """The first of them, up to ``LISTED``."""
+    objects: tuple[LostObject, ...]
+
+    @property
+    def consistent(self) -> bool:
+        """Whether nothing was found."""
+        return not self.total
+
+    @property
+    def total(self) -> int:
+        """Rows and objects that are not right."""
+        return sum(self.counts.values()) + len(self.objects)
+
+    def as_json(self, repaired: int = 0) -> dict[str, Any]:
+        """Counts by kind, up to 100 offending keys with the reason, and the objects."""
+        return {
+            "consistent": self.consistent,
+            **self.counts,
+            "repaired": repaired,
+            "rows": [{"key": list(f.key), "kind": f.kind, "reason": f.reason} for f in self.findings],
+            "objects": [{"name": lost.name, "reason": lost.reason} for lost in self.objects[:LISTED]],
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class Audited:
+    """An audit that is over, on the connection whose temporary tables hold all that it found."""
+
+    connection: Connection
+    resolved: Pipeline
+    pipeline_id: PipelineId
+    table: VectorTable
+    store: Store
+    objects: list[LostObject] = field(default_factory=list[LostObject])
+    lost_artifacts: list[str] = field(default_factory=list[str])
+    journal_is_sound: bool = True
+    journal_was_read: bool = False
+
+    @property
+    def key_json(self) -> sql.Composed:
+        """The key of a row ``t`` of the vector table, as ``findings`` has it."""
+        return key_json(self.table.key, "t")
+
+    @property
+    def send(self) -> sql.SQL:
+        """The function that gives an embedding in wire format."""
+        return sql.SQL("vector_send" if self.table.precision == "float32" else "halfvec_send")
+
+    def report(self) -> Audit:
+        """What was found."""
+        found = dict(self.connection.execute(query("audit", "counts")).fetchall())
+        listed = self.connection.execute(query("audit", "listed", limit=sql.Literal(LISTED))).fetchall()
+        return Audit(
+            counts={kind: found.get(kind, 0) for kind in KINDS},
+            findings=tuple(Finding(kind, tuple(key), reason) for kind, key, reason in listed),
+            objects=tuple(self.objects),
+        )
+
+
+def run_audit(pipeline: Pipeline) -> Audit:
+    """All that is not right; changes nothing."""
+    with audited(pipeline) as found:
+        return found.report()
+
+
+@contextmanager
+def audited(pipeline: Pipeline) -> Generator[Audited]:
+    """Compare everything with everything, and keep what was found at hand.
+
+    Every row is compared with the source and with what the journal says its run wrote, and every vector with its bits
+    and its artifact. Findings are kept in the database: there may be as many as rows.
     """
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec audit") as connection:
         install(connection)
-        pipeline_id = ledger.find(connection, pipeline)
-        table = stored_table(connection, resolved)
-        found: dict[tuple[str | None, ...], Finding] = {}
-        for finding in (
-            *_against_source(connection, resolved, pipeline_id, table),
-            *_vectors(connection, table),
-            *_provenance(connection, pipeline_id, table),
-            *_against_artifacts(connection, open_store(resolved.artifacts), pipeline_id, table),
-        ):
-            found.setdefault(finding.key, finding)
-    return list(found.values())
-
-
-def void(pipeline: Pipeline, findings: list[Finding]) -> None:
-    """Take the trust from rows that are there and not right, so that the next sync replaces them.
-
-    The sync takes the vectors from artifacts; an artifact that is itself not right is forgotten first.
-    """
-    resolved = resolve(pipeline)
-    keys = [json.dumps(list(f.key)) for f in findings if f.kind == "corrupt"]
-    with open_target(resolved, "rowvec audit") as connection:
-        pipeline_id = ledger.find(connection, pipeline)
-        table = stored_table(connection, resolved)
-        store = open_store(resolved.artifacts)
-        for name in list(_unreadable(connection, store, pipeline_id)):
-            # Its place must be free: the same rows may give the same bytes again, and an object is never overwritten.
-            store.delete(name)
-            ledger.forget_artifact(connection, pipeline_id, name)
-        connection.execute(
-            query("audit", "void", table=table.identifier, key_json=key_json(table.key, "t"), keys=sql.Literal(keys))
+        found = Audited(
+            connection=connection,
+            resolved=resolved,
+            pipeline_id=ledger.find(connection, pipeline),
+            table=stored_table(connection, resolved),
+            store=open_store(resolved.artifacts),
         )
+        connection.execute(query("audit", "findings"))
+        _against_source(found)
+        _vectors(found)
+        with tempfile.TemporaryDirectory(dir=home()) as folder:
+            _against_journal(found, pipeline.name, Path(folder))
+            _against_artifacts(found, Path(folder))
+        yield found
 
 
-def _against_source(
-    connection: Connection, resolved: Pipeline, pipeline_id: PipelineId, table: VectorTable
-) -> Iterator[Finding]:
+def _against_source(found: Audited) -> None:
+    connection, resolved, table = found.connection, found.resolved, found.table
     source, identity = resolved.source, open_embedder(resolved.embedder).identity
     if source.kind != "postgres" or not is_beside(resolved):
-        from rowvec.extract_apart import differences  # late: pyarrow's file readers are needed only here
+        from rowvec.extract_apart import compare_apart  # late: pyarrow's file readers are needed only here
 
-        for kind, key, reason in differences(connection, resolved, identity, pipeline_id, table):
-            yield Finding(cast("Kind", kind), key, reason)
+        rows = compare_apart(connection, resolved, identity, found.pipeline_id, table).found
+        values = {
+            "keys": [json.dumps(key) for _, key, _ in rows],
+            "kinds": [kind for kind, _, _ in rows],
+            "reasons": [reason for _, _, reason in rows],
+        }
+        connection.execute(query("audit", "add_finding"), values)
         return
     with connection.transaction():
         connection.execute(query("extract", "begin"))
         rows = describe(connection, resolved, source, identity.digest())
-        compare(connection, pipeline_id, rows, table, exists=True)
-        found = connection.execute(query("audit", "differences", key_json=key_json(table.key, "d"))).fetchall()
-    for kind, reason, key in found:
-        yield Finding(kind, tuple(key), reason)
+        compare(connection, found.pipeline_id, rows, table, exists=True)
+        connection.execute(query("audit", "differences", key_json=key_json(table.key, "d")))
 
 
-def _vectors(connection: Connection, table: VectorTable) -> Iterator[Finding]:
-    for check in check_vectors(connection, table):
-        for key in check.rows:
-            yield Finding("corrupt", key, f"{check.name}: {check.detail}")
-
-
-def _provenance(connection: Connection, pipeline_id: PipelineId, table: VectorTable) -> Iterator[Finding]:
-    statement = query(
-        "audit",
-        "unknown_run",
-        table=table.identifier,
-        key_json=key_json(table.key, "t"),
-        pipeline_id=sql.Literal(pipeline_id),
+def _vectors(found: Audited) -> None:
+    checks = conditions(found.table)
+    reasons = (
+        query("audit", "reason", condition=condition, reason=sql.Literal(f"{name}: {detail}"))
+        for name, (condition, detail) in checks.items()
     )
-    for (key,) in connection.execute(statement).fetchall():
-        yield Finding("corrupt", tuple(key), "its run_id is of no run of this pipeline")
+    bad = sql.SQL(" OR ").join(sql.SQL("({})").format(condition) for condition, _ in checks.values())
+    parts = {"table": found.table.identifier, "key_json": found.key_json}
+    found.connection.execute(query("audit", "vectors", reasons=sql.SQL(" ").join(reasons), bad=bad, **parts))
+    pipeline_id = sql.Literal(found.pipeline_id)
+    found.connection.execute(query("audit", "unknown_run", pipeline_id=pipeline_id, **parts))
 
 
-def _against_artifacts(
-    connection: Connection, store: Store, pipeline_id: PipelineId, table: VectorTable
-) -> Iterator[Finding]:
+def _against_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
+    """Compare each row's facts with those that its run recorded, and the journal with its own checksum."""
+    connection, table, changes = found.connection, found.table, unrecorded(found.pipeline_id)
+    values = {"pipeline_id": found.pipeline_id, "unrecorded": changes.as_string(connection)}
+    newest = connection.execute(query("audit", "newest_manifest"), values).fetchone()
+    if newest is None:
+        return  # no run of this pipeline has written a manifest yet, or the next one begins the journal anew
+    try:
+        chain = read_chain(found.store, pipeline_name, newest[0])
+        replay(connection, found.store, chain, folder)
+    except ArtifactCorrupt as error:
+        found.objects.append(LostObject(newest[0], str(error)))
+        found.journal_is_sound = False
+        return
+    found.journal_was_read = True
+    last = chain[-1]
+    if totals(connection, table, sql.Identifier("journal_state")) != (
+        last.manifest.counts["rows"],
+        last.manifest.checksum,
+    ):
+        found.objects.append(LostObject(last.name, "the journal does not add up to the checksum of this manifest"))
+        found.journal_is_sound = False
+    same = same_key(table.key, "s", "t")
+    told = query("audit", "told", unrecorded=changes, same_key=same) if newest[1] else sql.SQL("true")
+    parts = {"table": table.identifier, "key_json": found.key_json, "same_key": same, "told": told}
+    connection.execute(query("audit", "journal", **parts))
+    connection.execute(query("audit", "journal_only", **parts))
+
+
+def _against_artifacts(found: Audited, folder: Path) -> None:
     """Compare each vector with the one that was kept, by sha256 of its wire format: what travels is 64 bytes a row."""
-    with connection.transaction(), tempfile.TemporaryDirectory(dir=home()) as folder:
-        connection.execute(query("audit", "hold_vectors"))
-        for artifact in _artifacts(connection, pipeline_id):
-            local = Path(folder) / "artifact.parquet"
-            try:
-                store.get(artifact.name, local, artifact.sha256)
-                _hold(connection, local, table)
-            except ArtifactCorrupt:
-                continue  # its rows are found below: no artifact holds them
-        connection.execute(query("audit", "analyze_held"))
-        parts = {"table": table.identifier, "key_json": key_json(table.key, "t")}
-        send = sql.SQL("vector_send" if table.precision == "float32" else "halfvec_send")
-        for (key,) in connection.execute(query("audit", "other_vector", send=send, **parts)).fetchall():
-            yield Finding("corrupt", tuple(key), "its vector is not the one that was paid for and kept")
-        for (key,) in connection.execute(query("audit", "not_held", **parts)).fetchall():
-            yield Finding("corrupt", tuple(key), "no artifact that can be read holds its vector")
+    connection, local = found.connection, folder / "artifact.parquet"
+    connection.execute(query("audit", "hold_vectors"))
+    for artifact_id, artifact in _artifacts(found):
+        try:
+            found.store.get(artifact.name, local, artifact.sha256)
+            with connection.transaction():
+                _hold(found, local, artifact_id)
+        except ArtifactCorrupt as error:
+            found.objects.append(LostObject(artifact.name, str(error)))
+            found.lost_artifacts.append(artifact.name)
+        finally:
+            local.unlink(missing_ok=True)
+    connection.execute(query("audit", "analyze_held"))
+    parts = {"table": found.table.identifier, "key_json": found.key_json}
+    connection.execute(query("audit", "other_vector", send=found.send, **parts))
+    connection.execute(query("audit", "not_held", **parts))
 
 
-def _hold(connection: Connection, artifact: Path, table: VectorTable) -> None:
+def _hold(found: Audited, artifact: Path, artifact_id: int) -> None:
+    table = found.table
     wire = ">f4" if table.precision == "float32" else ">f2"
     head = table.dimensions.to_bytes(2, "big") + bytes(2)
-    with connection.cursor() as cursor, cursor.copy(query("audit", "copy_held")) as copy:
-        copy.set_types(["bytea", "bytea"])
+    with found.connection.cursor() as cursor, cursor.copy(query("audit", "copy_held")) as copy:
+        copy.set_types(["bytea", "bytea", "int8"])
         for batch in artifacts.read_artifact(artifact):
             vectors = batch.column("embedding").flatten().to_numpy().reshape(-1, table.dimensions).astype(wire)
             for fingerprint, vector in zip(batch.column("fingerprint").to_pylist(), vectors, strict=True):
-                copy.write_row((fingerprint, hashlib.sha256(head + vector.tobytes()).digest()))
+                copy.write_row((fingerprint, hashlib.sha256(head + vector.tobytes()).digest(), artifact_id))
 
 
-def _unreadable(connection: Connection, store: Store, pipeline_id: PipelineId) -> Iterator[str]:
-    """Artifacts that are gone, or whose bytes are not what was put: each is read, for a store only knows its notes."""
-    with tempfile.TemporaryDirectory(dir=home()) as folder:
-        for artifact in _artifacts(connection, pipeline_id):
-            try:
-                store.get(artifact.name, Path(folder) / "artifact.parquet", artifact.sha256)
-            except ArtifactCorrupt:
-                yield artifact.name
-
-
-def _artifacts(connection: Connection, pipeline_id: PipelineId) -> list[Artifact]:
-    rows = connection.execute(query("audit", "artifacts", pipeline_id=sql.Literal(pipeline_id))).fetchall()
-    return [Artifact(name=name, sha256=sha256, rows=n, bytes=size) for name, sha256, n, size in rows]
+def _artifacts(found: Audited) -> Iterator[tuple[int, Artifact]]:
+    statement = query("audit", "artifacts", pipeline_id=sql.Literal(found.pipeline_id))
+    for artifact_id, name, sha256, rows, size in found.connection.execute(statement).fetchall():
+        yield artifact_id, Artifact(name=name, sha256=sha256, rows=rows, bytes=size)

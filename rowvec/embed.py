@@ -120,9 +120,12 @@ def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct
         for fingerprint, vector in ledger.known_answers(connection, plan.pipeline_id, wanted).items():
             _fill(distinct, ids[fingerprint], vector)
         open_ids = [f for f in wanted if not distinct.present[ids[f]]]
-        for (name, sha256), held in ledger.known_in_artifacts(connection, plan.pipeline_id, open_ids).items():
-            for fingerprint, vector in _kept(connection, store, plan, (name, sha256), held, folder):
+        for artifact, held in ledger.known_in_artifacts(connection, plan.pipeline_id, open_ids).items():
+            before = int(distinct.present.sum())
+            for fingerprint, vector in _kept(connection, store, plan, artifact, held, folder):
                 _fill(distinct, ids[fingerprint], vector)
+            # An artifact that is lost: the table may still have what it held.
+            look_in_table |= not plan.direct and int(distinct.present.sum()) - before < len(held)
         if look_in_table:
             still_open = [f for f in wanted if not distinct.present[ids[f]]]
             for fingerprint, vector in _in_table(connection, plan, still_open):

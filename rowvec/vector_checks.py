@@ -42,7 +42,7 @@ def check_vectors(connection: Connection, table: VectorTable, *, run_id: int | N
     ``embedding_missing``, ``dimensions``, ``not_finite``, ``zero_norm`` (cosine only: it is no direction there, and
     no index brings it back), ``bits`` (where the table keeps them). Raises ``DatabaseUnavailable``.
     """
-    checks = _conditions(table)
+    checks = conditions(table)
     scope = sql.SQL("true") if run_id is None else query("vector_checks", "run", run_id=sql.Literal(run_id))
     counts = sql.SQL(", ").join(query("vector_checks", "count", condition=c) for c, _ in checks.values())
     with lost_connections_are_retriable():
@@ -96,7 +96,7 @@ def check_index(connection: Connection, table: VectorTable, choice: IndexChoice)
     ]
 
 
-def _conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
+def conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
     """Name of each check: the condition that a bad row meets, and what holds otherwise."""
     norm = sql.SQL("vector_norm(t.embedding)" if table.precision == "float32" else "l2_norm(t.embedding)")
     dimensions = sql.Literal(table.dimensions)

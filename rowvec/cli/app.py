@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rowvec import commands
-from rowvec.audit import run_audit, summary, void
+from rowvec.audit import run_audit
 from rowvec.cli import shown
 from rowvec.cli.orchestrator import load_flow
 from rowvec.cli.output import emit, err, fail
@@ -18,6 +18,7 @@ from rowvec.cli.progress_bars import shown_progress
 from rowvec.errors import Inconsistent, RowvecError, UsageError
 from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline_file import load
+from rowvec.repair import prepare_repair
 from rowvec.report import SyncReport
 
 app = typer.Typer(
@@ -81,18 +82,16 @@ def audit(
 ) -> None:
     """Compare source, artifacts and vector table both ways."""
     pipeline = load(file)
-    findings = run_audit(pipeline)
+    found = prepare_repair(pipeline) if repair else run_audit(pipeline)
     repaired = 0
-    if repair and findings:
-        void(pipeline, findings)
+    if repair and not found.consistent:
         flow = load_flow("sync")
         with shown_progress(err):
             flow(pipeline=pipeline, cause="repair")
         left = run_audit(pipeline)
-        repaired, findings = len(findings) - len(left), left
-    found = summary(findings, repaired)
-    emit(found, as_json, lambda: shown.audit(found))
-    if findings:
+        repaired, found = found.total - left.total, left
+    emit(found.as_json(repaired), as_json, lambda: shown.audit(found.as_json(repaired)))
+    if not found.consistent:
         raise typer.Exit(1)
 
 

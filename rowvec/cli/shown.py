@@ -65,10 +65,13 @@ def audit(found: dict[str, Any]) -> None:
     good = found["consistent"]
     out.print("Consistent." if good else "INCONSISTENT.", style="bold green" if good else "bold red")
     _show_counts("Audit", {name: found[name] for name in ("missing", "stale", "orphaned", "corrupt", "repaired")})
+    for lost in found["objects"]:
+        out.print(f"{lost['name']}: {lost['reason']}", style="red", markup=False, highlight=False)
     if found["rows"]:
         table(
             "Offending rows", ("key", "reason"), ((", ".join(map(str, r["key"])), r["reason"]) for r in found["rows"])
         )
+    if not good:
         out.print("Run again with --repair to mend them: from artifacts first, paying only for what exists nowhere.")
 
 

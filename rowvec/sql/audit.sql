@@ -1,4 +1,19 @@
+-- name: findings -- each row once, with the first reason found
+CREATE TEMP TABLE findings (
+    key jsonb PRIMARY KEY,
+    kind text NOT NULL,
+    reason text NOT NULL,
+    salvage boolean NOT NULL DEFAULT false
+)
+
+-- name: add_finding
+INSERT INTO findings (key, kind, reason)
+SELECT key::jsonb, kind, reason
+FROM unnest(%(keys)s::text[], %(kinds)s::text[], %(reasons)s::text[]) AS f (key, kind, reason)
+ON CONFLICT DO NOTHING
+
 -- name: differences -- what the diff of source and vector table means for an audit
+INSERT INTO findings (kind, reason, key)
 SELECT
     CASE
         WHEN rowvec_action = 'new' THEN 'missing'
@@ -6,7 +21,7 @@ SELECT
         WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM stored_fingerprint THEN 'corrupt'
         WHEN rowvec_action = 'metadata_only' AND metadata_hash IS NOT DISTINCT FROM stored_metadata_hash THEN 'corrupt'
         ELSE 'stale'
-    END AS kind,
+    END,
     CASE
         WHEN rowvec_action = 'new' THEN 'the source has this row, the vector table has not'
         WHEN rowvec_action = 'deleted' THEN 'the vector table has this row, the source has not'
@@ -16,12 +31,56 @@ SELECT
         WHEN metadata_hash IS NOT DISTINCT FROM stored_metadata_hash
             THEN 'the metadata in the vector table is not what its hash was made of'
         ELSE 'the source has other metadata by now'
-    END AS reason,
-    {key_json} AS key
+    END,
+    {key_json}
 FROM diff AS d
+ON CONFLICT DO NOTHING
+
+-- name: vectors -- all checks of the vectors in one pass
+INSERT INTO findings (kind, reason, key)
+SELECT 'corrupt', CASE {reasons} END, {key_json} FROM {table} AS t WHERE {bad}
+ON CONFLICT DO NOTHING
+
+-- name: reason -- of one check
+WHEN {condition} THEN {reason}
+
+-- name: journal -- facts that the journal has otherwise; keys that no manifest tells of yet are the next run's to tell
+INSERT INTO findings (kind, reason, key)
+SELECT
+    'corrupt',
+    CASE
+        WHEN s.fingerprint IS NULL THEN 'no run of this pipeline wrote this row'
+        WHEN s.fingerprint <> t.fingerprint THEN 'its fingerprint is not the one that its run recorded'
+        WHEN s.metadata_hash <> t.metadata_hash THEN 'its metadata_hash is not the one that its run recorded'
+        WHEN s.run_id <> t.run_id THEN 'its run_id is not the one that its run recorded'
+        ELSE 'its embedded_at is not the one that its run recorded'
+    END,
+    {key_json}
+FROM {table} AS t
+LEFT JOIN journal_state AS s ON {same_key}
+WHERE (t.fingerprint, t.metadata_hash, t.run_id, t.embedded_at)
+    IS DISTINCT FROM (s.fingerprint, s.metadata_hash, s.run_id, s.embedded_at)
+  AND {told}
+ON CONFLICT DO NOTHING
+
+-- name: journal_only
+INSERT INTO findings (kind, reason, key)
+SELECT 'corrupt', 'the vector table had this row, and no run of this pipeline deleted it', {key_json}
+FROM journal_state AS t
+WHERE NOT EXISTS (SELECT FROM {table} AS s WHERE {same_key}) AND {told}
+ON CONFLICT DO NOTHING
+
+-- name: told -- where there are keys that no manifest tells of yet
+NOT EXISTS (SELECT FROM {unrecorded} AS s WHERE {same_key})
+
+-- name: newest_manifest -- what the ledger has for the journal's end; nothing where it is to begin anew
+SELECT r.manifest, to_regclass(%(unrecorded)s) IS NOT NULL
+FROM rowvec.runs AS r JOIN rowvec.pipelines AS p USING (pipeline_id)
+WHERE r.pipeline_id = %(pipeline_id)s AND r.manifest IS NOT NULL AND NOT p.journal_whole
+ORDER BY r.run_id DESC LIMIT 1
 
 -- name: hold_vectors -- what the artifacts hold: the fingerprint, and the sha256 of the vector in wire format
-CREATE TEMP TABLE held (fingerprint bytea NOT NULL, vector_sha256 bytea NOT NULL) ON COMMIT DROP
+CREATE TEMP TABLE held (fingerprint bytea NOT NULL, vector_sha256 bytea NOT NULL, artifact_id bigint NOT NULL)
 
 -- name: copy_held
 COPY held FROM STDIN (FORMAT binary)
@@ -30,28 +89,64 @@ COPY held FROM STDIN (FORMAT binary)
 ANALYZE held
 
 -- name: other_vector -- rows whose vector is in artifacts, but is another one there
-SELECT {key_json} AS key
+INSERT INTO findings (kind, reason, key)
+SELECT 'corrupt', 'its vector is not the one that was paid for and kept', {key_json}
 FROM {table} AS t
 WHERE EXISTS (SELECT FROM held AS h WHERE h.fingerprint = t.fingerprint)
   AND NOT EXISTS (
       SELECT FROM held AS h
       WHERE h.fingerprint = t.fingerprint AND h.vector_sha256 = sha256({send}(t.embedding)))
+ON CONFLICT DO NOTHING
 
--- name: not_held -- rows whose vector is in no artifact that can be read
-SELECT {key_json} AS key
+-- name: not_held -- rows whose vector is in no artifact that can be read: the table itself is the last place it is in
+INSERT INTO findings (kind, reason, key, salvage)
+SELECT 'corrupt', 'no artifact that can be read holds its vector', {key_json}, true
 FROM {table} AS t
 WHERE NOT EXISTS (SELECT FROM held AS h WHERE h.fingerprint = t.fingerprint)
+ON CONFLICT DO NOTHING
 
 -- name: unknown_run
-SELECT {key_json} AS key
+INSERT INTO findings (kind, reason, key)
+SELECT 'corrupt', 'its run_id is of no run of this pipeline', {key_json}
 FROM {table} AS t
 WHERE NOT EXISTS (SELECT FROM rowvec.runs AS r WHERE r.run_id = t.run_id AND r.pipeline_id = {pipeline_id})
+ON CONFLICT DO NOTHING
 
 -- name: artifacts
-SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE pipeline_id = {pipeline_id} ORDER BY artifact_id
+SELECT artifact_id, name, sha256, rows, bytes FROM rowvec.artifacts WHERE pipeline_id = {pipeline_id} ORDER BY artifact_id
+
+-- name: counts
+SELECT kind, count(*) FROM findings GROUP BY kind
+
+-- name: listed
+SELECT kind, key, reason FROM findings ORDER BY kind, key LIMIT {limit}
+
+-- name: point_elsewhere -- what a lost artifact held may be in another one too
+INSERT INTO rowvec.embeddings (pipeline_id, fingerprint, artifact_id, run_id)
+SELECT DISTINCT ON (h.fingerprint) {pipeline_id}, h.fingerprint, h.artifact_id, a.run_id
+FROM held AS h JOIN rowvec.artifacts AS a USING (artifact_id)
+ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
+
+-- name: salvage -- sound rows whose vector is only in the table: one a fingerprint, for one place is enough
+SELECT DISTINCT ON (t.fingerprint) {columns}, t.content, t.fingerprint, t.metadata_hash, {send}(t.embedding)
+FROM {table} AS t
+JOIN findings AS f ON f.key = {key_json}
+WHERE f.salvage
+ORDER BY t.fingerprint
+
+-- name: retell -- the next manifest says how each row that was found wrong is then
+INSERT INTO {unrecorded} ({key})
+SELECT {key} FROM {table} AS t WHERE EXISTS (SELECT FROM findings AS f WHERE f.key = {key_json})
+
+-- name: retell_gone
+INSERT INTO {unrecorded} ({key})
+SELECT {key} FROM journal_state AS t WHERE EXISTS (SELECT FROM findings AS f WHERE f.key = {key_json})
+
+-- name: unrecorded_table
+CREATE TABLE IF NOT EXISTS {unrecorded} AS SELECT {key} FROM {table} WHERE false
 
 -- name: void -- a row that is not to be trusted loses its fingerprint: the next sync replaces it, from an artifact
 UPDATE {table} AS t
 SET fingerprint = ''::bytea
-FROM unnest({keys}::jsonb[]) AS k (key)
-WHERE k.key = {key_json}
+FROM findings AS f
+WHERE f.kind = 'corrupt' AND NOT f.salvage AND f.key = {key_json}
