@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
@@ -15,6 +16,8 @@ from rowvec.stores import checked_name
 
 _CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(?:-[a-z0-9]+)*|\$root")
 _RIGHT_URL = "write https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX"
+
+_SIGNATURE = re.compile(r"(\bsig=)[^&\s\"']+", re.IGNORECASE)
 
 Credential = AzureNamedKeyCredential | AzureSasCredential | TokenCredential
 
@@ -76,8 +79,16 @@ def credential_of(place: Place, credential: str | None) -> Credential:
         return _account_key(place, parts["AccountKey"])
     token = parts.get("SharedAccessSignature", text).removeprefix("?")
     if "sig=" in token:
+        # Azure's own logs leave the signature out; the HTTP library under it would log it with each URL.
+        logging.getLogger("urllib3.connectionpool").addFilter(_without_signature)
         return AzureSasCredential(token)
     return _account_key(place, text)
+
+
+def _without_signature(record: logging.LogRecord) -> bool:
+    """Let a record pass, with the signature of every URL in it blotted out."""
+    record.msg, record.args = _SIGNATURE.sub(r"\1***", record.getMessage()), ()
+    return True
 
 
 def _account_key(place: Place, key: str) -> AzureNamedKeyCredential:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import LiteralString, cast
 
@@ -18,10 +19,21 @@ _NATIVE: dict[str, pa.DataType] = {
     "double precision": pa.float64(),
     "boolean": pa.bool_(),
     "text": pa.string(),
+    # As text, its hex digits would be taken for the bytes themselves where a first load writes the column's own type.
+    "bytea": pa.binary(),
 }
 
 PG_TYPE = b"pg_type"
 """Key of an Arrow field's metadata that holds the column's Postgres type."""
+
+_LISTED = 20
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of columns for a message: those that would mislead the eye in quotes, and not thousands of them."""
+    shown = [name if name.isprintable() and name.strip() == name and name else repr(name) for name in names[:_LISTED]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def compare(
     coalesced = (sql.SQL("coalesce(wanted.{0}, stored.{0}) AS {0}").format(sql.Identifier(c.name)) for c in table.key)
     differs = (
         sql.SQL(" OR wanted.{0}{1} IS DISTINCT FROM stored.{0}{1}").format(sql.Identifier(c.name), _compared_as(c))
-        for c in table.metadata
+        for c in (*(c for c in table.key if not is_exact(c)), *table.metadata)
     )
     connection.execute(
         query(
@@ -111,8 +111,12 @@ def compare(
 
 def _compared_as(column: PgColumn) -> sql.SQL:
     """Values that print alike are alike: equality is too lenient for citext, numeric and -0, and missing for json."""
-    exact = column.pg_type in ("smallint", "integer", "bigint", "boolean")
-    return sql.SQL("" if exact else '::text COLLATE "C"')
+    return sql.SQL("" if is_exact(column) else '::text COLLATE "C"')
+
+
+def is_exact(column: PgColumn) -> bool:
+    """Whether equal values print alike: 1.0 and 1.00 are one key to the database, and two to those who read it."""
+    return column.pg_type in ("smallint", "integer", "bigint", "boolean", "uuid", "date")
 
 
 def _store(connection: Connection, request: Request, rows: SourceQuery, table: VectorTable, *, exists: bool) -> Plan:

@@ -54,8 +54,13 @@ class Recorded:
     def tell(self, connection: Connection) -> None:
         """Let the ledger know; in the transaction that ends the run."""
         runs = [run.run_id for run in self.manifest.runs]
-        names = [artifact.name for artifact in self.manifest.artifacts]
-        connection.execute(query("journal", "list_artifacts"), {"pipeline_id": self.pipeline_id, "names": names})
+        listed = {
+            "pipeline_id": self.pipeline_id,
+            "names": [artifact.name for artifact in self.manifest.artifacts],
+            # One that holds nothing any more is not named, and is no news for the next manifest either.
+            "whole": self.manifest.previous is None,
+        }
+        connection.execute(query("journal", "list_artifacts"), listed)
         connection.execute(query("journal", "list_runs"), {"runs": runs})
         layout = Jsonb(asdict(self.manifest.layout))
         connection.execute(query("journal", "told"), {"pipeline_id": self.pipeline_id, "layout": layout})
@@ -112,8 +117,8 @@ def record(
     changed = remembered and _any_change(connection, closing.pipeline_id)
     if not (whole or new_artifacts or changed):
         return None
-    parts = {"pipeline_id": closing.pipeline_id, "whole": whole}
-    found = connection.execute(query("journal", "new_artifacts"), parts).fetchall()
+    parts = {"pipeline_id": closing.pipeline_id}
+    found = connection.execute(query("journal", "all_artifacts" if whole else "new_artifacts"), parts).fetchall()
     manifest = Manifest(
         run_id=closing.run_id,
         pipeline=closing.pipeline,
@@ -142,7 +147,9 @@ def replay(connection: Connection, store: Store, chain: list[Link], folder: Path
     key = sql.SQL(", ").join(sql.Identifier(name) for name, _ in layout.key)
     typed = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*columns, *FACTS))
     assigned = (
-        sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c.name)) for c in (*columns[len(layout.key) :], *FACTS)
+        # The key too: it may have been written anew as an equal value that reads otherwise, as 1.0 and 1.00 do.
+        sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c.name))
+        for c in (*columns, *FACTS)
     )
     connection.execute(query("journal", "drop_state"))
     connection.execute(query("journal", "state_table", columns=sql.SQL(", ").join(typed), key=key))
@@ -150,9 +157,9 @@ def replay(connection: Connection, store: Store, chain: list[Link], folder: Path
     apply = query("journal", "apply_entry", key=key, assignments=sql.SQL(", ").join(assigned))
     for manifest in (link.manifest for link in chain):
         if manifest.previous is None:
-            _copy_entry(connection, store, manifest.journal, "copy_whole", folder)
+            copy_entry(connection, store, manifest.journal, query("journal", "copy_whole"), folder)
             continue
-        _copy_entry(connection, store, manifest.journal, "copy_entry", folder)
+        copy_entry(connection, store, manifest.journal, query("journal", "copy_entry"), folder)
         connection.execute(apply)
         connection.execute(query("journal", "empty_entry"))
     connection.execute(query("journal", "forget_deleted"))
@@ -209,11 +216,14 @@ def _copy_out(connection: Connection, statement: sql.Composed, out: pa.NativeFil
         return cursor.rowcount
 
 
-def _copy_entry(connection: Connection, store: Store, entry: JournalEntry, block: str, folder: Path) -> None:
+def copy_entry(
+    connection: Connection, store: Store, entry: JournalEntry, statement: sql.Composed, folder: Path
+) -> None:
+    """Feed an entry's rows to a COPY. Raises ``ArtifactCorrupt`` where it is lost or spoilt."""
     local = folder / f"{uuid4().hex}.csv.zst"
     try:
         store.get(entry.name, local, entry.sha256)
-        with connection.cursor() as cursor, cursor.copy(query("journal", block)) as copy:
+        with connection.cursor() as cursor, cursor.copy(statement) as copy:
             for part in _blocks(local):
                 copy.write(part)
     finally:

@@ -9,8 +9,8 @@ from typing import Literal, NewType
 
 import numpy as np
 import numpy.typing as npt
+from psycopg import errors as pg
 from psycopg import sql
-from psycopg.errors import UniqueViolation
 from psycopg.types.json import Jsonb
 
 from rowvec.artifacts import Artifact
@@ -37,13 +37,21 @@ def find(connection: Connection, pipeline: Pipeline) -> PipelineId:
     return PipelineId(row[0])
 
 
+def identity_of(connection: Connection, pipeline_id: PipelineId) -> Identity:
+    """The embedder that the pipeline's last run went by."""
+    row = connection.execute(query("ledger", "identity"), {"pipeline_id": pipeline_id}).fetchone()
+    if row is None:
+        raise LookupError(pipeline_id)  # an id comes from ``find``, which has seen the row
+    return Identity(**row[0])
+
+
 def register(connection: Connection, pipeline: Pipeline, identity: Identity) -> PipelineId:
     """The pipeline's id, with its table and embedder as they are now."""
     schema, table = table_identifier(pipeline.target.table)
     values = {"name": pipeline.name, "schema": schema, "table": table, "identity": Jsonb(asdict(identity))}
     try:
         return PipelineId(_one(connection, "register", **values))
-    except UniqueViolation:
+    except pg.UniqueViolation:
         raise UsageError(
             f"the table {schema}.{table} belongs to another pipeline in this database; give {pipeline.name} its own"
         ) from None
@@ -91,13 +99,20 @@ def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]
     """Hold the pipeline for one run, on a connection of its own.
 
     The lock belongs to that session, so it goes with a killed process and nobody has to clean up after it. Raises
-    ``PipelineBusy`` at once where another run holds it.
+    ``PipelineBusy`` where another run holds it for longer than a session that has just ended needs to be gone.
     """
+    values = {"space": _LOCK_SPACE, "pipeline_id": pipeline_id}
     with connect(url, application="rowvec lock") as holder:
-        row = holder.execute(query("ledger", "lock"), {"space": _LOCK_SPACE, "pipeline_id": pipeline_id}).fetchone()
-        if not (row and row[0]):
-            raise PipelineBusy(f"another run of the pipeline {name} is at work; wait for it, or stop it first")
+        holder.execute(query("ledger", "lock_patience"))
+        try:
+            holder.execute(query("ledger", "lock"), values)
+        except pg.LockNotAvailable:
+            raise PipelineBusy(
+                f"another run of the pipeline {name} is at work; wait for it, or stop it first"
+            ) from None
         yield
+        # Said, and not left to the closing of the connection: the next run may come before the server notices that.
+        holder.execute(query("ledger", "unlock"), values)
 
 
 def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:

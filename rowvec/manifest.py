@@ -151,11 +151,15 @@ def read_chain(store: Store, pipeline_name: str, newest: str | None = None) -> l
     name = newest or max(store.names(manifests_of(pipeline_name)), default=None)
     chain: list[Link] = []
     while name is not None:
-        # What a name says of its content was true when it was given.
-        noted, found = _NOTED.search(name), store.checksum(name)
-        if noted is None or found is None or not found.startswith(noted[1]):
-            raise ArtifactCorrupt(f"{store.location(name)} is missing, or not the manifest that its name says")
-        manifest = read_manifest(store, name, found)
-        chain.append(Link(name, found, manifest))
-        name = manifest.previous
+        chain.append(read_link(store, name))
+        name = chain[-1].manifest.previous
     return chain[::-1]
+
+
+def read_link(store: Store, name: str) -> Link:
+    """One manifest by its name. Raises ``ArtifactCorrupt`` where it is missing or spoilt."""
+    # What a name says of its content was true when it was given.
+    noted, found = _NOTED.search(name), store.checksum(name)
+    if noted is None or found is None or not found.startswith(noted[1]):
+        raise ArtifactCorrupt(f"{store.location(name)} is missing, or not the manifest that its name says")
+    return Link(name, found, read_manifest(store, name, found))

@@ -10,7 +10,7 @@ from psycopg import sql
 from rowvec.columns import PgColumn
 from rowvec.database import Connection
 from rowvec.errors import DeleteLimitExceeded, MergeConflict
-from rowvec.extract import same_key
+from rowvec.extract import is_exact, same_key
 from rowvec.journal import begin_anew, unrecorded
 from rowvec.key_digest import key_digest
 from rowvec.pipeline import Pipeline
@@ -176,9 +176,10 @@ def publish(connection: Connection, table: VectorTable, staging: sql.Identifier)
     """Give a loaded table (in the schema ``rowvec``) its key and make it the vector table; in a transaction."""
     connection.execute(query("merge", "primary_key", staging=staging, key=names(table.key)))
     connection.execute(query("vector_table", "create_schema", schema=sql.Identifier(table.schema)))
-    connection.execute(query("merge", "publish", staging=staging, name=sql.Identifier(table.name)))
-    renamed = sql.Identifier("rowvec", table.name)
-    connection.execute(query("merge", "publish_schema", staging=renamed, schema=sql.Identifier(table.schema)))
+    # Into its schema first: there no other table has its name, and the ledger's may.
+    connection.execute(query("merge", "publish_schema", staging=staging, schema=sql.Identifier(table.schema)))
+    moved = sql.Identifier(table.schema, staging.as_string().rpartition(".")[2].strip('"'))
+    connection.execute(query("merge", "publish", staging=moved, name=sql.Identifier(table.name)))
     connection.execute(query("merge", "analyze_table", table=table.identifier))
 
 
@@ -187,7 +188,7 @@ def _upsert(connection: Connection, plan: Plan, *, beside: bool) -> int:
     if beside:
         same = _same(plan, "l", "s", cast_right=True)
         connection.execute(query("merge", "forget_moved", staging=plan.staging, same_key=same))
-    others = [c for c in table.columns if c not in table.key]
+    others = [c for c in table.columns if c not in table.key or not is_exact(c)]
     statement = query(
         "merge",
         "upsert",
@@ -204,7 +205,8 @@ def _upsert(connection: Connection, plan: Plan, *, beside: bool) -> int:
 
 def _update_metadata(connection: Connection, plan: Plan) -> int:
     table = plan.table
-    assigned = (sql.SQL("{0} = p.{0}, ").format(sql.Identifier(c.name)) for c in table.metadata)
+    written = (*(c for c in table.key if not is_exact(c)), *table.metadata)
+    assigned = (sql.SQL("{0} = p.{0}, ").format(sql.Identifier(c.name)) for c in written)
     statement = query(
         "merge",
         "update_metadata",
@@ -228,8 +230,14 @@ def _delete(connection: Connection, plan: Plan, *, beside: bool) -> int:
             unrecorded=unrecorded(plan.pipeline_id),
         )
     else:
+        inexact = [sql.Identifier(c.name) for c in plan.table.key if not is_exact(c)]
         statement = query(
-            "merge", "delete_planned", table=plan.table.identifier, plan=plan.rows, same_key=_same(plan, "p", "t")
+            "merge",
+            "delete_planned",
+            table=plan.table.identifier,
+            plan=plan.rows,
+            same_key=_same(plan, "p", "t"),
+            and_same_text=sql.SQL("").join(sql.SQL(" AND p.{0}::text = t.{0}::text").format(name) for name in inexact),
         )
     return connection.execute(statement).rowcount
 

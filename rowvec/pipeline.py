@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -25,7 +26,15 @@ RESERVED_COLUMNS = frozenset(
 )
 """Columns the vector table has of its own; a key or metadata column cannot take their names."""
 
-_TABLE_NAME = re.compile(r'^(?:(?:"(?:[^"]|"")+"|[^".]+)\.)?(?:"(?:[^"]|"")+"|[^".]+)$')
+_SYSTEM_COLUMNS = frozenset({"tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"})
+"""Columns that every table of Postgres has; a file or a query may call one of its own so."""
+
+_LONGEST_NAME = 63
+"""Bytes. Postgres cuts longer names without a word, and would then not find them by the name they were given."""
+
+_TABLE_NAME = re.compile(r'(?:(?:"(?:[^"]|"")+"|[^".]+)\.)?(?:"(?:[^"]|"")+"|[^".]+)')
+
+_RENAME = "rename it in a query, or in the file"
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -48,6 +57,14 @@ class _Part(BaseModel):
     """Unknown keys are errors: a misspelt key must not be a silent default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @field_validator("*")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        texts = value if isinstance(value, (list, dict)) else [value]
+        if any(isinstance(text, str) and "\0" in text for text in cast("Iterable[object]", texts)):
+            raise ValueError("holds a NUL character, which Postgres has no text for")
+        return value
 
 
 class _RowSource(_Part):
@@ -79,7 +96,14 @@ class _RowSource(_Part):
         named = [*self.key, *self.metadata]
         for name in named:
             if name in RESERVED_COLUMNS or name.startswith("rowvec_"):
-                raise ValueError(f"column {name!r} has the name of a column of the vector table; rename it in a query")
+                raise ValueError(f"column {name!r} has the name of a column of the vector table; {_RENAME}")
+            if name in _SYSTEM_COLUMNS:
+                raise ValueError(f"column {name!r} has the name of a system column of Postgres; {_RENAME}")
+            if len(name.encode()) > _LONGEST_NAME:
+                raise ValueError(
+                    f"column {name[:20]!r}... has a name of more than {_LONGEST_NAME} bytes, which Postgres would cut; "
+                    + _RENAME
+                )
             if named.count(name) > 1:
                 raise ValueError(f"column {name!r} is named twice in key and metadata")
         return self
@@ -130,7 +154,11 @@ class CsvSource(_FileSource):
     """Rows of CSV files with a header line, UTF-8."""
 
     kind: Literal["csv"]
-    delimiter: str = Field(default=",", pattern=r"^[\x00-\x7f]$", description="The ASCII character between fields.")
+    delimiter: str = Field(
+        default=",",
+        pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$",
+        description="The ASCII character between fields; not a quote, nor the end of a line.",
+    )
     types: dict[str, Literal["text", "bigint", "double precision", "boolean", "date", "timestamptz"]] = Field(
         default={}, description="Postgres types of key and metadata columns; what is not named is text."
     )
@@ -250,7 +278,10 @@ class Target(_Part):
     @field_validator("table")
     @classmethod
     def _table_parses(cls, value: str) -> str:
-        return _table_name(value)
+        schema, _ = table_identifier(_table_name(value))
+        if schema in ("rowvec", "information_schema") or schema.startswith("pg_"):
+            raise ValueError(f"the schema {schema} is not for vector tables; name another one, such as vectors")
+        return value
 
 
 class Artifacts(_Part):
@@ -326,8 +357,10 @@ class Pipeline(_Part):
 
 
 def _table_name(value: str) -> str:
-    if not _TABLE_NAME.match(value):
+    if not _TABLE_NAME.fullmatch(value):
         raise ValueError(f"{value!r} is no table name; write schema.table, with double quotes where a name needs them")
+    if any(len(name.encode()) > _LONGEST_NAME for name in table_identifier(value)):
+        raise ValueError(f"a name of more than {_LONGEST_NAME} bytes is none that Postgres can keep; shorten it")
     return value
 
 

@@ -13,6 +13,13 @@ from rowvec.pipeline import Pipeline
 
 _KINDS = frozenset({"postgres", "csv", "parquet", "openai", "azure_openai", "local", "column"})
 
+_WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+# Far above what a person writes, far below what hurts.
+_LONGEST = 1_000_000
+_DEEPEST = 32
+_MOST_VALUES = 10_000
+
 
 def load(path: Path) -> Pipeline:
     """The pipeline of a file, its relative paths made absolute from the file's folder. References stay as they are.
@@ -24,9 +31,13 @@ def load(path: Path) -> Pipeline:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({_reason(error)})") from None
     try:
+        _refuse_oddities(path, text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_double_keys(path, node)
+        _check_nodes(path, node)
         data = yaml.safe_load(text)
+    except ValueError as error:
+        # A number of thousands of digits, the 45th of a month.
+        raise UsageError(f"{path}: not YAML: a value in it cannot be read ({error}); put it in quotes") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{path}:{line}: not YAML: {error.problem or 'it cannot be parsed'}") from None
@@ -82,18 +93,50 @@ def _line_of(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, bool]:
     return line, True
 
 
-def _refuse_double_keys(path: Path, node: yaml.Node | None) -> None:
-    """YAML forbids a key twice, PyYAML takes the last one: a mistake worth a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise UsageError(f"{path}:{key.start_mark.line + 1}: {key.value}: this key stands here twice")
-            seen.add(key.value)
-            _refuse_double_keys(path, value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_double_keys(path, item)
+def _refuse_oddities(path: Path, text: str) -> None:
+    """What no pipeline needs, and what takes YAML's readers to pieces: tags that make objects, and depth."""
+    if len(text) > _LONGEST:
+        raise UsageError(f"{path}: has {len(text):,} characters, and a pipeline file at most {_LONGEST:,}")
+    depth = 0
+    # Events come from a loop; everything after them is a recursion.
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}"
+        tag: object = getattr(event, "tag", None)
+        if tag not in (None, "!", "tag:yaml.org,2002:str"):
+            raise UsageError(f"{where}: not YAML for a pipeline: the tag {tag!r}; write the value without it")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise UsageError(f"{where}: is nested more than {_DEEPEST} deep, which no pipeline is")
+
+
+def _check_nodes(path: Path, root: yaml.Node | None) -> None:
+    """Keys are words, and stand once: YAML forbids a key twice, and PyYAML takes the last one.
+
+    What aliases repeat is counted as often as it is repeated: ten lines of them can stand for a billion values.
+    """
+    waiting, seen = [root] if root else [], 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise UsageError(f"{path}: stands for more than {_MOST_VALUES:,} values, aliases and all; no pipeline does")
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(path, node)
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+def _check_keys(path: Path, node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        where = f"{path}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in _WORDS:
+            written = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            raise UsageError(f"{where}: {written} is no key; keys are words, in quotes if need be")
+        if key.value in seen:
+            raise UsageError(f"{where}: {key.value}: this key stands here twice")
+        seen.add(key.value)
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

@@ -171,19 +171,18 @@ def _sample(
     connection: Connection, table: VectorTable, queries: int
 ) -> tuple[list[tuple[Any, ...]], npt.NDArray[np.float32]]:
     names = [sql.Identifier("t", column.name) for column in table.key]
-    statement = query(
-        "recall",
-        "sample",
-        key=sql.SQL(", ").join(names),
-        table=table.identifier,
-        norm=sql.SQL("vector_norm(t.embedding::vector)"),
-        key_text=sql.SQL(" || ' ' || ").join(sql.SQL("{}::text").format(name) for name in names),
-    )
+    parts = {
+        "key": sql.SQL(", ").join(names),
+        "table": table.identifier,
+        "norm": sql.SQL("vector_norm(t.embedding::vector)"),
+        "key_text": sql.SQL(" || ' ' || ").join(sql.SQL("{}::text").format(name) for name in names),
+        "seed": sql.Literal(SEED),
+        "queries": sql.Literal(queries),
+    }
     pages = _number(connection, query("recall", "pages", table=_literal(connection, table)))
     percent = min(100.0, 100.0 * _PAGES_A_QUERY * queries / pages)
     while True:
-        drawn = {"percent": percent, "seed": SEED, "queries": queries}
-        rows = connection.execute(statement, drawn).fetchall()
+        rows = connection.execute(query("recall", "sample", percent=sql.Literal(percent), **parts)).fetchall()
         if len(rows) >= queries or percent >= 100:
             break
         percent = min(100.0, percent * 4)

@@ -21,7 +21,7 @@ from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetr
 
 from rowvec.azure_account import Place, credential_of, place_of
 from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
-from rowvec.stores import checked_name, checked_prefix, disk_faults, file_checksum
+from rowvec.stores import checked_name, checked_prefix, disk_faults, settle
 
 # A request's share of an object, and so the memory of a transfer (two blocks are under way in an upload).
 _BLOCK = 4 << 20
@@ -29,12 +29,30 @@ _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 # What else may be gone at the next attempt, besides 5xx; 409 is a container that is still being deleted.
 _PASSING = frozenset({408, 409, 412, 429})
-_SHA256 = "sha256"
+_SHA256, _MD5 = "sha256", "md5"
 _CODE = re.compile(r"[A-Za-z]{1,64}")
 _CONTENT_TYPES = {".parquet": "application/vnd.apache.parquet", ".json": "application/json"}
 # The SDK's own retries: about 1, 3, 5 and 9 s apart; what lasts longer is for the task to try again.
 _RETRIES = 4
 _REMEDY = "make room or give access there, and run again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Digests:
+    """Of a file's bytes: ours, and the one that Azure keeps of what it holds."""
+
+    sha256: str
+    md5: bytes
+
+    @classmethod
+    def of(cls, path: Path) -> _Digests:
+        """In constant memory, and one reading."""
+        ours, theirs = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                ours.update(block)
+                theirs.update(block)
+        return cls(sha256=ours.hexdigest(), md5=theirs.digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +66,18 @@ class AzureStore:
         """See ``Store.put``."""
         blob = self._blob(name)
         with disk_faults(path, _REMEDY):
-            found = file_checksum(path)
-        if found != sha256:
+            written = _Digests.of(path)
+        if written.sha256 != sha256:
             raise ArtifactCorrupt(f"the file for {name} does not agree with its checksum: it was cut or changed")
         with self._faults(name):
             # Asked first, for most of what is there already need not travel again.
             if (stored := self._stored(blob)) is not None:
-                return self._same(name, stored, sha256)
+                return settle(self, name, stored, sha256) and self._write(name, path, written, overwrite=True)
             try:
-                return self._upload(name, path, sha256)
+                return self._upload(name, path, written)
             except ResourceNotFoundError:
                 self._create_container()
-                return self._upload(name, path, sha256)
+                return self._upload(name, path, written)
 
     def get(self, name: str, into: Path, sha256: str) -> None:
         """See ``Store.get``."""
@@ -112,10 +130,13 @@ class AzureStore:
         return self.client.download_blob(blob, max_concurrency=1).chunks()
 
     def _stored(self, blob: str) -> str | None:
-        """The checksum noted beside an object; that of its bytes where a copy by other tools has lost the note."""
+        """The checksum noted beside an object; that of its bytes where the note is lost or cannot be true."""
         try:
-            noted = self.client.get_blob_client(blob).get_blob_properties().metadata.get(_SHA256)
-            if noted:
+            found = self.client.get_blob_client(blob).get_blob_properties()
+            noted: str | None = found.metadata.get(_SHA256)
+            # The service has the MD5 of what it holds now. One that is not the noted one belongs to other bytes.
+            md5 = (found.content_settings.content_md5 or b"").hex()
+            if noted and found.metadata.get(_MD5, md5) == md5:
                 return noted
             digest = hashlib.sha256()
             for block in self._blocks(blob):
@@ -124,28 +145,10 @@ class AzureStore:
         except ResourceNotFoundError:
             return None
 
-    def _same(self, name: str, stored: str, sha256: str) -> bool:
-        if stored != sha256:
-            raise ArtifactCorrupt(
-                f"{self.location(name)} is there already with other bytes than it should have; rowvec audit names the "
-                "rows it concerns, and deleting it lets the next sync write it anew"
-            )
-        return False
-
-    def _upload(self, name: str, path: Path, sha256: str) -> bool:
-        kind = ContentSettings(content_type=_CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream"))
+    def _upload(self, name: str, path: Path, written: _Digests) -> bool:
         blob = self._blob(name)
         try:
-            with path.open("rb") as file:
-                self.client.upload_blob(
-                    blob,
-                    file,
-                    length=path.stat().st_size,
-                    overwrite=False,
-                    max_concurrency=2,
-                    metadata={_SHA256: sha256},
-                    content_settings=kind,
-                )
+            return self._write(name, path, written)
         except HttpResponseError as error:
             # Somebody was faster: another writer, or this one, whose success was not heard of before it tried again.
             # The blocks of the slower one go with the commit of the faster, so its own commit may find none.
@@ -153,7 +156,24 @@ class AzureStore:
                 raise
             if (stored := self._stored(blob)) is None:
                 raise
-            return self._same(name, stored, sha256)
+            return settle(self, name, stored, written.sha256) and self._write(name, path, written, overwrite=True)
+
+    def _write(self, name: str, path: Path, written: _Digests, *, overwrite: bool = False) -> bool:
+        kind = ContentSettings(
+            content_type=_CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream"),
+            # The service notes it by itself only for what comes in one piece.
+            content_md5=bytearray(written.md5),
+        )
+        with path.open("rb") as file:
+            self.client.upload_blob(
+                self._blob(name),
+                file,
+                length=path.stat().st_size,
+                overwrite=overwrite,
+                max_concurrency=2,
+                metadata={_SHA256: written.sha256, _MD5: written.md5.hex()},
+                content_settings=kind,
+            )
         return True
 
     def _create_container(self) -> None:

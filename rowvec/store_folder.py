@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from rowvec.errors import ArtifactCorrupt
-from rowvec.stores import checked_name, checked_prefix, disk_faults, file_checksum
+from rowvec.stores import checked_name, checked_prefix, disk_faults, file_checksum, settle
 
 _BLOCK = 1 << 20
 _REMEDY = "mend that, or set artifacts.url"
+# What a killed writer leaves. None that is at work takes a day for a file, nor stays a day without writing to it.
+_PASSING = ".*.part"
+_PASSING_SECONDS = 24 * 60 * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +31,19 @@ class FolderStore:
         """See ``Store.put``."""
         target = self._path(name)
         with disk_faults(target, _REMEDY):
-            if target.exists():
-                return self._same(name, target, sha256)
+            if target.exists() and not settle(self, name, file_checksum(target), sha256):
+                return False
             target.parent.mkdir(parents=True, exist_ok=True)
             with _copy(path, target, sha256, f"the file for {name}") as whole:
                 try:
                     # Unlike a rename, a link never takes the place of what another writer put there meanwhile.
                     os.link(whole, target)
                 except FileExistsError:
-                    return self._same(name, target, sha256)
+                    if not settle(self, name, file_checksum(target), sha256):
+                        return False
+                    whole.replace(target)
             self._make_durable(target)
+            _sweep(target.parent.glob(_PASSING))
         return True
 
     def get(self, name: str, into: Path, sha256: str) -> None:
@@ -52,6 +59,7 @@ class FolderStore:
         """See ``Store.names``."""
         folder = self.root / checked_prefix(prefix).rpartition("/")[0]
         with disk_faults(folder, _REMEDY):
+            _sweep(folder.rglob(_PASSING))
             found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
             # Names that begin with a dot are of writers at work, or killed.
             yield from sorted(name for name in found if name.startswith(prefix) and "/." not in f"/{name}")
@@ -78,14 +86,6 @@ class FolderStore:
     def _path(self, name: str) -> Path:
         return self.root / checked_name(name)
 
-    def _same(self, name: str, target: Path, sha256: str) -> bool:
-        if file_checksum(target) != sha256:
-            raise ArtifactCorrupt(
-                f"{self.location(name)} is there already with other bytes than it should have; rowvec audit names the "
-                "rows it concerns, and deleting it lets the next sync write it anew"
-            )
-        return False
-
     def _make_durable(self, target: Path) -> None:
         """A name survives a power cut only once its folder, and every folder that was made for it, is synced."""
         top = self.root.parent
@@ -97,6 +97,15 @@ class FolderStore:
                 os.close(descriptor)
             if folder == top:
                 break
+
+
+def _sweep(leftovers: Iterable[Path]) -> None:
+    """Let go of the files that killed writers left; where that is not allowed, it is no business of whoever asked."""
+    before = time.time() - _PASSING_SECONDS
+    for path in leftovers:
+        with suppress(OSError):
+            if path.lstat().st_mtime < before:
+                path.unlink()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from rowvec.errors import StoreRefused, StoreUnavailable, UsageError
+from rowvec.errors import ArtifactCorrupt, StoreRefused, StoreUnavailable, UsageError
 from rowvec.pipeline import Artifacts
 
 # Azure allows 1,024 characters a name, of which the prefix of the URL has its share.
@@ -35,6 +36,8 @@ _FATAL = frozenset(
     }
 )
 
+logger = logging.getLogger(__name__)
+
 
 class Store(Protocol):
     """Immutable objects under names such as ``artifacts/paintings/ab/abcd.parquet``.
@@ -46,8 +49,9 @@ class Store(Protocol):
     def put(self, name: str, path: Path, sha256: str) -> bool:
         """Keep a file under a name that is not taken; ``False`` where the same bytes are there already.
 
-        An object appears whole or not at all. Raises ``ArtifactCorrupt`` where other bytes have the name, or the file
-        does not agree with ``sha256``.
+        An object appears whole or not at all. Where the name itself holds the sha256, other bytes under it are spoilt
+        and of use to nobody: they are replaced. Raises ``ArtifactCorrupt`` where other bytes have a name of any other
+        kind, or the file does not agree with ``sha256``.
         """
         ...
 
@@ -65,8 +69,8 @@ class Store(Protocol):
     def checksum(self, name: str) -> str | None:
         """The sha256 the store has for an object, or ``None`` where there is none.
 
-        A folder reads the file. A blob's was noted when it was put, and its bytes are read where somebody else put it
-        and noted none; that they still agree is for ``get`` to see.
+        A folder reads the file. A blob's was noted when it was put; its bytes are read where there is no note, or where
+        the service has another MD5 for them than was noted.
         """
         ...
 
@@ -102,6 +106,19 @@ def checked_prefix(prefix: str) -> str:
     if prefix:
         checked_name(prefix.removesuffix("/"))
     return prefix
+
+
+def settle(store: Store, name: str, stored: str, sha256: str) -> bool:
+    """Whether an object that has the name already, with this checksum, is to be replaced. Raises as ``Store.put``."""
+    if stored == sha256:
+        return False
+    if sha256 not in name:
+        raise ArtifactCorrupt(
+            f"{store.location(name)} is there already with other bytes than it should have; rowvec audit names the "
+            "rows it concerns, and deleting it lets the next sync write it anew"
+        )
+    logger.warning("%s was spoilt in the store and is written anew", store.location(name))
+    return True
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import LiteralString, cast
 
 from psycopg import sql
 
-from rowvec.columns import PgColumn
+from rowvec.columns import PgColumn, listed
 from rowvec.errors import UsageError
 
 _LONGEST = 20_000
@@ -190,7 +190,7 @@ class _Parser:
         else:
             raise self._unexpected("a column")
         if name not in self.columns:
-            known = ", ".join(self.columns)
+            known = listed(list(self.columns))
             raise UsageError(
                 f"--where names {token.text[:80]} at character {token.position}, which is no key or metadata column; "
                 f"there are: {known}"
@@ -223,5 +223,6 @@ def _cast_of(column: PgColumn) -> sql.SQL:
         pg_type = re.sub(r"\([^)]*\)", "", pg_type)
     pg_type = re.sub(r"^character(?! varying)", "bpchar", pg_type)  # bare `character` means a length of 1
     pg_type = re.sub(r"^bit(?! varying)\b", "bit varying", pg_type)
-    # From format_type, like PgColumn.type_sql: the database's own words, never the user's.
-    return sql.SQL(cast("LiteralString", pg_type))
+    # From format_type, like PgColumn.type_sql: the database's own words, never the user's. Beside parameters psycopg
+    # takes a percent sign for a placeholder, even in a quoted name.
+    return sql.SQL(cast("LiteralString", pg_type.replace("%", "%%")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,6 +24,10 @@ HISTORY = """
     CREATE TABLE commits (seq bigint PRIMARY KEY, at timestamptz NOT NULL);
     CREATE TABLE history (seq bigint, id int, title text, description text, author text, year int, gone boolean)
 """
+
+BREATH_SECONDS = 0.05
+"""Between a writer's transactions. Without it every row changes several times in each round, the vector table is all
+but empty, and the writers have the processor to themselves."""
 
 _LOCK = 0x52616365
 _WORDS = ("red", "green", "blue", "gold", "", " ", "same")
@@ -51,13 +55,23 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Lag:
+    """What a state has and the vector table has not (yet)."""
+
+    missing: int
+    """Rows without a vector."""
+    metadata: int
+    """Rows whose metadata is another by now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """How a vector table compares with the states that the source has been in."""
 
     states: int
     """How many states were possible."""
-    agreeing: tuple[int, ...]
-    """How many rows each state has more than the vector table, of the states all its rows are rows of."""
+    agreeing: tuple[Lag, ...]
+    """How far it is behind each of the states that all its rows are rows of."""
     nearest: tuple[int, ...]
     """Keys that are stale or orphaned by the state that has the fewest of them."""
 
@@ -77,14 +91,13 @@ class Threads:
 
 
 @contextmanager
-def running(*turns: object) -> Generator[Threads]:
-    """Call each of ``turns`` (callables without arguments) again and again in a thread of its own meanwhile."""
+def running(*turns: Callable[[], object], breath: float = 0.0) -> Generator[Threads]:
+    """Call each of ``turns`` again and again in a thread of its own meanwhile, with so many seconds between calls."""
     threads = Threads()
 
-    def go(turn: object) -> None:
+    def go(turn: Callable[[], object]) -> None:
         try:
-            while not threads.stop.is_set():
-                assert callable(turn)
+            while not threads.stop.wait(breath):
                 turn()
                 threads.rounds += 1
         except BaseException as error:  # noqa: BLE001 # a thread has nobody else to tell
@@ -172,12 +185,14 @@ def start_history(connection: Connection) -> None:
 
 
 @contextmanager
-def writers(url: str, seed: int, *, number: int = 3, keys: int = 400) -> Generator[Threads]:
+def writers(
+    url: str, seed: int, *, number: int = 2, keys: int = 400, breath: float = BREATH_SECONDS
+) -> Generator[Threads]:
     """Some writers at work on the source at ``url`` meanwhile; the seed gives each of them its own stream of edits."""
     opened = [psycopg.connect(url, autocommit=True) for _ in range(number)]
     made = [Writer(c, random.Random(f"{seed} {i}"), keys) for i, c in enumerate(opened)]
     try:
-        with running(*(writer.write for writer in made)) as threads:
+        with running(*(writer.write for writer in made), breath=breath) as threads:
             yield threads
     finally:
         for connection in opened:
@@ -196,15 +211,27 @@ def commits(connection: Connection) -> list[Commit]:
     return [Commit(seq, at, tuple(changes.get(seq, ()))) for seq, at in listed]
 
 
+def final(history: Iterable[Commit]) -> State:
+    """The state after all of them."""
+    state: State = {}
+    for commit in history:
+        for key, painting in commit.changes:
+            if painting is None:
+                state.pop(key, None)
+            else:
+                state[key] = painting
+    return state
+
+
 def judge(history: Iterable[Commit], stored: State, since: datetime, until: datetime) -> Verdict:
     """Compare what a vector table holds with every state the source was in from ``since`` to ``until``.
 
     Both are times of the database's clock. A commit noted after ``until`` was not seen; one whose follower noted the
-    lock before ``since`` was over by then, and must have been seen. Metadata is not compared: see ``metadata_behind``.
+    lock before ``since`` was over by then, and must have been seen.
     """
-    state: dict[int, str] = {}
+    state: State = {}
     wrong = set(stored)
-    agreeing: list[int] = []
+    agreeing: list[Lag] = []
     nearest: set[int] | None = None
     states = 0
     listed = list(history)
@@ -215,14 +242,16 @@ def judge(history: Iterable[Commit], stored: State, since: datetime, until: date
             if painting is None:
                 state.pop(key, None)
             else:
-                state[key] = painting.content
+                state[key] = painting
             if key in stored:
-                (wrong.discard if state.get(key) == stored[key].content else wrong.add)(key)
+                same = painting is not None and painting.content == stored[key].content
+                (wrong.discard if same else wrong.add)(key)
         if i + 1 < len(listed) and listed[i + 1].at <= since:
             continue
         states += 1
         if not wrong:
-            agreeing.append(len(state) - len(stored))
+            other = sum(painting != state[key] for key, painting in stored.items())
+            agreeing.append(Lag(len(state) - len(stored), other))
         if nearest is None or len(wrong) < len(nearest):
             nearest = set(wrong)
     return Verdict(states, tuple(agreeing), tuple(sorted(nearest or ())))
@@ -239,3 +268,36 @@ def assert_own_vectors(connection: Connection, model: str, dimensions: int, tabl
     statement = f"SELECT id, content, embedding::real[] FROM {table}"  # noqa: S608 # ours
     for id_, content, embedding in connection.execute(statement.encode()).fetchall():
         assert embedding == pytest.approx(vector(model, content, dimensions).tolist(), abs=1e-5), id_
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Wait:
+    """Somebody who waited for a lock that somebody else had, seen from outside."""
+
+    who: str
+    stage: str
+    kind: str
+    """The lock's type, as ``pg_locks`` has it."""
+    on: str
+    on_stage: str
+
+
+_WAITS = """
+    SELECT a.usename, a.application_name, a.wait_event, b.usename, b.application_name
+    FROM pg_stat_activity AS a, unnest(pg_blocking_pids(a.pid)) AS blocker (pid), pg_stat_activity AS b
+    WHERE a.wait_event_type = 'Lock' AND a.datname = current_database() AND b.pid = blocker.pid
+      AND a.usename <> b.usename
+"""
+
+
+@contextmanager
+def waits(url: str) -> Generator[set[Wait]]:
+    """Who waits for whose locks meanwhile, told apart by their roles; looked at about a hundred times a second."""
+    seen: set[Wait] = set()
+    with psycopg.connect(url, autocommit=True) as connection:
+
+        def look() -> None:
+            seen.update(Wait(*row) for row in connection.execute(_WAITS.encode()).fetchall())
+
+        with running(look, breath=0.01):
+            yield seen

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rowvec import commands
+from rowvec import commands, retention
 from rowvec.audit import run_audit
 from rowvec.cli import shown
 from rowvec.cli.orchestrator import load_flow
@@ -109,6 +110,23 @@ def restore(
     with shown_progress(err):
         report = flow(pipeline=pipeline, manifest=manifest)
     emit(report.as_json(), as_json, lambda: shown.restore(report))
+
+
+@app.command()
+def prune(
+    file: File,
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=0, help="Days that runs stay restorable, and artifacts are kept.")
+    ] = 30,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it; without, only tell what would go.")] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Write small artifacts into large ones first; with --apply.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete artifacts and manifests that are old and that nothing needs."""
+    found = retention.prune(load(file), timedelta(days=older_than), apply=apply, compact=compact)
+    emit(found.as_json(), as_json, lambda: shown.prune(found))
 
 
 @app.command()

@@ -6,6 +6,7 @@ from typing import Any
 
 from rowvec.cli.output import out, table
 from rowvec.report import Check, RestoreReport, SyncReport
+from rowvec.retention import Pruned
 
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
 _TEXT_WIDTH = 200
@@ -73,6 +74,21 @@ def audit(found: dict[str, Any]) -> None:
         )
     if not good:
         out.print("Run again with --repair to mend them: from artifacts first, paying only for what exists nowhere.")
+
+
+def prune(found: Pruned) -> None:
+    """What was let go of, or would be."""
+    counts = {
+        "artifacts": found.artifacts,
+        "journal_entries": found.journal_entries,
+        "manifests": found.manifests,
+        "kept_artifacts": found.kept_artifacts,
+        "compacted": found.compacted,
+    }
+    _show_counts("Deleted" if found.applied else "Would go", counts)
+    out.print(f"{found.bytes:,} bytes of artifacts.", highlight=False)
+    if not found.applied:
+        out.print("Nothing was changed; run again with --apply to delete them.")
 
 
 def rejects(found: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rowvec import template
-from rowvec.columns import PgColumn
+from rowvec.columns import PgColumn, listed
 from rowvec.diff import Block, Changes, Rows
 from rowvec.errors import RejectReason, RowError, SourceError
 from rowvec.fingerprint import Identity
@@ -25,11 +25,15 @@ from rowvec.pipeline import CsvSource, ParquetSource, Pipeline
 from rowvec.sources.apart import ACTIONS, Reject
 from rowvec.sources.csv_files import CsvFormat
 from rowvec.sources.parquet_files import ParquetFormat
-from rowvec.sources.rendered import Layout, Rendered, columns_of, is_vector
+from rowvec.sources.passing import passing_folder
+from rowvec.sources.rendered import LONGEST_KEY, Layout, Rendered, columns_of, is_vector
 from rowvec.sources.spill import Records, Spill
 
 Fetch = Callable[[str, Path], list[Path]]
 """Fetches what a blob URL names into a folder, and says which files that made."""
+
+# Keys of rejects that are remembered: some megabytes.
+_TOLD = 65_536
 
 # What becomes of a row in the second pass, one byte a row of the source; 1, 2 and 3 are ACTIONS.
 _DUPLICATE, _EMPTY = 4, 5
@@ -42,6 +46,9 @@ _REASONS: dict[int, tuple[RejectReason, str]] = {
 
 class FileFormat(Protocol):
     """A kind of file."""
+
+    first_row: int
+    """The number that people give the first row."""
 
     def schema(self, path: Path) -> pa.Schema:
         """The file's columns. Raises ``SourceError`` where the file cannot be read."""
@@ -62,12 +69,23 @@ class _Mark:
     path: Path
     size: int
     modified: int
+    changed: int
+    """When the system last noted a change: unlike the time of modification, nobody can set it."""
     inode: int
 
     @staticmethod
     def of(path: Path) -> _Mark:
-        status = path.stat()
-        return _Mark(path, status.st_size, status.st_mtime_ns, status.st_ino)
+        """Raises ``SourceError`` where the file is gone."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise SourceError(f"the file {path.name} is gone while it is read: {error.strerror}; run again") from None
+        return _Mark(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    def check(self) -> None:
+        """Raise ``SourceError`` where the file is not the one that was marked."""
+        if _Mark.of(self.path) != self:
+            raise _changed(self.path)
 
 
 class FileSource:
@@ -87,6 +105,7 @@ class FileSource:
         self._marks = [_Mark.of(path) for path in paths]
         self._layout = _layout(pipeline, identity, self._format, paths)
         self._spill, self._aside = spill, aside
+        self._told: set[int] = set()
         self._fates = np.zeros(0, np.uint8)
         self._sent: deque[npt.NDArray[np.int64]] = deque()
         """The numbers of the rows that were given to the diff and not yet marked, in the order of their digests."""
@@ -153,17 +172,17 @@ class FileSource:
             yield key, RowError(reason, detail)
 
     def _batches(self) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
-        """All batches with their file and the number, from 1, of their first row in it.
+        """All batches with their file and the number of their first row in it, as people count.
 
         Raises ``SourceError`` where a file is not the one it was when the source was opened.
         """
         for mark in self._marks:
-            row = 1
+            mark.check()
+            row = self._format.first_row
             for batch in self._format.batches(mark.path, self._layout.columns):
                 yield mark.path, row, batch
                 row += batch.num_rows
-            if _Mark.of(mark.path) != mark:
-                raise _changed(mark.path)
+            mark.check()
 
     def _usable(self, records: Records) -> npt.NDArray[np.bool_]:
         """Which rows are to have a vector; of the others, the second pass names what is to be set aside."""
@@ -201,15 +220,26 @@ class FileSource:
 
     def _set_aside_unusable(self, path: Path, first_row: int, rendered: Rendered) -> None:
         null_key = rendered.null_key
-        rows = np.flatnonzero(null_key | rendered.unreadable).tolist()
+        rows = np.flatnonzero(null_key | rendered.unreadable | rendered.long_key).tolist()
         for row, key in zip(rows, rendered.key_json(rows), strict=True):
             where = f"row {first_row + row:,} of {path.name}"
             if null_key[row]:
                 self._set_aside(key, "null_key", f"a key column is NULL in {where}")
+            elif not rendered.unreadable[row]:
+                detail = f"the key in {where} has more than the {LONGEST_KEY:,} bytes that a primary key can hold"
+                self._set_aside(key, "unreadable", detail)
             else:
-                self._set_aside(key, "unreadable", f"{where} has a value that is not UTF-8, or that Postgres has not")
+                column = rendered.unreadable_in[row]
+                detail = f"{where} has in column {column!r} a value that is not UTF-8, or that Postgres has not"
+                self._set_aside(key, "unreadable", detail)
 
     def _set_aside(self, key: str, reason: RejectReason, detail: str) -> None:
+        """One line in the rejects stands for all rows of a key: a file without keys is not written down again here."""
+        known = hash((key, reason))
+        if known in self._told:
+            return
+        if len(self._told) < _TOLD:
+            self._told.add(known)
         self._aside.write(json.dumps([key, reason, detail]) + "\n")
 
 
@@ -227,11 +257,11 @@ def open_files(
     Raises ``SourceError`` where a file or a column is not there, or a type cannot be had in Postgres.
     """
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix="source-") as place,
-        Spill(Path(place)) as spill,
+        passing_folder(folder) as place,
+        Spill(place) as spill,
         tempfile.TemporaryFile("w+", dir=place, encoding="utf-8") as aside,
     ):
-        paths = fetch(source.path, Path(place)) if is_url(source.path) else local_paths(source.path)
+        paths = fetch(source.path, place) if is_url(source.path) else local_paths(source.path)
         try:
             yield FileSource(pipeline, source, identity, paths, spill, aside)
         except UnicodeDecodeError:
@@ -298,7 +328,7 @@ def _schema(read: FileFormat, path: Path, wanted: list[str]) -> pa.Schema:
     schema = read.schema(path)
     for name in wanted:
         if name not in schema.names:
-            raise SourceError(f"the file {path.name} has no column {name!r}; it has {', '.join(schema.names)}")
+            raise SourceError(f"the file {path.name} has no column {name!r}; it has {listed(schema.names)}")
         if schema.names.count(name) > 1:
             raise SourceError(f"the file {path.name} has two columns called {name!r}; rename one")
     return schema

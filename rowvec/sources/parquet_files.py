@@ -19,6 +19,8 @@ _BATCH_ROWS = 16_384
 class ParquetFormat:
     """See ``FileFormat``."""
 
+    first_row = 1
+
     def schema(self, path: Path) -> pa.Schema:
         """See ``FileFormat``."""
         with _opened(path) as file:
@@ -30,15 +32,22 @@ class ParquetFormat:
             rows = file.metadata.num_rows
             size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
             a_batch = max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(1, rows) // max(1, size)))
+            left = rows
             for batch in file.iter_batches(a_batch, columns=list(columns)):
+                left -= batch.num_rows
                 yield batch.select(list(columns))
+            if left:
+                raise SourceError(
+                    f"the file {path.name} says that it has {rows:,} rows, and {rows - left:,} are in it: it was cut "
+                    "or changed; write it anew"
+                )
 
 
 @contextmanager
 def _opened(path: Path) -> Generator[pq.ParquetFile]:
     """Raises ``SourceError`` where the file is not there, is no Parquet file, or was cut."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -28,6 +28,12 @@ _RECORD_QUOTED = r'["\\(), \t\n\v\f\r]|^$'
 # float8out and float4out change to exponents from here on.
 _FLOAT_DIGITS = {"double precision": 15, "real": 6}
 
+# Postgres' calendar, from 4714-11-24 BC on: https://www.postgresql.org/docs/current/datatype-datetime.html. Dates end
+# with 5874897; timestamps end later than microseconds in 64 bits do.
+_DAY = 86_400_000_000
+_FIRST_DAY, _LAST_DAY = -2_440_588, 2_145_042_905
+_FIRST_MOMENT = _FIRST_DAY * _DAY
+
 
 def pg_type(kind: pa.DataType) -> str | None:
     """The Postgres type for an Arrow type, as ``format_type`` writes it; None where there is none."""
@@ -39,7 +45,8 @@ def pg_type(kind: pa.DataType) -> str | None:
 def pg_text(array: pa.Array) -> pa.Array:
     """``value::text`` of each value, as ``large_string``; NULL stays NULL.
 
-    Raises ``ValueError`` where a value has no counterpart in Postgres: NaN or a NUL character inside a nested value.
+    Raises ``ValueError``, or ``ArrowInvalid``, where a value has no counterpart in Postgres: NaN, a NUL character or a
+    key twice inside a nested value, a time before or after Postgres' calendar.
     """
     if isinstance(array, pa.DictionaryArray):
         return pg_text(array.dictionary).take(array.indices)
@@ -143,7 +150,10 @@ def _one_by_one(array: pa.Array, name: str) -> pa.Array:
     """Types that Arrow writes otherwise: some microseconds a value."""
     if pa.types.is_float16(array.type):
         array = array.cast(pa.float32())
-    values = array.to_pylist(maps_as_pydicts="strict") if name == "jsonb" else array.to_pylist()
+    try:
+        values = array.to_pylist(maps_as_pydicts="strict") if name == "jsonb" else array.to_pylist()
+    except KeyError as error:
+        raise ValueError("a map has a key twice, which jsonb cannot") from error
     return pa.array([None if v is None else _value_text(v, name) for v in values], pa.large_string())
 
 
@@ -195,10 +205,16 @@ def _next_float(value: float, *, up: bool, single: bool) -> float:
 def _times(array: pa.Array) -> pa.Array:
     kind = array.type
     if pa.types.is_time(kind):
-        return _trimmed(array.cast(pa.time64("us"), safe=False).cast(pa.large_string()), "")
+        clock = array.cast(pa.time64("us"), safe=False)
+        _check_within(clock.cast(pa.int64()), 0, _DAY)
+        # The day's last moment, which Postgres has and Arrow has not.
+        midnight = pc.equal(clock.cast(pa.int64()), _DAY)
+        early = pc.if_else(midnight, pa.scalar(0, pa.time64("us")), clock)
+        return pc.if_else(midnight, _string("24:00:00"), _trimmed(early.cast(pa.large_string()), ""))
     zone = "+00" if kind.tz is not None else ""
-    # Finer than microseconds Postgres does not keep time.
-    moments = array.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.timestamp("us"))
+    # Finer than microseconds Postgres does not keep time; what is coarser may be too far away for microseconds.
+    moments = array.cast(pa.timestamp("us", kind.tz), safe=kind.unit != "ns").cast(pa.timestamp("us"))
+    _check_within(moments.cast(pa.int64()), _FIRST_MOMENT, None)
     if _inside_calendar(moments, pc.year):
         return _trimmed(moments.cast(pa.large_string()), zone)
     texts = [None if v is None else _ancient(v, "us", zone) for v in moments.cast(pa.int64()).to_pylist()]
@@ -206,11 +222,20 @@ def _times(array: pa.Array) -> pa.Array:
 
 
 def _dates(array: pa.Array) -> pa.Array:
+    if pa.types.is_date64(array.type):
+        array = pc.divide(array.cast(pa.int64()), _DAY // 1000).cast(pa.int32()).cast(pa.date32())
     days = array.cast(pa.date32())
+    _check_within(days.cast(pa.int32()), _FIRST_DAY, _LAST_DAY)
     if _inside_calendar(days, pc.year):
         return days.cast(pa.large_string())
     texts = [None if v is None else _ancient(v, "D", "") for v in days.cast(pa.int32()).to_pylist()]
     return pa.array(texts, pa.large_string())
+
+
+def _check_within(numbers: pa.Array, first: int, last: int | None) -> None:
+    ends = pc.min_max(numbers).as_py()
+    if ends["min"] is not None and (ends["min"] < first or (last is not None and ends["max"] > last)):
+        raise ValueError("a date or time is outside of Postgres' calendar")
 
 
 def _inside_calendar(array: pa.Array, year: Any) -> bool:

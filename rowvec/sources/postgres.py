@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from rowvec import template
-from rowvec.columns import PgColumn
+from rowvec.columns import PgColumn, listed
 from rowvec.database import Connection, target_url
 from rowvec.errors import SourceError
 from rowvec.pipeline import Pipeline, PostgresSource, table_identifier
@@ -101,7 +101,7 @@ def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource,
     parsed = template.parse(source.content or "")
     for name in (*source.key, *source.metadata, *parsed.columns, *([vector_column] if vector_column else [])):
         if name not in types:
-            raise SourceError(f"the source has no column {name!r}; it has {', '.join(sorted(types))}")
+            raise SourceError(f"the source has no column {name!r}; it has {listed(sorted(types))}")
     key = tuple(PgColumn(name, types[name]) for name in source.key)
     return SourceQuery(
         relation=relation,
@@ -151,7 +151,8 @@ def _relation(source: PostgresSource) -> sql.Composable:
     if source.table is not None:
         return sql.Identifier(*table_identifier(source.table))
     # The query is the pipeline author's own SQL, as trusted as the author; it runs with the role's rights.
-    return sql.SQL("({})").format(sql.SQL(cast("LiteralString", (source.query or "").strip().rstrip(";"))))
+    # The line's end closes a comment that the query may end in.
+    return sql.SQL("({}\n)").format(sql.SQL(cast("LiteralString", (source.query or "").strip().rstrip("; \n"))))
 
 
 def _column_types(connection: Connection, source: PostgresSource, relation: sql.Composable) -> dict[str, str]:

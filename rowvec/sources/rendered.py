@@ -31,6 +31,10 @@ Mask = npt.NDArray[np.bool_]
 # What counts as white space is the same in rowvec.sources.postgres.NOT_BLANK: ASCII only.
 _NOT_BLANK = r"[^ \t\n\r\f\v]"
 
+LONGEST_KEY = 2600
+"""Bytes of a row's key, as text: an entry of a B-tree has room for 2,704, overheads and all."""
+_LISTED_KEY = 200
+
 _NOTHING = pa.scalar("", pa.large_string())
 
 
@@ -60,8 +64,10 @@ class Rendered:
         self._rows = batch.num_rows
         self.unreadable = np.zeros(self._rows, np.bool_)
         """``(n,)``: rows with a value that Postgres cannot hold as text."""
+        self.unreadable_in: dict[int, str] = {}
+        """The first column with such a value, by row."""
         named = {column.name for column in (*layout.key, *layout.metadata)} | set(layout.content.columns)
-        self._texts = {name: self._readable(batch.column(name)) for name in layout.columns if name in named}
+        self._texts = {name: self._readable(name, batch.column(name)) for name in layout.columns if name in named}
 
     @property
     def null_key(self) -> Mask:
@@ -72,6 +78,14 @@ class Rendered:
             if texts.null_count:
                 null |= _mask(texts.is_null())
         return null
+
+    @cached_property
+    def long_key(self) -> Mask:
+        """``(n,)``: rows whose key is longer than what a primary key can hold."""
+        lengths = np.zeros(self._rows, np.int64)
+        for column in self._layout.key:
+            lengths += pc.fill_null(pc.binary_length(self._texts[column.name]), 0).to_numpy(zero_copy_only=False)
+        return lengths > LONGEST_KEY
 
     @cached_property
     def content(self) -> pa.Array:
@@ -114,7 +128,7 @@ class Rendered:
 
     def records(self, first_row: int) -> Records:
         """The hashes of the rows that have a key and can be read, numbered from ``first_row``."""
-        good = ~(self.null_key | self.unreadable)
+        good = ~(self.null_key | self.unreadable | self.long_key)
         records = np.zeros(self._rows, RECORD)
         records["digest"] = pack_digests(self._key_digests())
         records["fingerprint"] = pack_hashes(self.fingerprints)
@@ -126,7 +140,7 @@ class Rendered:
     def key_json(self, rows: Sequence[int]) -> list[str]:
         """The keys of these rows as the rejects hold them: JSON arrays of texts."""
         columns = [self._texts[column.name] for column in self._layout.key]
-        return [json.dumps([c[row].as_py() for c in columns], ensure_ascii=False) for row in rows]
+        return [json.dumps([_shortened(c[row].as_py()) for c in columns], ensure_ascii=False) for row in rows]
 
     def taken(self, actions: list[str]) -> pa.RecordBatch:
         """The rows as ``ApartSource.rows`` gives them."""
@@ -161,31 +175,34 @@ class Rendered:
             parts += [lengths, pa.scalar(":", pa.large_string()), texts]
         return [digest[:DIGEST_BYTES] for digest in _sha256(pc.binary_join_element_wise(*parts, _NOTHING))]
 
-    def _readable(self, column: pa.Array) -> pa.Array:
+    def _readable(self, name: str, column: pa.Array) -> pa.Array:
         """The column's texts. A value that is none marks its row, and a likeness of it stands in its place."""
         try:
             texts = pg_text(_checked(column))
         except (pa.ArrowInvalid, ValueError):
-            return self._readable_one_by_one(column)
+            texts = self._readable_one_by_one(name, column)
         nul = pc.match_substring(texts, "\0")
         if not pc.any(nul).as_py():
             return texts
-        self.unreadable |= _mask(pc.fill_null(nul, False))
+        self._mark(name, np.flatnonzero(_mask(pc.fill_null(nul, False))).tolist())
         return pc.replace_substring(texts, "\0", "\N{REPLACEMENT CHARACTER}")
 
-    def _readable_one_by_one(self, column: pa.Array) -> pa.Array:
+    def _readable_one_by_one(self, name: str, column: pa.Array) -> pa.Array:
         texts: list[str | None] = []
         for row in range(len(column)):
             value = column.slice(row, 1)
             try:
                 texts.append(pg_text(_checked(value))[0].as_py())
             except (pa.ArrowInvalid, ValueError):
-                self.unreadable[row] = True
+                self._mark(name, [row])
                 likeness = value.cast(pa.large_binary())[0].as_py() if _may_be_misread(value.type) else b""
                 texts.append(likeness.decode(errors="replace"))
-        marked = pa.array(texts, pa.large_string())
-        self.unreadable |= _mask(pc.fill_null(pc.match_substring(marked, "\0"), False))
-        return pc.replace_substring(marked, "\0", "\N{REPLACEMENT CHARACTER}")
+        return pa.array(texts, pa.large_string())
+
+    def _mark(self, name: str, rows: Sequence[int]) -> None:
+        self.unreadable[rows] = True
+        for row in rows:
+            self.unreadable_in.setdefault(row, name)
 
 
 def columns_of(schema: pa.Schema, names: Sequence[str], *, key: bool, where: str) -> tuple[PgColumn, ...]:
@@ -264,6 +281,14 @@ def _checked(column: pa.Array) -> pa.Array:
 def _sha256(texts: pa.Array) -> list[bytes]:
     sha256 = hashlib.sha256
     return [sha256(text).digest() for text in texts.cast(pa.large_binary()).to_pylist()]
+
+
+def _shortened(text: str | None) -> str | None:
+    """A part of a key as it is listed: the index on the rejects holds no more than that on the vector table."""
+    if text is None or len(text) <= _LISTED_KEY:
+        return text
+    raw = text.encode()
+    return f"{text[:_LISTED_KEY]}… ({len(raw):,} bytes, sha256 {hashlib.sha256(raw).hexdigest()[:16]})"
 
 
 def _string(text: str) -> pa.Scalar:

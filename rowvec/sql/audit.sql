@@ -18,17 +18,17 @@ SELECT
     CASE
         WHEN rowvec_action = 'new' THEN 'missing'
         WHEN rowvec_action = 'deleted' THEN 'orphaned'
-        WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM stored_fingerprint THEN 'corrupt'
-        WHEN rowvec_action = 'metadata_only' AND metadata_hash IS NOT DISTINCT FROM stored_metadata_hash THEN 'corrupt'
+        WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM rowvec_stored_fingerprint THEN 'corrupt'
+        WHEN rowvec_action = 'metadata_only' AND metadata_hash IS NOT DISTINCT FROM rowvec_stored_metadata_hash THEN 'corrupt'
         ELSE 'stale'
     END,
     CASE
         WHEN rowvec_action = 'new' THEN 'the source has this row, the vector table has not'
         WHEN rowvec_action = 'deleted' THEN 'the vector table has this row, the source has not'
-        WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM stored_fingerprint
+        WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM rowvec_stored_fingerprint
             THEN 'the content in the vector table is not what its fingerprint was made of'
         WHEN rowvec_action = 'changed' THEN 'the source has other content by now'
-        WHEN metadata_hash IS NOT DISTINCT FROM stored_metadata_hash
+        WHEN metadata_hash IS NOT DISTINCT FROM rowvec_stored_metadata_hash
             THEN 'the metadata in the vector table is not what its hash was made of'
         ELSE 'the source has other metadata by now'
     END,

@@ -20,8 +20,8 @@ SELECT
     END AS rowvec_action,
     wanted.fingerprint,
     wanted.metadata_hash,
-    stored.fingerprint AS stored_fingerprint,
-    stored.metadata_hash AS stored_metadata_hash
+    stored.fingerprint AS rowvec_stored_fingerprint,
+    stored.metadata_hash AS rowvec_stored_metadata_hash
 FROM ({rows}) AS wanted
 FULL JOIN ({stored}) AS stored ON {same_key}
 WHERE wanted.fingerprint IS DISTINCT FROM stored.fingerprint

@@ -40,8 +40,14 @@ COPY (
 
 -- name: new_artifacts
 SELECT name, sha256, rows, bytes FROM rowvec.artifacts
-WHERE pipeline_id = %(pipeline_id)s AND (%(whole)s OR NOT listed)
+WHERE pipeline_id = %(pipeline_id)s AND NOT listed
 ORDER BY artifact_id
+
+-- name: all_artifacts -- that hold something
+SELECT a.name, a.sha256, a.rows, a.bytes FROM rowvec.artifacts AS a
+WHERE a.pipeline_id = %(pipeline_id)s
+  AND EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.artifact_id = a.artifact_id)
+ORDER BY a.artifact_id
 
 -- name: new_runs -- with the run that writes the manifest, which has not ended
 SELECT
@@ -67,7 +73,8 @@ WHERE run_id IN (
 ORDER BY run_id
 
 -- name: list_artifacts -- the manifest that names them is in the store
-UPDATE rowvec.artifacts SET listed = true WHERE pipeline_id = %(pipeline_id)s AND name = ANY (%(names)s) AND NOT listed
+UPDATE rowvec.artifacts SET listed = true
+WHERE pipeline_id = %(pipeline_id)s AND (%(whole)s OR name = ANY (%(names)s)) AND NOT listed
 
 -- name: list_runs
 UPDATE rowvec.runs SET listed = true WHERE run_id = ANY (%(runs)s) AND NOT listed

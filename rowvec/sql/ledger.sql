@@ -8,6 +8,9 @@ RETURNING pipeline_id
 -- name: find -- the pipeline's id
 SELECT pipeline_id FROM rowvec.pipelines WHERE name = %(name)s
 
+-- name: identity
+SELECT identity FROM rowvec.pipelines WHERE pipeline_id = %(pipeline_id)s
+
 -- name: start
 INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, %(cause)s, %(state)s) RETURNING run_id
 
@@ -42,7 +45,13 @@ WHERE c.relnamespace = 'rowvec'::regnamespace AND r.pipeline_id = %(pipeline_id)
 DROP TABLE IF EXISTS {table}
 
 -- name: lock -- one run a pipeline: held by the session, so that a killed run lets go of it
-SELECT pg_try_advisory_lock(%(space)s, %(pipeline_id)s)
+SELECT pg_advisory_lock(%(space)s, %(pipeline_id)s)
+
+-- name: lock_patience -- the session of a run that was killed a moment ago may not have noticed yet
+SET lock_timeout = '3s'
+
+-- name: unlock
+SELECT pg_advisory_unlock(%(space)s, %(pipeline_id)s)
 
 -- name: add_artifact -- equal rows give equal bytes: the same artifact may be of several runs
 INSERT INTO rowvec.artifacts (pipeline_id, run_id, last_run_id, batch, name, sha256, rows, bytes)

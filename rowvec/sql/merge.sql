@@ -49,7 +49,7 @@ INSERT INTO {unrecorded} ({key}) SELECT {key} FROM gone
 DELETE FROM {table} AS t
 USING {plan} AS p
 WHERE {same_key} AND (
-    p.rowvec_action = 'deleted'
+    p.rowvec_action = 'deleted' {and_same_text}
     OR p.rowvec_action = 'changed' AND p.fingerprint IS DISTINCT FROM t.fingerprint
 )
 

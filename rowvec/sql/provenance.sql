@@ -36,7 +36,7 @@ SELECT
 FROM {table} AS t
 LEFT JOIN rowvec.pipelines AS p ON p.table_schema = {schema} AND p.table_name = {name}
 LEFT JOIN rowvec.embeddings AS e ON e.pipeline_id = p.pipeline_id AND e.fingerprint = t.fingerprint
-LEFT JOIN rowvec.artifacts AS a USING (artifact_id)
+LEFT JOIN rowvec.artifacts AS a ON a.artifact_id = e.artifact_id
 LEFT JOIN rowvec.runs AS paid ON paid.run_id = e.run_id
 
 -- name: view

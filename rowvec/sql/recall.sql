@@ -6,10 +6,10 @@ SELECT greatest(pg_relation_size({table}::regclass) / current_setting('block_siz
 
 -- name: sample -- rows as queries; whole pages are drawn, so the rest of the table is never read
 SELECT {key}, (t.embedding::vector)::text
-FROM {table} AS t TABLESAMPLE SYSTEM (%(percent)s) REPEATABLE (%(seed)s)
+FROM {table} AS t TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
 WHERE t.embedding IS NOT NULL AND {norm} <> 0
-ORDER BY hashtextextended({key_text}, %(seed)s)
-LIMIT %(queries)s
+ORDER BY hashtextextended({key_text}, {seed})
+LIMIT {queries}
 
 -- name: size -- of what an exact pass reads, in bytes
 SELECT pg_table_size({table}::regclass)

@@ -1,0 +1,67 @@
+-- name: kept_manifests -- the newest, and those of runs that are to stay restorable
+SELECT manifest FROM rowvec.runs
+WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL
+  AND (started_at >= now() - %(age)s
+       OR run_id = (SELECT max(run_id) FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL))
+ORDER BY run_id DESC
+
+-- name: old_manifests -- those that no kept run goes back to
+SELECT run_id, manifest FROM rowvec.runs
+WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL AND manifest <> ALL (%(kept)s) ORDER BY run_id
+
+-- name: needed -- the fingerprints that the vector table has, or that it had after a run that is kept
+CREATE TEMP TABLE needed AS SELECT DISTINCT fingerprint FROM {table}
+
+-- name: need_state
+INSERT INTO needed SELECT DISTINCT fingerprint FROM journal_state
+
+-- name: entry
+CREATE TEMP TABLE entry_rows ({columns})
+
+-- name: copy_entry
+COPY entry_rows FROM STDIN (FORMAT csv)
+
+-- name: need_entry
+INSERT INTO needed SELECT DISTINCT fingerprint FROM entry_rows WHERE fingerprint IS NOT NULL
+
+-- name: drop_entry
+DROP TABLE entry_rows
+
+-- name: analyze_needed
+ANALYZE needed
+
+-- name: unneeded_artifacts -- old ones that hold nothing needed; one that holds nothing (any more) may be older runs'
+SELECT a.name, a.bytes
+FROM rowvec.artifacts AS a
+WHERE a.pipeline_id = {pipeline_id} AND a.created_at < now() - {age}
+  AND NOT EXISTS (
+      SELECT FROM rowvec.embeddings AS e JOIN needed AS n USING (fingerprint) WHERE e.artifact_id = a.artifact_id)
+  AND (a.name <> ALL ({kept}::text[])
+       OR EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.artifact_id = a.artifact_id))
+ORDER BY a.artifact_id
+
+-- name: count_artifacts
+SELECT count(*) FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s
+
+-- name: forget_manifest
+UPDATE rowvec.runs SET manifest = NULL, manifest_sha256 = NULL WHERE run_id = %(run_id)s
+
+-- name: small_artifacts
+SELECT a.artifact_id, a.name, a.sha256, a.rows, a.bytes
+FROM rowvec.artifacts AS a
+WHERE a.pipeline_id = %(pipeline_id)s AND a.bytes < %(smaller_than)s
+  AND EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.artifact_id = a.artifact_id)
+ORDER BY a.artifact_id
+
+-- name: held_by
+SELECT fingerprint FROM rowvec.embeddings WHERE artifact_id = %(artifact_id)s
+
+-- name: add_artifact
+INSERT INTO rowvec.artifacts (pipeline_id, run_id, last_run_id, batch, name, sha256, rows, bytes)
+VALUES (%(pipeline_id)s, %(run_id)s, %(run_id)s, %(batch)s, %(name)s, %(sha256)s, %(rows)s, %(bytes)s)
+ON CONFLICT (pipeline_id, name) DO UPDATE SET last_run_id = excluded.last_run_id
+RETURNING artifact_id
+
+-- name: repoint -- what the small ones held is in the large one now; who paid for it stays
+UPDATE rowvec.embeddings SET artifact_id = %(artifact_id)s
+WHERE pipeline_id = %(pipeline_id)s AND artifact_id = ANY (%(small)s)
