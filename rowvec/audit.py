@@ -15,9 +15,9 @@ from psycopg import sql
 
 from rowvec import artifacts, ledger
 from rowvec.artifacts import Artifact
-from rowvec.database import Connection
+from rowvec.database import Connection, without_blocking
 from rowvec.embedders import open_embedder
-from rowvec.errors import ArtifactCorrupt
+from rowvec.errors import ArtifactCorrupt, PipelineBusy
 from rowvec.extract import compare, same_key
 from rowvec.home import home
 from rowvec.journal import replay, unrecorded
@@ -39,6 +39,7 @@ Kind = Literal["missing", "stale", "orphaned", "corrupt"]
 KINDS: tuple[Kind, ...] = ("missing", "stale", "orphaned", "corrupt")
 
 LISTED = 100
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,14 @@ class Audit:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """The journal that was read."""
+
+    has_untold_keys: bool
+    """Whether rows have changed of which no manifest tells yet."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Audited:
     """An audit that is over, on the connection whose temporary tables hold all that it found."""
@@ -99,8 +108,9 @@ class Audited:
     store: Store
     objects: list[LostObject] = field(default_factory=list[LostObject])
     lost_artifacts: list[str] = field(default_factory=list[str])
+    journal: Journal | None = None
+    """None where there is none to compare with."""
     journal_is_sound: bool = True
-    journal_was_read: bool = False
 
     @property
     def key_json(self) -> sql.Composed:
@@ -146,34 +156,68 @@ def audited(pipeline: Pipeline) -> Generator[Audited]:
             table=stored_table(connection, resolved),
             store=open_store(resolved.artifacts),
         )
-        connection.execute(query("audit", "findings"))
-        _against_source(found)
-        _vectors(found)
-        with tempfile.TemporaryDirectory(dir=home()) as folder:
-            _against_journal(found, pipeline.name, Path(folder))
-            _against_artifacts(found, Path(folder))
+        for _ in range(_ATTEMPTS):
+            before = _last_merge(found)
+            _compare(found, pipeline.name)
+            # What a merge changed in between agrees with nothing that was read before it.
+            if _last_merge(found) == before:
+                break
+        else:
+            raise PipelineBusy(f"runs of the pipeline {pipeline.name} merge faster than it can be audited; try later")
         yield found
 
 
-def _against_source(found: Audited) -> None:
-    connection, resolved, table = found.connection, found.resolved, found.table
-    source, identity = resolved.source, open_embedder(resolved.embedder).identity
-    if source.kind != "postgres" or not is_beside(resolved):
-        from rowvec.extract_apart import compare_apart  # late: pyarrow's file readers are needed only here
+def _last_merge(found: Audited) -> tuple[Any, ...]:
+    values = {"pipeline_id": found.pipeline_id}
+    return found.connection.execute(query("audit", "last_merge"), values).fetchone() or ()
 
-        rows = compare_apart(connection, resolved, identity, found.pipeline_id, table).found
-        values = {
-            "keys": [json.dumps(key) for _, key, _ in rows],
-            "kinds": [kind for kind, _, _ in rows],
-            "reasons": [reason for _, _, reason in rows],
-        }
-        connection.execute(query("audit", "add_finding"), values)
-        return
-    with connection.transaction():
-        connection.execute(query("extract", "begin"))
-        rows = describe(connection, resolved, source, identity.digest())
-        compare(connection, found.pipeline_id, rows, table, exists=True)
-        connection.execute(query("audit", "differences", key_json=key_json(table.key, "d")))
+
+def _compare(found: Audited, pipeline_name: str) -> None:
+    """Read journal, artifacts and a source that cannot be joined; then compare all of it in one snapshot."""
+    found.objects.clear()
+    found.lost_artifacts.clear()
+    found.connection.execute(query("audit", "drop_tables"))
+    found.connection.execute(query("audit", "findings"))
+    with tempfile.TemporaryDirectory(dir=home()) as folder:
+        _read_journal(found, pipeline_name, Path(folder))
+        _read_artifacts(found, Path(folder))
+    beside = is_beside(found.resolved)
+    if not beside:
+        _against_source_apart(found)
+    without_blocking(lambda: _compare_at_once(found, beside=beside))
+
+
+def _compare_at_once(found: Audited, *, beside: bool) -> None:
+    with found.connection.transaction():
+        found.connection.execute(query("extract", "begin"))
+        if beside:
+            _against_source_beside(found)
+        _vectors(found)
+        _against_journal(found)
+        _against_artifacts(found)
+
+
+def _against_source_apart(found: Audited) -> None:
+    from rowvec.extract_apart import compare_apart  # late: pyarrow's file readers are needed only here
+
+    identity = open_embedder(found.resolved.embedder).identity
+    rows = compare_apart(found.connection, found.resolved, identity, found.pipeline_id, found.table).found
+    values = {
+        "keys": [json.dumps(key) for _, key, _ in rows],
+        "kinds": [kind for kind, _, _ in rows],
+        "reasons": [reason for _, _, reason in rows],
+    }
+    found.connection.execute(query("audit", "add_finding"), values)
+
+
+def _against_source_beside(found: Audited) -> None:
+    source = found.resolved.source
+    if source.kind != "postgres":
+        raise TypeError(source.kind)  # files are never beside the vector table
+    identity = open_embedder(found.resolved.embedder).identity
+    rows = describe(found.connection, found.resolved, source, identity.digest())
+    compare(found.connection, found.pipeline_id, rows, found.table, exists=True)
+    found.connection.execute(query("audit", "differences", key_json=key_json(found.table.key, "d")))
 
 
 def _vectors(found: Audited) -> None:
@@ -189,10 +233,11 @@ def _vectors(found: Audited) -> None:
     found.connection.execute(query("audit", "unknown_run", pipeline_id=pipeline_id, **parts))
 
 
-def _against_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
-    """Compare each row's facts with those that its run recorded, and the journal with its own checksum."""
-    connection, table, changes = found.connection, found.table, unrecorded(found.pipeline_id)
+def _read_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
+    """What each row's run recorded, as ``journal_state``; and whether the journal adds up to its own checksum."""
+    connection, changes = found.connection, unrecorded(found.pipeline_id)
     values = {"pipeline_id": found.pipeline_id, "unrecorded": changes.as_string(connection)}
+    found.journal, found.journal_is_sound = None, True
     newest = connection.execute(query("audit", "newest_manifest"), values).fetchone()
     if newest is None:
         return  # no run of this pipeline has written a manifest yet, or the next one begins the journal anew
@@ -203,23 +248,29 @@ def _against_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
         found.objects.append(LostObject(newest[0], str(error)))
         found.journal_is_sound = False
         return
-    found.journal_was_read = True
+    found.journal = Journal(has_untold_keys=newest[1])
     last = chain[-1]
-    if totals(connection, table, sql.Identifier("journal_state")) != (
-        last.manifest.counts["rows"],
-        last.manifest.checksum,
-    ):
+    summed = totals(connection, found.table, sql.Identifier("journal_state"))
+    if summed != (last.manifest.counts["rows"], last.manifest.checksum):
         found.objects.append(LostObject(last.name, "the journal does not add up to the checksum of this manifest"))
         found.journal_is_sound = False
+
+
+def _against_journal(found: Audited) -> None:
+    if found.journal is None:
+        return
+    table, changes = found.table, unrecorded(found.pipeline_id)
     same = same_key(table.key, "s", "t")
-    told = query("audit", "told", unrecorded=changes, same_key=same) if newest[1] else sql.SQL("true")
+    told: sql.Composable = sql.SQL("true")
+    if found.journal.has_untold_keys:
+        told = query("audit", "told", unrecorded=changes, same_key=same)
     parts = {"table": table.identifier, "key_json": found.key_json, "same_key": same, "told": told}
-    connection.execute(query("audit", "journal", **parts))
-    connection.execute(query("audit", "journal_only", **parts))
+    found.connection.execute(query("audit", "journal", **parts))
+    found.connection.execute(query("audit", "journal_only", **parts))
 
 
-def _against_artifacts(found: Audited, folder: Path) -> None:
-    """Compare each vector with the one that was kept, by sha256 of its wire format: what travels is 64 bytes a row."""
+def _read_artifacts(found: Audited, folder: Path) -> None:
+    """The sha256 of each vector that was kept, in wire format, as ``held``: what travels is 64 bytes a row."""
     connection, local = found.connection, folder / "artifact.parquet"
     connection.execute(query("audit", "hold_vectors"))
     for artifact_id, artifact in _artifacts(found):
@@ -233,9 +284,12 @@ def _against_artifacts(found: Audited, folder: Path) -> None:
         finally:
             local.unlink(missing_ok=True)
     connection.execute(query("audit", "analyze_held"))
+
+
+def _against_artifacts(found: Audited) -> None:
     parts = {"table": found.table.identifier, "key_json": found.key_json}
-    connection.execute(query("audit", "other_vector", send=found.send, **parts))
-    connection.execute(query("audit", "not_held", **parts))
+    found.connection.execute(query("audit", "other_vector", send=found.send, **parts))
+    found.connection.execute(query("audit", "not_held", **parts))
 
 
 def _hold(found: Audited, artifact: Path, artifact_id: int) -> None:

@@ -38,7 +38,7 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
     with open_target(resolved, "rowvec plan") as connection:
         install(connection)
         pipeline_id = ledger.register(connection, pipeline, embedder.identity)
-        run_id = ledger.start_run(connection, pipeline_id, "plan", "planned")
+        run_id = ledger.start_plan(connection, pipeline_id)
         ledger.supersede_plans(connection, pipeline_id, run_id)
         request = Request(pipeline=resolved, identity=embedder.identity, pipeline_id=pipeline_id, run_id=run_id)
         found = extract(connection, request)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import errors as pg
@@ -27,8 +28,14 @@ PINNED: LiteralString = """
     SET lock_timeout = '30s'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0
 """
 
+# How long a transaction is tried for its locks. Each try waits a second (sql/extract.sql, begin) and then lets go of
+# its snapshot, for which every CREATE INDEX CONCURRENTLY in the database would have to wait.
+LOCK_PATIENCE_SECONDS = 30.0
+
 # 0.8.2 to 0.8.4 mended HNSW: an overflow in parallel builds, vacuum corruption, an unrepaired graph.
 MINIMUM_PGVECTOR = (0, 8, 4)
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +73,17 @@ def lost_connections_are_retriable() -> Generator[None]:
         yield
     except psycopg.Error as error:
         raise _translated(error) from error
+
+
+def without_blocking(attempt: Callable[[], T]) -> T:
+    """Try a transaction for as long as somebody else has a lock it needs, without keeping other pipelines waiting."""
+    end = time.monotonic() + LOCK_PATIENCE_SECONDS
+    while True:
+        try:
+            return attempt()
+        except pg.LockNotAvailable:
+            if time.monotonic() > end:
+                raise
 
 
 def _translated(error: psycopg.Error) -> DatabaseUnavailable | TargetError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from rowvec.columns import PgColumn
-from rowvec.database import Connection
+from rowvec.database import Connection, without_blocking
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.fingerprint import Identity
 from rowvec.journal import begin_anew
@@ -39,11 +39,11 @@ def extract(connection: Connection, request: Request) -> Plan:
     """
     source = request.pipeline.source
     if source.kind == "postgres" and is_beside(request.pipeline):
-        plan = _extract_beside(connection, request, source)
+        plan = without_blocking(lambda: _extract_beside(connection, request, source))
     else:
         from rowvec.extract_apart import extract_apart  # late: pyarrow's file readers are needed only here
 
-        plan = extract_apart(connection, request)
+        plan = without_blocking(lambda: extract_apart(connection, request))
     check_deletes(plan.counts, request.pipeline)
     return plan
 
@@ -56,6 +56,17 @@ def check_deletes(counts: Counts, pipeline: Pipeline) -> None:
         raise DeleteLimitExceeded(
             f"this run would delete {counts.deleted:,} of {stored:,} vectors ({counts.deleted / stored:.0%}), and "
             f"validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If the rows are meant to go, "
+            "run once with --max-delete-fraction 1"
+        )
+
+
+def check_loss(gone: int, stored: int, pipeline: Pipeline) -> None:
+    """Refuse a merge for a source that was emptied since it was planned; going back costs nothing that was paid for."""
+    allowed = pipeline.validation.max_delete_fraction
+    if stored and gone / stored > allowed:
+        raise DeleteLimitExceeded(
+            f"the source has lost rows since the plan was made: the merge would delete {gone:,} of {stored:,} vectors, "
+            f"and validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If they are meant to go, "
             "run once with --max-delete-fraction 1"
         )
 

@@ -17,7 +17,7 @@ from rowvec.copy_binary import HEADER, TRAILER, Encoder
 from rowvec.database import Connection
 from rowvec.diff import Block, Words, diff
 from rowvec.errors import SourceError
-from rowvec.extract import Request, store_plan
+from rowvec.extract import Request, check_loss, store_plan
 from rowvec.fingerprint import Identity
 from rowvec.home import home
 from rowvec.key_digest import key_digest
@@ -32,7 +32,7 @@ from rowvec.sources.apart import ApartSource, Reject
 from rowvec.sources.files import open_files
 from rowvec.sources.postgres import fingerprint_of_content, metadata_hash, names
 from rowvec.sources.remote import open_remote
-from rowvec.vector_table import VectorTable, find_table
+from rowvec.vector_table import VectorTable, count_rows, find_table
 
 _SET_ASIDE_AT_ONCE = 1000
 _DIGESTS_AT_ONCE = 65_536
@@ -42,6 +42,8 @@ _DIGESTS_AT_ONCE = 65_536
 class Comparison:
     """Source and vector table, read again and compared key by key."""
 
+    planned: frozenset[tuple[str | None, ...]]
+    """Keys of those that a plan, where one was given, has as the source has them now."""
     found: tuple[tuple[str, tuple[str | None, ...], str], ...]
     """What is not right: missing, stale, orphaned or corrupt; the key; the reason."""
     source_rows: int
@@ -80,7 +82,12 @@ def extract_apart(connection: Connection, request: Request) -> Plan:
 
 
 def compare_apart(
-    connection: Connection, pipeline: Pipeline, identity: Identity, pipeline_id: PipelineId, table: VectorTable
+    connection: Connection,
+    pipeline: Pipeline,
+    identity: Identity,
+    pipeline_id: PipelineId,
+    table: VectorTable,
+    plan: Plan | None = None,
 ) -> Comparison:
     """Read source and vector table again and compare them; for the end of a run, and for an audit."""
     with _opened(connection, pipeline, identity) as source, connection.transaction():
@@ -100,6 +107,7 @@ def compare_apart(
                 key_json=key_json(table.key, "d"),
                 stored_key_json=key_json(table.key, "t"),
                 digest=key_digest(table.key),
+                **_planned(table, plan),
             )
         ).fetchall()
         digest = key_digest(table.key)
@@ -107,7 +115,8 @@ def compare_apart(
             query("merge", "totals", digest=digest, table=table.identifier)
         ).fetchone() or (0, 0)
     return Comparison(
-        found=tuple((kind, tuple(key), reason) for kind, reason, key in found),
+        found=tuple((kind, tuple(key), reason) for kind, reason, key, _ in found),
+        planned=frozenset(tuple(key) for _, _, key, planned in found if planned),
         source_rows=totals.rows,
         source_checksum=str(totals.checksum),
         table_rows=rows,
@@ -115,32 +124,53 @@ def compare_apart(
     )
 
 
-def moved(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[bytes]:
-    """Key digests of planned rows that are no longer as the plan saw them: changed, gone, or back.
+def _planned(table: VectorTable, plan: Plan | None) -> dict[str, sql.Composable]:
+    if plan is None:
+        return {"planned": sql.SQL("false"), "planned_gone": sql.SQL("false")}
+    as_stored = sql.SQL(" AND ").join(sql.SQL("p.{0} = t.{0}").format(sql.Identifier(c.name)) for c in table.key)
+    as_taken = sql.SQL(" AND ").join(
+        sql.SQL("p.{0} = d.{0}::{1}").format(sql.Identifier(c.name), c.type_sql) for c in table.key
+    )
+    return {
+        "planned": query("extract_apart", "is_planned", plan=plan.rows, same_key=as_taken),
+        "planned_gone": query("extract_apart", "is_planned_gone", plan=plan.rows, same_key=as_stored),
+    }
 
-    Reads the source's hashes once more; for the merge, which must take none of these rows. Memory: 16 bytes for each.
+
+def moved(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[bytes]:
+    """Key digests of rows that are no longer as the plan saw them: changed, gone, or back.
+
+    Reads the source's hashes once more; for the merge, which must take none of these rows and leave no vector of them.
+    Rows that were not planned and whose metadata alone has changed are not among them: their vector is right. Memory:
+    16 bytes for each, and 8 for each that is planned. Raises ``DeleteLimitExceeded`` where the source has lost more
+    rows than the pipeline allows.
     """
-    statement = query("extract_apart", "planned_pairs", digest=key_digest(plan.table.key), plan=plan.rows)
+    table, stored = plan.table, 0
+    parts = {"digest": key_digest(table.key), "plan": plan.rows}
+    left_alone: sql.Composable = sql.SQL("")
+    if not plan.direct:
+        same = sql.SQL(" AND ").join(sql.SQL("p.{0} = t.{0}").format(sql.Identifier(c.name)) for c in table.key)
+        left_alone = query("extract_apart", "left_alone", table=table.identifier, same_key=same, **parts)
+        stored = count_rows(connection, table)
+    statement = query("extract_apart", "planned_pairs", left_alone=left_alone, **parts)
     found: list[Words] = []
+    gone = 0
     with _opened(connection, pipeline, plan.identity) as source, connection.transaction():
-        deleted = _planned_deletes(connection, plan)
+        deleted = _digests(connection, query("extract_apart", "planned_deletes", **parts))
+        planned = _digests(connection, query("extract_apart", "planned_digests", **parts))
         with connection.cursor() as cursor, cursor.copy(statement) as copy:
             for changes in diff(source.pairs(), pairs_from_copy(copy)):
                 back = np.isin(changes.new.digest[:, 0], deleted)
+                ours = np.isin(changes.metadata_only.digest[:, 0], planned)
+                gone += int((~np.isin(changes.deleted[:, 0], planned)).sum())
                 found += [
                     changes.changed.digest,
-                    changes.metadata_only.digest,
+                    changes.metadata_only.digest[ours],
                     changes.deleted,
                     changes.new.digest[back],
                 ]
+    check_loss(gone + len(deleted), stored, pipeline)
     return [digest for words in found for digest in unpack_digests(words)]
-
-
-def differences(
-    connection: Connection, pipeline: Pipeline, identity: Identity, pipeline_id: PipelineId, table: VectorTable
-) -> Iterator[tuple[str, tuple[str | None, ...], str]]:
-    """Kind, key and reason of each row whose vector is not what the source says."""
-    yield from compare_apart(connection, pipeline, identity, pipeline_id, table).found
 
 
 class _Totals:
@@ -158,9 +188,8 @@ class _Totals:
             yield block
 
 
-def _planned_deletes(connection: Connection, plan: Plan) -> Words:
-    """The first halves of the digests of rows that are to be deleted: enough to tell them apart."""
-    statement = query("extract_apart", "planned_deletes", digest=key_digest(plan.table.key), plan=plan.rows)
+def _digests(connection: Connection, statement: sql.Composed) -> Words:
+    """The first halves of key digests: enough to tell rows apart."""
     return pack_digests(row[0] for row in connection.execute(statement))[:, 0]
 
 

@@ -27,6 +27,8 @@ State = Literal["planned", "running", "succeeded", "failed", "abandoned"]
 
 _LOCK_SPACE = 0x72760001
 """Advisory locks of runs: (this, pipeline_id). The merge has a space of its own."""
+_PLAN_LOCK_SPACE = 0x72760003
+"""Advisory locks of ``rowvec plan`` at work: (this, run_id)."""
 
 
 def find(connection: Connection, pipeline: Pipeline) -> PipelineId:
@@ -66,6 +68,11 @@ def number_above(connection: Connection, number: int) -> None:
 def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, state: State = "running") -> RunId:
     """A new run."""
     return RunId(_one(connection, "start", pipeline_id=pipeline_id, cause=cause, state=state))
+
+
+def start_plan(connection: Connection, pipeline_id: PipelineId) -> RunId:
+    """A new plan, which nobody clears away while this connection is open."""
+    return RunId(_one(connection, "start_plan", pipeline_id=pipeline_id, space=_PLAN_LOCK_SPACE))
 
 
 def finish_run(
@@ -117,13 +124,15 @@ def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]
 
 def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
     """Mark what killed runs left as abandoned and drop their tables; returns the names of the tables dropped."""
-    connection.execute(query("ledger", "abandoned"), {"pipeline_id": pipeline_id, "run_id": run_id})
+    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": _PLAN_LOCK_SPACE}
+    connection.execute(query("ledger", "abandoned"), values)
     return _drop_tables(connection, pipeline_id, run_id)
 
 
 def supersede_plans(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> None:
     """Drop the plans that ``rowvec plan`` left before this one; runs at work are not touched."""
-    connection.execute(query("ledger", "supersede"), {"pipeline_id": pipeline_id, "run_id": run_id})
+    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": _PLAN_LOCK_SPACE}
+    connection.execute(query("ledger", "supersede"), values)
     _drop_tables(connection, pipeline_id, run_id)
 
 

@@ -8,9 +8,9 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.columns import PgColumn
-from rowvec.database import Connection
-from rowvec.errors import DeleteLimitExceeded, MergeConflict
-from rowvec.extract import is_exact, same_key
+from rowvec.database import Connection, without_blocking
+from rowvec.errors import MergeConflict, TargetError
+from rowvec.extract import check_loss, is_exact, same_key
 from rowvec.journal import begin_anew, unrecorded
 from rowvec.key_digest import key_digest
 from rowvec.pipeline import Pipeline
@@ -35,8 +35,6 @@ class Merged:
     """Rows of the source that changed after they were read: the next round's work."""
     missing: tuple[str, ...]
     """Keys of rows that were planned and have no vector all the same: there should be none."""
-    late: tuple[str, ...] = ()
-    """Keys of the pending rows of a source that cannot be joined, as many as were listed."""
     source_rows: int | None
     """Rows that are to have a vector, in the merge's own snapshot; None where the source cannot be joined."""
     table_rows: int
@@ -55,27 +53,35 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
     """
     source = pipeline.source
     beside = is_beside(pipeline)
+    plan = _taken_up(connection, plan)
     moved: list[bytes] = []
     if source.kind == "postgres" and not beside:
         from rowvec.extract_apart import moved as moved_since  # late: pyarrow's file readers are needed only here
 
         moved = moved_since(connection, pipeline, plan)
     try:
-        with connection.transaction():
-            _begin(connection, plan)
-            _remember_keys(connection, plan)
-            if source.kind == "postgres" and beside:
-                rows = describe(connection, pipeline, source, plan.identity.digest())
-                _read_source_again(connection, plan, rows)
-            else:
-                _forget_moved_keys(connection, plan, moved)
-                connection.execute(query("merge", "live_planned", key=names(plan.table.key), plan=plan.rows))
-            connection.execute(query("merge", "analyze_live"))
-            return _merge(connection, pipeline, plan, beside=beside)
+        return without_blocking(lambda: _merge_at_once(connection, pipeline, plan, moved, beside=beside))
     except (pg.SerializationFailure, pg.DeadlockDetected) as error:
         raise MergeConflict(
             "the vector table was written by somebody else during the merge; it is done anew"
         ) from error
+
+
+def _merge_at_once(
+    connection: Connection, pipeline: Pipeline, plan: Plan, moved: list[bytes], *, beside: bool
+) -> Merged:
+    with connection.transaction():
+        _begin(connection, plan)
+        _check_staging(connection, plan)
+        _remember_keys(connection, plan)
+        if pipeline.source.kind == "postgres" and beside:
+            rows = describe(connection, pipeline, pipeline.source, plan.identity.digest())
+            _read_source_again(connection, plan, rows)
+        else:
+            _forget_moved_keys(connection, plan, moved)
+            connection.execute(query("merge", "live_planned", key=names(plan.table.key), plan=plan.rows))
+        connection.execute(query("merge", "analyze_live"))
+        return _merge(connection, pipeline, plan, beside=beside)
 
 
 def compare(connection: Connection, pipeline: Pipeline, plan: Plan, merged: Merged) -> Merged:
@@ -86,19 +92,50 @@ def compare(connection: Connection, pipeline: Pipeline, plan: Plan, merged: Merg
     """
     from rowvec.extract_apart import compare_apart  # late: pyarrow's file readers are needed only here
 
-    found = compare_apart(connection, pipeline, plan.identity, plan.pipeline_id, plan.table)
-    keys = tuple("(" + ", ".join(map(str, key)) + ")" for _, key, _ in found.found)
+    found = compare_apart(connection, pipeline, plan.identity, plan.pipeline_id, plan.table, plan)
+    connection.execute(query("merge", "drop", table=plan.rows))
     moving = pipeline.source.kind == "postgres"
-    if moving and keys:
-        return replace(merged, pending=len(keys), late=keys)
+    wrong = [key for _, key, _ in found.found if not moving or key in found.planned]
+    missing = tuple("(" + ", ".join(map(str, key)) + ")" for key in wrong)
+    if len(wrong) < len(found.found):
+        return replace(merged, pending=len(found.found) - len(wrong), missing=missing)
     return replace(
         merged,
-        missing=keys,
+        missing=missing,
         source_rows=found.source_rows,
         source_checksum=found.source_checksum,
         table_rows=found.table_rows,
         table_checksum=found.table_checksum,
     )
+
+
+def _taken_up(connection: Connection, plan: Plan) -> Plan:
+    """The plan, or what is left to do of it where it has been merged and only the answer was lost on its way to us.
+
+    Staging goes with the merge's own transaction. What is left is to look once more: nothing is loaded again.
+    """
+    names_ = {"staging": plan.staging.as_string(connection), "plan": plan.rows.as_string(connection)}
+    row = connection.execute(query("merge", "what_is_there"), names_).fetchone()
+    staging_there, plan_there = row or (True, True)
+    if not plan_there:
+        key = names((*plan.table.key, *plan.table.metadata))
+        connection.execute(query("merge", "empty_plan", plan=plan.rows, columns=key, table=plan.table.identifier))
+    if staging_there or not (plan.batches or plan.direct):
+        return plan
+    return replace(plan, batches=0, direct=False)
+
+
+def _check_staging(connection: Connection, plan: Plan) -> None:
+    """Staging is not logged: a database that crashed meanwhile has it, and has it empty."""
+    if not plan.batches:
+        return
+    statement = query("merge", "staged", staging=plan.staging, run_id=sql.Literal(plan.run_id))
+    staged, loaded = connection.execute(statement).fetchone() or (0, 0)
+    if staged != loaded:
+        raise TargetError(
+            f"staging has {staged:,} of {loaded:,} rows: the database was restarted meanwhile; nothing was changed. "
+            "Run again: what was embedded is kept, and nothing is paid for twice"
+        )
 
 
 def _begin(connection: Connection, plan: Plan) -> None:
@@ -148,7 +185,8 @@ def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, beside: bo
     source = totals(connection, plan.table, sql.Identifier("live")) if beside else (None, None)
     table_rows, table_checksum = totals(connection, plan.table, plan.table.identifier)
     connection.execute(query("merge", "merged"), {"run_id": plan.run_id})
-    for leftover in (plan.staging, plan.rows):
+    # A source that cannot be joined is compared with its plan once more.
+    for leftover in (plan.staging, plan.rows) if beside else (plan.staging,):
         connection.execute(query("merge", "drop", table=leftover))
     return Merged(
         upserted=upserted,
@@ -175,7 +213,6 @@ def _publish(connection: Connection, plan: Plan, *, beside: bool) -> int:
 def publish(connection: Connection, table: VectorTable, staging: sql.Identifier) -> None:
     """Give a loaded table (in the schema ``rowvec``) its key and make it the vector table; in a transaction."""
     connection.execute(query("merge", "primary_key", staging=staging, key=names(table.key)))
-    connection.execute(query("vector_table", "create_schema", schema=sql.Identifier(table.schema)))
     # Into its schema first: there no other table has its name, and the ledger's may.
     connection.execute(query("merge", "publish_schema", staging=staging, schema=sql.Identifier(table.schema)))
     moved = sql.Identifier(table.schema, staging.as_string().rpartition(".")[2].strip('"'))
@@ -246,13 +283,7 @@ def _check_deletes_again(connection: Connection, pipeline: Pipeline, plan: Plan)
     """The source may have been emptied since the plan was made; rolling back costs nothing that was paid for."""
     statement = query("merge", "count_gone", table=plan.table.identifier, same_key=_same(plan, "l", "t"))
     gone, stored = connection.execute(statement).fetchone() or (0, 0)
-    allowed = pipeline.validation.max_delete_fraction
-    if stored and gone / stored > allowed:
-        raise DeleteLimitExceeded(
-            f"the source has lost rows since the plan was made: the merge would delete {gone:,} of {stored:,} vectors, "
-            f"and validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If they are meant to go, "
-            "run once with --max-delete-fraction 1"
-        )
+    check_loss(gone, stored, pipeline)
 
 
 def _forget_mended_rejects(connection: Connection, plan: Plan) -> None:
@@ -286,7 +317,9 @@ def _without_vector(connection: Connection, plan: Plan) -> tuple[int, tuple[str,
             **parts,
         )
     )
-    (pending,) = connection.execute(query("merge", "pending")).fetchone() or (0,)
+    (pending,) = connection.execute(
+        query("merge", "pending", table=plan.table.identifier, same_key_t=_same(plan, "t", "l"))
+    ).fetchone() or (0,)
     missing = connection.execute(query("merge", "missing", key_json=key_json(plan.table.key, "w"))).fetchall()
     connection.execute(query("merge", "forget_pending", same_key=_same(plan, "w", "l")))
     connection.execute(query("merge", "forget_unembeddable", **parts))

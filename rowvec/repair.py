@@ -109,5 +109,5 @@ def _retell(found: Audited) -> None:
     with found.connection.transaction():
         found.connection.execute(query("audit", "unrecorded_table", **parts))
         found.connection.execute(query("audit", "retell", **parts))
-        if found.journal_was_read:
+        if found.journal:
             found.connection.execute(query("audit", "retell_gone", **parts))

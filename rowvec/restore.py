@@ -35,7 +35,7 @@ from rowvec.report import Check, RestoreReport
 from rowvec.run import Run, open_target, running
 from rowvec.serving import serve
 from rowvec.stores import Store, open_store
-from rowvec.vector_table import VectorTable, find_table
+from rowvec.vector_table import VectorTable, find_table, make_schema
 
 # What a restore has no use for may lack its secrets: the machine of a bad day has not all variables set.
 NEEDED = frozenset({"target", "artifacts"})
@@ -163,6 +163,7 @@ def restore_rows(pipeline: Pipeline, run: Run, manifest: str | None = None) -> R
         renumbered = _add_runs(work, chain)
         load.create_staging(connection, run.run_id, table, work.staging, direct=True)
         artifacts, lost = _load(work, chain)
+        make_schema(connection, table.schema)
         missing, keys = _left_over(work)
         with connection.transaction():
             if find_table(connection, table):

@@ -24,7 +24,7 @@ from rowvec.ledger import RunId
 from rowvec.memory import share_arenas
 from rowvec.merge import Merged, compare, merge
 from rowvec.pipeline import Embedder as EmbedderPart
-from rowvec.pipeline import Pipeline
+from rowvec.pipeline import Pipeline, table_identifier
 from rowvec.plan import Plan, open_plan
 from rowvec.progress import tell
 from rowvec.references import resolve
@@ -33,6 +33,7 @@ from rowvec.run import Run, open_target
 from rowvec.serving import Indexed, serve
 from rowvec.sources.postgres import is_beside
 from rowvec.stores import Store, file_checksum, open_store
+from rowvec.vector_table import make_schema
 
 share_arenas()
 
@@ -92,6 +93,8 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
     identity = _embedder(resolved.embedder).identity
     with open_target(resolved, "rowvec extract") as connection:
         request = Request(pipeline=resolved, identity=identity, pipeline_id=run.pipeline_id, run_id=run.run_id)
+        # Not in the extract's transaction, nor in the merge's: others may be making the same schema.
+        make_schema(connection, table_identifier(pipeline.target.table)[0])
         plan = extract(connection, request)
         # Without a single row to embed, a first load still makes the (empty) vector table.
         if plan.batches or plan.direct:
@@ -193,10 +196,6 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
     with open_target(resolved, "rowvec validate") as connection:
         plan = open_plan(connection, resolved, run.run_id)
         merged = rounds[-1].merged
-        if merged.late:
-            # Found late once, a row may have been written a moment ago; found late twice, it is missing.
-            again = compare(connection, resolved, plan, merged)
-            merged = replace(merged, missing=tuple(sorted(set(merged.late) & set(again.late))))
         checks = [
             *validate.check_merge(merged),
             *validate.check_table(connection, plan.table, None if indexed.rows <= _ALL_ROWS else plan.run_id),

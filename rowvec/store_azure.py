@@ -16,6 +16,7 @@ from azure.core.exceptions import (
     HttpResponseError,
     ResourceExistsError,
     ResourceNotFoundError,
+    ServiceResponseError,
 )
 from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetry
 
@@ -149,6 +150,11 @@ class AzureStore:
         blob = self._blob(name)
         try:
             return self._write(name, path, written)
+        except ServiceResponseError:
+            # None of the client's tries was answered; one may have been heard.
+            if self._stored(blob) != written.sha256:
+                raise
+            return True
         except HttpResponseError as error:
             # Somebody was faster: another writer, or this one, whose success was not heard of before it tried again.
             # The blocks of the slower one go with the commit of the faster, so its own commit may find none.

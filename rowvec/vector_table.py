@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.columns import PgColumn
@@ -146,13 +148,23 @@ def find_table(connection: Connection, table: VectorTable) -> bool:
     return True
 
 
+def make_schema(connection: Connection, schema: str) -> None:
+    """Make a schema where there is none.
+
+    In a transaction of its own: two that make one schema wait for each other, and IF NOT EXISTS fails the second.
+    """
+    found = connection.execute(query("vector_table", "schema_there"), {"schema": schema}).fetchone()
+    if not (found and found[0]):
+        with suppress(pg.UniqueViolation):
+            connection.execute(query("vector_table", "create_schema", schema=sql.Identifier(schema)))
+
+
 def create_table(connection: Connection, table: VectorTable) -> None:
-    """Make the vector table, empty, with its primary key; for a first load that cannot go straight into it."""
+    """Make the vector table, empty, with its primary key, in its schema; for a load that cannot go straight into it."""
     columns = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql) for column in table.columns
     )
     key = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.key)
-    connection.execute(query("vector_table", "create_schema", schema=sql.Identifier(table.schema)))
     connection.execute(query("vector_table", "create", table=table.identifier, columns=columns, key=key))
 
 

@@ -163,7 +163,6 @@ def test_h1_writers_without_rest_leave_nothing_stale_or_orphaned(
     assert_in_step(source)
 
 
-@pytest.mark.xfail(strict=True, reason="rows that moved since the last plan are taken for missing")
 def test_h1_writers_in_another_database(
     source: Connection,
     elsewhere: str,
@@ -457,7 +456,6 @@ def test_h18_four_pipelines_side_by_side(
     side_by_side(source, database_url, neighbours, rowvec, rounds=15)
 
 
-@pytest.mark.xfail(strict=True, reason="an extract that waits for a lock keeps a snapshot")
 def test_h18_who_is_blocked_does_not_block_the_others(
     source: Connection,
     database_url: str,
@@ -486,7 +484,6 @@ def test_h18_who_is_blocked_does_not_block_the_others(
     assert deadlocks(source) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="CREATE SCHEMA IF NOT EXISTS in the merge's transaction")
 def test_h18_two_first_loads_may_make_the_same_schema(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
@@ -495,11 +492,10 @@ def test_h18_two_first_loads_may_make_the_same_schema(
     with gallery.writer(database_url) as other:
         with other.transaction():
             other.execute("CREATE SCHEMA vectors")
-            sync = rowvec("sync", file).when(lambda: held(source, "rowvec merge"))
+            sync = rowvec("sync", file).when(lambda: held(source, "rowvec extract"))
         assert succeeded(sync.wait())["rows"] == 50
 
 
-@pytest.mark.xfail(strict=True, reason="a sync that starts drops the plan of a command at work")
 def test_a_plan_survives_a_sync_that_starts(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
@@ -525,7 +521,6 @@ def test_a_plan_survives_a_sync_that_starts(
     assert succeeded(sync.wait())["rows"] == 50
 
 
-@pytest.mark.xfail(strict=True, reason="metadata that moved is not pending")
 def test_metadata_written_while_a_row_is_embedded_is_the_next_rounds(
     source: Connection, paid: Pipeline, server: OpenAIServer, tmp_path: Path, rowvec: Rowvec
 ) -> None:

@@ -6,6 +6,13 @@ CREATE TEMP TABLE findings (
     salvage boolean NOT NULL DEFAULT false
 )
 
+-- name: drop_tables
+DROP TABLE IF EXISTS findings, held
+
+-- name: last_merge
+SELECT max(merged_at), max(run_id) FILTER (WHERE merged_at IS NOT NULL)
+FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s
+
 -- name: add_finding
 INSERT INTO findings (key, kind, reason)
 SELECT key::jsonb, kind, reason

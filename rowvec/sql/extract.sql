@@ -3,7 +3,7 @@
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
 SET LOCAL work_mem = '256MB';
 SET LOCAL parallel_tuple_cost = 0.001;
-SET LOCAL lock_timeout = '30s'
+SET LOCAL lock_timeout = '1s'
 
 -- name: diff -- keys whose row and vector do not belong together, by one join; unchanged rows leave no trace
 -- Content and metadata are compared themselves, and not only by hash, so that a row somebody edited in the vector table

@@ -113,20 +113,37 @@ SELECT
             THEN 'the metadata in the vector table is not what its hash was made of'
         ELSE 'the source has other metadata by now'
     END,
-    {key_json}
+    {key_json},
+    {planned}
 FROM taken AS d
 LEFT JOIN {table} AS t ON {same_key}
 UNION ALL
-SELECT 'orphaned', 'the vector table has this row, the source has not', {stored_key_json}
+SELECT 'orphaned', 'the vector table has this row, the source has not', {stored_key_json}, {planned_gone}
 FROM {table} AS t WHERE {digest} IN (SELECT digest FROM gone)
+
+-- name: is_planned -- the plan, less what has moved, has the row with this very content: the merge was to write it
+EXISTS (SELECT FROM {plan} AS p
+        WHERE {same_key} AND p.fingerprint = d.fingerprint AND p.metadata_hash = d.metadata_hash)
+
+-- name: is_planned_gone
+EXISTS (SELECT FROM {plan} AS p WHERE {same_key} AND p.rowvec_action = 'deleted')
 
 -- name: rejected -- rows that are known to have no vector
 SELECT key, fingerprint FROM rowvec.rejects WHERE pipeline_id = {pipeline_id} AND fingerprint IS NOT NULL
 
--- name: planned_pairs -- the rows of a plan that the source has, as the plan saw them
+-- name: planned_pairs -- what the source had when it was planned: the plan's rows, and those that it left alone
 COPY (
-    SELECT {digest}, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'deleted' ORDER BY 1
+    SELECT {digest}, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'deleted'
+    {left_alone}
+    ORDER BY 1
 ) TO STDOUT (FORMAT binary)
+
+-- name: left_alone -- where there is a vector table
+UNION ALL
+SELECT {digest}, fingerprint, metadata_hash FROM {table} AS t WHERE NOT EXISTS (SELECT FROM {plan} AS p WHERE {same_key})
+
+-- name: planned_digests
+SELECT {digest} FROM {plan} WHERE rowvec_action <> 'deleted'
 
 -- name: planned_deletes
 SELECT {digest} FROM {plan} WHERE rowvec_action = 'deleted'

@@ -28,11 +28,18 @@ WHERE run_id = %(run_id)s
 
 -- name: abandoned -- earlier runs and plans of this pipeline that nobody will finish: only the lock's holder may ask
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
-WHERE pipeline_id = %(pipeline_id)s AND state IN ('planned', 'running') AND run_id <> %(run_id)s
+WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
+  AND CASE state WHEN 'running' THEN true
+                 WHEN 'planned' THEN pg_try_advisory_xact_lock(%(space)s, run_id::int) ELSE false END
 
 -- name: supersede -- plans that nobody asked a run of, when a new one is asked for
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
-WHERE pipeline_id = %(pipeline_id)s AND state = 'planned' AND run_id <> %(run_id)s
+WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
+  AND CASE state WHEN 'planned' THEN pg_try_advisory_xact_lock(%(space)s, run_id::int) ELSE false END
+
+-- name: start_plan -- locked before anybody can see it: who clears up leaves a plan alone whose command is at work
+INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, 'plan', 'planned')
+RETURNING run_id, pg_try_advisory_lock(%(space)s, run_id::int)
 
 -- name: leftovers -- plan and staging tables of runs that are over
 SELECT c.relname

@@ -1,6 +1,20 @@
 -- name: lock -- one merge into a vector table at a time; it goes with the transaction, so poolers cannot lose it
 SELECT pg_advisory_xact_lock(%(space)s, %(pipeline_id)s)
 
+-- name: what_is_there -- both go with the merge
+SELECT to_regclass(%(staging)s) IS NOT NULL, to_regclass(%(plan)s) IS NOT NULL
+
+-- name: empty_plan -- for a merge that was done, and whose plan went with it
+CREATE TABLE {plan} AS
+SELECT
+    ''::text AS rowvec_action, 0 AS rowvec_batch, {columns}, content, ''::text AS rowvec_vector, fingerprint, metadata_hash
+FROM {table} WHERE false
+
+-- name: staged
+SELECT
+    (SELECT count(*) FROM {staging}),
+    (SELECT coalesce(sum(rows), 0) FROM rowvec.loaded WHERE run_id = {run_id})
+
 -- name: live -- the source as of this transaction's snapshot: what the vector table is to agree with
 CREATE TEMP TABLE live ON COMMIT DROP AS SELECT {key}, fingerprint, metadata_hash FROM ({rows}) AS r
 
@@ -81,7 +95,10 @@ WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {same_key_t} AND t.fingerprint 
       WHERE r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = l.fingerprint)
 
 -- name: pending -- they came after the plan was made
-SELECT count(*) FROM without_vector WHERE NOT rowvec_planned
+SELECT
+    (SELECT count(*) FROM without_vector WHERE NOT rowvec_planned)
+    + (SELECT count(*) FROM live AS l JOIN {table} AS t ON {same_key_t}
+       WHERE t.fingerprint = l.fingerprint AND t.metadata_hash <> l.metadata_hash)
 
 -- name: missing -- they were in the plan with this very content, and ought to be there
 SELECT {key_json}::text FROM without_vector AS w WHERE rowvec_planned

@@ -10,6 +10,9 @@ ORDER BY a.attnum
 -- name: count
 SELECT count(*) FROM {table}
 
+-- name: schema_there -- asked first: who may only use a schema may not even try to make it
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %(schema)s)
+
 -- name: create_schema
 CREATE SCHEMA IF NOT EXISTS {schema}
 
