@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from rowvec.embedders.protocol import Answer, Embedder
 from rowvec.errors import ArtifactCorrupt, RowError
 from rowvec.plan import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
 from rowvec.queries import query
-from rowvec.stores import Store
+from rowvec.stores import Store, disk_faults
 
 # Fingerprints looked up in one statement: an array of 10,000 is 0.4 MB.
 _LOOKUP = 10_000
@@ -101,7 +103,14 @@ def _write_rows(connection: Connection, plan: Plan, batch: int, folder: Path) ->
                 ids[i] = len(fingerprints) - 1
             of_row.append(ids)
     shape = (max(1, len(fingerprints)), plan.table.dimensions)
-    vectors = np.memmap(folder / "vectors.f4", np.float32, "w+", shape=shape)
+    size = shape[0] * shape[1] * 4
+    with disk_faults(folder, "make room under ROWVEC_HOME and run again"), (folder / "vectors.f4").open("wb") as file:
+        # Room that is not there is an error now, and not a signal in the middle of the work; macOS cannot tell.
+        if sys.platform == "linux":
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    vectors = np.memmap(folder / "vectors.f4", np.float32, "r+", shape=shape)
     return _Distinct(
         fingerprints=fingerprints,
         of_row=np.concatenate(of_row) if of_row else np.empty(0, np.int64),

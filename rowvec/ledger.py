@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Literal, NewType
 
@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.artifacts import Artifact
-from rowvec.database import Connection, connect
+from rowvec.database import Connection, connect, lost_connections_are_retriable
 from rowvec.embedders.protocol import Vectors
 from rowvec.errors import PipelineBusy, UsageError
 from rowvec.fingerprint import Identity
@@ -110,8 +110,9 @@ def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]
     """
     values = {"space": _LOCK_SPACE, "pipeline_id": pipeline_id}
     with connect(url, application="rowvec lock") as holder:
-        holder.execute(query("ledger", "lock_patience"))
         try:
+            with lost_connections_are_retriable():
+                holder.execute(query("ledger", "lock_patience"))
             holder.execute(query("ledger", "lock"), values)
         except pg.LockNotAvailable:
             raise PipelineBusy(
@@ -119,7 +120,9 @@ def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]
             ) from None
         yield
         # Said, and not left to the closing of the connection: the next run may come before the server notices that.
-        holder.execute(query("ledger", "unlock"), values)
+        # A session that a restarted server has ended holds nothing any more.
+        with suppress(pg.OperationalError):
+            holder.execute(query("ledger", "unlock"), values)
 
 
 def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, cast
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -39,18 +38,35 @@ _RENAME = "rename it in a query, or in the file"
 Text = Annotated[str, Field(min_length=1)]
 
 
+_IN_PLAIN_TEXT = "holds a secret in plain text; put it in an environment variable and write ${NAME} here"
+_REFERENCE = re.compile(r"\$\{\w+\}|\{\{\s*prefect\.blocks\.secret\.[\w-]+\s*\}\}")
+# As in a URL's query, a libpq DSN and Azure's connection strings; a value that is one whole reference ($) is none.
+_NAMED_SECRET = re.compile(
+    r"(?:^|[?&;\s])(?:\w*password|AccountKey|SharedAccessSignature|sig|api-key|\w*token)\s*=\s*(?!\$(?:[&;\s]|$))[^&;\s]",
+    re.IGNORECASE,
+)
+
+
 def _no_literal_secret(value: str | None) -> str | None:
     """A URL with a password or a signature in it would be stored with the flow's parameters, for all to read."""
-    if value is None or "${" in value or "{{" in value:
+    if value is None:
         return value
-    try:
-        parts = urlsplit(value)
-        secret = parts.password or any(k in parse_qs(parts.query) for k in ("sig", "password"))
-    except ValueError:
-        secret = False
-    if secret or re.search(r"\b(password|AccountKey|SharedAccessSignature)\s*=", value, re.IGNORECASE):
-        raise ValueError("holds a secret in plain text; put it in an environment variable and write ${NAME} here")
+    plain = _REFERENCE.sub("$", value)
+    # All up to the last @: a password that was not percent-encoded may hold what else ends a URL's authority.
+    _, _, password = plain.partition("//")[2].rpartition("@")[0].partition(":")
+    is_port = re.match(r"\d{1,5}/", password)
+    if (password not in ("", "$") and not is_port) or _NAMED_SECRET.search(plain):
+        raise ValueError(_IN_PLAIN_TEXT)
     return value
+
+
+def _no_literal_credential(value: str | None) -> str | None:
+    """One reference, or a connection string whose secret part is one: a bare key or token looks like any other text."""
+    if value is None or _REFERENCE.sub("$", value).lstrip("?") == "$":
+        return value
+    if "=" not in value or _REFERENCE.search(value) is None:
+        raise ValueError(_IN_PLAIN_TEXT)
+    return _no_literal_secret(value)
 
 
 class _Part(BaseModel):
@@ -147,7 +163,8 @@ class _FileSource(_RowSource):
         description="For a blob URL: SAS or connection string, as ${NAME}. Left out: azure-identity.",
     )
 
-    _path_has_no_secret = field_validator("path", "credential")(_no_literal_secret)
+    _path_has_no_secret = field_validator("path")(_no_literal_secret)
+    _credential_is_a_reference = field_validator("credential")(_no_literal_credential)
 
 
 class CsvSource(_FileSource):
@@ -210,8 +227,8 @@ class OpenAIEmbedder(_Part):
     @field_validator("api_key")
     @classmethod
     def _key_is_a_reference(cls, value: str) -> str:
-        if not re.fullmatch(r"\$\{\w+\}|\{\{.*\}\}", value):
-            raise ValueError("holds a secret in plain text; put it in an environment variable and write ${NAME} here")
+        if not _REFERENCE.fullmatch(value):
+            raise ValueError(_IN_PLAIN_TEXT)
         return value
 
     _base_url_has_no_secret = field_validator("base_url")(_no_literal_secret)
@@ -300,7 +317,8 @@ class Artifacts(_Part):
         "azure-identity.",
     )
 
-    _no_secret = field_validator("url", "credential")(_no_literal_secret)
+    _no_secret = field_validator("url")(_no_literal_secret)
+    _credential_is_a_reference = field_validator("credential")(_no_literal_credential)
 
 
 class Index(_Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 # Far above what a person writes, far below what hurts.
 _LONGEST = 1_000_000
 _DEEPEST = 32
+_QUOTED = re.compile(r"'[^']{2,}'")
 _MOST_VALUES = 10_000
 
 
@@ -40,7 +42,9 @@ def load(path: Path) -> Pipeline:
         raise UsageError(f"{path}: not YAML: a value in it cannot be read ({error}); put it in quotes") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{path}:{line}: not YAML: {error.problem or 'it cannot be parsed'}") from None
+        # The parser quotes what it stumbles over, and that may be a secret that was not put in quotes.
+        problem = _QUOTED.sub("a word", error.problem or "it cannot be parsed")
+        raise UsageError(f"{path}:{line}: not YAML: {problem}; put values that begin with a sign in quotes") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):
@@ -103,7 +107,7 @@ def _refuse_oddities(path: Path, text: str) -> None:
         where = f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}"
         tag: object = getattr(event, "tag", None)
         if tag not in (None, "!", "tag:yaml.org,2002:str"):
-            raise UsageError(f"{where}: not YAML for a pipeline: the tag {tag!r}; write the value without it")
+            raise UsageError(f"{where}: not YAML for a pipeline: a value begins with ! (a tag); put it in quotes")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
             raise UsageError(f"{where}: is nested more than {_DEEPEST} deep, which no pipeline is")

@@ -62,7 +62,8 @@ def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
     lost = [a.name for a in written if store.checksum(a.name) != a.sha256]
     detail = f"{len(written):,} artifact(s) of this run are in the store"
     if lost:
-        detail = f"{len(lost):,} artifact(s) are not in the store as they were written: {', '.join(lost[:3])}"
+        detail = f"{len(lost):,} artifact(s) are not in the store as they were written: {', '.join(lost[:3])}; "
+        detail += "rowvec audit --repair writes them anew"
     return Check(name="artifacts", ok=not lost, detail=detail)
 
 

@@ -40,6 +40,8 @@ USING rowvec.rejects AS r
 WHERE d.rowvec_action = 'new' AND r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = d.fingerprint
 
 -- name: plan_rows -- the changed rows themselves, as of the same snapshot, batch by batch and equal contents together
+-- Made anew where the stage is tried again because nobody heard that it was done.
+DROP TABLE IF EXISTS {plan};
 CREATE TABLE {plan} AS
 SELECT
     d.rowvec_action,

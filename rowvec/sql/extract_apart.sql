@@ -80,6 +80,8 @@ SELECT
 FROM taken
 
 -- name: plan_rows -- laid out as the plan of a source beside the vector table; equal contents together
+-- Made anew where the stage is tried again because nobody heard that it was done.
+DROP TABLE IF EXISTS {plan};
 CREATE TABLE {plan} AS
 SELECT
     d.rowvec_action,
