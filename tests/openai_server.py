@@ -175,6 +175,8 @@ class OpenAIServer(ThreadingHTTPServer):
         self._seen: list[int] = [0] * len(self._faults)
         self.requests: list[Request] = []
         self.tokens_billed = 0
+        self.answers_as: str | None = None
+        """The model it says has answered; None: the one that was asked for."""
         self.hold: threading.Event | None = None
         """While set to an event, requests that will be answered rightly wait for it."""
         self.most_at_once = 0
@@ -352,7 +354,7 @@ class _Handler(BaseHTTPRequestHandler):
             dimensions = int(asked or NATIVE.get(model, self.server.native))
             data = _data(model, texts, dimensions, fault, base64_wanted=base64_wanted)
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-            self._send(200, {"object": "list", "data": data, "model": model, "usage": usage})
+            self._send(200, {"object": "list", "data": data, "model": self.server.answers_as or model, "usage": usage})
 
     def _refusal(self, body: dict[str, Any], texts: list[str], tokens: int, model: str, key: str) -> Fault | None:
         if self.server.key is not None and key != self.server.key:

@@ -37,6 +37,7 @@ class _Usage(BaseModel):
 
 class _Body(BaseModel):
     data: list[_Item]
+    model: str | None = None
     usage: _Usage | None = None
 
 
@@ -48,6 +49,8 @@ class Reply:
     """``(n, d)``; a row may still hold NaN, infinity or only zeros, see ``usable``."""
     tokens: int | None
     """What the provider billed; None where it does not say."""
+    model: str | None = None
+    """The model that the provider says has answered."""
 
 
 def read(content: bytes, *, expected: int, dimensions: int) -> Reply:
@@ -73,7 +76,7 @@ def read(content: bytes, *, expected: int, dimensions: int) -> Reply:
         if row.shape != (dimensions,):
             raise WrongDimensions(row.size)
     vectors = np.stack(rows)[order] if rows else np.empty((0, dimensions), np.float32)
-    return Reply(vectors, body.usage.prompt_tokens if body.usage else None)
+    return Reply(vectors, body.usage.prompt_tokens if body.usage else None, body.model)
 
 
 def usable(vectors: Vectors) -> npt.NDArray[np.bool_]:

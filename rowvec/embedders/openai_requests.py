@@ -23,6 +23,8 @@ _SECOND_CHANCES = 2
 # Vectors of a wrong length are paid for each time; a model that gives them goes on giving them.
 _DIMENSION_ATTEMPTS = 3
 
+OPENAI_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
+
 # A provider that wants more patience than this (a limit of the day) ends the run, which says when to come back.
 LONGEST_REST = 900.0
 
@@ -55,6 +57,25 @@ class Understanding:
     """Whether a refusal of the field ``dimensions`` is taken as an answer: the model's name tells us nothing."""
     works: bool = False
     """Whether any request has ever been answered with vectors."""
+    answered_by: str | None = None
+    """The model that the server named in its first answer."""
+
+    def check_model(self, asked: str, answered: str | None) -> None:
+        """Raise ``EmbedderRefused`` where another model has answered: its vectors may have the same length, and mean
+        something else.
+
+        A server may know a model by another name than we do (Azure names the model behind a deployment); but none of
+        OpenAI's models is another one, and no server has a reason to change its mind in the middle of a run.
+        """
+        if answered is None:
+            return
+        first = self.answered_by = self.answered_by or answered
+        if answered != first or (asked != answered and {asked, answered} <= OPENAI_MODELS):
+            expected = first if answered != first else asked
+            raise EmbedderRefused(
+                f"the embedder was asked for {asked} and the answer is by {answered}, not {expected}: vectors of two "
+                "models cannot be compared. Nothing of this answer was kept; check what embedder.base_url leads to"
+            )
 
 
 @dataclass(slots=True)
@@ -162,6 +183,7 @@ class Requests:
         else:
             self.pace.succeeded()
             reply = read(response.content, expected=len(part), dimensions=self.endpoint.dimensions)
+            self.understanding.check_model(self.endpoint.model, reply.model)
             self.understanding.works = True
             return reply
         # Outside the handler, so that no traceback ever leads to the client's exception, which may quote the key.
