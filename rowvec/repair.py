@@ -60,7 +60,7 @@ def _salvage(found: Audited, pipeline: Pipeline, run: Run) -> None:
             for block in taken:
                 out.write_batch(block)
         if found.table.bits:
-            artifacts.write_bits(spooled, bits, found.table.dimensions)
+            artifacts.write_bits(spooled, bits, found.table.dimensions, found.table.precision)
         artifact = artifacts.write_artifact(
             spooled, bits if found.table.bits else None, parquet, found.table, pipeline.name, identity
         )

@@ -218,7 +218,7 @@ def _write_together(held: _Ledger, run: Run, identity: Identity, batch: int, gro
                 if any(kept):
                     out.write_batch(block.filter(pa.array(kept)).select(schema.names).cast(schema))
     if table.bits:
-        artifacts.write_bits(spooled, bits, table.dimensions)
+        artifacts.write_bits(spooled, bits, table.dimensions, table.precision)
     written = artifacts.write_artifact(spooled, bits if table.bits else None, parquet, table, held.pipeline, identity)
     artifacts.upload(held.store, parquet, written)
     with held.connection.transaction():

@@ -126,7 +126,12 @@ def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     """One bit a dimension, beside the vectors."""
     started = time.monotonic()
     if batch.rows and pipeline.target.bits:
-        artifacts.write_bits(batch.folder / "embedded.arrow", batch.folder / "bits.arrow", pipeline.embedder.dimensions)
+        artifacts.write_bits(
+            batch.folder / "embedded.arrow",
+            batch.folder / "bits.arrow",
+            pipeline.embedder.dimensions,
+            pipeline.target.precision,
+        )
     return batch.after("binarize", started)
 
 
