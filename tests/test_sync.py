@@ -454,3 +454,33 @@ def test_h15_rows_arrive_by_copy_and_validity_is_the_catalogues_word(
     assert [s.valid for s in states] == [True]
     assert source.execute("SELECT %s::regclass::oid", (f'vectors."{states[0].name}"',)).fetchone() != oid
     assert source.execute("SELECT rows FROM rowvec.loaded").fetchall() == [(50,)]
+
+
+def test_h6_what_triggers_do_not_see_is_found(source: Connection, paintings: Pipeline) -> None:
+    """As logical replication applies changes: no trigger fires, no rule, no timestamp of the application's is set."""
+    sync(paintings)
+    with source.transaction():
+        source.execute("SET LOCAL session_replication_role = replica")
+        source.execute("UPDATE paintings SET title = 'replicated' WHERE id = 3")
+        source.execute("DELETE FROM paintings WHERE id = 4")
+        fill(source, 1, start=60)
+    report = sync(paintings)
+    assert (report.new, report.changed, report.deleted, report.embedded) == (1, 1, 1, 2)
+    assert_in_step(source)
+
+
+def test_579_rows_dropped_and_put_back_cost_nothing(source: Connection, paintings: Pipeline) -> None:
+    """Real tables do this: gone in one version, back in the next."""
+    fill(source, 1450, start=51)
+    source.execute("CREATE TABLE kept AS SELECT * FROM paintings WHERE id BETWEEN 500 AND 1078")
+    sync(paintings)
+    source.execute("DELETE FROM paintings WHERE id BETWEEN 500 AND 1078")
+    with pytest.raises(DeleteLimitExceeded, match="would delete 579 of 1,500"):
+        sync(paintings)
+    allowed = paintings.validation.model_copy(update={"max_delete_fraction": 1.0})
+    gone = sync(paintings.model_copy(update={"validation": allowed}))
+    assert (gone.deleted, gone.rows) == (579, 921)
+    source.execute("INSERT INTO paintings SELECT * FROM kept")
+    back = sync(paintings)
+    assert (back.new, back.embedded, back.reused, back.tokens) == (579, 0, 579, 0)
+    assert_in_step(source)
