@@ -1,0 +1,106 @@
+"""How much of a provider's limit is used, and how often must it say no?
+
+A server that speaks OpenAI's protocol, in a process of its own, allows so many requests or tokens a minute, of which a
+tenth may be used at once. Our embedder sends it texts for a while: with the limits in the pipeline, and without, so
+that they are learned from its headers and refusals. ``--quick`` is shorter. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rowvec.embedders import open_embedder
+from rowvec.pipeline import OpenAIEmbedder
+
+KEY = "sk-pace"
+BURST_SECONDS = 6.0
+REQUESTS_A_MINUTE = 600
+TOKENS_A_MINUTE = 60_000
+TEXT = "a painting of the sea in winter, oil on canvas, signed at the lower left "
+
+
+@contextmanager
+def provider(**limits: float) -> Generator[str]:
+    """The server's origin."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
+    command = [sys.executable, "-m", "tests.openai_server", f"--burst-seconds={BURST_SECONDS}", "--latency=0.2", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # ours
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def texts(seconds: float) -> Iterator[str]:
+    """Distinct texts until the time is up."""
+    end, number = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        number += 1
+        yield f"{TEXT}{number}"
+
+
+def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
+    """One run against one limit."""
+    with provider(**limits) as origin:
+        known = {name: int(value) for name, value in limits.items()} if told else {}
+        config = OpenAIEmbedder(
+            kind="openai",
+            model="text-embedding-3-small",
+            dimensions=96,
+            base_url=f"{origin}/v1",
+            api_key="${PACE_KEY}",
+            max_batch_inputs=1 if "requests_per_minute" in limits else 20,
+            concurrency=16,
+            **known,  # pyright: ignore[reportArgumentType] # numbers by the names of the limits
+        ).model_copy(update={"api_key": KEY})
+        embedder = open_embedder(config)
+        # Imports, the tokenizer and the first connection are not the pace's.
+        list(embedder.embed(["warm"]))
+        started = time.monotonic()
+        answered = sum(len(answer.positions) for answer in embedder.embed(texts(seconds)))
+        took = time.monotonic() - started
+        with urllib.request.urlopen(f"{origin}/stats") as answer:  # noqa: S310 # our own server
+            stats = json.loads(answer.read())
+    used = stats["statuses"].get("200", 0) if "requests_per_minute" in limits else stats["tokens"]
+    (limit,) = limits.values()
+    # The rate that can be kept up; what may be used at once in the beginning is on top, so a run may show more than 1.
+    allowed = limit * took / 60
+    return {
+        "of_limit": round(used / allowed, 3),
+        "refused_share": round(stats["statuses"].get("429", 0) / stats["requests"], 4),
+        "answered": answered,
+        "seconds": round(took, 1),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    seconds = 12.0 if parser.parse_args().quick else 50.0
+    os.environ["PACE_KEY"] = KEY
+    result: dict[str, Any] = {}
+    for name, limit in (
+        ("requests", {"requests_per_minute": REQUESTS_A_MINUTE}),
+        ("tokens", {"tokens_per_minute": TOKENS_A_MINUTE}),
+    ):
+        for told in (True, False):
+            key = f"{name}_{'told' if told else 'learned'}"
+            result[key] = measured(seconds, told=told, **limit)
+            print(f"{key:20} {result[key]}", flush=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
