@@ -104,6 +104,23 @@ def test_a_row_that_no_run_wrote_is_found_though_its_content_is_right(synced: Co
     assert run_audit(paintings).consistent
 
 
+def test_a_row_that_is_wrong_in_two_ways_is_mended_of_both(
+    synced: Connection, paintings: Pipeline, tmp_path: Path
+) -> None:
+    """The source has other metadata by now, which is the reason that is named; its bits are wrong all the same."""
+    synced.execute("UPDATE paintings SET year = 1 WHERE id IN (3, 4)")
+    synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 3")
+    assert run_audit(paintings).counts["stale"] == 2
+    assert repair(paintings).embedded == 0
+    assert run_audit(paintings).consistent
+    synced.execute("UPDATE paintings SET year = 2 WHERE id = 4")
+    for path in (tmp_path / "artifacts").rglob("*.parquet"):
+        path.unlink()
+    assert repair(paintings).embedded == 0
+    assert run_audit(paintings).consistent
+    assert_in_step(synced)
+
+
 def test_all_findings_are_counted_and_mended_and_a_hundred_are_named(synced: Connection, paintings: Pipeline) -> None:
     fill(synced, 250, start=60)
     sync(paintings)

@@ -1,8 +1,9 @@
--- name: findings -- each row once, with the first reason found
+-- name: findings -- each row once, with the first reason found; what is to be done may follow from a later one
 CREATE TEMP TABLE findings (
     key jsonb PRIMARY KEY,
     kind text NOT NULL,
     reason text NOT NULL,
+    void boolean NOT NULL DEFAULT false,
     salvage boolean NOT NULL DEFAULT false
 )
 
@@ -14,21 +15,21 @@ SELECT max(merged_at), max(run_id) FILTER (WHERE merged_at IS NOT NULL)
 FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s
 
 -- name: add_finding
-INSERT INTO findings (key, kind, reason)
-SELECT key::jsonb, kind, reason
+INSERT INTO findings (key, kind, reason, void)
+SELECT key::jsonb, kind, reason, kind = 'corrupt'
 FROM unnest(%(keys)s::text[], %(kinds)s::text[], %(reasons)s::text[]) AS f (key, kind, reason)
 ON CONFLICT DO NOTHING
 
 -- name: differences -- what the diff of source and vector table means for an audit
-INSERT INTO findings (kind, reason, key)
-SELECT
+INSERT INTO findings (kind, reason, key, void)
+SELECT kind, reason, key, kind = 'corrupt' FROM (SELECT
     CASE
         WHEN rowvec_action = 'new' THEN 'missing'
         WHEN rowvec_action = 'deleted' THEN 'orphaned'
         WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM rowvec_stored_fingerprint THEN 'corrupt'
         WHEN rowvec_action = 'metadata_only' AND metadata_hash IS NOT DISTINCT FROM rowvec_stored_metadata_hash THEN 'corrupt'
         ELSE 'stale'
-    END,
+    END AS kind,
     CASE
         WHEN rowvec_action = 'new' THEN 'the source has this row, the vector table has not'
         WHEN rowvec_action = 'deleted' THEN 'the vector table has this row, the source has not'
@@ -38,21 +39,21 @@ SELECT
         WHEN metadata_hash IS NOT DISTINCT FROM rowvec_stored_metadata_hash
             THEN 'the metadata in the vector table is not what its hash was made of'
         ELSE 'the source has other metadata by now'
-    END,
-    {key_json}
-FROM diff AS d
+    END AS reason,
+    {key_json} AS key
+FROM diff AS d) AS found
 ON CONFLICT DO NOTHING
 
 -- name: vectors -- all checks of the vectors in one pass
-INSERT INTO findings (kind, reason, key)
-SELECT 'corrupt', CASE {reasons} END, {key_json} FROM {table} AS t WHERE {bad}
-ON CONFLICT DO NOTHING
+INSERT INTO findings (kind, reason, key, void)
+SELECT 'corrupt', CASE {reasons} END, {key_json}, true FROM {table} AS t WHERE {bad}
+ON CONFLICT (key) DO UPDATE SET void = true
 
 -- name: reason -- of one check
 WHEN {condition} THEN {reason}
 
 -- name: journal -- facts that the journal has otherwise; keys that no manifest tells of yet are the next run's to tell
-INSERT INTO findings (kind, reason, key)
+INSERT INTO findings (kind, reason, key, void)
 SELECT
     'corrupt',
     CASE
@@ -62,20 +63,20 @@ SELECT
         WHEN s.run_id <> t.run_id THEN 'its run_id is not the one that its run recorded'
         ELSE 'its embedded_at is not the one that its run recorded'
     END,
-    {key_json}
+    {key_json}, true
 FROM {table} AS t
 LEFT JOIN journal_state AS s ON {same_key}
 WHERE (t.fingerprint, t.metadata_hash, t.run_id, t.embedded_at)
     IS DISTINCT FROM (s.fingerprint, s.metadata_hash, s.run_id, s.embedded_at)
   AND {told}
-ON CONFLICT DO NOTHING
+ON CONFLICT (key) DO UPDATE SET void = true
 
 -- name: journal_only
-INSERT INTO findings (kind, reason, key)
-SELECT 'corrupt', 'the vector table had this row, and no run of this pipeline deleted it', {key_json}
+INSERT INTO findings (kind, reason, key, void)
+SELECT 'corrupt', 'the vector table had this row, and no run of this pipeline deleted it', {key_json}, true
 FROM journal_state AS t
 WHERE NOT EXISTS (SELECT FROM {table} AS s WHERE {same_key}) AND {told}
-ON CONFLICT DO NOTHING
+ON CONFLICT (key) DO UPDATE SET void = true
 
 -- name: told -- where there are keys that no manifest tells of yet
 NOT EXISTS (SELECT FROM {unrecorded} AS s WHERE {same_key})
@@ -96,28 +97,28 @@ COPY held FROM STDIN (FORMAT binary)
 ANALYZE held
 
 -- name: other_vector -- rows whose vector is in artifacts, but is another one there
-INSERT INTO findings (kind, reason, key)
-SELECT 'corrupt', 'its vector is not the one that was paid for and kept', {key_json}
+INSERT INTO findings (kind, reason, key, void)
+SELECT 'corrupt', 'its vector is not the one that was paid for and kept', {key_json}, true
 FROM {table} AS t
 WHERE EXISTS (SELECT FROM held AS h WHERE h.fingerprint = t.fingerprint)
   AND NOT EXISTS (
       SELECT FROM held AS h
       WHERE h.fingerprint = t.fingerprint AND h.vector_sha256 = sha256({send}(t.embedding)))
-ON CONFLICT DO NOTHING
+ON CONFLICT (key) DO UPDATE SET void = true
 
 -- name: not_held -- rows whose vector is in no artifact that can be read: the table itself is the last place it is in
 INSERT INTO findings (kind, reason, key, salvage)
 SELECT 'corrupt', 'no artifact that can be read holds its vector', {key_json}, true
 FROM {table} AS t
 WHERE NOT EXISTS (SELECT FROM held AS h WHERE h.fingerprint = t.fingerprint)
-ON CONFLICT DO NOTHING
+ON CONFLICT (key) DO UPDATE SET salvage = true
 
 -- name: unknown_run
-INSERT INTO findings (kind, reason, key)
-SELECT 'corrupt', 'its run_id is of no run of this pipeline', {key_json}
+INSERT INTO findings (kind, reason, key, void)
+SELECT 'corrupt', 'its run_id is of no run of this pipeline', {key_json}, true
 FROM {table} AS t
 WHERE NOT EXISTS (SELECT FROM rowvec.runs AS r WHERE r.run_id = t.run_id AND r.pipeline_id = {pipeline_id})
-ON CONFLICT DO NOTHING
+ON CONFLICT (key) DO UPDATE SET void = true
 
 -- name: artifacts
 SELECT artifact_id, name, sha256, rows, bytes FROM rowvec.artifacts WHERE pipeline_id = {pipeline_id} ORDER BY artifact_id
@@ -138,7 +139,7 @@ ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 SELECT DISTINCT ON (t.fingerprint) {columns}, t.content, t.fingerprint, t.metadata_hash, {send}(t.embedding)
 FROM {table} AS t
 JOIN findings AS f ON f.key = {key_json}
-WHERE f.salvage
+WHERE f.salvage AND NOT f.void
 ORDER BY t.fingerprint
 
 -- name: retell -- the next manifest says how each row that was found wrong is then
@@ -156,4 +157,4 @@ CREATE TABLE IF NOT EXISTS {unrecorded} AS SELECT {key} FROM {table} WHERE false
 UPDATE {table} AS t
 SET fingerprint = ''::bytea
 FROM findings AS f
-WHERE f.kind = 'corrupt' AND NOT f.salvage AND f.key = {key_json}
+WHERE f.void AND f.key = {key_json}
