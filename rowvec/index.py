@@ -35,6 +35,7 @@ _CLEARING_LOCK_TIMEOUT = "5s"
 
 _POLL_SECONDS = 0.25
 _LONGEST_NAME = 63
+_PREFIX = re.compile(r"\bsubvector\(embedding, 1, (\d+)\)")
 _OURS = re.compile(r"_rowvec_[0-9a-f]{8}(_\d+)?(_cc(new|old)\d*)?$")
 
 # pgvector holds the graph in memory while it builds: each element's own fields, and 16 bytes for each of 2m links at
@@ -90,7 +91,7 @@ def cut_name(table: str, suffix: str) -> str:
 def index_state(connection: Connection, table: VectorTable) -> list[IndexState]:
     """All indexes on the table's vectors, valid or not, oldest first."""
     rows = connection.execute(query("index", "state"), _name_of(table)).fetchall()
-    return [_state(row) for row in rows]
+    return [_state(table, row) for row in rows]
 
 
 def ensure_index(
@@ -145,7 +146,8 @@ def build_memory(rows: int, dimensions: int, choice: IndexChoice, *, configured:
 
     Never less than ``configured``, what the server's administrator gives to every build anyway.
     """
-    value = dimensions // 8 if choice.on == "bits" else dimensions * (2 if choice.opclass.startswith("half") else 4)
+    held = choice.prefix or dimensions
+    value = held // 8 if choice.on == "bits" else held * (2 if choice.opclass.startswith("half") else 4)
     needed = rows * (value + _ELEMENT_BYTES + _LINK_BYTES * 3 * choice.m) * 5 // 4
     return max(configured, min(allowed, max(needed, _SMALLEST_MEMORY)))
 
@@ -205,9 +207,20 @@ def _concurrently(readers: bool) -> sql.SQL:
 def _column(table: VectorTable, choice: IndexChoice) -> sql.Composable:
     if choice.on == "bits":
         return sql.SQL("embedding_bits")
-    if choice.on == "halfvec":
-        return sql.SQL("(embedding::halfvec({}))").format(sql.Literal(table.dimensions))
-    return sql.SQL("embedding")
+    return indexed_expression(table, choice, sql.SQL("embedding")) or sql.SQL("embedding")
+
+
+def indexed_expression(table: VectorTable, choice: IndexChoice, of: sql.Composable) -> sql.Composed | None:
+    """What an index on floats holds of ``of``, an embedding; None where that is the embedding as it is stored.
+
+    A query must say it word for word, or the planner would not know the index.
+    """
+    if not choice.prefix and choice.on == "float":
+        return None
+    half = choice.on == "halfvec" or table.precision == "float16"
+    cut = sql.SQL("subvector({}, 1, {})").format(of, sql.Literal(choice.prefix)) if choice.prefix else of
+    cast = sql.SQL("({}::halfvec({}))" if half else "({}::vector({}))")
+    return cast.format(cut, sql.Literal(choice.prefix or table.dimensions))
 
 
 def _options(choice: IndexChoice) -> sql.Composed:
@@ -221,6 +234,7 @@ def _options(choice: IndexChoice) -> sql.Composed:
 def _free_name(connection: Connection, table: VectorTable, choice: IndexChoice) -> str:
     """A name that says what the index is; numbered where an index like it is there to be replaced."""
     what = f"{choice.kind} {choice.on} {choice.opclass} {choice.m} {choice.ef_construction} {choice.lists}"
+    what += f" {choice.prefix}" if choice.prefix else ""
     stem = "_rowvec_" + hashlib.sha256(what.encode()).hexdigest()[:8]
     names = connection.execute(query("index", "names"), {"schema": table.schema}).fetchall()
     taken = {str(row[0]) for row in names}
@@ -330,10 +344,12 @@ def _share(row: tuple[Any, ...]) -> tuple[float, str]:
     return min(max(done, default=0.0), 1.0), str(phase)
 
 
-def _state(row: tuple[Any, ...]) -> IndexState:
-    name, kind, opclass, column, valid, size, definition, reloptions, partial = row
+def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
+    name, kind, opclass, valid, size, definition, reloptions, partial = row
     options = dict(option.split("=", 1) for option in reloptions)
-    on: On = "bits" if opclass.startswith("bit") else "float" if column == "embedding" else "halfvec"
+    prefix = _PREFIX.search(definition)
+    halved = opclass.startswith("halfvec") and table.precision == "float32"
+    on: On = "bits" if opclass.startswith("bit") else "halfvec" if halved else "float"
     present = IndexChoice(
         kind=kind,
         on=on,
@@ -341,6 +357,7 @@ def _state(row: tuple[Any, ...]) -> IndexState:
         m=int(options.get("m", 16)),
         ef_construction=int(options.get("ef_construction", 64)),
         lists=int(options.get("lists", 100)) if kind == "ivfflat" else 0,
+        prefix=int(prefix.group(1)) if prefix else 0,
         reason="It is there.",
     )
     return IndexState(

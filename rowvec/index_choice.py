@@ -49,7 +49,17 @@ class IndexChoice:
     lists: int = 0
     lists_by_rows: bool = False
     """IVFFlat: nobody asked for this very number, so an index with half or twice as many is as good."""
+    prefix: int = 0
+    """The index holds that many leading dimensions alone, and the search reranks by the whole vector; 0: it holds all.
+
+    For models that put what matters first (Matryoshka).
+    """
     oversampling: int = 8
+    """Candidates reranked exactly for each row wanted, where the index holds bits or a prefix."""
+    ef_search: int = 0
+    """HNSW: candidates looked at, if more are not wanted anyway; 0: 200."""
+    probes: int = 0
+    """IVFFlat: lists looked at first; 0: by lists and oversampling."""
     reason: str
 
 
@@ -107,7 +117,12 @@ def choose(
 
 def fits(present: IndexChoice, choice: IndexChoice) -> bool:
     """Whether an index built as ``present`` is as good as one built as ``choice``."""
-    if (present.kind, present.on, present.opclass) != (choice.kind, choice.on, choice.opclass):
+    if (present.kind, present.on, present.opclass, present.prefix) != (
+        choice.kind,
+        choice.on,
+        choice.opclass,
+        choice.prefix,
+    ):
         return False
     if choice.kind == "hnsw":
         return (present.m, present.ef_construction) == (choice.m, choice.ef_construction)

@@ -27,6 +27,8 @@ BITS = IndexChoice(kind="hnsw", on="bits", opclass="bit_hamming_ops", reason="")
 FLOAT = IndexChoice(kind="hnsw", on="float", opclass="vector_cosine_ops", reason="")
 IVFFLAT = IndexChoice(kind="ivfflat", on="float", opclass="vector_cosine_ops", lists=10, reason="")
 HALFVEC = IndexChoice(kind="hnsw", on="halfvec", opclass="halfvec_cosine_ops", reason="")
+PREFIX = replace(FLOAT, prefix=8)
+HALF_PREFIX = replace(HALFVEC, prefix=8)
 
 
 def oid(connection: Connection, name: str) -> int:
@@ -39,10 +41,12 @@ def oid(connection: Connection, name: str) -> int:
 def test_made_when_missing_and_left_alone_when_it_fits(connection: Connection, readers: bool) -> None:
     table = vector_table(16)
     filled(connection, table, 500)
-    for choice in (BITS, FLOAT, IVFFLAT, HALFVEC, replace(FLOAT, m=8), replace(FLOAT, m=8, ef_construction=32)):
+    small = replace(FLOAT, m=8)
+    for choice in (BITS, FLOAT, IVFFLAT, HALFVEC, PREFIX, HALF_PREFIX, small, replace(small, ef_construction=32)):
         made = ensure_index(connection, table, choice, readers=readers)
         assert made.built
         assert made.index
+        assert made.index.present.prefix == choice.prefix
         assert (made.index.kind, made.index.on, made.index.valid) == (choice.kind, choice.on, True)
         again = ensure_index(connection, table, choice, readers=readers)
         assert (again.built, again.dropped, again.index) == (False, (), made.index)

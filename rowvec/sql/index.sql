@@ -3,7 +3,6 @@ SELECT
     c.relname,
     am.amname,
     o.opcname,
-    a.attname,
     i.indisvalid AND i.indisready,
     pg_relation_size(c.oid),
     pg_get_indexdef(c.oid),
@@ -15,7 +14,6 @@ JOIN pg_class AS t ON t.oid = i.indrelid
 JOIN pg_namespace AS n ON n.oid = t.relnamespace
 JOIN pg_am AS am ON am.oid = c.relam
 JOIN pg_opclass AS o ON o.oid = i.indclass[0]
-LEFT JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = i.indkey[0] AND i.indkey[0] > 0
 WHERE n.nspname = %(schema)s AND t.relname = %(table)s AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY c.oid
 
