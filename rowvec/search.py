@@ -15,6 +15,7 @@ from psycopg import sql
 
 from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.errors import UsageError
+from rowvec.index import indexed_expression
 from rowvec.index_choice import IndexChoice
 from rowvec.queries import blocks, query
 from rowvec.vector_table import Metric, VectorTable
@@ -25,6 +26,9 @@ Mode = Literal["adaptive", "exact", "ann", "bits"]
 MOST_K = 10_000
 MOST_OVERSAMPLING = 64
 LIMITS = f"k must be from 1 to {MOST_K:,}, and oversampling from 1 to {MOST_OVERSAMPLING}"
+
+# On 117,659 texts of 256 dimensions 200 candidates gave a recall of 0.99, 100 one of 0.97.
+DEFAULT_EF_SEARCH = 200
 
 _OPERATORS: dict[Metric, sql.SQL] = {
     "cosine": sql.SQL("<=>"),
@@ -75,8 +79,8 @@ def search(
 ) -> list[Hit]:
     """The ``k`` rows nearest to ``vector`` (shape ``(d,)``), nearest first; fewer only where no more exist.
 
-    ``adaptive`` goes through the index of ``choice`` (bits: a shortlist of ``k * oversampling``, then exact rerank),
-    ``ann`` insists on an index on floats, ``bits`` orders by Hamming distance alone, ``exact`` reads every row. Where
+    ``adaptive`` goes through the index of ``choice`` (on bits or a prefix: a shortlist of ``k * oversampling``, then
+    exact rerank by the whole vector), ``ann`` insists on an index on floats, ``bits`` orders by Hamming distance alone, ``exact`` reads every row. Where
     the index brings fewer candidates than asked for, as under a narrow filter, the search is exact after all.
     ``oversampling`` is by default that of ``choice``; on floats it is the candidates looked at for each row wanted.
 
@@ -143,24 +147,53 @@ def statement(
     if not by_index and not (mode == "bits" and choice.kind != "none" and choice.on == "bits"):
         settings = sql.SQL(blocks("search")["exact_settings"])
         return Statement(settings=sql.Composed([settings]), rows=query("search", "exact", **parts))
+    indexed = None if by_bits else indexed_expression(table, choice, sql.SQL("t.embedding"))
     candidates = sql.SQL("({} * {})").format(k, oversampling)
     if by_bits:
         nearness, shortlist = hamming, (k if mode == "bits" else candidates)
+    elif indexed is None:
+        nearness, shortlist = metric, sql.SQL("({} * 2)").format(k)
     else:
+        asked = indexed_expression(table, choice, vector) or vector
+        nearness = sql.SQL("({} {} {})").format(indexed, _OPERATORS[table.metric], asked)
         # An index gives its order only nearly (halves round, iterative scans come in batches): twice as many mend it.
-        nearness = _as_halfvec(table, vector) if choice.on == "halfvec" else metric
-        shortlist = sql.SQL("({} * 2)").format(k)
+        shortlist = candidates if choice.prefix else sql.SQL("({} * 2)").format(k)
     settings = query(
         "search",
         "settings",
+        effort=_effort(choice, candidates, shortlist, oversampling),
         candidates=candidates,
-        probes=sql.SQL("least({lists}, greatest(1, ceil(sqrt({lists}) * {over} / 2.0)::int))").format(
-            lists=sql.Literal(max(choice.lists, 1)), over=oversampling
-        ),
+        probes=_probes(choice, oversampling),
         lists=sql.Literal(max(choice.lists, 1)),
     )
     return Statement(
         settings=settings, rows=query("search", "approximate", nearness=nearness, shortlist=shortlist, **parts)
+    )
+
+
+def _effort(
+    choice: IndexChoice, candidates: sql.Composable, shortlist: sql.Composable, oversampling: sql.Composable
+) -> sql.Composed:
+    """``hnsw.ef_search``, before its limits."""
+    if not choice.ef_search:
+        return sql.SQL("greatest({}, {})").format(sql.Literal(DEFAULT_EF_SEARCH), candidates)
+    if choice.on == "bits" or choice.prefix:
+        return sql.SQL("greatest({}, {})").format(sql.Literal(choice.ef_search), shortlist)
+    # On whole floats there is no shortlist that oversampling would lengthen: it is effort alone, in proportion.
+    return sql.SQL("greatest({} * {} / {}, {})").format(
+        sql.Literal(choice.ef_search), oversampling, sql.Literal(choice.oversampling), shortlist
+    )
+
+
+def _probes(choice: IndexChoice, oversampling: sql.Composable) -> sql.Composed:
+    """``ivfflat.probes``: those of the choice at its own oversampling, in proportion at another."""
+    lists = sql.Literal(max(choice.lists, 1))
+    if choice.probes:
+        return sql.SQL("least({}, greatest(1, {} * {} / {}))").format(
+            lists, sql.Literal(choice.probes), oversampling, sql.Literal(choice.oversampling)
+        )
+    return sql.SQL("least({lists}, greatest(1, ceil(sqrt({lists}) * {over} / 2.0)::int))").format(
+        lists=lists, over=oversampling
     )
 
 
@@ -215,13 +248,6 @@ def _percent_signs_doubled(composed: sql.Composed) -> sql.Composed:
         for part in composed
     ]
     return sql.Composed(parts)
-
-
-def _as_halfvec(table: VectorTable, vector: sql.Composable) -> sql.Composed:
-    """As the index over the cast has it, word for word, or the planner would not know it."""
-    return sql.SQL("(t.embedding::halfvec({n}) {operator} {vector}::halfvec({n}))").format(
-        n=sql.Literal(table.dimensions), operator=_OPERATORS[table.metric], vector=vector
-    )
 
 
 def _vector_text(table: VectorTable, vector: npt.NDArray[np.float32]) -> str:

@@ -101,6 +101,7 @@ def test_the_whole_job(source: Connection, paintings: Pipeline, tmp_path: Path) 
         "corrupt": 0,
         "repaired": 0,
         "rows": [],
+        "objects": [],
     }
     source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 3")
     broken = rowvec("audit", file, "--json")
