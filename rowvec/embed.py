@@ -20,6 +20,8 @@ from rowvec.artifacts import read_vectors
 from rowvec.database import Connection
 from rowvec.embedders.protocol import Answer, Embedder
 from rowvec.errors import ArtifactCorrupt, RowError
+from rowvec.fingerprint import fingerprint as fingerprint_of
+from rowvec.matryoshka import cut, longer_identities
 from rowvec.plan import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
 from rowvec.queries import query
 from rowvec.stores import Store, disk_faults
@@ -122,7 +124,7 @@ def _write_rows(connection: Connection, plan: Plan, batch: int, folder: Path) ->
 
 def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct, folder: Path) -> None:
     """Fill in the vectors that were paid for before: by an unfinished run, or for a row with the same content."""
-    look_in_table = not plan.direct and not ledger.has_artifacts(connection, plan.pipeline_id)
+    look_in_table = not plan.direct and ledger.relies_on_table(connection, plan.pipeline_id)
     for start in range(0, len(distinct.fingerprints), _LOOKUP):
         wanted = distinct.fingerprints[start : start + _LOOKUP]
         ids = {fingerprint: start + i for i, fingerprint in enumerate(wanted)}
@@ -135,10 +137,25 @@ def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct
                 _fill(distinct, ids[fingerprint], vector)
             # An artifact that is lost: the table may still have what it held.
             look_in_table |= not plan.direct and int(distinct.present.sum()) - before < len(held)
+        _cut_from_longer(connection, store, plan, distinct, folder, range(start, start + len(wanted)))
         if look_in_table:
             still_open = [f for f in wanted if not distinct.present[ids[f]]]
             for fingerprint, vector in _in_table(connection, plan, still_open):
                 _fill(distinct, ids[fingerprint], vector)
+
+
+def _cut_from_longer(
+    connection: Connection, store: Store, plan: Plan, distinct: _Distinct, folder: Path, among: range
+) -> None:
+    """Fill in the vectors that another generation has, longer than they are wanted here."""
+    for identity in longer_identities(connection, plan.pipeline_id, plan.identity):
+        missing = np.array([i for i in among if not distinct.present[i]], np.int64)
+        digest = identity.digest()
+        texts = _texts(folder / "rows.arrow", distinct, missing, "content")
+        ids = {bytes(fingerprint_of(digest, text.encode())): int(i) for i, text in zip(missing, texts, strict=True)}
+        for artifact, held in ledger.known_in_artifacts(connection, plan.pipeline_id, list(ids)).items():
+            for longer, vector in _kept(connection, store, plan, artifact, held, folder):
+                _fill(distinct, ids[longer], cut(vector[None], plan.table.dimensions)[0])
 
 
 def _kept(
@@ -151,8 +168,10 @@ def _kept(
         store.get(name, local, sha256)
         yield from zip(*read_vectors(local, held), strict=True)
     except ArtifactCorrupt as error:
-        logger.warning("%s; what it held is embedded anew", error)
-        ledger.forget_artifact(connection, plan.pipeline_id, name)
+        logger.warning("%s; what it held is looked for in the vector table, or embedded anew", error)
+        with connection.transaction():
+            ledger.set_artifacts_lost(connection, plan.pipeline_id, lost=True)
+            ledger.forget_artifact(connection, plan.pipeline_id, name)
     finally:
         local.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ from rowvec.fingerprint import Identity
 from rowvec.journal import begin_anew
 from rowvec.ledger import PipelineId, RunId
 from rowvec.load import direct_possible
+from rowvec.matryoshka import paid_for
 from rowvec.pipeline import Pipeline, PostgresSource
 from rowvec.plan import Counts, Plan, count_batches, key_json, plan_rows, store
 from rowvec.queries import query
@@ -162,7 +163,8 @@ def store_plan(
     new, changed, metadata_only, deleted = changes
     rows, pipeline_id = plan_rows(request.run_id), sql.Literal(request.pipeline_id)
     connection.execute(query("extract", "index_plan", plan=rows))
-    texts, known = _row(connection, query("extract", "count_texts", plan=rows, pipeline_id=pipeline_id))
+    paid = paid_for(connection, request.pipeline_id, request.identity)
+    texts, known = _row(connection, query("extract", "count_texts", plan=rows, paid_for=paid))
     direct = not exists and direct_possible(table)
     if not exists and not direct and (new or changed):
         create_table(connection, table)

@@ -21,6 +21,9 @@ class Identity:
     preprocessing: int
     """Raised whenever our own handling of the text before the model changes."""
 
+    def __str__(self) -> str:
+        return f"{self.provider} {self.model} with {self.dimensions:,} dimensions"
+
     def digest(self) -> bytes:
         """32 bytes; of fixed length, so that identity and content cannot run into each other."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import re
 import threading
@@ -11,7 +12,6 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from psycopg import errors as pg
@@ -21,8 +21,11 @@ from psycopg.conninfo import make_conninfo
 from rowvec.database import Connection, connect, lost_connections_are_retriable
 from rowvec.errors import RowvecError, TargetError
 from rowvec.index_choice import IndexChoice, Kind, On, fits
+from rowvec.index_memory import BuildMemory, foresee, memory_here, spilled_after
 from rowvec.queries import query
 from rowvec.vector_table import VectorTable
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 """Called with the share done, from 0 to 1, and the phase as Postgres names it."""
@@ -38,12 +41,6 @@ _LONGEST_NAME = 63
 _PREFIX = re.compile(r"\bsubvector\(embedding, 1, (\d+)\)")
 _OURS = re.compile(r"_rowvec_[0-9a-f]{8}(_\d+)?(_cc(new|old)\d*)?$")
 
-# pgvector holds the graph in memory while it builds: each element's own fields, and 16 bytes for each of 2m links at
-# the bottom and m on each of the few levels above.
-_ELEMENT_BYTES = 200
-_LINK_BYTES = 16
-_MEMORY_SHARE = 4
-_SMALLEST_MEMORY = 64 * 2**20
 # Workers cost tenths of a second to start: nothing is won below.
 _PARALLEL_FROM_ROWS = 20_000
 
@@ -65,6 +62,20 @@ class IndexState:
     partial: bool
 
 
+Approve = Callable[[IndexState], bool]
+"""Called with a new index, valid, while those it is to replace are still there; False: it goes, and they stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Built:
+    """A build that ended well."""
+
+    state: IndexState
+    rows: int
+    memory: BuildMemory
+    spilled_after: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexReport:
     """What ``ensure_index`` found and did."""
@@ -72,7 +83,17 @@ class IndexReport:
     index: IndexState | None
     """The index that serves now; None where none is wanted."""
     built: bool
+    new: str | None
+    """The name of the index that was built, if one was."""
     dropped: tuple[str, ...]
+    refused: bool
+    """A new one was built and dropped again, and ``index`` is what was there before."""
+    rows: int
+    """Estimated, and only where one was built."""
+    memory: BuildMemory | None
+    """None where nothing was built."""
+    spilled_after: int | None
+    """Vectors after which the build ran out of memory; None where it did not."""
     seconds: float
 
 
@@ -102,18 +123,22 @@ def ensure_index(
     *,
     readers: bool = True,
     rebuild: bool = False,
+    approve: Approve | None = None,
 ) -> IndexReport:
     """See to it that the table has a valid index as ``choice`` wants it, and no other of ours.
 
     A valid index that fits is left alone, whoever made it and whatever its name. Otherwise a new one is built, and
-    only when it is valid are the old ones dropped. ``readers``: the table is in use, so everything goes CONCURRENTLY.
-    ``rebuild``: build anew though the index fits, because it is worn. A build that another backend still has under
-    way (its client may be long gone) is waited for. ``progress`` is called from another thread.
+    only when it is valid, and ``approve`` agrees, are the old ones dropped; ``approve`` is asked only where a valid one
+    is there already. ``readers``: the table is in use, so everything goes CONCURRENTLY. ``rebuild``: build anew though
+    the index fits, because it is worn. A build that another backend still has under way (its client may be long gone)
+    is waited for. ``progress`` is called from another thread.
 
     Raises ``TargetError`` where the table does not exist or cannot be indexed, ``DatabaseUnavailable`` where locks
     were not to be had in time.
     """
     started = time.monotonic()
+    built: _Built | None = None
+    refused = False
     with lost_connections_are_retriable():
         facts = connection.execute(query("index", "table_facts"), _name_of(table)).fetchone()
         if facts is None:
@@ -123,33 +148,32 @@ def ensure_index(
         for name in dropped:
             _drop(connection, table, name, readers=readers)
         states = index_state(connection, table)
-        serving = next((s for s in states if s.valid and not s.partial and fits(s.present, choice)), None)
-        built = choice.kind != "none" and (serving is None or rebuild)
-        if built:
+        # The newest: one that somebody else made is not ours to drop, and may have been replaced.
+        serving = next((s for s in reversed(states) if s.valid and not s.partial and fits(s.present, choice)), None)
+        replaced = [s for s in states if s.ours and (serving is None or rebuild or s.name != serving.name)]
+        before = serving or next((s for s in reversed(states) if s.valid and not s.partial), None)
+        if choice.kind != "none" and (serving is None or rebuild):
             rows = _rows(connection, table, facts[0], unknown=facts[1])
-            serving = _build(connection, table, choice, rows, progress, readers=readers)
-        keep = serving.name if serving else None
-        for state in states:
-            if state.ours and state.name != keep:
-                _drop(connection, table, state.name, readers=readers)
-                dropped.append(state.name)
+            built = _build(connection, table, choice, rows, progress, readers=readers)
+            refused = before is not None and approve is not None and not approve(built.state)
+            if refused:
+                replaced, serving = [built.state], before
+            else:
+                serving = built.state
+        for state in replaced:
+            _drop(connection, table, state.name, readers=readers)
+            dropped.append(state.name)
     return IndexReport(
         index=serving if choice.kind != "none" else None,
-        built=built,
+        built=built is not None,
+        new=built.state.name if built else None,
         dropped=tuple(dropped),
+        refused=refused,
+        rows=built.rows if built else 0,
+        memory=built.memory if built else None,
+        spilled_after=built.spilled_after if built else None,
         seconds=time.monotonic() - started,
     )
-
-
-def build_memory(rows: int, dimensions: int, choice: IndexChoice, *, configured: int, allowed: int) -> int:
-    """Bytes of maintenance_work_mem for a build: what the graph needs, no more than ``allowed``.
-
-    Never less than ``configured``, what the server's administrator gives to every build anyway.
-    """
-    held = choice.prefix or dimensions
-    value = held // 8 if choice.on == "bits" else held * (2 if choice.opclass.startswith("half") else 4)
-    needed = rows * (value + _ELEMENT_BYTES + _LINK_BYTES * 3 * choice.m) * 5 // 4
-    return max(configured, min(allowed, max(needed, _SMALLEST_MEMORY)))
 
 
 def _build(
@@ -160,7 +184,7 @@ def _build(
     progress: Progress | None,
     *,
     readers: bool,
-) -> IndexState:
+) -> _Built:
     name = _free_name(connection, table, choice)
     statement = query(
         "index",
@@ -173,9 +197,12 @@ def _build(
         opclass=sql.Identifier(choice.opclass),
         options=_options(choice),
     )
-    settings = _settings(connection, table, choice, rows, readers=readers)
+    memory = foresee(connection, rows, table.dimensions, choice)
+    if memory.spills:
+        logger.warning("the index on %s.%s will not fit: %s", table.schema, table.name, memory.written())
+    settings = _settings(connection, rows, memory, readers=readers)
     try:
-        with _watched(connection, progress):
+        with _watched(connection, progress), _listening(connection) as notices:
             try:
                 with _session(connection, settings):
                     connection.execute(statement)
@@ -190,7 +217,13 @@ def _build(
         with suppress(pg.Error):
             _drop(connection, table, name, readers=readers, timeout=_CLEARING_LOCK_TIMEOUT)
         raise
-    return next(state for state in index_state(connection, table) if state.name == name)
+    spilled = next((after for after in map(spilled_after, notices) if after is not None), None)
+    if spilled is not None:
+        logger.warning(
+            "the build of the index on %s.%s ran out of its memory after %s vectors", table.schema, table.name, spilled
+        )
+    state = next(state for state in index_state(connection, table) if state.name == name)
+    return _Built(state=state, rows=rows, memory=memory, spilled_after=spilled)
 
 
 def _drop(connection: Connection, table: VectorTable, name: str, *, readers: bool, timeout: str | None = None) -> None:
@@ -250,39 +283,29 @@ def _rows(connection: Connection, table: VectorTable, estimate: int, *, unknown:
     return counted[0] if counted else 0
 
 
-def _settings(
-    connection: Connection, table: VectorTable, choice: IndexChoice, rows: int, *, readers: bool
-) -> dict[str, str]:
-    configured, shared_buffers = connection.execute(query("index", "memory")).fetchone() or (0, 0)
+def _settings(connection: Connection, rows: int, memory: BuildMemory, *, readers: bool) -> dict[str, str]:
     workers, for_maintenance = connection.execute(query("index", "workers")).fetchone() or (0, 0)
-    here = _memory_here(connection)
-    # Of a server elsewhere we know only shared_buffers, by custom a quarter of its memory.
-    allowed = here // _MEMORY_SHARE if here else shared_buffers
-    memory = build_memory(rows, table.dimensions, choice, configured=configured, allowed=allowed)
     if rows < _PARALLEL_FROM_ROWS:
         parallel = 0
     else:
+        here = memory_here(connection) > 0
         parallel = min(workers, max(os.cpu_count() or 1, for_maintenance)) if here else for_maintenance
     return {
         "lock_timeout": _CONCURRENT_LOCK_TIMEOUT if readers else _PLAIN_LOCK_TIMEOUT,
         "statement_timeout": "0",
-        "maintenance_work_mem": f"{memory // 1024}kB",
+        "maintenance_work_mem": f"{memory.given // 1024}kB",
         "max_parallel_maintenance_workers": str(parallel),
         # Vectors in TOAST make a table look too small for workers; this makes any table large enough, and, unlike the
         # table's parallel_workers, leaves nothing behind when we are killed.
         "min_parallel_table_scan_size": "0",
+        **_hearing(connection),
     }
 
 
-def _memory_here(connection: Connection) -> int:
-    """Bytes of memory of this machine or container, if the server is on it too; else 0."""
-    host = connection.info.host
-    if not (host.startswith("/") or host in ("", "localhost", "127.0.0.1", "::1")):
-        return 0
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))  # "max" is no number
-    return memory
+def _hearing(connection: Connection) -> dict[str, str]:
+    """pgvector says it in a notice when the graph outgrows its memory; who hears more anyway goes on hearing it."""
+    row = connection.execute(query("index", "current_settings"), {"names": ["client_min_messages"]}).fetchone()
+    return {"client_min_messages": "notice"} if row and row[1] in ("warning", "error") else {}
 
 
 @contextmanager
@@ -297,6 +320,21 @@ def _session(connection: Connection, settings: dict[str, str]) -> Generator[None
         if not connection.closed and not connection.broken:
             for name, value in before:
                 connection.execute(query("index", "set"), {"name": name, "value": value})
+
+
+@contextmanager
+def _listening(connection: Connection) -> Generator[list[str]]:
+    """What the server has to say meanwhile."""
+    heard: list[str] = []
+
+    def hear(notice: pg.Diagnostic) -> None:
+        heard.append(notice.message_primary or "")
+
+    connection.add_notice_handler(hear)
+    try:
+        yield heard
+    finally:
+        connection.remove_notice_handler(hear)
 
 
 @contextmanager

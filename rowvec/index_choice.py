@@ -104,11 +104,11 @@ def choose(
     return IndexChoice(
         kind=kind,
         on=on,
-        opclass=_opclass(on, precision, metric),
+        opclass=opclass(on, precision, metric),
         m=wanted.m,
         # pgvector refuses fewer candidates than twice the links.
         ef_construction=max(wanted.ef_construction, 2 * wanted.m),
-        lists=(wanted.lists or _lists(rows)) if kind == "ivfflat" else 0,
+        lists=(wanted.lists or lists_for(rows)) if kind == "ivfflat" else 0,
         lists_by_rows=wanted.lists is None,
         oversampling=wanted.oversampling,
         reason=why,
@@ -158,13 +158,13 @@ def _on(dimensions: int, precision: Precision, bits: bool, wanted: Index) -> tup
     return floats, f"At {dimensions:,} dimensions an index on the float vectors has the better recall for its speed."
 
 
-def _opclass(on: On, precision: Precision, metric: Metric) -> str:
+def opclass(on: On, precision: Precision, metric: Metric) -> str:
     if on == "bits":
         return "bit_hamming_ops"
     stored = "halfvec" if on == "halfvec" or precision == "float16" else "vector"
     return f"{stored}_{_OPERATORS[metric]}_ops"
 
 
-def _lists(rows: int) -> int:
+def lists_for(rows: int) -> int:
     lists = rows // _ROWS_A_LIST if rows <= _MANY_ROWS else math.isqrt(rows)
     return min(max(lists, 1), 32_768)

@@ -48,9 +48,21 @@ def identity_of(connection: Connection, pipeline_id: PipelineId) -> Identity:
 
 
 def register(connection: Connection, pipeline: Pipeline, identity: Identity) -> PipelineId:
-    """The pipeline's id, with its table and embedder as they are now."""
+    """The pipeline's id, with its table and embedder as they are now.
+
+    Raises ``UsageError`` where the table there is has vectors of another embedder, or is another pipeline's.
+    """
     schema, table = table_identifier(pipeline.target.table)
-    values = {"name": pipeline.name, "schema": schema, "table": table, "identity": Jsonb(asdict(identity))}
+    named = {"name": pipeline.name, "schema": schema, "table": table}
+    regclass = sql.Identifier(schema, table).as_string(connection)
+    row = connection.execute(query("ledger", "registered"), {**named, "regclass": regclass}).fetchone()
+    if row is not None and (before := Identity(**row[0])) != identity:
+        raise UsageError(
+            f"{pipeline.target.table} holds vectors of {before}, and the pipeline asks for {identity}: rowvec rebuild "
+            "builds them beside those that are read, and then switches; with --plan it tells what that costs"
+        )
+    settings = pipeline.model_dump(mode="json", exclude_none=True)
+    values = {**named, "identity": Jsonb(asdict(identity)), "settings": Jsonb(settings)}
     try:
         return PipelineId(_one(connection, "register", **values))
     except pg.UniqueViolation:
@@ -182,10 +194,15 @@ def artifacts_of(connection: Connection, run_id: RunId) -> list[Artifact]:
     return [Artifact(name=name, sha256=sha256, rows=n, bytes=size) for name, sha256, n, size in rows]
 
 
-def has_artifacts(connection: Connection, pipeline_id: PipelineId) -> bool:
-    """Whether the ledger knows any artifact of the pipeline."""
-    row = connection.execute(query("ledger", "has_artifacts"), {"pipeline_id": pipeline_id}).fetchone()
+def relies_on_table(connection: Connection, pipeline_id: PipelineId) -> bool:
+    """Whether the vector table may have vectors that the ledger knows no artifact of."""
+    row = connection.execute(query("ledger", "relies_on_table"), {"pipeline_id": pipeline_id}).fetchone()
     return bool(row and row[0])
+
+
+def set_artifacts_lost(connection: Connection, pipeline_id: PipelineId, *, lost: bool) -> None:
+    """Note that an artifact was lost, until a repair has written what it held to another one."""
+    connection.execute(query("ledger", "set_lost"), {"pipeline_id": pipeline_id, "lost": lost})
 
 
 def known_answers(connection: Connection, pipeline_id: PipelineId, fingerprints: list[bytes]) -> dict[bytes, Vectors]:

@@ -15,6 +15,7 @@ from rowvec.database import Connection
 from rowvec.errors import TargetError
 from rowvec.fingerprint import Identity
 from rowvec.ledger import PipelineId, RunId
+from rowvec.matryoshka import paid_for
 from rowvec.pipeline import Pipeline
 from rowvec.queries import query
 from rowvec.vector_table import VectorTable
@@ -160,9 +161,9 @@ def fetched_schema(table: VectorTable) -> pa.Schema:
 
 def sample_texts(connection: Connection, plan: Plan, limit: int) -> tuple[list[str], int, int]:
     """Up to ``limit`` of the contents to be paid for, with the number and the characters of all of them."""
-    values = {"pipeline_id": plan.pipeline_id, "limit": limit}
-    texts = [r[0] for r in connection.execute(query("plan", "sample_texts", plan=plan.rows), values)]
-    total = connection.execute(query("plan", "unpaid_characters", plan=plan.rows), values).fetchone()
+    parts = {"plan": plan.rows, "paid_for": paid_for(connection, plan.pipeline_id, plan.identity)}
+    texts = [r[0] for r in connection.execute(query("plan", "sample_texts", limit=sql.Literal(limit), **parts))]
+    total = connection.execute(query("plan", "unpaid_characters", **parts)).fetchone()
     count, characters = total or (0, 0)
     return texts, count, characters
 

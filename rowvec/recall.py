@@ -12,6 +12,7 @@ import numpy.typing as npt
 from psycopg import sql
 
 from rowvec.database import Connection, lost_connections_are_retriable
+from rowvec.index import index_state
 from rowvec.index_choice import IndexChoice
 from rowvec.pipeline import Recall
 from rowvec.queries import query
@@ -61,17 +62,22 @@ def measure(
     oversampling: int | None = None,
     *,
     most_bytes: int = MOST_BYTES,
+    newest: bool = False,
 ) -> RecallReport:
     """Recall@k of ``search`` in its default mode against exact distances to every vector of the table.
 
     A row that came back counts when it is no farther than the k-th true neighbour, so equal distances are as good as
     each other. The exact pass reads each vector once, for all queries together, in constant memory; a table of more
-    than ``most_bytes`` is not measured, and the report says so. Raises ``DatabaseUnavailable``.
+    than ``most_bytes`` is not measured, and the report says so. ``newest``: of several indexes that serve the search
+    the youngest is measured, while all else in the database goes on with the one that seems cheapest; the report's
+    ``index`` tells whether the planner complied. Raises ``DatabaseUnavailable``.
     """
     if choice.kind == "none":
         return _unmeasured(recall, "Without an index every search is exact.", exact=True)
     with lost_connections_are_retriable(), connection.transaction():
         connection.execute(query("recall", "begin"))
+        if newest:
+            connection.execute(query("recall", "indifferent"))
         size = _number(connection, query("recall", "size", table=_literal(connection, table)))
         if size > most_bytes:
             return _unmeasured(
@@ -85,9 +91,11 @@ def measure(
             _neighbours(connection, table, choice, key, vector, recall.k, oversampling)
             for key, vector in zip(keys, vectors, strict=True)
         ]
-        used = explain(connection, table, choice, vectors[0], recall.k + 1, oversampling=oversampling).indexes
+        plan = explain(connection, table, choice, vectors[0], recall.k + 1, oversampling=oversampling)
+        used = [state.name for state in index_state(connection, table) if state.name in plan.indexes]
         nearest = _nearest(connection, table, vectors, recall.k + 1)
-    each = _recalls(table.metric, vectors, nearest, answers, recall.k)
+    asked = Questions(keys=tuple(keys), vectors=vectors, nearest=nearest, k=recall.k)
+    each = asked.recalls(table, answers)
     if not each:
         return _unmeasured(recall, "The table has one vector, which has no neighbours.")
     mean = float(np.mean(each))
@@ -99,8 +107,35 @@ def measure(
         k=recall.k,
         queries=len(each),
         at_least=recall.at_least,
-        index=next(iter(sorted(used)), None),
+        index=used[-1] if used else None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """Rows of a table that are asked for their neighbours, and the true answers."""
+
+    keys: tuple[tuple[Any, ...], ...]
+    vectors: npt.NDArray[np.float32]
+    """``(q, d)``."""
+    nearest: npt.NDArray[np.float64]
+    """``(q, k + 1)`` smallest distances of all rows, the row itself among them."""
+    k: int
+
+    def recalls(self, table: VectorTable, answers: list[list[float]]) -> list[float]:
+        """The share of the true neighbours in each answer: distances of rows that came back, without the row itself.
+
+        A row that is no farther than the k-th true neighbour counts. Shorter than ``answers`` where a row has none.
+        """
+        return _recalls(table.metric, self.vectors, self.nearest, answers, self.k)
+
+
+def questions(connection: Connection, table: VectorTable, queries: int, k: int) -> Questions:
+    """Rows drawn from a table that nobody writes, and their ``k`` true neighbours each: one pass over all vectors."""
+    with lost_connections_are_retriable(), connection.transaction():
+        connection.execute(query("recall", "begin"))
+        keys, vectors = _sample(connection, table, queries)
+        return Questions(keys=tuple(keys), vectors=vectors, nearest=_nearest(connection, table, vectors, k + 1), k=k)
 
 
 def interval(mean: float, trials: int) -> tuple[float, float]:

@@ -34,6 +34,8 @@ def prepare_repair(pipeline: Pipeline) -> Audit:
     """
     with running(pipeline, "repair") as run, audited(pipeline) as found:
         report = found.report()
+        if found.lost_artifacts:
+            ledger.set_artifacts_lost(found.connection, found.pipeline_id, lost=True)
         for name in found.lost_artifacts:
             # Its place must be free: the same rows may give the same bytes again, and an object is never overwritten.
             found.store.delete(name)
@@ -41,6 +43,7 @@ def prepare_repair(pipeline: Pipeline) -> Audit:
         with found.connection.transaction():
             found.connection.execute(query("audit", "point_elsewhere", pipeline_id=sql.Literal(found.pipeline_id)))
         _salvage(found, pipeline, run)
+        ledger.set_artifacts_lost(found.connection, found.pipeline_id, lost=False)
         _retell(found)
         found.connection.execute(query("audit", "void", table=found.table.identifier, key_json=found.key_json))
         ledger.finish_run(found.connection, run.run_id, "succeeded", report=report.as_json())

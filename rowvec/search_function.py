@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import LiteralString, cast
@@ -9,13 +10,25 @@ from typing import LiteralString, cast
 from psycopg import errors as pg
 from psycopg import sql
 
+from rowvec.columns import PgColumn
 from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.errors import TargetError
 from rowvec.index import cut_name
 from rowvec.index_choice import IndexChoice
 from rowvec.queries import query
-from rowvec.search import LIMITS, MOST_K, MOST_OVERSAMPLING, statement
+from rowvec.search import LIMITS, MOST_K, MOST_OVERSAMPLING
+from rowvec.search_statement import Filtered, by_index, filter_plan, shortlist_length, statement
 from rowvec.vector_table import VectorTable
+from rowvec.where import cast_of
+
+# Types whose values are compared as themselves; those of others may have no equality (json, point), and go as text.
+_COMPARED = frozenset(
+    {
+        "smallint", "integer", "bigint", "numeric", "boolean", "text", "character varying", "character", "uuid", "date",
+        "timestamp with time zone", "timestamp without time zone",
+    }
+)  # fmt: skip
+_LENGTH = re.compile(r"\([^)]*\)")
 
 _LOCK = 0x72760004
 _COMMENT = 'rowvec: the rows nearest to a vector, nearest first; filter is equality on columns, {"column": value}'
@@ -75,7 +88,7 @@ def _create(connection: Connection, table: VectorTable, choice: IndexChoice, nam
         results=sql.SQL(", ").join(results),
         seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
         vector_schema=sql.Identifier(schema[0]),
-        body=sql.Literal(_body(table, choice).as_string(connection)),
+        body=sql.Literal(_body(connection, table, choice).as_string(connection)),
     )
     connection.execute(function)
     types = sql.SQL("{}, integer, integer, jsonb").format(_vector_type(table))
@@ -85,20 +98,41 @@ def _create(connection: Connection, table: VectorTable, choice: IndexChoice, nam
     return int(found[0]) if found else 0
 
 
-def _body(table: VectorTable, choice: IndexChoice) -> sql.Composed:
+def _body(connection: Connection, table: VectorTable, choice: IndexChoice) -> sql.Composed:
     columns = (*table.key, *table.metadata)
-    equal = (
-        query("search", "filter_equals", name=sql.Literal(c.name), column=sql.Identifier("t", c.name)) for c in columns
-    )
-    search = statement(
+    condition = sql.SQL(" AND ").join(_equals(column) for column in columns)
+    vector, k, oversampling = sql.SQL("$1"), sql.SQL("$2"), sql.SQL("$3")
+    everything = sql.SQL("true")
+    plain = statement(table, choice, "adaptive", vector=vector, k=k, oversampling=oversampling, condition=everything)
+    filtered = statement(
         table,
         choice,
         "adaptive",
-        vector=sql.SQL("$1"),
-        k=sql.SQL("$2"),
-        oversampling=sql.SQL("$3"),
-        condition=sql.SQL(" AND ").join(equal),
+        vector=vector,
+        k=k,
+        oversampling=oversampling,
+        condition=condition,
+        filtered=Filtered(
+            most_matches=sql.SQL("rowvec_most_matches"),
+            visits=sql.SQL("rowvec_visits"),
+            most_visits=sql.SQL("rowvec_most_visits"),
+        ),
     )
+    estimate: sql.Composable = sql.SQL("")
+    if by_index(choice, "adaptive"):
+        explained = query("search", "estimate", table=table.identifier, filter=condition)
+        estimate = query(
+            "search",
+            "function_estimate",
+            estimate=sql.Literal(explained.as_string(connection)),
+            plan=filter_plan(
+                table,
+                rows=_estimated("1", "Plan Rows"),
+                matching=_estimated("0", "Plan Rows"),
+                cost=_estimated("0", "Total Cost"),
+                shortlist=shortlist_length(choice, "adaptive", k, oversampling),
+            ),
+        )
     known = ", ".join(column.name for column in columns)
     return query(
         "search",
@@ -108,9 +142,23 @@ def _body(table: VectorTable, choice: IndexChoice) -> sql.Composed:
         limits_message=sql.Literal(LIMITS),
         filterable=sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(sql.Literal(c.name) for c in columns)),
         known=sql.Literal(f"the filter names no key or metadata column; there are: {known}; it has: "),
-        settings=search.settings,
-        statement=search.rows,
+        settings=plain.settings,
+        statement=plain.rows,
+        estimate=estimate,
+        filtered_settings=filtered.settings,
+        filtered_statement=filtered.rows,
     )
+
+
+def _equals(column: PgColumn) -> sql.Composed:
+    name, identifier = sql.Literal(column.name), sql.Identifier("t", column.name)
+    if _LENGTH.sub("", column.pg_type) in _COMPARED:
+        return query("search", "filter_equals_typed", name=name, column=identifier, type=cast_of(column))
+    return query("search", "filter_equals", name=name, column=identifier)
+
+
+def _estimated(part: str, what: str) -> sql.Composed:
+    return query("search", "estimate_of_function", part=sql.Literal(part), what=sql.Literal(what))
 
 
 def _arguments(table: VectorTable, choice: IndexChoice) -> sql.Composed:

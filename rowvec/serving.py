@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 
 from rowvec.database import Connection
-from rowvec.index import ensure_index, index_state
+from rowvec.index import index_state
+from rowvec.index_builds import look
 from rowvec.index_choice import IndexChoice, choose
-from rowvec.pipeline import Pipeline, Recall
-from rowvec.progress import tell
+from rowvec.pipeline import Pipeline
 from rowvec.provenance import install_provenance
 from rowvec.recall import RecallReport
 from rowvec.search_function import install_search_function
-from rowvec.validate import measured_recall
-from rowvec.vector_table import VectorTable, count_rows
-
-# HNSW graphs are drawn by lot, and many equal vectors can cut a part of one off: of five builds over the same 69,202
-# texts two found 0.95 of the neighbours and three 0.97 to 0.99, whatever the search's effort.
-_REBUILDS = 2
-
-logger = logging.getLogger(__name__)
+from rowvec.upkeep import keep_fit
+from rowvec.vacuum import vacuum_if_due
+from rowvec.vector_table import VectorTable
+from rowvec.wear import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,35 +28,32 @@ class Indexed:
     recall: RecallReport | None
     """None where there is no index."""
     seconds: float
+    reason: Reason | None = None
+    """Why one was built; None where none was."""
+    said: tuple[str, ...] = ()
+    """What was found and done to keep it fit, a sentence each: ``validate.check_serving`` hands it on."""
 
 
-def serve(connection: Connection, table: VectorTable, pipeline: Pipeline) -> Indexed:
-    """See to it that the table has the index it is to have, its search function and its provenance view."""
+def serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, rebuild: bool = False) -> Indexed:
+    """See to it that the table has the index it is to have, its search function and its provenance view.
+
+    ``rebuild``: build the index anew though nothing is wrong with it. The connection must be in no transaction.
+    """
     started = time.monotonic()
     indexed = any(state.valid for state in index_state(connection, table))
-    rows = count_rows(connection, table)
+    looked = look(connection, table)
     choice = choose(
-        rows, table.dimensions, table.precision, table.bits, pipeline.index, metric=table.metric, indexed=indexed
+        looked.rows, table.dimensions, table.precision, table.bits, pipeline.index, metric=table.metric, indexed=indexed
     )
-    recall = _build_index(connection, table, choice, pipeline.validation.recall)
-    install_search_function(connection, table, choice)
+    kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild)
+    vacuumed = vacuum_if_due(connection, table)
+    install_search_function(connection, table, kept.choice)
     install_provenance(connection, table)
-    return Indexed(choice=choice, rows=rows, recall=recall, seconds=time.monotonic() - started)
-
-
-def _build_index(
-    connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall
-) -> RecallReport | None:
-    """Build what is missing, and build again what does not find enough; returns the recall it ends with."""
-
-    def progress(done: float, phase: str) -> None:
-        tell("index", phase, round(done * 100), 100)
-
-    ensure_index(connection, table, choice, progress)
-    for _ in range(_REBUILDS):
-        recall = measured_recall(connection, table, choice, wanted)
-        if recall is None or recall.passed:
-            return recall
-        logger.warning("the index finds %.3f of %.3f wanted: it is built anew", recall.recall or 0.0, wanted.at_least)
-        ensure_index(connection, table, choice, progress, rebuild=True)
-    return measured_recall(connection, table, choice, wanted)
+    return Indexed(
+        choice=kept.choice,
+        rows=looked.rows,
+        recall=kept.recall,
+        seconds=time.monotonic() - started,
+        reason=kept.reason,
+        said=(*kept.said, vacuumed) if vacuumed else kept.said,
+    )

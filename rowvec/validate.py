@@ -68,12 +68,17 @@ def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
 
 
 def check_serving(
-    connection: Connection, table: VectorTable, choice: IndexChoice, recall: RecallReport | None
+    connection: Connection,
+    table: VectorTable,
+    choice: IndexChoice,
+    recall: RecallReport | None,
+    said: tuple[str, ...] = (),
 ) -> list[Check]:
-    """Is the index valid, used, and does it find what an exact search finds?"""
+    """Is the index valid, used, and does it find what an exact search finds? ``said``: how it was kept fit."""
+    kept = [Check(name="index_kept_fit", ok=True, detail="; ".join(said))] if said else []
     if recall is None:
-        return [Check(name="index", ok=True, detail=f"none is needed: {choice.reason}")]
-    checks = [_check(found) for found in check_index(connection, table, choice)]
+        return [Check(name="index", ok=True, detail=f"none is needed: {choice.reason}"), *kept]
+    checks = [*(_check(found) for found in check_index(connection, table, choice)), *kept]
     detail = recall.note
     if recall.recall is not None:
         detail = (
@@ -87,17 +92,20 @@ def check_serving(
 
 
 def measured_recall(
-    connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall
+    connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall, *, newest: bool = False
 ) -> RecallReport | None:
-    """What the index finds of what an exact search finds; None where there is no index."""
+    """What the index finds of what an exact search finds; None where there is no index.
+
+    ``newest``: of several that serve the search, the youngest (see ``recall.measure``).
+    """
     if choice.kind == "none":
         return None
-    recall = measure(connection, table, choice, wanted, choice.oversampling)
+    recall = measure(connection, table, choice, wanted, choice.oversampling, newest=newest)
     if recall.passed or wanted.queries >= _DECIDING_QUERIES:
         return recall
     # A hundred queries can miss by chance; a run should fail for what is so.
     more = wanted.model_copy(update={"queries": _DECIDING_QUERIES})
-    return measure(connection, table, choice, more, choice.oversampling)
+    return measure(connection, table, choice, more, choice.oversampling, newest=newest)
 
 
 def _check(found: VectorCheck) -> Check:

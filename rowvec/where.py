@@ -159,7 +159,7 @@ class _Parser:
         if self._next.kind == "sign" and self._next.text in _COMPARISONS:
             operator = _COMPARISONS[self._next.text]
             self.at += 1
-            return sql.SQL("({} {} {})").format(name, operator, self._value(_cast_of(column)))
+            return sql.SQL("({} {} {})").format(name, operator, self._value(cast_of(column)))
         negated = self._accept("NOT")
         condition = self._set_or_range(name, column)
         return sql.SQL("(NOT {})").format(condition) if negated else condition
@@ -167,15 +167,15 @@ class _Parser:
     def _set_or_range(self, name: sql.Identifier, column: PgColumn) -> sql.Composable:
         if self._accept("IN"):
             self._expect("(")
-            values = [self._value(_cast_of(column))]
+            values = [self._value(cast_of(column))]
             while self._accept(","):
-                values.append(self._value(_cast_of(column)))
+                values.append(self._value(cast_of(column)))
             self._expect(")")
             return sql.SQL("({} IN ({}))").format(name, sql.SQL(", ").join(values))
         if self._accept("BETWEEN"):
-            low = self._value(_cast_of(column))
+            low = self._value(cast_of(column))
             self._expect("AND")
-            return sql.SQL("({} BETWEEN {} AND {})").format(name, low, self._value(_cast_of(column)))
+            return sql.SQL("({} BETWEEN {} AND {})").format(name, low, self._value(cast_of(column)))
         for word, operator in _PATTERNS.items():
             if self._accept(word):
                 return sql.SQL("({}::text {} {})").format(name, operator, self._value(sql.SQL("text")))
@@ -216,7 +216,7 @@ class _Parser:
         return sql.SQL("{}::{}").format(sql.Placeholder(name), cast_to)
 
 
-def _cast_of(column: PgColumn) -> sql.SQL:
+def cast_of(column: PgColumn) -> sql.SQL:
     """The column's type without its length: a cast to varchar(3) would cut the value, and find the wrong rows."""
     pg_type = column.pg_type
     if '"' not in pg_type:

@@ -342,8 +342,13 @@ class Stage:
         return fingerprint(open_embedder(self.pipeline.embedder).identity.digest(), text.encode())
 
     def kept(self) -> set[str]:
-        """Texts whose vector can be had without paying: from an artifact, an answer, or a row that nobody touched."""
-        texts = self.in_artifacts()
+        """Texts whose vector can be had without paying: from where the ledger points, or a row that nobody touched."""
+        pointed = (
+            "SELECT e.fingerprint FROM rowvec.embeddings AS e JOIN rowvec.artifacts AS a USING (artifact_id)"
+            " WHERE a.name = ANY (%s)"
+        )
+        held = self.connection.execute(pointed, (self.artifacts(whole=True),)).fetchall()
+        texts = {self._names[known] for (known,) in held if known in self._names}
         answers = self.connection.execute("SELECT fingerprint FROM rowvec.answers").fetchall()
         texts |= {self._names[known] for (known,) in answers if known in self._names}
         if self.stored() is not None:

@@ -16,8 +16,9 @@ from psycopg import sql
 from rowvec.columns import PgColumn
 from rowvec.database import Connection, connect
 from rowvec.errors import DatabaseUnavailable, TargetError
-from rowvec.index import build_memory, cut_name, ensure_index, index_state
+from rowvec.index import cut_name, ensure_index, index_state
 from rowvec.index_choice import IndexChoice
+from rowvec.index_memory import build_memory
 from rowvec.search import search
 from rowvec.vector_table import VectorTable
 from tests.vector_tables import create, filled, vector_table

@@ -136,10 +136,11 @@ FROM held AS h JOIN rowvec.artifacts AS a USING (artifact_id)
 ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 
 -- name: salvage -- sound rows whose vector is only in the table: one a fingerprint, for one place is enough
+-- A repair that was killed may have left rows without a fingerprint: nobody knows what their vectors are of.
 SELECT DISTINCT ON (t.fingerprint) {columns}, t.content, t.fingerprint, t.metadata_hash, {send}(t.embedding)
 FROM {table} AS t
 JOIN findings AS f ON f.key = {key_json}
-WHERE f.salvage AND NOT f.void
+WHERE f.salvage AND NOT f.void AND octet_length(t.fingerprint) = 32
 ORDER BY t.fingerprint
 
 -- name: retell -- the next manifest says how each row that was found wrong is then

@@ -75,12 +75,23 @@ SELECT
 FROM diff
 
 -- name: count_texts -- distinct contents to embed, and how many of them are paid for already
-SELECT
-    count(*),
-    count(*) FILTER (WHERE e.fingerprint IS NOT NULL OR a.fingerprint IS NOT NULL)
-FROM (SELECT DISTINCT fingerprint FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
-LEFT JOIN rowvec.embeddings AS e ON e.pipeline_id = {pipeline_id} AND e.fingerprint = p.fingerprint
-LEFT JOIN rowvec.answers AS a ON a.pipeline_id = {pipeline_id} AND a.fingerprint = p.fingerprint
+SELECT count(*), count(*) FILTER (WHERE {paid_for})
+FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
+
+-- name: paid_for -- by any generation, and as a longer vector where that can be cut to size
+(
+    EXISTS (
+        SELECT FROM rowvec.embeddings AS e
+        WHERE e.pipeline_id = ANY (rowvec.generations({pipeline_id})) AND e.fingerprint = p.fingerprint)
+    OR EXISTS (
+        SELECT FROM rowvec.answers AS a
+        WHERE a.pipeline_id = ANY (rowvec.generations({pipeline_id})) AND a.fingerprint = p.fingerprint)
+    OR EXISTS (
+        SELECT FROM unnest({longer}::bytea[]) AS longer (digest)
+        JOIN rowvec.embeddings AS e
+          ON e.pipeline_id = ANY (rowvec.generations({pipeline_id}))
+         AND e.fingerprint = sha256(longer.digest || convert_to(coalesce(p.content, ''), 'UTF8')))
+)
 
 -- name: count_rows
 SELECT count(*) FROM {table}

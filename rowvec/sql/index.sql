@@ -61,3 +61,9 @@ CREATE INDEX {concurrently} {name} ON {table} USING {kind} ({column} {opclass}) 
 
 -- name: drop
 DROP INDEX {concurrently} IF EXISTS {name}
+
+-- name: live_and_dead -- rows by the statistics, which a crash forgets
+SELECT pg_stat_get_live_tuples(to_regclass(%(qualified)s)), pg_stat_get_dead_tuples(to_regclass(%(qualified)s))
+
+-- name: vacuum -- waits for no lock, and takes none that readers would wait for
+VACUUM (SKIP_LOCKED, TRUNCATE false, INDEX_CLEANUP on, ANALYZE) {table}

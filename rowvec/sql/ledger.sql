@@ -1,9 +1,22 @@
 -- name: register -- the pipeline's row, made when missing; its table may have moved, its embedder changed
-INSERT INTO rowvec.pipelines AS p (name, table_schema, table_name, identity)
-VALUES (%(name)s, %(schema)s, %(table)s, %(identity)s)
+-- A name with a tilde is that of a generation that is not, or no longer, the one that is read.
+INSERT INTO rowvec.pipelines AS p (name, family, generation, state, table_schema, table_name, identity, settings)
+VALUES (
+    %(name)s,
+    split_part(%(name)s, '~', 1),
+    coalesce(nullif(split_part(%(name)s, '~', 2), '')::int, 1),
+    CASE WHEN %(name)s LIKE '%%~%%' THEN 'building' ELSE 'live' END,
+    %(schema)s, %(table)s, %(identity)s, %(settings)s
+)
 ON CONFLICT (name) DO UPDATE
-SET table_schema = excluded.table_schema, table_name = excluded.table_name, identity = excluded.identity
+SET table_schema = excluded.table_schema, table_name = excluded.table_name, identity = excluded.identity,
+    settings = excluded.settings
 RETURNING pipeline_id
+
+-- name: registered -- what the vector table's vectors come from, if the pipeline's table is there
+SELECT identity FROM rowvec.pipelines
+WHERE name = %(name)s AND table_schema = %(schema)s AND table_name = %(table)s
+  AND to_regclass(%(regclass)s) IS NOT NULL
 
 -- name: find -- the pipeline's id
 SELECT pipeline_id FROM rowvec.pipelines WHERE name = %(name)s
@@ -82,14 +95,15 @@ DELETE FROM rowvec.answers WHERE pipeline_id = %(pipeline_id)s AND fingerprint =
 SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE last_run_id = %(run_id)s ORDER BY batch
 
 -- name: known_in_artifacts
-SELECT e.fingerprint, a.name, a.sha256
+SELECT DISTINCT ON (e.fingerprint) e.fingerprint, a.name, a.sha256
 FROM rowvec.embeddings AS e
 JOIN rowvec.artifacts AS a USING (artifact_id)
-WHERE e.pipeline_id = %(pipeline_id)s AND e.fingerprint = ANY (%(fingerprints)s)
+WHERE e.pipeline_id = ANY (rowvec.generations(%(pipeline_id)s)) AND e.fingerprint = ANY (%(fingerprints)s)
+ORDER BY e.fingerprint, e.pipeline_id <> %(pipeline_id)s
 
 -- name: known_answers
 SELECT fingerprint, embedding FROM rowvec.answers
-WHERE pipeline_id = %(pipeline_id)s AND fingerprint = ANY (%(fingerprints)s)
+WHERE pipeline_id = ANY (rowvec.generations(%(pipeline_id)s)) AND fingerprint = ANY (%(fingerprints)s)
 
 -- name: keep_answers
 INSERT INTO rowvec.answers (pipeline_id, fingerprint, embedding, run_id, tokens)
@@ -101,8 +115,12 @@ ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 SELECT DISTINCT ON (fingerprint) fingerprint, embedding::text
 FROM {table} WHERE fingerprint = ANY ({fingerprints}::bytea[])
 
--- name: has_artifacts
-SELECT EXISTS (SELECT FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s)
+-- name: relies_on_table -- no artifact is known, or one was lost: then the table may be the only place a vector is in
+SELECT artifacts_lost OR NOT EXISTS (SELECT FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s)
+FROM rowvec.pipelines WHERE pipeline_id = %(pipeline_id)s
+
+-- name: set_lost
+UPDATE rowvec.pipelines SET artifacts_lost = %(lost)s WHERE pipeline_id = %(pipeline_id)s
 
 -- name: forget_artifact
 DELETE FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s AND name = %(name)s

@@ -18,20 +18,10 @@ ORDER BY fingerprint
 -- name: sample_texts -- the batches are cut by hash, so the first rows are as good as any
 SELECT coalesce(p.content, '')
 FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
-WHERE NOT EXISTS (
-        SELECT FROM rowvec.embeddings AS e
-        WHERE e.pipeline_id = %(pipeline_id)s AND e.fingerprint = p.fingerprint)
-  AND NOT EXISTS (
-        SELECT FROM rowvec.answers AS a
-        WHERE a.pipeline_id = %(pipeline_id)s AND a.fingerprint = p.fingerprint)
-LIMIT %(limit)s
+WHERE NOT {paid_for}
+LIMIT {limit}
 
 -- name: unpaid_characters
 SELECT count(*), coalesce(sum(length(p.content)), 0)
 FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
-WHERE NOT EXISTS (
-        SELECT FROM rowvec.embeddings AS e
-        WHERE e.pipeline_id = %(pipeline_id)s AND e.fingerprint = p.fingerprint)
-  AND NOT EXISTS (
-        SELECT FROM rowvec.answers AS a
-        WHERE a.pipeline_id = %(pipeline_id)s AND a.fingerprint = p.fingerprint)
+WHERE NOT {paid_for}

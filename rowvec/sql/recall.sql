@@ -1,6 +1,11 @@
 -- name: begin -- one snapshot for the index's answers and the exact ones
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
 
+-- name: indifferent -- where all plans cost the same, the planner takes the index that it sees first: the youngest
+SELECT set_config(name, '0', true)
+FROM unnest(ARRAY['seq_page_cost', 'random_page_cost', 'cpu_tuple_cost', 'cpu_index_tuple_cost', 'cpu_operator_cost'])
+    AS name
+
 -- name: pages -- of the table itself, TOAST aside
 SELECT greatest(pg_relation_size({table}::regclass) / current_setting('block_size')::int, 1)
 

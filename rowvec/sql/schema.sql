@@ -130,3 +130,157 @@ COMMENT ON COLUMN rowvec.embeddings.cost_usd IS 'Its share of what the provider'
 
 ALTER TABLE rowvec.answers ADD COLUMN tokens real NOT NULL DEFAULT 0;
 COMMENT ON COLUMN rowvec.answers.tokens IS 'Its share of the tokens that the provider counted for the answer.';
+
+-- name: migration_3 -- what each index was built from and for, and how the indexes are now
+CREATE TABLE rowvec.index_builds (
+    build_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    index_name text NOT NULL,
+    index_oid oid NOT NULL,
+    choice jsonb NOT NULL,
+    why text NOT NULL,
+    reason text NOT NULL,
+    rows bigint NOT NULL,
+    newest_run bigint NOT NULL,
+    seconds real,
+    memory_needed bigint,
+    memory_given bigint,
+    spilled_after bigint,
+    built_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    came bigint NOT NULL DEFAULT 0,
+    went bigint NOT NULL DEFAULT 0,
+    looked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    recall real,
+    recall_low real,
+    recall_high real,
+    recall_k int,
+    recall_queries int,
+    recalled_at timestamptz,
+    outcome text NOT NULL DEFAULT 'serves' CHECK (outcome IN ('serves', 'replaced', 'refused', 'gone'))
+);
+CREATE INDEX index_builds_of_table ON rowvec.index_builds (table_schema, table_name, build_id);
+COMMENT ON TABLE rowvec.index_builds IS 'One row an index that was built: what for, over which rows, and what came of it.';
+COMMENT ON COLUMN rowvec.index_builds.why IS
+    'missing, invalid, other choice, outgrown, worn, recall, asked; found: it was there, made by somebody else.';
+COMMENT ON COLUMN rowvec.index_builds.newest_run IS 'Rows of later runs came after it was built.';
+COMMENT ON COLUMN rowvec.index_builds.spilled_after IS 'Vectors after which pgvector ran out of maintenance_work_mem.';
+COMMENT ON COLUMN rowvec.index_builds.came IS 'Vectors that are new or other than at the build, when a run last looked.';
+COMMENT ON COLUMN rowvec.index_builds.went IS 'Vectors of the build that are gone or replaced, when a run last looked.';
+
+CREATE VIEW rowvec.indexes AS
+WITH vector_tables AS (
+    SELECT p.name AS pipeline, n.nspname, t.relname, t.oid, t.reltuples
+    FROM rowvec.pipelines AS p
+    JOIN pg_namespace AS n ON n.nspname = p.table_schema
+    JOIN pg_class AS t ON t.relnamespace = n.oid AND t.relname = p.table_name AND t.relkind IN ('r', 'p')
+), present AS (
+    SELECT i.indrelid, i.indexrelid, c.relname, am.amname, o.opcname, i.indisvalid AND i.indisready AS valid
+    FROM pg_index AS i
+    JOIN pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_am AS am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
+    JOIN pg_opclass AS o ON o.oid = i.indclass[0]
+), building AS (
+    -- A build that is not CONCURRENTLY has no index yet that others could see.
+    SELECT
+        p.relid, p.index_relid, p.phase,
+        100.0 * greatest(
+            p.blocks_done::float / nullif(p.blocks_total, 0), p.tuples_done::float / nullif(p.tuples_total, 0)
+        ) AS percent
+    FROM pg_stat_progress_create_index AS p
+    WHERE p.datname = current_database()
+), all_of_them AS (
+    SELECT indrelid, indexrelid FROM present
+    UNION
+    SELECT b.relid, b.index_relid FROM building AS b
+    WHERE NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = b.index_relid)
+)
+SELECT
+    t.pipeline,
+    t.nspname::text AS table_schema,
+    t.relname::text AS table_name,
+    x.relname::text AS index_name,
+    x.amname::text AS kind,
+    CASE
+        WHEN x.opcname LIKE 'bit%' THEN 'bits'
+        WHEN x.opcname LIKE 'halfvec%' AND stored.typname = 'vector' THEN 'halfvec'
+        WHEN x.opcname IS NOT NULL THEN 'float'
+    END AS held,
+    pg_get_indexdef(x.indexrelid) AS definition,
+    pg_relation_size(x.indexrelid) AS bytes,
+    x.valid,
+    b.why,
+    b.reason,
+    b.built_at,
+    now() - b.built_at AS age,
+    b.seconds AS build_seconds,
+    b.spilled_after,
+    b.rows AS rows_at_build,
+    CASE WHEN t.reltuples >= 0 THEN t.reltuples::bigint END AS rows_estimate,
+    greatest(b.came, b.went)::float / nullif(greatest(b.rows, b.rows - b.went + b.came), 0) AS churned,
+    b.looked_at AS churned_at,
+    s.n_dead_tup::float / nullif(s.n_live_tup + s.n_dead_tup, 0) AS dead,
+    b.recall,
+    b.recall_low,
+    b.recall_high,
+    b.recall_k,
+    b.recall_queries,
+    b.recalled_at,
+    p.phase AS building,
+    round(p.percent::numeric, 1) AS building_percent
+FROM vector_tables AS t
+LEFT JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attname = 'embedding' AND NOT a.attisdropped
+LEFT JOIN pg_type AS stored ON stored.oid = a.atttypid
+LEFT JOIN all_of_them AS every ON every.indrelid = t.oid
+LEFT JOIN present AS x ON x.indexrelid = every.indexrelid
+LEFT JOIN building AS p ON p.relid = t.oid AND p.index_relid = every.indexrelid
+LEFT JOIN pg_stat_all_tables AS s ON s.relid = t.oid
+LEFT JOIN LATERAL (
+    SELECT * FROM rowvec.index_builds AS b
+    WHERE b.table_schema = t.nspname AND b.table_name = t.relname
+      AND b.index_oid = x.indexrelid AND b.index_name = x.relname
+    ORDER BY b.build_id DESC LIMIT 1
+) AS b ON true;
+COMMENT ON VIEW rowvec.indexes IS
+    'One row an index on vectors (a row without index_name: a table that has none): what it is, how worn, how good.';
+
+-- name: migration_4 -- what the tuner found
+CREATE TABLE rowvec.tunings (
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    layout jsonb NOT NULL,
+    chosen jsonb NOT NULL,
+    measured jsonb NOT NULL,
+    skipped jsonb NOT NULL,
+    rows bigint NOT NULL,
+    sampled_rows bigint NOT NULL,
+    queries int NOT NULL,
+    k int NOT NULL,
+    at_least real NOT NULL,
+    seconds real NOT NULL,
+    tuned_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (table_schema, table_name)
+);
+COMMENT ON TABLE rowvec.tunings IS 'What the last rowvec index --tune of a vector table measured, and what it chose.';
+
+-- name: migration_5 -- generations: several builds of one pipeline's vector table, one of which is read
+ALTER TABLE rowvec.pipelines
+    ADD COLUMN family text,
+    ADD COLUMN generation int NOT NULL DEFAULT 1,
+    ADD COLUMN state text NOT NULL DEFAULT 'live' CHECK (state IN ('live', 'building', 'retired', 'dropped')),
+    ADD COLUMN settings jsonb,
+    ADD COLUMN switched_at timestamptz,
+    ADD COLUMN artifacts_lost boolean NOT NULL DEFAULT false;
+UPDATE rowvec.pipelines SET family = name;
+ALTER TABLE rowvec.pipelines ALTER COLUMN family SET NOT NULL;
+CREATE UNIQUE INDEX one_live_generation ON rowvec.pipelines (family) WHERE state = 'live';
+CREATE INDEX generations_of_family ON rowvec.pipelines (family);
+COMMENT ON COLUMN rowvec.pipelines.family IS 'The name in the pipeline file: all generations of a vector table share it.';
+COMMENT ON COLUMN rowvec.pipelines.artifacts_lost IS
+    'The vector table may have vectors that no artifact holds any more; rowvec audit --repair writes them to new ones.';
+COMMENT ON COLUMN rowvec.pipelines.settings IS 'The pipeline file as of the last run, references unresolved.';
+
+CREATE FUNCTION rowvec.generations(int) RETURNS int[] LANGUAGE sql STABLE AS
+    'SELECT array_agg(g.pipeline_id) FROM rowvec.pipelines AS p JOIN rowvec.pipelines AS g USING (family)
+     WHERE p.pipeline_id = $1';
+COMMENT ON FUNCTION rowvec.generations(int) IS 'All generations of a pipeline: what one has paid for serves the others.';

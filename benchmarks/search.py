@@ -1,0 +1,368 @@
+"""What bits with exact rerank win over plain pgvector's HNSW on floats, at equal recall, and what shortening costs.
+
+Run it with ``python -m benchmarks.search [--quick]``; benchmarks/README.md says what it measures and what with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
+from psycopg import sql
+
+from benchmarks.contenders import Contender, Setting, contenders, request
+from benchmarks.requests import Rate, measure_rate, start_worker
+from benchmarks.synthetic import BLOCK_ROWS, Floats, Spectrum
+from rowvec.binarize import binarize
+from rowvec.columns import PgColumn
+from rowvec.database import Connection, connect
+from rowvec.home import start_postgres
+from rowvec.index import ensure_index, index_state
+from rowvec.index_choice import IndexChoice
+from rowvec.load import copy_rows
+from rowvec.recall import distances, interval
+from rowvec.schema import install
+from rowvec.vector_table import VectorTable, create_table
+
+DATA_VARIABLE = "ROWVEC_SEARCH_DATA"
+"""The environment variable with the folder of ``openai_*.parquet`` files, each with a column ``embedding``."""
+
+K = 10
+AT_LEAST = 0.95
+GOALS = {"requests": 4.0, "bytes": 12.0, "build": 5.0}
+"""Of bits with rerank against the HNSW index on halfvec, at 3,072 dimensions and 100,000 rows."""
+
+_PARQUET: Any = pyarrow.parquet  # its functions are seen by no type checker
+_SEED = 20_240_229
+_TEXT = "x" * 144
+_NO_INDEX = IndexChoice(kind="none", reason="Built anew.")
+# The server adds up in single precision: who is this little farther than the k-th neighbour is as near.
+_TIE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorSet:
+    """Vectors to search, block by block, the same ones each time."""
+
+    name: str
+    rows: int
+    dimensions: int
+    blocks: Callable[[], Iterator[Floats]]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Queries that are rows of the set themselves, and their distance to every row."""
+
+    keys: npt.NDArray[np.int64]
+    queries: Floats
+    distances: npt.NDArray[np.float32]
+    """``(q, n)`` by cosine, the row itself infinitely far."""
+    farthest: npt.NDArray[np.float32]
+    """``(q,)``: of the k-th true neighbour."""
+
+    def recall(self, answers: list[list[int]]) -> float:
+        """The mean share of the k nearest in the answers; a row as near as the k-th is as good as it."""
+        shares = [
+            sum(self.distances[i, row] <= self.farthest[i] + _TIE for row in [r for r in rows if r != key][:K]) / K
+            for i, (key, rows) in enumerate(zip(self.keys.tolist(), answers, strict=True))
+        ]
+        return float(np.mean(shares))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), help="folder of openai_*.parquet")
+    parser.add_argument("--rows", type=int, default=100_000, help="of each synthetic set")
+    parser.add_argument("--dimensions", type=int, nargs="*", default=[1536, 3072], help="of the synthetic sets")
+    parser.add_argument("--queries", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of requests in each turn")
+    parser.add_argument("--shared-buffers", default="2GB", help="of the server; floats gain most from more")
+    parser.add_argument("--precision", choices=["float32", "float16"], default="float32", help="of the vector table")
+    parser.add_argument("--only", default="", help="contenders whose names contain this, and the peer")
+    parser.add_argument("--no-real", action="store_true", help="leave out the real sets")
+    parser.add_argument("--quick", action="store_true", help="5,000 rows and short turns")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        parser.error(f"name the folder of openai_*.parquet files with --data or {DATA_VARIABLE}")
+    if arguments.quick:
+        arguments.rows, arguments.queries, arguments.rounds, arguments.seconds = 5_000, 100, 2, 0.3
+    sets = _sets(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="rvsearch", dir="/tmp"))
+    try:
+        results = [_measure(folder / str(number), one, arguments) for number, one in enumerate(sets)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "busy": os.getloadavg()[0]}
+    print(json.dumps({"benchmark": "search", "goals": GOALS, **machine, "results": results}))
+
+
+def _sets(arguments: argparse.Namespace) -> list[VectorSet]:
+    files = sorted(arguments.data.glob("openai_*.parquet"))
+    if not files:
+        raise SystemExit(f"{arguments.data} has no openai_*.parquet: give another folder with --data")
+    real = {file.stem.removeprefix("openai_text-embedding-"): _read(file) for file in files}
+    sets: list[VectorSet] = []
+    if not arguments.no_real:
+        sets += [_in_memory(name, vectors) for name, vectors in real.items()]
+    for dimensions in arguments.dimensions:
+        # The first half of the larger model's vectors is what that model gives when asked for as many.
+        model = max((v for v in real.values() if v.shape[1] >= dimensions), key=lambda v: v.shape[1])
+        sets.append(_synthetic(Spectrum.of(_unit(model[:, :dimensions])), arguments.rows, dimensions))
+    return sets
+
+
+def _in_memory(name: str, vectors: Floats) -> VectorSet:
+    def blocks() -> Iterator[Floats]:
+        for first in range(0, len(vectors), BLOCK_ROWS):
+            yield vectors[first : first + BLOCK_ROWS]
+
+    return VectorSet(name=name, rows=len(vectors), dimensions=vectors.shape[1], blocks=blocks)
+
+
+def _synthetic(spectrum: Spectrum, rows: int, dimensions: int) -> VectorSet:
+    return VectorSet(name="synthetic", rows=rows, dimensions=dimensions, blocks=lambda: spectrum.draw(rows))
+
+
+def _read(path: Path) -> Floats:
+    column = _PARQUET.read_table(path, columns=["embedding"]).column(0).combine_chunks()
+    return np.ascontiguousarray(column.flatten().to_numpy().reshape(len(column), -1), np.float32)
+
+
+def _unit(vectors: Floats) -> Floats:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _measure(folder: Path, one: VectorSet, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All contenders on one set, in a Postgres of its own."""
+    url, stop = _server(folder, arguments.shared_buffers)
+    table = VectorTable(
+        schema="public",
+        name="items",
+        key=(PgColumn("id", "bigint"),),
+        metadata=(PgColumn("author", "text"),),
+        dimensions=one.dimensions,
+        precision=arguments.precision,
+    )
+    truth = _truth(one, min(arguments.queries, one.rows // 2))
+    try:
+        with (
+            connect(url) as connection,
+            ProcessPoolExecutor(2, get_context("spawn"), initializer=start_worker) as workers,
+        ):
+            install(connection)
+            _load(connection, table, one)
+            found = _contend(connection, workers, url, table, truth, arguments)
+    finally:
+        stop()
+    result = {"set": one.name, "rows": one.rows, "dimensions": one.dimensions, "queries": len(truth.keys)}
+    result |= {"precision": table.precision, "busy": os.getloadavg()[0], "contenders": found}
+    _print_table(result)
+    return result
+
+
+def _server(folder: Path, shared_buffers: str) -> tuple[str, Callable[[], None]]:
+    server = start_postgres(folder)
+    with connect(server.get_uri()) as connection:
+        connection.execute(sql.SQL("ALTER SYSTEM SET shared_buffers = {}").format(sql.Literal(shared_buffers)))
+    server.cleanup()
+    server = start_postgres(folder)
+    return server.get_uri(), server.cleanup
+
+
+def _load(connection: Connection, table: VectorTable, one: VectorSet) -> None:
+    """As a first sync does it: one table, binary COPY."""
+    create_table(connection, table)
+    names = {"run_id": 1, "embedded_at": 0}
+    copy_rows(connection, table.identifier, table.columns, _batches(table, one), names)
+    connection.execute(sql.SQL("VACUUM ANALYZE {}").format(table.identifier))
+
+
+def _batches(table: VectorTable, one: VectorSet) -> Iterator[pa.RecordBatch]:
+    first = 0
+    for vectors in one.blocks():
+        n = len(vectors)
+        digest = pa.array([bytes(32)] * n, pa.binary(32))
+        values = {
+            "id": pa.array(np.arange(first, first + n)),
+            "author": pa.array([f"author {i % 977}" for i in range(first, first + n)]),
+            "content": pa.array([_TEXT] * n),
+            "fingerprint": digest,
+            "metadata_hash": digest,
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), table.dimensions),
+            "embedding_bits": pa.array([row.tobytes() for row in binarize(vectors)], pa.binary(table.dimensions // 8)),
+        }
+        schema = table.artifact_schema
+        yield pa.record_batch([values[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+        first += n
+
+
+def _truth(one: VectorSet, queries: int) -> Truth:
+    """Exact distances in double precision, from the vectors as they were drawn."""
+    keys = np.sort(np.random.default_rng(_SEED).choice(one.rows, queries, replace=False))
+    asked = _rows(one, keys)
+    found = [distances("cosine", block.astype(np.float64), asked.astype(np.float64)) for block in one.blocks()]
+    every = np.concatenate(found, axis=1).astype(np.float32)
+    every[np.arange(queries), keys] = np.inf
+    return Truth(keys, asked, every, np.partition(every, K - 1, axis=1)[:, K - 1])
+
+
+def _rows(one: VectorSet, keys: npt.NDArray[np.int64]) -> Floats:
+    first, found = 0, list[Floats]()
+    for block in one.blocks():
+        found.append(block[keys[(keys >= first) & (keys < first + len(block))] - first])
+        first += len(block)
+    return np.concatenate(found)
+
+
+def _contend(
+    connection: Connection,
+    workers: ProcessPoolExecutor,
+    url: str,
+    table: VectorTable,
+    truth: Truth,
+    arguments: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """The peer first, whose index stays; then each contender, its requests in turns with the peer's."""
+    peer, *others = contenders(table)
+    rows: list[dict[str, Any]] = []
+    peers_built = _build(connection, table, peer)
+    _keep(connection, table)
+    peers_setting, sweep = _cheapest(connection, table, peer, truth)
+    rows.append(_row(peer, peers_setting, sweep, truth, peers_built))
+    built = _NO_INDEX, peers_built
+    for contender in others:
+        if arguments.only not in contender.name:
+            continue
+        if contender.index != built[0]:
+            built = contender.index, _build(connection, table, contender)
+        setting, sweep = _cheapest(connection, table, contender, truth)
+        row = _row(contender, setting, sweep, truth, built[1])
+        for connections in (1, 2):
+            pairs: list[tuple[Rate, Rate]] = []
+            for number in range(arguments.rounds):
+                # Each in turn goes first; other work on the machine falls on both.
+                turns = [(peer, peers_setting), (contender, setting)]
+                rates = [
+                    measure_rate(workers, url, request(connection, table, c, s), truth.queries, connections, arguments)
+                    for c, s in (turns if number % 2 else turns[::-1])
+                ]
+                pairs.append((rates[0], rates[1]) if number % 2 else (rates[1], rates[0]))
+            row |= _rates(pairs, connections)
+        row["bytes_ratio"] = round(peers_built[0] / row["bytes"], 2) if row["bytes"] else None
+        row["build_ratio"] = round(peers_built[1] / row["build_seconds"], 2) if row["build_seconds"] else None
+        rows.append(row)
+        print(f"{table.dimensions} {contender.name}: {row['recall']:.3f}, {row.get('ratio_1')}", flush=True)
+    seen = [r for r in rows[1:] if "peer_rps_1" in r]
+    for name in ("rps_1", "rps_2", "cpu_ms"):
+        rows[0][name] = round(statistics.median([r[f"peer_{name}"] for r in seen]), 2) if seen else None
+    return rows
+
+
+def _build(connection: Connection, table: VectorTable, contender: Contender) -> tuple[int, float]:
+    """Bytes and seconds of the contender's index, built by the product, others of its own gone before."""
+    ensure_index(connection, table, _NO_INDEX, readers=False)
+    if contender.index.kind == "none":
+        return 0, 0.0
+    report = ensure_index(connection, table, contender.index, readers=False)
+    assert report.index is not None and report.built
+    return report.index.bytes, report.seconds
+
+
+def _keep(connection: Connection, table: VectorTable) -> None:
+    """By another name the index is nobody's to drop, and serves on beside those of the contenders."""
+    for state in index_state(connection, table):
+        old = sql.Identifier(table.schema, state.name)
+        connection.execute(sql.SQL("ALTER INDEX {} RENAME TO the_peers").format(old))
+
+
+def _cheapest(
+    connection: Connection, table: VectorTable, contender: Contender, truth: Truth
+) -> tuple[Setting, list[tuple[str, float]]]:
+    """The first setting to reach the recall, or the one that comes nearest; and what each that was tried found."""
+    sweep: list[tuple[str, float]] = []
+    best: tuple[Setting, float] | None = None
+    for setting in contender.settings:
+        asked = request(connection, table, contender, setting)
+        recall = truth.recall([asked.run(connection, query) for query in truth.queries])
+        sweep.append((setting.name, round(recall, 4)))
+        if best is None or recall > best[1]:
+            best = setting, recall
+        if recall >= AT_LEAST:
+            break
+    assert best
+    return best[0], sweep
+
+
+def _row(
+    contender: Contender,
+    setting: Setting,
+    sweep: list[tuple[str, float]],
+    truth: Truth,
+    built: tuple[int, float],
+) -> dict[str, Any]:
+    recall = dict(sweep)[setting.name]
+    low, high = interval(recall, len(truth.keys))
+    return {
+        "name": contender.name,
+        "setting": setting.name,
+        "recall": recall,
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "sweep": sweep,
+        "bytes": built[0],
+        "build_seconds": round(built[1], 1),
+    }
+
+
+def _rates(pairs: list[tuple[Rate, Rate]], connections: int) -> dict[str, Any]:
+    """Medians over the rounds; the ratio is that of each round, for its peer ran a moment before."""
+    peer, own = [p for p, _ in pairs], [o for _, o in pairs]
+    row: dict[str, Any] = {
+        f"rps_{connections}": round(statistics.median(o.per_second for o in own), 1),
+        f"peer_rps_{connections}": round(statistics.median(p.per_second for p in peer), 1),
+        f"ratio_{connections}": round(statistics.median(o.per_second / p.per_second for p, o in pairs), 2),
+    }
+    if connections == 1:
+        row["cpu_ms"] = round(statistics.median(o.cpu_ms for o in own), 2)
+        row["peer_cpu_ms"] = round(statistics.median(p.cpu_ms for p in peer), 2)
+    return row
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    print(
+        f"\n{result['set']}, {result['rows']:,} x {result['dimensions']:,}, {result['queries']} queries, "
+        f"load average {result['busy']:.1f}\n"
+        f"{'index':<34}{'setting':<16}{'recall@10':>10}{'95 %':>12}{'req/s 1':>9}{'req/s 2':>9}{'CPU ms':>8}"
+        f"{'MB':>8}{'build s':>9}{'x req 1':>9}{'x req 2':>9}{'x MB':>7}{'x build':>9}"
+    )
+    for row in result["contenders"]:
+        ratios = "".join(
+            f"{'' if row.get(name) is None else row[name]:>{width}}"
+            for name, width in (("ratio_1", 9), ("ratio_2", 9), ("bytes_ratio", 7), ("build_ratio", 9))
+        )
+        print(
+            f"{row['name']:<34}{row['setting']:<16}{row['recall']:>10.3f}{row['low']:>7.3f}-{row['high']:.2f}"
+            f"{row['rps_1'] or 0:>9,.0f}{row['rps_2'] or 0:>9,.0f}{row['cpu_ms'] or 0:>8.2f}"
+            f"{row['bytes'] / 1e6:>8.1f}{row['build_seconds']:>9.1f}{ratios}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+-- name: add
+INSERT INTO rowvec.index_builds (
+    table_schema, table_name, index_name, index_oid, choice, why, reason, rows, newest_run, seconds,
+    memory_needed, memory_given, spilled_after, built_at, outcome)
+VALUES (
+    %(table_schema)s, %(table_name)s, %(index_name)s, coalesce(to_regclass(%(qualified)s), 0), %(choice)s, %(why)s,
+    %(reason)s, %(rows)s, %(newest_run)s, %(seconds)s, %(memory_needed)s, %(memory_given)s, %(spilled_after)s,
+    clock_timestamp(), %(outcome)s)
+RETURNING build_id
+
+-- name: recorded -- builds of a table, the newest first; enough of them to know what was tried in vain
+SELECT b.build_id, b.index_name, b.index_oid, b.choice, b.rows, b.newest_run, b.recall, b.recall_k, b.outcome
+FROM rowvec.index_builds AS b
+WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s
+ORDER BY b.build_id DESC
+LIMIT 100
+
+-- name: oid_of
+SELECT to_regclass(%(qualified)s)::oid::bigint
+
+-- name: ended -- whatever is not there any more serves no more
+UPDATE rowvec.index_builds AS b SET outcome = %(outcome)s
+WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s AND b.outcome = 'serves'
+  AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = b.index_oid AND c.relname = b.index_name)
+
+-- name: looked
+UPDATE rowvec.index_builds SET came = %(came)s, went = %(went)s, looked_at = clock_timestamp()
+WHERE build_id = %(build_id)s
+
+-- name: recalled
+UPDATE rowvec.index_builds
+SET recall = %(recall)s, recall_low = %(low)s, recall_high = %(high)s, recall_k = %(k)s, recall_queries = %(queries)s,
+    recalled_at = clock_timestamp()
+WHERE build_id = %(build_id)s
+
+-- name: rows -- and how many of them came with later runs than that one, and than that other
+SELECT
+    count(*),
+    count(*) FILTER (WHERE run_id > {served_since}),
+    count(*) FILTER (WHERE run_id > {tried_since}),
+    coalesce(min(run_id), 0),
+    coalesce(max(run_id), 0)
+FROM {table}

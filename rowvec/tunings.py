@@ -1,0 +1,84 @@
+"""What tuners have found, kept where a sync looks for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from psycopg.types.json import Jsonb
+
+from rowvec.candidates import Measured
+from rowvec.database import Connection
+from rowvec.index_choice import IndexChoice
+from rowvec.queries import query
+from rowvec.vector_table import VectorTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """The choice of the last tuning of a vector table."""
+
+    choice: IndexChoice
+    rows: int
+    """Of the table, when it was tuned."""
+    at_least: float
+    """The recall that was wanted."""
+    tuned_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What a tuner did and found."""
+
+    choice: IndexChoice
+    reason: str
+    measured: tuple[Measured, ...]
+    skipped: tuple[tuple[str, str], ...]
+    """Names of candidates that were not measured, and why."""
+    rows: int
+    sampled_rows: int
+    queries: int
+    k: int
+    at_least: float
+    exact_ms: float
+    """Of a search of the whole table without an index, reckoned from the sample."""
+    seconds: float
+
+
+def store_tuning(connection: Connection, table: VectorTable, tuning: Tuning) -> None:
+    """Keep it in place of the one before."""
+    values = {
+        **_of(table),
+        "chosen": Jsonb(asdict(tuning.choice)),
+        "measured": Jsonb([asdict(m) for m in tuning.measured]),
+        "skipped": Jsonb([list(pair) for pair in tuning.skipped]),
+        "rows": tuning.rows,
+        "sampled": tuning.sampled_rows,
+        "queries": tuning.queries,
+        "k": tuning.k,
+        "at_least": tuning.at_least,
+        "seconds": tuning.seconds,
+    }
+    connection.execute(query("tuner", "store"), values)
+
+
+def find_tuning(connection: Connection, table: VectorTable) -> Tuned | None:
+    """The last tuning of this table; None where there was none, or the vectors were of another kind."""
+    known = connection.execute(query("tuner", "known")).fetchone()
+    if not (known and known[0]):
+        return None
+    row = connection.execute(query("tuner", "find"), _of(table)).fetchone()
+    if row is None:
+        return None
+    chosen, rows, at_least, tuned_at = row
+    return Tuned(choice=IndexChoice(**chosen), rows=rows, at_least=at_least, tuned_at=tuned_at)
+
+
+def _of(table: VectorTable) -> dict[str, object]:
+    layout = {
+        "dimensions": table.dimensions,
+        "precision": table.precision,
+        "bits": table.bits,
+        "metric": table.metric,
+    }
+    return {"schema": table.schema, "table": table.name, "layout": Jsonb(layout)}
