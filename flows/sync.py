@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from rowvec.generations import effective
 from rowvec.pipeline import Pipeline
 from rowvec.report import SyncReport
 from rowvec.run import Run, running
@@ -38,6 +39,7 @@ def sync(pipeline: Pipeline, cause: str = "manual") -> SyncReport:
         pipeline: What is embedded, how, and where it goes: the content of a pipeline file.
         cause: Why this run was started, for its name and the ledger: manual, schedule, an event.
     """
+    pipeline = effective(pipeline)
     with running(pipeline, cause) as run:
         rounds = [bring_up_to_date(pipeline, run)]
         while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:

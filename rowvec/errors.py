@@ -15,6 +15,7 @@ RowvecError
 │   ├── TargetError           the target database or its vector table cannot be used
 │   ├── StoreRefused          the blob store says no: permission, container, name
 │   ├── ArtifactCorrupt       an object's bytes do not agree with their checksum
+│   ├── CostLimitExceeded     the run would cost more than it may
 │   ├── DeleteLimitExceeded   the run would delete more than ``validation.max_delete_fraction``
 │   ├── PipelineBusy          another run of the same pipeline is at work
 │   └── Inconsistent          a check failed: the vectors are not what the source says
@@ -102,6 +103,10 @@ class StoreRefused(FatalError):
 
 class ArtifactCorrupt(FatalError):
     """An artifact's bytes do not agree with their checksum."""
+
+
+class CostLimitExceeded(FatalError):
+    """What a run would cost is more than it may."""
 
 
 class DeleteLimitExceeded(FatalError):

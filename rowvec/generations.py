@@ -1,6 +1,6 @@
 """Generations: the next build of a vector table beside the one that is read, and the switch between them.
 
-A generation that is being built is a pipeline of its own, ``articles~2`` into ``articles__2``: it has its own runs,
+A generation that is being built is a pipeline of its own, ``articles.2`` into ``articles__2``: it has its own runs,
 rejects and journal, so that the table that is read goes on being kept in step meanwhile. What one generation has paid
 for serves all.
 """
@@ -106,7 +106,7 @@ def next_generation(pipeline: Pipeline) -> Pipeline:
             if old.state == "building":
                 drop(connection, old)
         number = known[0].number + 1
-        return _as_generation(pipeline, f"{pipeline.name}~{number}", live.schema, cut_name(live.table, f"__{number}"))
+        return _as_generation(pipeline, f"{pipeline.name}.{number}", live.schema, cut_name(live.table, f"__{number}"))
 
 
 def effective(pipeline: Pipeline) -> Pipeline:
@@ -114,7 +114,7 @@ def effective(pipeline: Pipeline) -> Pipeline:
 
     So a scheduled sync keeps readers' table in step during a rebuild that takes a day, whichever file it was given.
     """
-    if "~" in pipeline.name:
+    if "." in pipeline.name:
         return pipeline
     with open_target(resolve(pipeline), "rowvec generations") as connection:
         install(connection)
@@ -243,7 +243,7 @@ def _change_places(
         connection.execute(renamed)
         for block in ("move_builds", "move_tunings"):
             connection.execute(query("generations", block), {"schema": live.schema, "from": old, "to": name})
-    moves = ((live, f"{pipeline.name}~{live.number}", away, "retired"), (following, pipeline.name, live.table, "live"))
+    moves = ((live, f"{pipeline.name}.{live.number}", away, "retired"), (following, pipeline.name, live.table, "live"))
     for generation, name, table, state in moves:
         target = _qualified(connection, live.schema, table)
         values = {"pipeline_id": generation.pipeline_id, "name": name, "table": table, "state": state}
@@ -301,7 +301,7 @@ def _essence(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _as_generation(pipeline: Pipeline, name: str, schema: str, table: str) -> Pipeline:
-    """The same pipeline into another table. ``model_copy`` does not look at the name's form, and "~" is ours."""
+    """The same pipeline into another table. ``model_copy`` does not look at the name's form, and the dot is ours."""
     quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))
     target = pipeline.target.model_copy(update={"table": quoted})
     return pipeline.model_copy(update={"name": name, "target": target})
@@ -326,7 +326,7 @@ def _generation(row: tuple[Any, ...]) -> Generation:
 def _read(settings: dict[str, Any] | None, name: str) -> Pipeline | None:
     if settings is None:
         return None
-    return Pipeline.model_validate({**settings, "name": name.partition("~")[0]}).model_copy(update={"name": name})
+    return Pipeline.model_validate({**settings, "name": name.partition(".")[0]}).model_copy(update={"name": name})
 
 
 def _exists(connection: Connection, schema: str, table: str) -> bool:

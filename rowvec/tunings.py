@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from psycopg.types.json import Jsonb
 
@@ -43,6 +44,10 @@ class Tuning:
     exact_ms: float
     """Of a search of the whole table without an index, reckoned from the sample."""
     seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``rowvec index --tune --json`` prints."""
+        return asdict(self)
 
 
 def store_tuning(connection: Connection, table: VectorTable, tuning: Tuning) -> None:

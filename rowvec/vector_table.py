@@ -175,4 +175,4 @@ def count_rows(connection: Connection, table: VectorTable) -> int:
 
 
 def _other_layout(name: str) -> str:
-    return f"give the pipeline another target.table, or drop {name} and let the next sync build it from its artifacts"
+    return f"rowvec rebuild builds {name} anew beside the one that is read, from its artifacts where they serve"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from rowvec import stages
+from rowvec import rebuild, stages
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan
+from rowvec.rebuild import Comparison
 from rowvec.report import RestoreReport, SyncReport
 from rowvec.restore import Restored, restore_rows
 from rowvec.restore import finish_restore as finish
@@ -73,3 +74,27 @@ def restore(pipeline: Pipeline, run: Run, manifest: str | None) -> Restored:
 def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreReport:
     """Index it, check it, and record the verdict."""
     return finish(pipeline, run, restored)
+
+
+@stage("begin rebuild")
+def begin_rebuild(pipeline: Pipeline, max_cost: float | None) -> Pipeline:
+    """Find what builds the next generation, and what it would cost."""
+    return rebuild.begin_rebuild(pipeline, max_cost)
+
+
+@stage("live pipeline")
+def live_pipeline(pipeline: Pipeline) -> Pipeline:
+    """The settings of what is read now."""
+    return rebuild.live_pipeline(pipeline)
+
+
+@stage("compare")
+def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
+    """Ask both generations about the same rows."""
+    return rebuild.compare(pipeline, following)
+
+
+@stage("switch")
+def switch(pipeline: Pipeline, following: Pipeline) -> str:
+    """Let the next generation be read, in one transaction."""
+    return rebuild.switch(pipeline, following)

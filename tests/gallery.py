@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,9 @@ import psycopg
 from rowvec import stages
 from rowvec.database import Connection
 from rowvec.errors import Inconsistent
+from rowvec.generations import effective
 from rowvec.pipeline import Pipeline
+from rowvec.rebuild import RebuildReport, begin_rebuild, compare, finish_rebuild, live_pipeline, switch
 from rowvec.report import SyncReport
 from rowvec.run import Run, running
 from rowvec.stages import Batch, Round, conclude
@@ -52,11 +55,27 @@ def pipeline(artifacts: str, **parts: dict[str, Any]) -> Pipeline:
 
 def sync(pipeline: Pipeline) -> SyncReport:
     """What the flow does, one stage after the other. Raises ``Inconsistent`` as the flow does."""
+    pipeline = effective(pipeline)
     with running(pipeline, "test") as run:
         rounds = [bring_up_to_date(pipeline, run)]
         while rounds[-1].merged.pending and len(rounds) < 3:
             rounds.append(bring_up_to_date(pipeline, run))
         return conclude(stages.validate_rows(pipeline, run, rounds, stages.index_rows(pipeline, run.run_id)))
+
+
+def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: bool = True) -> RebuildReport:
+    """What the flow of that name does."""
+    started = time.monotonic()
+    following = begin_rebuild(pipeline, max_cost)
+    syncs: list[SyncReport | None] = [sync(following)]
+    before = sync(live_pipeline(pipeline))
+    syncs.append(sync(following))
+    comparison = compare(pipeline, following)
+    retired = None
+    if to_switch:
+        retired = switch(pipeline, following)
+        syncs.append(sync(pipeline))
+    return finish_rebuild(pipeline, following, syncs, before, comparison, retired, started)
 
 
 def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rowvec import commands, retention
+from rowvec import commands, generations, index_commands, retention
+from rowvec import rebuild as rebuilding
 from rowvec.audit import run_audit
 from rowvec.cli import shown
 from rowvec.cli.orchestrator import load_flow
@@ -21,6 +22,7 @@ from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline_file import load
 from rowvec.repair import prepare_repair
 from rowvec.report import SyncReport
+from rowvec.tuner import Budget
 
 app = typer.Typer(
     name="rowvec",
@@ -127,6 +129,70 @@ def prune(
     """Delete artifacts and manifests that are old and that nothing needs."""
     found = retention.prune(load(file), timedelta(days=older_than), apply=apply, compact=compact)
     emit(found.as_json(), as_json, lambda: shown.prune(found))
+
+
+@app.command()
+def index(
+    file: File,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure which index suits these vectors, and keep the choice for syncs.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=1, help="With --tune: what it may take.")] = 600,
+    memory: Annotated[int, typer.Option(min=64, help="With --tune: MiB that one build may take.")] = 2048,
+    rows: Annotated[int, typer.Option(min=1000, help="With --tune: rows copied at most.")] = 200_000,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --tune: draw recall against latency and size into this file (.png, .svg).")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it anew though nothing is wrong with it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """See to the index: build what is missing, worn or wrong, and tell how it does; or find out which is best."""
+    pipeline = load(file)
+    if tune:
+        with shown_progress(err):
+            tuning = index_commands.tune(pipeline, Budget(seconds=seconds, memory=memory * 2**20, rows=rows))
+        if plot:
+            index_commands.draw(tuning, plot)
+        emit(tuning.as_json(), as_json, lambda: shown.tuning(tuning))
+        return
+    with shown_progress(err):
+        found = index_commands.see_to_index(pipeline, rebuild=rebuild)
+    emit(found, as_json, lambda: shown.index(found))
+
+
+@app.command()
+def rebuild(
+    file: File,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Tell what it would take. Spends nothing.")] = False,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", min=0, help="US dollars; a rebuild that would cost more is refused.")
+    ] = None,
+    no_switch: Annotated[bool, typer.Option("--no-switch", help="Build and compare; run again to switch.")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Let the generation before be read again.")] = False,
+    drop_old: Annotated[
+        bool, typer.Option("--drop-old", help="Drop the generations that are not read; --rollback is then gone.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build the next generation of the vector table beside the one that is read, and switch to it."""
+    pipeline = load(file)
+    if sum((plan_only, rollback, drop_old)) > 1:
+        raise UsageError("--plan, --rollback and --drop-old exclude each other; give one of them")
+    if plan_only:
+        found = rebuilding.plan_rebuild(pipeline)
+        emit(found, as_json, lambda: shown.rebuild_plan(found))
+    elif rollback:
+        kept = rebuilding.rollback(pipeline)
+        done = {"rolled_back": True, "retired_table": kept}
+        emit(done, as_json, lambda: shown.rolled_back(pipeline.target.table, kept))
+    elif drop_old:
+        dropped = {"dropped": generations.retire_for_good(pipeline)}
+        emit(dropped, as_json, lambda: shown.dropped(dropped["dropped"]))
+    else:
+        flow = load_flow("rebuild")
+        with shown_progress(err):
+            report = flow(pipeline=pipeline, max_cost=max_cost, switch=not no_switch)
+        emit(report.as_json(), as_json, lambda: shown.rebuild(report))
 
 
 @app.command()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
+from rowvec.candidates import Measured
 from rowvec.cli.output import out, table
+from rowvec.rebuild import RebuildReport
 from rowvec.report import Check, RestoreReport, SyncReport
 from rowvec.retention import Pruned
+from rowvec.tunings import Tuning
 
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
 _TEXT_WIDTH = 200
@@ -119,3 +123,90 @@ def _show_failed(checks: tuple[Check, ...]) -> None:
 def _short(text: str | None) -> str:
     line = " ".join((text or "").split())
     return line if len(line) <= _TEXT_WIDTH else line[: _TEXT_WIDTH - 1] + "…"
+
+
+def index(found: dict[str, Any]) -> None:
+    """The index that serves, and what was done to it."""
+    if found["index"] is None:
+        out.print(f"No index: {found['reason']}", markup=False, highlight=False)
+        return
+    recall = "recall not measured" if found["recall_at_k"] is None else f"recall@k {found['recall_at_k']:.3f}"
+    size = f"{found['bytes'] / 2**20:,.1f} MiB over {found['rows']:,} rows"
+    what = f"{found['index']}: {found['kind']} on {found['on']}, {size}, {recall}. {found['reason']}"
+    out.print(what, markup=False, highlight=False, soft_wrap=True)
+    because = found["built_because"]
+    out.print(f"Built: {because['sentence']}." if because else "Nothing had to be built.", markup=False)
+    for sentence in found["said"]:
+        out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def tuning(found: Tuning) -> None:
+    """What a tuner measured, the choice marked."""
+    title = (
+        f"{found.sampled_rows:,} of {found.rows:,} rows, {found.queries} of them as questions; recall@{found.k} of "
+        f"{found.at_least:.2f} wanted; an exact search of the whole table takes {found.exact_ms:,.0f} ms"
+    )
+    rows = [
+        (
+            m.name + (" ◀" if _is_choice(found, m) else ""),
+            f"{m.recall:.3f}",
+            f"{m.low:.3f} – {m.high:.3f}",
+            f"{m.median_ms:,.2f}",
+            f"{m.p95_ms:,.2f}",
+            f"{m.per_second:,.0f}",
+            f"{m.bytes / 2**20:,.1f}",
+            f"{m.build_seconds:,.1f}",
+        )
+        for m in found.measured
+    ]
+    columns = ("index", "recall", "95 % interval", "median ms", "p95 ms", "requests/s", "MiB", "build s")
+    table(title, columns, rows, right=columns[1:])
+    for name, why in found.skipped:
+        out.print(f"Not measured: {name}: {why}.", markup=False, highlight=False)
+    out.print(found.reason, style="bold", markup=False, highlight=False, soft_wrap=True)
+    out.print("The next sync goes by it, and rowvec index at once.", highlight=False)
+
+
+def rebuild(report: RebuildReport) -> None:
+    """A rebuild's report: verdict first."""
+    out.print(report.verdict(), style="bold green", markup=False, highlight=False, soft_wrap=True)
+    recall = ["exact" if r is None else f"{r:.3f}" for r in (report.recall_before, report.recall_after)]
+    out.print(
+        f"{report.embedded:,} texts embedded, {report.reused:,} vectors reused; {report.tokens:,} tokens, "
+        f"${report.cost_usd:,.4f}; recall@k {recall[0]} before, {recall[1]} after; {report.seconds:.1f} s",
+        highlight=False,
+    )
+    if report.switched:
+        out.print("rowvec rebuild --rollback goes back, --drop-old lets go of the old one.", highlight=False)
+
+
+def rebuild_plan(found: dict[str, Any]) -> None:
+    """What a rebuild would take."""
+    out.print(
+        f"Generation {found['generation']} would be built in {found['table']}: {found['new']:,} rows, of which "
+        f"{found['reused']:,} have vectors that serve; {found['embedded']:,} texts to embed, about "
+        f"{found['tokens']:,} tokens, ${found['cost_usd']:,.4f}. Nothing was spent.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def rolled_back(name: str, kept: str) -> None:
+    """Which table is read now."""
+    out.print(
+        f"{name} is the generation before again; {kept} keeps the other. Put its settings back into the pipeline file, "
+        "and run rowvec sync to bring it in step.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def dropped(tables: list[str]) -> None:
+    """Which generations are gone."""
+    out.print(f"Dropped: {', '.join(tables)}." if tables else "There was nothing to drop.", markup=False)
+
+
+def _is_choice(found: Tuning, measured: Measured) -> bool:
+    return asdict(measured.choice) | {"reason": ""} == asdict(found.choice) | {"reason": ""}

@@ -104,3 +104,15 @@ SELECT format('DROP VIEW %%s', c.oid::regclass)
 FROM pg_class AS c
 WHERE c.relnamespace = to_regnamespace(%(schema)s) AND c.relkind = 'v' AND c.relname = ANY (%(names)s)
   AND obj_description(c.oid, 'pg_class') LIKE 'rowvec: %%'
+
+-- name: pairs -- rows that both generations have, with the vector each gives them
+SELECT {key}, (l.embedding::vector)::text, (n.embedding::vector)::text
+FROM {live} AS l TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
+JOIN {next} AS n ON {same_key}
+WHERE vector_norm(l.embedding::vector) <> 0 AND vector_norm(n.embedding::vector) <> 0
+ORDER BY hashtextextended({key_text}, {seed})
+LIMIT {limit}
+
+-- name: forget_plan_only -- a generation that was only planned
+UPDATE rowvec.pipelines SET state = 'dropped'
+WHERE pipeline_id = %(pipeline_id)s AND state = 'building' AND to_regclass(%(table)s) IS NULL

@@ -1,11 +1,11 @@
 -- name: register -- the pipeline's row, made when missing; its table may have moved, its embedder changed
--- A name with a tilde is that of a generation that is not, or no longer, the one that is read.
+-- A name with a dot is that of a generation that is not, or no longer, the one that is read.
 INSERT INTO rowvec.pipelines AS p (name, family, generation, state, table_schema, table_name, identity, settings)
 VALUES (
     %(name)s,
-    split_part(%(name)s, '~', 1),
-    coalesce(nullif(split_part(%(name)s, '~', 2), '')::int, 1),
-    CASE WHEN %(name)s LIKE '%%~%%' THEN 'building' ELSE 'live' END,
+    split_part(%(name)s, '.', 1),
+    coalesce(nullif(split_part(%(name)s, '.', 2), '')::int, 1),
+    CASE WHEN %(name)s LIKE '%%.%%' THEN 'building' ELSE 'live' END,
     %(schema)s, %(table)s, %(identity)s, %(settings)s
 )
 ON CONFLICT (name) DO UPDATE

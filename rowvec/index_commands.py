@@ -1,0 +1,69 @@
+"""What ``rowvec index`` does: see to the index, or find out which one suits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rowvec import ledger
+from rowvec.database import target_url
+from rowvec.index import index_state
+from rowvec.pipeline import Pipeline
+from rowvec.references import resolve
+from rowvec.run import open_target
+from rowvec.schema import install
+from rowvec.serving import serve
+from rowvec.tuner import Budget
+from rowvec.tuner import tune as tune_table
+from rowvec.tunings import Tuning, store_tuning
+from rowvec.vector_table import stored_table
+
+_NEEDED = frozenset({"target"})
+
+
+def see_to_index(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]:
+    """Build what is missing, worn or wrong, as a sync does, and tell how the index is.
+
+    Raises ``PipelineBusy`` where a run is at work on the table.
+    """
+    resolved = resolve(pipeline, _NEEDED)
+    with open_target(resolved, "rowvec index") as connection:
+        install(connection)
+        pipeline_id = ledger.find(connection, pipeline)
+        table = stored_table(connection, resolved)
+        with ledger.exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
+            indexed = serve(connection, table, resolved, rebuild=rebuild)
+        serving = next((s for s in reversed(index_state(connection, table)) if s.valid and not s.partial), None)
+    recall = indexed.recall
+    return {
+        "index": serving.name if serving else None,
+        "kind": indexed.choice.kind,
+        "on": indexed.choice.on if serving else None,
+        "bytes": serving.bytes if serving else 0,
+        "rows": indexed.rows,
+        "recall_at_k": recall.recall if recall else None,
+        "built": indexed.reason is not None,
+        "built_because": asdict(indexed.reason) if indexed.reason else None,
+        "reason": indexed.choice.reason,
+        "said": list(indexed.said),
+        "seconds": round(indexed.seconds, 3),
+    }
+
+
+def tune(pipeline: Pipeline, budget: Budget) -> Tuning:
+    """Measure which index suits the table's own vectors, and keep the choice where a sync finds it."""
+    resolved = resolve(pipeline, _NEEDED)
+    with open_target(resolved, "rowvec tune") as connection:
+        install(connection)
+        table = stored_table(connection, resolved)
+        tuning = tune_table(connection, table, pipeline.validation.recall, budget)
+        store_tuning(connection, table, tuning)
+    return tuning
+
+
+def draw(tuning: Tuning, into: Path) -> None:
+    """Recall against latency and size as a picture. Raises ``UsageError`` where it cannot be written."""
+    from rowvec.tuning_plot import plot  # late: matplotlib takes a second
+
+    plot(tuning, into)

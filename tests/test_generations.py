@@ -1,0 +1,181 @@
+"""The next generation of a vector table: built beside, compared, switched to, and back; paid for once."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from rowvec.database import Connection
+from rowvec.errors import CostLimitExceeded, PipelineBusy, TargetError, UsageError
+from rowvec.pipeline import Pipeline
+from rowvec.rebuild import begin_rebuild, plan_rebuild, rollback, switch
+from rowvec.run import running
+from tests import gallery
+from tests.openai_server import KEY, OpenAIServer, serve
+from tests.outcomes import paid
+
+
+def changed(pipeline: Pipeline, **parts: dict[str, Any]) -> Pipeline:
+    """The pipeline with other settings."""
+    written = pipeline.model_dump(mode="json", exclude_none=True)
+    for part, values in parts.items():
+        written[part] |= values
+    return Pipeline.model_validate(written)
+
+
+def dimensions(connection: Connection, table: str = "paintings") -> set[int]:
+    """How long the vectors of a table are."""
+    statement = sql.SQL("SELECT DISTINCT vector_dims(embedding) FROM {}").format(sql.Identifier("vectors", table))
+    return {d for (d,) in connection.execute(statement).fetchall()}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
+    """An embedder that costs money."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serve() as opened:
+        yield opened
+
+
+def test_h7_h12_another_dimension_is_built_beside_and_switched_to(source: Connection, paintings: Pipeline) -> None:
+    gallery.sync(paintings)
+    source.execute("CREATE INDEX by_year ON vectors.paintings (year)")
+    source.execute("COMMENT ON TABLE vectors.paintings IS 'what we search'")
+    longer = changed(paintings, embedder={"dimensions": 128})
+    with pytest.raises(UsageError, match="rowvec rebuild"):
+        gallery.sync(longer)
+    assert dimensions(source) == {64}
+    report = gallery.rebuild(longer)
+    assert (report.generation, report.switched, report.retired_table) == (2, True, "vectors.paintings__1")
+    assert (report.rows, report.embedded, report.consistent) == (50, 50, True)
+    assert (dimensions(source), dimensions(source, "paintings__1")) == ({128}, {64})
+    gallery.assert_in_step(source)
+    indexes = source.execute("SELECT indexdef FROM pg_indexes WHERE tablename = 'paintings' AND indexdef ~ 'year'")
+    assert len(indexes.fetchall()) == 1
+    assert source.execute("SELECT obj_description('vectors.paintings'::regclass)").fetchone() == ("what we search",)
+    gallery.fill(source, 3, start=51)
+    again = gallery.sync(longer)
+    assert (again.new, again.embedded, again.unchanged) == (3, 3, 50)
+    with pytest.raises(UsageError, match="rowvec rebuild"):
+        gallery.sync(paintings)
+
+
+def test_rolled_back_and_forward_again_without_paying(
+    source: Connection, server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    old = paid(server, str(tmp_path_factory.mktemp("artifacts")))
+    new = changed(old, embedder={"model": "another-model"})
+    gallery.sync(old)
+    gallery.rebuild(new)
+    assert server.paid.total() == 100
+    source.execute("UPDATE paintings SET title = 'New' WHERE id = 1")
+    assert rollback(new) == "vectors.paintings__2"
+    back = gallery.sync(old)
+    assert (back.changed, back.embedded) == (1, 1)
+    gallery.assert_in_step(source)
+    forward = gallery.rebuild(new)
+    assert (forward.generation, forward.embedded) == (2, 1)
+    assert server.paid.total() == 102
+    gallery.assert_in_step(source)
+
+
+def test_a_shorter_vector_another_precision_and_no_bits_cost_nothing(
+    source: Connection, server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    old = paid(server, str(tmp_path_factory.mktemp("artifacts")))
+    old = changed(old, embedder={"model": "text-embedding-3-large", "dimensions": 96})
+    gallery.sync(old)
+    before = server.paid.total()
+    long = {id_: vector for id_, (_, _, vector) in gallery.vectors(source).items()}
+    short = changed(old, embedder={"dimensions": 32}, target={"precision": "float16", "bits": False})
+    planned = plan_rebuild(short)
+    assert (planned["new"], planned["embedded"], planned["reused"], planned["cost_usd"]) == (50, 0, 50, 0)
+    report = gallery.rebuild(short, max_cost=0.0)
+    assert (report.embedded, report.reused, server.paid.total()) == (0, 50, before)
+    assert report.comparison.questions == 50
+    for id_, (_, _, vector) in gallery.vectors(source).items():
+        head = np.array(long[id_][1:-1].split(","), np.float64)[:32]
+        cut = np.array(vector[1:-1].split(","), np.float64)
+        np.testing.assert_allclose(cut, head / np.linalg.norm(head), atol=1e-3)
+    gallery.assert_in_step(source)
+
+
+def test_what_it_would_cost_is_told_first_and_bounded(
+    source: Connection, server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    old = paid(server, str(tmp_path_factory.mktemp("artifacts")))
+    gallery.sync(old)
+    before = server.paid.total()
+    new = changed(old, embedder={"model": "dear", "cost_per_million_tokens": 1_000_000.0})
+    planned = plan_rebuild(new)
+    assert (planned["generation"], planned["embedded"]) == (2, 50)
+    assert planned["cost_usd"] > 1
+    with pytest.raises(CostLimitExceeded, match="nothing was spent"):
+        begin_rebuild(new, max_cost=1.0)
+    unpriced = changed(old, embedder={"model": "unpriced"})
+    with pytest.raises(UsageError, match="cost_per_million_tokens"):
+        begin_rebuild(unpriced, max_cost=1.0)
+    assert server.paid.total() == before
+
+
+def test_both_are_kept_in_step_while_one_is_built(source: Connection, paintings: Pipeline) -> None:
+    gallery.sync(paintings)
+    longer = changed(paintings, embedder={"dimensions": 128})
+    gallery.rebuild(longer, to_switch=False)
+    gallery.fill(source, 5, start=51)
+    source.execute("DELETE FROM paintings WHERE id <= 5")
+    # By the new file, for that is what the schedule has: the table that is read goes by its own settings.
+    scheduled = gallery.sync(longer)
+    assert (scheduled.new, scheduled.deleted, dimensions(source)) == (5, 5, {64})
+    gallery.assert_in_step(source)
+    report = gallery.rebuild(longer)
+    assert (report.generation, report.switched) == (2, True)
+    assert dimensions(source) == {128}
+    gallery.assert_in_step(source)
+
+
+def test_nobody_switches_while_a_run_is_at_work(source: Connection, paintings: Pipeline) -> None:
+    gallery.sync(paintings)
+    longer = changed(paintings, embedder={"dimensions": 128})
+    gallery.rebuild(longer, to_switch=False)
+    following = begin_rebuild(longer)
+    with running(paintings, "test"), pytest.raises(PipelineBusy):
+        switch(longer, following)
+    assert dimensions(source) == {64}
+    assert switch(longer, following) == "vectors.paintings__1"
+    # A switch whose answer was lost is not done twice.
+    assert switch(longer, following) == "vectors.paintings__1"
+
+
+def test_what_is_bound_to_the_table_is_named_before_anything_is_built(source: Connection, paintings: Pipeline) -> None:
+    gallery.sync(paintings)
+    source.execute("CREATE VIEW recent AS SELECT id FROM vectors.paintings WHERE year > 1940")
+    with pytest.raises(TargetError, match="the view recent"):
+        begin_rebuild(changed(paintings, embedder={"dimensions": 128}))
+
+
+def test_readers_keep_their_privileges(source: Connection, paintings: Pipeline, database_url: str) -> None:
+    gallery.sync(paintings)
+    source.execute("DROP ROLE IF EXISTS reads_paintings")
+    source.execute("CREATE ROLE reads_paintings LOGIN")
+    source.execute("GRANT USAGE ON SCHEMA vectors TO reads_paintings")
+    source.execute("GRANT SELECT ON vectors.paintings TO reads_paintings")
+    gallery.rebuild(changed(paintings, target={"precision": "float16"}))
+    try:
+        with psycopg.connect(database_url, user="reads_paintings") as reader:
+            assert reader.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (50,)
+    finally:
+        source.execute("DROP OWNED BY reads_paintings")
+        source.execute("DROP ROLE reads_paintings")
+
+
+def test_a_pipeline_that_has_no_table_has_nothing_to_rebuild(source: Connection, paintings: Pipeline) -> None:
+    with pytest.raises(UsageError, match="rowvec sync first"):
+        begin_rebuild(paintings)
+    with pytest.raises(UsageError, match="no generation to go back to"):
+        rollback(paintings)
