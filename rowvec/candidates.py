@@ -58,7 +58,7 @@ class Measured:
     median_ms: float
     p95_ms: float
     per_second: float
-    """Requests on one connection, one after the other."""
+    """Requests on one connection, one after the other, at the median."""
     bytes: int
     build_seconds: float
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rowvec.errors import UsageError
@@ -32,6 +32,10 @@ BITS_FROM_DIMENSIONS = 1_024
 # pgvector's advice for IVFFlat: a list per thousand rows up to a million rows, the square root of the rows above.
 _ROWS_A_LIST = 1_000
 _MANY_ROWS = 1_000_000
+
+# A tuner's choice holds until the table has so many times the rows: recall falls slowly, an exact search slows at once.
+_OUTGROWN = 10
+_OUTGROWN_NONE = 2
 
 _OPERATORS: dict[Metric, str] = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
 
@@ -72,8 +76,13 @@ def choose(
     *,
     metric: Metric = "cosine",
     indexed: bool = False,
+    tuned: IndexChoice | None = None,
+    tuned_rows: int = 0,
 ) -> IndexChoice:
     """The index for a table of ``rows`` vectors of ``dimensions``.
+
+    ``tuned``: what a tuner chose when the table had ``tuned_rows``; where the pipeline leaves all to us, it is taken
+    as long as the table has not outgrown it.
 
     ``bits``: the table keeps ``embedding_bits``. ``indexed``: it has an index by now; then ``auto`` gives it up only
     at half the rows at which it would have made one, so that a table at the threshold does not build and drop in turn.
@@ -88,6 +97,10 @@ def choose(
             f"index.on is float, but pgvector indexes no float vectors over {LIMIT_HALFVEC:,} dimensions, and these "
             f"have {dimensions:,}: set index.on to bits (with target.bits true), or index.kind to none"
         )
+    if tuned is not None and wanted.kind == "auto" and wanted.on == "auto":
+        held = _still_tuned(rows, tuned, tuned_rows)
+        if held is not None:
+            return held
     if wanted.kind == "auto":
         few = _few(rows, dimensions, indexed=indexed)
         if few:
@@ -129,6 +142,17 @@ def fits(present: IndexChoice, choice: IndexChoice) -> bool:
     if choice.lists_by_rows:
         return choice.lists <= 2 * present.lists and present.lists <= 2 * choice.lists
     return present.lists == choice.lists
+
+
+def _still_tuned(rows: int, tuned: IndexChoice, tuned_rows: int) -> IndexChoice | None:
+    """The tuner's choice for the rows there are now; None where they are too many for it to say anything."""
+    if rows > tuned_rows * (_OUTGROWN_NONE if tuned.kind == "none" else _OUTGROWN):
+        return None
+    if tuned.kind != "ivfflat" or rows <= 2 * tuned_rows:
+        return tuned
+    lists = lists_for(rows)
+    # As many of a hundred lists as before: the same share of the table is read.
+    return replace(tuned, lists=lists, probes=max(1, round(tuned.probes * lists / max(1, tuned.lists))))
 
 
 def _few(rows: int, dimensions: int, *, indexed: bool) -> str | None:

@@ -87,7 +87,7 @@ def tune(connection: Connection, table: VectorTable, recall: Recall, budget: Bud
         raise UsageError(
             f"{table.schema}.{table.name} has {rows:,} rows, too few to tune for: any search of them is exact and fast"
         )
-    wanted = min(budget.rows, sample_rows(rows, table, budget.seconds, budget.memory))
+    wanted = max(_LEAST_ROWS, min(budget.rows, sample_rows(rows, table, budget.seconds, budget.memory)))
     with lost_connections_are_retriable(), _sample(connection, table, rows, wanted) as sample:
         sampled = count_rows(connection, sample)
         with _step(f"exact answers over {sampled:,} rows"):
@@ -182,7 +182,8 @@ def _measure(work: _Work, candidate: Candidate, choice: IndexChoice, size: int, 
         high=high,
         median_ms=median(times),
         p95_ms=quantiles(times, n=20)[-1],
-        per_second=1000 * len(times) / sum(times),
+        # By the median: what else a machine does in the meantime shows in the slowest.
+        per_second=1000 / median(times),
         bytes=size,
         build_seconds=seconds,
     )

@@ -1,0 +1,80 @@
+"""The tuner measures on a copy, within its budget, and disturbs nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from rowvec.database import Connection, connect
+from rowvec.errors import PipelineBusy, UsageError
+from rowvec.index import index_state
+from rowvec.pipeline import Recall
+from rowvec.tuner import Budget, tune
+from rowvec.tunings import find_tuning, store_tuning
+from tests.vector_tables import create, filled, vector_table
+
+SMALL = Budget(seconds=60, memory=2**30, rows=2_000)
+
+
+def samples(connection: Connection) -> list[str]:
+    """Copies that tuners have made."""
+    rows = connection.execute("SELECT relname FROM pg_class WHERE relname ~ '^tuning_[0-9]+$'").fetchall()
+    return [name for (name,) in rows]
+
+
+@pytest.mark.parametrize("bits", [True, False])
+def test_it_measures_a_copy_and_keeps_the_choice(connection: Connection, bits: bool) -> None:
+    table = vector_table(128, bits=bits)
+    filled(connection, table, 3_000)
+    found = tune(connection, table, Recall(k=5, queries=100), SMALL)
+    assert (found.rows, found.k) == (3_000, 5)
+    assert 1_800 <= found.sampled_rows <= 2_000
+    names = {m.name.partition(",")[0] for m in found.measured}
+    assert {"hnsw on bits", "hnsw on halfvec", "hnsw on float", "hnsw on the first 64", "ivfflat on halfvec"} <= names
+    for m in found.measured:
+        assert 0 <= m.low <= m.recall <= m.high <= 1
+        assert m.bytes > 0
+        assert m.per_second > 0
+    # More effort finds more, nearly: indexes are drawn by lot.
+    bits_recalls = [m.recall for m in found.measured if m.name.startswith("hnsw on bits")]
+    assert bits_recalls[-1] >= bits_recalls[0]
+    assert index_state(connection, table) == []
+    assert samples(connection) == []
+    assert find_tuning(connection, table) is None
+    store_tuning(connection, table, found)
+    kept = find_tuning(connection, table)
+    assert kept is not None
+    assert (kept.choice, kept.rows) == (found.choice, 3_000)
+    # Vectors of another kind are not what was tuned.
+    assert find_tuning(connection, vector_table(64, bits=bits)) is None
+
+
+def test_what_a_killed_tuner_left_is_cleared_and_two_do_not_meet(connection: Connection, database_url: str) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+    oid = connection.execute("SELECT 'public.items'::regclass::oid::bigint").fetchone()
+    assert oid is not None
+    connection.execute(f"CREATE TABLE rowvec.tuning_{oid[0]} (left_behind int)".encode())
+    with connect(database_url) as other:
+        other.execute("SELECT pg_advisory_lock(%s, hashtext('public.items'))", (0x72760006,))
+        with pytest.raises(PipelineBusy, match="another tuner"):
+            tune(connection, table, Recall(), SMALL)
+    found = tune(connection, table, Recall(), SMALL)
+    assert found.measured
+    assert samples(connection) == []
+
+
+def test_a_budget_too_small_says_what_was_not_measured(connection: Connection) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+    found = tune(connection, table, Recall(), Budget(seconds=0.001, rows=1_000))
+    assert found.measured == ()
+    assert len(found.skipped) >= 3
+    assert all("s, 0 left" in why for _, why in found.skipped)
+    assert found.choice.kind == "none"
+
+
+def test_a_small_table_is_not_tuned(connection: Connection) -> None:
+    table = vector_table(16)
+    create(connection, table)
+    with pytest.raises(UsageError, match="too few"):
+        tune(connection, table, Recall(), SMALL)
