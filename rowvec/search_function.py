@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import LiteralString, cast
 
@@ -41,6 +41,16 @@ def install_search_function(connection: Connection, table: VectorTable, choice: 
     transaction: callers meet the old function or the new one. Raises ``TargetError`` where it cannot be replaced.
     """
     plain = cut_name(table.name, "_search")
+    return replace_function(connection, table, plain, lambda name: _create(connection, table, choice, name))
+
+
+def replace_function(
+    connection: Connection, table: VectorTable, plain: str, create: Callable[[sql.Identifier], int]
+) -> str:
+    """Make the function ``plain`` in the table's schema by ``create``, which returns its oid; returns its quoted name.
+
+    What rowvec made of that name before with other arguments goes. Raises ``TargetError`` where it cannot.
+    """
     name = sql.Identifier(table.schema, plain)
     with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
         connection.execute(query("search", "function_lock"), {"space": _LOCK, "name": name.as_string(connection)})
@@ -48,11 +58,11 @@ def install_search_function(connection: Connection, table: VectorTable, choice: 
         before = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
         try:
             with connection.transaction():
-                made = _create(connection, table, choice, name)
+                made = create(name)
         except pg.InvalidFunctionDefinition:
             # Other result columns, or another argument's name: that takes a new function.
             _drop(connection, [signature for signature, _ in before])
-            made = _create(connection, table, choice, name)
+            made = create(name)
         else:
             _drop(connection, [signature for signature, oid in before if oid != made])
     return name.as_string(connection)
@@ -72,35 +82,64 @@ def _refusals(name: str) -> Generator[None]:
 
 def _create(connection: Connection, table: VectorTable, choice: IndexChoice, name: sql.Identifier) -> int:
     """Returns the function's oid."""
-    schema = connection.execute(query("search", "vector_schema")).fetchone()
-    if schema is None:
-        raise TargetError("the target database has no pgvector: let a sync install it")
-    results = [
-        *(sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*table.key, *table.metadata)),
-        sql.SQL("content text"),
-        sql.SQL("distance double precision"),
-    ]
     function = query(
         "search",
         "function",
         name=name,
-        arguments=_arguments(table, choice),
-        results=sql.SQL(", ").join(results),
+        arguments=arguments(
+            table,
+            [
+                ("query", vector_type(table)),
+                ("k", sql.SQL("integer DEFAULT 10")),
+                ("oversampling", sql.SQL("integer DEFAULT {}").format(sql.Literal(choice.oversampling))),
+                ("filter", sql.SQL("jsonb DEFAULT NULL")),
+            ],
+        ),
+        results=results(table),
         seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
-        vector_schema=sql.Identifier(schema[0]),
-        body=sql.Literal(_body(connection, table, choice).as_string(connection)),
+        vector_schema=vector_schema(connection),
+        body=sql.Literal(_body(table, choice).as_string(connection)),
     )
     connection.execute(function)
-    types = sql.SQL("{}, integer, integer, jsonb").format(_vector_type(table))
-    connection.execute(query("search", "comment_function", name=name, types=types, comment=sql.Literal(_COMMENT)))
+    return commented(connection, name, sql.SQL("{}, integer, integer, jsonb").format(vector_type(table)), _COMMENT)
+
+
+def vector_schema(connection: Connection) -> sql.Identifier:
+    """Where pgvector is. Raises ``TargetError`` where it is not."""
+    schema = connection.execute(query("search", "vector_schema")).fetchone()
+    if schema is None:
+        raise TargetError("the target database has no pgvector: let a sync install it")
+    return sql.Identifier(schema[0])
+
+
+def results(table: VectorTable, *more: sql.SQL) -> sql.Composed:
+    """The columns that a search function gives."""
+    named = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*table.key, *table.metadata))
+    return sql.SQL(", ").join([*named, sql.SQL("content text"), sql.SQL("distance double precision"), *more])
+
+
+def commented(connection: Connection, name: sql.Identifier, types: sql.Composed, comment: LiteralString) -> int:
+    """Mark a function as ours; returns its oid."""
+    connection.execute(query("search", "comment_function", name=name, types=types, comment=sql.Literal(comment)))
     signature = sql.SQL("{} ({})").format(name, types).as_string(connection)
     found = connection.execute(query("search", "function_oid", signature=sql.Literal(signature))).fetchone()
     return int(found[0]) if found else 0
 
 
-def _body(connection: Connection, table: VectorTable, choice: IndexChoice) -> sql.Composed:
+def known_columns(table: VectorTable) -> sql.Composed:
+    """The columns a filter may name, as a ``text[]``."""
+    names = (sql.Literal(c.name) for c in (*table.key, *table.metadata))
+    return sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(names))
+
+
+def equal_to_filter(table: VectorTable) -> sql.Composed:
+    """The condition that a row is as the filter, ``$4``, says."""
+    return sql.SQL(" AND ").join(_equals(column) for column in (*table.key, *table.metadata))
+
+
+def _body(table: VectorTable, choice: IndexChoice) -> sql.Composed:
     columns = (*table.key, *table.metadata)
-    condition = sql.SQL(" AND ").join(_equals(column) for column in columns)
+    condition = equal_to_filter(table)
     vector, k, oversampling = sql.SQL("$1"), sql.SQL("$2"), sql.SQL("$3")
     everything = sql.SQL("true")
     plain = statement(table, choice, "adaptive", vector=vector, k=k, oversampling=oversampling, condition=everything)
@@ -120,16 +159,16 @@ def _body(connection: Connection, table: VectorTable, choice: IndexChoice) -> sq
     )
     estimate: sql.Composable = sql.SQL("")
     if by_index(choice, "adaptive"):
-        explained = query("search", "estimate", table=table.identifier, filter=condition)
         estimate = query(
             "search",
             "function_estimate",
-            estimate=sql.Literal(explained.as_string(connection)),
+            schema=sql.Literal(table.schema),
+            name=sql.Literal(table.name),
             plan=filter_plan(
                 table,
-                rows=_estimated("1", "Plan Rows"),
-                matching=_estimated("0", "Plan Rows"),
-                cost=_estimated("0", "Total Cost"),
+                rows=sql.SQL("told.rows"),
+                matching=sql.SQL("told.matching"),
+                cost=sql.SQL("told.cost"),
                 shortlist=shortlist_length(choice, "adaptive", k, oversampling),
             ),
         )
@@ -140,7 +179,7 @@ def _body(connection: Connection, table: VectorTable, choice: IndexChoice) -> sq
         most_k=sql.Literal(MOST_K),
         most_oversampling=sql.Literal(MOST_OVERSAMPLING),
         limits_message=sql.Literal(LIMITS),
-        filterable=sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(sql.Literal(c.name) for c in columns)),
+        filterable=known_columns(table),
         known=sql.Literal(f"the filter names no key or metadata column; there are: {known}; it has: "),
         settings=plain.settings,
         statement=plain.rows,
@@ -157,21 +196,11 @@ def _equals(column: PgColumn) -> sql.Composed:
     return query("search", "filter_equals", name=name, column=identifier)
 
 
-def _estimated(part: str, what: str) -> sql.Composed:
-    return query("search", "estimate_of_function", part=sql.Literal(part), what=sql.Literal(what))
-
-
-def _arguments(table: VectorTable, choice: IndexChoice) -> sql.Composed:
+def arguments(table: VectorTable, wanted: list[tuple[LiteralString, sql.Composable]]) -> sql.Composed:
     """The parameters; a name that a result column has already gets underscores, for the two share one space."""
     taken = {column.name for column in table.columns}
-    defaults: list[tuple[LiteralString, sql.Composable]] = [
-        ("query", _vector_type(table)),
-        ("k", sql.SQL("integer DEFAULT 10")),
-        ("oversampling", sql.SQL("integer DEFAULT {}").format(sql.Literal(choice.oversampling))),
-        ("filter", sql.SQL("jsonb DEFAULT NULL")),
-    ]
     named: list[sql.Composable] = []
-    for name, rest in defaults:
+    for name, rest in wanted:
         free = name
         while free in taken:
             free += "_"
@@ -179,7 +208,8 @@ def _arguments(table: VectorTable, choice: IndexChoice) -> sql.Composed:
     return sql.SQL(", ").join(named)
 
 
-def _vector_type(table: VectorTable) -> sql.SQL:
+def vector_type(table: VectorTable) -> sql.SQL:
+    """The type of a query, without its length."""
     return sql.SQL("vector" if table.precision == "float32" else "halfvec")
 
 

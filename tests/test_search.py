@@ -21,8 +21,9 @@ from rowvec.index_choice import IndexChoice, choose
 from rowvec.pipeline import Index
 from rowvec.search import Mode, explain, search
 from rowvec.search_function import install_search_function
-from rowvec.vector_table import Metric, VectorTable
-from tests.vector_tables import create, fill, filled, vector_table
+from rowvec.search_statement import statement
+from rowvec.vector_table import Metric, Precision, VectorTable
+from tests.vector_tables import clustered, create, fill, filled, vector_table
 
 ROWS = 20_000
 SCANS: LiteralString = "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'items'"
@@ -122,6 +123,118 @@ def test_over_2000_dimensions_the_index_over_halfvec_serves(connection: Connecti
     assert plan.indexes >= {report.index.name}
     assert not plan.sequential_shortlist
     assert ids(search(connection, table, choice, vectors[3], 10)) == nearest(vectors, vectors[3], 10)
+
+
+def served(connection: Connection, table: VectorTable, choice: IndexChoice, rows: int) -> None:
+    """The index is built, the search and the SQL function go through it, and find what is near."""
+    vectors = filled(connection, table, rows)
+    index = ensure_index(connection, table, choice).index
+    assert index
+    install_search_function(connection, table, choice)
+    for i in (3, 30):
+        plan = explain(connection, table, choice, vectors[i], 10)
+        assert index.name in plan.indexes
+        assert not plan.sequential_shortlist
+        hits = search(connection, table, choice, vectors[i], 10)
+        assert len(set(ids(hits)) & set(nearest(vectors, vectors[i], 10))) >= 9
+        with connection.transaction():
+            rows_of = call(connection, table.name, "%s", json.dumps(vectors[i].tolist()))
+        assert [row[0] for row in rows_of] == ids(hits)
+
+
+@pytest.mark.parametrize("dimensions", [2_001, 4_000])
+def test_floats_to_4000_dimensions_are_indexed_as_halfvec(connection: Connection, dimensions: int) -> None:
+    choice = choose(1_000_000, dimensions, "float32", False, Index())
+    assert choice.on == "halfvec"
+    served(connection, vector_table(dimensions, bits=False), choice, 200)
+
+
+@pytest.mark.parametrize(("precision", "dimensions"), [("float32", 5_000), ("float32", 16_000), ("float16", 16_000)])
+def test_more_dimensions_are_indexed_as_bits(connection: Connection, precision: Precision, dimensions: int) -> None:
+    choice = choose(1_000_000, dimensions, precision, True, Index())
+    assert choice.on == "bits"
+    served(connection, vector_table(dimensions, precision=precision), choice, 100)
+
+
+def leading(rows: int, dimensions: int, leading: int) -> npt.NDArray[np.float32]:
+    """Vectors whose first dimensions say most, as a Matryoshka model's do."""
+    vectors = clustered(rows, dimensions)
+    vectors[:, leading:] *= 0.3
+    return vectors
+
+
+PREFIXES: list[tuple[IndexChoice, Precision]] = [
+    (IndexChoice(kind="hnsw", on="float", opclass="vector_cosine_ops", prefix=16, reason=""), "float32"),
+    (IndexChoice(kind="hnsw", on="halfvec", opclass="halfvec_cosine_ops", prefix=16, reason=""), "float32"),
+    (IndexChoice(kind="hnsw", on="float", opclass="halfvec_cosine_ops", prefix=16, reason=""), "float16"),
+    (
+        IndexChoice(kind="ivfflat", on="float", opclass="vector_cosine_ops", lists=10, prefix=16, reason=""),
+        "float32",
+    ),
+]
+
+
+@pytest.mark.parametrize(("choice", "precision"), PREFIXES)
+def test_an_index_on_the_leading_dimensions_is_reranked_by_the_whole_vector(
+    connection: Connection, choice: IndexChoice, precision: Precision
+) -> None:
+    table = vector_table(64, precision=precision)
+    vectors = leading(4_000, 64, 16)
+    create(connection, table)
+    fill(connection, table, vectors)
+    index = ensure_index(connection, table, choice).index
+    assert index
+    install_search_function(connection, table, choice)
+    found = [0, 0]
+    for i in range(0, 4_000, 200):
+        plan = explain(connection, table, choice, vectors[i], 10, where="year >= 1000")
+        assert plan.indexes >= {index.name}
+        assert not plan.sequential_shortlist
+        hits = search(connection, table, choice, vectors[i], 10)
+        true = set(nearest(vectors, vectors[i], 10))
+        found[0] += len(true & set(ids(hits)))
+        found[1] += len(true & set(nearest(vectors[:, :16], vectors[i, :16], 10)))
+        # Whole distances, not those of the prefix.
+        assert hits[0].distance == pytest.approx(0, abs=1e-6)
+        own = call(connection, "items", "%s", json.dumps(vectors[i].tolist()))
+        assert [row[0] for row in own] == ids(hits)
+    assert found[0] > found[1], "the prefix alone is as good, and proves nothing"
+    assert found[0] / 200 > 0.9
+
+
+def effort(connection: Connection, table: VectorTable, choice: IndexChoice, k: int, oversampling: int) -> list[int]:
+    """``ef_search`` and ``probes`` that a search sets."""
+    settings = statement(
+        table,
+        choice,
+        "adaptive",
+        vector=sql.Literal("[1]"),
+        k=sql.Literal(k),
+        oversampling=sql.Literal(oversampling),
+        condition=sql.SQL("true"),
+    ).settings
+    row = connection.execute(sql.SQL("SELECT {}").format(settings)).fetchone()
+    assert row
+    return [int(row[0]), int(row[4])]
+
+
+def test_the_effort_of_the_choice_is_the_one_that_is_made(connection: Connection) -> None:
+    table = vector_table(32)
+    tuned = replace(BITS, ef_search=20)
+    assert effort(connection, table, BITS, 10, 8) == [80, 1]
+    assert effort(connection, table, BITS, 10, 1) == [40, 1]
+    assert effort(connection, table, FLOAT, 10, 8) == [200, 1]
+    assert effort(connection, table, BITS, 100, 8) == [800, 1]
+    assert effort(connection, table, tuned, 10, 1) == [20, 1]
+    assert effort(connection, table, tuned, 10, 8) == [80, 1]  # the shortlist must come
+    assert effort(connection, table, replace(FLOAT, ef_search=64, oversampling=8), 10, 8)[0] == 64
+    assert effort(connection, table, replace(FLOAT, ef_search=64, oversampling=8), 10, 16)[0] == 128
+    assert effort(connection, table, replace(FLOAT, ef_search=64), 200, 8)[0] == 400
+    assert effort(connection, table, replace(FLOAT, ef_search=900), 200, 64)[0] == 1_000  # pgvector's limit
+    assert effort(connection, table, replace(IVFFLAT, probes=5), 10, 8)[1] == 5
+    assert effort(connection, table, replace(IVFFLAT, probes=5), 10, 16)[1] == 10
+    assert effort(connection, table, replace(IVFFLAT, probes=5), 10, 1)[1] == 1
+    assert effort(connection, table, IVFFLAT, 10, 8)[1] == 26
 
 
 def test_bits_over_toasted_vectors_still_go_through_the_index(connection: Connection) -> None:

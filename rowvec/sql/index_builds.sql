@@ -15,9 +15,6 @@ WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s
 ORDER BY b.build_id DESC
 LIMIT 100
 
--- name: oid_of
-SELECT to_regclass(%(qualified)s)::oid::bigint
-
 -- name: ended -- whatever is not there any more serves no more
 UPDATE rowvec.index_builds AS b SET outcome = %(outcome)s
 WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s AND b.outcome = 'serves'

@@ -1,7 +1,7 @@
 -- name: settings -- for one transaction (or one call of the SQL function)
 set_config('hnsw.ef_search', least(1000, {effort})::text, true),
 set_config('hnsw.iterative_scan', 'relaxed_order', true),
-set_config('hnsw.max_scan_tuples', greatest(20000, 4 * {candidates})::text, true),
+set_config('hnsw.max_scan_tuples', {most_visits}::text, true),
 set_config('hnsw.scan_mem_multiplier', '4', true),
 set_config('ivfflat.probes', {probes}::text, true),
 set_config('ivfflat.max_probes', {lists}::text, true),
@@ -40,6 +40,62 @@ WITH shortlist AS MATERIALIZED (
     )
 )
 SELECT {columns}, distance FROM found AS t ORDER BY distance, {key} LIMIT {k}
+
+-- name: filtered -- few matches are found first and all ranked; else, or when more match than foreseen, as above
+WITH matching AS MATERIALIZED (
+    SELECT t.ctid AS place
+    FROM {table} AS t
+    WHERE {most_matches} > 0 AND t.embedding IS NOT NULL AND ({filter})
+    LIMIT {most_matches} + 1
+), shortlist AS MATERIALIZED (
+    SELECT {columns}, {distance} AS distance
+    FROM {table} AS t
+    WHERE ({most_matches} = 0 OR (SELECT count(*) FROM matching) > {most_matches}) AND ({filter})
+    ORDER BY {nearness}
+    LIMIT {shortlist}
+), found AS (
+    (
+        SELECT {columns}, {distance} AS distance
+        FROM {table} AS t
+        WHERE t.ctid = ANY (ARRAY(SELECT place FROM matching)) AND (SELECT count(*) FROM matching) <= {most_matches}
+        ORDER BY ({distance}) + 0
+        LIMIT {k}
+    )
+    UNION ALL
+    (SELECT * FROM shortlist WHERE (SELECT count(*) FROM shortlist) >= {shortlist})
+    UNION ALL
+    (
+        SELECT {columns}, {distance} AS distance
+        FROM {table} AS t
+        WHERE ({most_matches} = 0 OR (SELECT count(*) FROM matching) > {most_matches})
+          AND (SELECT count(*) FROM shortlist) < {shortlist} AND t.embedding IS NOT NULL AND ({filter})
+        ORDER BY ({distance}) + 0
+        LIMIT {k}
+    )
+)
+SELECT {columns}, distance FROM found AS t ORDER BY distance, {key} LIMIT {k}
+
+-- name: estimate -- the planner's rows of the filter and of the table, and the cost of finding the former
+-- Each array is a plan of its own, whose root says so whether or not workers share it.
+EXPLAIN (FORMAT JSON) SELECT ARRAY(SELECT 1 FROM {table} AS t WHERE {filter}), ARRAY(SELECT 1 FROM {table} AS t)
+
+-- name: filter_plan -- what the index must visit for a shortlist, and how many matches are sooner ranked one and all
+-- With n matches among r rows an exact search costs find + n * row, one by the index shortlist * r / n * visit. They
+-- cost the same where n * n * row + n * find = shortlist * r * visit.
+SELECT
+    CASE WHEN e.matching <= turn.matches THEN least(2 * turn.matches, 1000000)::int ELSE 0 END AS most_matches,
+    least(ceil({shortlist} * e.rows / greatest(e.matching, turn.matches)), 1000000)::int AS visits,
+    -- When filter and nearness exclude each other, as much is lost on the index as on the exact search after it.
+    least(ceil((e.find + greatest(e.matching, turn.matches) * {row}) / {visit}), 1000000)::int AS most_visits
+FROM (
+    SELECT greatest({rows}, 1) AS rows, least(greatest({matching}, 1), {rows}) AS matching, {find} AS find
+) AS e
+CROSS JOIN LATERAL (
+    SELECT (sqrt(e.find * e.find + 4 * {row} * {shortlist} * e.rows * {visit}) - e.find) / (2 * {row}) AS matches
+) AS turn
+
+-- name: filter_settings
+SELECT f.most_matches, {settings} FROM ({plan}) AS f
 
 -- name: explain
 EXPLAIN (FORMAT JSON) {statement}
@@ -82,8 +138,8 @@ SET ivfflat.max_probes = 32768
 SET ivfflat.iterative_scan = relaxed_order
 SET enable_seqscan = {seqscan}
 SET jit = off
--- A plan for any k and any filter would fit none.
-SET plan_cache_mode = force_custom_plan
+-- Without a filter nothing in the plan depends on the arguments; with one the body asks for a plan of its own.
+SET plan_cache_mode = force_generic_plan
 SET search_path = pg_catalog, {vector_schema}, pg_temp
 AS {body}
 
@@ -91,17 +147,72 @@ AS {body}
 #variable_conflict use_column
 DECLARE
     rowvec_unknown text;
+    rowvec_set text[];
+    rowvec_most_matches integer := 0;
+    rowvec_visits integer := 0;
+    rowvec_most_visits integer := 0;
 BEGIN
     IF $2 IS NULL OR $2 NOT BETWEEN 1 AND {most_k} OR $3 IS NULL OR $3 NOT BETWEEN 1 AND {most_oversampling} THEN
         RAISE invalid_parameter_value USING MESSAGE = {limits_message};
     END IF;
-    SELECT f INTO rowvec_unknown FROM jsonb_object_keys(coalesce($4, '{{}}')) AS f WHERE f <> ALL ({filterable}) LIMIT 1;
+    IF $4 IS NULL OR $4 = '{{}}' THEN
+        -- An assignment, unlike PERFORM, is computed without starting a query.
+        rowvec_set := ARRAY[{settings}];
+        RETURN QUERY {statement};
+        RETURN;
+    END IF;
+    SELECT f INTO rowvec_unknown FROM jsonb_object_keys($4) AS f WHERE f <> ALL ({filterable}) LIMIT 1;
     IF rowvec_unknown IS NOT NULL THEN
         RAISE undefined_column USING MESSAGE = {known} || rowvec_unknown;
     END IF;
-    PERFORM {settings};
-    RETURN QUERY {statement};
+    rowvec_set := ARRAY[set_config('plan_cache_mode', 'force_custom_plan', true)];
+    {estimate}
+    rowvec_set := ARRAY[{filtered_settings}];
+    RETURN QUERY {filtered_statement};
 END
+
+-- name: function_estimate -- in the body, for a search that could go through an index: from the columns' statistics, as
+-- a function that changes nothing may not EXPLAIN. A column's share is that of the value, if it is a common one, else an
+-- even part of what the common ones leave; the shares are multiplied.
+SELECT f.most_matches, f.visits, f.most_visits
+INTO rowvec_most_matches, rowvec_visits, rowvec_most_visits
+FROM (
+    SELECT
+        greatest(c.reltuples, 1)::float8 AS rows,
+        c.reltuples * exp(sum(ln(greatest(1e-9, CASE
+            WHEN s.attname IS NULL THEN 0.005
+            WHEN asked.value IS NULL THEN s.null_frac
+            ELSE coalesce(
+                s.most_common_freqs[array_position(s.most_common_vals::text::text[], asked.value)],
+                greatest(0, 1 - s.null_frac - coalesce((SELECT sum(freq) FROM unnest(s.most_common_freqs) AS freq), 0))
+                / greatest(
+                    CASE WHEN s.n_distinct < 0 THEN -s.n_distinct * c.reltuples ELSE s.n_distinct END
+                    - coalesce(cardinality(s.most_common_freqs), 0),
+                    1
+                )
+            )
+        END)))) AS matching,
+        -- As the planner would cost it: every page and row, or those that an index on a named column leads to.
+        CASE WHEN bool_or(EXISTS (
+            SELECT FROM pg_index AS i
+            JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+            WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND a.attname = asked.key
+        )) THEN 0 ELSE c.relpages + c.reltuples * 0.0125 END AS cost
+    FROM pg_class AS c
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    CROSS JOIN jsonb_each_text($4) AS asked (key, value)
+    LEFT JOIN pg_stats AS s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = asked.key
+    WHERE n.nspname = {schema} AND c.relname = {name}
+    GROUP BY c.oid, c.reltuples, c.relpages
+) AS told
+CROSS JOIN LATERAL ({plan}) AS f;
 
 -- name: filter_equals -- folded away at planning time for columns that the filter does not name
 (NOT coalesce($4 ? {name}, false) OR {column}::text IS NOT DISTINCT FROM $4 ->> {name})
+
+-- name: filter_equals_typed -- in the column's own type, which an index on it and its statistics serve
+(
+    NOT coalesce($4 ? {name}, false)
+    OR {column} = ($4 ->> {name})::{type}
+    OR ($4 ->> {name} IS NULL AND {column} IS NULL)
+)
