@@ -98,7 +98,7 @@ def _create(connection: Connection, table: VectorTable, choice: IndexChoice, nam
         results=results(table),
         seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
         vector_schema=vector_schema(connection),
-        body=sql.Literal(_body(table, choice).as_string(connection)),
+        body=sql.Literal(_body(table, choice, _generations(connection, table, name)).as_string(connection)),
     )
     connection.execute(function)
     return commented(connection, name, sql.SQL("{}, integer, integer, jsonb").format(vector_type(table)), _COMMENT)
@@ -137,7 +137,47 @@ def equal_to_filter(table: VectorTable) -> sql.Composed:
     return sql.SQL(" AND ").join(_equals(column) for column in (*table.key, *table.metadata))
 
 
-def _body(table: VectorTable, choice: IndexChoice) -> sql.Composed:
+def _generations(connection: Connection, table: VectorTable, name: sql.Identifier) -> sql.Composed:
+    """What the body does first, so that a switch of generations is no error to those who call meanwhile or later."""
+    written = table.identifier.as_string(connection)
+    oid, ledger = connection.execute(query("search", "table_oid"), {"table": written}).fetchone() or (None, False)
+    named = {"schema": table.schema, "table": table.name}
+    row = connection.execute(query("search", "former"), named).fetchone() if ledger else None
+    former: sql.Composable = sql.SQL("")
+    if row is not None and row[1] != table.dimensions and _has_columns(connection, table, row[0]):
+        function = sql.Identifier(table.schema, cut_name(row[0], "_search"))
+        former = query(
+            "search",
+            "function_former",
+            dimensions=sql.Literal(row[1]),
+            function=sql.Literal(function.as_string(connection)),
+            again=sql.Literal(_call(table, function).as_string(connection)),
+        )
+    return query(
+        "search",
+        "function_generations",
+        table=table.identifier,
+        name=sql.Literal(written),
+        oid=sql.Literal(oid or 0),
+        again=sql.Literal(_call(table, name).as_string(connection)),
+        former=former,
+    )
+
+
+def _call(table: VectorTable, function: sql.Identifier) -> sql.Composed:
+    columns = (sql.Identifier(c.name) for c in (*table.key, *table.metadata))
+    named = sql.SQL(", ").join([*columns, sql.SQL("content, distance")])
+    return sql.SQL("SELECT {} FROM {} ($1, $2, $3, $4)").format(named, function)
+
+
+def _has_columns(connection: Connection, table: VectorTable, former: str) -> bool:
+    """Whether the generation before has what this one gives, in the same types."""
+    values = {"schema": table.schema, "table": former}
+    stored = {(name, kind) for name, kind, _ in connection.execute(query("vector_table", "columns"), values)}
+    return {(c.name, c.pg_type) for c in (*table.key, *table.metadata)} <= stored
+
+
+def _body(table: VectorTable, choice: IndexChoice, generations: sql.Composed) -> sql.Composed:
     columns = (*table.key, *table.metadata)
     condition = equal_to_filter(table)
     vector, k, oversampling = sql.SQL("$1"), sql.SQL("$2"), sql.SQL("$3")
@@ -176,6 +216,7 @@ def _body(table: VectorTable, choice: IndexChoice) -> sql.Composed:
     return query(
         "search",
         "function_body",
+        generations=generations,
         most_k=sql.Literal(MOST_K),
         most_oversampling=sql.Literal(MOST_OVERSAMPLING),
         limits_message=sql.Literal(LIMITS),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Generator
 from typing import Any
 
@@ -12,12 +14,14 @@ from psycopg import sql
 
 from rowvec.database import Connection
 from rowvec.errors import CostLimitExceeded, PipelineBusy, TargetError, UsageError
+from rowvec.generations import retire_for_good
 from rowvec.pipeline import Pipeline
 from rowvec.rebuild import begin_rebuild, plan_rebuild, rollback, switch
 from rowvec.run import running
 from tests import gallery
 from tests.openai_server import KEY, OpenAIServer, serve
 from tests.outcomes import paid
+from tests.own_servers import wait_for
 
 
 def changed(pipeline: Pipeline, **parts: dict[str, Any]) -> Pipeline:
@@ -179,3 +183,72 @@ def test_a_pipeline_that_has_no_table_has_nothing_to_rebuild(source: Connection,
         begin_rebuild(paintings)
     with pytest.raises(UsageError, match="no generation to go back to"):
         rollback(paintings)
+
+
+def test_the_function_answers_vectors_of_either_length(source: Connection, paintings: Pipeline) -> None:
+    gallery.sync(paintings)
+    longer = changed(paintings, embedder={"dimensions": 128})
+    old, new = b"vectors.paintings__1", b"vectors.paintings"
+    ask = b"SELECT id FROM vectors.paintings_search((SELECT embedding FROM {} WHERE id = 7), 1)"
+    assert source.execute(ask.replace(b"{}", new)).fetchall() == [(7,)]
+    gallery.rebuild(longer)
+    for table in (old, new):
+        assert source.execute(ask.replace(b"{}", table)).fetchall() == [(7,)]
+    # New rows are in the new generation alone: who asks in the old way gets the old answers.
+    source.execute("DELETE FROM vectors.paintings__1 WHERE id = 8")
+    count = b"SELECT count(*) FROM vectors.paintings_search((SELECT embedding FROM {} WHERE id = 7), 100)"
+    assert source.execute(count.replace(b"{}", old)).fetchone() == (49,)
+    assert source.execute(count.replace(b"{}", new)).fetchone() == (50,)
+    query = source.execute("SELECT embedding::text FROM vectors.paintings__1 WHERE id = 7").fetchone()
+    assert query is not None
+    assert retire_for_good(longer) == ["vectors.paintings__1"]
+    with pytest.raises(psycopg.errors.DataException, match="dimensions"):
+        source.execute("SELECT id FROM vectors.paintings_search(%s, 1)", query)
+
+
+def test_readers_in_a_loop_see_no_error_and_no_mixture(
+    source: Connection, paintings: Pipeline, database_url: str
+) -> None:
+    gallery.sync(paintings)
+    source.execute("UPDATE vectors.paintings SET author = 'old'")  # what tells the generations apart
+    old, new = paintings, changed(paintings, embedder={"dimensions": 128})
+    vectors = [source.execute("SELECT embedding::text FROM vectors.paintings WHERE id = 7").fetchone()]
+    following = begin_rebuild(new)
+    gallery.sync(following)
+    vectors.append(source.execute("SELECT embedding::text FROM vectors.paintings__2 WHERE id = 7").fetchone())
+    source.execute("UPDATE vectors.paintings__2 SET author = 'new'")
+    over, failures, seen = threading.Event(), list[str](), [Counter[str](), Counter[str]()]
+
+    def read(generation: int) -> None:
+        with psycopg.connect(database_url, autocommit=True) as reader:
+            while not over.is_set():
+                try:
+                    rows = reader.execute(
+                        "SELECT author FROM vectors.paintings_search(%s, 50)", vectors[generation]
+                    ).fetchall()
+                    (authors, count) = ({author for (author,) in rows}, len(rows))
+                    if len(authors) != 1 or count != 50:
+                        failures.append(f"{authors}, {count} rows")
+                    seen[generation].update(authors)
+                except psycopg.Error as error:
+                    # Before the switch nobody knows the new length.
+                    if generation == 0 or "different vector dimensions" not in str(error):
+                        failures.append(str(error))
+
+    readers = [threading.Thread(target=read, args=(generation,)) for generation in (0, 0, 1)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(5):
+            wait_for(lambda: seen[0]["old"] > 20)
+            switch(new, following)
+            wait_for(lambda: seen[1]["new"] > 20)
+            seen[0].clear()
+            rollback(old)
+            seen[1].clear()
+            following = begin_rebuild(new)
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
+    assert failures == []

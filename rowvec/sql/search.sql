@@ -152,6 +152,7 @@ DECLARE
     rowvec_visits integer := 0;
     rowvec_most_visits integer := 0;
 BEGIN
+    {generations}
     IF $2 IS NULL OR $2 NOT BETWEEN 1 AND {most_k} OR $3 IS NULL OR $3 NOT BETWEEN 1 AND {most_oversampling} THEN
         RAISE invalid_parameter_value USING MESSAGE = {limits_message};
     END IF;
@@ -170,6 +171,34 @@ BEGIN
     rowvec_set := ARRAY[{filtered_settings}];
     RETURN QUERY {filtered_statement};
 END
+
+-- name: function_generations -- in the body: a switch of generations may come between a call and what it reads. Once
+-- the table is locked its name stays, and if it is another table's by now, another function has the name of this one.
+PERFORM FROM {table} LIMIT 0;
+    IF to_regclass({name}) IS DISTINCT FROM {oid}::oid AND coalesce(current_setting('rowvec.again', true), '') = '' THEN
+        rowvec_set := ARRAY[set_config('rowvec.again', 'yes', true)];
+        RETURN QUERY EXECUTE {again} USING $1, $2, $3, $4;
+        rowvec_set := ARRAY[set_config('rowvec.again', '', true)];
+        RETURN;
+    END IF;
+    {former}
+
+-- name: function_former -- vectors of the length before are answered by the generation before, while it is kept
+IF vector_dims($1) = {dimensions} AND to_regproc({function}) IS NOT NULL THEN
+        RETURN QUERY EXECUTE {again} USING $1, $2, $3, $4;
+        RETURN;
+    END IF;
+
+-- name: former -- the generation that was read before this table, if it is kept
+SELECT old.table_name, (old.identity ->> 'dimensions')::int
+FROM rowvec.pipelines AS live
+JOIN rowvec.pipelines AS old USING (family)
+WHERE live.table_schema = %(schema)s AND live.table_name = %(table)s AND live.state = 'live' AND old.state = 'retired'
+ORDER BY old.switched_at DESC
+LIMIT 1
+
+-- name: table_oid
+SELECT to_regclass(%(table)s)::oid::bigint, to_regclass('rowvec.pipelines') IS NOT NULL
 
 -- name: function_estimate -- in the body, for a search that could go through an index: from the columns' statistics, as
 -- a function that changes nothing may not EXPLAIN. A column's share is that of the value, if it is a common one, else an
