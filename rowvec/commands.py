@@ -11,15 +11,17 @@ from rowvec.database import Connection
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.errors import UsageError
 from rowvec.extract import Request, extract
+from rowvec.hybrid import Hybrid, HybridHit, hybrid_search
 from rowvec.index import index_state
-from rowvec.index_choice import IndexChoice
+from rowvec.index_choice import IndexChoice, fits
 from rowvec.pipeline import Index, Pipeline
 from rowvec.plan import sample_texts
 from rowvec.references import resolve
 from rowvec.run import open_target
 from rowvec.schema import install
-from rowvec.search import Mode
+from rowvec.search import Hit, Mode
 from rowvec.search import search as search_table
+from rowvec.tunings import find_tuning
 from rowvec.vector_table import VectorTable, stored_table
 
 # Tokens are counted exactly up to this many texts, and reckoned from their characters beyond.
@@ -60,18 +62,40 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def search(pipeline: Pipeline, text: str, k: int, where: str | None, mode: str) -> dict[str, Any]:
-    """The ``k`` rows nearest to a text, as objects with key and metadata columns, content and distance."""
-    if mode not in MODES:
-        raise UsageError(f"there is no search mode {mode!r}; the modes are {', '.join(MODES)}")
-    chosen = MODES[MODES.index(mode)]
+def search(
+    pipeline: Pipeline, text: str, k: int, where: str | None, mode: str, words: str | None = None
+) -> dict[str, Any]:
+    """The ``k`` rows nearest to a text, as objects with key and metadata columns, content and distance.
+
+    Mode ``hybrid`` ranks them together with those that hold the words (``words``, or the text itself), and adds the
+    score and both ranks.
+    """
+    if mode != "hybrid" and mode not in MODES:
+        raise UsageError(f"there is no search mode {mode!r}; the modes are {', '.join(MODES)}, hybrid")
+    if words is not None and mode != "hybrid":
+        raise UsageError("--words are for --mode hybrid; give that, or leave them out")
+    if mode == "hybrid" and not pipeline.search.hybrid:
+        raise UsageError("--mode hybrid needs a full text index: set search.hybrid to true and run rowvec sync")
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec search") as connection:
         table = stored_table(connection, resolved)
         choice = present_index(connection, table, resolved.index)
         vector = embed_query(open_embedder(resolved.embedder), text)
-        hits = search_table(connection, table, choice, vector, k, chosen, where, resolved.index.oversampling)
-    return {"results": [{**hit.key, **hit.metadata, "content": hit.content, "distance": hit.distance} for hit in hits]}
+        if mode == "hybrid":
+            hybrid = Hybrid(language=resolved.search.language)
+            fused = hybrid_search(connection, table, choice, hybrid, vector, words or text, k, where)
+            return {"results": [{**_shown(one.hit), **_ranks(one)} for one in fused]}
+        chosen = MODES[MODES.index(mode)]
+        hits = search_table(connection, table, choice, vector, k, chosen, where)
+    return {"results": [_shown(hit) for hit in hits]}
+
+
+def _shown(hit: Hit) -> dict[str, Any]:
+    return {**hit.key, **hit.metadata, "content": hit.content, "distance": hit.distance}
+
+
+def _ranks(found: HybridHit) -> dict[str, Any]:
+    return {"score": found.score, "vector_rank": found.vector_rank, "text_rank": found.text_rank}
 
 
 def rejects(pipeline: Pipeline, *, retry: bool) -> dict[str, Any]:
@@ -87,8 +111,11 @@ def rejects(pipeline: Pipeline, *, retry: bool) -> dict[str, Any]:
 
 
 def present_index(connection: Connection, table: VectorTable, wanted: Index) -> IndexChoice:
-    """What a search can go by: the valid index that is there, else none."""
-    for state in index_state(connection, table):
+    """What a search can go by: the valid index that is there, with the effort that was tuned for it; else none."""
+    tuned = find_tuning(connection, table) if wanted.kind == "auto" and wanted.on == "auto" else None
+    for state in reversed(index_state(connection, table)):
         if state.valid and not state.partial:
+            if tuned and fits(state.present, tuned.choice):
+                return tuned.choice
             return replace(state.present, oversampling=wanted.oversampling)
     return IndexChoice(kind="none", oversampling=wanted.oversampling, reason="There is no index.")

@@ -35,7 +35,7 @@ from rowvec.vector_table import VectorTable, stored_table
 State = Literal["live", "building", "retired", "dropped"]
 
 # Settings that neither the vectors nor their layout depend on: a sync takes them as they are.
-_FREE = ("name", "artifacts", "index", "validation")
+_FREE = ("name", "artifacts", "index", "search", "validation")
 _FUNCTIONS = ("_search", "_hybrid_search", "_provenance")
 
 

@@ -15,6 +15,7 @@ from rowvec.search_function import (
     commented,
     equal_to_filter,
     install_search_function,
+    remove_function,
     replace_function,
     results,
     vector_schema,
@@ -60,6 +61,11 @@ def install_hybrid_function(connection: Connection, table: VectorTable, choice: 
         return commented(connection, name, types, _COMMENT)
 
     return replace_function(connection, table, cut_name(table.name, "_hybrid_search"), create)
+
+
+def drop_hybrid_function(connection: Connection, table: VectorTable) -> None:
+    """Drop it where it is there: the pipeline wants it no more."""
+    remove_function(connection, table, cut_name(table.name, "_hybrid_search"))
 
 
 def _body(table: VectorTable, choice: IndexChoice, hybrid: Hybrid) -> sql.Composed:

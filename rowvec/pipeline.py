@@ -25,6 +25,9 @@ RESERVED_COLUMNS = frozenset(
 )
 """Columns the vector table has of its own; a key or metadata column cannot take their names."""
 
+HYBRID_COLUMNS = frozenset({"score", "vector_rank", "text_rank"})
+"""Columns that a hybrid search adds to its results."""
+
 _SYSTEM_COLUMNS = frozenset({"tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"})
 """Columns that every table of Postgres has; a file or a query may call one of its own so."""
 
@@ -334,6 +337,19 @@ class Index(_Part):
     oversampling: int = Field(default=8, ge=1, le=64, description="Bits: shortlist of k times this, reranked exactly.")
 
 
+class Search(_Part):
+    """What stands beside the vectors for those who search."""
+
+    hybrid: bool = Field(
+        default=False, description="Keep a full text index too, and rank words and vectors together on demand."
+    )
+    language: str = Field(
+        default="english",
+        pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$",
+        description="With hybrid: a text search configuration of the target database (english, german, simple).",
+    )
+
+
 class Recall(_Part):
     """The recall@k an index must reach against exact search."""
 
@@ -363,6 +379,7 @@ class Pipeline(_Part):
     target: Target = Field(description="The vector table.")
     artifacts: Artifacts = Field(default=Artifacts(), description="Where what was paid for is kept.")
     index: Index = Field(default=Index(), description="How the vectors are found fast.")
+    search: Search = Field(default=Search(), description="What stands beside the vectors for those who search.")
     validation: Validation = Field(default=Validation(), description="What must hold before a run calls itself done.")
 
     @model_validator(mode="after")
@@ -371,6 +388,9 @@ class Pipeline(_Part):
             raise ValueError("source.content is needed: the template of the text to embed")
         if self.index.on == "bits" and not self.target.bits:
             raise ValueError("index.on is bits, but target.bits is false")
+        taken = HYBRID_COLUMNS.intersection((*self.source.key, *self.source.metadata)) if self.search.hybrid else ()
+        if taken:
+            raise ValueError(f"column {min(taken)!r} has the name of a column that hybrid search gives; {_RENAME}")
         return self
 
 

@@ -68,6 +68,14 @@ def replace_function(
     return name.as_string(connection)
 
 
+def remove_function(connection: Connection, table: VectorTable, plain: str) -> None:
+    """Drop the function ``plain`` of the table's schema, if it is there and ours."""
+    with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
+        ours = query("search", "our_functions")
+        found = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
+        _drop(connection, [signature for signature, _ in found])
+
+
 @contextmanager
 def _refusals(name: str) -> Generator[None]:
     """Views may stand on the function, and another function may have its name."""

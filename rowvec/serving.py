@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 
 from rowvec.database import Connection
+from rowvec.hybrid import Hybrid, drop_text_indexes, ensure_text_index
+from rowvec.hybrid_function import drop_hybrid_function, install_hybrid_function
 from rowvec.index import index_state
 from rowvec.index_builds import look
 from rowvec.index_choice import IndexChoice, choose
@@ -13,6 +15,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.provenance import install_provenance
 from rowvec.recall import RecallReport
 from rowvec.search_function import install_search_function
+from rowvec.tunings import find_tuning
 from rowvec.upkeep import keep_fit
 from rowvec.vacuum import vacuum_if_due
 from rowvec.vector_table import VectorTable
@@ -42,12 +45,21 @@ def serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, reb
     started = time.monotonic()
     indexed = any(state.valid for state in index_state(connection, table))
     looked = look(connection, table)
+    tuned = find_tuning(connection, table)
     choice = choose(
-        looked.rows, table.dimensions, table.precision, table.bits, pipeline.index, metric=table.metric, indexed=indexed
+        looked.rows,
+        table.dimensions,
+        table.precision,
+        table.bits,
+        pipeline.index,
+        metric=table.metric,
+        indexed=indexed,
+        tuned=tuned.choice if tuned else None,
+        tuned_rows=tuned.rows if tuned else 0,
     )
     kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild)
     vacuumed = vacuum_if_due(connection, table)
-    install_search_function(connection, table, kept.choice)
+    _install_functions(connection, table, pipeline, kept.choice)
     install_provenance(connection, table)
     return Indexed(
         choice=kept.choice,
@@ -57,3 +69,14 @@ def serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, reb
         reason=kept.reason,
         said=(*kept.said, vacuumed) if vacuumed else kept.said,
     )
+
+
+def _install_functions(connection: Connection, table: VectorTable, pipeline: Pipeline, choice: IndexChoice) -> None:
+    install_search_function(connection, table, choice)
+    if pipeline.search.hybrid:
+        hybrid = Hybrid(language=pipeline.search.language)
+        ensure_text_index(connection, table, hybrid)
+        install_hybrid_function(connection, table, choice, hybrid)
+    else:
+        drop_text_indexes(connection, table)
+        drop_hybrid_function(connection, table)

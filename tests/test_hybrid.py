@@ -11,14 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rowvec import commands
 from rowvec.database import Connection
 from rowvec.errors import UsageError
 from rowvec.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search, text_index_name
 from rowvec.hybrid_function import install_hybrid_function
 from rowvec.index import ensure_index
 from rowvec.index_choice import IndexChoice
+from rowvec.pipeline import Pipeline, Search
 from rowvec.search import search
 from rowvec.vector_table import VectorTable
+from tests.gallery import sync
 from tests.vector_tables import filled, vector_table
 
 ENGLISH = Hybrid(language="english")
@@ -149,3 +152,25 @@ def test_the_text_index_is_used_and_kept_valid(connection: Connection) -> None:
     with pytest.raises(UsageError, match="klingon"):
         ensure_text_index(connection, table, Hybrid(language="klingon"))
     assert drop_text_indexes(connection, table) == (text_index_name(table, Hybrid(language="german")),)
+
+
+def test_a_pipeline_that_wants_it_has_it_and_one_that_does_not_has_it_no_more(
+    source: Connection, paintings: Pipeline
+) -> None:
+    hybrid = paintings.model_copy(update={"search": Search(hybrid=True)})
+    source.execute("UPDATE paintings SET title = 'Xanthippe' WHERE id = 31")
+    sync(hybrid)
+    found = commands.search(hybrid, "the number 7", 5, None, "hybrid", words="xanthippe")["results"]
+    by_words = next(one for one in found if one["id"] == 31)
+    assert by_words["text_rank"] == 1
+    assert {one["id"] for one in found} >= {31, 7}
+    assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
+    count = "SELECT count(*) FROM pg_proc WHERE proname = 'paintings_hybrid_search'"
+    assert source.execute(count).fetchone() == (1,)
+    with pytest.raises(UsageError, match=r"search\.hybrid"):
+        commands.search(paintings, "x", 5, None, "hybrid")
+    with pytest.raises(UsageError, match="--words"):
+        commands.search(hybrid, "x", 5, None, "exact", words="y")
+    sync(paintings)
+    assert source.execute(count).fetchone() == (0,)
+    assert source.execute("SELECT count(*) FROM pg_indexes WHERE indexdef ~ 'to_tsvector'").fetchone() == (0,)

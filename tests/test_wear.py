@@ -32,12 +32,13 @@ LISTS = IndexChoice(
     kind="ivfflat", on="float", opclass="vector_cosine_ops", lists=10, lists_by_rows=True, reason="It suits."
 )
 CHOICES = st.sampled_from([NONE, FLOAT, BITS, LISTS])
-WEARS = st.builds(
-    lambda built_over, kept, came: Wear(built_over=built_over, rows=min(kept, built_over) + came, came=came),
-    st.integers(0, 10**9),
-    st.integers(0, 10**9),
-    st.integers(0, 10**9),
-)
+
+
+def wear_of(built_over: int, kept: int, came: int) -> Wear:
+    return Wear(built_over=built_over, rows=min(kept, built_over) + came, came=came)
+
+
+WEARS = st.builds(wear_of, st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9))
 
 
 def recall(value: float | None, at_least: float = 0.95) -> RecallReport:

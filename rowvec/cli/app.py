@@ -68,12 +68,15 @@ def search(
         typer.Option(help="A filter over key and metadata columns, e.g. \"year >= 1900 AND author = 'Klee'\"."),
     ] = None,
     mode: Annotated[
-        str, typer.Option(help="adaptive (bits shortlist, exact rerank), exact, ann, bits.", show_default=True)
+        str, typer.Option(help="adaptive (shortlist by the index, exact rerank), exact, ann, bits, hybrid.")
     ] = "adaptive",
+    words: Annotated[
+        str | None, typer.Option(help="With --mode hybrid: the words to look for, if not those of the query.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the vector table by meaning."""
-    found = commands.search(load(file), query, k, where, mode)
+    found = commands.search(load(file), query, k, where, mode, words)
     emit(found, as_json, lambda: shown.search(query, found))
 
 

@@ -14,6 +14,7 @@ from rowvec.tunings import Tuning
 
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
 _TEXT_WIDTH = 200
+_FIGURES = ("content", "distance", "score", "vector_rank", "text_rank")
 
 
 def sync(report: SyncReport) -> None:
@@ -60,7 +61,7 @@ def search(query: str, found: dict[str, Any]) -> None:
         return
     rows: list[tuple[str, str, str]] = []
     for number, result in enumerate(results, 1):
-        named = [f"{v}" for name, v in result.items() if name not in ("content", "distance") and v is not None]
+        named = [f"{v}" for name, v in result.items() if name not in _FIGURES and v is not None]
         rows.append((str(number), f"{result['distance']:.3f}", f"{' · '.join(named)}\n{_short(result['content'])}"))
     table(f"“{query}”", ("", "distance", "row"), rows, right=("", "distance"))
 
