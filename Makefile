@@ -1,6 +1,8 @@
 # The two commands of the README are `make demo` and `make test`; each makes its own environment from the lock file.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+# Tests wait more than they work, for servers they start and kill: twice as many processes as cores of a small machine.
+WORKERS ?= 4
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint soak bench-peers lock clean
@@ -19,7 +21,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/rowvec demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,7 +31,7 @@ lint: $(VENV)/.dev
 
 # Long runs: the fault sequences and large tables that would make `make test` slow.
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -m soak --timeout=7200 -o addopts="-ra --import-mode=importlib"
+	$(BIN)/python -m pytest -m soak --timeout=7200 -o addopts="-ra --import-mode=importlib -p no:langsmith_plugin"
 
 # What the benchmarks are compared with lives in an environment of its own, never in the project's.
 bench-peers:

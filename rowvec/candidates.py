@@ -93,7 +93,7 @@ def variations(best: Candidate) -> list[Candidate]:
         return []
     return [
         Candidate(
-            name=f"{best.name}, m {m}",
+            name=f"{best.name} m {m}",
             index=replace(best.index, m=m, ef_construction=effort),
             settings=tuple(replace(s, m=m, ef_construction=effort) for s in best.settings),
         )
@@ -145,13 +145,13 @@ def recommend(measured: Sequence[Measured], exact_ms: float, at_least: float) ->
 def _on_bits(table: VectorTable) -> Candidate:
     index = IndexChoice(kind="hnsw", on="bits", opclass=opclass("bits", table.precision, table.metric), reason="")
     settings = tuple(replace(index, oversampling=n, ef_search=_LEAST_EF) for n in _OVERSAMPLING)
-    return Candidate(name="hnsw on bits", index=index, settings=settings)
+    return Candidate(name="bits hnsw", index=index, settings=settings)
 
 
 def _on_floats(table: VectorTable, on: On, name: str) -> Candidate:
     index = IndexChoice(kind="hnsw", on=on, opclass=opclass(on, table.precision, table.metric), reason="")
     settings = tuple(replace(index, oversampling=1, ef_search=ef) for ef in _EF_SEARCH)
-    return Candidate(name=f"hnsw on {name}", index=index, settings=settings)
+    return Candidate(name=f"{name} hnsw", index=index, settings=settings)
 
 
 def _on_prefix(table: VectorTable, on: On, prefix: int) -> Candidate:
@@ -159,7 +159,7 @@ def _on_prefix(table: VectorTable, on: On, prefix: int) -> Candidate:
         kind="hnsw", on=on, opclass=opclass(on, table.precision, table.metric), prefix=prefix, reason=""
     )
     settings = tuple(replace(index, oversampling=n, ef_search=_LEAST_EF) for n in _OVERSAMPLING)
-    return Candidate(name=f"hnsw on the first {prefix}", index=index, settings=settings)
+    return Candidate(name=f"first {prefix} hnsw", index=index, settings=settings)
 
 
 def _in_lists(table: VectorTable, on: On, rows: int) -> Candidate:
@@ -173,4 +173,4 @@ def _in_lists(table: VectorTable, on: On, rows: int) -> Candidate:
         reason="",
     )
     settings = tuple(replace(index, oversampling=1, probes=n) for n in _PROBES if n <= lists)
-    return Candidate(name=f"ivfflat on {'halfvec' if on == 'halfvec' else 'float'}", index=index, settings=settings)
+    return Candidate(name=f"{'halfvec' if on == 'halfvec' else 'float'} ivfflat", index=index, settings=settings)

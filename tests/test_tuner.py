@@ -29,13 +29,13 @@ def test_it_measures_a_copy_and_keeps_the_choice(connection: Connection, bits: b
     assert (found.rows, found.k) == (3_000, 5)
     assert 1_800 <= found.sampled_rows <= 2_000
     names = {m.name.partition(",")[0] for m in found.measured}
-    assert {"hnsw on bits", "hnsw on halfvec", "hnsw on float", "hnsw on the first 64", "ivfflat on halfvec"} <= names
+    assert {"bits hnsw", "halfvec hnsw", "float hnsw", "first 64 hnsw", "halfvec ivfflat"} <= names
     for m in found.measured:
         assert 0 <= m.low <= m.recall <= m.high <= 1
         assert m.bytes > 0
         assert m.per_second > 0
     # More effort finds more, nearly: indexes are drawn by lot.
-    bits_recalls = [m.recall for m in found.measured if m.name.startswith("hnsw on bits")]
+    bits_recalls = [m.recall for m in found.measured if m.name.startswith("bits hnsw,")]
     assert bits_recalls[-1] >= bits_recalls[0]
     assert index_state(connection, table) == []
     assert samples(connection) == []
