@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
+from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from benchmarks.contenders import Contender, Setting, contenders, request
@@ -95,6 +97,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of requests in each turn")
     parser.add_argument("--shared-buffers", default="2GB", help="of the server; floats gain most from more")
     parser.add_argument("--precision", choices=["float32", "float16"], default="float32", help="of the vector table")
+    parser.add_argument("--plain", action="store_true", help="keep vectors in their rows, out of TOAST")
+    parser.add_argument("--peers-effort", type=int, default=64, help="ef_construction of the peer's index")
     parser.add_argument("--only", default="", help="contenders whose names contain this, and the peer")
     parser.add_argument("--no-real", action="store_true", help="leave out the real sets")
     parser.add_argument("--quick", action="store_true", help="5,000 rows and short turns")
@@ -167,12 +171,18 @@ def _measure(folder: Path, one: VectorSet, arguments: argparse.Namespace) -> dic
             ProcessPoolExecutor(2, get_context("spawn"), initializer=start_worker) as workers,
         ):
             install(connection)
-            _load(connection, table, one)
+            register_vector(connection)
+            _load(connection, table, one, plain=arguments.plain)
             found = _contend(connection, workers, url, table, truth, arguments)
     finally:
         stop()
     result = {"set": one.name, "rows": one.rows, "dimensions": one.dimensions, "queries": len(truth.keys)}
-    result |= {"precision": table.precision, "busy": os.getloadavg()[0], "contenders": found}
+    result |= {"precision": table.precision, "plain": arguments.plain}
+    result |= {"peers_effort": arguments.peers_effort, "shared_buffers": arguments.shared_buffers}
+    result |= {
+        "busy": os.getloadavg()[0],
+        "contenders": found,
+    }
     _print_table(result)
     return result
 
@@ -186,9 +196,11 @@ def _server(folder: Path, shared_buffers: str) -> tuple[str, Callable[[], None]]
     return server.get_uri(), server.cleanup
 
 
-def _load(connection: Connection, table: VectorTable, one: VectorSet) -> None:
+def _load(connection: Connection, table: VectorTable, one: VectorSet, *, plain: bool) -> None:
     """As a first sync does it: one table, binary COPY."""
     create_table(connection, table)
+    if plain:
+        connection.execute(sql.SQL("ALTER TABLE {} ALTER embedding SET STORAGE PLAIN").format(table.identifier))
     names = {"run_id": 1, "embedded_at": 0}
     copy_rows(connection, table.identifier, table.columns, _batches(table, one), names)
     connection.execute(sql.SQL("VACUUM ANALYZE {}").format(table.identifier))
@@ -240,12 +252,13 @@ def _contend(
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The peer first, whose index stays; then each contender, its requests in turns with the peer's."""
-    peer, *others = contenders(table)
+    peer, *others = contenders(table, arguments.peers_effort)
     rows: list[dict[str, Any]] = []
     peers_built = _build(connection, table, peer)
     _keep(connection, table)
     peers_setting, sweep = _cheapest(connection, table, peer, truth)
     rows.append(_row(peer, peers_setting, sweep, truth, peers_built))
+    _tell(table, rows[0])
     built = _NO_INDEX, peers_built
     for contender in others:
         if arguments.only not in contender.name:
@@ -268,7 +281,7 @@ def _contend(
         row["bytes_ratio"] = round(peers_built[0] / row["bytes"], 2) if row["bytes"] else None
         row["build_ratio"] = round(peers_built[1] / row["build_seconds"], 2) if row["build_seconds"] else None
         rows.append(row)
-        print(f"{table.dimensions} {contender.name}: {row['recall']:.3f}, {row.get('ratio_1')}", flush=True)
+        _tell(table, row)
     seen = [r for r in rows[1:] if "peer_rps_1" in r]
     for name in ("rps_1", "rps_2", "cpu_ms"):
         rows[0][name] = round(statistics.median([r[f"peer_{name}"] for r in seen]), 2) if seen else None
@@ -281,7 +294,8 @@ def _build(connection: Connection, table: VectorTable, contender: Contender) -> 
     if contender.index.kind == "none":
         return 0, 0.0
     report = ensure_index(connection, table, contender.index, readers=False)
-    assert report.index is not None and report.built
+    assert report.built
+    assert report.index is not None
     return report.index.bytes, report.seconds
 
 
@@ -343,6 +357,12 @@ def _rates(pairs: list[tuple[Rate, Rate]], connections: int) -> dict[str, Any]:
         row["cpu_ms"] = round(statistics.median(o.cpu_ms for o in own), 2)
         row["peer_cpu_ms"] = round(statistics.median(p.cpu_ms for p in peer), 2)
     return row
+
+
+def _tell(table: VectorTable, row: dict[str, Any]) -> None:
+    """A run takes long: what is known so far goes to stderr."""
+    rates = {name: value for name, value in row.items() if name not in ("name", "sweep")}
+    print(f"{table.dimensions} {row['name']}: {rates}", file=sys.stderr, flush=True)
 
 
 def _print_table(result: dict[str, Any]) -> None:

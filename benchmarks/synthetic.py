@@ -12,9 +12,9 @@ Floats = npt.NDArray[np.float32]
 
 BLOCK_ROWS = 1_000
 
-# Half of the variance is between clusters of about 20 rows, half within. Chosen once on 20,000 x 3,072, so that bits
-# alone find as many of the 10 nearest as they do in the real set (.86 there and here) and twice as many candidates a
-# little fewer (.97, real .99). Without clusters all rows would be about equally far from each other.
+# Half of the variance is between clusters of about 20 rows, half within. Chosen among six mixtures at 20,000 x 3,072,
+# so that bits alone find as many of the 10 nearest as in the real set (.86 there and here) and twice as many candidates
+# a little fewer (.97, real .99). Without clusters all rows would be about equally far from each other.
 WITHIN = 0.5
 ROWS_A_CLUSTER = 20
 

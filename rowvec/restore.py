@@ -333,7 +333,7 @@ def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreR
         checks = [
             *restored.checks(),
             *validate.check_table(connection, restored.table, None),
-            *validate.check_serving(connection, restored.table, indexed.choice, indexed.recall),
+            *validate.check_serving(connection, restored.table, indexed.choice, indexed.recall, indexed.said),
         ]
         seconds = {"restore": restored.seconds, "index": indexed.seconds}
         seconds["validate"] = time.monotonic() - started - indexed.seconds

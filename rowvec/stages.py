@@ -205,7 +205,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
             *validate.check_merge(merged),
             *validate.check_table(connection, plan.table, None if indexed.rows <= _ALL_ROWS else plan.run_id),
             validate.check_artifacts(connection, store, plan),
-            *validate.check_serving(connection, plan.table, indexed.choice, indexed.recall),
+            *validate.check_serving(connection, plan.table, indexed.choice, indexed.recall, indexed.said),
         ]
         report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
         report = replace(report, rejected=rejects.count(connection, run.pipeline_id))

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from rowvec.candidates import Measured
 from rowvec.errors import UsageError
@@ -34,6 +35,9 @@ def plot(tuning: Tuning, into: Path) -> None:
     by_size.set_xlabel("size of the index, MiB")
     for axes in (by_latency, by_size):
         axes.set_xscale("log")
+        # 0.9 and 2, not powers of ten.
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.axhline(tuning.at_least, linestyle=":", color="gray")
         axes.grid(visible=True, alpha=0.3)
     # The one legend beside both: the curves are the same.

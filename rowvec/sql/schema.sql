@@ -131,7 +131,29 @@ COMMENT ON COLUMN rowvec.embeddings.cost_usd IS 'Its share of what the provider'
 ALTER TABLE rowvec.answers ADD COLUMN tokens real NOT NULL DEFAULT 0;
 COMMENT ON COLUMN rowvec.answers.tokens IS 'Its share of the tokens that the provider counted for the answer.';
 
--- name: migration_3 -- what each index was built from and for, and how the indexes are now
+-- name: migration_3 -- generations: several builds of one pipeline's vector table, one of which is read
+ALTER TABLE rowvec.pipelines
+    ADD COLUMN family text,
+    ADD COLUMN generation int NOT NULL DEFAULT 1,
+    ADD COLUMN state text NOT NULL DEFAULT 'live' CHECK (state IN ('live', 'building', 'retired', 'dropped')),
+    ADD COLUMN settings jsonb,
+    ADD COLUMN switched_at timestamptz,
+    ADD COLUMN artifacts_lost boolean NOT NULL DEFAULT false;
+UPDATE rowvec.pipelines SET family = name;
+ALTER TABLE rowvec.pipelines ALTER COLUMN family SET NOT NULL;
+CREATE UNIQUE INDEX one_live_generation ON rowvec.pipelines (family) WHERE state = 'live';
+CREATE INDEX generations_of_family ON rowvec.pipelines (family);
+COMMENT ON COLUMN rowvec.pipelines.family IS 'The name in the pipeline file: all generations of a vector table share it.';
+COMMENT ON COLUMN rowvec.pipelines.artifacts_lost IS
+    'The vector table may have vectors that no artifact holds any more; rowvec audit --repair writes them to new ones.';
+COMMENT ON COLUMN rowvec.pipelines.settings IS 'The pipeline file as of the last run, references unresolved.';
+
+CREATE FUNCTION rowvec.generations(int) RETURNS int[] LANGUAGE sql STABLE AS
+    'SELECT array_agg(g.pipeline_id) FROM rowvec.pipelines AS p JOIN rowvec.pipelines AS g USING (family)
+     WHERE p.pipeline_id = $1';
+COMMENT ON FUNCTION rowvec.generations(int) IS 'All generations of a pipeline: what one has paid for serves the others.';
+
+-- name: migration_4 -- what each index was built from and for, what tuners found, and how the indexes are now
 CREATE TABLE rowvec.index_builds (
     build_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     table_schema text NOT NULL,
@@ -168,9 +190,27 @@ COMMENT ON COLUMN rowvec.index_builds.spilled_after IS 'Vectors after which pgve
 COMMENT ON COLUMN rowvec.index_builds.came IS 'Vectors that are new or other than at the build, when a run last looked.';
 COMMENT ON COLUMN rowvec.index_builds.went IS 'Vectors of the build that are gone or replaced, when a run last looked.';
 
+CREATE TABLE rowvec.tunings (
+    table_schema text NOT NULL,
+    table_name text NOT NULL,
+    layout jsonb NOT NULL,
+    chosen jsonb NOT NULL,
+    measured jsonb NOT NULL,
+    skipped jsonb NOT NULL,
+    rows bigint NOT NULL,
+    sampled_rows bigint NOT NULL,
+    queries int NOT NULL,
+    k int NOT NULL,
+    at_least real NOT NULL,
+    seconds real NOT NULL,
+    tuned_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (table_schema, table_name)
+);
+COMMENT ON TABLE rowvec.tunings IS 'What the last rowvec index --tune of a vector table measured, and what it chose.';
+
 CREATE VIEW rowvec.indexes AS
 WITH vector_tables AS (
-    SELECT p.name AS pipeline, n.nspname, t.relname, t.oid, t.reltuples
+    SELECT p.family AS pipeline, p.generation, p.state, n.nspname, t.relname, t.oid, t.reltuples
     FROM rowvec.pipelines AS p
     JOIN pg_namespace AS n ON n.nspname = p.table_schema
     JOIN pg_class AS t ON t.relnamespace = n.oid AND t.relname = p.table_name AND t.relkind IN ('r', 'p')
@@ -197,6 +237,8 @@ WITH vector_tables AS (
 )
 SELECT
     t.pipeline,
+    t.generation,
+    t.state,
     t.nspname::text AS table_schema,
     t.relname::text AS table_name,
     x.relname::text AS index_name,
@@ -227,7 +269,9 @@ SELECT
     b.recall_queries,
     b.recalled_at,
     p.phase AS building,
-    round(p.percent::numeric, 1) AS building_percent
+    round(p.percent::numeric, 1) AS building_percent,
+    tuned.tuned_at,
+    tuned.chosen AS tuned_choice
 FROM vector_tables AS t
 LEFT JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attname = 'embedding' AND NOT a.attisdropped
 LEFT JOIN pg_type AS stored ON stored.oid = a.atttypid
@@ -240,47 +284,7 @@ LEFT JOIN LATERAL (
     WHERE b.table_schema = t.nspname AND b.table_name = t.relname
       AND b.index_oid = x.indexrelid AND b.index_name = x.relname
     ORDER BY b.build_id DESC LIMIT 1
-) AS b ON true;
+) AS b ON true
+LEFT JOIN rowvec.tunings AS tuned ON tuned.table_schema = t.nspname AND tuned.table_name = t.relname;
 COMMENT ON VIEW rowvec.indexes IS
     'One row an index on vectors (a row without index_name: a table that has none): what it is, how worn, how good.';
-
--- name: migration_4 -- what the tuner found
-CREATE TABLE rowvec.tunings (
-    table_schema text NOT NULL,
-    table_name text NOT NULL,
-    layout jsonb NOT NULL,
-    chosen jsonb NOT NULL,
-    measured jsonb NOT NULL,
-    skipped jsonb NOT NULL,
-    rows bigint NOT NULL,
-    sampled_rows bigint NOT NULL,
-    queries int NOT NULL,
-    k int NOT NULL,
-    at_least real NOT NULL,
-    seconds real NOT NULL,
-    tuned_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (table_schema, table_name)
-);
-COMMENT ON TABLE rowvec.tunings IS 'What the last rowvec index --tune of a vector table measured, and what it chose.';
-
--- name: migration_5 -- generations: several builds of one pipeline's vector table, one of which is read
-ALTER TABLE rowvec.pipelines
-    ADD COLUMN family text,
-    ADD COLUMN generation int NOT NULL DEFAULT 1,
-    ADD COLUMN state text NOT NULL DEFAULT 'live' CHECK (state IN ('live', 'building', 'retired', 'dropped')),
-    ADD COLUMN settings jsonb,
-    ADD COLUMN switched_at timestamptz,
-    ADD COLUMN artifacts_lost boolean NOT NULL DEFAULT false;
-UPDATE rowvec.pipelines SET family = name;
-ALTER TABLE rowvec.pipelines ALTER COLUMN family SET NOT NULL;
-CREATE UNIQUE INDEX one_live_generation ON rowvec.pipelines (family) WHERE state = 'live';
-CREATE INDEX generations_of_family ON rowvec.pipelines (family);
-COMMENT ON COLUMN rowvec.pipelines.family IS 'The name in the pipeline file: all generations of a vector table share it.';
-COMMENT ON COLUMN rowvec.pipelines.artifacts_lost IS
-    'The vector table may have vectors that no artifact holds any more; rowvec audit --repair writes them to new ones.';
-COMMENT ON COLUMN rowvec.pipelines.settings IS 'The pipeline file as of the last run, references unresolved.';
-
-CREATE FUNCTION rowvec.generations(int) RETURNS int[] LANGUAGE sql STABLE AS
-    'SELECT array_agg(g.pipeline_id) FROM rowvec.pipelines AS p JOIN rowvec.pipelines AS g USING (family)
-     WHERE p.pipeline_id = $1';
-COMMENT ON FUNCTION rowvec.generations(int) IS 'All generations of a pipeline: what one has paid for serves the others.';

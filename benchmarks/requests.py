@@ -1,0 +1,83 @@
+"""Requests a second, on one connection or several at once, each in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgvector.psycopg import register_vector
+
+from benchmarks.contenders import Request
+from benchmarks.synthetic import Floats
+from rowvec.database import connect
+
+_WARM_REQUESTS = 20
+# All connect and warm up in this time, and start together.
+_LEAD_SECONDS = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What one turn measured."""
+
+    per_second: float
+    cpu_ms: float
+    """Of the server's process, a request: other work on the machine changes it far less than the rate. 0 where the
+    server's process is not to be seen."""
+
+
+def start_worker() -> None:
+    """One thread for numpy: the server needs the cores."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
+def measure_rate(
+    workers: ProcessPoolExecutor,
+    url: str,
+    request: Request,
+    queries: Floats,
+    connections: int,
+    arguments: argparse.Namespace,
+) -> Rate:
+    """Requests one after the other on each of ``connections``, for ``arguments.seconds``; ``queries`` is ``(q, d)``."""
+    start = time.time() + _LEAD_SECONDS
+    share = len(queries) // connections
+    running = [
+        workers.submit(_requests, url, request, queries[i * share : (i + 1) * share], start, arguments.seconds)
+        for i in range(connections)
+    ]
+    counted = [one.result() for one in running]
+    made = sum(number for number, _, _ in counted)
+    return Rate(
+        per_second=sum(number / seconds for number, seconds, _ in counted),
+        cpu_ms=sum(cpu for _, _, cpu in counted) / made * 1000,
+    )
+
+
+def _requests(url: str, request: Request, queries: Floats, start: float, seconds: float) -> tuple[int, float, float]:
+    """Requests made, the seconds they took, and the server's seconds of CPU."""
+    with connect(url) as connection:
+        register_vector(connection)
+        request.prepare(connection)
+        for query in queries[:_WARM_REQUESTS]:
+            request.run(connection, query)
+        pid = connection.info.backend_pid
+        time.sleep(max(0.0, start - time.time()))
+        made, began, used = 0, time.perf_counter(), _cpu_seconds(pid)
+        while (passed := time.perf_counter() - began) < seconds or not made:
+            request.run(connection, queries[made % len(queries)])
+            made += 1
+        return made, passed, _cpu_seconds(pid) - used
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process on this machine, in ticks of a hundredth."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
