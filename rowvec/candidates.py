@@ -97,7 +97,7 @@ def variations(best: Candidate) -> list[Candidate]:
             index=replace(best.index, m=m, ef_construction=effort),
             settings=tuple(replace(s, m=m, ef_construction=effort) for s in best.settings),
         )
-        for m, effort in ((8, 64), (24, 128))
+        for m, effort in ((8, best.index.ef_construction), (24, 128))
     ]
 
 
@@ -143,7 +143,8 @@ def recommend(measured: Sequence[Measured], exact_ms: float, at_least: float) ->
 
 
 def _on_bits(table: VectorTable) -> Candidate:
-    index = IndexChoice(kind="hnsw", on="bits", opclass=opclass("bits", table.precision, table.metric), reason="")
+    operators = opclass("bits", table.precision, table.metric)
+    index = IndexChoice(kind="hnsw", on="bits", opclass=operators, ef_construction=128, reason="")
     settings = tuple(replace(index, oversampling=n, ef_search=_LEAST_EF) for n in _OVERSAMPLING)
     return Candidate(name="bits hnsw", index=index, settings=settings)
 

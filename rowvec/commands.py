@@ -13,7 +13,7 @@ from rowvec.errors import UsageError
 from rowvec.extract import Request, extract
 from rowvec.hybrid import Hybrid, HybridHit, hybrid_search
 from rowvec.index import index_state
-from rowvec.index_choice import IndexChoice, fits
+from rowvec.index_choice import IndexChoice, fits, oversampling_for
 from rowvec.pipeline import Index, Pipeline
 from rowvec.plan import sample_texts
 from rowvec.references import resolve
@@ -112,10 +112,11 @@ def rejects(pipeline: Pipeline, *, retry: bool) -> dict[str, Any]:
 
 def present_index(connection: Connection, table: VectorTable, wanted: Index) -> IndexChoice:
     """What a search can go by: the valid index that is there, with the effort that was tuned for it; else none."""
+    oversampling = oversampling_for(wanted, table.dimensions)
     tuned = find_tuning(connection, table) if wanted.kind == "auto" and wanted.on == "auto" else None
     for state in reversed(index_state(connection, table)):
         if state.valid and not state.partial:
             if tuned and fits(state.present, tuned.choice):
                 return tuned.choice
-            return replace(state.present, oversampling=wanted.oversampling)
-    return IndexChoice(kind="none", oversampling=wanted.oversampling, reason="There is no index.")
+            return replace(state.present, oversampling=oversampling)
+    return IndexChoice(kind="none", oversampling=oversampling, reason="There is no index.")

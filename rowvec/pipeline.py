@@ -332,9 +332,16 @@ class Index(_Part):
     )
     on: Literal["auto", "bits", "float"] = Field(default="auto", description="What the index is built on.")
     m: int = Field(default=16, ge=2, le=100, description="HNSW: links a node.")
-    ef_construction: int = Field(default=64, ge=4, le=1000, description="HNSW: candidates while building.")
+    ef_construction: int | None = Field(
+        default=None, ge=4, le=1000, description="HNSW: candidates while building; left out: 64, and 128 on bits."
+    )
     lists: int | None = Field(default=None, ge=1, le=32768, description="IVFFlat: lists; left out: by rows.")
-    oversampling: int = Field(default=8, ge=1, le=64, description="Bits: shortlist of k times this, reranked exactly.")
+    oversampling: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Bits: shortlist of k times this, reranked exactly; left out: 8, and 4 from 1,024 dimensions up.",
+    )
 
 
 class Search(_Part):

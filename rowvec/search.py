@@ -57,6 +57,8 @@ class SearchPlan:
     """The shortlist reads the whole table, though it is there to avoid that."""
     most_matches: int = 0
     """The filter is taken for a narrow one: up to so many matching rows are ranked exactly, without the index."""
+    workers: bool = False
+    """Other processes take part: they start with every search, whether they are needed or not."""
 
 
 def search(
@@ -111,6 +113,7 @@ def explain(
         indexes=frozenset(node["Index Name"] for node in nodes if "Index Name" in node),
         sequential_shortlist=any(node["Node Type"] == "Seq Scan" for node in shortlist),
         most_matches=most_matches,
+        workers=any(node["Node Type"].startswith("Gather") for node in nodes),
     )
 
 

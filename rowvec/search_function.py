@@ -105,6 +105,8 @@ def _create(connection: Connection, table: VectorTable, choice: IndexChoice, nam
         ),
         results=results(table),
         seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
+        # By an index no workers: those of the exact search that is seldom needed would start with every call.
+        workers=sql.SQL("DEFAULT" if choice.kind == "none" else "0"),
         vector_schema=vector_schema(connection),
         body=sql.Literal(_body(table, choice, _generations(connection, table, name)).as_string(connection)),
     )

@@ -62,7 +62,7 @@ def test_no_limit_of_pgvector_is_passed(
 ) -> None:
     choice = chosen(rows, dimensions, precision, bits, wanted, metric, indexed=indexed)
     assert choice.reason.endswith(".")
-    assert choice.oversampling == wanted.oversampling
+    assert choice.oversampling == (wanted.oversampling or (4 if dimensions >= 1_024 else 8))
     assert wanted.kind in ("auto", choice.kind)
     if choice.kind == "none":
         return

@@ -6,6 +6,9 @@ set_config('hnsw.scan_mem_multiplier', '4', true),
 set_config('ivfflat.probes', {probes}::text, true),
 set_config('ivfflat.max_probes', {lists}::text, true),
 set_config('ivfflat.iterative_scan', 'relaxed_order', true),
+-- The exact search that a short shortlist falls back to would be planned with workers, who start whether it runs or not:
+-- at 100,000 x 3,072 that made 2 ms 45.
+set_config('max_parallel_workers_per_gather', '0', true),
 -- Vectors in TOAST make the table look small, and a scan of it cheap.
 set_config('enable_seqscan', 'off', true),
 set_config('jit', 'off', true)
@@ -137,6 +140,7 @@ SET ivfflat.probes = 1
 SET ivfflat.max_probes = 32768
 SET ivfflat.iterative_scan = relaxed_order
 SET enable_seqscan = {seqscan}
+SET max_parallel_workers_per_gather = {workers}
 SET jit = off
 -- Without a filter nothing in the plan depends on the arguments; with one the body asks for a plan of its own.
 SET plan_cache_mode = force_generic_plan
