@@ -262,18 +262,6 @@ def test_bits_over_toasted_vectors_still_go_through_the_index(connection: Connec
     assert ids(search(connection, table, choice, vectors[3], 10, oversampling=32)) == nearest(vectors, vectors[3], 10)
 
 
-@pytest.mark.parametrize("where", [None, "year > 1200"])
-def test_no_worker_starts_for_an_exact_search_that_is_seldom_needed(connection: Connection, where: str | None) -> None:
-    """They start with the statement: at 100,000 x 3,072 that made 2 ms 45."""
-    table = vector_table(32)
-    vectors = filled(connection, table, 2_000)
-    ensure_index(connection, table, BITS)
-    for setting in ("parallel_setup_cost", "parallel_tuple_cost", "min_parallel_table_scan_size"):
-        connection.execute("SELECT set_config(%s, '0', false)", (setting,))
-    assert explain(connection, table, NONE, vectors[3], 10).workers
-    assert not explain(connection, table, BITS, vectors[3], 10, where=where).workers
-
-
 def test_wrong_use_is_told(connection: Connection) -> None:
     table = vector_table(8, bits=False)
     create(connection, table)
