@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -16,19 +15,16 @@ from typing import Any
 
 from psycopg import errors as pg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
-from rowvec.database import Connection, connect, lost_connections_are_retriable
-from rowvec.errors import RowvecError, TargetError
+from rowvec.database import Connection, lost_connections_are_retriable
+from rowvec.errors import TargetError
 from rowvec.index_choice import IndexChoice, Kind, On, fits
 from rowvec.index_memory import BuildMemory, foresee, memory_here, spilled_after
+from rowvec.index_progress import Progress, wait_for_other_builds, watched
 from rowvec.queries import query
 from rowvec.vector_table import VectorTable
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[float, str], None]
-"""Called with the share done, from 0 to 1, and the phase as Postgres names it."""
 
 # A concurrent build waits for every transaction older than itself, a nightly dump too; it blocks no reader or writer
 # meanwhile. A plain build, waiting, makes writers queue behind it.
@@ -36,7 +32,6 @@ _CONCURRENT_LOCK_TIMEOUT = "30min"
 _PLAIN_LOCK_TIMEOUT = "30s"
 _CLEARING_LOCK_TIMEOUT = "5s"
 
-_POLL_SECONDS = 0.25
 _LONGEST_NAME = 63
 _PREFIX = re.compile(r"\bsubvector\(embedding, 1, (\d+)\)")
 _OURS = re.compile(r"_rowvec_[0-9a-f]{8}(_\d+)?(_cc(new|old)\d*)?$")
@@ -143,7 +138,7 @@ def ensure_index(
         facts = connection.execute(query("index", "table_facts"), _name_of(table)).fetchone()
         if facts is None:
             raise TargetError(f"there is no table {table.schema}.{table.name} to index: run a sync first")
-        _wait_for_other_builds(connection, table, progress)
+        wait_for_other_builds(connection, table, progress)
         dropped = [s.name for s in index_state(connection, table) if s.ours and not s.valid]
         for name in dropped:
             _drop(connection, table, name, readers=readers)
@@ -202,7 +197,7 @@ def _build(
         logger.warning("the index on %s.%s will not fit: %s", table.schema, table.name, memory.written())
     settings = _settings(connection, rows, memory, readers=readers)
     try:
-        with _watched(connection, progress), _listening(connection) as notices:
+        with watched(connection, progress), _listening(connection) as notices:
             try:
                 with _session(connection, settings):
                     connection.execute(statement)
@@ -335,51 +330,6 @@ def _listening(connection: Connection) -> Generator[list[str]]:
         yield heard
     finally:
         connection.remove_notice_handler(hear)
-
-
-@contextmanager
-def _watched(connection: Connection, progress: Progress | None) -> Generator[None]:
-    """Report on the build that ``connection`` is busy with, from a second connection."""
-    if progress is None:
-        yield
-        return
-    info = connection.info
-    stop = threading.Event()
-    url = make_conninfo(info.dsn, **({"password": info.password} if info.password else {}))
-    thread = threading.Thread(target=_watch, args=(url, info.backend_pid, progress, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    progress(1.0, "done")
-
-
-def _watch(url: str, pid: int, progress: Progress, stop: threading.Event) -> None:
-    # No second connection to be had, or this one lost: the build goes on unreported.
-    with suppress(RowvecError, pg.Error), connect(url, application="rowvec progress") as connection:
-        while not stop.wait(_POLL_SECONDS):
-            row = connection.execute(query("index", "build_of"), {"pid": pid}).fetchone()
-            if row is not None:
-                progress(*_share(row))
-
-
-def _wait_for_other_builds(connection: Connection, table: VectorTable, progress: Progress | None) -> None:
-    parameters = {**_name_of(table), "mine": connection.info.backend_pid}
-    while True:
-        row = connection.execute(query("index", "builds"), parameters).fetchone()
-        if row is None:
-            return
-        if progress is not None:
-            progress(*_share(row))
-        time.sleep(_POLL_SECONDS)
-
-
-def _share(row: tuple[Any, ...]) -> tuple[float, str]:
-    _, phase, blocks, blocks_done, tuples, tuples_done = row
-    done = [part / whole for whole, part in ((blocks, blocks_done), (tuples, tuples_done)) if whole and part]
-    return min(max(done, default=0.0), 1.0), str(phase)
 
 
 def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
