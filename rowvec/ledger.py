@@ -47,8 +47,10 @@ def identity_of(connection: Connection, pipeline_id: PipelineId) -> Identity:
     return Identity(**row[0])
 
 
-def register(connection: Connection, pipeline: Pipeline, identity: Identity) -> PipelineId:
+def register(connection: Connection, pipeline: Pipeline, identity: Identity, *, settled: bool = True) -> PipelineId:
     """The pipeline's id, with its table and embedder as they are now.
+
+    ``settled``: the run goes by the file; what only reads or prunes leaves the settings that are remembered alone.
 
     Raises ``UsageError`` where the table there is has vectors of another embedder, or is another pipeline's.
     """
@@ -61,8 +63,8 @@ def register(connection: Connection, pipeline: Pipeline, identity: Identity) -> 
             f"{pipeline.target.table} holds vectors of {before}, and the pipeline asks for {identity}: rowvec rebuild "
             "builds them beside those that are read, and then switches; with --plan it tells what that costs"
         )
-    settings = pipeline.model_dump(mode="json", exclude_none=True)
-    values = {**named, "identity": Jsonb(asdict(identity)), "settings": Jsonb(settings)}
+    settings = Jsonb(pipeline.model_dump(mode="json", exclude_none=True)) if settled else None
+    values = {**named, "identity": Jsonb(asdict(identity)), "settings": settings}
     try:
         return PipelineId(_one(connection, "register", **values))
     except pg.UniqueViolation:

@@ -96,11 +96,11 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
     with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, _opened(pipeline) as held:
         compacted = _compact(held, run, identity) if compact else 0
         found = _unneeded(held, older_than)
-        for name, _ in found:
+        for owner, name, _ in found:
             # First the object: a kill in between leaves an entry that the next prune finds again, not a lost object.
             held.store.delete(name)
-            ledger.forget_artifact(held.connection, held.pipeline_id, name)
-        _close(held, run, identity, anew=bool(found or compacted))
+            ledger.forget_artifact(held.connection, owner, name)
+        _close(held, run, identity, anew=compacted > 0 or any(owner == held.pipeline_id for owner, _, _ in found))
         old = _old_manifests(held, older_than)
         for run_id, names in old:
             for name in names:
@@ -136,8 +136,8 @@ def _kept(held: _Ledger, age: timedelta) -> tuple[str | None, dict[str, Link]]:
     return oldest, links
 
 
-def _unneeded(held: _Ledger, age: timedelta) -> list[tuple[str, int]]:
-    """Name and bytes of the artifacts that nothing needs."""
+def _unneeded(held: _Ledger, age: timedelta) -> list[tuple[PipelineId, str, int]]:
+    """Generation, name and bytes of the artifacts that nothing needs."""
     (oldest, links), connection = _kept(held, age), held.connection
     connection.execute(query("retention", "needed", table=held.table.identifier))
     with tempfile.TemporaryDirectory(dir=home()) as folder:
@@ -166,7 +166,7 @@ def _old_manifests(held: _Ledger, age: timedelta) -> list[tuple[int, tuple[str, 
     """Runs whose manifest no kept run goes back to: its name, and that of its entry where no kept one has the same."""
     _, links = _kept(held, age)
     entries = {link.manifest.journal.name for link in links.values()}
-    values = {"pipeline_id": held.pipeline_id, "kept": list(links)}
+    values = {"pipeline_id": held.pipeline_id, "kept": list(links), "age": age}
     old: list[tuple[int, tuple[str, ...]]] = []
     for run_id, name in held.connection.execute(query("retention", "old_manifests"), values).fetchall():
         try:
@@ -263,7 +263,7 @@ def _close(held: _Ledger, run: Run, identity: Identity, *, anew: bool) -> None:
 
 def _told(
     held: _Ledger,
-    found: list[tuple[str, int]],
+    found: list[tuple[PipelineId, str, int]],
     old: list[tuple[int, tuple[str, ...]]],
     *,
     applied: bool,
@@ -271,14 +271,14 @@ def _told(
 ) -> Pruned:
     values = {"pipeline_id": held.pipeline_id}
     (left,) = held.connection.execute(query("retention", "count_artifacts"), values).fetchone() or (0,)
-    names = [*(name for name, _ in found), *(name for _, written in old for name in written)]
+    names = [*(name for _, name, _ in found), *(name for _, written in old for name in written)]
     return Pruned(
         applied=applied,
         artifacts=len(found),
         journal_entries=sum(len(written) - 1 for _, written in old),
         manifests=len(old),
-        bytes=sum(size for _, size in found),
-        kept_artifacts=left if applied else left - len(found),
+        bytes=sum(size for _, _, size in found),
+        kept_artifacts=left if applied else left - sum(owner == held.pipeline_id for owner, _, _ in found),
         compacted=compacted,
         names=tuple(names[:_LISTED]),
     )

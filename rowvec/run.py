@@ -59,10 +59,11 @@ def running(
     """
     started = time.monotonic()
     resolved = resolve(pipeline, needed)
+    by_the_file = identity is None
     identity = identity or open_embedder(resolved.embedder).identity
     with open_target(resolved) as connection:
         install(connection)
-        pipeline_id = ledger.register(connection, pipeline, identity)
+        pipeline_id = ledger.register(connection, pipeline, identity, settled=by_the_file)
     with ledger.exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
         with open_target(resolved) as connection:
             ledger.number_above(connection, above)

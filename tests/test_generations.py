@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Generator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from rowvec.audit import run_audit
 from rowvec.database import Connection
 from rowvec.errors import CostLimitExceeded, PipelineBusy, TargetError, UsageError
 from rowvec.generations import retire_for_good
 from rowvec.pipeline import Pipeline
 from rowvec.rebuild import begin_rebuild, plan_rebuild, rollback, switch
+from rowvec.retention import prune
 from rowvec.run import running
 from tests import gallery
 from tests.openai_server import KEY, OpenAIServer, serve
@@ -252,3 +255,37 @@ def test_readers_in_a_loop_see_no_error_and_no_mixture(
         for reader in readers:
             reader.join()
     assert failures == []
+
+
+def test_what_a_dropped_generation_paid_for_goes_when_it_is_old(
+    source: Connection, server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("artifacts")
+    old = paid(server, str(folder))
+    new = changed(old, embedder={"model": "another-model"})
+
+    def kept() -> int:
+        return len(list((folder / "artifacts").rglob("*.parquet")))
+
+    gallery.sync(old)
+    gallery.rebuild(new)
+    assert kept() == 2
+    # As long as it is kept to go back to, nothing of it goes.
+    prune(new, timedelta(0), apply=True)
+    assert kept() == 2
+    retire_for_good(new)
+    source.execute("UPDATE rowvec.artifacts SET created_at = now() - interval '40 days'")
+    assert prune(new, timedelta(days=30)).artifacts == 1
+    prune(new, timedelta(days=30), apply=True)
+    assert kept() == 1
+    assert gallery.sync(new).embedded == 0
+    assert run_audit(new).consistent
+
+
+def test_what_only_prunes_does_not_change_what_is_remembered(source: Connection, paintings: Pipeline) -> None:
+    gallery.sync(paintings)
+    longer = changed(paintings, embedder={"dimensions": 128})
+    prune(longer, timedelta(0), apply=True)
+    gallery.rebuild(longer, to_switch=False)
+    assert gallery.sync(longer).consistent
+    assert dimensions(source) == {64}

@@ -10,7 +10,7 @@ VALUES (
 )
 ON CONFLICT (name) DO UPDATE
 SET table_schema = excluded.table_schema, table_name = excluded.table_name, identity = excluded.identity,
-    settings = excluded.settings
+    settings = coalesce(excluded.settings, p.settings)
 RETURNING pipeline_id
 
 -- name: registered -- what the vector table's vectors come from, if the pipeline's table is there

@@ -5,9 +5,15 @@ WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL
        OR run_id = (SELECT max(run_id) FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL))
 ORDER BY run_id DESC
 
--- name: old_manifests -- those that no kept run goes back to
-SELECT run_id, manifest FROM rowvec.runs
-WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL AND manifest <> ALL (%(kept)s) ORDER BY run_id
+-- name: old_manifests -- those that no kept run goes back to, and the old ones of generations that were dropped
+SELECT r.run_id, r.manifest
+FROM rowvec.runs AS r
+JOIN rowvec.pipelines AS p USING (pipeline_id)
+WHERE r.manifest IS NOT NULL AND r.manifest <> ALL (%(kept)s)
+  AND (r.pipeline_id = %(pipeline_id)s
+       OR p.state = 'dropped' AND r.pipeline_id = ANY (rowvec.generations(%(pipeline_id)s))
+       AND r.started_at < now() - %(age)s)
+ORDER BY r.run_id
 
 -- name: needed -- the fingerprints that the vector table has, or that it had after a run that is kept
 CREATE TEMP TABLE needed AS SELECT DISTINCT fingerprint FROM {table}
@@ -31,13 +37,22 @@ DROP TABLE entry_rows
 ANALYZE needed
 
 -- name: unneeded_artifacts -- old ones that hold nothing needed; one that holds nothing (any more) may be older runs'
-SELECT a.name, a.bytes
+-- All of generations that were dropped, but for objects that a generation has which is kept.
+SELECT a.pipeline_id, a.name, a.bytes
 FROM rowvec.artifacts AS a
-WHERE a.pipeline_id = {pipeline_id} AND a.created_at < now() - {age}
+JOIN rowvec.pipelines AS p USING (pipeline_id)
+WHERE a.created_at < now() - {age}
   AND NOT EXISTS (
-      SELECT FROM rowvec.embeddings AS e JOIN needed AS n USING (fingerprint) WHERE e.artifact_id = a.artifact_id)
-  AND (a.name <> ALL ({kept}::text[])
-       OR EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.artifact_id = a.artifact_id))
+      SELECT FROM rowvec.artifacts AS o JOIN rowvec.pipelines AS kept USING (pipeline_id)
+      WHERE o.name = a.name AND o.pipeline_id <> a.pipeline_id AND kept.family = p.family AND kept.state <> 'dropped')
+  AND (
+      p.state = 'dropped' AND a.pipeline_id = ANY (rowvec.generations({pipeline_id}))
+      OR a.pipeline_id = {pipeline_id}
+      AND NOT EXISTS (
+          SELECT FROM rowvec.embeddings AS e JOIN needed AS n USING (fingerprint) WHERE e.artifact_id = a.artifact_id)
+      AND (a.name <> ALL ({kept}::text[])
+           OR EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.artifact_id = a.artifact_id))
+  )
 ORDER BY a.artifact_id
 
 -- name: count_artifacts
