@@ -124,14 +124,14 @@ def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]
     """
     values = {"space": _LOCK_SPACE, "pipeline_id": pipeline_id}
     with connect(url, application="rowvec lock") as holder:
-        try:
-            with lost_connections_are_retriable():
+        with lost_connections_are_retriable():
+            try:
                 holder.execute(query("ledger", "lock_patience"))
-            holder.execute(query("ledger", "lock"), values)
-        except pg.LockNotAvailable:
-            raise PipelineBusy(
-                f"another run of the pipeline {name} is at work; wait for it, or stop it first"
-            ) from None
+                holder.execute(query("ledger", "lock"), values)
+            except pg.LockNotAvailable:
+                raise PipelineBusy(
+                    f"another run of the pipeline {name} is at work; wait for it, or stop it first"
+                ) from None
         yield
         # Said, and not left to the closing of the connection: the next run may come before the server notices that.
         # A session that a restarted server has ended holds nothing any more.

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import psycopg
 import pyarrow.parquet as pq
+from psycopg import sql
 
 from rowvec.embedders import open_embedder
 from rowvec.fingerprint import fingerprint
@@ -393,10 +394,24 @@ class Stage:
             return
         self.connection.execute(_TAMPERING[step.column], (id_,))
         id_ += FOREIGN if step.column == "foreign row" else 0
-        self.taints.append(Taint(step.column, id_, *self._trace(step.column, id_)))
+        # When a row was written is known from the journal alone: until a manifest tells of it, any time is as good.
+        if step.column != "embedded_at" or self._told(id_):
+            self.taints.append(Taint(step.column, id_, *self._trace(step.column, id_)))
         self.sound = False
         self.story[-1] += f": id {id_}"
         self.counts[f"tamper: {step.column}"] += 1
+
+    def _told(self, id_: int) -> bool:
+        """Whether a manifest in the store tells how the row was written."""
+        row = self.connection.execute(
+            "SELECT journal_whole, to_regclass('rowvec.unrecorded_' || pipeline_id)::text FROM rowvec.pipelines"
+        ).fetchone()
+        if row is None or row[0]:
+            return False
+        if row[1] is None:
+            return True
+        unrecorded = sql.SQL("SELECT FROM {} WHERE id = %s").format(sql.Identifier(*row[1].split(".")))
+        return not self.connection.execute(unrecorded, (id_,)).fetchall()
 
     def _lose(self, step: Lose) -> None:
         whole = self.artifacts(whole=True)
