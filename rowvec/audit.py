@@ -19,6 +19,7 @@ from rowvec.database import Connection, without_blocking
 from rowvec.embedders import open_embedder
 from rowvec.errors import ArtifactCorrupt, PipelineBusy
 from rowvec.extract import compare, same_key
+from rowvec.generations import effective
 from rowvec.home import home
 from rowvec.journal import replay, unrecorded
 from rowvec.ledger import PipelineId
@@ -135,7 +136,7 @@ class Audited:
 
 def run_audit(pipeline: Pipeline) -> Audit:
     """All that is not right; changes nothing."""
-    with audited(pipeline) as found:
+    with audited(effective(pipeline)) as found:
         return found.report()
 
 
@@ -149,6 +150,7 @@ def audited(pipeline: Pipeline) -> Generator[Audited]:
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec audit") as connection:
         install(connection)
+        ledger.check_identity(connection, pipeline, open_embedder(resolved.embedder).identity)
         found = Audited(
             connection=connection,
             resolved=resolved,

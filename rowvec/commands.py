@@ -11,6 +11,7 @@ from rowvec.database import Connection
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.errors import UsageError
 from rowvec.extract import Request, extract
+from rowvec.generations import effective
 from rowvec.hybrid import Hybrid, HybridHit, hybrid_search
 from rowvec.index import index_state
 from rowvec.index_choice import IndexChoice, fits, oversampling_for
@@ -35,6 +36,7 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
 
     Nothing is embedded and no vector is touched.
     """
+    pipeline = effective(pipeline)
     resolved = resolve(pipeline)
     embedder = open_embedder(resolved.embedder)
     with open_target(resolved, "rowvec plan") as connection:
@@ -76,11 +78,15 @@ def search(
         raise UsageError("--words are for --mode hybrid; give that, or leave them out")
     if mode == "hybrid" and not pipeline.search.hybrid:
         raise UsageError("--mode hybrid needs a full text index: set search.hybrid to true and run rowvec sync")
+    pipeline = effective(pipeline)
     resolved = resolve(pipeline)
+    embedder = open_embedder(resolved.embedder)
     with open_target(resolved, "rowvec search") as connection:
         table = stored_table(connection, resolved)
+        if ledger.is_readable(connection, "pipelines", "identity"):
+            ledger.check_identity(connection, pipeline, embedder.identity)
         choice = present_index(connection, table, resolved.index)
-        vector = embed_query(open_embedder(resolved.embedder), text)
+        vector = embed_query(embedder, text)
         if mode == "hybrid":
             hybrid = Hybrid(language=resolved.search.language)
             fused = hybrid_search(connection, table, choice, hybrid, vector, words or text, k, where)

@@ -116,9 +116,10 @@ def effective(pipeline: Pipeline) -> Pipeline:
     """
     if "." in pipeline.name:
         return pipeline
-    with open_target(resolve(pipeline), "rowvec generations") as connection:
-        install(connection)
-        known = listed(connection, pipeline.name)
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec generations") as connection:
+        # Before the first run, and for a role that only searches, there is nothing to know.
+        readable = ledger.is_readable(connection, "pipelines", "settings")
+        known = listed(connection, pipeline.name) if readable else []
     building = any(
         g.state == "building" and g.settings is not None and _same_vectors(g.settings, pipeline) for g in known
     )

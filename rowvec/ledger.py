@@ -31,6 +31,12 @@ _PLAN_LOCK_SPACE = 0x72760003
 """Advisory locks of ``rowvec plan`` at work: (this, run_id)."""
 
 
+def is_readable(connection: Connection, table: str, column: str) -> bool:
+    """Whether the ledger has this by now, and the role may read it: searching needs no grant on the ledger."""
+    row = connection.execute(query("ledger", "readable"), {"table": table, "column": column}).fetchone()
+    return bool(row and row[0])
+
+
 def find(connection: Connection, pipeline: Pipeline) -> PipelineId:
     """The id of a pipeline that has run before. Raises ``UsageError`` where it has not."""
     row = connection.execute(query("ledger", "find"), {"name": pipeline.name}).fetchone()
@@ -54,15 +60,9 @@ def register(connection: Connection, pipeline: Pipeline, identity: Identity, *, 
 
     Raises ``UsageError`` where the table there is has vectors of another embedder, or is another pipeline's.
     """
+    check_identity(connection, pipeline, identity)
     schema, table = table_identifier(pipeline.target.table)
     named = {"name": pipeline.name, "schema": schema, "table": table}
-    regclass = sql.Identifier(schema, table).as_string(connection)
-    row = connection.execute(query("ledger", "registered"), {**named, "regclass": regclass}).fetchone()
-    if row is not None and (before := Identity(**row[0])) != identity:
-        raise UsageError(
-            f"{pipeline.target.table} holds vectors of {before}, and the pipeline asks for {identity}: rowvec rebuild "
-            "builds them beside those that are read, and then switches; with --plan it tells what that costs"
-        )
     settings = Jsonb(pipeline.model_dump(mode="json", exclude_none=True)) if settled else None
     values = {**named, "identity": Jsonb(asdict(identity)), "settings": settings}
     try:
@@ -71,6 +71,19 @@ def register(connection: Connection, pipeline: Pipeline, identity: Identity, *, 
         raise UsageError(
             f"the table {schema}.{table} belongs to another pipeline in this database; give {pipeline.name} its own"
         ) from None
+
+
+def check_identity(connection: Connection, pipeline: Pipeline, identity: Identity) -> None:
+    """Raise ``UsageError`` where the pipeline's table is there and has vectors of another embedder."""
+    schema, table = table_identifier(pipeline.target.table)
+    regclass = sql.Identifier(schema, table).as_string(connection)
+    values = {"name": pipeline.name, "schema": schema, "table": table, "regclass": regclass}
+    row = connection.execute(query("ledger", "registered"), values).fetchone()
+    if row is not None and (before := Identity(**row[0])) != identity:
+        raise UsageError(
+            f"{pipeline.target.table} holds vectors of {before}, and the pipeline asks for {identity}: rowvec rebuild "
+            "builds them beside those that are read, and then switches; with --plan it tells what that costs"
+        )
 
 
 def number_above(connection: Connection, number: int) -> None:

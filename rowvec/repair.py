@@ -13,6 +13,7 @@ from psycopg import sql
 from rowvec import artifacts, ledger
 from rowvec.audit import Audit, Audited, audited
 from rowvec.embedders import open_embedder
+from rowvec.generations import effective
 from rowvec.home import spool
 from rowvec.journal import begin_anew, unrecorded
 from rowvec.pipeline import Pipeline
@@ -32,6 +33,7 @@ def prepare_repair(pipeline: Pipeline) -> Audit:
     vectors whose artifact is lost are written to a new one, from the table. Artifacts that cannot be read are
     forgotten, and what they held is looked for in the others.
     """
+    pipeline = effective(pipeline)
     with running(pipeline, "repair") as run, audited(pipeline) as found:
         report = found.report()
         if found.lost_artifacts:

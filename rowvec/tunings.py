@@ -8,6 +8,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
+from rowvec import ledger
 from rowvec.candidates import Measured
 from rowvec.database import Connection
 from rowvec.index_choice import IndexChoice
@@ -68,9 +69,8 @@ def store_tuning(connection: Connection, table: VectorTable, tuning: Tuning) -> 
 
 
 def find_tuning(connection: Connection, table: VectorTable) -> Tuned | None:
-    """The last tuning of this table; None where there was none, or the vectors were of another kind."""
-    known = connection.execute(query("tuner", "known")).fetchone()
-    if not (known and known[0]):
+    """The last tuning of this table; None where there was none that we may read, or of vectors of another kind."""
+    if not ledger.is_readable(connection, "tunings", "chosen"):
         return None
     row = connection.execute(query("tuner", "find"), _of(table)).fetchone()
     if row is None:

@@ -12,8 +12,10 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from rowvec.audit import run_audit
+from rowvec.commands import plan, search
 from rowvec.database import Connection
 from rowvec.errors import CostLimitExceeded, PipelineBusy, TargetError, UsageError
 from rowvec.generations import retire_for_good
@@ -289,3 +291,36 @@ def test_what_only_prunes_does_not_change_what_is_remembered(source: Connection,
     gallery.rebuild(longer, to_switch=False)
     assert gallery.sync(longer).consistent
     assert dimensions(source) == {64}
+
+
+def test_nothing_reads_vectors_of_one_model_by_another(
+    source: Connection, server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    old = paid(server, str(tmp_path_factory.mktemp("artifacts")))
+    new = changed(old, embedder={"model": "another-model"})
+    gallery.sync(old)
+    for refused in (lambda: search(new, "x", 3, None, "exact"), lambda: run_audit(new), lambda: plan(new)):
+        with pytest.raises(UsageError, match="rowvec rebuild"):
+            refused()
+    # While it is being built, the new file means what is read now.
+    gallery.rebuild(new, to_switch=False)
+    assert len(search(new, "x", 3, None, "exact")["results"]) == 3
+    assert run_audit(new).consistent
+    assert plan(new)["changed"] == 0
+    assert server.requests[-1].model == old.embedder.model
+
+
+def test_a_role_that_only_searches_needs_nothing_of_the_ledger(
+    source: Connection, paintings: Pipeline, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.sync(paintings)
+    source.execute("DROP ROLE IF EXISTS only_searches")
+    source.execute("CREATE ROLE only_searches LOGIN")
+    source.execute("GRANT USAGE ON SCHEMA vectors TO only_searches")
+    source.execute("GRANT SELECT ON vectors.paintings TO only_searches")
+    try:
+        monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user="only_searches"))
+        assert len(search(paintings, "the number 7", 3, None, "adaptive")["results"]) == 3
+    finally:
+        source.execute("DROP OWNED BY only_searches")
+        source.execute("DROP ROLE only_searches")

@@ -18,6 +18,14 @@ SELECT identity FROM rowvec.pipelines
 WHERE name = %(name)s AND table_schema = %(schema)s AND table_name = %(table)s
   AND to_regclass(%(regclass)s) IS NOT NULL
 
+-- name: readable -- whether the ledger has a column, and this role may read it: one that only searches may not
+SELECT EXISTS (
+    SELECT FROM pg_attribute AS a
+    JOIN pg_class AS c ON c.oid = a.attrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'rowvec' AND c.relname = %(table)s AND a.attname = %(column)s
+      AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
+
 -- name: find -- the pipeline's id
 SELECT pipeline_id FROM rowvec.pipelines WHERE name = %(name)s
 

@@ -44,6 +44,3 @@ SET layout = excluded.layout, chosen = excluded.chosen, measured = excluded.meas
 -- name: find -- of vectors like these: another model or precision is another table
 SELECT chosen, rows, at_least, tuned_at FROM rowvec.tunings
 WHERE table_schema = %(schema)s AND table_name = %(table)s AND layout = %(layout)s
-
--- name: known -- whether the ledger has the table of tunings at all; readers may come before the first migration
-SELECT to_regclass('rowvec.tunings') IS NOT NULL
