@@ -220,6 +220,9 @@ def _against_source_beside(found: Audited) -> None:
     rows = describe(found.connection, found.resolved, source, identity.digest())
     compare(found.connection, found.pipeline_id, rows, found.table, exists=True)
     found.connection.execute(query("audit", "differences", key_json=key_json(found.table.key, "d")))
+    parts = {"rows": rows.rows, "table": found.table.identifier, "key_json": found.key_json}
+    same = same_key(found.table.key, "wanted", "t")
+    found.connection.execute(query("audit", "other_metadata_hash", same_key=same, **parts))
 
 
 def _vectors(found: Audited) -> None:

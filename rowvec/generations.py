@@ -104,7 +104,8 @@ def next_generation(pipeline: Pipeline) -> Pipeline:
                 )
                 return _as_generation(pipeline, old.name, old.schema, old.table)
             if old.state == "building":
-                drop(connection, old)
+                with ledger.exclusively(_url(pipeline), old.name, old.pipeline_id):
+                    drop(connection, old)
         number = known[0].number + 1
         return _as_generation(pipeline, f"{pipeline.name}.{number}", live.schema, cut_name(live.table, f"__{number}"))
 
@@ -126,7 +127,15 @@ def effective(pipeline: Pipeline) -> Pipeline:
     live = next((g for g in known if g.state == "live"), None)
     if not building or live is None or live.settings is None or _same_vectors(live.settings, pipeline):
         return pipeline
-    return live.settings
+    return by_settings(live, pipeline)
+
+
+def by_settings(generation: Generation, pipeline: Pipeline) -> Pipeline:
+    """The pipeline that keeps a generation in step: its own source and vectors, and all else as the file has it now."""
+    if generation.settings is None:
+        return pipeline
+    now = {part: getattr(pipeline, part) for part in _FREE if part != "name"}
+    return generation.settings.model_copy(update=now)
 
 
 def check_in_the_way(connection: Connection, live: Generation) -> None:
@@ -164,10 +173,9 @@ def copy_indexes(connection: Connection, live: Generation, following: Generation
 @contextmanager
 def both_held(pipeline: Pipeline, one: Generation, other: Generation) -> Generator[None]:
     """No run of either generation meanwhile. Raises ``PipelineBusy`` where one is at work."""
-    url = target_url(resolve(pipeline).target.url)
     with ExitStack() as held:
         for generation in sorted((one, other), key=lambda g: g.pipeline_id):
-            held.enter_context(ledger.exclusively(url, generation.name, generation.pipeline_id))
+            held.enter_context(ledger.exclusively(_url(pipeline), generation.name, generation.pipeline_id))
         yield
 
 
@@ -214,7 +222,7 @@ def retire_for_good(pipeline: Pipeline) -> list[str]:
         install(connection)
         old = [g for g in listed(connection, pipeline.name) if g.state in ("building", "retired")]
         for generation in old:
-            with ledger.exclusively(target_url(resolve(pipeline).target.url), generation.name, generation.pipeline_id):
+            with ledger.exclusively(_url(pipeline), generation.name, generation.pipeline_id):
                 drop(connection, generation)
     return [f"{g.schema}.{g.table}" for g in old]
 
@@ -288,6 +296,10 @@ def _drop_beside(connection: Connection, schema: str, table: str) -> None:
     for block in ("drop_views", "drop_functions"):
         for (statement,) in connection.execute(query("generations", block), values).fetchall():
             connection.execute(sql.SQL(cast("LiteralString", statement)))
+
+
+def _url(pipeline: Pipeline) -> str:
+    return target_url(resolve(pipeline, frozenset({"target"})).target.url)
 
 
 def _same_vectors(one: Pipeline, other: Pipeline) -> bool:

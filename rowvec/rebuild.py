@@ -113,7 +113,7 @@ def live_pipeline(pipeline: Pipeline) -> Pipeline:
     """The pipeline by which the table that is read now is kept."""
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         live = generations.live_of(generations.listed(connection, pipeline.name), pipeline)
-    return live.settings or pipeline
+    return generations.by_settings(live, pipeline)
 
 
 def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:

@@ -44,6 +44,14 @@ SELECT kind, reason, key, kind = 'corrupt' FROM (SELECT
 FROM diff AS d) AS found
 ON CONFLICT DO NOTHING
 
+-- name: other_metadata_hash -- of rows in which nothing differs: a diff looks at the columns, which is cheaper
+INSERT INTO findings (kind, reason, key, void)
+SELECT 'corrupt', 'its metadata_hash is not that of its metadata', {key_json}, true
+FROM {table} AS t
+JOIN ({rows}) AS wanted ON {same_key}
+WHERE wanted.fingerprint = t.fingerprint AND wanted.metadata_hash IS DISTINCT FROM t.metadata_hash
+ON CONFLICT DO NOTHING
+
 -- name: vectors -- all checks of the vectors in one pass
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', CASE {reasons} END, {key_json}, true FROM {table} AS t WHERE {bad}
