@@ -12,7 +12,8 @@ from rowvec.tuner import Budget, tune
 from rowvec.tunings import find_tuning, store_tuning
 from tests.vector_tables import create, filled, vector_table
 
-SMALL = Budget(seconds=60, memory=2**30, rows=2_000)
+# Time enough for a busy machine: what is left over is not used.
+SMALL = Budget(seconds=600, memory=2**30, rows=2_000)
 
 
 def samples(connection: Connection) -> list[str]:
