@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rowvec import artifacts, journal, ledger, load, rejects, validate
 from rowvec.artifacts import Artifact
+from rowvec.chunks import is_joined
 from rowvec.embed import embed_batch
 from rowvec.embedders import open_embedder
 from rowvec.embedders.protocol import Embedder
@@ -31,7 +32,6 @@ from rowvec.references import resolve
 from rowvec.report import Check, RestoreReport, SyncReport
 from rowvec.run import Run, open_target
 from rowvec.serving import Indexed, serve
-from rowvec.sources.postgres import is_beside
 from rowvec.stores import Store, file_checksum, open_store
 from rowvec.vector_table import make_schema
 
@@ -181,7 +181,7 @@ def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
     with open_target(resolved, "rowvec merge") as connection:
         plan = open_plan(connection, resolved, run_id)
         merged = merge(connection, resolved, plan)
-        if not is_beside(resolved):
+        if not is_joined(resolved):
             merged = compare(connection, resolved, plan, merged)
     return replace(merged, seconds=time.monotonic() - started)
 
