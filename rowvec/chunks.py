@@ -25,6 +25,7 @@ from rowvec.plan import Plan
 from rowvec.queries import query
 from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content, is_beside, names
 from rowvec.splitting import Splitting, splitting
+from rowvec.vector_table import VectorTable, find_table
 
 CHUNK_COLUMN = PgColumn(CHUNK, "integer")
 
@@ -132,12 +133,14 @@ def split_contents(connection: Connection, pipeline: Pipeline, identity: Identit
     """Bring the chunks of a source in the target's database up to date.
 
     No transaction is open while contents are split, and what a run that was killed has split is kept. Raises as
-    ``source_rows``.
+    ``source_rows``, and ``TargetError`` where the vector table has no chunks.
     """
     source, chunks = pipeline.source, chunk_table(pipeline_id)
     if source.kind != "postgres" or source.chunks is None:
         raise TypeError(source.kind)
     rows = _chunked(connection, pipeline, source, identity, chunks)
+    # A vector table of another layout is refused before its contents are split.
+    find_table(connection, VectorTable.of(pipeline, rows.key, rows.metadata))
     make_table(connection, pipeline_id, rows.whole.key, (), versions=True)
     how = splitting(source.chunks, pipeline.embedder)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from psycopg import sql
 
-from rowvec.chunks import add_chunks, chunk_table, make_table
+from rowvec.chunks import CHUNK_COLUMN, add_chunks, chunk_table, make_table
 from rowvec.database import Connection, without_blocking
 from rowvec.diff import Block
 from rowvec.extract import Request
@@ -19,6 +19,7 @@ from rowvec.queries import query
 from rowvec.sources.apart import ApartSource
 from rowvec.sources.postgres import metadata_hash
 from rowvec.splitting import Splitting, splitting
+from rowvec.vector_table import VectorTable, find_table
 
 
 def mirror_source(
@@ -40,6 +41,7 @@ def _mirror(
 ) -> None:
     chunks = chunk_table(pipeline_id)
     with opened(connection, pipeline, how) as source:
+        find_table(connection, VectorTable.of(pipeline, (*source.key, CHUNK_COLUMN), source.metadata))
         make_table(connection, pipeline_id, source.key, source.metadata, versions=False)
         with connection.transaction():
             connection.execute(query("extract", "begin"))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import zlib
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ _STOPS = ".!?\u2026\u3002\uff01\uff1f"
 
 _PLACE = re.compile("\\s+|(?<=[\u3002\uff01\uff1f])(?=\\S)")
 
+# Characters: where a chunk's repeated words may begin is looked for this far back for each of their tokens.
+_LONGEST_TOKEN = 8
+
 _WORD = re.compile(r"\S+")
 
 
@@ -58,7 +62,7 @@ class Splitting:
 
     def __post_init__(self) -> None:
         # A frozen dataclass is given its derived fields this way.
-        object.__setattr__(self, "_splitter", TextSplitter.from_callback(self.count, self.tokens, overlap=self.overlap))
+        object.__setattr__(self, "_splitter", TextSplitter.from_callback(self.count, self.tokens - self.overlap))
 
     def digest(self) -> bytes:
         """32 bytes over all that the chunks of a text depend on besides the text.
@@ -74,28 +78,39 @@ class Splitting:
 
         Together they hold all of the text but the white space between them.
         """
+        made: list[str] = []
+        before = 0
+        for start, end in self._spans(text):
+            made.append(text[self._first_word(text, before, start, end) : end])
+            before = start
         # What is white space to Unicode alone (a no-break space) is content to us: such a text is its own chunk.
-        return [chunk for section in self._sections(text) for chunk in self._splitter.chunks(section)] or [text]
+        return made or [text]
 
-    def _sections(self, text: str) -> Iterator[str]:
-        """The text's sections, each preceded by what it shares with the one before."""
+    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where each chunk, less what it repeats, begins and ends."""
         start, reach = 0, self.tokens * _REACH_CHARS
         for end in chain(_cuts(text, reach), [len(text)]):
             for first in range(start, end, _LONGEST_REACHES * reach):
-                yield text[self._overlap_from(text, first) : min(end, first + _LONGEST_REACHES * reach)]
+                section = text[first : min(end, first + _LONGEST_REACHES * reach)]
+                for offset, chunk in self._splitter.chunk_indices(section):
+                    yield first + offset, first + offset + len(chunk)
             start = end
 
-    def _overlap_from(self, text: str, start: int) -> int:
-        """Where the overlap in front of a section begins: at a word, with as many as ``overlap`` tokens allow."""
+    def _first_word(self, text: str, before: int, start: int, end: int) -> int:
+        """Where a chunk begins with the words it repeats: as many as ``overlap`` tokens are, of the chunk before.
+
+        The splitter's own overlap is of whole paragraphs where it cuts at paragraphs, and so mostly none.
+        """
         if not (start and self.overlap):
             return start
-        earliest = max(0, start - 8 * self.overlap)
+        # A word that is cut in two by looking no further back does not count.
+        earliest = max(before, start - _LONGEST_TOKEN * self.overlap)
         words = [earliest + found.start() for found in _WORD.finditer(text[earliest:start])]
-        # The first word may have been cut in two by looking no further back.
-        for place in words[1 if earliest else 0 :]:
-            if self.count(text[place:start].rstrip()) <= self.overlap:
-                return place
-        return start
+        if words and words[0] == earliest > before:
+            del words[0]
+        at = bisect_left(words, True, key=lambda word: self.count(text[word:start].rstrip()) <= self.overlap)
+        fitting = (word for word in words[at:] if self.count(text[word:end]) <= self.tokens)
+        return next(fitting, start)
 
 
 def splitting(chunks: Chunks, embedder: Embedder) -> Splitting:

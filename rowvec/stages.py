@@ -96,6 +96,7 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
         # Not in the extract's transaction, nor in the merge's: others may be making the same schema.
         make_schema(connection, table_identifier(pipeline.target.table)[0])
         plan = extract(connection, request)
+        ledger.keep_settings(connection, run.pipeline_id, pipeline)
         # Without a single row to embed, a first load still makes the (empty) vector table.
         if plan.batches or plan.direct:
             load.create_staging(connection, run.run_id, plan.table, plan.staging, direct=plan.direct)
