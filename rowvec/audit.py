@@ -15,10 +15,12 @@ from psycopg import sql
 
 from rowvec import artifacts, ledger
 from rowvec.artifacts import Artifact
+from rowvec.chunks import is_joined, source_rows
 from rowvec.database import Connection, without_blocking
 from rowvec.embedders import open_embedder
 from rowvec.errors import ArtifactCorrupt, PipelineBusy
-from rowvec.extract import compare, same_key
+from rowvec.extract import bring_chunks_up_to_date, compare, same_key
+from rowvec.fingerprint import Identity
 from rowvec.generations import effective
 from rowvec.home import home
 from rowvec.journal import replay, unrecorded
@@ -31,7 +33,6 @@ from rowvec.queries import query
 from rowvec.references import resolve
 from rowvec.run import open_target
 from rowvec.schema import install
-from rowvec.sources.postgres import describe, is_beside
 from rowvec.stores import Store, open_store
 from rowvec.vector_checks import conditions
 from rowvec.vector_table import VectorTable, stored_table
@@ -114,6 +115,11 @@ class Audited:
     journal_is_sound: bool = True
 
     @property
+    def identity(self) -> Identity:
+        """The embedder's."""
+        return open_embedder(self.resolved.embedder).identity
+
+    @property
     def key_json(self) -> sql.Composed:
         """The key of a row ``t`` of the vector table, as ``findings`` has it."""
         return key_json(self.table.key, "t")
@@ -183,17 +189,19 @@ def _compare(found: Audited, pipeline_name: str) -> None:
     with tempfile.TemporaryDirectory(dir=home()) as folder:
         _read_journal(found, pipeline_name, Path(folder))
         _read_artifacts(found, Path(folder))
-    beside = is_beside(found.resolved)
-    if not beside:
+    joined = is_joined(found.resolved)
+    if not joined:
         _against_source_apart(found)
-    without_blocking(lambda: _compare_at_once(found, beside=beside))
+    elif found.resolved.source.chunks is not None:
+        bring_chunks_up_to_date(found.connection, found.resolved, found.identity, found.pipeline_id)
+    without_blocking(lambda: _compare_at_once(found, joined=joined))
 
 
-def _compare_at_once(found: Audited, *, beside: bool) -> None:
+def _compare_at_once(found: Audited, *, joined: bool) -> None:
     with found.connection.transaction():
         found.connection.execute(query("extract", "begin"))
-        if beside:
-            _against_source_beside(found)
+        if joined:
+            _against_source_joined(found)
         _vectors(found)
         _against_journal(found)
         _against_artifacts(found)
@@ -202,8 +210,7 @@ def _compare_at_once(found: Audited, *, beside: bool) -> None:
 def _against_source_apart(found: Audited) -> None:
     from rowvec.extract_apart import compare_apart  # late: pyarrow's file readers are needed only here
 
-    identity = open_embedder(found.resolved.embedder).identity
-    rows = compare_apart(found.connection, found.resolved, identity, found.pipeline_id, found.table).found
+    rows = compare_apart(found.connection, found.resolved, found.identity, found.pipeline_id, found.table).found
     values = {
         "keys": [json.dumps(key) for _, key, _ in rows],
         "kinds": [kind for kind, _, _ in rows],
@@ -212,12 +219,8 @@ def _against_source_apart(found: Audited) -> None:
     found.connection.execute(query("audit", "add_finding"), values)
 
 
-def _against_source_beside(found: Audited) -> None:
-    source = found.resolved.source
-    if source.kind != "postgres":
-        raise TypeError(source.kind)  # files are never beside the vector table
-    identity = open_embedder(found.resolved.embedder).identity
-    rows = describe(found.connection, found.resolved, source, identity.digest())
+def _against_source_joined(found: Audited) -> None:
+    rows = source_rows(found.connection, found.resolved, found.identity, found.pipeline_id)
     compare(found.connection, found.pipeline_id, rows, found.table, exists=True)
     found.connection.execute(query("audit", "differences", key_json=key_json(found.table.key, "d")))
     parts = {"rows": rows.rows, "table": found.table.identifier, "key_json": found.key_json}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 
+from rowvec.chunks import ChunkedQuery, Rows, count_lost, is_joined, source_rows, split_contents
 from rowvec.columns import PgColumn
 from rowvec.database import Connection, without_blocking
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
@@ -14,10 +15,10 @@ from rowvec.journal import begin_anew
 from rowvec.ledger import PipelineId, RunId
 from rowvec.load import direct_possible
 from rowvec.matryoshka import paid_for
-from rowvec.pipeline import Pipeline, PostgresSource
+from rowvec.pipeline import Pipeline
 from rowvec.plan import Counts, Plan, count_batches, key_json, plan_rows, store
 from rowvec.queries import query
-from rowvec.sources.postgres import SourceQuery, describe, is_beside, names
+from rowvec.sources.postgres import SourceQuery, is_beside, names
 from rowvec.vector_table import VectorTable, create_table, find_table
 
 
@@ -38,15 +39,36 @@ def extract(connection: Connection, request: Request) -> Plan:
     Raises ``SourceError`` or ``TargetError`` where one of them is not as the pipeline says, and
     ``DeleteLimitExceeded`` before anything was spent.
     """
-    source = request.pipeline.source
-    if source.kind == "postgres" and is_beside(request.pipeline):
-        plan = without_blocking(lambda: _extract_beside(connection, request, source))
+    pipeline = request.pipeline
+    if pipeline.source.chunks is not None:
+        bring_chunks_up_to_date(connection, pipeline, request.identity, request.pipeline_id, request)
+    if is_joined(pipeline):
+        plan = without_blocking(lambda: _extract_joined(connection, request))
     else:
         from rowvec.extract_apart import extract_apart  # late: pyarrow's file readers are needed only here
 
         plan = without_blocking(lambda: extract_apart(connection, request))
-    check_deletes(plan.counts, request.pipeline)
+    counts = plan.counts
+    if pipeline.source.chunks is not None and counts.deleted:
+        counts = replace(counts, deleted=count_lost(connection, pipeline, plan))
+    check_deletes(counts, pipeline)
     return plan
+
+
+def bring_chunks_up_to_date(
+    connection: Connection,
+    pipeline: Pipeline,
+    identity: Identity,
+    pipeline_id: PipelineId,
+    request: Request | None = None,
+) -> None:
+    """Split whatever contents of the source are new; with a ``request``, set aside what cannot be."""
+    if is_beside(pipeline):
+        split_contents(connection, pipeline, identity, pipeline_id)
+        return
+    from rowvec.chunks_apart import mirror_source  # late: pyarrow's file readers are needed only here
+
+    mirror_source(connection, pipeline, pipeline_id, request)
 
 
 def check_deletes(counts: Counts, pipeline: Pipeline) -> None:
@@ -79,21 +101,20 @@ def same_key(key: tuple[PgColumn, ...], left: str, right: str) -> sql.Composed:
     )
 
 
-def _extract_beside(connection: Connection, request: Request, source: PostgresSource) -> Plan:
+def _extract_joined(connection: Connection, request: Request) -> Plan:
     """The source is in the target's database: one set of statements over one snapshot, and no row travels."""
     with connection.transaction():
         connection.execute(query("extract", "begin"))
-        rows = describe(connection, request.pipeline, source, request.identity.digest())
+        rows = source_rows(connection, request.pipeline, request.identity, request.pipeline_id)
         table = VectorTable.of(request.pipeline, rows.key, rows.metadata)
         exists = find_table(connection, table)
-        _reject_rows_without_content(connection, request, rows)
+        if is_beside(request.pipeline):
+            _reject_rows_without_content(connection, request, rows.whole if isinstance(rows, ChunkedQuery) else rows)
         compare(connection, request.pipeline_id, rows, table, exists=exists)
         return _store(connection, request, rows, table, exists=exists)
 
 
-def compare(
-    connection: Connection, pipeline_id: PipelineId, rows: SourceQuery, table: VectorTable, *, exists: bool
-) -> None:
+def compare(connection: Connection, pipeline_id: PipelineId, rows: Rows, table: VectorTable, *, exists: bool) -> None:
     """Make the temporary table ``diff``: the keys whose row and vector do not belong together, less the rejects."""
     columns = names((*table.key, *table.metadata))
     stored = query("extract", "stored_nothing", columns=columns, rows=rows.rows)
@@ -131,7 +152,7 @@ def is_exact(column: PgColumn) -> bool:
     return column.pg_type in ("smallint", "integer", "bigint", "boolean", "uuid", "date")
 
 
-def _store(connection: Connection, request: Request, rows: SourceQuery, table: VectorTable, *, exists: bool) -> Plan:
+def _store(connection: Connection, request: Request, rows: Rows, table: VectorTable, *, exists: bool) -> Plan:
     counted = connection.execute(query("extract", "count_diff")).fetchone()
     new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
     batches = count_batches(new + changed)

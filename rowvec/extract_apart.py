@@ -18,7 +18,7 @@ from rowvec.database import Connection
 from rowvec.diff import Block, Words, diff
 from rowvec.errors import SourceError
 from rowvec.extract import Request, check_loss, store_plan
-from rowvec.fingerprint import Identity
+from rowvec.fingerprint import Digested, Identity
 from rowvec.home import home
 from rowvec.key_digest import key_digest
 from rowvec.ledger import PipelineId
@@ -65,19 +65,15 @@ def extract_apart(connection: Connection, request: Request) -> Plan:
     Raises ``SourceError`` or ``TargetError`` where one of them is not as the pipeline says. Memory does not grow with
     the rows, but for a byte a row of a file, or 16 bytes a changed row of a database.
     """
-    with _opened(connection, request.pipeline, request.identity) as source, connection.transaction():
+    with opened(connection, request.pipeline, request.identity) as source, connection.transaction():
         connection.execute(query("extract", "begin"))
         table = VectorTable.of(request.pipeline, source.key, source.metadata)
         exists = find_table(connection, table)
         stored = _stored_pairs(connection, request.pipeline, request.identity, table) if exists else iter(())
-        gone = _mark(source, source.pairs(), stored)
-        if request.pipeline.source.empty == "fail" and source.blank:
-            raise SourceError(
-                f"{source.blank:,} row(s) have empty content and source.empty is fail; mend them, or set it to skip "
-                "or reject"
-            )
-        _take(connection, source, table, gone)
-        _set_aside(connection, request, source.rejects())
+        gone = mark(source, source.pairs(), stored)
+        check_empty(request.pipeline, source)
+        take(connection, source, table.key, table.metadata, gone)
+        set_aside_rejects(connection, request, source.rejects())
         return _store(connection, request, table, exists=exists)
 
 
@@ -90,12 +86,12 @@ def compare_apart(
     plan: Plan | None = None,
 ) -> Comparison:
     """Read source and vector table again and compare them; for the end of a run, and for an audit."""
-    with _opened(connection, pipeline, identity) as source, connection.transaction():
+    with opened(connection, pipeline, identity) as source, connection.transaction():
         connection.execute(query("extract", "begin"))
         totals = _Totals(_rejected(connection, pipeline_id))
         stored = _stored_pairs(connection, pipeline, identity, table)
-        gone = _mark(source, totals.counted(source.pairs()), stored)
-        _take(connection, source, table, gone)
+        gone = mark(source, totals.counted(source.pairs()), stored)
+        take(connection, source, table.key, table.metadata, gone)
         parts = {"pipeline_id": sql.Literal(pipeline_id), "key_json": key_json(table.key, "d")}
         connection.execute(query("extract_apart", "leave_out_rejects", **parts))
         found = connection.execute(
@@ -155,7 +151,7 @@ def moved(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[bytes]
     statement = query("extract_apart", "planned_pairs", left_alone=left_alone, **parts)
     found: list[Words] = []
     gone = 0
-    with _opened(connection, pipeline, plan.identity) as source, connection.transaction():
+    with opened(connection, pipeline, plan.identity) as source, connection.transaction():
         deleted = _digests(connection, query("extract_apart", "planned_deletes", **parts))
         planned = _digests(connection, query("extract_apart", "planned_digests", **parts))
         with connection.cursor() as cursor, cursor.copy(statement) as copy:
@@ -171,6 +167,15 @@ def moved(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[bytes]
                 ]
     check_loss(gone + len(deleted), stored, pipeline)
     return [digest for words in found for digest in unpack_digests(words)]
+
+
+def check_empty(pipeline: Pipeline, source: ApartSource) -> None:
+    """Raise ``SourceError`` where there are rows without content and the pipeline says that there must be none."""
+    if pipeline.source.empty == "fail" and source.blank:
+        raise SourceError(
+            f"{source.blank:,} row(s) have empty content and source.empty is fail; mend them, or set it to skip "
+            "or reject"
+        )
 
 
 class _Totals:
@@ -194,7 +199,7 @@ def _digests(connection: Connection, statement: sql.Composed) -> Words:
 
 
 @contextmanager
-def _opened(connection: Connection, pipeline: Pipeline, identity: Identity) -> Generator[ApartSource]:
+def opened(connection: Connection, pipeline: Pipeline, identity: Digested) -> Generator[ApartSource]:
     """The pipeline's source, described and ready to be read."""
     source = pipeline.source
     if source.kind == "postgres":
@@ -226,7 +231,7 @@ def _stored_pairs(
         yield from pairs_from_copy(copy)
 
 
-def _mark(source: ApartSource, wanted: Iterator[Block], stored: Iterator[Block]) -> list[Words]:
+def mark(source: ApartSource, wanted: Iterator[Block], stored: Iterator[Block]) -> list[Words]:
     """Let the source know what the diff found; returns the digests of vectors whose row is gone."""
     gone: list[Words] = []
     for changes in diff(wanted, stored):
@@ -236,11 +241,17 @@ def _mark(source: ApartSource, wanted: Iterator[Block], stored: Iterator[Block])
     return gone
 
 
-def _take(connection: Connection, source: ApartSource, table: VectorTable, gone: list[Words]) -> None:
+def take(
+    connection: Connection,
+    source: ApartSource,
+    key: tuple[PgColumn, ...],
+    metadata: tuple[PgColumn, ...],
+    gone: list[Words],
+) -> None:
     """Copy what changed into temporary tables, ``taken`` and ``gone``."""
     columns = (
         PgColumn("rowvec_action", "text"),
-        *(PgColumn(c.name, c.travels_as) for c in (*table.key, *table.metadata)),
+        *(PgColumn(c.name, c.travels_as) for c in (*key, *metadata)),
         *(PgColumn(name, "text") for name in ("content", "rowvec_vector")),
         *(PgColumn(name, "bytea") for name in ("fingerprint", "metadata_hash")),
     )
@@ -274,7 +285,8 @@ def _digest_batches(digests: list[Words]) -> Iterator[pa.RecordBatch]:
             yield pa.record_batch([pa.array(part, pa.binary())], names=["digest"])
 
 
-def _set_aside(connection: Connection, request: Request, rejects: Iterator[Reject]) -> None:
+def set_aside_rejects(connection: Connection, request: Request, rejects: Iterator[Reject]) -> None:
+    """List the rows that cannot have a vector of their own; forget those that can by now."""
     while chunk := list(islice(rejects, _SET_ASIDE_AT_ONCE)):
         # Many rows may share a key that is NULL: one line in the rejects stands for them.
         rows = [(key, None, error) for key, error in dict(chunk).items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import NewType
+from typing import NewType, Protocol
 
 Fingerprint = NewType("Fingerprint", bytes)
 """32 bytes. Same fingerprint, same vector."""
@@ -27,6 +27,14 @@ class Identity:
     def digest(self) -> bytes:
         """32 bytes; of fixed length, so that identity and content cannot run into each other."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
+
+
+class Digested(Protocol):
+    """What a content is hashed with: the identity of an embedder, or a way to split."""
+
+    def digest(self) -> bytes:
+        """32 bytes."""
+        ...
 
 
 def fingerprint(identity: bytes, content: bytes, vector: bytes | None = None) -> Fingerprint:

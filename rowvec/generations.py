@@ -17,6 +17,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec import ledger
+from rowvec.chunks import chunk_table
 from rowvec.database import Connection, target_url, without_blocking
 from rowvec.errors import DatabaseUnavailable, TargetError, UsageError
 from rowvec.fingerprint import Identity
@@ -207,7 +208,8 @@ def drop(connection: Connection, generation: Generation) -> None:
     """Drop a generation's table and what stands beside it; its artifacts and what they cost stay known."""
     with connection.transaction():
         table = sql.Identifier(generation.schema, generation.table)
-        connection.execute(query("generations", "drop_table", table=table))
+        for one in (table, chunk_table(generation.pipeline_id)):
+            connection.execute(query("generations", "drop_table", table=one))
         _drop_beside(connection, generation.schema, generation.table)
         state = {"state": "dropped", "pipeline_id": generation.pipeline_id}
         connection.execute(query("generations", "set_state"), state)

@@ -86,6 +86,15 @@ def check_identity(connection: Connection, pipeline: Pipeline, identity: Identit
         )
 
 
+def keep_settings(connection: Connection, pipeline_id: PipelineId, pipeline: Pipeline) -> None:
+    """Note the settings that the vector table is kept by; ``pipeline`` has its references unresolved.
+
+    Not before the table is known to fit: a rebuild goes on keeping the table that is read by them.
+    """
+    settings = pipeline.model_dump(mode="json", exclude_none=True)
+    connection.execute(query("ledger", "keep_settings"), {"pipeline_id": pipeline_id, "settings": Jsonb(settings)})
+
+
 def number_above(connection: Connection, number: int) -> None:
     """Leave the numbers up to this one to runs that come back from a store; those given already stay given."""
     if number:

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from psycopg import errors as pg
 from psycopg import sql
 
+from rowvec.chunks import ChunkedQuery, Rows, is_joined, source_rows
 from rowvec.columns import PgColumn
 from rowvec.database import Connection, without_blocking
 from rowvec.errors import MergeConflict, TargetError
-from rowvec.extract import check_loss, is_exact, same_key
+from rowvec.extract import bring_chunks_up_to_date, check_loss, is_exact, same_key
 from rowvec.journal import begin_anew, unrecorded
 from rowvec.key_digest import key_digest
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan, key_json
 from rowvec.queries import query
-from rowvec.sources.postgres import SourceQuery, describe, is_beside, names
+from rowvec.sources.postgres import is_beside, names
 from rowvec.vector_table import VectorTable
 
 _LOCK_SPACE = 0x72760002
@@ -52,15 +53,18 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
     follow. Raises ``MergeConflict`` where somebody else wrote the vector table.
     """
     source = pipeline.source
-    beside = is_beside(pipeline)
+    joined = is_joined(pipeline)
     plan = _taken_up(connection, plan)
     moved: list[bytes] = []
-    if source.kind == "postgres" and not beside:
+    if source.chunks is not None and not is_beside(pipeline):
+        # The chunks stand for the source: they are to be as it is now, or nearly.
+        bring_chunks_up_to_date(connection, pipeline, plan.identity, plan.pipeline_id)
+    elif source.kind == "postgres" and not joined:
         from rowvec.extract_apart import moved as moved_since  # late: pyarrow's file readers are needed only here
 
         moved = moved_since(connection, pipeline, plan)
     try:
-        return without_blocking(lambda: _merge_at_once(connection, pipeline, plan, moved, beside=beside))
+        return without_blocking(lambda: _merge_at_once(connection, pipeline, plan, moved, joined=joined))
     except (pg.SerializationFailure, pg.DeadlockDetected) as error:
         raise MergeConflict(
             "the vector table was written by somebody else during the merge; it is done anew"
@@ -68,20 +72,20 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
 
 
 def _merge_at_once(
-    connection: Connection, pipeline: Pipeline, plan: Plan, moved: list[bytes], *, beside: bool
+    connection: Connection, pipeline: Pipeline, plan: Plan, moved: list[bytes], *, joined: bool
 ) -> Merged:
     with connection.transaction():
         _begin(connection, plan)
         _check_staging(connection, plan)
         _remember_keys(connection, plan)
-        if pipeline.source.kind == "postgres" and beside:
-            rows = describe(connection, pipeline, pipeline.source, plan.identity.digest())
+        if joined:
+            rows = source_rows(connection, pipeline, plan.identity, plan.pipeline_id)
             _read_source_again(connection, plan, rows)
         else:
             _forget_moved_keys(connection, plan, moved)
             connection.execute(query("merge", "live_planned", key=names(plan.table.key), plan=plan.rows))
         connection.execute(query("merge", "analyze_live"))
-        return _merge(connection, pipeline, plan, beside=beside)
+        return _merge(connection, pipeline, plan, joined=joined)
 
 
 def compare(connection: Connection, pipeline: Pipeline, plan: Plan, merged: Merged) -> Merged:
@@ -165,28 +169,32 @@ def _forget_moved_keys(connection: Connection, plan: Plan, moved: list[bytes]) -
         connection.execute(query("merge", "delete_moved_keys", table=plan.table.identifier, **parts))
 
 
-def _read_source_again(connection: Connection, plan: Plan, rows: SourceQuery) -> None:
+def _read_source_again(connection: Connection, plan: Plan, rows: Rows) -> None:
     connection.execute(query("merge", "live", key=names(plan.table.key), rows=rows.rows))
+    waiting = (
+        rows.waiting if isinstance(rows, ChunkedQuery) else query("merge", "none_waits", key=names(plan.table.row_key))
+    )
+    connection.execute(query("merge", "live_waiting", waiting=waiting))
 
 
-def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, beside: bool) -> Merged:
+def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, joined: bool) -> Merged:
     upserted = updated = deleted = 0
     if plan.direct:
-        upserted = _publish(connection, plan, beside=beside)
+        upserted = _publish(connection, plan, joined=joined)
     else:
-        if beside:
+        if joined:
             _check_deletes_again(connection, pipeline, plan)
         # Replacements first: what is deleted afterwards has none.
-        upserted = _upsert(connection, plan, beside=beside) if plan.batches else 0
+        upserted = _upsert(connection, plan, joined=joined) if plan.batches else 0
         updated = _update_metadata(connection, plan)
-        deleted = _delete(connection, plan, beside=beside)
+        deleted = _delete(connection, plan, joined=joined)
     _forget_mended_rejects(connection, plan)
-    pending, missing = _without_vector(connection, plan) if beside else (0, ())
-    source = totals(connection, plan.table, sql.Identifier("live")) if beside else (None, None)
+    pending, missing = _without_vector(connection, plan) if joined else (0, ())
+    source = totals(connection, plan.table, sql.Identifier("live")) if joined else (None, None)
     table_rows, table_checksum = totals(connection, plan.table, plan.table.identifier)
     connection.execute(query("merge", "merged"), {"run_id": plan.run_id})
     # A source that cannot be joined is compared with its plan once more.
-    for leftover in (plan.staging, plan.rows) if beside else (plan.staging,):
+    for leftover in (plan.staging, plan.rows) if joined else (plan.staging,):
         connection.execute(query("merge", "drop", table=leftover))
     return Merged(
         upserted=upserted,
@@ -201,10 +209,10 @@ def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, beside: bo
     )
 
 
-def _publish(connection: Connection, plan: Plan, *, beside: bool) -> int:
+def _publish(connection: Connection, plan: Plan, *, joined: bool) -> int:
     """A first load: the staging table, less what has moved, gets its key and becomes the vector table."""
     table = plan.table
-    if beside:
+    if joined:
         connection.execute(query("merge", "forget_moved", staging=plan.staging, same_key=_same(plan, "l", "s")))
     publish(connection, table, plan.staging)
     return totals(connection, table, table.identifier)[0]
@@ -220,9 +228,9 @@ def publish(connection: Connection, table: VectorTable, staging: sql.Identifier)
     connection.execute(query("merge", "analyze_table", table=table.identifier))
 
 
-def _upsert(connection: Connection, plan: Plan, *, beside: bool) -> int:
+def _upsert(connection: Connection, plan: Plan, *, joined: bool) -> int:
     table = plan.table
-    if beside:
+    if joined:
         same = _same(plan, "l", "s", cast_right=True)
         connection.execute(query("merge", "forget_moved", staging=plan.staging, same_key=same))
     others = [c for c in table.columns if c not in table.key or not is_exact(c)]
@@ -256,8 +264,8 @@ def _update_metadata(connection: Connection, plan: Plan) -> int:
     return connection.execute(statement).rowcount
 
 
-def _delete(connection: Connection, plan: Plan, *, beside: bool) -> int:
-    if beside:
+def _delete(connection: Connection, plan: Plan, *, joined: bool) -> int:
+    if joined:
         statement = query(
             "merge",
             "delete_gone",
@@ -281,7 +289,14 @@ def _delete(connection: Connection, plan: Plan, *, beside: bool) -> int:
 
 def _check_deletes_again(connection: Connection, pipeline: Pipeline, plan: Plan) -> None:
     """The source may have been emptied since the plan was made; rolling back costs nothing that was paid for."""
-    statement = query("merge", "count_gone", table=plan.table.identifier, same_key=_same(plan, "l", "t"))
+    row_key = plan.table.row_key
+    statement = query(
+        "merge",
+        "count_gone",
+        table=plan.table.identifier,
+        same_row=same_key(row_key, "l", "t"),
+        same_row_waiting=same_key(row_key, "w", "t"),
+    )
     gone, stored = connection.execute(statement).fetchone() or (0, 0)
     check_loss(gone, stored, pipeline)
 

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rowvec import template
 
+CHUNK = "chunk"
+"""The number of a row's chunk, from 0: the last column of the key where contents are split."""
+
 RESERVED_COLUMNS = frozenset(
     {
         "content",
@@ -19,7 +22,7 @@ RESERVED_COLUMNS = frozenset(
         "metadata_hash",
         "run_id",
         "embedded_at",
-        "chunk",
+        CHUNK,
         "distance",
     }
 )
@@ -86,6 +89,23 @@ class _Part(BaseModel):
         return value
 
 
+class Chunks(_Part):
+    """Long contents in several vectors, one a chunk."""
+
+    tokens: int = Field(
+        default=512, ge=16, le=8192, description="The most tokens a chunk has, as the embedder counts them."
+    )
+    overlap: int = Field(
+        default=64, ge=0, description="Tokens a chunk repeats of the one before, at most; up to half of tokens."
+    )
+
+    @model_validator(mode="after")
+    def _overlap_leaves_room(self) -> Chunks:
+        if self.overlap > self.tokens // 2:
+            raise ValueError(f"overlap {self.overlap} is more than half of tokens {self.tokens}")
+        return self
+
+
 class _RowSource(_Part):
     key: list[Text] = Field(min_length=1, description="The columns that tell a row from every other. One or more.")
     content: str | None = Field(
@@ -102,6 +122,17 @@ class _RowSource(_Part):
         description="What becomes of a row whose content is empty or white space only: skip (no vector, and an old "
         "one goes), reject (the same, and the row is listed in the rejects), fail (the run stops before it spends).",
     )
+
+    chunks: Chunks | None = Field(
+        default=None,
+        description="Splits contents into chunks, each with a vector of its own; the vector table's key then ends in "
+        "the chunk's number. Left out: one vector a row, whatever its length.",
+    )
+
+    @property
+    def vector_key(self) -> tuple[str, ...]:
+        """The key of the vector table."""
+        return (*self.key, CHUNK) if self.chunks else tuple(self.key)
 
     @field_validator("content")
     @classmethod
@@ -395,10 +426,23 @@ class Pipeline(_Part):
             raise ValueError("source.content is needed: the template of the text to embed")
         if self.index.on == "bits" and not self.target.bits:
             raise ValueError("index.on is bits, but target.bits is false")
+        self._check_chunks()
         taken = HYBRID_COLUMNS.intersection((*self.source.key, *self.source.metadata)) if self.search.hybrid else ()
         if taken:
             raise ValueError(f"column {min(taken)!r} has the name of a column that hybrid search gives; {_RENAME}")
         return self
+
+    def _check_chunks(self) -> None:
+        chunks, embedder = self.source.chunks, self.embedder
+        if chunks is None:
+            return
+        if embedder.kind == "column":
+            raise ValueError("source.chunks is set, and the vectors come with the rows: there is nothing to split")
+        if isinstance(embedder, OpenAIEmbedder) and chunks.tokens > embedder.max_input_tokens:
+            raise ValueError(
+                f"source.chunks.tokens, {chunks.tokens}, is more than embedder.max_input_tokens, "
+                f"{embedder.max_input_tokens}"
+            )
 
 
 def _table_name(value: str) -> str:

@@ -115,10 +115,10 @@ def chain_of(pipeline: Pipeline, manifest: str | None = None) -> list[Link]:
             f"the artifacts are of {_named(last.identity)}, and the pipeline {pipeline.name} asks for "
             f"{wanted[0]} {wanted[1]} with {wanted[2]} dimensions; restore with the pipeline file they were made by"
         )
-    if tuple(name for name, _ in last.layout.key) != tuple(pipeline.source.key):
+    if tuple(name for name, _ in last.layout.key) != pipeline.source.vector_key:
         raise UsageError(
-            f"the artifacts have the key ({', '.join(name for name, _ in last.layout.key)}), and source.key is "
-            f"({', '.join(pipeline.source.key)}); restore with the pipeline file they were made by"
+            f"the artifacts have the key ({', '.join(name for name, _ in last.layout.key)}), and the pipeline asks for "
+            f"({', '.join(pipeline.source.vector_key)}); restore with the pipeline file they were made by"
         )
     return chain
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rowvec import artifacts, journal, ledger, load, rejects, validate
 from rowvec.artifacts import Artifact
+from rowvec.chunks import is_joined
 from rowvec.embed import embed_batch
 from rowvec.embedders import open_embedder
 from rowvec.embedders.protocol import Embedder
@@ -31,7 +32,6 @@ from rowvec.references import resolve
 from rowvec.report import Check, RestoreReport, SyncReport
 from rowvec.run import Run, open_target
 from rowvec.serving import Indexed, serve
-from rowvec.sources.postgres import is_beside
 from rowvec.stores import Store, file_checksum, open_store
 from rowvec.vector_table import make_schema
 
@@ -96,6 +96,7 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
         # Not in the extract's transaction, nor in the merge's: others may be making the same schema.
         make_schema(connection, table_identifier(pipeline.target.table)[0])
         plan = extract(connection, request)
+        ledger.keep_settings(connection, run.pipeline_id, pipeline)
         # Without a single row to embed, a first load still makes the (empty) vector table.
         if plan.batches or plan.direct:
             load.create_staging(connection, run.run_id, plan.table, plan.staging, direct=plan.direct)
@@ -181,7 +182,7 @@ def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
     with open_target(resolved, "rowvec merge") as connection:
         plan = open_plan(connection, resolved, run_id)
         merged = merge(connection, resolved, plan)
-        if not is_beside(resolved):
+        if not is_joined(resolved):
             merged = compare(connection, resolved, plan, merged)
     return replace(merged, seconds=time.monotonic() - started)
 

@@ -13,7 +13,7 @@ from psycopg import sql
 from rowvec.columns import PgColumn
 from rowvec.database import Connection
 from rowvec.errors import TargetError, UsageError
-from rowvec.pipeline import Pipeline, table_identifier
+from rowvec.pipeline import CHUNK, Pipeline, table_identifier
 from rowvec.queries import query
 
 Precision = Literal["float32", "float16"]
@@ -52,6 +52,11 @@ class VectorTable:
     def identifier(self) -> sql.Identifier:
         """``"schema"."name"``."""
         return sql.Identifier(self.schema, self.name)
+
+    @property
+    def row_key(self) -> tuple[PgColumn, ...]:
+        """The source's own key: that of the table, less the chunk's number."""
+        return tuple(column for column in self.key if column.name != CHUNK)
 
     @property
     def embedding_type(self) -> str:
@@ -112,12 +117,12 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
     if not rows:
         raise UsageError(f"there is no vector table {schema}.{name} yet; run rowvec sync first")
     types = {column: pg_type for column, pg_type, _ in rows}
-    wanted = (*pipeline.source.key, *pipeline.source.metadata)
+    wanted = (*pipeline.source.vector_key, *pipeline.source.metadata)
     if unknown := [column for column in wanted if column not in types]:
         raise UsageError(f"the vector table {schema}.{name} has no column {unknown[0]!r}; the next sync must add it")
     return VectorTable.of(
         pipeline,
-        tuple(PgColumn(column, types[column]) for column in pipeline.source.key),
+        tuple(PgColumn(column, types[column]) for column in pipeline.source.vector_key),
         tuple(PgColumn(column, types[column]) for column in pipeline.source.metadata),
     )
 

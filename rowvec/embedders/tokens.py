@@ -21,14 +21,17 @@ class _Encoding(Protocol):
     def decode_bytes(self, tokens: list[int]) -> bytes: ...
 
 
+ENCODING = "cl100k_base"
+"""text-embedding-3 and ada-002 share this one. For models of compatible servers it is an estimate."""
+
+
 @cache
 def _encoding() -> _Encoding:
     with warnings.catch_warnings():
         # On import it reads its vocabularies (half a second, 90 MB) through a function that Python 3.11 deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         import bpe_openai
-    # text-embedding-3 and ada-002 share this one. For models of compatible servers it is an estimate.
-    return cast("_Encoding", bpe_openai.get_encoding("cl100k_base"))
+    return cast("_Encoding", bpe_openai.get_encoding(ENCODING))
 
 
 def count(text: str) -> int:

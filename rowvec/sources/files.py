@@ -20,7 +20,7 @@ from rowvec import template
 from rowvec.columns import PgColumn, listed
 from rowvec.diff import Block, Changes, Rows
 from rowvec.errors import RejectReason, RowError, SourceError
-from rowvec.fingerprint import Identity
+from rowvec.fingerprint import Digested
 from rowvec.pipeline import CsvSource, ParquetSource, Pipeline
 from rowvec.sources.apart import ACTIONS, Reject
 from rowvec.sources.csv_files import CsvFormat
@@ -95,7 +95,7 @@ class FileSource:
         self,
         pipeline: Pipeline,
         source: CsvSource | ParquetSource,
-        identity: Identity,
+        identity: Digested,
         paths: list[Path],
         spill: Spill,
         aside: IO[str],
@@ -250,7 +250,7 @@ def file_format(source: CsvSource | ParquetSource) -> FileFormat:
 
 @contextmanager
 def open_files(
-    pipeline: Pipeline, source: CsvSource | ParquetSource, identity: Identity, folder: Path, fetch: Fetch
+    pipeline: Pipeline, source: CsvSource | ParquetSource, identity: Digested, folder: Path, fetch: Fetch
 ) -> Generator[FileSource]:
     """The source's files, ready to be read; what it takes on disk, in ``folder``, is gone when it is closed.
 
@@ -296,7 +296,7 @@ def local_paths(path: str) -> list[Path]:
     return found
 
 
-def _layout(pipeline: Pipeline, identity: Identity, read: FileFormat, paths: list[Path]) -> Layout:
+def _layout(pipeline: Pipeline, identity: Digested, read: FileFormat, paths: list[Path]) -> Layout:
     source = pipeline.source
     vector = pipeline.embedder.column if pipeline.embedder.kind == "column" else None
     content = template.parse(source.content or "")

@@ -15,7 +15,7 @@ from rowvec.columns import PgColumn
 from rowvec.database import Connection, connect
 from rowvec.diff import Block, Changes, Words
 from rowvec.errors import DatabaseUnavailable, RejectReason, RowError, SourceError, TargetError
-from rowvec.fingerprint import Identity
+from rowvec.fingerprint import Digested
 from rowvec.key_digest import key_digest
 from rowvec.pairs import pairs_from_copy, unpack_digests
 from rowvec.pipeline import Pipeline, PostgresSource
@@ -124,7 +124,7 @@ class RemoteSource:
 
 @contextmanager
 def open_remote(
-    pipeline: Pipeline, source: PostgresSource, identity: Identity, target: Connection
+    pipeline: Pipeline, source: PostgresSource, identity: Digested, target: Connection
 ) -> Generator[RemoteSource]:
     """The source in one snapshot, which ends with the context.
 

@@ -10,8 +10,11 @@ VALUES (
 )
 ON CONFLICT (name) DO UPDATE
 SET table_schema = excluded.table_schema, table_name = excluded.table_name, identity = excluded.identity,
-    settings = coalesce(excluded.settings, p.settings)
+    settings = coalesce(p.settings, excluded.settings)
 RETURNING pipeline_id
+
+-- name: keep_settings -- once the vector table was found to be laid out by them
+UPDATE rowvec.pipelines SET settings = %(settings)s WHERE pipeline_id = %(pipeline_id)s
 
 -- name: registered -- what the vector table's vectors come from, if the pipeline's table is there
 SELECT identity FROM rowvec.pipelines

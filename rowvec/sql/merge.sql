@@ -18,6 +18,12 @@ SELECT
 -- name: live -- the source as of this transaction's snapshot: what the vector table is to agree with
 CREATE TEMP TABLE live ON COMMIT DROP AS SELECT {key}, fingerprint, metadata_hash FROM ({rows}) AS r
 
+-- name: live_waiting -- rows whose content has changed and is not split yet: they have no place in live, and are there
+CREATE TEMP TABLE live_waiting ON COMMIT DROP AS {waiting}
+
+-- name: none_waits -- where contents are not split
+SELECT {key} FROM live WHERE false
+
 -- name: live_planned -- the source cannot be joined here: what the plan saw of it, less what has moved since
 CREATE TEMP TABLE live ON COMMIT DROP AS
 SELECT {key}, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'deleted'
@@ -69,7 +75,8 @@ WHERE {same_key} AND (
 
 -- name: count_gone -- vectors whose key the source does not have at all, and all vectors
 SELECT
-    (SELECT count(*) FROM {table} AS t WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key})),
+    (SELECT count(*) FROM {table} AS t WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_row})
+       AND NOT EXISTS (SELECT FROM live_waiting AS w WHERE {same_row_waiting})),
     (SELECT count(*) FROM {table})
 
 -- name: rejects_mended -- rows that have a vector now, or are gone
@@ -97,6 +104,7 @@ WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {same_key_t} AND t.fingerprint 
 -- name: pending -- they came after the plan was made
 SELECT
     (SELECT count(*) FROM without_vector WHERE NOT rowvec_planned)
+    + (SELECT count(*) FROM live_waiting)
     + (SELECT count(*) FROM live AS l JOIN {table} AS t ON {same_key_t}
        WHERE t.fingerprint = l.fingerprint AND t.metadata_hash <> l.metadata_hash)
 

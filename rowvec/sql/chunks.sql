@@ -1,0 +1,64 @@
+-- name: make -- the chunks of each row's content; a row is told from itself with other content by the content's hash
+CREATE TABLE IF NOT EXISTS {chunks} (
+    {columns},
+    rowvec_row bytea NOT NULL,
+    chunk integer NOT NULL,
+    content text NOT NULL,
+    PRIMARY KEY ({key})
+)
+
+-- name: comment
+COMMENT ON TABLE {chunks} IS 'Contents in chunks; made anew from the source where it is lost.'
+
+-- name: drop
+DROP TABLE IF EXISTS {chunks}
+
+-- name: rows -- every chunk that is to have a vector; a row whose present content is not split yet has none
+SELECT {columns}, chunk, {metadata} content, NULL::text AS rowvec_vector, {fingerprint} AS fingerprint, metadata_hash
+FROM (
+    SELECT {row_columns}, c.chunk, {row_metadata} c.content, r.metadata_hash
+    FROM ({whole}) AS r
+    JOIN {chunks} AS c ON {same_row} AND c.rowvec_row = r.fingerprint
+) AS split
+
+-- name: waiting -- rows whose present content is not split yet
+SELECT {columns} FROM ({whole}) AS r
+WHERE NOT EXISTS (SELECT FROM {chunks} AS c WHERE {same_row} AND c.rowvec_row = r.fingerprint)
+
+-- name: forget -- chunks of rows that are gone, or have other content by now
+DELETE FROM {chunks} AS c
+WHERE NOT EXISTS (SELECT FROM ({whole}) AS r WHERE {same_row} AND r.fingerprint = c.rowvec_row)
+
+-- name: add -- somebody else may have split the same contents meanwhile
+INSERT INTO {chunks} ({columns}, rowvec_row, chunk, content)
+SELECT {typed}, rowvec_row, chunk, content
+FROM unnest({arrays}, {hashes}::bytea[], {numbers}::int[], {contents}::text[])
+    AS s ({columns}, rowvec_row, chunk, content)
+ON CONFLICT DO NOTHING
+
+-- name: analyze
+ANALYZE {chunks}
+
+-- name: lock -- one at a time, and before the snapshot is taken, which then shows what the other did
+LOCK TABLE {chunks} IN SHARE ROW EXCLUSIVE MODE
+
+-- name: stored_pairs -- the rows that are split, by their first chunks
+COPY (
+    SELECT {digest}, rowvec_row, {metadata_hash} FROM {chunks} WHERE chunk = 0 ORDER BY 1
+) TO STDOUT (FORMAT binary)
+
+-- name: forget_gone
+DELETE FROM {chunks} WHERE {digest} IN (SELECT digest FROM gone)
+
+-- name: forget_changed
+DELETE FROM {chunks} AS t USING taken AS d WHERE d.rowvec_action = 'changed' AND {same_row}
+
+-- name: update_metadata
+UPDATE {chunks} AS t SET {assignments} FROM taken AS d WHERE d.rowvec_action = 'metadata_only' AND {same_row}
+
+-- name: taken
+SELECT {columns}, content, fingerprint FROM taken WHERE rowvec_action <> 'metadata_only'
+
+-- name: count_lost -- vectors that a plan deletes, and whose row is gone: not those of a text that became shorter
+SELECT count(*) FROM {plan} AS p
+WHERE p.rowvec_action = 'deleted' AND NOT EXISTS (SELECT FROM ({rows}) AS r WHERE {same_row})
