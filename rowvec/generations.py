@@ -81,11 +81,23 @@ def live_of(generations: list[Generation], pipeline: Pipeline) -> Generation:
     return live
 
 
-def next_generation(pipeline: Pipeline) -> Pipeline:
-    """The pipeline that builds the next generation: one that was begun, or was switched away from, by the same settings
-    is gone on with; one that was begun by others is dropped.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Next:
+    """The generation that a rebuild would build, or go on with."""
 
-    Raises ``UsageError`` where nothing has been built yet, ``TargetError`` where something stands on the table.
+    pipeline: Pipeline
+    """What builds it."""
+    begun: Generation | None
+    """It was begun, or switched away from, by the same settings; None where it is new."""
+    given_up: tuple[Generation, ...]
+    """Begun by other settings and never finished: they go when this one is begun."""
+
+
+def next_generation(pipeline: Pipeline) -> Next:
+    """Find the next generation; changes nothing.
+
+    Raises ``UsageError`` where nothing has been built yet or nothing would differ, ``TargetError`` where something
+    stands on the table.
     """
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         install(connection)
@@ -95,20 +107,37 @@ def next_generation(pipeline: Pipeline) -> Pipeline:
             raise UsageError(
                 f"there is no vector table {live.schema}.{live.table} to build anew; run rowvec sync first"
             )
+        if live.settings is not None and _same_vectors(live.settings, pipeline):
+            raise UsageError(
+                f"{live.schema}.{live.table} is built by these very settings: change the pipeline file to build "
+                "another generation, or run rowvec index --rebuild if it is the index that is worn"
+            )
         check_in_the_way(connection, live)
-        for old in known:
-            if old.state not in ("building", "retired"):
-                continue
-            if old.settings is not None and _same_vectors(old.settings, pipeline):
-                connection.execute(
-                    query("generations", "set_state"), {"state": "building", "pipeline_id": old.pipeline_id}
-                )
-                return _as_generation(pipeline, old.name, old.schema, old.table)
-            if old.state == "building":
-                with ledger.exclusively(_url(pipeline), old.name, old.pipeline_id):
-                    drop(connection, old)
-        number = known[0].number + 1
-        return _as_generation(pipeline, f"{pipeline.name}.{number}", live.schema, cut_name(live.table, f"__{number}"))
+        kept = [g for g in known if g.state in ("building", "retired")]
+        begun = next((g for g in kept if g.settings is not None and _same_vectors(g.settings, pipeline)), None)
+        if begun is not None:
+            following = _as_generation(pipeline, begun.name, begun.schema, begun.table)
+        else:
+            # One that was only planned leaves its number to the next.
+            planned = known[0].state == "dropped" and not ledger.has_artifacts(connection, known[0].pipeline_id)
+            number = known[0].number + (0 if planned else 1)
+            following = _as_generation(
+                pipeline, f"{pipeline.name}.{number}", live.schema, cut_name(live.table, f"__{number}")
+            )
+        given_up = tuple(g for g in kept if g.state == "building" and g is not begun)
+        return Next(pipeline=following, begun=begun, given_up=given_up)
+
+
+def begin(pipeline: Pipeline, following: Next) -> None:
+    """Let go of what others have begun, and mark this one as being built.
+
+    Raises ``PipelineBusy`` where one of them is being built at this moment.
+    """
+    with open_target(resolve(pipeline), "rowvec rebuild") as connection:
+        for old in following.given_up:
+            with ledger.exclusively(_url(pipeline), old.name, old.pipeline_id):
+                drop(connection, old)
+        connection.execute(query("generations", "build"), {"name": following.pipeline.name})
 
 
 def effective(pipeline: Pipeline) -> Pipeline:

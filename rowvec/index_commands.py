@@ -8,6 +8,7 @@ from typing import Any
 
 from rowvec import ledger
 from rowvec.database import target_url
+from rowvec.errors import UsageError
 from rowvec.index import index_state
 from rowvec.pipeline import Pipeline
 from rowvec.references import resolve
@@ -20,6 +21,7 @@ from rowvec.tunings import Tuning, store_tuning
 from rowvec.vector_table import stored_table
 
 _NEEDED = frozenset({"target"})
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def see_to_index(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]:
@@ -60,6 +62,14 @@ def tune(pipeline: Pipeline, budget: Budget) -> Tuning:
         tuning = tune_table(connection, table, pipeline.validation.recall, budget)
         store_tuning(connection, table, tuning)
     return tuning
+
+
+def check_plot(into: Path) -> None:
+    """Raise ``UsageError`` where no picture could be written: before the tuner works for minutes, not after."""
+    if into.suffix not in _PICTURES or not into.parent.is_dir():
+        raise UsageError(
+            f"--plot {into} cannot be written; name a file that ends in {', '.join(_PICTURES)}, in a folder there is"
+        )
 
 
 def draw(tuning: Tuning, into: Path) -> None:

@@ -218,6 +218,12 @@ def artifacts_of(connection: Connection, run_id: RunId) -> list[Artifact]:
     return [Artifact(name=name, sha256=sha256, rows=n, bytes=size) for name, sha256, n, size in rows]
 
 
+def has_artifacts(connection: Connection, pipeline_id: PipelineId) -> bool:
+    """Whether the ledger knows any artifact of the pipeline."""
+    row = connection.execute(query("ledger", "has_artifacts"), {"pipeline_id": pipeline_id}).fetchone()
+    return bool(row and row[0])
+
+
 def relies_on_table(connection: Connection, pipeline_id: PipelineId) -> bool:
     """Whether the vector table may have vectors that the ledger knows no artifact of."""
     row = connection.execute(query("ledger", "relies_on_table"), {"pipeline_id": pipeline_id}).fetchone()

@@ -296,7 +296,9 @@ class LocalEmbedder(_Part):
 
     kind: Literal["local"]
     model: Literal["wordllama"] = Field(default="wordllama", description="The only one so far.")
-    dimensions: Literal[64, 128, 256] = Field(default=256, description="Matryoshka prefix of the 256-d model.")
+    dimensions: Literal[64, 128, 256] = Field(
+        default=256, description="64, 128 or 256: a Matryoshka prefix of the 256-d model."
+    )
 
 
 class ColumnEmbedder(_Part):
@@ -320,9 +322,13 @@ class Target(_Part):
         description="The database's DSN, as ${NAME}. Left out: ROWVEC_DATABASE_URL, else the embedded Postgres.",
     )
     table: str = Field(description="The vector table, with its schema: vectors.articles. Made when missing.")
-    precision: Literal["float32", "float16"] = Field(default="float32", description="vector or halfvec.")
+    precision: Literal["float32", "float16"] = Field(
+        default="float32", description="float32 (vector) or float16 (halfvec)."
+    )
     bits: bool = Field(default=True, description="Keep bit(n), one bit a dimension, beside the embedding.")
-    metric: Literal["cosine", "l2", "inner_product"] = Field(default="cosine", description="The distance searched by.")
+    metric: Literal["cosine", "l2", "inner_product"] = Field(
+        default="cosine", description="The distance searched by: cosine, l2 or inner_product."
+    )
 
     _url_has_no_secret = field_validator("url")(_no_literal_secret)
 
@@ -359,9 +365,11 @@ class Index(_Part):
     """How the vectors are found fast."""
 
     kind: Literal["auto", "none", "hnsw", "ivfflat"] = Field(
-        default="auto", description="auto decides by rows and dimensions."
+        default="auto", description="auto (by rows and dimensions, or as tuned), none, hnsw or ivfflat."
     )
-    on: Literal["auto", "bits", "float"] = Field(default="auto", description="What the index is built on.")
+    on: Literal["auto", "bits", "float"] = Field(
+        default="auto", description="What the index is built on: auto, bits or float."
+    )
     m: int = Field(default=16, ge=2, le=100, description="HNSW: links a node.")
     ef_construction: int | None = Field(
         default=None, ge=4, le=1000, description="HNSW: candidates while building; left out: 64, and 128 on bits."

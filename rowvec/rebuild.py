@@ -80,23 +80,30 @@ class RebuildReport:
 def plan_rebuild(pipeline: Pipeline) -> dict[str, Any]:
     """What building the next generation would take, in rows, tokens and US dollars; nothing is spent or kept."""
     following = generations.next_generation(pipeline)
-    found = commands.plan(following)
+    found = commands.plan(following.pipeline)
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
-        begun = _by_name(connection, pipeline, following.name)
-        written = sql.Identifier(begun.schema, begun.table).as_string(connection)
-        values = {"pipeline_id": begun.pipeline_id, "table": written}
-        connection.execute(query("generations", "forget_plan_only"), values)
-    return {"generation": begun.number, "table": f"{begun.schema}.{begun.table}", **found}
+        planned = next(g for g in generations.listed(connection, pipeline.name) if g.name == following.pipeline.name)
+        if following.begun is None:
+            written = sql.Identifier(planned.schema, planned.table).as_string(connection)
+            values = {"pipeline_id": planned.pipeline_id, "table": written}
+            connection.execute(query("generations", "forget_plan_only"), values)
+    return {
+        "generation": planned.number,
+        "table": f"{planned.schema}.{planned.table}",
+        "begun": following.begun is not None,
+        **found,
+    }
 
 
 def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline:
     """The pipeline that builds the next generation, its cost looked at first.
 
-    Raises ``CostLimitExceeded`` before anything is spent, ``UsageError`` where there is nothing to build beside.
+    Raises ``CostLimitExceeded`` before anything is spent or given up, ``UsageError`` where there is nothing to build,
+    ``PipelineBusy`` where another rebuild is at work.
     """
     following = generations.next_generation(pipeline)
     if max_cost is not None:
-        found = commands.plan(following)
+        found = plan_rebuild(pipeline)
         if found["tokens"] and not found["cost_usd"]:
             raise UsageError(
                 f"--max-cost needs the price of {pipeline.embedder.model}: set embedder.cost_per_million_tokens"
@@ -106,7 +113,8 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
                 f"this rebuild would embed {found['embedded']:,} texts, {found['tokens']:,} tokens, for about "
                 f"${found['cost_usd']:,.2f}, and --max-cost allows ${max_cost:,.2f}; nothing was spent"
             )
-    return following
+    generations.begin(pipeline, following)
+    return following.pipeline
 
 
 def live_pipeline(pipeline: Pipeline) -> Pipeline:
@@ -214,10 +222,6 @@ def _switched_before(known: list[Generation], pipeline: Pipeline) -> str:
     if retired is None:
         raise UsageError(f"the generation of {pipeline.name} that was being built is gone; run rowvec rebuild again")
     return f"{retired.schema}.{retired.table}"
-
-
-def _by_name(connection: Connection, pipeline: Pipeline, name: str) -> Generation:
-    return next(g for g in generations.listed(connection, pipeline.name) if g.name == name)
 
 
 def _pairs(

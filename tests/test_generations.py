@@ -324,3 +324,31 @@ def test_a_role_that_only_searches_needs_nothing_of_the_ledger(
     finally:
         source.execute("DROP OWNED BY only_searches")
         source.execute("DROP ROLE only_searches")
+
+
+def test_a_plan_changes_nothing(source: Connection, paintings: Pipeline) -> None:
+    gallery.sync(paintings)
+    first = changed(paintings, embedder={"dimensions": 128})
+    second = changed(paintings, embedder={"dimensions": 256})
+
+    def known() -> list[tuple[str, str]]:
+        rows = "SELECT name, state FROM rowvec.pipelines WHERE state <> 'dropped' ORDER BY name"
+        return [(name, state) for name, state in source.execute(rows).fetchall()]
+
+    gallery.rebuild(first, to_switch=False)
+    built = known()
+    assert built == [("paintings", "live"), ("paintings.2", "building")]
+    for _ in range(2):
+        assert plan_rebuild(second)["generation"] == 3
+        assert known() == built
+    again = plan_rebuild(first)
+    assert (again["generation"], again["begun"], again["unchanged"]) == (2, True, 50)
+    with pytest.raises(UsageError, match="these very settings"):
+        plan_rebuild(paintings)
+    # Nobody takes away what somebody else is building.
+    with running(begin_rebuild(first), "test"), pytest.raises(PipelineBusy):
+        begin_rebuild(second)
+    assert known() == built
+    assert gallery.rebuild(second).generation == 3
+    plan_rebuild(paintings)
+    assert rollback(second) == "vectors.paintings__3"

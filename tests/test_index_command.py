@@ -9,7 +9,7 @@ import pytest
 from rowvec.commands import search
 from rowvec.database import Connection
 from rowvec.errors import PipelineBusy, UsageError
-from rowvec.index_commands import draw, see_to_index, tune
+from rowvec.index_commands import check_plot, draw, see_to_index, tune
 from rowvec.pipeline import Index, Pipeline
 from rowvec.run import running
 from rowvec.tuner import Budget
@@ -49,10 +49,9 @@ def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
     for ending in ("png", "svg"):
         draw(tuning, tmp_path / f"tuned.{ending}")
         assert (tmp_path / f"tuned.{ending}").stat().st_size > 10_000
-    with pytest.raises(UsageError, match="--plot"):
-        draw(tuning, tmp_path / "no" / "such" / "folder.png")
-    with pytest.raises(UsageError, match="--plot"):
-        draw(tuning, tmp_path / "tuned.words")
+    for wrong in (tmp_path / "no" / "such" / "folder.png", tmp_path / "tuned.words", tmp_path / "tuned"):
+        with pytest.raises(UsageError, match="--plot"):
+            check_plot(wrong)
 
 
 def test_nothing_is_built_under_a_run_and_nothing_tuned_without_a_table(

@@ -151,12 +151,14 @@ def index(
 ) -> None:
     """See to the index: build what is missing, worn or wrong, and tell how it does; or find out which is best."""
     pipeline = load(file)
+    if plot:
+        index_commands.check_plot(plot)
     if tune:
         with shown_progress(err):
             tuning = index_commands.tune(pipeline, Budget(seconds=seconds, memory=memory * 2**20, rows=rows))
+        emit(tuning.as_json(), as_json, lambda: shown.tuning(tuning))
         if plot:
             index_commands.draw(tuning, plot)
-        emit(tuning.as_json(), as_json, lambda: shown.tuning(tuning))
         return
     with shown_progress(err):
         found = index_commands.see_to_index(pipeline, rebuild=rebuild)

@@ -9,6 +9,7 @@ from datetime import date, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 out = Console()
@@ -46,8 +47,8 @@ def _shown(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:,.4f}"
-    # Rich reads brackets as markup; a row's text is only text.
-    return (f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)).replace("[", r"\[")
+    # Rich reads some brackets as markup; a row's text is only text.
+    return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
 
 def _plain(value: object) -> str:

@@ -10,6 +10,9 @@ ORDER BY generation DESC
 -- name: set_state
 UPDATE rowvec.pipelines SET state = %(state)s WHERE pipeline_id = %(pipeline_id)s
 
+-- name: build -- where its row is there by now; else its first run makes it so
+UPDATE rowvec.pipelines SET state = 'building' WHERE name = %(name)s
+
 -- name: in_the_way -- what stands on the table by its identity, and would stay with the old one; ours does not
 SELECT format('the view %%s', c.oid::regclass)
 FROM pg_depend AS d

@@ -126,6 +126,9 @@ ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 SELECT DISTINCT ON (fingerprint) fingerprint, embedding::text
 FROM {table} WHERE fingerprint = ANY ({fingerprints}::bytea[])
 
+-- name: has_artifacts
+SELECT EXISTS (SELECT FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s)
+
 -- name: relies_on_table -- no artifact is known, or one was lost: then the table may be the only place a vector is in
 SELECT artifacts_lost OR NOT EXISTS (SELECT FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s)
 FROM rowvec.pipelines WHERE pipeline_id = %(pipeline_id)s
