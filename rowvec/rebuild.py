@@ -15,7 +15,7 @@ from rowvec import commands, generations
 from rowvec.database import Connection
 from rowvec.errors import CostLimitExceeded, UsageError
 from rowvec.extract import same_key
-from rowvec.generations import Generation
+from rowvec.generations import Generation, Next
 from rowvec.pipeline import Pipeline
 from rowvec.queries import query
 from rowvec.recall import SEED
@@ -79,7 +79,10 @@ class RebuildReport:
 
 def plan_rebuild(pipeline: Pipeline) -> dict[str, Any]:
     """What building the next generation would take, in rows, tokens and US dollars; nothing is spent or kept."""
-    following = generations.next_generation(pipeline)
+    return _planned(pipeline, generations.next_generation(pipeline))
+
+
+def _planned(pipeline: Pipeline, following: Next) -> dict[str, Any]:
     found = commands.plan(following.pipeline)
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         planned = next(g for g in generations.listed(connection, pipeline.name) if g.name == following.pipeline.name)
@@ -103,7 +106,7 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
     """
     following = generations.next_generation(pipeline)
     if max_cost is not None:
-        found = plan_rebuild(pipeline)
+        found = _planned(pipeline, following)
         if found["tokens"] and not found["cost_usd"]:
             raise UsageError(
                 f"--max-cost needs the price of {pipeline.embedder.model}: set embedder.cost_per_million_tokens"

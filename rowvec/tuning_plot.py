@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from rowvec.candidates import Measured
 from rowvec.errors import UsageError
 from rowvec.tunings import Tuning
 
@@ -57,23 +56,9 @@ def plot(tuning: Tuning, into: Path) -> None:
 
 
 def _mark_choice(tuning: Tuning, by_latency: Axes, by_size: Axes) -> None:
-    chosen = next((m for m in tuning.measured if _is_it(m, tuning)), None)
+    chosen = next((m for m in tuning.measured if tuning.is_choice(m)), None)
     if chosen is None:
         return
     for axes, at in ((by_latency, chosen.median_ms), (by_size, chosen.bytes / _MIB)):
         axes.scatter([at], [chosen.recall], s=220, facecolors="none", edgecolors="black", linewidths=1.5, zorder=5)
         axes.annotate("chosen", (at, chosen.recall), textcoords="offset points", xytext=(10, -14))
-
-
-def _is_it(measured: Measured, tuning: Tuning) -> bool:
-    one, chosen = measured.choice, tuning.choice
-    return (one.kind, one.on, one.prefix, one.m, one.lists, one.oversampling, one.ef_search, one.probes) == (
-        chosen.kind,
-        chosen.on,
-        chosen.prefix,
-        chosen.m,
-        chosen.lists,
-        chosen.oversampling,
-        chosen.ef_search,
-        chosen.probes,
-    )

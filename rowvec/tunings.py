@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -45,6 +45,10 @@ class Tuning:
     exact_ms: float
     """Of a search of the whole table without an index, reckoned from the sample."""
     seconds: float
+
+    def is_choice(self, measured: Measured) -> bool:
+        """Whether this is what was chosen, index and effort, whatever the reason given."""
+        return replace(measured.choice, reason=self.choice.reason) == self.choice
 
     def as_json(self) -> dict[str, Any]:
         """What ``rowvec index --tune --json`` prints."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
-from rowvec.candidates import Measured
 from rowvec.cli.output import out, table
 from rowvec.rebuild import RebuildReport
 from rowvec.report import Check, RestoreReport, SyncReport
@@ -150,7 +148,7 @@ def tuning(found: Tuning) -> None:
     rows = [("exact search", "1.000", "", f"{found.exact_ms:,.1f}", f"{1000 / found.exact_ms:,.0f}", "0", "")]
     rows += [
         (
-            m.name + (" ◀" if _is_choice(found, m) else ""),
+            m.name + (" ◀" if found.is_choice(m) else ""),
             f"{m.recall:.3f}",
             f"{m.low:.3f}",
             f"{m.median_ms:,.1f}",
@@ -207,7 +205,3 @@ def rolled_back(name: str, kept: str) -> None:
 def dropped(tables: list[str]) -> None:
     """Which generations are gone."""
     out.print(f"Dropped: {', '.join(tables)}." if tables else "There was nothing to drop.", markup=False)
-
-
-def _is_choice(found: Tuning, measured: Measured) -> bool:
-    return asdict(measured.choice) | {"reason": ""} == asdict(found.choice) | {"reason": ""}
