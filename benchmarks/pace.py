@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rowvec.embedders import open_embedder
-from rowvec.pipeline import OpenAIEmbedder
+from rowvec.pipeline_embedders import OpenAIEmbedder
 
 KEY = "sk-pace"
 BURST_SECONDS = 6.0

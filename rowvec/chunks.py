@@ -20,7 +20,8 @@ from rowvec.columns import PgColumn
 from rowvec.database import Connection, without_blocking
 from rowvec.fingerprint import Identity
 from rowvec.ledger import PipelineId
-from rowvec.pipeline import CHUNK, Pipeline, PostgresSource
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_sources import CHUNK, PostgresSource
 from rowvec.plan import Plan
 from rowvec.queries import query
 from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content, is_beside, names

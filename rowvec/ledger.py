@@ -18,7 +18,8 @@ from rowvec.database import Connection, connect, lost_connections_are_retriable
 from rowvec.embedders.protocol import Vectors
 from rowvec.errors import PipelineBusy, UsageError
 from rowvec.fingerprint import Identity
-from rowvec.pipeline import Pipeline, table_identifier
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_part import table_identifier
 from rowvec.queries import query
 
 PipelineId = NewType("PipelineId", int)

@@ -20,7 +20,8 @@ from itertools import chain
 
 from semantic_text_splitter import TextSplitter
 
-from rowvec.pipeline import Chunks, Embedder
+from rowvec.pipeline_embedders import Embedder
+from rowvec.pipeline_sources import Chunks
 
 _LIBRARY = "semantic-text-splitter"
 

@@ -24,8 +24,9 @@ from rowvec.journal import Closing
 from rowvec.ledger import RunId
 from rowvec.memory import share_arenas
 from rowvec.merge import Merged, compare, merge
-from rowvec.pipeline import Embedder as EmbedderPart
-from rowvec.pipeline import Pipeline, table_identifier
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_embedders import Embedder as EmbedderPart
+from rowvec.pipeline_part import table_identifier
 from rowvec.plan import Plan, open_plan
 from rowvec.progress import tell
 from rowvec.references import resolve

@@ -13,7 +13,9 @@ from psycopg import sql
 from rowvec.columns import PgColumn
 from rowvec.database import Connection
 from rowvec.errors import TargetError, UsageError
-from rowvec.pipeline import CHUNK, Pipeline, table_identifier
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_part import table_identifier
+from rowvec.pipeline_sources import CHUNK
 from rowvec.queries import query
 
 Precision = Literal["float32", "float16"]

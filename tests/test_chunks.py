@@ -24,7 +24,9 @@ from rowvec.embedders import tokens
 from rowvec.embedders.local import load_model
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.generations import retire_for_good
-from rowvec.pipeline import Chunks, LocalEmbedder, OpenAIEmbedder, Pipeline
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_embedders import LocalEmbedder, OpenAIEmbedder
+from rowvec.pipeline_sources import Chunks
 from rowvec.repair import prepare_repair
 from rowvec.restore import finish_restore, restore_rows, restoring
 from rowvec.run import running

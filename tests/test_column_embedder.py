@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowvec import pipeline
+from rowvec import pipeline_embedders
 from rowvec.audit import run_audit
 from rowvec.database import Connection
 from rowvec.embedders import column as module
@@ -24,7 +24,7 @@ rows = st.integers(1, 5).flatmap(lambda d: st.lists(st.lists(numbers, min_size=d
 
 
 def _column(dimensions: int) -> Embedder:
-    return open_embedder(pipeline.ColumnEmbedder(kind="column", column="v", dimensions=dimensions))
+    return open_embedder(pipeline_embedders.ColumnEmbedder(kind="column", column="v", dimensions=dimensions))
 
 
 def _written(row: list[float], style: str) -> str:

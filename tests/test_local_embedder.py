@@ -12,7 +12,7 @@ import wordllama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowvec import pipeline
+from rowvec import pipeline_embedders
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders import local as module
 from rowvec.embedders.protocol import Embedder, Vectors
@@ -22,7 +22,7 @@ LONG = "storm at sea " * 2000 + "tax law " * 2000 + "poppies " * 2000
 
 
 def _local(dimensions: int = 256) -> Embedder:
-    return open_embedder(pipeline.LocalEmbedder(kind="local").model_copy(update={"dimensions": dimensions}))
+    return open_embedder(pipeline_embedders.LocalEmbedder(kind="local").model_copy(update={"dimensions": dimensions}))
 
 
 def _vectors(texts: list[str], dimensions: int = 256) -> Vectors:

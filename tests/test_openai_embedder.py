@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rowvec import pipeline
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders.openai_api import OpenAIApi
 from rowvec.embedders.openai_requests import LONGEST_REST
@@ -34,6 +33,7 @@ from rowvec.errors import (
     SourceError,
     UsageError,
 )
+from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 from tests.openai_server import (
     KEY,
     Fault,
@@ -68,10 +68,10 @@ class JumpingClock:
         self.time += seconds
 
 
-def _config(server: OpenAIServer, key: str = KEY, **settings: Any) -> pipeline.OpenAIEmbedder:
+def _config(server: OpenAIServer, key: str = KEY, **settings: Any) -> OpenAIEmbedder:
     values: dict[str, Any] = {"model": SMALL, "dimensions": 32, "base_url": server.url, "concurrency": 1, **settings}
     # Resolved, as the flows hand it over: the key itself in place of its reference.
-    return pipeline.OpenAIEmbedder(kind="openai", **values).model_copy(update={"api_key": key})
+    return OpenAIEmbedder(kind="openai", **values).model_copy(update={"api_key": key})
 
 
 def _embedder(server: OpenAIServer, *, clock: JumpingClock | None = None, **settings: Any) -> OpenAIApi:
@@ -178,9 +178,7 @@ def test_dimensions_no_model_has_are_refused_before_anything_is_sent(model: str,
 
 def test_azure_speaks_to_the_deployment() -> None:
     with serve() as server:
-        config = pipeline.AzureOpenAIEmbedder(
-            kind="azure_openai", model="my-deployment", dimensions=32, base_url=server.origin
-        )
+        config = AzureOpenAIEmbedder(kind="azure_openai", model="my-deployment", dimensions=32, base_url=server.origin)
         embedder = open_embedder(config.model_copy(update={"api_key": KEY}))
         assert embedder.identity.provider == "azure_openai"
         vectors, _ = _vectors(embedder.embed(TEXTS))
@@ -523,7 +521,7 @@ def test_it_runs_as_a_process_of_its_own() -> None:
             origin = f"http://127.0.0.1:{int(process.stdout.readline())}"
             faults = json.dumps([asdict(rate_limited(milliseconds=5))]).encode()
             urllib.request.urlopen(f"{origin}/faults", faults).close()  # noqa: S310 # our own server
-            config = pipeline.OpenAIEmbedder(kind="openai", model=SMALL, dimensions=32, base_url=f"{origin}/v1")
+            config = OpenAIEmbedder(kind="openai", model=SMALL, dimensions=32, base_url=f"{origin}/v1")
             embedder = open_embedder(config.model_copy(update={"api_key": "any"}))
             vectors, rejected = _vectors(embedder.embed([*TEXTS[:3], "POISON"]))
             with urllib.request.urlopen(f"{origin}/stats") as response:  # noqa: S310 # our own server

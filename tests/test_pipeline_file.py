@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rowvec.errors import UsageError
-from rowvec.pipeline import Pipeline, json_schema, table_identifier
+from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline_file import load
+from rowvec.pipeline_part import table_identifier
 from rowvec.references import resolve
 
 GOOD = """\

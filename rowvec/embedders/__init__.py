@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rowvec import pipeline
+from rowvec import pipeline_embedders
 from rowvec.embedders.protocol import Embedder
 from rowvec.embedders.question import embed_query
 
 __all__ = ["embed_query", "open_embedder"]
 
 
-def open_embedder(embedder: pipeline.Embedder) -> Embedder:
+def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
     """The embedder a pipeline asks for; its references are resolved already.
 
     Nothing is sent yet. Raises ``UsageError`` where the settings cannot work whatever the provider answers.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import from_json
 
-from rowvec import pipeline
+from rowvec import pipeline_embedders
 from rowvec.embedders.answers import defect, usable
 from rowvec.embedders.protocol import Answer, Vectors
 from rowvec.errors import RowError
@@ -26,7 +26,7 @@ _BRACKETS = {"[": "]", "{": "}"}
 class SourceColumn:
     """A column that holds vectors: pgvector ``[1,2]``, an array ``{1,2}``, a JSON list, or numbers and spaces."""
 
-    def __init__(self, config: pipeline.ColumnEmbedder) -> None:
+    def __init__(self, config: pipeline_embedders.ColumnEmbedder) -> None:
         self._config = config
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rowvec import pipeline
+from rowvec import pipeline_embedders
 from rowvec.embedders.answers import defect, usable
 from rowvec.embedders.protocol import Answer, Vectors
 from rowvec.embedders.texts import refusal
@@ -37,7 +37,7 @@ _BLOCK_TOKENS = 2_048
 class LocalModel:
     """wordllama's l2_supercat, 256 dimensions or a Matryoshka prefix of them."""
 
-    def __init__(self, config: pipeline.LocalEmbedder) -> None:
+    def __init__(self, config: pipeline_embedders.LocalEmbedder) -> None:
         """The model itself is loaded by the first ``embed``."""
         self._config = config
 

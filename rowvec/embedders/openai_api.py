@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import openai
 
-from rowvec import pipeline
 from rowvec.embedders import tokens as tokenizer
 from rowvec.embedders.in_flight import in_flight
 from rowvec.embedders.openai_requests import Endpoint, Requests, Understanding
@@ -22,6 +21,7 @@ from rowvec.embedders.protocol import Answer, Vectors
 from rowvec.embedders.texts import refusal
 from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RowError, UsageError
 from rowvec.fingerprint import Identity
+from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 
 _PREPROCESSING = 1
 
@@ -37,7 +37,9 @@ class OpenAIApi:
     """An embedder behind ``POST /embeddings``."""
 
     def __init__(
-        self, config: pipeline.OpenAIEmbedder | pipeline.AzureOpenAIEmbedder, clock: Clock | None = None
+        self,
+        config: OpenAIEmbedder,
+        clock: Clock | None = None,
     ) -> None:
         """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
         self._config = config
@@ -139,7 +141,7 @@ class OpenAIApi:
     def _client(self) -> openai.OpenAI:
         """A client for one ``embed``: its connections are closed with it."""
         config, timeout = self._config, self._config.timeout_seconds
-        if not isinstance(config, pipeline.AzureOpenAIEmbedder):
+        if not isinstance(config, AzureOpenAIEmbedder):
             return openai.OpenAI(api_key=self._secret, base_url=self._base_url, max_retries=0, timeout=timeout)
         if self._secret == "entra":  # noqa: S105 # the word that stands for having no key
             return openai.AzureOpenAI(
@@ -192,7 +194,7 @@ class OpenAIApi:
         return Answer(positions=np.empty(0, np.int64), vectors=self._no_vectors(), rejected=dict(rejected))
 
 
-def _check_dimensions(config: pipeline.OpenAIEmbedder) -> None:
+def _check_dimensions(config: OpenAIEmbedder) -> None:
     if config.kind != "openai":
         return
     if config.model in _FIXED and config.dimensions != _FIXED[config.model]:

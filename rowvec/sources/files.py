@@ -21,7 +21,8 @@ from rowvec.columns import PgColumn, listed
 from rowvec.diff import Block, Changes, Rows
 from rowvec.errors import RejectReason, RowError, SourceError
 from rowvec.fingerprint import Digested
-from rowvec.pipeline import CsvSource, ParquetSource, Pipeline
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_sources import CsvSource, ParquetSource
 from rowvec.sources.apart import ACTIONS, Reject
 from rowvec.sources.csv_files import CsvFormat
 from rowvec.sources.parquet_files import ParquetFormat

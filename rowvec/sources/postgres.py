@@ -12,7 +12,9 @@ from rowvec import template
 from rowvec.columns import PgColumn, listed
 from rowvec.database import Connection, target_url
 from rowvec.errors import SourceError
-from rowvec.pipeline import Pipeline, PostgresSource, table_identifier
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_part import table_identifier
+from rowvec.pipeline_sources import PostgresSource
 from rowvec.queries import query
 
 NOT_BLANK = "[^ \t\n\r\f\v]"

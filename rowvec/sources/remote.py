@@ -18,7 +18,8 @@ from rowvec.errors import DatabaseUnavailable, RejectReason, RowError, SourceErr
 from rowvec.fingerprint import Digested
 from rowvec.key_digest import key_digest
 from rowvec.pairs import pairs_from_copy, unpack_digests
-from rowvec.pipeline import Pipeline, PostgresSource
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_sources import PostgresSource
 from rowvec.plan import FETCH_ROWS, key_json
 from rowvec.queries import query
 from rowvec.sources.apart import ACTIONS, Action, Reject, row_schema

@@ -1,0 +1,98 @@
+"""The embedders a pipeline can ask: what makes a vector of a content, by whose account, and how fast."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rowvec.pipeline_part import IN_PLAIN_TEXT, REFERENCE, Part, Text, no_literal_secret
+
+
+class OpenAIEmbedder(Part):
+    """OpenAI, or any server that speaks its protocol, by base_url."""
+
+    kind: Literal["openai"]
+    model: Text = Field(description="The model's name, e.g. text-embedding-3-small.")
+    dimensions: int = Field(
+        gt=0, le=16000, description="Length of the vectors; text-embedding-3 and later can shorten."
+    )
+    base_url: str | None = Field(default=None, repr=False, description="A compatible server; left out: OpenAI itself.")
+    api_key: str = Field(
+        default="${OPENAI_API_KEY}", repr=False, description="Always a reference, never the key itself."
+    )
+    on_too_long: Literal["reject", "truncate"] = Field(
+        default="reject",
+        description="What becomes of a text over max_input_tokens: set aside, or cut to that many tokens.",
+    )
+    max_input_tokens: int = Field(default=8192, gt=0, description="Tokens the model takes in one input.")
+    max_batch_inputs: int = Field(default=2048, gt=0, le=2048, description="Inputs in one request.")
+    max_batch_tokens: int = Field(default=300_000, gt=0, description="Tokens in one request, over all inputs.")
+    concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
+    requests_per_minute: int | None = Field(
+        default=None, gt=0, description="The account's limit; paced to it when given."
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, gt=0, description="The account's limit; paced to it when given."
+    )
+    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
+    max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")
+    cost_per_million_tokens: float | None = Field(
+        default=None,
+        ge=0,
+        description="In US dollars; left out: the list price of a known model, else unknown (0).",
+    )
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_a_reference(cls, value: str) -> str:
+        if not REFERENCE.fullmatch(value):
+            raise ValueError(IN_PLAIN_TEXT)
+        return value
+
+    _base_url_has_no_secret = field_validator("base_url")(no_literal_secret)
+
+
+class AzureOpenAIEmbedder(OpenAIEmbedder):
+    """Azure OpenAI: base_url is the resource's endpoint, model the deployment's name."""
+
+    kind: Literal["azure_openai"]  # pyright: ignore[reportIncompatibleVariableOverride] # each kind has its own tag
+    api_key: str = Field(
+        default="${AZURE_OPENAI_API_KEY}",
+        repr=False,
+        description="A reference to the key, or the word entra for Entra ID through azure-identity.",
+    )
+    api_version: str = Field(default="2024-10-21", description="The REST API's version.")
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_a_reference(cls, value: str) -> str:
+        return value if value == "entra" else OpenAIEmbedder._key_is_a_reference(value)
+
+    @model_validator(mode="after")
+    def _has_an_endpoint(self) -> AzureOpenAIEmbedder:
+        if self.base_url is None:
+            raise ValueError("azure_openai needs base_url, the resource's endpoint")
+        return self
+
+
+class LocalEmbedder(Part):
+    """wordllama: a static model inside its wheel; no network, no cost."""
+
+    kind: Literal["local"]
+    model: Literal["wordllama"] = Field(default="wordllama", description="The only one so far.")
+    dimensions: Literal[64, 128, 256] = Field(
+        default=256, description="64, 128 or 256: a Matryoshka prefix of the 256-d model."
+    )
+
+
+class ColumnEmbedder(Part):
+    """The source has the vectors already; they are checked like any other."""
+
+    kind: Literal["column"]
+    column: Text = Field(description="The column with the vector: list, fixed-size list, pgvector, or text.")
+    dimensions: int = Field(gt=0, le=16000, description="Length of the vectors.")
+    model: str = Field(default="column", description="What made the vectors; part of their identity.")
+
+
+Embedder = Annotated[OpenAIEmbedder | AzureOpenAIEmbedder | LocalEmbedder | ColumnEmbedder, Field(discriminator="kind")]
