@@ -21,6 +21,8 @@ from rowvec.chunks import chunk_table
 from rowvec.database import Connection, target_url, without_blocking
 from rowvec.errors import DatabaseUnavailable, TargetError, UsageError
 from rowvec.fingerprint import Identity
+from rowvec.hybrid import Hybrid
+from rowvec.hybrid_function import install_hybrid_function
 from rowvec.index import cut_name
 from rowvec.index_choice import IndexChoice
 from rowvec.ledger import PipelineId
@@ -289,10 +291,12 @@ def _change_places(
         values = {"pipeline_id": generation.pipeline_id, "name": name, "table": table, "state": state}
         connection.execute(query("generations", "move_row"), {**values, "target": target})
     retired, now = replace(tables["live"], name=away), replace(tables["next"], name=live.table)
-    install_search_function(connection, retired, former)
-    install_search_function(connection, now, choice)
-    install_provenance(connection, retired)
-    install_provenance(connection, now)
+    for table, index in ((retired, former), (now, choice)):
+        if pipeline.search.hybrid:
+            install_hybrid_function(connection, table, index, Hybrid(language=pipeline.search.language))
+        else:
+            install_search_function(connection, table, index)
+        install_provenance(connection, table)
     return Switched(live=following, retired=live, retired_table=f"{live.schema}.{away}")
 
 

@@ -11,9 +11,11 @@ from rowvec.index_choice import IndexChoice
 from rowvec.queries import query
 from rowvec.search import LIMITS, MOST_K
 from rowvec.search_function import (
+    COLUMNS,
     arguments,
     commented,
     equal_to_filter,
+    generations,
     install_search_function,
     remove_function,
     replace_function,
@@ -23,6 +25,9 @@ from rowvec.search_function import (
 )
 from rowvec.search_statement import distance_to
 from rowvec.vector_table import VectorTable
+
+SUFFIX = "_hybrid_search"
+"""What the function's name ends in."""
 
 _COMMENT = "rowvec: the rows that rank best by vector and by words together, best first"
 
@@ -54,21 +59,21 @@ def install_hybrid_function(connection: Connection, table: VectorTable, choice: 
                 table, sql.SQL("score double precision"), sql.SQL("vector_rank bigint"), sql.SQL("text_rank bigint")
             ),
             vector_schema=vector_schema(connection),
-            body=sql.Literal(_body(table, choice, hybrid).as_string(connection)),
+            body=sql.Literal(_body(connection, table, choice, hybrid).as_string(connection)),
         )
         connection.execute(function)
         types = sql.SQL("{}, text, integer, jsonb").format(vector_type(table))
         return commented(connection, name, types, _COMMENT)
 
-    return replace_function(connection, table, cut_name(table.name, "_hybrid_search"), create)
+    return replace_function(connection, table, cut_name(table.name, SUFFIX), create)
 
 
 def drop_hybrid_function(connection: Connection, table: VectorTable) -> None:
     """Drop it where it is there: the pipeline wants it no more."""
-    remove_function(connection, table, cut_name(table.name, "_hybrid_search"))
+    remove_function(connection, table, cut_name(table.name, SUFFIX))
 
 
-def _body(table: VectorTable, choice: IndexChoice, hybrid: Hybrid) -> sql.Composed:
+def _body(connection: Connection, table: VectorTable, choice: IndexChoice, hybrid: Hybrid) -> sql.Composed:
     depth = sql.SQL("greatest({} * $3, {})").format(sql.Literal(DEPTH), sql.Literal(LEAST_DEPTH))
     columns = (*table.key, *table.metadata)
     nearest = query(
@@ -93,6 +98,7 @@ def _body(table: VectorTable, choice: IndexChoice, hybrid: Hybrid) -> sql.Compos
     return query(
         "hybrid",
         "function_body",
+        generations=generations(connection, table, SUFFIX, f"{COLUMNS}, score, vector_rank, text_rank"),
         most_k=sql.Literal(MOST_K),
         limits_message=sql.Literal(LIMITS),
         statement=statement,

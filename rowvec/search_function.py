@@ -30,6 +30,9 @@ _COMPARED = frozenset(
 )  # fmt: skip
 _LENGTH = re.compile(r"\([^)]*\)")
 
+COLUMNS: LiteralString = "content, distance"
+"""What the function gives beside key and metadata."""
+
 _LOCK = 0x72760004
 _COMMENT = 'rowvec: the rows nearest to a vector, nearest first; filter is equality on columns, {"column": value}'
 
@@ -90,6 +93,7 @@ def _refusals(name: str) -> Generator[None]:
 
 def _create(connection: Connection, table: VectorTable, choice: IndexChoice, name: sql.Identifier) -> int:
     """Returns the function's oid."""
+    body = _body(table, choice, generations(connection, table, "_search", COLUMNS))
     function = query(
         "search",
         "function",
@@ -108,7 +112,7 @@ def _create(connection: Connection, table: VectorTable, choice: IndexChoice, nam
         # By an index no workers: those of the exact search that is seldom needed would start with every call.
         workers=sql.SQL("DEFAULT" if choice.kind == "none" else "0"),
         vector_schema=vector_schema(connection),
-        body=sql.Literal(_body(table, choice, _generations(connection, table, name)).as_string(connection)),
+        body=sql.Literal(body.as_string(connection)),
     )
     connection.execute(function)
     return commented(connection, name, sql.SQL("{}, integer, integer, jsonb").format(vector_type(table)), _COMMENT)
@@ -147,21 +151,25 @@ def equal_to_filter(table: VectorTable) -> sql.Composed:
     return sql.SQL(" AND ").join(_equals(column) for column in (*table.key, *table.metadata))
 
 
-def _generations(connection: Connection, table: VectorTable, name: sql.Identifier) -> sql.Composed:
-    """What the body does first, so that a switch of generations is no error to those who call meanwhile or later."""
+def generations(connection: Connection, table: VectorTable, suffix: str, columns: LiteralString) -> sql.Composed:
+    """What a body does first, so that a switch of generations is no error to those who call meanwhile or later.
+
+    ``columns``: what the function ``<table><suffix>`` gives beside key and metadata.
+    """
     written = table.identifier.as_string(connection)
+    name = sql.Identifier(table.schema, cut_name(table.name, suffix))
     oid, ledger = connection.execute(query("search", "table_oid"), {"table": written}).fetchone() or (None, False)
     named = {"schema": table.schema, "table": table.name}
     row = connection.execute(query("search", "former"), named).fetchone() if ledger else None
     former: sql.Composable = sql.SQL("")
     if row is not None and row[1] != table.dimensions and _has_columns(connection, table, row[0]):
-        function = sql.Identifier(table.schema, cut_name(row[0], "_search"))
+        function = sql.Identifier(table.schema, cut_name(row[0], suffix))
         former = query(
             "search",
             "function_former",
             dimensions=sql.Literal(row[1]),
             function=sql.Literal(function.as_string(connection)),
-            again=sql.Literal(_call(table, function).as_string(connection)),
+            again=sql.Literal(_call(table, function, columns).as_string(connection)),
         )
     return query(
         "search",
@@ -169,15 +177,16 @@ def _generations(connection: Connection, table: VectorTable, name: sql.Identifie
         table=table.identifier,
         name=sql.Literal(written),
         oid=sql.Literal(oid or 0),
-        again=sql.Literal(_call(table, name).as_string(connection)),
+        again=sql.Literal(_call(table, name, columns).as_string(connection)),
         former=former,
     )
 
 
-def _call(table: VectorTable, function: sql.Identifier) -> sql.Composed:
-    columns = (sql.Identifier(c.name) for c in (*table.key, *table.metadata))
-    named = sql.SQL(", ").join([*columns, sql.SQL("content, distance")])
-    return sql.SQL("SELECT {} FROM {} ($1, $2, $3, $4)").format(named, function)
+def _call(table: VectorTable, function: sql.Identifier, columns: LiteralString) -> sql.Composed:
+    carried = (sql.Identifier(c.name) for c in (*table.key, *table.metadata))
+    return sql.SQL("SELECT {} FROM {} ($1, $2, $3, $4)").format(
+        sql.SQL(", ").join([*carried, sql.SQL(columns)]), function
+    )
 
 
 def _has_columns(connection: Connection, table: VectorTable, former: str) -> bool:
@@ -187,7 +196,7 @@ def _has_columns(connection: Connection, table: VectorTable, former: str) -> boo
     return {(c.name, c.pg_type) for c in (*table.key, *table.metadata)} <= stored
 
 
-def _body(table: VectorTable, choice: IndexChoice, generations: sql.Composed) -> sql.Composed:
+def _body(table: VectorTable, choice: IndexChoice, first: sql.Composed) -> sql.Composed:
     columns = (*table.key, *table.metadata)
     condition = equal_to_filter(table)
     vector, k, oversampling = sql.SQL("$1"), sql.SQL("$2"), sql.SQL("$3")
@@ -226,7 +235,7 @@ def _body(table: VectorTable, choice: IndexChoice, generations: sql.Composed) ->
     return query(
         "search",
         "function_body",
-        generations=generations,
+        generations=first,
         most_k=sql.Literal(MOST_K),
         most_oversampling=sql.Literal(MOST_OVERSAMPLING),
         limits_message=sql.Literal(LIMITS),

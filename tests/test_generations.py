@@ -214,9 +214,10 @@ def test_the_function_answers_vectors_of_either_length(source: Connection, paint
 def test_readers_in_a_loop_see_no_error_and_no_mixture(
     source: Connection, paintings: Pipeline, database_url: str
 ) -> None:
-    gallery.sync(paintings)
+    old = changed(paintings, search={"hybrid": True})
+    new = changed(old, embedder={"dimensions": 128})
+    gallery.sync(old)
     source.execute("UPDATE vectors.paintings SET author = 'old'")  # what tells the generations apart
-    old, new = paintings, changed(paintings, embedder={"dimensions": 128})
     vectors = [source.execute("SELECT embedding::text FROM vectors.paintings WHERE id = 7").fetchone()]
     following = begin_rebuild(new)
     gallery.sync(following)
@@ -224,13 +225,14 @@ def test_readers_in_a_loop_see_no_error_and_no_mixture(
     source.execute("UPDATE vectors.paintings__2 SET author = 'new'")
     over, failures, seen = threading.Event(), list[str](), [Counter[str](), Counter[str]()]
 
-    def read(generation: int) -> None:
+    search = b"SELECT author FROM vectors.paintings_search(%s, 50)"
+    hybrid = b"SELECT author FROM vectors.paintings_hybrid_search(%s, 'number', 50)"
+
+    def read(generation: int, asked: bytes) -> None:
         with psycopg.connect(database_url, autocommit=True) as reader:
             while not over.is_set():
                 try:
-                    rows = reader.execute(
-                        "SELECT author FROM vectors.paintings_search(%s, 50)", vectors[generation]
-                    ).fetchall()
+                    rows = reader.execute(asked, vectors[generation]).fetchall()
                     (authors, count) = ({author for (author,) in rows}, len(rows))
                     if len(authors) != 1 or count != 50:
                         failures.append(f"{authors}, {count} rows")
@@ -240,7 +242,8 @@ def test_readers_in_a_loop_see_no_error_and_no_mixture(
                     if generation == 0 or "different vector dimensions" not in str(error):
                         failures.append(str(error))
 
-    readers = [threading.Thread(target=read, args=(generation,)) for generation in (0, 0, 1)]
+    asking = [(0, search), (0, hybrid), (1, search), (1, hybrid)]
+    readers = [threading.Thread(target=read, args=one) for one in asking]
     for reader in readers:
         reader.start()
     try:

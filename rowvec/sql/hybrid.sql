@@ -57,7 +57,10 @@ AS {body}
 
 -- name: function_body
 #variable_conflict use_column
+DECLARE
+    rowvec_set text[];
 BEGIN
+    {generations}
     IF $3 IS NULL OR $3 NOT BETWEEN 1 AND {most_k} THEN
         RAISE invalid_parameter_value USING MESSAGE = {limits_message};
     END IF;
