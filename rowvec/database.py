@@ -122,7 +122,9 @@ def _refused(error: psycopg.OperationalError, url: str) -> DatabaseUnavailable |
         return DatabaseUnavailable(
             f"the database has no connection free: {text}; a run holds one and opens one more for each stage at work"
         )
-    return DatabaseUnavailable(f"the database does not answer: {text}")
+    return DatabaseUnavailable(
+        f"the database does not answer: {text}; see that it runs and that target.url or ROWVEC_DATABASE_URL leads to it"
+    )
 
 
 def _torn(url: str) -> bool:

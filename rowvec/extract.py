@@ -11,6 +11,7 @@ from rowvec.columns import PgColumn
 from rowvec.database import Connection, without_blocking
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.fingerprint import Identity
+from rowvec.hybrid import check_language
 from rowvec.journal import begin_anew
 from rowvec.ledger import PipelineId, RunId
 from rowvec.load import direct_possible
@@ -40,6 +41,9 @@ def extract(connection: Connection, request: Request) -> Plan:
     ``DeleteLimitExceeded`` before anything was spent.
     """
     pipeline = request.pipeline
+    if pipeline.search.hybrid:
+        # Before anything is paid for, though it is the index that will need it.
+        check_language(connection, pipeline.search.language)
     if pipeline.source.chunks is not None:
         bring_chunks_up_to_date(connection, pipeline, request.identity, request.pipeline_id, request)
     if is_joined(pipeline):

@@ -69,7 +69,7 @@ def ensure_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid
     Built CONCURRENTLY, beside readers and writers; what an interrupted build left is dropped first, and an index for
     another language afterwards. Raises ``UsageError`` for a language that the database does not know.
     """
-    check_language(connection, hybrid)
+    check_language(connection, hybrid.language)
     name = text_index_name(table, hybrid)
     with lost_connections_are_retriable():
         before = _text_indexes(connection, table)
@@ -108,14 +108,12 @@ def drop_text_indexes(connection: Connection, table: VectorTable) -> tuple[str, 
     return names
 
 
-def check_language(connection: Connection, hybrid: Hybrid) -> None:
+def check_language(connection: Connection, language: str) -> None:
     """Raises ``UsageError`` for a language that the database does not know."""
     with lost_connections_are_retriable():
         known = [str(row[0]) for row in connection.execute(query("hybrid", "languages")).fetchall()]
-    if hybrid.language not in known:
-        raise UsageError(
-            f"the database has no text search configuration {hybrid.language!r}; there are: {', '.join(known)}"
-        )
+    if language not in known:
+        raise UsageError(f"the database has no text search configuration {language!r}; there are: {', '.join(known)}")
 
 
 def hybrid_search(

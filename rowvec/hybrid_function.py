@@ -38,7 +38,7 @@ def install_hybrid_function(connection: Connection, table: VectorTable, choice: 
     It gives the columns of the search function, ``score``, ``vector_rank`` and ``text_rank``, as ``hybrid_search``
     does; returns its name, quoted. Raises ``TargetError`` where it cannot be replaced.
     """
-    check_language(connection, hybrid)
+    check_language(connection, hybrid.language)
     install_search_function(connection, table, choice)
 
     def create(name: sql.Identifier) -> int:

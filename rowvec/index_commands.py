@@ -44,6 +44,7 @@ def see_to_index(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]
         "on": indexed.choice.on if serving else None,
         "bytes": serving.bytes if serving else 0,
         "rows": indexed.rows,
+        "k": pipeline.validation.recall.k,
         "recall_at_k": recall.recall if recall else None,
         "built": indexed.reason is not None,
         "built_because": asdict(indexed.reason) if indexed.reason else None,
@@ -60,8 +61,25 @@ def tune(pipeline: Pipeline, budget: Budget) -> Tuning:
         install(connection)
         table = stored_table(connection, resolved)
         tuning = tune_table(connection, table, pipeline.validation.recall, budget)
-        store_tuning(connection, table, tuning)
-    return tuning
+        return store_tuning(connection, table, tuning)
+
+
+def check_options(*, tune: bool, rebuild: bool, given: list[str]) -> None:
+    """Raise ``UsageError`` for options that would be without effect."""
+    if given and not tune:
+        raise UsageError(f"{given[0]} is for --tune: give both, or neither")
+    if tune and rebuild:
+        raise UsageError("--tune measures and --rebuild builds: tune first, then run rowvec index --rebuild")
+
+
+def budget(seconds: float | None, mebibytes: int | None, rows: int | None) -> Budget:
+    """What a tuner may spend, by what was given of it."""
+    usual = Budget()
+    return Budget(
+        seconds=seconds or usual.seconds,
+        memory=mebibytes * 2**20 if mebibytes else usual.memory,
+        rows=rows or usual.rows,
+    )
 
 
 def check_plot(into: Path) -> None:

@@ -12,11 +12,14 @@ import numpy.typing as npt
 from psycopg import sql
 
 from rowvec import commands, generations
+from rowvec.columns import PgColumn
 from rowvec.database import Connection
 from rowvec.errors import CostLimitExceeded, UsageError
 from rowvec.extract import same_key
 from rowvec.generations import Generation, Next
+from rowvec.index_choice import IndexChoice
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline_sources import CHUNK
 from rowvec.queries import query
 from rowvec.recall import SEED
 from rowvec.references import resolve
@@ -29,6 +32,8 @@ from rowvec.vector_table import VectorTable, count_rows
 _QUESTIONS = 100
 # Of the table's pages so many are drawn that each question has a few to come from.
 _ROWS_A_QUESTION = 50
+# Of a table in chunks so many more are looked at, for several may be of one row.
+_HITS_A_ROW = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +139,11 @@ def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
         known = generations.listed(connection, pipeline.name)
         live, new = generations.live_of(known, pipeline), next(g for g in known if g.name == following.name)
         tables = [generations.table_of(connection, pipeline, g) for g in (live, new)]
-        if [c.name for c in tables[0].key] != [c.name for c in tables[1].key]:
-            return Comparison(k=k, questions=0, shared=0.0)
         choices = [commands.present_index(connection, table, pipeline.index) for table in tables]
         shares: list[float] = []
         for key, vectors in _pairs(connection, tables[0], tables[1]):
             answers = [
-                {tuple(hit.key.values()) for hit in search(connection, table, choice, vector, k + 1)} - {key}
+                _neighbours(connection, table, choice, vector, key, k)
                 for table, choice, vector in zip(tables, choices, vectors, strict=True)
             ]
             most = max(len(answer) for answer in answers)
@@ -227,19 +230,48 @@ def _switched_before(known: list[Generation], pipeline: Pipeline) -> str:
     return f"{retired.schema}.{retired.table}"
 
 
+def _neighbours(
+    connection: Connection,
+    table: VectorTable,
+    choice: IndexChoice,
+    vector: npt.NDArray[np.float32],
+    key: tuple[Any, ...],
+    k: int,
+) -> set[tuple[Any, ...]]:
+    """Keys of the ``k`` source rows nearest to a row of the key ``key``, itself left out."""
+    names = [column.name for column in _source_key(table)]
+    # Several chunks of a row may be near.
+    wanted = (k + 1) * (1 if len(names) == len(table.key) else _HITS_A_ROW)
+    hits = search(connection, table, choice, vector, wanted)
+    rows = dict.fromkeys(tuple(hit.key[name] for name in names) for hit in hits)
+    rows.pop(key, None)
+    return set(list(rows)[:k])
+
+
+def _source_key(table: VectorTable) -> tuple[PgColumn, ...]:
+    """The key of the source's rows: that of the table without the number of the chunk."""
+    return tuple(column for column in table.key if column.name != CHUNK)
+
+
 def _pairs(
     connection: Connection, live: VectorTable, new: VectorTable
 ) -> list[tuple[tuple[Any, ...], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]]:
-    """Keys of rows with their vectors of both generations."""
+    """Keys of source rows with their vectors of both generations; of a row in chunks, its first."""
     percent = min(100.0, 100.0 * _QUESTIONS * _ROWS_A_QUESTION / max(1, count_rows(connection, live)))
-    names = [sql.Identifier("l", c.name) for c in live.key]
+    key = _source_key(live)
+    names = [sql.Identifier("l", c.name) for c in key]
+    first = [
+        sql.SQL(" AND {} = 0").format(sql.Identifier(side, CHUNK))
+        for side, table in (("l", live), ("n", new))
+        if len(table.key) > len(key)
+    ]
     statement = query(
         "generations",
         "pairs",
         key=sql.SQL(", ").join(names),
         live=live.identifier,
         next=new.identifier,
-        same_key=same_key(live.key, "l", "n"),
+        same_key=same_key(key, "l", "n") + sql.SQL("").join(first),
         key_text=sql.SQL(" || ' ' || ").join(sql.SQL("{}::text").format(name) for name in names),
         percent=sql.Literal(percent),
         seed=sql.Literal(SEED),

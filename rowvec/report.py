@@ -41,6 +41,8 @@ class SyncReport:
     """Rows written to the source after this run read it for the last time; the next run takes them."""
     rows: int
     consistent: bool
+    k: int
+    """Neighbours looked at."""
     recall_at_k: float | None
     checksum: str
     artifacts: int
@@ -78,7 +80,7 @@ class SyncReport:
             "",
             f"- **Paid**: {self.embedded:,} texts embedded, {self.tokens:,} tokens, ${self.cost_usd:,.4f}; "
             f"{self.reused:,} vectors reused",
-            f"- **Recall@k**: {recall}",
+            f"- **Recall@{self.k}**: {recall}",
             f"- **Seconds**: {seconds}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
             f"- **Artifacts**: {self.artifacts}, manifest `{self.manifest or 'none: nothing was embedded'}`",
@@ -104,6 +106,8 @@ class RestoreReport:
     embedded: int
     """Texts that were sent to an embedder: none."""
     consistent: bool
+    k: int
+    """Neighbours looked at."""
     recall_at_k: float | None
     checksum: str
     checks: tuple[Check, ...]
@@ -134,7 +138,7 @@ class RestoreReport:
             "",
             f"- **Rows**: {self.rows:,} restored, {self.missing:,} without a vector in any artifact",
             f"- **Artifacts**: {self.artifacts:,} read, {len(self.lost):,} lost or spoilt; nothing was embedded",
-            f"- **Recall@k**: {recall}",
+            f"- **Recall@{self.k}**: {recall}",
             f"- **Seconds**: {seconds}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
             f"- **Manifest** `{self.manifest}`",

@@ -348,6 +348,7 @@ def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreR
             lost=restored.lost,
             embedded=0,
             consistent=all(check.ok for check in checks),
+            k=pipeline.validation.recall.k,
             recall_at_k=next((check.value for check in checks if check.name == "recall"), None),
             checksum=restored.checksum,
             checks=tuple(checks),

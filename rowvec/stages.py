@@ -204,7 +204,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
         plan = open_plan(connection, resolved, run.run_id)
         merged = rounds[-1].merged
         checks = [
-            *validate.check_merge(merged),
+            *validate.check_merge(merged, of_files=resolved.source.kind != "postgres"),
             *validate.check_table(connection, plan.table, None if indexed.rows <= _ALL_ROWS else plan.run_id),
             validate.check_artifacts(connection, store, plan),
             *validate.check_serving(connection, plan.table, indexed.choice, indexed.recall, indexed.said),
@@ -269,6 +269,7 @@ def _report(
         pending=last.merged.pending,
         rows=last.merged.table_rows,
         consistent=all(check.ok for check in checks),
+        k=pipeline.validation.recall.k,
         recall_at_k=recall,
         checksum=last.merged.table_checksum,
         artifacts=sum(b.artifact is not None for b in batches),

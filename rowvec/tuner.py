@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import ceil
 from statistics import mean, median, quantiles
 
 from psycopg import sql
@@ -41,6 +42,8 @@ _LOCK_SPACE = 0x72760006
 
 # Enough for an interval of two points at a recall of 0.95.
 _QUERIES = 400
+# Graphs of the same rows differ by so much in what they find, more over many equal vectors.
+_NEARLY = 0.03
 _LEAST_ROWS = 1_000
 _NONE = IndexChoice(kind="none", reason="")
 
@@ -140,31 +143,47 @@ def _try_all(work: _Work) -> None:
 
 
 def _try(work: _Work, candidate: Candidate) -> None:
-    """Build it, unless the budget forbids, and search it with more and more effort until it finds enough."""
+    """Build it, unless the budget forbids, and search it with more and more effort until it finds enough.
+
+    A graph is drawn by lot, and one that just misses may be an unlucky one: it gets a second draw.
+    """
+    drawn = _draw(work, candidate)
+    best = max((m.recall for m in drawn), default=1.0)
+    if candidate.index.kind == "hnsw" and work.at_least - _NEARLY <= best < work.at_least:
+        again = _draw(work, candidate, f"{candidate.name}, drawn again")
+        drawn = max(drawn, again, key=lambda draw: max((m.recall for m in draw), default=0.0))
+    work.measured.extend(drawn)
+
+
+def _draw(work: _Work, candidate: Candidate, name: str = "") -> list[Measured]:
+    """One build and what it finds; nothing where the budget forbids it."""
+    name = name or candidate.name
     left = work.ends - time.monotonic()
     reckoned = build_estimate(work.rows, work.table.dimensions, candidate.index) * work.pace
     if reckoned > left:
-        work.skipped.append((candidate.name, f"its build would take about {reckoned:,.0f} s, {max(left, 0):,.0f} left"))
-        return
+        why = f"its build takes about {ceil(reckoned):,} s, and {ceil(left):,} s were left"
+        work.skipped.append((name, why if left > 0 else "no time was left for it"))
+        return []
     needed = build_memory(work.rows, work.table.dimensions, candidate.index, configured=0, allowed=2**62)
     if candidate.index.kind == "hnsw" and needed > work.memory:
-        work.skipped.append((candidate.name, f"its build needs {needed / 2**20:,.0f} MiB of memory"))
-        return
-    with _step(f"building {candidate.name}"):
+        work.skipped.append((name, f"its build needs {needed / 2**20:,.0f} MiB of memory"))
+        return []
+    with _step(f"building {name}"):
         report = ensure_index(work.connection, work.table, candidate.index, readers=False)
     if report.index is None:
-        raise LookupError(candidate.name)  # it was built, or ``ensure_index`` has raised
+        raise LookupError(name)  # it was built, or ``ensure_index`` has raised
     work.pace = max(0.2, report.seconds / max(reckoned / work.pace, 0.1)) if reckoned > 1 else work.pace
-    with _step(f"searching {candidate.name}"):
+    measured: list[Measured] = []
+    with _step(f"searching {name}"):
         for choice in candidate.settings:
             if time.monotonic() > work.ends:
-                work.skipped.append((candidate.name, "the time was over before all its settings were tried"))
+                work.skipped.append((name, "the time was over before all its settings were tried"))
                 break
-            one = _measure(work, candidate, choice, report.index.bytes, report.seconds)
-            work.measured.append(one)
-            if one.recall >= work.at_least:
+            measured.append(_measure(work, candidate, choice, report.index.bytes, report.seconds))
+            if measured[-1].recall >= work.at_least:
                 break
     ensure_index(work.connection, work.table, _NONE, readers=False)
+    return measured
 
 
 def _measure(work: _Work, candidate: Candidate, choice: IndexChoice, size: int, seconds: float) -> Measured:

@@ -45,6 +45,8 @@ class Tuning:
     exact_ms: float
     """Of a search of the whole table without an index, reckoned from the sample."""
     seconds: float
+    kept: str | None = None
+    """Why the choice of the tuning before was left as it is; None where syncs go by this one."""
 
     def is_choice(self, measured: Measured) -> bool:
         """Whether this is what was chosen, index and effort, whatever the reason given."""
@@ -55,8 +57,28 @@ class Tuning:
         return asdict(self)
 
 
-def store_tuning(connection: Connection, table: VectorTable, tuning: Tuning) -> None:
-    """Keep it in place of the one before."""
+def keeps_former(former: Tuned, tuning: Tuning) -> str | None:
+    """Why a tuning does not replace the one before: it had not the time to measure what that one chose."""
+    chosen = _build(former.choice)
+    if not tuning.skipped or chosen.kind == "none" or any(_build(m.choice) == chosen for m in tuning.measured):
+        return None
+    return (
+        f"The choice of {former.tuned_at:%Y-%m-%d %H:%M} ({former.choice.kind} on {former.choice.on}) stays: this "
+        "tuning had not the time to measure it. Give it more seconds."
+    )
+
+
+def _build(choice: IndexChoice) -> IndexChoice:
+    """What is built, without the effort of searches."""
+    return replace(choice, reason="", oversampling=1, ef_search=None, probes=None, lists=None)
+
+
+def store_tuning(connection: Connection, table: VectorTable, tuning: Tuning) -> Tuning:
+    """Keep it in place of the one before, or say why that one stays."""
+    former = find_tuning(connection, table)
+    kept = keeps_former(former, tuning) if former else None
+    if kept:
+        return replace(tuning, kept=kept)
     values = {
         **_of(table),
         "chosen": Jsonb(asdict(tuning.choice)),
@@ -70,6 +92,7 @@ def store_tuning(connection: Connection, table: VectorTable, tuning: Tuning) -> 
         "seconds": tuning.seconds,
     }
     connection.execute(query("tuner", "store"), values)
+    return tuning
 
 
 def find_tuning(connection: Connection, table: VectorTable) -> Tuned | None:

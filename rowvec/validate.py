@@ -18,15 +18,19 @@ from rowvec.vector_table import VectorTable
 _DECIDING_QUERIES = 1000
 
 
-def check_merge(merged: Merged) -> list[Check]:
-    """Does the vector table hold what the source says: by rows, by names and by checksum?"""
+def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
+    """Does the vector table hold what the source says: by rows, by names and by checksum?
+
+    ``of_files``: nobody writes to a source of files, but it may be replaced as a whole.
+    """
+    why = "the source's files were replaced while the run read them; " if of_files else ""
     checks = [
         Check(
             name="nothing missing",
             ok=not merged.missing,
             detail="every planned row has its vector"
             if not merged.missing
-            else f"{len(merged.missing):,} planned row(s) have no vector; run rowvec sync again",
+            else f"{len(merged.missing):,} row(s) have no vector as they are now; {why}run rowvec sync again",
             rows=merged.missing[:100],
         )
     ]

@@ -498,6 +498,9 @@ def test_a_table_without_chunks_is_built_anew_with_them_and_back(texts: Texts, s
     assert len(server.paid) == paid
     report = gallery.rebuild(split)
     assert (report.switched, report.consistent) == (True, True)
+    # Asked about source rows, whose neighbours are source rows, whatever the tables' keys.
+    assert report.comparison.questions > 0
+    assert report.comparison.shared > 0
     texts.assert_in_step()
     paid = len(server.paid)
     with pytest.raises(TargetError, match="rowvec rebuild"):

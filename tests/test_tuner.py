@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rowvec.database import Connection, connect
 from rowvec.errors import PipelineBusy, UsageError
 from rowvec.index import index_state
 from rowvec.pipeline import Recall
+from rowvec.progress import listening
 from rowvec.tuner import Budget, tune
 from rowvec.tunings import find_tuning, store_tuning
 from tests.vector_tables import create, filled, vector_table
@@ -72,8 +75,46 @@ def test_a_budget_too_small_says_what_was_not_measured(connection: Connection) -
     found = tune(connection, table, Recall(), Budget(seconds=0.001, rows=1_000))
     assert found.measured == ()
     assert len(found.skipped) >= 3
-    assert all("s, 0 left" in why for _, why in found.skipped)
+    assert {why for _, why in found.skipped} == {"no time was left for it"}
     assert found.choice.kind == "none"
+
+
+def test_a_tuning_without_time_does_not_replace_one_that_had_it(connection: Connection) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+    thorough = tune(connection, table, Recall(), SMALL)
+    graph = next(m.choice for m in thorough.measured if m.choice.kind == "hnsw")
+    assert store_tuning(connection, table, replace(thorough, choice=graph)).kept is None
+    hasty = store_tuning(connection, table, tune(connection, table, Recall(), Budget(seconds=0.001, rows=1_000)))
+    assert "stays" in (hasty.kept or "")
+    kept = find_tuning(connection, table)
+    assert kept is not None
+    assert kept.choice == graph
+    # One that had the time does, whatever it chose.
+    assert store_tuning(connection, table, thorough).kept is None
+    assert find_tuning(connection, table) != kept
+
+
+def test_a_graph_that_just_misses_is_drawn_again(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+    drawn: list[str] = []
+
+    def listener(stage: str, part: str, done: int, total: int) -> None:
+        if stage == "tune" and done < total and part.startswith("building"):
+            drawn.append(part)
+
+    # So little effort that bits alone miss, and any miss is near enough.
+    monkeypatch.setattr("rowvec.candidates._OVERSAMPLING", (1,))
+    monkeypatch.setattr("rowvec.tuner._NEARLY", 1.0)
+    with listening(listener):
+        found = tune(connection, table, Recall(at_least=1.0), SMALL)
+    best = {m.name.partition(",")[0]: m.recall for m in found.measured if m.choice.kind == "hnsw"}
+    missed = {name for name, recall in best.items() if recall < 1.0}
+    again = {part.removeprefix("building ").partition(",")[0] for part in drawn if part.endswith("drawn again")}
+    assert missed <= again
+    assert 0 < len(again) < len(drawn)
+    assert len({m.name for m in found.measured}) == len(found.measured)
 
 
 def test_a_small_table_is_not_tuned(connection: Connection) -> None:

@@ -22,7 +22,6 @@ from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline_file import load
 from rowvec.repair import prepare_repair
 from rowvec.report import SyncReport
-from rowvec.tuner import Budget
 
 app = typer.Typer(
     name="rowvec",
@@ -140,9 +139,9 @@ def index(
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure which index suits these vectors, and keep the choice for syncs.")
     ] = False,
-    seconds: Annotated[float, typer.Option(min=1, help="With --tune: what it may take.")] = 600,
-    memory: Annotated[int, typer.Option(min=64, help="With --tune: MiB that one build may take.")] = 2048,
-    rows: Annotated[int, typer.Option(min=1000, help="With --tune: rows copied at most.")] = 200_000,
+    seconds: Annotated[float | None, typer.Option(min=1, help="With --tune: what it may take; 600.")] = None,
+    memory: Annotated[int | None, typer.Option(min=64, help="With --tune: MiB that one build may take; 2,048.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1000, help="With --tune: rows copied at most; 200,000.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="With --tune: draw recall against latency and size into this file (.png, .svg).")
     ] = None,
@@ -151,11 +150,13 @@ def index(
 ) -> None:
     """See to the index: build what is missing, worn or wrong, and tell how it does; or find out which is best."""
     pipeline = load(file)
+    given = {"--seconds": seconds, "--memory": memory, "--rows": rows, "--plot": plot}
+    index_commands.check_options(tune=tune, rebuild=rebuild, given=[name for name, value in given.items() if value])
     if plot:
         index_commands.check_plot(plot)
     if tune:
         with shown_progress(err):
-            tuning = index_commands.tune(pipeline, Budget(seconds=seconds, memory=memory * 2**20, rows=rows))
+            tuning = index_commands.tune(pipeline, index_commands.budget(seconds, memory, rows))
         emit(tuning.as_json(), as_json, lambda: shown.tuning(tuning))
         if plot:
             index_commands.draw(tuning, plot)

@@ -58,4 +58,5 @@ class _Lines:
             if done < total and now - last < _LINE_SECONDS:
                 return
             self._last[stage, part] = now
-            self._console.print(f"{stage} {part}: {done:,} of {total:,}", highlight=False, markup=False)
+            how_far = "done" if done == total == 1 else f"{done:,} of {total:,}"
+            self._console.print(f"{stage} {part}: {how_far}", highlight=False, markup=False)

@@ -21,7 +21,7 @@ def sync(report: SyncReport) -> None:
     out.print(report.verdict(), style=style, markup=False, highlight=False)
     counts = {name: getattr(report, name) for name in (*_COUNTS, "pending")}
     _show_counts(f"Run {report.run_id} of {report.pipeline}", counts)
-    recall = "no index, exact search" if report.recall_at_k is None else f"recall@k {report.recall_at_k:.3f}"
+    recall = "no index, exact search" if report.recall_at_k is None else f"recall@{report.k} {report.recall_at_k:.3f}"
     out.print(
         f"{report.embedded:,} texts embedded, {report.reused:,} vectors reused; {report.tokens:,} tokens, "
         f"${report.cost_usd:,.4f}; {recall}; {report.seconds.get('total', 0):.1f} s",
@@ -34,7 +34,7 @@ def restore(report: RestoreReport) -> None:
     """A restore's report: verdict first."""
     style = "bold green" if report.consistent else "bold red"
     out.print(report.verdict(), style=style, markup=False, highlight=False)
-    recall = "no index, exact search" if report.recall_at_k is None else f"recall@k {report.recall_at_k:.3f}"
+    recall = "no index, exact search" if report.recall_at_k is None else f"recall@{report.k} {report.recall_at_k:.3f}"
     out.print(
         f"By {report.manifest}; {recall}; {report.seconds['total']:.1f} s. Nothing was embedded.", highlight=False
     )
@@ -57,11 +57,13 @@ def search(query: str, found: dict[str, Any]) -> None:
     if not results:
         out.print("Nothing found.")
         return
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, ...]] = []
     for number, result in enumerate(results, 1):
         named = [f"{v}" for name, v in result.items() if name not in _FIGURES and v is not None]
-        rows.append((str(number), f"{result['distance']:.3f}", f"{' · '.join(named)}\n{_short(result['content'])}"))
-    table(f"“{query}”", ("", "distance", "row"), rows, right=("", "distance"))
+        figures = [f"{result[name]:.3f}" for name in ("score", "distance") if name in result]
+        rows.append((str(number), *figures, f"{' · '.join(named)}\n{_short(result['content'])}"))
+    columns = ("", *(name for name in ("score", "distance") if name in results[0]), "row")
+    table(f"“{query}”", columns, rows, right=columns[:-1])
 
 
 def audit(found: dict[str, Any]) -> None:
@@ -129,7 +131,9 @@ def index(found: dict[str, Any]) -> None:
     if found["index"] is None:
         out.print(f"No index: {found['reason']}", markup=False, highlight=False)
         return
-    recall = "recall not measured" if found["recall_at_k"] is None else f"recall@k {found['recall_at_k']:.3f}"
+    recall = (
+        "recall not measured" if found["recall_at_k"] is None else f"recall@{found['k']} {found['recall_at_k']:.3f}"
+    )
     size = f"{found['bytes'] / 2**20:,.1f} MiB over {found['rows']:,} rows"
     what = f"{found['index']}: {found['kind']} on {found['on']}, {size}, {recall}. {found['reason']}"
     out.print(what, markup=False, highlight=False, soft_wrap=True)
@@ -163,7 +167,7 @@ def tuning(found: Tuning) -> None:
     for name, why in found.skipped:
         out.print(f"Not measured: {name}: {why}.", markup=False, highlight=False)
     out.print(found.reason, style="bold", markup=False, highlight=False, soft_wrap=True)
-    out.print("The next sync goes by it, and rowvec index at once.", highlight=False)
+    out.print(found.kept or "The next sync goes by it, and rowvec index at once.", markup=False, highlight=False)
 
 
 def rebuild(report: RebuildReport) -> None:
@@ -172,7 +176,8 @@ def rebuild(report: RebuildReport) -> None:
     recall = ["exact" if r is None else f"{r:.3f}" for r in (report.recall_before, report.recall_after)]
     out.print(
         f"{report.embedded:,} texts embedded, {report.reused:,} vectors reused; {report.tokens:,} tokens, "
-        f"${report.cost_usd:,.4f}; recall@k {recall[0]} before, {recall[1]} after; {report.seconds:.1f} s",
+        f"${report.cost_usd:,.4f}; recall@{report.comparison.k} {recall[0]} before, {recall[1]} after; "
+        f"{report.seconds:.1f} s",
         highlight=False,
     )
     if report.switched:
