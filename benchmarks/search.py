@@ -269,7 +269,7 @@ def _contend(
         row = _row(contender, setting, sweep, truth, built[1])
         for connections in (1, 2):
             pairs: list[tuple[Rate, Rate]] = []
-            for number in range(arguments.rounds):
+            for number in range(arguments.rounds + 1):
                 # Each in turn goes first; other work on the machine falls on both.
                 turns = [(peer, peers_setting), (contender, setting)]
                 rates = [
@@ -277,7 +277,8 @@ def _contend(
                     for c, s in (turns if number % 2 else turns[::-1])
                 ]
                 pairs.append((rates[0], rates[1]) if number % 2 else (rates[1], rates[0]))
-            row |= _rates(pairs, connections)
+            # The first round fills caches and maps pages.
+            row |= _rates(pairs[1:], connections)
         row["bytes_ratio"] = round(peers_built[0] / row["bytes"], 2) if row["bytes"] else None
         row["build_ratio"] = round(peers_built[1] / row["build_seconds"], 2) if row["build_seconds"] else None
         rows.append(row)

@@ -155,7 +155,10 @@ def distance_to(table: VectorTable, vector: sql.Composable) -> sql.Composed:
 
 
 def _hamming(table: VectorTable, vector: sql.Composable) -> sql.Composed:
-    return sql.SQL("(t.embedding_bits <~> binary_quantize({})::bit({}))").format(vector, sql.Literal(table.dimensions))
+    # In a SELECT of its own it is computed once, and not again for each candidate, whose order is told with it.
+    return sql.SQL("(t.embedding_bits <~> (SELECT binary_quantize({})::bit({})))").format(
+        vector, sql.Literal(table.dimensions)
+    )
 
 
 def _nearness(table: VectorTable, choice: IndexChoice, mode: Mode, vector: sql.Composable) -> sql.Composed:
@@ -166,7 +169,7 @@ def _nearness(table: VectorTable, choice: IndexChoice, mode: Mode, vector: sql.C
     asked = indexed_expression(table, choice, vector)
     if indexed is None or asked is None:
         return distance_to(table, vector)
-    return sql.SQL("({} {} {})").format(indexed, _OPERATORS[table.metric], asked)
+    return sql.SQL("({} {} (SELECT {}))").format(indexed, _OPERATORS[table.metric], asked)
 
 
 def _effort(choice: IndexChoice, shortlist: sql.Composable, oversampling: sql.Composable) -> sql.Composed:
