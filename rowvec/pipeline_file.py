@@ -12,6 +12,16 @@ from pydantic import ValidationError
 from rowvec.errors import UsageError
 from rowvec.pipeline import Pipeline
 
+
+class _Loader(yaml.SafeLoader):
+    """As YAML 1.2 has it: only true and false are truth values, so that ``on``, a key of the index, is a word."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 # PyYAML's own attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 _KINDS = frozenset({"postgres", "csv", "parquet", "openai", "azure_openai", "local", "column"})
 
 _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
@@ -21,6 +31,7 @@ _LONGEST = 1_000_000
 _DEEPEST = 32
 _QUOTED = re.compile(r"'[^']{2,}'")
 _MOST_VALUES = 10_000
+_PATH = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)+\b")
 
 
 def load(path: Path) -> Pipeline:
@@ -34,9 +45,9 @@ def load(path: Path) -> Pipeline:
         raise UsageError(f"{path}: cannot be read ({_reason(error)})") from None
     try:
         _refuse_oddities(path, text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         _check_nodes(path, node)
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 # a safe loader, with fewer truth values
     except ValueError as error:
         # A number of thousands of digits, the 45th of a month.
         raise UsageError(f"{path}: not YAML: a value in it cannot be read ({error}); put it in quotes") from None
@@ -74,6 +85,10 @@ def _explained(node: yaml.Node | None, error: dict[str, Any]) -> tuple[int, str]
     keys = [part for part in error["loc"] if part not in _KINDS]
     line, found = _line_of(node, keys)
     message = error["msg"].removeprefix("Value error, ")
+    if not keys:
+        # What is wrong between two parts names them by their paths: the first that the file has is where to look.
+        named = (_line_of(node, list(path.split("."))) for path in _PATH.findall(message))
+        line = next((there for there, whole in named if whole), line)
     if error["type"] == "extra_forbidden":
         message = "unknown key; `rowvec schema` lists the known ones"
     where = ".".join(str(key) for key in keys) or "the file"
@@ -103,7 +118,7 @@ def _refuse_oddities(path: Path, text: str) -> None:
         raise UsageError(f"{path}: has {len(text):,} characters, and a pipeline file at most {_LONGEST:,}")
     depth = 0
     # Events come from a loop; everything after them is a recursion.
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_Loader):
         where = f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}"
         tag: object = getattr(event, "tag", None)
         if tag not in (None, "!", "tag:yaml.org,2002:str"):

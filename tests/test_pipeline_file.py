@@ -79,6 +79,12 @@ def test_a_missing_variable_is_named_with_its_key(tmp_path: Path, monkeypatch: p
         ("key: [id]", "key: [id", 6, "not YAML"),
         ("key: [id]", "key: [id]\n  metadata: [embedding]", 2, "has the name of a column of the vector table"),
         ("key: [id]", "key: [id]\n  metadata: [id]", 2, "is named twice"),
+        (
+            "  table: vectors.articles",
+            "  table: vectors.articles\n  bits: no\nindex:\n  on: bits",
+            16,
+            "index.on is bits",
+        ),
         ("  dimensions: 256", "  dimensions: 256\n  api_key: sk-hunter2", 12, "embedder.api_key: holds a secret"),
     ],
 )
@@ -90,6 +96,14 @@ def test_a_mistake_is_named_by_file_line_and_key(tmp_path: Path, old: str, new: 
     assert message.startswith(f"{file}:{line}: ")
     assert says in message
     assert "hunter2" not in message
+
+
+def test_the_words_of_yaml_1_1_for_true_and_false_are_words(tmp_path: Path) -> None:
+    pipeline = load(write(tmp_path, GOOD + "index:\n  kind: hnsw\n  on: bits\n"))
+    assert (pipeline.index.kind, pipeline.index.on) == ("hnsw", "bits")
+    for written, meant in (("true", True), ("false", False), ("yes", True), ("no", False), ("off", False)):
+        text = GOOD.replace("target:", f"target:\n  bits: {written}")
+        assert load(write(tmp_path, text)).target.bits is meant
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
