@@ -95,4 +95,21 @@ class ColumnEmbedder(Part):
     model: str = Field(default="column", description="What made the vectors; part of their identity.")
 
 
-Embedder = Annotated[OpenAIEmbedder | AzureOpenAIEmbedder | LocalEmbedder | ColumnEmbedder, Field(discriminator="kind")]
+class LocalImageEmbedder(Part):
+    """A descriptor of colour, shape and texture: no network, no cost; finds look-alikes only, and takes no text."""
+
+    kind: Literal["local_image"]
+    model: Literal["colour-texture"] = Field(default="colour-texture", description="The only one so far.")
+    dimensions: Literal[256] = Field(default=256, description="The descriptor's own length, 256.")
+    max_pixels: int = Field(
+        default=50_000_000,
+        gt=0,
+        le=89_000_000,
+        description="Width times height; an image of more is set aside before it is decoded.",
+    )
+
+
+Embedder = Annotated[
+    OpenAIEmbedder | AzureOpenAIEmbedder | LocalEmbedder | ColumnEmbedder | LocalImageEmbedder,
+    Field(discriminator="kind"),
+]

@@ -1,8 +1,8 @@
-"""The vector of a search query: one text, and either a vector or a sentence on why there is none."""
+"""The vector of a search query: one text or one image, and either a vector or a sentence on why there is none."""
 
 from __future__ import annotations
 
-from rowvec.embedders.protocol import Embedder, Vectors
+from rowvec.embedders.protocol import Embedder, Image, ImageEmbedder, Vectors
 from rowvec.errors import UsageError
 
 
@@ -25,3 +25,16 @@ def embed_query(embedder: Embedder, text: str) -> Vectors:
         if len(answer.positions):
             return answer.vectors[0]
     raise UsageError("the embedder gave no vector for the query; search for something else")
+
+
+def embed_image_query(embedder: ImageEmbedder, image: Image) -> Vectors:
+    """``(d,)``: the vector of an image to search by.
+
+    Raises ``UsageError`` where the image has no vector, and what ``embed_images`` raises.
+    """
+    for answer in embedder.embed_images([image]):
+        for refusal in answer.rejected.values():
+            raise UsageError(f"{image.name} has no vector ({refusal.detail}); search by another image")
+        if len(answer.positions):
+            return answer.vectors[0]
+    raise UsageError(f"the embedder gave no vector for {image.name}; search by another image")
