@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from PIL import Image as pillow
 
 from rowvec import pipeline_embedders
+from rowvec.embedders.answers import defect, usable
+from rowvec.embedders.descriptor import DIMENSIONS, SIDE, describe
 from rowvec.embedders.protocol import Answer, Image, Vectors
 from rowvec.errors import RowError, UsageError
 from rowvec.fingerprint import Identity
+from rowvec.pictures import decoded
 
+# 1: decoded on white, the right way up, and described as in descriptor.py.
 _PREPROCESSING = 1
-DIMENSIONS = 256
+
+_ANSWER_IMAGES = 256
 
 
 class LocalImage:
-    """Rough first version."""
+    """Finds look-alikes: images with the same colours in the same places, and edges that run the same way."""
 
     def __init__(self, config: pipeline_embedders.LocalImageEmbedder) -> None:
         self._config = config
@@ -27,7 +30,10 @@ class LocalImage:
     def identity(self) -> Identity:
         """See ``Embedder``."""
         return Identity(
-            provider="local_image", model="colour-texture", dimensions=DIMENSIONS, preprocessing=_PREPROCESSING
+            provider="local_image",
+            model=self._config.model,
+            dimensions=self._config.dimensions,
+            preprocessing=_PREPROCESSING,
         )
 
     @property
@@ -36,25 +42,30 @@ class LocalImage:
         return False
 
     def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
-        """Raises ``UsageError``."""
+        """Raises ``UsageError``: there is no vector of a text here."""
         del texts
-        raise UsageError("local_image cannot take text")
+        raise UsageError(
+            "the embedder local_image knows how images look and nothing of words: search by an image with --image "
+            "PATH, or use an embedder that takes both, such as azure_vision"
+        )
 
     def embed_images(self, images: Iterable[Image]) -> Iterator[Answer]:
-        """See ``ImageEmbedder``."""
+        """See ``ImageEmbedder``. Vectors have length 1."""
+        vectors = np.empty((_ANSWER_IMAGES, DIMENSIONS), np.float32)
+        positions, rejected = list[int](), dict[int, RowError]()
         for position, image in enumerate(images):
             try:
-                with pillow.open(io.BytesIO(image.read())) as picture:
-                    small = np.resize(
-                        np.asarray(picture.convert("RGB").resize((8, 8)), np.float32).reshape(-1) + 1, 256
-                    )
+                picture = decoded(image.read(), image.name, at_least=SIDE, most_pixels=self._config.max_pixels)
+                vectors[len(positions)] = describe(picture)
             except RowError as error:
-                yield Answer(positions=np.empty(0, np.int64), vectors=_none(), rejected={position: error})
-            except (OSError, ValueError) as error:
-                refused = RowError("invalid_input", f"{image.name} is no image that can be decoded: {error}")
-                yield Answer(positions=np.empty(0, np.int64), vectors=_none(), rejected={position: refused})
+                rejected[position] = error
             else:
-                yield Answer(positions=np.array([position]), vectors=(small / np.linalg.norm(small))[None])
+                positions.append(position)
+            if len(positions) + len(rejected) == _ANSWER_IMAGES:
+                yield _answer(positions, vectors, rejected)
+                positions, rejected = [], {}
+        if positions or rejected:
+            yield _answer(positions, vectors, rejected)
 
     def count_tokens(self, texts: list[str]) -> int:
         """0: nothing is billed."""
@@ -67,5 +78,9 @@ class LocalImage:
         return 0.0
 
 
-def _none() -> Vectors:
-    return np.empty((0, DIMENSIONS), np.float32)
+def _answer(positions: list[int], vectors: Vectors, rejected: dict[int, RowError]) -> Answer:
+    found, of = vectors[: len(positions)].copy(), np.array(positions, np.int64)
+    good = usable(found)
+    for i in np.flatnonzero(~good):
+        rejected[int(of[i])] = RowError("invalid_vector", defect(found[i]))
+    return Answer(positions=of[good], vectors=found[good], rejected=rejected)
