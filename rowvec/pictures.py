@@ -20,7 +20,7 @@ MOST_PIXELS = 50_000_000
 
 # A file may say that it is a TIFF of one pixel and a million wide strips: what a decoder makes of such a thing is any
 # of these. No list is complete by documentation; this one is what mutated files of every format have been seen to do.
-_BROKEN = (
+BROKEN = (
     OSError,
     ValueError,
     SyntaxError,
@@ -36,6 +36,7 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
+"""What a decoder raises over a file that is not as its format says."""
 
 _WHITE = (255, 255, 255)
 _GREYS_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -59,7 +60,7 @@ def decoded(content: bytes, name: str, *, at_least: int, most_pixels: int = MOST
         raise RowError("too_long", f"{name} has more pixels than {most_pixels:,}") from None
     except pillow.UnidentifiedImageError:
         raise RowError("invalid_input", f"{name} is not an image of a kind that is known ({_known()})") from None
-    except _BROKEN as error:
+    except BROKEN as error:
         raise RowError("invalid_input", f"{name} is an image that cannot be decoded: {_said(error)}") from None
 
 

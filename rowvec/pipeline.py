@@ -13,6 +13,9 @@ from rowvec.pipeline_sources import RENAME, Source
 HYBRID_COLUMNS = frozenset({"score", "vector_rank", "text_rank"})
 """Columns that a hybrid search adds to its results."""
 
+IMAGE_EMBEDDERS = ("azure_vision", "local_image")
+"""Kinds of embedders that make vectors of images."""
+
 
 class Target(Part):
     """The vector table."""
@@ -131,6 +134,7 @@ class Pipeline(Part):
 
     @model_validator(mode="after")
     def _content_or_vectors(self) -> Pipeline:
+        self._check_images()
         if self.source.content is None and self.embedder.kind != "column":
             raise ValueError("source.content is needed: the template of the text to embed")
         if self.index.on == "bits" and not self.target.bits:
@@ -140,6 +144,18 @@ class Pipeline(Part):
         if taken:
             raise ValueError(f"column {min(taken)!r} has the name of a column that hybrid search gives; {RENAME}")
         return self
+
+    def _check_images(self) -> None:
+        images, kind = self.source.kind == "images", self.embedder.kind
+        if images and kind not in (*IMAGE_EMBEDDERS, "column"):
+            raise ValueError(
+                f"source.kind is images, and an embedder of kind {kind} takes texts; use "
+                f"{' or '.join(IMAGE_EMBEDDERS)}, or column where the source has the vectors"
+            )
+        if not images and kind in IMAGE_EMBEDDERS:
+            raise ValueError(f"an embedder of kind {kind} takes images; set source.kind to images")
+        if images and self.search.hybrid:
+            raise ValueError("search.hybrid ranks by words, and images have none; leave it out")
 
     def _check_chunks(self) -> None:
         chunks, embedder = self.source.chunks, self.embedder
