@@ -29,6 +29,10 @@ def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
             from rowvec.embedders.column import SourceColumn
 
             return SourceColumn(embedder)
+        case "azure_vision":
+            from rowvec.embedders.azure_vision import AzureVision
+
+            return AzureVision(embedder)
         case "local_image":
             from rowvec.embedders.local_image import LocalImage
 
@@ -38,6 +42,10 @@ def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
 def open_image_embedder(embedder: pipeline_embedders.Embedder) -> ImageEmbedder:
     """As ``open_embedder``, of those that take images. Raises ``UsageError`` for the others."""
     match embedder.kind:
+        case "azure_vision":
+            from rowvec.embedders.azure_vision import AzureVision
+
+            return AzureVision(embedder)
         case "local_image":
             from rowvec.embedders.local_image import LocalImage
 
