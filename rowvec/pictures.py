@@ -15,8 +15,8 @@ from rowvec.errors import RowError
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO")
 """What is decoded. Pillow knows more, of which some (EPS) start another program."""
 
-# More than any screen shows; beyond 89 million Pillow itself warns, and refuses twice that.
-MOST_PIXELS = 50_000_000
+# Beyond 89 million Pillow itself warns, and refuses twice that.
+MOST_PIXELS = 89_000_000
 
 # A file may say that it is a TIFF of one pixel and a million wide strips: what a decoder makes of such a thing is any
 # of these. No list is complete by documentation; this one is what mutated files of every format have been seen to do.
@@ -52,16 +52,18 @@ def decoded(content: bytes, name: str, *, at_least: int, most_pixels: int = MOST
         with pillow.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > most_pixels:
-                raise RowError("too_long", f"{name} has {width:,} x {height:,} pixels, more than {most_pixels:,}")
+                raise RowError(
+                    "image_too_large", f"{name} has {width:,} x {height:,} pixels, more than {most_pixels:,}"
+                )
             # JPEG only: an eighth of the pixels need never be computed.
             picture.draft("RGB", (at_least, at_least))
             return _rgb(ImageOps.exif_transpose(picture))
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
-        raise RowError("too_long", f"{name} has more pixels than {most_pixels:,}") from None
+        raise RowError("image_too_large", f"{name} has more pixels than {most_pixels:,}") from None
     except pillow.UnidentifiedImageError:
-        raise RowError("invalid_input", f"{name} is not an image of a kind that is known ({_known()})") from None
+        raise RowError("not_an_image", f"{name} is not an image of a kind that is known ({_known()})") from None
     except BROKEN as error:
-        raise RowError("invalid_input", f"{name} is an image that cannot be decoded: {_said(error)}") from None
+        raise RowError("broken_image", f"{name} is an image that cannot be decoded: {_said(error)}") from None
 
 
 def _rgb(picture: pillow.Image) -> pillow.Image:

@@ -138,12 +138,6 @@ class LocalImageEmbedder(Part):
     kind: Literal["local_image"]
     model: Literal["colour-texture"] = Field(default="colour-texture", description="The only one so far.")
     dimensions: Literal[256] = Field(default=256, description="The descriptor's own length, 256.")
-    max_pixels: int = Field(
-        default=50_000_000,
-        gt=0,
-        le=89_000_000,
-        description="Width times height; an image of more is set aside before it is decoded.",
-    )
 
 
 Embedder = Annotated[

@@ -121,18 +121,21 @@ def test_an_image_is_a_query_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [(b"no image", "InvalidImageFormat"), (b"\x89PNG" + bytes(20 * 2**20), "20,971,524 bytes")],
+    ("content", "reason", "said"),
+    [
+        (b"no image", "invalid_input", "InvalidImageFormat"),
+        (b"\x89PNG" + bytes(20 * 2**20), "image_too_large", "20,971,524 bytes"),
+    ],
     ids=["no image", "too large"],
 )
-def test_one_bad_image_stays_one_bad_image(content: bytes, said: str) -> None:
+def test_one_bad_image_stays_one_bad_image(content: bytes, reason: str, said: str) -> None:
     with serve() as server:
         images = [image(0, content), image(1), image(2)]
         vectors, rejected, transactions = gathered(embedder(server).embed_images(images))
         sizes = [len(request.content) for request in server.requests]
     assert sorted(vectors) == [1, 2]
     assert transactions == 2
-    assert rejected[0].reason == "invalid_input"
+    assert rejected[0].reason == reason
     assert "0.png" in rejected[0].detail
     assert said in rejected[0].detail
     assert max(sizes) < 20 * 2**20

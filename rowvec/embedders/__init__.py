@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rowvec import pipeline_embedders
 from rowvec.embedders.protocol import Embedder, ImageEmbedder
-from rowvec.embedders.question import embed_image_query, embed_query
+from rowvec.embedders.question import embed_image_query, embed_query, image_in
 from rowvec.errors import UsageError
 
-__all__ = ["embed_image_query", "embed_query", "open_embedder", "open_image_embedder"]
+__all__ = ["embed_image_query", "embed_query", "image_in", "open_embedder", "open_image_embedder"]
 
 
 def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
@@ -52,6 +52,6 @@ def open_image_embedder(embedder: pipeline_embedders.Embedder) -> ImageEmbedder:
             return LocalImage(embedder)
         case _:
             raise UsageError(
-                f"an embedder of kind {embedder.kind} takes no images; use azure_vision or local_image, or give "
-                "source.content a text"
+                f"an embedder of kind {embedder.kind} takes no images: search by a text; azure_vision and local_image "
+                "take images"
             )

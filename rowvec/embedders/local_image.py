@@ -55,7 +55,7 @@ class LocalImage:
         positions, rejected = list[int](), dict[int, RowError]()
         for position, image in enumerate(images):
             try:
-                picture = decoded(image.read(), image.name, at_least=SIDE, most_pixels=self._config.max_pixels)
+                picture = decoded(image.read(), image.name, at_least=SIDE)
                 vectors[len(positions)] = describe(picture)
             except RowError as error:
                 rejected[position] = error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mimetypes
+from pathlib import Path
+
 from rowvec.embedders.protocol import Embedder, Image, ImageEmbedder, Vectors
 from rowvec.errors import UsageError
 
@@ -38,3 +41,18 @@ def embed_image_query(embedder: ImageEmbedder, image: Image) -> Vectors:
         if len(answer.positions):
             return answer.vectors[0]
     raise UsageError(f"the embedder gave no vector for {image.name}; search by another image")
+
+
+def image_in(path: Path) -> Image:
+    """The image in a file, to search by. Raises ``UsageError`` where there is no such file; ``read`` does too."""
+
+    def read() -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"the image {path} cannot be read ({error.strerror}); name another one") from None
+
+    if not path.is_file():
+        raise UsageError(f"there is no image {path}; name a file to search by")
+    media_type, _ = mimetypes.guess_type(path)
+    return Image(name=path.name, media_type=media_type or "application/octet-stream", read=read)

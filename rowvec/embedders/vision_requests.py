@@ -197,7 +197,7 @@ def _bytes_of(content: Image | str) -> bytes | str:
         return content
     read = content.read()
     if len(read) > MOST_BYTES:
-        raise RowError("invalid_input", f"{len(read):,} bytes, and Azure AI Vision takes {MOST_BYTES:,}")
+        raise RowError("image_too_large", f"{len(read):,} bytes, and Azure AI Vision takes {MOST_BYTES:,}")
     return read
 
 
