@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 
 from rowvec.errors import UsageError
 from rowvec.found_pictures import FoundPicture
@@ -20,6 +22,7 @@ _CELL_INCHES = (2.3, 2.95)
 _HEAD_INCHES = 0.55
 _TITLE_CHARS, _DETAIL_CHARS = 30, 36
 _GREY = "#666666"
+_HAIRLINE = "#dddddd"
 _QUERY = "#c2410c"
 
 
@@ -31,7 +34,7 @@ def draw_grid(question: str, pictures: Sequence[FoundPicture], into: Path) -> No
     columns = max(1, min(_COLUMNS, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
     size = columns * _CELL_INCHES[0], rows * _CELL_INCHES[1] + _HEAD_INCHES
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08), facecolor="white")
     # A canvas of its own: no window, no state that other figures share.
     FigureCanvasAgg(figure)
     head = textwrap.shorten(question, 30 * columns, placeholder=" …")
@@ -58,6 +61,9 @@ def _draw(cell: Axes, picture: FoundPicture) -> None:
         cell.set_aspect("equal")
         cell.text(0.5, 0.5, "not in the store", ha="center", va="center", color=_GREY, fontsize=9)
     else:
+        cell.add_patch(
+            Rectangle((-0.5, -0.5), *picture.thumbnail.size, fill=False, color=_HAIRLINE, linewidth=0.8, clip_on=False)
+        )
         cell.imshow(np.asarray(picture.thumbnail), interpolation="lanczos")
         # On a square of paper, so that titles and captions stand in line whatever the pictures' shapes.
         width, height = picture.thumbnail.size
@@ -66,7 +72,7 @@ def _draw(cell: Axes, picture: FoundPicture) -> None:
         cell.set_ylim((height + side) / 2 - 0.5, (height - side) / 2 - 0.5)
     for spine in cell.spines.values():
         spine.set_visible(is_query or picture.thumbnail is None)
-        spine.set_color(_QUERY if is_query else "#cccccc")
+        spine.set_color(_QUERY if is_query else _HAIRLINE)
         spine.set_linewidth(2.0 if is_query else 0.8)
     title = textwrap.shorten(picture.title, _TITLE_CHARS, placeholder=" …") or picture.title[:_TITLE_CHARS]
     cell.set_title(title, fontsize=9, loc="left", color=_QUERY if is_query else "black", parse_math=False)
