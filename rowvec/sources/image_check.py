@@ -74,7 +74,8 @@ def _verify(picture: pillow.Image, *, large: bool) -> None:
 
 
 def _media_type(picture: pillow.Image) -> str:
-    found = picture.get_format_mimetype() or f"image/{(picture.format or '').lower()}"
+    # A JPEG that holds several images, as some cameras make them, is one of those too.
+    found = pillow.MIME.get(picture.format or "", "")
     found = _MEDIA_TYPES.get(found, found)
     if found not in SUFFIXES:
         raise pillow.UnidentifiedImageError
