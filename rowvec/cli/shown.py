@@ -83,13 +83,14 @@ def prune(found: Pruned) -> None:
     """What was let go of, or would be."""
     counts = {
         "artifacts": found.artifacts,
+        "images": found.images,
         "journal_entries": found.journal_entries,
         "manifests": found.manifests,
         "kept_artifacts": found.kept_artifacts,
         "compacted": found.compacted,
     }
     _show_counts("Deleted" if found.applied else "Would go", counts)
-    out.print(f"{found.bytes:,} bytes of artifacts.", highlight=False)
+    out.print(f"{found.bytes:,} bytes of artifacts, {found.image_bytes:,} of images.", highlight=False)
     if not found.applied:
         out.print("Nothing was changed; run again with --apply to delete them.")
 

@@ -32,3 +32,29 @@ WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(
 -- name: known
 SELECT encode(sha256, 'hex'), media_type, bytes, place FROM rowvec.images
 WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(%(sha256s)s::text[]) AS s)
+
+-- name: shown -- the images that the vector tables of all generations show
+CREATE TEMP TABLE shown_images (sha256 bytea NOT NULL)
+
+-- name: show
+INSERT INTO shown_images
+SELECT DISTINCT decode(substr(content, 8), 'hex') FROM {table} WHERE content ~ '^sha256:[0-9a-f]{{64}}$'
+
+-- name: tables -- of the generations that were not dropped
+SELECT table_schema, table_name FROM rowvec.pipelines
+WHERE family = %(family)s AND state <> 'dropped'
+  AND to_regclass(format('%%I.%%I', table_schema, table_name)) IS NOT NULL
+
+-- name: unneeded -- no table shows them, no run that is kept did, and no row has come with them since
+SELECT encode(i.sha256, 'hex'), i.media_type, i.bytes, i.place
+FROM rowvec.images AS i
+WHERE i.family = {family} AND i.noted_at < now() - {age}
+  AND NOT EXISTS (SELECT FROM shown_images AS s WHERE s.sha256 = i.sha256)
+  AND NOT EXISTS (
+      SELECT FROM needed AS n
+      WHERE n.fingerprint = sha256({identity}::bytea || convert_to('sha256:' || encode(i.sha256, 'hex'), 'UTF8')))
+ORDER BY i.sha256
+
+-- name: forget
+DELETE FROM rowvec.images
+WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(%(sha256s)s::text[]) AS s)
