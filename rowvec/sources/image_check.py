@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import warnings
 from dataclasses import dataclass
 
 import PIL.Image as pillow
@@ -19,6 +20,9 @@ _MEDIA_TYPES = {"image/vnd.microsoft.icon": "image/x-icon", "image/mpo": "image/
 # Decoding takes some bytes a pixel: of images beyond this, one at a time, however many threads look at files.
 _LARGE_PIXELS = 4_000_000
 _one_large = threading.Lock()
+
+# Pillow tells of oddities in a file on stderr, by itself and without its name. Those that matter come as exceptions.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
