@@ -58,7 +58,7 @@ def _signing(client: ContainerClient, account_url: str, start: datetime, expiry:
     if not isinstance(credential, TokenCredential):
         return None
     try:
-        with BlobServiceClient(account_url, credential=credential) as service:
+        with BlobServiceClient(account_url, credential=credential, retry_total=0, connection_timeout=10) as service:
             return {"user_delegation_key": service.get_user_delegation_key(start, expiry)}
     except AzureError:
         # Not allowed to, or not answered: a picture without a link is still a picture.
