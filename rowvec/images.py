@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from uuid import uuid4
 
 from psycopg import sql
@@ -188,15 +189,19 @@ def _each(
     pool: ThreadPoolExecutor, work: Callable[[KnownImage], bool], images: Iterator[KnownImage]
 ) -> Iterator[tuple[KnownImage, bool]]:
     """Each image with what its work gave, as it is done. After a failure nothing new is begun."""
+    # Futures put themselves here when they are done: to wait for any of them costs as much as there are.
+    ended: SimpleQueue[Future[bool]] = SimpleQueue()
     under_way: dict[Future[bool], KnownImage] = {}
     try:
         while True:
             for image in islice(images, _WAITING - len(under_way)):
-                under_way[pool.submit(work, image)] = image
+                future = pool.submit(work, image)
+                under_way[future] = image
+                future.add_done_callback(ended.put)
             if not under_way:
                 return
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                yield under_way.pop(future), future.result()
+            future = ended.get()
+            yield under_way.pop(future), future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

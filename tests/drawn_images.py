@@ -40,7 +40,7 @@ def save(number: int, path: Path, side: int = _SIDE) -> Path:
     return path
 
 
-def fill(folder: Path, count: int) -> list[Path]:
+def fill(folder: Path, count: int, side: int = _SIDE) -> list[Path]:
     """So many images in three folders, of five kinds."""
     names = (f"room {n % 3}/painting-{n:04}.{_SUFFIXES[n % len(_SUFFIXES)]}" for n in range(count))
-    return [save(number, folder / name) for number, name in enumerate(names)]
+    return [save(number, folder / name, side) for number, name in enumerate(names)]
