@@ -135,9 +135,10 @@ def main() -> None:
                 os.environ["BENCHMARK_BLOB_KEY"] = container.key
                 before = time.monotonic()
                 pair[name] = bare(container, files) if name == "bare" else ours(pipeline_into(container, folder))
+                one = pair[name]
                 print(
-                    f"{repeat} {name:5} {pair[name].rate:8.1f} images/s, {1e3 * pair[name].cpu / count:.2f} ms of CPU each, {pair[name].seconds:.1f} of "
-                    f"{time.monotonic() - before:.1f} s, peak {peak():.0f} MB",
+                    f"{repeat} {name:5} {one.rate:8.1f} images/s, {1e3 * one.cpu / count:.2f} ms of CPU each, "
+                    f"{one.seconds:.1f} of {time.monotonic() - before:.1f} s, peak {peak():.0f} MB",
                     flush=True,
                 )
             peaks.append(peak())

@@ -148,6 +148,12 @@ def test_what_cannot_be_listed_is_not_gone(source: Connection, tmp_path: Path) -
     assert len(contents(source)) == 6
 
 
+def test_a_store_inside_the_folder_is_refused(source: Connection, tmp_path: Path) -> None:
+    fill(tmp_path / "images", 3)
+    with pytest.raises(SourceError, match="would become rows"):
+        sync(pipeline(tmp_path / "images", {"url": str(tmp_path / "images/kept")}))
+
+
 @given(st.binary(max_size=400))
 def test_any_bytes_are_an_image_or_a_reject(content: bytes) -> None:
     for head in (b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF\x10\0\0\0WEBPVP8 ", b"II*\0", b"BM"):

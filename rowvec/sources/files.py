@@ -312,6 +312,12 @@ def _with_images(
     pipeline: Pipeline, source: ImagesSource, read: FileFormat, paths: list[Path], place: Path
 ) -> tuple[FileFormat, list[Path]]:
     """The same rows with what their images are, looked at once; and how they are read."""
+    kept = Path(pipeline.artifacts.url)
+    if not is_url(pipeline.artifacts.url) and any(kept.resolve().is_relative_to(p.resolve()) for p in paths):
+        raise SourceError(
+            f"artifacts.url, {kept}, is inside source.path: images that are kept there would become rows; move one of "
+            "them"
+        )
     places, prepared = open_places(source), list[Path]()
     own = [pipeline.embedder.column] if pipeline.embedder.kind == "column" else []
     columns = list(dict.fromkeys([*source.key, *source.metadata, source.content.image, *own]))

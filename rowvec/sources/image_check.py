@@ -38,6 +38,11 @@ class Checked:
     """In pixels, as stored: a camera's note on which side is up is not taken into account."""
 
 
+# A run reads its images three times. What the same bytes are need be found out once; 20 MB at most.
+_MOST_KNOWN = 65_536
+_known: dict[tuple[str, int], Checked] = {}
+
+
 def check(content: bytes, name: str, max_pixels: int) -> Checked:
     """Look at an image file's bytes.
 
@@ -46,6 +51,17 @@ def check(content: bytes, name: str, max_pixels: int) -> Checked:
     """
     if not content:
         raise RowError("broken_image", f"{name} is empty")
+    sha256 = hashlib.sha256(content).hexdigest()
+    known = _known.get((sha256, max_pixels))
+    if known is None:
+        known = _looked_at(content, sha256, name, max_pixels)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[sha256, max_pixels] = known
+    return known
+
+
+def _looked_at(content: bytes, sha256: str, name: str, max_pixels: int) -> Checked:
     try:
         with pillow.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
@@ -60,7 +76,7 @@ def check(content: bytes, name: str, max_pixels: int) -> Checked:
     except BROKEN as error:
         said = "".join(c for c in " ".join(str(error).split()) if c.isprintable())[:200]
         raise RowError("broken_image", f"{name} is cut or broken: {said or type(error).__name__}") from None
-    return Checked(sha256=hashlib.sha256(content).hexdigest(), media_type=media_type, width=width, height=height)
+    return Checked(sha256=sha256, media_type=media_type, width=width, height=height)
 
 
 def _verify(picture: pillow.Image, *, large: bool) -> None:

@@ -146,7 +146,7 @@ def prepare(
             seen = list(pool.map(partial(look, places, source.max_pixels), written))
             out.write_batch(_with_found(batch, seen, listing=listing))
             done += batch.num_rows
-            tell("extract", "images", done, max(done, total))
+            tell("read", "images", done, max(done, total))
 
 
 def look(places: Places, max_pixels: int, written: bytes | None) -> Seen:
