@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from rowvec.errors import UsageError
 from rowvec.pipeline import Pipeline
 
-_KINDS = frozenset({"postgres", "csv", "parquet", "openai", "azure_openai", "local", "column", "images", "local_image", "azure_vision"})
+_KINDS = frozenset(
+    {"postgres", "csv", "parquet", "openai", "azure_openai", "local", "column", "images", "local_image", "azure_vision"}
+)
 
 _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
