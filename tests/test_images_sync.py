@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +22,8 @@ from rowvec import stages
 from rowvec.audit import run_audit
 from rowvec.commands import plan, rejects
 from rowvec.database import Connection
+from rowvec.embedders import open_image_embedder
+from rowvec.embedders.protocol import Image
 from rowvec.pipeline import Pipeline
 from rowvec.references import resolve
 from rowvec.retention import prune
@@ -26,7 +31,7 @@ from rowvec.stores import open_store
 from tests.azurite import Container
 from tests.command import PrefectServer, start, write_pipeline
 from tests.drawn_images import fill, save
-from tests.gallery import sync
+from tests.gallery import rebuild, sync
 
 COUNT = 300
 
@@ -162,6 +167,17 @@ def test_images_go_with_their_rows_when_they_are_pruned(source: Connection, few:
     assert len(kept(paintings)) == 10
 
 
+def test_a_generation_that_is_not_read_keeps_its_images(source: Connection, few: Path, tmp_path: Path) -> None:
+    paintings = pipeline(few, local(tmp_path))
+    sync(paintings)
+    halves = paintings.model_copy(update={"target": paintings.target.model_copy(update={"precision": "float16"})})
+    rebuild(halves, to_switch=False)
+    sorted(few.rglob("*.png"))[0].unlink()
+    sync(paintings)
+    assert prune(paintings, timedelta(0), apply=True).images == 0
+    assert len(kept(paintings)) == 10
+
+
 def test_a_month_keeps_what_an_older_run_shows(source: Connection, few: Path, tmp_path: Path) -> None:
     paintings = pipeline(few, local(tmp_path))
     sync(paintings)
@@ -257,6 +273,7 @@ def test_a_file_that_changes_under_a_run_is_the_next_rounds(
     """Between the upload and the embedding, and between the embedding and the merge."""
     paintings = pipeline(few, local(tmp_path))
     files = sorted(path for path in few.rglob("*") if path.is_file())
+    first = files[0].read_bytes()
     embed_rows, merge_rows = stages.embed_rows, stages.merge_rows
     waiting = {"embed", "merge"}
 
@@ -279,6 +296,16 @@ def test_a_file_that_changes_under_a_run_is_the_next_rounds(
     assert report.consistent
     assert report.rejected == 0
     assert contents(source) == expected(few)
+    # As it was when the run began: its vector is had, and is that of these bytes, not of those that were there then.
+    files[0].write_bytes(first)
+    report = sync(paintings)
+    assert (report.changed, report.embedded, report.reused) == (1, 0, 1)
+    name = files[0].relative_to(few).as_posix()
+    row = source.execute("SELECT embedding::text FROM vectors.paintings WHERE image_file = %s", (name,)).fetchone()
+    image = Image(name=name, media_type="image/png", read=lambda: first)
+    (answer,) = open_image_embedder(paintings.embedder).embed_images([image])
+    assert row is not None
+    assert np.allclose(json.loads(row[0]), answer.vectors[0], atol=1e-6)
 
 
 def test_embedding_elsewhere_takes_images_from_the_store(
@@ -303,20 +330,28 @@ def test_embedding_elsewhere_takes_images_from_the_store(
 
 @pytest.mark.flow
 def test_a_kill_in_the_upload_is_gone_on_from(
-    source: Connection, folder: Path, tmp_path: Path, prefect_server: PrefectServer
+    source: Connection, database_url: str, folder: Path, tmp_path: Path, prefect_server: PrefectServer
 ) -> None:
     paintings = pipeline(folder, local(tmp_path))
     file = write_pipeline(paintings, tmp_path)
 
-    def noted() -> bool:
-        row = source.execute("SELECT count(*) FROM rowvec.images WHERE uploaded_at IS NOT NULL").fetchone()
-        return row is not None and row[0] > 0
+    with psycopg.connect(database_url) as other:
 
-    killed = start(prefect_server.api, "sync", file, "--json").when(noted).kill()
+        def noted() -> bool:
+            # While this is held nothing more is noted: the upload is stopped where it is.
+            other.execute("LOCK TABLE rowvec.images IN SHARE MODE")
+            row = other.execute("SELECT count(*) FROM rowvec.images WHERE uploaded_at IS NOT NULL").fetchone()
+            if row is not None and row[0] > 0:
+                return True
+            other.rollback()
+            return False
+
+        killed = start(prefect_server.api, "sync", file, "--json").when(noted).kill()
     assert killed.status == -signal.SIGKILL
     there = len(kept(paintings))
     (before,) = source.execute("SELECT count(*) FROM rowvec.images WHERE uploaded_at IS NOT NULL").fetchone() or (0,)
     assert 0 < before <= there
+    assert before < COUNT
     assert source.execute("SELECT to_regclass('vectors.paintings')").fetchone() == (None,)
     done = start(prefect_server.api, "sync", file, "--json").wait()
     assert done.status == 0, done.stderr
