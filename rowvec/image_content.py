@@ -43,6 +43,11 @@ def content_of(sha256: str) -> str:
     return _PREFIX + sha256
 
 
+def is_image(content: str | None) -> bool:
+    """Whether a content names an image."""
+    return content is not None and _CONTENT.fullmatch(content) is not None
+
+
 def sha256_of(content: str) -> str:
     """The checksum that a content names. Raises ``TargetError`` where it is no image's."""
     found = _CONTENT.fullmatch(content)

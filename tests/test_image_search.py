@@ -137,6 +137,7 @@ def test_an_image_finds_itself_and_its_like_as_table_json_grid_and_page(folder: 
     status, out = run("search", file, "--image", asked, "-k", "2")
     assert status == 0
     assert "p09.png" in out
+    assert "sha256" not in out
 
 
 @pytest.mark.usefixtures("source")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rowvec.cli.output import out, table
+from rowvec.image_content import is_image
 from rowvec.rebuild import RebuildReport
 from rowvec.report import Check, RestoreReport, SyncReport
 from rowvec.retention import Pruned
@@ -60,7 +61,9 @@ def search(query: str, found: dict[str, Any]) -> None:
     rows: list[tuple[str, str, str]] = []
     for number, result in enumerate(results, 1):
         named = [f"{v}" for name, v in result.items() if name not in _FIGURES and v is not None]
-        rows.append((str(number), f"{result['distance']:.3f}", f"{' · '.join(named)}\n{_short(result['content'])}"))
+        # An image's content is its checksum, which tells a person nothing.
+        lines = [" · ".join(named), "" if is_image(result["content"]) else _short(result["content"])]
+        rows.append((str(number), f"{result['distance']:.3f}", "\n".join(filter(None, lines))))
     table(f"“{query}”", ("", "distance", "row"), rows, right=("", "distance"))
 
 

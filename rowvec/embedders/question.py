@@ -37,7 +37,8 @@ def embed_image_query(embedder: ImageEmbedder, image: Image) -> Vectors:
     """
     for answer in embedder.embed_images([image]):
         for refusal in answer.rejected.values():
-            raise UsageError(f"{image.name} has no vector ({refusal.detail}); search by another image")
+            why = refusal.detail.removeprefix(f"{image.name}: ")
+            raise UsageError(f"{image.name} has no vector ({why}); search by another image")
         if len(answer.positions):
             return answer.vectors[0]
     raise UsageError(f"the embedder gave no vector for {image.name}; search by another image")
