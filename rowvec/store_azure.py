@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -192,7 +191,7 @@ class AzureStore:
             # The service notes it by itself only for what comes in one piece.
             content_md5=bytearray(written.md5),
         )
-        with what.open("rb") if isinstance(what, Path) else io.BytesIO(what) as file:
+        with what.open("rb") if isinstance(what, Path) else nullcontext(what) as file:
             self.client.upload_blob(
                 self._blob(name),
                 file,
