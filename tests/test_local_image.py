@@ -142,10 +142,12 @@ def _png_that_says(width: int, height: int) -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not_an_image"),
         (saved(drawn())[:200], "broken_image"),
         (saved(drawn(), "JPEG")[:900], "broken_image"),
+        # Below what Pillow itself refuses, and beyond.
+        (_png_that_says(9_450, 9_450), "image_too_large"),
         (_png_that_says(9_900, 9_900), "image_too_large"),
         (_png_that_says(60_000, 60_000), "image_too_large"),
     ],
-    ids=["empty", "svg", "eps", "cut png", "cut jpeg", "bomb", "monstrous bomb"],
+    ids=["empty", "svg", "eps", "cut png", "cut jpeg", "large", "bomb", "monstrous bomb"],
 )
 def test_one_bad_image_stays_one_bad_image(content: bytes, reason: str) -> None:
     good = saved(drawn())
