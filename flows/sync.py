@@ -64,10 +64,13 @@ def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
 
 def submit(pipeline: Pipeline, run: Run, number: int, after: Chain | None) -> Chain:
     """Queue a batch's stages; batches embed one after the other, for the embedder has its own concurrency."""
-    embedded = stages.embed.submit(pipeline, run, number, wait_for=after[:1] if after else None)
+    # Its images, where it has any, are uploaded while the batch before it is embedded.
+    images = [stages.images.submit(pipeline, run, number)] if pipeline.source.kind == "images" else []
+    before = images[0] if images else None
+    embedded = stages.embed.submit(pipeline, run, number, before, wait_for=after[-4:-3] if after else None)
     bits = stages.binarize.submit(pipeline, embedded)
     uploaded = stages.upload.submit(pipeline, bits)
-    return [embedded, bits, uploaded, stages.load.submit(pipeline, uploaded)]
+    return [*images, embedded, bits, uploaded, stages.load.submit(pipeline, uploaded)]
 
 
 def finished(chain: Chain) -> Batch:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rowvec import ledger
 from rowvec import rejects as set_aside
 from rowvec.database import Connection
-from rowvec.embedders import embed_query, open_embedder
+from rowvec.embedders import embed_image_query, embed_query, image_in, open_embedder, open_image_embedder
 from rowvec.errors import UsageError
 from rowvec.extract import Request, extract
 from rowvec.generations import effective
@@ -65,9 +66,14 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def search(
-    pipeline: Pipeline, text: str, k: int, where: str | None, mode: str, words: str | None = None
+    pipeline: Pipeline,
+    question: str | Path,
+    k: int,
+    where: str | None,
+    mode: str,
+    words: str | None = None,
 ) -> dict[str, Any]:
-    """The ``k`` rows nearest to a text, as objects with key and metadata columns, content and distance.
+    """The ``k`` rows nearest to a text, or to the image in a file: key and metadata columns, content and distance.
 
     Mode ``hybrid`` ranks them together with those that hold the words (``words``, or the text itself), and adds the
     score and both ranks.
@@ -78,6 +84,8 @@ def search(
         raise UsageError("--words are for --mode hybrid; give that, or leave them out")
     if mode == "hybrid" and not pipeline.search.hybrid:
         raise UsageError("--mode hybrid needs a full text index: set search.hybrid to true and run rowvec sync")
+    if mode == "hybrid" and isinstance(question, Path):
+        raise UsageError("--mode hybrid ranks by words, and an image has none; leave it out")
     pipeline = effective(pipeline)
     resolved = resolve(pipeline)
     embedder = open_embedder(resolved.embedder)
@@ -86,10 +94,13 @@ def search(
         if ledger.is_readable(connection, "pipelines", "identity"):
             ledger.check_identity(connection, pipeline, embedder.identity)
         choice = present_index(connection, table, resolved.index)
-        vector = embed_query(embedder, text)
+        if isinstance(question, Path):
+            vector = embed_image_query(open_image_embedder(resolved.embedder), image_in(question))
+        else:
+            vector = embed_query(embedder, question)
         if mode == "hybrid":
             hybrid = Hybrid(language=resolved.search.language)
-            fused = hybrid_search(connection, table, choice, hybrid, vector, words or text, k, where)
+            fused = hybrid_search(connection, table, choice, hybrid, vector, words or str(question), k, where)
             return {"results": [{**_shown(one.hit), **_ranks(one)} for one in fused]}
         chosen = MODES[MODES.index(mode)]
         hits = search_table(connection, table, choice, vector, k, chosen, where)

@@ -32,6 +32,8 @@ _LOOKUP = 10_000
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+Ask = Callable[[Iterator[str]], Iterator[Answer]]
+"""Gives an embedder's answers about a stream of contents, as ``Embedder.embed`` does about texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +67,13 @@ def embed_batch(
     batch: int,
     folder: Path,
     progress: Progress | None = None,
+    ask: Ask | None = None,
 ) -> Embedded:
     """Write ``folder/embedded.arrow``: the batch's rows with their vectors, in the layout of an artifact.
 
     No transaction is open while the embedder is asked, and what it answers is durable before the next is awaited,
-    where it costs money. A batch whose file is there already is not done again.
+    where it costs money. A batch whose file is there already is not done again. ``ask`` asks the embedder, where
+    contents are not the texts to send: for those of images, see ``rowvec.images.opened_images``.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -78,7 +82,7 @@ def embed_batch(
     missing = np.flatnonzero(~distinct.present)
     column = VECTOR_TEXT if embedder.identity.provider == "column" else "content"
     tokens = 0
-    for answer in embedder.embed(_texts(folder / "rows.arrow", distinct, missing, column)):
+    for answer in (ask or embedder.embed)(_texts(folder / "rows.arrow", distinct, missing, column)):
         tokens += answer.tokens
         ids = _take(distinct, missing, answer)
         if embedder.paid and len(ids):

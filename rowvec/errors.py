@@ -37,6 +37,10 @@ RejectReason = Literal[
     "duplicate_key",
     "unreadable",
     "empty",
+    "missing_image",
+    "not_an_image",
+    "broken_image",
+    "image_too_large",
 ]
 
 

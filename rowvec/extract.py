@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from psycopg import sql
 
 from rowvec.chunks import ChunkedQuery, Rows, count_lost, is_joined, source_rows, split_contents
+from rowvec.citus import distribute
 from rowvec.columns import PgColumn
 from rowvec.database import Connection, without_blocking
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
@@ -193,6 +194,7 @@ def store_plan(
     direct = not exists and direct_possible(table)
     if not exists and not direct and (new or changed):
         create_table(connection, table)
+        distribute(connection, table)
         begin_anew(connection, request.pipeline_id)
     stored = _row(connection, query("extract", "count_rows", table=table.identifier))[0] if exists else 0
     rejected = _row(connection, query("extract", "count_rejects", pipeline_id=pipeline_id))[0]

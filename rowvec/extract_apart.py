@@ -20,6 +20,7 @@ from rowvec.errors import SourceError
 from rowvec.extract import Request, check_loss, store_plan
 from rowvec.fingerprint import Digested, Identity
 from rowvec.home import home
+from rowvec.images import note_images
 from rowvec.key_digest import key_digest
 from rowvec.ledger import PipelineId
 from rowvec.pairs import checksum, pack_digests, pairs_from_copy, unpack_digests, without
@@ -73,6 +74,7 @@ def extract_apart(connection: Connection, request: Request) -> Plan:
         gone = mark(source, source.pairs(), stored)
         check_empty(request.pipeline, source)
         take(connection, source, table.key, table.metadata, gone)
+        note_images(connection, request.pipeline.name, source.images())
         set_aside_rejects(connection, request, source.rejects())
         return _store(connection, request, table, exists=exists)
 

@@ -8,6 +8,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.chunks import ChunkedQuery, Rows, is_joined, source_rows
+from rowvec.citus import distribute
 from rowvec.columns import PgColumn
 from rowvec.database import Connection, without_blocking
 from rowvec.errors import MergeConflict, TargetError
@@ -22,6 +23,9 @@ from rowvec.vector_table import VectorTable
 
 _LOCK_SPACE = 0x72760002
 """Advisory locks of merges: (this, pipeline_id)."""
+
+# Sources whose rows come and go while a run is at work. A CSV or Parquet file that changes is an error instead.
+_MOVING = frozenset({"postgres", "images"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +53,8 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
 
     Where the source is in the same database it is read again, in the merge's own snapshot: a staged row is taken only
     if its fingerprint still holds, and every vector whose row is gone or has other content by now is deleted.
-    Otherwise the plan is taken at its word, less the rows of another database that have moved since; ``compare`` must
-    follow. Raises ``MergeConflict`` where somebody else wrote the vector table.
+    Otherwise the plan is taken at its word, less the rows of another database, or images, that have moved since;
+    ``compare`` must follow. Raises ``MergeConflict`` where somebody else wrote the vector table.
     """
     source = pipeline.source
     joined = is_joined(pipeline)
@@ -59,7 +63,7 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
     if source.chunks is not None and not is_beside(pipeline):
         # The chunks stand for the source: they are to be as it is now, or nearly.
         bring_chunks_up_to_date(connection, pipeline, plan.identity, plan.pipeline_id)
-    elif source.kind == "postgres" and not joined:
+    elif source.kind in _MOVING and not joined:
         from rowvec.extract_apart import moved as moved_since  # late: pyarrow's file readers are needed only here
 
         moved = moved_since(connection, pipeline, plan)
@@ -91,14 +95,14 @@ def _merge_at_once(
 def compare(connection: Connection, pipeline: Pipeline, plan: Plan, merged: Merged) -> Merged:
     """Read a source that cannot be joined again, and say how the merged table agrees with it.
 
-    A file does not change under a run (one that does is an error), so what differs is missing. Rows of another database
-    may have changed since they were read: they are the next round's.
+    A file does not change under a run (one that does is an error), so what differs is missing. Rows of another
+    database, and images, may have changed since they were read: they are the next round's.
     """
     from rowvec.extract_apart import compare_apart  # late: pyarrow's file readers are needed only here
 
     found = compare_apart(connection, pipeline, plan.identity, plan.pipeline_id, plan.table, plan)
     connection.execute(query("merge", "drop", table=plan.rows))
-    moving = pipeline.source.kind == "postgres"
+    moving = pipeline.source.kind in _MOVING
     wrong = [key for _, key, _ in found.found if not moving or key in found.planned]
     missing = tuple("(" + ", ".join(map(str, key)) + ")" for key in wrong)
     if len(wrong) < len(found.found):
@@ -225,6 +229,7 @@ def publish(connection: Connection, table: VectorTable, staging: sql.Identifier)
     connection.execute(query("merge", "publish_schema", staging=staging, schema=sql.Identifier(table.schema)))
     moved = sql.Identifier(table.schema, staging.as_string().rpartition(".")[2].strip('"'))
     connection.execute(query("merge", "publish", staging=moved, name=sql.Identifier(table.name)))
+    distribute(connection, table)
     connection.execute(query("merge", "analyze_table", table=table.identifier))
 
 

@@ -7,11 +7,14 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rowvec.pipeline_embedders import Embedder, OpenAIEmbedder
-from rowvec.pipeline_part import Part, no_literal_credential, no_literal_secret, table_identifier, table_name
+from rowvec.pipeline_part import Part, Text, no_literal_credential, no_literal_secret, table_identifier, table_name
 from rowvec.pipeline_sources import RENAME, Source
 
 HYBRID_COLUMNS = frozenset({"score", "vector_rank", "text_rank"})
 """Columns that a hybrid search adds to its results."""
+
+IMAGE_EMBEDDERS = ("azure_vision", "local_image")
+"""Kinds of embedders that make vectors of images."""
 
 
 class Target(Part):
@@ -29,6 +32,11 @@ class Target(Part):
     bits: bool = Field(default=True, description="Keep bit(n), one bit a dimension, beside the embedding.")
     metric: Literal["cosine", "l2", "inner_product"] = Field(
         default="cosine", description="The distance searched by: cosine, l2 or inner_product."
+    )
+    distribution_column: Text | None = Field(
+        default=None,
+        description="With Citus: the column of the key by which the table is spread over the nodes. Left out, or where "
+        "the database has no Citus: an ordinary table.",
     )
 
     _url_has_no_secret = field_validator("url")(no_literal_secret)
@@ -131,15 +139,37 @@ class Pipeline(Part):
 
     @model_validator(mode="after")
     def _content_or_vectors(self) -> Pipeline:
+        self._check_images()
         if self.source.content is None and self.embedder.kind != "column":
             raise ValueError("source.content is needed: the template of the text to embed")
         if self.index.on == "bits" and not self.target.bits:
             raise ValueError("index.on is bits, but target.bits is false")
         self._check_chunks()
+        column = self.target.distribution_column
+        if column is not None and column not in self.source.key:
+            raise ValueError(f"target.distribution_column, {column!r}, is no column of source.key, which Citus wants")
         taken = HYBRID_COLUMNS.intersection((*self.source.key, *self.source.metadata)) if self.search.hybrid else ()
         if taken:
             raise ValueError(f"column {min(taken)!r} has the name of a column that hybrid search gives; {RENAME}")
         return self
+
+    def _check_images(self) -> None:
+        images, kind = self.source.kind == "images", self.embedder.kind
+        if images and kind not in (*IMAGE_EMBEDDERS, "column"):
+            raise ValueError(
+                f"source.kind is images, and an embedder of kind {kind} takes texts; use "
+                f"{' or '.join(IMAGE_EMBEDDERS)}, or column where the source has the vectors"
+            )
+        if not images and kind in IMAGE_EMBEDDERS:
+            raise ValueError(f"an embedder of kind {kind} takes images; set source.kind to images")
+        if kind == "azure_vision" and self.target.metric != "cosine":
+            # They are near 92 long for images and shorter for texts: by any other distance length would rank them.
+            raise ValueError(
+                f"target.metric is {self.target.metric}, and vectors of azure_vision differ in length: only cosine "
+                "ranks them by what they show"
+            )
+        if images and self.search.hybrid:
+            raise ValueError("search.hybrid ranks by words, and images have none; leave it out")
 
     def _check_chunks(self) -> None:
         chunks, embedder = self.source.chunks, self.embedder

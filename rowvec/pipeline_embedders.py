@@ -95,4 +95,52 @@ class ColumnEmbedder(Part):
     model: str = Field(default="column", description="What made the vectors; part of their identity.")
 
 
-Embedder = Annotated[OpenAIEmbedder | AzureOpenAIEmbedder | LocalEmbedder | ColumnEmbedder, Field(discriminator="kind")]
+class AzureVisionEmbedder(Part):
+    """Azure AI Vision: images and texts in one space of 1,024 dimensions; base_url is the resource's endpoint."""
+
+    kind: Literal["azure_vision"]
+    base_url: str = Field(repr=False, description="The resource's endpoint, https://NAME.cognitiveservices.azure.com.")
+    api_key: str = Field(
+        default="${AZURE_VISION_KEY}",
+        repr=False,
+        description="A reference to the key, or the word entra for Entra ID through azure-identity.",
+    )
+    model: str = Field(
+        default="2023-04-15",
+        pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$",
+        description="The model-version, a date; part of every fingerprint, so never latest.",
+    )
+    dimensions: Literal[1024] = Field(default=1024, description="The service's own length, 1024.")
+    api_version: str = Field(default="2024-02-01", description="The REST API's version.")
+    concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
+    requests_per_second: float | None = Field(
+        default=None, gt=0, description="The account's limit; paced to it when given."
+    )
+    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
+    max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")
+    cost_per_thousand_transactions: float | None = Field(
+        default=None, ge=0, description="In US dollars, one image or text a transaction; left out: unknown (0)."
+    )
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_a_reference(cls, value: str) -> str:
+        if value != "entra" and not REFERENCE.fullmatch(value):
+            raise ValueError(IN_PLAIN_TEXT)
+        return value
+
+    _base_url_has_no_secret = field_validator("base_url")(no_literal_secret)
+
+
+class LocalImageEmbedder(Part):
+    """A descriptor of colour, shape and texture: no network, no cost; finds look-alikes only, and takes no text."""
+
+    kind: Literal["local_image"]
+    model: Literal["colour-texture"] = Field(default="colour-texture", description="The only one so far.")
+    dimensions: Literal[256] = Field(default=256, description="The descriptor's own length, 256.")
+
+
+Embedder = Annotated[
+    OpenAIEmbedder | AzureOpenAIEmbedder | LocalEmbedder | ColumnEmbedder | AzureVisionEmbedder | LocalImageEmbedder,
+    Field(discriminator="kind"),
+]

@@ -22,7 +22,9 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-_KINDS = frozenset({"postgres", "csv", "parquet", "openai", "azure_openai", "local", "column"})
+_KINDS = frozenset(
+    {"postgres", "csv", "parquet", "openai", "azure_openai", "local", "column", "images", "local_image", "azure_vision"}
+)
 
 _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
@@ -76,13 +78,15 @@ def _anchored(pipeline: Pipeline, folder: Path) -> Pipeline:
     source = pipeline.source
     if source.kind != "postgres":
         source = source.model_copy(update={"path": absolute(source.path)})
+    if source.kind == "images" and source.images is not None:
+        source = source.model_copy(update={"images": absolute(source.images)})
     return pipeline.model_copy(update={"artifacts": artifacts, "source": source})
 
 
 def _explained(node: yaml.Node | None, error: dict[str, Any]) -> tuple[int, str]:
     """The line of a mistake, and what it is: the key, and what to do."""
     # In the path of a tagged union Pydantic names the tag too, which is no key of the file.
-    keys = [part for part in error["loc"] if part not in _KINDS]
+    keys = [part for i, part in enumerate(error["loc"]) if i != 1 or part not in _KINDS]
     line, found = _line_of(node, keys)
     message = error["msg"].removeprefix("Value error, ")
     if not keys:

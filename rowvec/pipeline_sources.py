@@ -52,11 +52,6 @@ class Chunks(Part):
 
 class _RowSource(Part):
     key: list[Text] = Field(min_length=1, description="The columns that tell a row from every other. One or more.")
-    content: str | None = Field(
-        default=None,
-        description='Template of the text to embed: column names in braces, e.g. "{title}\\n{body}". NULL renders as '
-        "the empty string. Optional only with the column embedder.",
-    )
     metadata: list[Text] = Field(
         default=[],
         description="Columns carried along for filtering and display. A change in them costs no embedding.",
@@ -78,13 +73,6 @@ class _RowSource(Part):
         """The key of the vector table."""
         return (*self.key, CHUNK) if self.chunks else tuple(self.key)
 
-    @field_validator("content")
-    @classmethod
-    def _content_parses(cls, value: str | None) -> str | None:
-        if value is not None:
-            template.parse(value)
-        return value
-
     @model_validator(mode="after")
     def _columns_are_ours_to_name(self) -> _RowSource:
         named = [*self.key, *self.metadata]
@@ -103,7 +91,22 @@ class _RowSource(Part):
         return self
 
 
-class PostgresSource(_RowSource):
+class _TextSource(_RowSource):
+    content: str | None = Field(
+        default=None,
+        description='Template of the text to embed: column names in braces, e.g. "{title}\\n{body}". NULL renders as '
+        "the empty string. Optional only with the column embedder.",
+    )
+
+    @field_validator("content")
+    @classmethod
+    def _content_parses(cls, value: str | None) -> str | None:
+        if value is not None:
+            template.parse(value)
+        return value
+
+
+class PostgresSource(_TextSource):
     """Rows of a table or a query, rendered and hashed by the database that holds them."""
 
     kind: Literal["postgres"]
@@ -129,7 +132,7 @@ class PostgresSource(_RowSource):
         return self
 
 
-class _FileSource(_RowSource):
+class _FileSource(_TextSource):
     path: str = Field(
         repr=False,
         description="A file, a glob (read in the order of names), or a blob URL. A relative path is relative to the "
@@ -145,10 +148,7 @@ class _FileSource(_RowSource):
     _credential_is_a_reference = field_validator("credential")(no_literal_credential)
 
 
-class CsvSource(_FileSource):
-    """Rows of CSV files with a header line, UTF-8."""
-
-    kind: Literal["csv"]
+class _Delimited(Part):
     delimiter: str = Field(
         default=",",
         pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$",
@@ -159,10 +159,63 @@ class CsvSource(_FileSource):
     )
 
 
+class CsvSource(_FileSource, _Delimited):
+    """Rows of CSV files with a header line, UTF-8."""
+
+    kind: Literal["csv"]
+
+
 class ParquetSource(_FileSource):
     """Rows of Parquet files; columns keep their types."""
 
     kind: Literal["parquet"]
 
 
-Source = Annotated[PostgresSource | CsvSource | ParquetSource, Field(discriminator="kind")]
+class ImageContent(Part):
+    """Which column says where a row's image is."""
+
+    image: Text = Field(description="The column with the image: its path, or its blob URL.")
+
+
+class ImagesSource(_RowSource, _Delimited):
+    """A folder of images, or a CSV or Parquet file with a column that says where each row's image is."""
+
+    kind: Literal["images"]
+    path: str = Field(
+        repr=False,
+        description="A folder, read with all its folders; or a CSV or Parquet file, a glob of them, or its blob URL. A "
+        "relative path is relative to the pipeline file.",
+    )
+    content: ImageContent = Field(description="Where the image is: {image: COLUMN}.")
+    images: str | None = Field(
+        default=None,
+        repr=False,
+        description="With a CSV or Parquet file: the folder, or blob URL, that its images are in. Left out: the folder "
+        "or container prefix that the file itself is in.",
+    )
+    credential: str | None = Field(
+        default=None,
+        repr=False,
+        description="For blob URLs: SAS or connection string, as ${NAME}. Left out: azure-identity.",
+    )
+    max_bytes: int = Field(
+        default=20_000_000, gt=0, le=500_000_000, description="A larger image file is set aside, unread."
+    )
+    max_pixels: int = Field(
+        default=50_000_000,
+        gt=0,
+        le=89_000_000,
+        description="An image that says it has more is set aside before it is decoded.",
+    )
+
+    _path_has_no_secret = field_validator("path", "images")(no_literal_secret)
+    _credential_is_a_reference = field_validator("credential")(no_literal_credential)
+
+    @model_validator(mode="after")
+    def _is_not_split(self) -> ImagesSource:
+        if self.chunks is not None:
+            raise ValueError("chunks are for texts; an image has one vector")
+        return self
+
+
+Source = Annotated[PostgresSource | CsvSource | ParquetSource | ImagesSource, Field(discriminator="kind")]

@@ -35,6 +35,8 @@ class SyncReport:
     """Distinct texts that were sent to the embedder and came back as vectors."""
     reused: int
     """Rows whose vector was there already: paid for earlier, or shared with another row."""
+    images: int = 0
+    """Images that were put into the store."""
     tokens: int
     cost_usd: float
     pending: int

@@ -1,4 +1,4 @@
-"""Retention: which artifacts, journal entries and manifests nobody needs any more, and how small ones become large."""
+"""Retention: which artifacts, images, journal entries and manifests nobody needs, and how small ones become large."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from rowvec.database import Connection
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.fingerprint import Identity
 from rowvec.home import home, spool
+from rowvec.image_content import KnownImage
+from rowvec.image_retention import forget_images, unneeded_images
 from rowvec.journal import FACTS, Closing, copy_entry, record, replay
 from rowvec.ledger import PipelineId
 from rowvec.manifest import Link, read_chain, read_link
@@ -49,6 +51,9 @@ class Pruned:
     manifests: int
     bytes: int
     """Of the artifacts."""
+    images: int
+    """That no row shows any more."""
+    image_bytes: int
     kept_artifacts: int
     compacted: int
     """Small artifacts that were written into fewer large ones; they can go once the runs that name them are old."""
@@ -83,16 +88,17 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
     """Let go of what is older and not needed; without ``apply`` only tell.
 
     Kept is whatever the vector table needs, whatever a restore to a run of that age or to the newest one needs, and
-    every artifact younger than that. With ``compact``, small artifacts are written into large ones first. Objects
-    that the ledger does not know are left alone: they may be another database's.
+    every artifact and image younger than that. With ``compact``, small artifacts are written into large ones first.
+    Objects that the ledger does not know are left alone: they may be another database's.
     """
     if compact and not apply:
         raise UsageError("--compact writes artifacts: give --apply with it, or leave it out")
     with _opened(pipeline) as held:
+        identity = ledger.identity_of(held.connection, held.pipeline_id)
         if not apply:
             found = _unneeded(held, older_than)
-            return _told(held, found, _old_manifests(held, older_than), applied=False, compacted=0)
-        identity = ledger.identity_of(held.connection, held.pipeline_id)
+            images = unneeded_images(held.connection, pipeline.name, identity, older_than)
+            return _told(held, found, _old_manifests(held, older_than), images, applied=False, compacted=0)
     with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, _opened(pipeline) as held:
         compacted = _compact(held, run, identity) if compact else 0
         found = _unneeded(held, older_than)
@@ -100,13 +106,15 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
             # First the object: a kill in between leaves an entry that the next prune finds again, not a lost object.
             held.store.delete(name)
             ledger.forget_artifact(held.connection, owner, name)
+        images = unneeded_images(held.connection, pipeline.name, identity, older_than)
+        forget_images(held.connection, held.store, pipeline.name, images)
         _close(held, run, identity, anew=compacted > 0 or any(owner == held.pipeline_id for owner, _, _ in found))
         old = _old_manifests(held, older_than)
         for run_id, names in old:
             for name in names:
                 held.store.delete(name)
             held.connection.execute(query("retention", "forget_manifest"), {"run_id": run_id})
-        return _told(held, found, old, applied=True, compacted=compacted)
+        return _told(held, found, old, images, applied=True, compacted=compacted)
 
 
 @contextmanager
@@ -265,6 +273,7 @@ def _told(
     held: _Ledger,
     found: list[tuple[PipelineId, str, int]],
     old: list[tuple[int, tuple[str, ...]]],
+    images: list[KnownImage],
     *,
     applied: bool,
     compacted: int,
@@ -272,12 +281,15 @@ def _told(
     values = {"pipeline_id": held.pipeline_id}
     (left,) = held.connection.execute(query("retention", "count_artifacts"), values).fetchone() or (0,)
     names = [*(name for _, name, _ in found), *(name for _, written in old for name in written)]
+    names += [image.object_name(held.pipeline) for image in images]
     return Pruned(
         applied=applied,
         artifacts=len(found),
         journal_entries=sum(len(written) - 1 for _, written in old),
         manifests=len(old),
         bytes=sum(size for _, _, size in found),
+        images=len(images),
+        image_bytes=sum(image.bytes for image in images),
         kept_artifacts=left if applied else left - sum(owner == held.pipeline_id for owner, _, _ in found),
         compacted=compacted,
         names=tuple(names[:_LISTED]),

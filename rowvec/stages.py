@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,12 +15,14 @@ import pyarrow as pa
 from rowvec import artifacts, journal, ledger, load, rejects, validate
 from rowvec.artifacts import Artifact
 from rowvec.chunks import is_joined
-from rowvec.embed import embed_batch
-from rowvec.embedders import open_embedder
-from rowvec.embedders.protocol import Embedder
+from rowvec.database import Connection
+from rowvec.embed import Ask, embed_batch
+from rowvec.embedders import open_embedder, open_image_embedder
+from rowvec.embedders.protocol import Answer, Embedder, ImageEmbedder
 from rowvec.errors import Inconsistent
 from rowvec.extract import Request, extract
 from rowvec.home import spool
+from rowvec.images import opened_images, upload_images
 from rowvec.journal import Closing
 from rowvec.ledger import RunId
 from rowvec.memory import share_arenas
@@ -33,6 +36,7 @@ from rowvec.references import resolve
 from rowvec.report import Check, RestoreReport, SyncReport
 from rowvec.run import Run, open_target
 from rowvec.serving import Indexed, serve
+from rowvec.sources.image_places import open_places
 from rowvec.stores import Store, file_checksum, open_store
 from rowvec.vector_table import make_schema
 
@@ -46,6 +50,7 @@ _MILLION = 1_000_000
 _ALL_ROWS = 200_000
 
 _embedders: dict[str, Embedder] = {}
+_image_embedders: dict[str, ImageEmbedder] = {}
 _opening = threading.Lock()
 
 
@@ -55,6 +60,8 @@ class Batch:
 
     run_id: RunId
     number: int
+    images: int = 0
+    """Those that were put into the store."""
     rows: int = 0
     embedded: int = 0
     rejected: int = 0
@@ -104,9 +111,28 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
     return replace(plan, seconds=time.monotonic() - started)
 
 
-def embed_rows(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
-    """Fetch a batch and give its rows vectors."""
+def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
+    """Put a batch's images into the store, before anything is paid for them or a row shows them."""
     started, batch = time.monotonic(), Batch(run_id=run_id, number=number)
+    resolved = resolve(pipeline)
+    if resolved.source.kind != "images":
+        return batch
+    with open_target(resolved, f"rowvec images {number}") as connection:
+        uploaded = upload_images(
+            connection,
+            _store(resolved),
+            open_places(resolved.source, listed=False),
+            open_plan(connection, resolved, run_id),
+            pipeline.name,
+            number,
+            lambda done, total: tell("images", f"batch {number}", done, total),
+        )
+    return batch.after("images", started, images=uploaded.images)
+
+
+def embed_rows(pipeline: Pipeline, run_id: RunId, number: int, before: Batch | None = None) -> Batch:
+    """Fetch a batch and give its rows vectors; ``before`` is the batch as its images were uploaded."""
+    started, batch = time.monotonic(), before or Batch(run_id=run_id, number=number)
     resolved = resolve(pipeline)
     with open_target(resolved, f"rowvec embed {number}") as connection:
         plan = open_plan(connection, resolved, run_id)
@@ -118,10 +144,24 @@ def embed_rows(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
             number,
             batch.folder,
             lambda done, total: tell("embed", f"batch {number}", done, total),
+            _asking_about_images(resolved, connection, batch.folder),
         )
     return batch.after(
         "embed", started, rows=done.rows, embedded=done.embedded, rejected=done.rejected, tokens=done.tokens
     )
+
+
+def _asking_about_images(pipeline: Pipeline, connection: Connection, folder: Path) -> Ask | None:
+    """How an embedder is asked about contents that name images; None where it is asked about the contents."""
+    if pipeline.source.kind != "images" or pipeline.embedder.kind == "column":
+        return None
+    embedder = _image_embedder(pipeline.embedder)
+    store, places = _store(pipeline), open_places(pipeline.source, listed=False)
+
+    def ask(contents: Iterator[str]) -> Iterator[Answer]:
+        return embedder.embed_images(opened_images(connection, store, places, pipeline.name, folder, contents))
+
+    return ask
 
 
 def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
@@ -264,6 +304,7 @@ def _report(
         rejected=0,
         embedded=embedded,
         reused=sum(b.rows for b in batches) - embedded,
+        images=sum(b.images for b in batches),
         tokens=tokens,
         cost_usd=embedder.cost(tokens),
         pending=last.merged.pending,
@@ -303,6 +344,15 @@ def _embedder(part: EmbedderPart) -> Embedder:
         if written not in _embedders:
             _embedders[written] = open_embedder(part)
         return _embedders[written]
+
+
+def _image_embedder(part: EmbedderPart) -> ImageEmbedder:
+    """As ``_embedder``, of one that takes images."""
+    written = part.model_dump_json()
+    with _opening:
+        if written not in _image_embedders:
+            _image_embedders[written] = open_image_embedder(part)
+        return _image_embedders[written]
 
 
 def _store(resolved: Pipeline) -> Store:

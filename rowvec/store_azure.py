@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +22,7 @@ from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetr
 
 from rowvec.azure_account import Place, credential_of, place_of
 from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
+from rowvec.image_content import SUFFIXES
 from rowvec.stores import checked_name, checked_prefix, disk_faults, settle
 
 # A request's share of an object, and so the memory of a transfer (two blocks are under way in an upload).
@@ -32,7 +33,9 @@ _READ_SECONDS = 60
 _PASSING = frozenset({408, 409, 412, 429})
 _SHA256, _MD5 = "sha256", "md5"
 _CODE = re.compile(r"[A-Za-z]{1,64}")
-_CONTENT_TYPES = {".parquet": "application/vnd.apache.parquet", ".json": "application/json"}
+_CONTENT_TYPES = {".parquet": "application/vnd.apache.parquet", ".json": "application/json"} | {
+    f".{suffix}": media_type for media_type, suffix in SUFFIXES.items()
+}
 # The SDK's own retries: about 1, 3, 5 and 9 s apart; what lasts longer is for the task to try again.
 _RETRIES = 4
 _REMEDY = "make room or give access there, and run again"
@@ -53,6 +56,12 @@ class _Digests:
             while block := file.read(_BLOCK):
                 ours.update(block)
                 theirs.update(block)
+        return cls(sha256=ours.hexdigest(), md5=theirs.digest())
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> _Digests:
+        """Of an object in memory."""
+        ours, theirs = hashlib.sha256(content), hashlib.md5(content, usedforsecurity=False)
         return cls(sha256=ours.hexdigest(), md5=theirs.digest())
 
 
@@ -79,6 +88,18 @@ class AzureStore:
             except ResourceNotFoundError:
                 self._create_container()
                 return self._upload(name, path, written)
+
+    def put_bytes(self, name: str, content: bytes, sha256: str) -> bool:
+        """See ``Store.put_bytes``."""
+        written = _Digests.of_bytes(content)
+        if written.sha256 != sha256:
+            raise ArtifactCorrupt(f"the bytes for {name} do not agree with their checksum")
+        with self._faults(name):
+            try:
+                return self._upload(name, content, written)
+            except ResourceNotFoundError:
+                self._create_container()
+                return self._upload(name, content, written)
 
     def get(self, name: str, into: Path, sha256: str) -> None:
         """See ``Store.get``."""
@@ -146,10 +167,10 @@ class AzureStore:
         except ResourceNotFoundError:
             return None
 
-    def _upload(self, name: str, path: Path, written: _Digests) -> bool:
+    def _upload(self, name: str, what: Path | bytes, written: _Digests) -> bool:
         blob = self._blob(name)
         try:
-            return self._write(name, path, written)
+            return self._write(name, what, written)
         except ServiceResponseError:
             # None of the client's tries was answered; one may have been heard.
             if self._stored(blob) != written.sha256:
@@ -162,19 +183,19 @@ class AzureStore:
                 raise
             if (stored := self._stored(blob)) is None:
                 raise
-            return settle(self, name, stored, written.sha256) and self._write(name, path, written, overwrite=True)
+            return settle(self, name, stored, written.sha256) and self._write(name, what, written, overwrite=True)
 
-    def _write(self, name: str, path: Path, written: _Digests, *, overwrite: bool = False) -> bool:
+    def _write(self, name: str, what: Path | bytes, written: _Digests, *, overwrite: bool = False) -> bool:
         kind = ContentSettings(
             content_type=_CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream"),
             # The service notes it by itself only for what comes in one piece.
             content_md5=bytearray(written.md5),
         )
-        with path.open("rb") as file:
+        with what.open("rb") if isinstance(what, Path) else nullcontext(what) as file:
             self.client.upload_blob(
                 self._blob(name),
                 file,
-                length=path.stat().st_size,
+                length=what.stat().st_size if isinstance(what, Path) else len(what),
                 overwrite=overwrite,
                 max_concurrency=2,
                 metadata={_SHA256: written.sha256, _MD5: written.md5.hex()},

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from rowvec.errors import ArtifactCorrupt
@@ -20,6 +23,8 @@ _REMEDY = "mend that, or set artifacts.url"
 _PASSING = ".*.part"
 _PASSING_SECONDS = 24 * 60 * 60
 
+_Opened = Callable[[], BinaryIO]
+
 
 @dataclass(frozen=True, slots=True)
 class FolderStore:
@@ -29,12 +34,15 @@ class FolderStore:
 
     def put(self, name: str, path: Path, sha256: str) -> bool:
         """See ``Store.put``."""
+        return self._put(name, partial(path.open, "rb"), sha256)
+
+    def _put(self, name: str, opened: _Opened, sha256: str) -> bool:
         target = self._path(name)
         with disk_faults(target, _REMEDY):
             if target.exists() and not settle(self, name, file_checksum(target), sha256):
                 return False
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _copy(path, target, sha256, f"the file for {name}") as whole:
+            with _copy(opened, target, sha256, f"the file for {name}") as whole:
                 try:
                     # Unlike a rename, a link never takes the place of what another writer put there meanwhile.
                     os.link(whole, target)
@@ -46,13 +54,17 @@ class FolderStore:
             _sweep(target.parent.glob(_PASSING))
         return True
 
+    def put_bytes(self, name: str, content: bytes, sha256: str) -> bool:
+        """See ``Store.put_bytes``."""
+        return self._put(name, partial(io.BytesIO, content), sha256)
+
     def get(self, name: str, into: Path, sha256: str) -> None:
         """See ``Store.get``."""
         source = self._path(name)
         with disk_faults(into, _REMEDY):
             if not source.is_file():
                 raise ArtifactCorrupt(f"{self.location(name)} is not in the store; rowvec audit --repair mends this")
-            with _copy(source, into, sha256, self.location(name)) as whole:
+            with _copy(partial(source.open, "rb"), into, sha256, self.location(name)) as whole:
                 whole.replace(into)
 
     def names(self, prefix: str = "") -> Iterator[str]:
@@ -109,12 +121,12 @@ def _sweep(leftovers: Iterable[Path]) -> None:
 
 
 @contextmanager
-def _copy(source: Path, target: Path, sha256: str, what: str) -> Generator[Path]:
+def _copy(opened: _Opened, target: Path, sha256: str, what: str) -> Generator[Path]:
     """A synced copy beside ``target`` under a passing name, its bytes checked; it is gone afterwards."""
     passing = target.parent / f".{uuid4().hex}.part"
     digest = hashlib.sha256()
     try:
-        with source.open("rb") as reader, passing.open("xb") as writer:
+        with opened() as reader, passing.open("xb") as writer:
             while block := reader.read(_BLOCK):
                 digest.update(block)
                 writer.write(block)

@@ -55,6 +55,10 @@ class Store(Protocol):
         """
         ...
 
+    def put_bytes(self, name: str, content: bytes, sha256: str) -> bool:
+        """As ``put``, of an object that is in memory and most likely new: it is sent without asking first."""
+        ...
+
     def get(self, name: str, into: Path, sha256: str) -> None:
         """Fetch an object into a file, which appears whole or not at all.
 

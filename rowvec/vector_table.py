@@ -34,6 +34,8 @@ class VectorTable:
     precision: Precision = "float32"
     bits: bool = True
     metric: Metric = "cosine"
+    distribution: str | None = None
+    """The key column by which Citus spreads the table over its nodes; None: not at all."""
 
     @staticmethod
     def of(pipeline: Pipeline, key: tuple[PgColumn, ...], metadata: tuple[PgColumn, ...]) -> VectorTable:
@@ -48,6 +50,7 @@ class VectorTable:
             precision=pipeline.target.precision,
             bits=pipeline.target.bits,
             metric=pipeline.target.metric,
+            distribution=pipeline.target.distribution_column,
         )
 
     @property

@@ -22,10 +22,16 @@ def extract(pipeline: Pipeline, run: Run) -> Plan:
     return stages.extract_rows(pipeline, run)
 
 
+@stage("images {number}")
+def images(pipeline: Pipeline, run: Run, number: int) -> Batch:
+    """Put a batch's images into the store."""
+    return stages.upload_image_files(pipeline, run.run_id, number)
+
+
 @stage("embed {number}")
-def embed(pipeline: Pipeline, run: Run, number: int) -> Batch:
+def embed(pipeline: Pipeline, run: Run, number: int, before: Batch | None = None) -> Batch:
     """Give a batch's rows their vectors."""
-    return stages.embed_rows(pipeline, run.run_id, number)
+    return stages.embed_rows(pipeline, run.run_id, number, before)
 
 
 @stage("binarize {batch.number}")

@@ -52,6 +52,13 @@ class Container:
 @pytest.fixture(scope="session")
 def azurite() -> Generator[str]:
     """``http://127.0.0.1:PORT`` of a server that is up."""
+    with serving() as host:
+        yield host
+
+
+@contextmanager
+def serving() -> Generator[str]:
+    """A server of one's own, while it is needed."""
     script = _install()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

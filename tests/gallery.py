@@ -87,7 +87,8 @@ def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
 
 def through_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:
     """One batch through all its stages."""
-    batch = stages.embed_rows(pipeline, run.run_id, number)
+    images = stages.upload_image_files(pipeline, run.run_id, number)
+    batch = stages.embed_rows(pipeline, run.run_id, number, images)
     batch = stages.binarize_rows(pipeline, batch)
     batch = stages.upload_rows(pipeline, batch)
     return stages.load_rows(pipeline, batch)

@@ -20,7 +20,7 @@ import pytest
 
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders.openai_api import OpenAIApi
-from rowvec.embedders.openai_requests import LONGEST_REST
+from rowvec.embedders.patience import LONGEST_REST
 from rowvec.embedders.protocol import Answer, Vectors
 from rowvec.errors import (
     EmbedderRefused,

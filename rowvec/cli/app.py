@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rowvec import commands, generations, index_commands, retention
+from rowvec import commands, generations, index_commands, picture_commands, retention
 from rowvec import rebuild as rebuilding
 from rowvec.audit import run_audit
 from rowvec.cli import shown
@@ -60,7 +60,10 @@ def plan(file: File, as_json: AsJson = False) -> None:
 @app.command()
 def search(
     file: File,
-    query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
+    query: Annotated[
+        str | None, typer.Argument(help="What to look for; left out with --image.", show_default=False)
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Look for what is like the image in this file.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many results.")] = 10,
     where: Annotated[
         str | None,
@@ -72,11 +75,18 @@ def search(
     words: Annotated[
         str | None, typer.Option(help="With --mode hybrid: the words to look for, if not those of the query.")
     ] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="Draw the images found side by side into this file (.png, .svg).")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the images found as a page into this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search the vector table by meaning."""
-    found = commands.search(load(file), query, k, where, mode, words)
-    emit(found, as_json, lambda: shown.search(query, found))
+    """Search the vector table by meaning, or by what an image is like."""
+    pipeline, question = load(file), _question(query, image)
+    picture_commands.check_outputs(pipeline, grid, html)
+    found = commands.search(pipeline, question, k, where, mode, words)
+    picture_commands.show_pictures(pipeline, question, where, found["results"], grid, html)
+    emit(found, as_json, lambda: shown.search(str(question), found))
 
 
 @app.command()
@@ -239,6 +249,15 @@ def main() -> None:
     except RowvecError as error:
         fail(str(error), as_json)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _question(query: str | None, image: Path | None) -> str | Path:
+    if query is not None and image is not None:
+        raise UsageError("a search is by a text or by --image, not by both; leave one out")
+    question = image if query is None else query
+    if question is None:
+        raise UsageError("write what to search for, or name an image with --image PATH")
+    return question
 
 
 def _tell_inconsistent(error: Inconsistent, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rowvec.cli.output import out, table
+from rowvec.image_content import is_image
 from rowvec.rebuild import RebuildReport
 from rowvec.report import Check, RestoreReport, SyncReport
 from rowvec.retention import Pruned
@@ -61,7 +62,10 @@ def search(query: str, found: dict[str, Any]) -> None:
     for number, result in enumerate(results, 1):
         named = [f"{v}" for name, v in result.items() if name not in _FIGURES and v is not None]
         figures = [f"{result[name]:.3f}" for name in ("score", "distance") if name in result]
-        rows.append((str(number), *figures, f"{' · '.join(named)}\n{_short(result['content'])}"))
+        # An image's content is its checksum, which tells a person nothing.
+        lines = [" · ".join(named), "" if is_image(result["content"]) else _short(result["content"])]
+        rows.append((str(number), *figures, "
+".join(filter(None, lines))))
     columns = ("", *(name for name in ("score", "distance") if name in results[0]), "row")
     table(f"“{query}”", columns, rows, right=columns[:-1])
 
@@ -85,13 +89,14 @@ def prune(found: Pruned) -> None:
     """What was let go of, or would be."""
     counts = {
         "artifacts": found.artifacts,
+        "images": found.images,
         "journal_entries": found.journal_entries,
         "manifests": found.manifests,
         "kept_artifacts": found.kept_artifacts,
         "compacted": found.compacted,
     }
     _show_counts("Deleted" if found.applied else "Would go", counts)
-    out.print(f"{found.bytes:,} bytes of artifacts.", highlight=False)
+    out.print(f"{found.bytes:,} bytes of artifacts, {found.image_bytes:,} of images.", highlight=False)
     if not found.applied:
         out.print("Nothing was changed; run again with --apply to delete them.")
 

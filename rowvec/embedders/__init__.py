@@ -1,12 +1,13 @@
-"""What makes vectors of texts: one module a kind, opened by what the pipeline says."""
+"""What makes vectors of texts and images: one module a kind, opened by what the pipeline says."""
 
 from __future__ import annotations
 
 from rowvec import pipeline_embedders
-from rowvec.embedders.protocol import Embedder
-from rowvec.embedders.question import embed_query
+from rowvec.embedders.protocol import Embedder, ImageEmbedder
+from rowvec.embedders.question import embed_image_query, embed_query, image_in
+from rowvec.errors import UsageError
 
-__all__ = ["embed_query", "open_embedder"]
+__all__ = ["embed_image_query", "embed_query", "image_in", "open_embedder", "open_image_embedder"]
 
 
 def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
@@ -28,3 +29,29 @@ def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
             from rowvec.embedders.column import SourceColumn
 
             return SourceColumn(embedder)
+        case "azure_vision":
+            from rowvec.embedders.azure_vision import AzureVision
+
+            return AzureVision(embedder)
+        case "local_image":
+            from rowvec.embedders.local_image import LocalImage
+
+            return LocalImage(embedder)
+
+
+def open_image_embedder(embedder: pipeline_embedders.Embedder) -> ImageEmbedder:
+    """As ``open_embedder``, of those that take images. Raises ``UsageError`` for the others."""
+    match embedder.kind:
+        case "azure_vision":
+            from rowvec.embedders.azure_vision import AzureVision
+
+            return AzureVision(embedder)
+        case "local_image":
+            from rowvec.embedders.local_image import LocalImage
+
+            return LocalImage(embedder)
+        case _:
+            raise UsageError(
+                f"an embedder of kind {embedder.kind} takes no images: search by a text; azure_vision and local_image "
+                "take images"
+            )

@@ -12,6 +12,7 @@ import numpy as np
 import openai
 
 from rowvec.embedders import tokens as tokenizer
+from rowvec.embedders.azure_login import ENTRA, entra_token, header_value
 from rowvec.embedders.in_flight import in_flight
 from rowvec.embedders.openai_requests import Endpoint, Requests, Understanding
 from rowvec.embedders.pace import Clock, Pace, Schedule, SystemClock, pace_of
@@ -19,14 +20,13 @@ from rowvec.embedders.packing import Limits, Sized, limits_of, pack
 from rowvec.embedders.prices import cost_per_million_tokens
 from rowvec.embedders.protocol import Answer, Vectors
 from rowvec.embedders.texts import refusal
-from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RowError, UsageError
+from rowvec.errors import RowError, UsageError
 from rowvec.fingerprint import Identity
 from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 
 _PREPROCESSING = 1
 
 _OPENAI = "https://api.openai.com/v1"
-_ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
 
 # Longest vectors of the models that can be shortened, by name; what other models give is asked of the server.
 _SHORTENS_FROM = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
@@ -43,7 +43,7 @@ class OpenAIApi:
     ) -> None:
         """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
         self._config = config
-        self._secret = _header_value(config.api_key)
+        self._secret = header_value(config.api_key)
         self._base_url = _checked_url(config.base_url or _OPENAI)
         _check_dimensions(config)
         self._clock = clock or SystemClock()
@@ -143,7 +143,7 @@ class OpenAIApi:
         config, timeout = self._config, self._config.timeout_seconds
         if not isinstance(config, AzureOpenAIEmbedder):
             return openai.OpenAI(api_key=self._secret, base_url=self._base_url, max_retries=0, timeout=timeout)
-        if self._secret == "entra":  # noqa: S105 # the word that stands for having no key
+        if self._secret == ENTRA:
             return openai.AzureOpenAI(
                 azure_endpoint=self._base_url,
                 api_version=config.api_version,
@@ -161,24 +161,7 @@ class OpenAIApi:
 
     @cached_property
     def _entra_token(self) -> Callable[[], str]:
-        """Gives a token that is valid now; azure-identity keeps and renews it."""
-        from azure.core.exceptions import AzureError, ClientAuthenticationError
-        from azure.identity import DefaultAzureCredential, get_bearer_token_provider
-
-        provider = get_bearer_token_provider(DefaultAzureCredential(), _ENTRA_SCOPE)
-
-        def token() -> str:
-            try:
-                return provider()
-            except ClientAuthenticationError:
-                raise EmbedderRefused(
-                    "Entra ID gives no token for Azure OpenAI: run `az login`, or give this machine a managed identity "
-                    "with the role Cognitive Services OpenAI User"
-                ) from None
-            except AzureError as error:
-                raise EmbedderUnavailable(f"Entra ID does not answer: {type(error).__name__}") from None
-
-        return token
+        return entra_token("Azure OpenAI", "Cognitive Services OpenAI User")
 
     def _pace_for(self, clock: Clock | None) -> Pace:
         config = self._config
@@ -207,16 +190,6 @@ def _check_dimensions(config: OpenAIEmbedder) -> None:
             f"{config.model} gives at most {_SHORTENS_FROM[config.model]:,} dimensions, and the pipeline wants "
             f"{config.dimensions:,}; lower embedder.dimensions"
         )
-
-
-def _header_value(key: str) -> str:
-    """The key without the line end that it was copied with. A header takes neither that nor anything but ASCII."""
-    key = key.strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(
-            "the key in embedder.api_key is empty or holds characters no key has; set its variable to the key alone"
-        )
-    return key
 
 
 def _checked_url(url: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import openai
@@ -14,21 +14,14 @@ from rowvec.embedders.answers import Reply, WrongDimensions, defect, read, usabl
 from rowvec.embedders.openai_errors import Refusal, meaning, refusal
 from rowvec.embedders.pace import Clock, Pace, Turn
 from rowvec.embedders.packing import Sized, halves
+from rowvec.embedders.patience import Patience, heed, wait
 from rowvec.embedders.protocol import Answer
-from rowvec.errors import EmbedderRefused, RateLimited, RetriableError, RowError, RowvecError
+from rowvec.errors import EmbedderRefused, RetriableError, RowError, RowvecError
 
 # A row whose vector is NaN or zero is asked for again, alone, before it is set aside.
 _SECOND_CHANCES = 2
 
-# Vectors of a wrong length are paid for each time; a model that gives them goes on giving them.
-_DIMENSION_ATTEMPTS = 3
-
 OPENAI_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
-
-# A provider that wants more patience than this (a limit of the day) ends the run, which says when to come back.
-LONGEST_REST = 900.0
-
-_BACKOFF = tenacity.wait_exponential(multiplier=0.5, max=60) + tenacity.wait_random(0, 1)
 
 # Sent where the very first text is refused: is it the text, or what we send with every text?
 _PROBE = Sized(-1, "a", 1)
@@ -76,30 +69,6 @@ class Understanding:
                 f"the embedder was asked for {asked} and the answer is by {answered}, not {expected}: vectors of two "
                 "models cannot be compared. Nothing of this answer was kept; check what embedder.base_url leads to"
             )
-
-
-@dataclass(slots=True)
-class _Patience:
-    """Counts the tries of one request; a 429 while others get through is pacing at work and no failure."""
-
-    max_attempts: int
-    pace: Pace
-    seen: int = 0
-    forgiven: int = 0
-    failed: list[RowvecError] = field(default_factory=list[RowvecError])
-
-    def is_over(self, state: tenacity.RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, RateLimited):
-            if (error.retry_after or 0) > LONGEST_REST:
-                return True
-            if self.pace.successes > self.seen:
-                self.seen = self.pace.successes
-                self.forgiven += 1
-        tries = state.attempt_number - self.forgiven
-        return tries >= (
-            min(_DIMENSION_ATTEMPTS, self.max_attempts) if isinstance(error, WrongDimensions) else self.max_attempts
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +123,8 @@ class Requests:
     def _persistently(self, part: tuple[Sized, ...], stop: threading.Event) -> Reply:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RetriableError),
-            stop=_Patience(self.endpoint.max_attempts, self.pace, seen=self.pace.successes).is_over,
-            wait=_wait,
+            stop=Patience(self.endpoint.max_attempts, self.pace, seen=self.pace.successes).is_over,
+            wait=wait,
             sleep=lambda seconds: self.clock.wait(seconds, stop),
             reraise=True,
         )
@@ -200,13 +169,7 @@ class Requests:
                 f"{self.endpoint.model} at {self.endpoint.address} does not give {self.endpoint.dimensions} "
                 f"dimensions: {refused.message}; change embedder.dimensions"
             )
-        if isinstance(error, RetriableError) and (error.retry_after or 0) <= LONGEST_REST:
-            seconds = error.retry_after
-            if isinstance(error, RateLimited):
-                seconds = min(60.0, 0.5 * 2**attempt) if seconds is None else seconds
-                self.pace.complained(turn, refused.complaint, seconds, refused.limits)
-            elif seconds:
-                self.pace.pause(seconds)
+        heed(error, self.pace, turn, attempt, complaint=refused.complaint, limits=refused.limits)
         return error
 
     def _blame_the_text(self, error: RowError, stop: threading.Event) -> None:
@@ -220,14 +183,6 @@ class Requests:
                 f"{self.endpoint.model} at {self.endpoint.address} refuses every text: {error.detail}; check "
                 "embedder.model, embedder.dimensions and embedder.base_url"
             ) from None
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    # Where the provider named a time, or asks for a slower pace, all threads rest together: see Pace.
-    if isinstance(error, RateLimited) or (isinstance(error, RetriableError) and error.retry_after):
-        return 0.0
-    return _BACKOFF(state)
 
 
 def _rejected(part: tuple[Sized, ...], error: RowError) -> Answer:

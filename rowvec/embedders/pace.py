@@ -169,7 +169,7 @@ class Pace:
 
 
 @cache
-def pace_of(address: str, model: str, requests_per_minute: int | None, tokens_per_minute: int | None) -> Pace:
+def pace_of(address: str, model: str, requests_per_minute: float | None, tokens_per_minute: float | None) -> Pace:
     """The pace of an account in this process: embedders of one account share its limits, whichever task opened them."""
     del address, model  # they only tell accounts apart
     schedule = Schedule(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)

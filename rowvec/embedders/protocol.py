@@ -1,8 +1,8 @@
-"""What every embedder is: a stream of texts in, a stream of answers out."""
+"""What every embedder is: a stream of texts, or of images, in; a stream of answers out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,16 +17,28 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one request brought: vectors for some of the texts, and the texts that have none."""
+    """What one request brought: vectors for some of the texts or images, and those that have none."""
 
     positions: npt.NDArray[np.int64]
-    """``(n,)``: which texts, counted from 0 over the whole stream given to ``embed``."""
+    """``(n,)``: which texts or images, counted from 0 over the whole stream given."""
     vectors: Vectors
     """``(n, d)``, finite, checked; row i belongs to ``positions[i]``."""
     tokens: int = 0
-    """Tokens the provider counted (and bills)."""
+    """Tokens the provider counted (and bills); of images, the transactions."""
     rejected: dict[int, RowError] = field(default_factory=dict[int, RowError])
-    """Position of each text that cannot be embedded, with the reason."""
+    """Position of each text or image that cannot be embedded, with the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image on its way to a vector."""
+
+    name: str
+    """Shown in errors."""
+    media_type: str
+    """``image/png`` and the like."""
+    read: Callable[[], bytes]
+    """The file's bytes, read when it is the image's turn, so that a stream of images costs no memory."""
 
 
 class Embedder(Protocol):
@@ -56,4 +68,16 @@ class Embedder(Protocol):
 
     def cost(self, tokens: int) -> float:
         """US dollars for this many tokens."""
+        ...
+
+
+class ImageEmbedder(Embedder, Protocol):
+    """Makes vectors of images; of texts too, in the same space, where it can: else ``embed`` raises ``UsageError``."""
+
+    def embed_images(self, images: Iterable[Image]) -> Iterator[Answer]:
+        """As ``embed``, of images: positions count the stream, each image is in exactly one answer.
+
+        An image that cannot be decoded, or that the provider refuses, is rejected alone. What ``read`` raises, a
+        ``RowError`` apart, passes through.
+        """
         ...

@@ -1,8 +1,11 @@
-"""The vector of a search query: one text, and either a vector or a sentence on why there is none."""
+"""The vector of a search query: one text or one image, and either a vector or a sentence on why there is none."""
 
 from __future__ import annotations
 
-from rowvec.embedders.protocol import Embedder, Vectors
+import mimetypes
+from pathlib import Path
+
+from rowvec.embedders.protocol import Embedder, Image, ImageEmbedder, Vectors
 from rowvec.errors import UsageError
 
 
@@ -25,3 +28,32 @@ def embed_query(embedder: Embedder, text: str) -> Vectors:
         if len(answer.positions):
             return answer.vectors[0]
     raise UsageError("the embedder gave no vector for the query; search for something else")
+
+
+def embed_image_query(embedder: ImageEmbedder, image: Image) -> Vectors:
+    """``(d,)``: the vector of an image to search by.
+
+    Raises ``UsageError`` where the image has no vector, and what ``embed_images`` raises.
+    """
+    for answer in embedder.embed_images([image]):
+        for refusal in answer.rejected.values():
+            why = refusal.detail.removeprefix(f"{image.name}: ")
+            raise UsageError(f"{image.name} has no vector ({why}); search by another image")
+        if len(answer.positions):
+            return answer.vectors[0]
+    raise UsageError(f"the embedder gave no vector for {image.name}; search by another image")
+
+
+def image_in(path: Path) -> Image:
+    """The image in a file, to search by. Raises ``UsageError`` where there is no such file; ``read`` does too."""
+
+    def read() -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"the image {path} cannot be read ({error.strerror}); name another one") from None
+
+    if not path.is_file():
+        raise UsageError(f"there is no image {path}; name a file to search by")
+    media_type, _ = mimetypes.guess_type(path)
+    return Image(name=path.name, media_type=media_type or "application/octet-stream", read=read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import pyarrow as pa
@@ -16,6 +17,18 @@ ACTIONS: tuple[Action, ...] = ("new", "changed", "metadata_only")
 
 Reject = tuple[str, RowError]
 """The key as a JSON array of texts, and why its row is set aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """An image that a row shows."""
+
+    content: str
+    """As the row has it: ``sha256:`` and 64 hex digits."""
+    place: str
+    """As the source writes it: a path, or a blob's URL."""
+    media_type: str
+    bytes: int
 
 
 class ApartSource(Protocol):
@@ -46,6 +59,10 @@ class ApartSource(Protocol):
         (text, NULL but for the column embedder); ``fingerprint``; ``metadata_hash``. Raises ``SourceError`` where the
         source is not what it was when the pairs were read.
         """
+        ...
+
+    def images(self) -> Iterator[list[SeenImage]]:
+        """The images of the rows that were marked as new or changed; none where the source has texts."""
         ...
 
     def rejects(self) -> Iterator[Reject]:

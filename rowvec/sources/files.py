@@ -6,11 +6,11 @@ import glob
 import json
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,17 @@ from rowvec.diff import Block, Changes, Rows
 from rowvec.errors import RejectReason, RowError, SourceError
 from rowvec.fingerprint import Digested
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_sources import CsvSource, ParquetSource
-from rowvec.sources.apart import ACTIONS, Reject
+from rowvec.pipeline_sources import CsvSource, ImagesSource, ParquetSource
+from rowvec.sources.apart import ACTIONS, Reject, SeenImage
 from rowvec.sources.csv_files import CsvFormat
+from rowvec.sources.file_format import FileFormat
+from rowvec.sources.image_places import is_url, open_places
+from rowvec.sources.images import CONTENT, DETAIL, REASON, SEEN_COLUMNS, PreparedFormat, format_of, prepare
 from rowvec.sources.parquet_files import ParquetFormat
 from rowvec.sources.passing import passing_folder
 from rowvec.sources.rendered import LONGEST_KEY, Layout, Rendered, columns_of, is_vector
 from rowvec.sources.spill import Records, Spill
+from rowvec.template import Column, Template
 
 Fetch = Callable[[str, Path], list[Path]]
 """Fetches what a blob URL names into a folder, and says which files that made."""
@@ -43,24 +47,6 @@ _REASONS: dict[int, tuple[RejectReason, str]] = {
     _DUPLICATE: ("duplicate_key", "several rows have this key"),
     _EMPTY: ("empty", "the content is empty or white space only"),
 }
-
-
-class FileFormat(Protocol):
-    """A kind of file."""
-
-    first_row: int
-    """The number that people give the first row."""
-
-    def schema(self, path: Path) -> pa.Schema:
-        """The file's columns. Raises ``SourceError`` where the file cannot be read."""
-        ...
-
-    def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The file's rows, some thousand at a time, with these columns in this order.
-
-        Raises ``SourceError`` where the file cannot be read, or a value is not what its column's type says.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +81,14 @@ class FileSource:
     def __init__(
         self,
         pipeline: Pipeline,
-        source: CsvSource | ParquetSource,
         identity: Digested,
+        read: FileFormat,
         paths: list[Path],
         spill: Spill,
         aside: IO[str],
     ) -> None:
-        self._format = file_format(source)
-        self._reject_blank = source.empty == "reject"
+        self._format = read
+        self._reject_blank = pipeline.source.empty == "reject"
         self._marks = [_Mark.of(path) for path in paths]
         self._layout = _layout(pipeline, identity, self._format, paths)
         self._spill, self._aside = spill, aside
@@ -165,6 +151,20 @@ class FileSource:
         if first_row != len(self._fates):
             raise _changed(self._marks[-1].path)
 
+    def images(self) -> Iterator[list[SeenImage]]:
+        """See ``ApartSource``."""
+        if self._layout.refusals is None:
+            return
+        first_row = 0
+        for mark in self._marks:
+            for batch in self._format.batches(mark.path, SEEN_COLUMNS):
+                fates = self._fates[first_row : first_row + batch.num_rows]
+                first_row += batch.num_rows
+                wanted = np.flatnonzero((fates == 1) | (fates == 2))  # new and changed: see ACTIONS
+                if len(wanted):
+                    rows = zip(*(column.to_pylist() for column in batch.take(pa.array(wanted)).columns), strict=True)
+                    yield [SeenImage(*row) for row in rows]
+
     def rejects(self) -> Iterator[Reject]:
         """See ``ApartSource``."""
         self._aside.seek(0)
@@ -221,11 +221,13 @@ class FileSource:
 
     def _set_aside_unusable(self, path: Path, first_row: int, rendered: Rendered) -> None:
         null_key = rendered.null_key
-        rows = np.flatnonzero(null_key | rendered.unreadable | rendered.long_key).tolist()
+        rows = np.flatnonzero(null_key | rendered.unreadable | rendered.long_key | rendered.refused).tolist()
         for row, key in zip(rows, rendered.key_json(rows), strict=True):
             where = f"row {first_row + row:,} of {path.name}"
             if null_key[row]:
                 self._set_aside(key, "null_key", f"a key column is NULL in {where}")
+            elif rendered.refused[row]:
+                self._set_aside(key, *rendered.refusal(row))
             elif not rendered.unreadable[row]:
                 detail = f"the key in {where} has more than the {LONGEST_KEY:,} bytes that a primary key can hold"
                 self._set_aside(key, "unreadable", detail)
@@ -244,14 +246,24 @@ class FileSource:
         self._aside.write(json.dumps([key, reason, detail]) + "\n")
 
 
-def file_format(source: CsvSource | ParquetSource) -> FileFormat:
+def file_format(source: CsvSource | ParquetSource | ImagesSource) -> FileFormat:
     """How the source's files are read."""
-    return CsvFormat(source.delimiter, source.types) if source.kind == "csv" else ParquetFormat()
+    match source.kind:
+        case "csv":
+            return CsvFormat(source.delimiter, source.types)
+        case "parquet":
+            return ParquetFormat()
+        case "images":
+            return format_of(source)
 
 
 @contextmanager
 def open_files(
-    pipeline: Pipeline, source: CsvSource | ParquetSource, identity: Digested, folder: Path, fetch: Fetch
+    pipeline: Pipeline,
+    source: CsvSource | ParquetSource | ImagesSource,
+    identity: Digested,
+    folder: Path,
+    fetch: Fetch,
 ) -> Generator[FileSource]:
     """The source's files, ready to be read; what it takes on disk, in ``folder``, is gone when it is closed.
 
@@ -262,9 +274,12 @@ def open_files(
         Spill(place) as spill,
         tempfile.TemporaryFile("w+", dir=place, encoding="utf-8") as aside,
     ):
-        paths = fetch(source.path, place) if is_url(source.path) else local_paths(source.path)
+        paths = fetch(source.path, place) if is_url(source.path) else local_paths(source)
         try:
-            yield FileSource(pipeline, source, identity, paths, spill, aside)
+            read = file_format(source)
+            if source.kind == "images":
+                read, paths = _with_images(pipeline, source, read, paths, place)
+            yield FileSource(pipeline, identity, read, paths, spill, aside)
         except UnicodeDecodeError:
             raise SourceError(f"the source {source.path} holds bytes that are not UTF-8; convert it first") from None
         except pa.ArrowException as error:
@@ -272,17 +287,13 @@ def open_files(
             raise SourceError(f"the source {source.path} cannot be read: {reason}") from None
 
 
-def is_url(path: str) -> bool:
-    """Whether a source's path is a blob's URL."""
-    return path.lower().startswith(("https://", "http://"))
-
-
-def local_paths(path: str) -> list[Path]:
-    """The files that a path or a glob names, in the order of names.
+def local_paths(source: CsvSource | ParquetSource | ImagesSource) -> list[Path]:
+    """The files that a path or a glob names, in the order of names; of images the folder itself, where it is one.
 
     Raises ``SourceError`` where there are none.
     """
-    if Path(path).is_file():
+    path = source.path
+    if Path(path).is_file() or (source.kind == "images" and Path(path).is_dir()):
         return [Path(path)]
     if not glob.has_magic(path):
         what = (
@@ -297,10 +308,36 @@ def local_paths(path: str) -> list[Path]:
     return found
 
 
+def _with_images(
+    pipeline: Pipeline, source: ImagesSource, read: FileFormat, paths: list[Path], place: Path
+) -> tuple[FileFormat, list[Path]]:
+    """The same rows with what their images are, looked at once; and how they are read."""
+    kept = Path(pipeline.artifacts.url)
+    if not is_url(pipeline.artifacts.url) and any(kept.resolve().is_relative_to(p.resolve()) for p in paths):
+        raise SourceError(
+            f"artifacts.url, {kept}, is inside source.path: images that are kept there would become rows; move one of "
+            "them"
+        )
+    places, prepared = open_places(source), list[Path]()
+    own = [pipeline.embedder.column] if pipeline.embedder.kind == "column" else []
+    columns = list(dict.fromkeys([*source.key, *source.metadata, source.content.image, *own]))
+    for number, path in enumerate(paths):
+        mark = _Mark.of(path)
+        _schema(read, path, columns)
+        into = place / f"images-{number}" / path.name
+        into.parent.mkdir()
+        prepare(read, path, columns, source, places, into)
+        if not path.is_dir():
+            mark.check()
+        prepared.append(into)
+    return PreparedFormat(read.first_row), prepared
+
+
 def _layout(pipeline: Pipeline, identity: Digested, read: FileFormat, paths: list[Path]) -> Layout:
     source = pipeline.source
     vector = pipeline.embedder.column if pipeline.embedder.kind == "column" else None
-    content = template.parse(source.content or "")
+    images = source.kind == "images"
+    content = Template((Column(CONTENT),)) if images else template.parse(source.content or "")
     named: list[str] = [*source.key, *source.metadata, *content.columns, *([vector] if vector else [])]
     wanted = list(dict.fromkeys(named))
     first = _schema(read, paths[0], wanted)
@@ -321,6 +358,7 @@ def _layout(pipeline: Pipeline, identity: Digested, read: FileFormat, paths: lis
         metadata=columns_of(first, source.metadata, key=False, where=where),
         content=content,
         vector=vector,
+        refusals=(REASON, DETAIL) if images else None,
         identity=identity.digest(),
     )
 

@@ -22,7 +22,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline_sources import PostgresSource
 from rowvec.plan import FETCH_ROWS, key_json
 from rowvec.queries import query
-from rowvec.sources.apart import ACTIONS, Action, Reject, row_schema
+from rowvec.sources.apart import ACTIONS, Action, Reject, SeenImage, row_schema
 from rowvec.sources.postgres import SourceQuery, describe, names
 
 # Digests in one statement, 9 MB of it. Each statement hashes the whole source again, for no index knows the digests.
@@ -81,6 +81,10 @@ class RemoteSource:
             digests = np.concatenate(marked)
             for start in range(0, len(digests), _ASKED_ROWS):
                 yield from self._fetch(action, unpack_digests(digests[start : start + _ASKED_ROWS]))
+
+    def images(self) -> Iterator[list[SeenImage]]:
+        """See ``ApartSource``: a database has texts."""
+        return iter(())
 
     def rejects(self) -> Iterator[Reject]:
         """See ``ApartSource``."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from rowvec.columns import PgColumn
-from rowvec.errors import SourceError
+from rowvec.errors import RejectReason, SourceError
 from rowvec.fingerprint import fingerprint
 from rowvec.pairs import DIGEST_BYTES, pack_digests, pack_hashes
 from rowvec.sources.apart import row_schema
@@ -47,13 +47,16 @@ class Layout:
     content: Template
     vector: str | None
     """The column with the source's own vectors, with the column embedder."""
+    refusals: tuple[str, str] | None
+    """The columns that say why a row is to be set aside, and in which words; NULL where it is not."""
     identity: bytes
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read, each once."""
         own = [column.name for column in (*self.key, *self.metadata)]
-        return tuple(dict.fromkeys([*own, *self.content.columns, *([self.vector] if self.vector else [])]))
+        beside = [*([self.vector] if self.vector else []), *(self.refusals or ())]
+        return tuple(dict.fromkeys([*own, *self.content.columns, *beside]))
 
 
 class Rendered:
@@ -86,6 +89,18 @@ class Rendered:
         for column in self._layout.key:
             lengths += pc.fill_null(pc.binary_length(self._texts[column.name]), 0).to_numpy(zero_copy_only=False)
         return lengths > LONGEST_KEY
+
+    @property
+    def refused(self) -> Mask:
+        """``(n,)``: rows that the reader of the source wants to have set aside."""
+        if self._layout.refusals is None:
+            return np.zeros(self._rows, np.bool_)
+        return _mask(self._batch.column(self._layout.refusals[0]).is_valid())
+
+    def refusal(self, row: int) -> tuple[RejectReason, str]:
+        """Why a row that is refused is, and in which words."""
+        reason, detail = self._layout.refusals or ("", "")
+        return self._batch.column(reason)[row].as_py(), self._batch.column(detail)[row].as_py()
 
     @cached_property
     def content(self) -> pa.Array:
@@ -128,7 +143,7 @@ class Rendered:
 
     def records(self, first_row: int) -> Records:
         """The hashes of the rows that have a key and can be read, numbered from ``first_row``."""
-        good = ~(self.null_key | self.unreadable | self.long_key)
+        good = ~(self.null_key | self.unreadable | self.long_key | self.refused)
         records = np.zeros(self._rows, RECORD)
         records["digest"] = pack_digests(self._key_digests())
         records["fingerprint"] = pack_hashes(self.fingerprints)

@@ -125,7 +125,9 @@ SELECT count(*) FROM ({blank}) AS source
 -- name: forget_mended -- rejects of the kinds that every extract finds anew, and that this one did not find
 DELETE FROM rowvec.rejects
 WHERE pipeline_id = {pipeline_id} AND run_id <> {run_id}
-  AND reason IN ('null_key', 'duplicate_key', 'empty', 'unreadable')
+  AND reason IN (
+      'null_key', 'duplicate_key', 'empty', 'unreadable',
+      'missing_image', 'not_an_image', 'broken_image', 'image_too_large')
 
 -- name: count_rejects
 SELECT count(*) FROM rowvec.rejects WHERE pipeline_id = {pipeline_id}

@@ -288,3 +288,19 @@ LEFT JOIN LATERAL (
 LEFT JOIN rowvec.tunings AS tuned ON tuned.table_schema = t.nspname AND tuned.table_name = t.relname;
 COMMENT ON VIEW rowvec.indexes IS
     'One row an index on vectors (a row without index_name: a table that has none): what it is, how worn, how good.';
+
+-- name: migration_5 -- the images that a pipeline's rows show, and which of them are in the store
+CREATE TABLE rowvec.images (
+    family text NOT NULL,
+    sha256 bytea NOT NULL,
+    media_type text NOT NULL,
+    bytes bigint NOT NULL,
+    place text NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT now(),
+    uploaded_at timestamptz,
+    PRIMARY KEY (family, sha256)
+);
+COMMENT ON TABLE rowvec.images IS 'One row an image, however many rows show it: what it is, and whether the store has it.';
+COMMENT ON COLUMN rowvec.images.family IS 'The name in the pipeline file: all generations of a vector table share images.';
+COMMENT ON COLUMN rowvec.images.place IS 'The file or blob that the source last had it in.';
+COMMENT ON COLUMN rowvec.images.noted_at IS 'When a row with it was last new or changed.';

@@ -1,0 +1,168 @@
+"""What of a bare threaded upload's rate do images keep, with checksums, metadata and a ledger?
+
+Small images, unlike each other, are drawn into a folder. The peer sends the same bytes with the same number of threads
+and Azure's own client, ``overwrite=False``, and nothing else. Ours is ``rowvec.images.upload_images`` over a stored
+plan, ledger and all. Both go into one Azurite, a slice of the images at a time, in turns, so that what else the machine
+does meets both. ``--quick`` has fewer images. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from azure.storage.blob import ContainerClient
+
+from rowvec import images, stages
+from rowvec.database import connect, target_url
+from rowvec.pipeline import Pipeline
+from rowvec.plan import open_plan
+from rowvec.references import resolve
+from rowvec.run import running
+from rowvec.sources.image_places import open_places
+from rowvec.stores import open_store
+from tests.azurite import Container, serving
+from tests.drawn_images import fill
+
+SIDE = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One upload of all images."""
+
+    seconds: float
+    cpu: float
+    """Of this process, all threads."""
+    images: int
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / self.seconds
+
+
+def bare(container: Container, files: list[Path]) -> Measured:
+    """The peer."""
+    client = ContainerClient(container.account_url, container.name, credential=container.key)
+
+    def send(path: Path) -> None:
+        client.upload_blob(f"{path.parent.name}/{path.name}", path.read_bytes(), overwrite=False)
+
+    started, worked = time.monotonic(), time.process_time()
+    with ThreadPoolExecutor(images.THREADS) as pool:
+        done = sum(1 for _ in pool.map(send, files))
+    return Measured(seconds=time.monotonic() - started, cpu=time.process_time() - worked, images=done)
+
+
+@contextmanager
+def planned(pipeline: Pipeline) -> Generator[Callable[[list[str]], Measured]]:
+    """What uploads some of the images, by their paths: of a plan that has all, as if the ledger had the others."""
+    resolved = resolve(pipeline)
+    assert resolved.source.kind == "images"
+    with running(pipeline, "benchmark") as run, connect(target_url(None)) as connection:
+        plan = stages.extract_rows(pipeline, run)
+        store, places = open_store(resolved.artifacts), open_places(resolved.source)
+        stored = open_plan(connection, resolved, run.run_id)
+
+        def upload(names: list[str]) -> Measured:
+            connection.execute("UPDATE rowvec.images SET uploaded_at = now()")
+            connection.execute("UPDATE rowvec.images SET uploaded_at = NULL WHERE place = ANY (%s)", (names,))
+            started, worked = time.monotonic(), time.process_time()
+            done = [
+                images.upload_images(connection, store, places, stored, pipeline.name, number).images
+                for number in range(plan.batches)
+            ]
+            return Measured(seconds=time.monotonic() - started, cpu=time.process_time() - worked, images=sum(done))
+
+        yield upload
+
+
+def pipeline_into(container: Container, folder: Path) -> Pipeline:
+    """The images of a folder, into a container."""
+    return Pipeline.model_validate(
+        {
+            "name": "benchmark",
+            "source": {
+                "kind": "images",
+                "path": str(folder),
+                "key": ["image_file"],
+                "content": {"image": "image_file"},
+            },
+            "embedder": {"kind": "local_image"},
+            "target": {"table": "vectors.benchmark"},
+            "artifacts": {"url": container.url, "credential": "${BENCHMARK_BLOB_KEY}"},
+        }
+    )
+
+
+@contextmanager
+def prepared(count: int) -> Generator[tuple[str, Path, list[Path]]]:
+    """A blob server, and a folder with its files."""
+    with tempfile.TemporaryDirectory(prefix="rv") as place, serving() as host:
+        os.environ |= {"ROWVEC_HOME": f"{place}/home"}
+        os.environ.pop("ROWVEC_DATABASE_URL", None)
+        folder = Path(place) / "images"
+        yield host, folder, fill(folder, count, SIDE)
+
+
+def peak() -> float:
+    """MB, resident, of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    count, slices = (1000, 5) if quick else (5000, 20)
+    found: dict[str, list[Measured]] = {"bare": [], "ours": []}
+    peaks: list[float] = []
+    with prepared(count) as (host, folder, files):
+        container = Container(host=host, name=f"bench-{uuid4().hex[:12]}")
+        os.environ["BENCHMARK_BLOB_KEY"] = container.key
+        ContainerClient(container.account_url, container.name, credential=container.key).create_container()
+        size = sum(path.stat().st_size for path in files)
+        with planned(pipeline_into(container, folder)) as upload:
+            for number in range(slices):
+                some = files[number::slices]
+                names = [path.relative_to(folder).as_posix() for path in some]
+                for name in ("bare", "ours") if number % 2 else ("ours", "bare"):
+                    one = bare(container, some) if name == "bare" else upload(names)
+                    assert one.images == len(some)
+                    found[name].append(one)
+                peaks.append(peak())
+                pair = {name: round(ones[-1].rate, 1) for name, ones in found.items()}
+                print(f"{number:2} {pair} images/s, peak {peak():.0f} MB", flush=True)
+    # Connections, imports and the server's own warming are the first slice's.
+    bares, ours = found["bare"][1:], found["ours"][1:]
+    result = {
+        "images": count,
+        "megabytes": round(size / 1e6, 1),
+        "rate": {name: round(statistics.median(one.rate for one in ones[1:]), 1) for name, ones in found.items()},
+        "cpu_ms": {
+            name: round(1e3 * sum(one.cpu for one in ones[1:]) / sum(one.images for one in ones[1:]), 2)
+            for name, ones in found.items()
+        },
+        "ratio": round(statistics.median(o.rate / b.rate for o, b in zip(ours, bares, strict=True)), 3),
+        "ratio_of_sums": round(sum(b.seconds for b in bares) / sum(o.seconds for o in ours), 3),
+        "peak_mb": {"after the first slice": round(peaks[0]), "after the last": round(peaks[-1])},
+        "busy": round(os.getloadavg()[0], 1),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

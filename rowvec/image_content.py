@@ -1,0 +1,61 @@
+"""How a row's image is written: as content a text with its checksum, and in the store an object named by it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rowvec.errors import TargetError
+
+_PREFIX = "sha256:"
+_CONTENT = re.compile(rf"{_PREFIX}([0-9a-f]{{64}})")
+
+SUFFIXES = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/gif": "gif",
+    "image/webp": "webp",
+    "image/bmp": "bmp",
+    "image/tiff": "tif",
+    "image/x-icon": "ico",
+}
+"""What an object's name ends in, by what its bytes are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownImage:
+    """An image that a source has been seen to have."""
+
+    sha256: str
+    """64 hex digits."""
+    media_type: str
+    bytes: int
+    place: str
+    """The file or blob it was last seen in."""
+
+    def object_name(self, pipeline: str) -> str:
+        """Its name in the store of a pipeline: ``images/<pipeline>/<2 hex digits>/<sha256>.<suffix>``."""
+        return f"{objects_prefix(pipeline)}{self.sha256[:2]}/{self.sha256}.{SUFFIXES[self.media_type]}"
+
+
+def content_of(sha256: str) -> str:
+    """The content of a row whose image has this checksum."""
+    return _PREFIX + sha256
+
+
+def is_image(content: str | None) -> bool:
+    """Whether a content names an image."""
+    return content is not None and _CONTENT.fullmatch(content) is not None
+
+
+def sha256_of(content: str) -> str:
+    """The checksum that a content names. Raises ``TargetError`` where it is no image's."""
+    found = _CONTENT.fullmatch(content)
+    if found is None:
+        raise TargetError(f"the content {content[:40]!r} names no image; was this table made from texts?")
+    return found.group(1)
+
+
+def objects_prefix(pipeline: str) -> str:
+    """What the names of a pipeline's images begin with: all its generations share them."""
+    return f"images/{pipeline.partition('.')[0]}/"

@@ -1,0 +1,27 @@
+"""What a kind of file is to those who read its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+
+class FileFormat(Protocol):
+    """A kind of file."""
+
+    first_row: int
+    """The number that people give the first row."""
+
+    def schema(self, path: Path) -> pa.Schema:
+        """The file's columns. Raises ``SourceError`` where the file cannot be read."""
+        ...
+
+    def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The file's rows, some thousand at a time, with these columns in this order.
+
+        Raises ``SourceError`` where the file cannot be read, or a value is not what its column's type says.
+        """
+        ...
