@@ -66,8 +66,11 @@ class Measured:
 def candidates(table: VectorTable, rows: int) -> list[Candidate]:
     """All that is worth trying, in the order in which time should be spent on it.
 
-    ``table.bits`` or not, bits are among them: that a table should keep them is a finding too.
+    ``table.bits`` or not, bits are among them: that a table should keep them is a finding too. On sparse vectors
+    pgvector has one kind of index.
     """
+    if table.layout.is_sparse:
+        return [_on_floats(table, "float", "sparse")]
     found = [_on_bits(table)] if table.dimensions <= LIMIT_BITS else []
     half: On = "float" if table.precision == "float16" else "halfvec"
     if table.dimensions <= LIMIT_HALFVEC:
@@ -111,8 +114,9 @@ def build_estimate(rows: int, dimensions: int, choice: IndexChoice) -> float:
 def sample_rows(rows: int, table: VectorTable, seconds: float, memory: int) -> int:
     """How many rows a tuner can afford: no build may spill, and all of them together fit the time."""
     links = 16 * 3 * 16 + 200
-    by_memory = memory // ((table.dimensions * 4 + links) * 5 // 4)
-    a_thousand = sum(build_estimate(1_000, table.dimensions, c.index) for c in candidates(table, rows))
+    elements = table.layout.elements
+    by_memory = memory // ((elements * 4 + links) * 5 // 4)
+    a_thousand = sum(build_estimate(1_000, elements, c.index) for c in candidates(table, rows))
     by_time = int(1_000 * seconds / 2 / a_thousand)
     return max(1, min(rows, by_memory, by_time))
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 from rowvec.errors import UsageError
 from rowvec.pipeline import Index
-from rowvec.vector_table import Metric, Precision
+from rowvec.vector_layout import Layout, Precision
+from rowvec.vector_table import Metric
 
 Kind = Literal["none", "hnsw", "ivfflat"]
 On = Literal["bits", "float", "halfvec"]
@@ -17,12 +18,17 @@ On = Literal["bits", "float", "halfvec"]
 LIMIT_VECTOR = 2_000
 LIMIT_HALFVEC = 4_000
 LIMIT_BITS = 64_000
+# And in nonzeros of a sparse vector, of whatever length: pgvector's HNSW_MAX_NNZ.
+LIMIT_NONZEROS = 1_000
 
 # Measured on two busy cores: an exact search of this many elements takes 20 ms where vectors stand with their rows
 # (33,000 x 256), 53 ms where they are TOASTed (10,600 x 1,024; 7,300 x 1,536). Below that an index would cost recall,
 # room and build time to save what nobody notices. A row itself costs what about 100 elements do.
 EXACT_ELEMENTS = 12_000_000
 _ROW_ELEMENTS = 100
+# A nonzero of a sparse vector in elements, and how many a vector has when nobody looked.
+_NONZERO_ELEMENTS = 2
+_NONZEROS = 128
 
 # At 3,072 dimensions bits gave twice the speed of halfvec at equal recall, in a twelfth of the room and a fifth of the
 # build time; at 256 dimensions they need 32 times oversampling to reach what floats have at once. From 1,536 up every
@@ -74,6 +80,31 @@ class IndexChoice:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sparsity:
+    """How many nonzeros a table's sparse vectors have."""
+
+    mean: float
+    most: int = 0
+    """Of the vector that has most; 0 where none can have too many for an index."""
+    key: str = ""
+    """Of its row."""
+
+    def written(self) -> str:
+        """Why there is no index."""
+        return (
+            f"the vector of the row ({self.key}) has {self.most:,} nonzeros, and pgvector indexes sparse vectors of at "
+            f"most {LIMIT_NONZEROS:,}"
+        )
+
+    def refused(self) -> str:
+        """What to tell who insists on one."""
+        return (
+            f"index.kind is hnsw, but {self.written()}: set index.kind to auto, which searches exactly then, or keep "
+            "fewer of its nonzeros"
+        )
+
+
 def choose(
     rows: int,
     dimensions: int,
@@ -85,6 +116,7 @@ def choose(
     indexed: bool = False,
     tuned: IndexChoice | None = None,
     tuned_rows: int = 0,
+    sparsity: Sparsity | None = None,
 ) -> IndexChoice:
     """The index for a table of ``rows`` vectors of ``dimensions``.
 
@@ -99,6 +131,8 @@ def choose(
         return IndexChoice(
             kind="none", oversampling=oversampling_for(wanted, dimensions), reason="The pipeline wants no index."
         )
+    if precision == "sparse":
+        return _for_sparse(rows, wanted, sparsity, tuned, tuned_rows, metric=metric, indexed=indexed)
     if wanted.on == "bits" and not bits:
         raise UsageError("index.on is bits, but the vector table keeps none: set target.bits to true")
     if wanted.on == "float" and dimensions > LIMIT_HALFVEC:
@@ -111,7 +145,7 @@ def choose(
         if held is not None:
             return held
     if wanted.kind == "auto":
-        few = _few(rows, dimensions, indexed=indexed)
+        few = _few(rows, dimensions, f"{dimensions:,} dimensions", indexed=indexed)
         if few:
             return IndexChoice(kind="none", oversampling=oversampling_for(wanted, dimensions), reason=few)
     on, why = _on(dimensions, precision, bits, wanted)
@@ -164,13 +198,52 @@ def _still_tuned(rows: int, tuned: IndexChoice, tuned_rows: int) -> IndexChoice 
     return replace(tuned, lists=lists, probes=max(1, round(tuned.probes * lists / max(1, tuned.lists))))
 
 
-def _few(rows: int, dimensions: int, *, indexed: bool) -> str | None:
-    enough = EXACT_ELEMENTS // (dimensions + _ROW_ELEMENTS)
+def _for_sparse(
+    rows: int,
+    wanted: Index,
+    sparsity: Sparsity | None,
+    tuned: IndexChoice | None,
+    tuned_rows: int,
+    *,
+    metric: Metric,
+    indexed: bool,
+) -> IndexChoice:
+    """HNSW or nothing: pgvector has no other index on sparse vectors, and no bits of them."""
+    none = IndexChoice(kind="none", reason="")
+    sparsity = sparsity or Sparsity(mean=_NONZEROS)
+    if wanted.kind == "ivfflat":
+        raise UsageError("index.kind is ivfflat, which pgvector cannot build on sparse vectors: set it to auto")
+    if sparsity.most > LIMIT_NONZEROS:
+        if wanted.kind == "hnsw":
+            raise UsageError(sparsity.refused())
+        said = sparsity.written()
+        return replace(none, reason=f"{said[0].upper()}{said[1:]}: searches are exact.")
+    if wanted.kind == "auto":
+        held = _still_tuned(rows, tuned, tuned_rows) if tuned is not None else None
+        if held is not None:
+            return held
+        elements = round(sparsity.mean * _NONZERO_ELEMENTS)
+        few = _few(rows, elements, f"{sparsity.mean:,.0f} nonzeros", indexed=indexed)
+        if few:
+            return replace(none, reason=few)
+    return IndexChoice(
+        kind="hnsw",
+        on="float",
+        opclass=opclass("float", "sparse", metric),
+        m=wanted.m,
+        ef_construction=max(wanted.ef_construction or _EFFORT[False], 2 * wanted.m),
+        oversampling=wanted.oversampling or _OVERSAMPLING,
+        reason="The one index that pgvector has on sparse vectors is HNSW.",
+    )
+
+
+def _few(rows: int, elements: int, what: str, *, indexed: bool) -> str | None:
+    enough = EXACT_ELEMENTS // (elements + _ROW_ELEMENTS)
     if indexed:
         enough //= 2
     if rows > enough:
         return None
-    return f"{rows:,} rows of {dimensions:,} dimensions are searched exactly in a few hundredths of a second."
+    return f"{rows:,} rows of {what} are searched exactly in a few hundredths of a second."
 
 
 def _on(dimensions: int, precision: Precision, bits: bool, wanted: Index) -> tuple[On | None, str]:
@@ -194,7 +267,7 @@ def _on(dimensions: int, precision: Precision, bits: bool, wanted: Index) -> tup
 def opclass(on: On, precision: Precision, metric: Metric) -> str:
     if on == "bits":
         return "bit_hamming_ops"
-    stored = "halfvec" if on == "halfvec" or precision == "float16" else "vector"
+    stored = "halfvec" if on == "halfvec" else Layout(precision, 1).type_name
     return f"{stored}_{_OPERATORS[metric]}_ops"
 
 

@@ -314,13 +314,17 @@ def _layout(pipeline: Pipeline, identity: Digested, read: FileFormat, paths: lis
                 )
     where = paths[0].name
     if vector is not None and not is_vector(first.field(vector).type):
-        raise SourceError(f"column {vector!r} of {where} is {first.field(vector).type}, not a list of numbers or text")
+        raise SourceError(
+            f"column {vector!r} of {where} is {first.field(vector).type}, not a list of numbers, a struct "
+            "of indices and values, or text"
+        )
     columns_of(first, content.columns, key=False, where=where)
     return Layout(
         key=columns_of(first, source.key, key=True, where=where),
         metadata=columns_of(first, source.metadata, key=False, where=where),
         content=content,
         vector=vector,
+        dimensions=pipeline.embedder.dimensions,
         identity=identity.digest(),
     )
 
