@@ -90,17 +90,18 @@ def upload(store: Store, path: Path, artifact: Artifact) -> bool:
     return store.put(artifact.name, path, artifact.sha256)
 
 
-def read_artifact(path: Path) -> Iterator[pa.RecordBatch]:
+def read_artifact(path: Path, layout: Layout | None = None) -> Iterator[pa.RecordBatch]:
     """An artifact's rows, at most 2,048 a batch, in constant memory.
 
-    Raises ``ArtifactCorrupt`` where the file is no artifact, is cut, or has not the rows it says it has.
+    ``layout``: its vectors come in it, though they were kept in another. Raises ``ArtifactCorrupt`` where the file is
+    no artifact, is cut, or has not the rows it says it has.
     """
     with _opened(path) as file:
         left = file.metadata.num_rows
         rows = max(_FEWEST_ROWS, min(_READ_ROWS, _READ_BYTES // max(1, _bytes_a_vector(file))))
         for batch in file.iter_batches(rows, use_threads=False):
             left -= batch.num_rows
-            yield batch
+            yield batch if layout is None else _laid_out(batch, layout)
         if left:
             raise ArtifactCorrupt(f"{path} has {left:,} rows less than it says; fetch it from the store again")
 
@@ -173,6 +174,15 @@ def _compression(schema: pa.Schema) -> dict[str, str]:
         leaves["embedding.list.element"] = "none"
     plain = {"fingerprint", "metadata_hash", "embedding_bits"}
     return {leaf: "none" if leaf in plain else compression for leaf, compression in leaves.items()}
+
+
+def _laid_out(batch: pa.RecordBatch, layout: Layout) -> pa.RecordBatch:
+    column = batch.column("embedding")
+    if column.type == layout.arrow:
+        return batch
+    field = pa.field("embedding", layout.arrow, nullable=False)
+    at = batch.schema.get_field_index("embedding")
+    return batch.set_column(at, field, layout.to_arrow(of_arrow(column, layout.dimensions)))
 
 
 def _is_sparse(schema: pa.Schema) -> bool:

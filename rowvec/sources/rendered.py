@@ -280,7 +280,7 @@ def _sparse_text(column: pa.StructArray, dimensions: int) -> pa.Array:
     joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pairs), ",").cast(pa.large_string())
     texts = pc.binary_join_element_wise(_string("{"), joined, _string(f"}}/{dimensions}"), _NOTHING)
     if odd.any():
-        said = [f"{i} indices, {v} values" for i, v in zip(counts.tolist(), found.tolist(), strict=True)]
+        said = [f"{i} indices / {v} values" for i, v in zip(counts.tolist(), found.tolist(), strict=True)]
         texts = pc.if_else(pa.array(odd), pa.array(said, pa.large_string()), texts)
     return pc.if_else(column.is_valid(), texts, pa.scalar(None, pa.large_string()))
 
