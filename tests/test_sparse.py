@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg import errors as pg
 
 from rowvec import pipeline_embedders, sparse
 from rowvec.columns import PgColumn
@@ -309,12 +310,9 @@ def test_what_pgvector_thinks_of_a_text_is_what_we_do(connection: Connection) ->
     """Unsorted indices and zeros are pgvector's to take in a text; what it refuses is refused here too."""
     for text in ("{3:1,1:2}/5", "{1:0,2:1}/5", " { 1 : 2 , 2 : 1e-3 } / 5 ", "{1:1,1:2}/5", "{6:1}/5", "{0:1}/5"):
         answers = _answers(5, [text])
-        asked = json.dumps(text)
-        row = connection.execute(
-            "SELECT CASE WHEN pg_input_is_valid(t, 'sparsevec') THEN sparsevec_send(t::sparsevec) END FROM"
-            " (SELECT %s::jsonb #>> '{}' AS t) AS x",
-            (asked,),
-        ).fetchone()
-        assert row is not None
+        taken: bytes | None = None
+        with suppress(pg.DataError):
+            row = connection.execute("SELECT sparsevec_send(%s::sparsevec)", (text,)).fetchone()
+            taken = row and row[0]
         kept = [answer.vectors for answer in answers if len(answer.positions)]
-        assert [wire for vectors in kept for wire in Layout("sparse", 5).wires(vectors)] == ([row[0]] if row[0] else [])
+        assert [wire for vectors in kept for wire in Layout("sparse", 5).wires(vectors)] == ([taken] if taken else [])
