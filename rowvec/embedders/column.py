@@ -82,17 +82,19 @@ def _parts(texts: Iterable[str], dimensions: int) -> Iterator[list[str]]:
 
 def _answers(part: list[str], start: int, dimensions: int) -> Iterator[Answer]:
     """One answer, or two where some of the texts are sparse and some dense."""
+    rejected: dict[int, RowError] = {}
     sparse = [position for position, text in enumerate(part) if is_sparse(text)]
     dense = [position for position, text in enumerate(part) if not is_sparse(text)]
-    for positions, read in ((dense, _read_dense), (sparse, read_sparse)):
-        if positions:
-            rejected: dict[int, RowError] = {}
-            found, vectors = read([part[position] for position in positions], positions, dimensions, rejected)
-            yield Answer(
-                positions=start + found,
-                vectors=vectors,
-                rejected={start + position: error for position, error in rejected.items()},
-            )
+    read = [
+        reader([part[position] for position in positions], positions, dimensions, rejected)
+        for positions, reader in ((dense, _read_dense), (sparse, read_sparse))
+        if positions
+    ]
+    # Those that cannot be read go with the first answer, which may bring no other.
+    told = {start + position: error for position, error in rejected.items()}
+    for found, vectors in [one for one in read if len(one[0])] or read[:1]:
+        yield Answer(positions=start + found, vectors=vectors, rejected=told)
+        told = {}
 
 
 def _read_dense(
