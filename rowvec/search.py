@@ -172,12 +172,14 @@ def ask(
     if not 1 <= k <= MOST_K or not 1 <= oversampling <= MOST_OVERSAMPLING:
         raise UsageError(LIMITS)
     if mode == "ann" and (choice.kind == "none" or choice.on == "bits"):
+        key = "index.kind to hnsw" if table.layout.is_sparse else "index.on to float"
         raise UsageError(
             f"{table.schema}.{table.name} has no index on float vectors, which mode ann needs: search with mode "
-            "adaptive, or set index.on to float and run rowvec index"
+            f"adaptive, or set {key} and run rowvec index"
         )
     if mode == "bits" and not table.bits:
-        raise UsageError(f"{table.schema}.{table.name} keeps no bits, which mode bits needs: set target.bits to true")
+        remedy = "search with mode adaptive" if table.layout.is_sparse else "set target.bits to true"
+        raise UsageError(f"{table.schema}.{table.name} keeps no bits, which mode bits needs: {remedy}")
     filtered = parse_where(where, (*table.key, *table.metadata)) if where else None
     return Asked(
         table=table,

@@ -281,7 +281,7 @@ def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Conne
     assert all(
         hit.metadata["year"] == 1003 for hit in search(connection, table, choice, vectors[3], 5, where="year = 1003")
     )
-    with pytest.raises(UsageError, match="keeps no bits"):
+    with pytest.raises(UsageError, match="keeps no bits, which mode bits needs: search with mode adaptive"):
         search(connection, table, choice, vectors[3], 5, "bits")
     name = install_search_function(connection, table, choice)
     text = one(connection, "SELECT embedding::text FROM items WHERE id = 3")
