@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from rowvec.index_choice import (
     BITS_FROM_DIMENSIONS,
+    EFFORT_SPARSE,
     LIMIT_BITS,
     LIMIT_HALFVEC,
     LIMIT_VECTOR,
@@ -72,7 +73,7 @@ def candidates(table: VectorTable, rows: int) -> list[Candidate]:
     pgvector has one kind of index.
     """
     if table.layout.is_sparse:
-        return [_on_floats(table, "float", "sparse")]
+        return [_on_floats(table, "float", "sparse", EFFORT_SPARSE)]
     found = [_on_bits(table)] if table.dimensions <= LIMIT_BITS else []
     half: On = "float" if table.precision == "float16" else "halfvec"
     if table.dimensions <= LIMIT_HALFVEC:
@@ -156,8 +157,9 @@ def _on_bits(table: VectorTable) -> Candidate:
     return Candidate(name="bits hnsw", index=index, settings=settings)
 
 
-def _on_floats(table: VectorTable, on: On, name: str) -> Candidate:
-    index = IndexChoice(kind="hnsw", on=on, opclass=opclass(on, table.precision, table.metric), reason="")
+def _on_floats(table: VectorTable, on: On, name: str, effort: int = 64) -> Candidate:
+    operators = opclass(on, table.precision, table.metric)
+    index = IndexChoice(kind="hnsw", on=on, opclass=operators, ef_construction=effort, reason="")
     settings = tuple(replace(index, oversampling=1, ef_search=ef) for ef in _EF_SEARCH)
     return Candidate(name=f"{name} hnsw", index=index, settings=settings)
 

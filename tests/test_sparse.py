@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,8 @@ from rowvec.errors import ArtifactCorrupt
 from rowvec.recall import distances
 from rowvec.sources.rendered import is_vector, vector_bytes, vector_text
 from rowvec.sparse import MOST_DIMENSIONS, SparseVectors
-from rowvec.vector_layout import Layout
+from rowvec.vector_layout import Layout, dense
+from rowvec.vector_spool import open_spool
 from rowvec.vector_table import Metric
 
 Row = dict[int, float]
@@ -102,9 +105,9 @@ def test_some_of_the_vectors_are_those_in_the_order_asked_for(
 
 @given(st.integers(1, 9).flatmap(lambda d: st.lists(st.lists(_values | st.just(0.0), min_size=d, max_size=d))))
 def test_dense_vectors_come_back_from_their_nonzeros(rows: list[list[float]]) -> None:
-    dense = np.array(rows, np.float32).reshape(len(rows), -1 if rows else 3)
-    found = sparse.of_dense(dense)
-    np.testing.assert_array_equal(found.dense(), dense)
+    full = np.array(rows, np.float32).reshape(len(rows), -1 if rows else 3)
+    found = sparse.of_dense(full)
+    np.testing.assert_array_equal(found.dense(), full)
     assert found.values.all()
 
 
@@ -244,6 +247,27 @@ def test_dense_and_sparse_texts_stand_side_by_side() -> None:
     layout = Layout("float32", 3)
     wanted = [[1, 0, 2], [0, 1, 0], [0, 0, 1], [2, 0, 1]]
     assert [np.asarray(layout.question(found[p])).tolist() for p in range(4)] == wanted
+
+
+@given(
+    st.integers(1, 4).flatmap(lambda d: st.lists(st.lists(_values | st.just(0.0), min_size=d, max_size=d))), st.data()
+)
+def test_a_spool_gives_back_what_was_put_last_whichever_way_it_came(
+    rows: list[list[float]], data: st.DataObject
+) -> None:
+    wanted = np.array(rows, np.float32).reshape(len(rows), -1 if rows else 3)
+    order = np.array(data.draw(st.permutations(range(len(rows)))), np.int64)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=3)))
+    for precision in ("float32", "sparse"):
+        layout = Layout(precision, wanted.shape[1])
+        with tempfile.TemporaryDirectory() as folder:
+            spool = open_spool(Path(folder), layout, len(rows))
+            spool.put(order, np.ones_like(wanted))
+            for number, part in enumerate(np.split(order, cuts)):
+                spool.put(part, sparse.of_dense(wanted[part]) if number % 2 else wanted[part])
+            some = order[: len(rows) // 2]
+            np.testing.assert_array_equal(dense(spool.take(some)), wanted[some])
+            assert isinstance(spool.take(some), SparseVectors) == (precision == "sparse")
 
 
 def test_a_question_may_be_sparse() -> None:
