@@ -93,7 +93,10 @@ class Index(Part):
     )
     m: int = Field(default=16, ge=2, le=100, description="HNSW: links a node.")
     ef_construction: int | None = Field(
-        default=None, ge=4, le=1000, description="HNSW: candidates while building; left out: 64, and 128 on bits."
+        default=None,
+        ge=4,
+        le=1000,
+        description="HNSW: candidates while building; left out: 64, and 128 on bits and sparse vectors.",
     )
     lists: int | None = Field(default=None, ge=1, le=32768, description="IVFFlat: lists; left out: by rows.")
     oversampling: int | None = Field(
