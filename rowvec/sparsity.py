@@ -34,7 +34,7 @@ def make_room(connection: Connection, plan: Plan, wanted: Index) -> str | None:
     Searches are exact from then on. Raises ``UsageError`` where the pipeline insists on the index.
     """
     table = plan.table
-    if plan.direct or not plan.batches or not table.layout.is_sparse:
+    if not plan.batches or not table.layout.is_sparse:
         return None
     most, key = _widest(connection, table, plan.staging)
     if most <= LIMIT_NONZEROS:

@@ -354,6 +354,12 @@ def test_who_insists_on_the_index_is_told_before_anything_changes(given: Connect
     with pytest.raises(UsageError, match=r"index.kind is hnsw, but the vector of the row \(7\) has 1,001 nonzeros"):
         gallery.sync(ours)
     assert one(given, _AGREE) == 49
+    first = ours.model_copy(
+        update={"name": "first", "target": ours.target.model_copy(update={"table": "vectors.first"})}
+    )
+    with pytest.raises(UsageError, match=r"index.kind is hnsw, but the vector of the row \(7\)"):
+        gallery.sync(first)
+    assert one(given, "SELECT to_regclass('vectors.first')") is None
     given.execute("DELETE FROM paintings WHERE id = 7")
     assert gallery.sync(ours).consistent
 
