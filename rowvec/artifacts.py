@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,9 +16,12 @@ from rowvec.binarize import write_bits
 from rowvec.errors import ArtifactCorrupt
 from rowvec.fingerprint import Identity
 from rowvec.stores import Store, file_checksum, open_store
+from rowvec.vector_layout import Embeddings, Layout, is_layout, of_arrow
 from rowvec.vector_table import VectorTable
 
 FORMAT = b"rowvec.artifact/1"
+SPARSE_FORMAT = b"rowvec.artifact/2"
+"""That of an artifact with sparse vectors: who knows only the first is not to take them for anything else."""
 
 # What a reader that wants a few vectors must read, and hold in memory.
 _GROUP_BYTES = 64 << 20
@@ -28,8 +30,6 @@ _GROUP_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 _READ_ROWS = 2048
 _FEWEST_ROWS = 16
-_VECTOR_VALUES = "embedding.list.element"
-_VECTOR_VALUE = pa.field("element", pa.float32(), nullable=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ def write_artifact(
     """
     schema = table.artifact_schema.with_metadata(
         {
-            b"rowvec.format": FORMAT,
+            b"rowvec.format": SPARSE_FORMAT if table.layout.is_sparse else FORMAT,
             b"rowvec.pipeline": pipeline_name.encode(),
             b"rowvec.identity": json.dumps(asdict(identity), sort_keys=True).encode(),
         }
@@ -90,31 +90,31 @@ def upload(store: Store, path: Path, artifact: Artifact) -> bool:
     return store.put(artifact.name, path, artifact.sha256)
 
 
-def read_artifact(path: Path) -> Iterator[pa.RecordBatch]:
+def read_artifact(path: Path, layout: Layout | None = None) -> Iterator[pa.RecordBatch]:
     """An artifact's rows, at most 2,048 a batch, in constant memory.
 
-    Raises ``ArtifactCorrupt`` where the file is no artifact, is cut, or has not the rows it says it has.
+    ``layout``: its vectors come in it, though they were kept in another. Raises ``ArtifactCorrupt`` where the file is
+    no artifact, is cut, or has not the rows it says it has.
     """
     with _opened(path) as file:
         left = file.metadata.num_rows
-        width = file.schema_arrow.field("embedding").type.list_size * 4
-        rows = max(_FEWEST_ROWS, min(_READ_ROWS, _READ_BYTES // max(1, width)))
+        rows = max(_FEWEST_ROWS, min(_READ_ROWS, _READ_BYTES // max(1, _bytes_a_vector(file))))
         for batch in file.iter_batches(rows, use_threads=False):
             left -= batch.num_rows
-            yield batch
+            yield batch if layout is None else _laid_out(batch, layout)
         if left:
             raise ArtifactCorrupt(f"{path} has {left:,} rows less than it says; fetch it from the store again")
 
 
-def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], npt.NDArray[np.float32]]:
-    """Which of the fingerprints the artifact holds, and their vectors ``(n, d)``; each once.
+def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], Embeddings]:
+    """Which of the fingerprints the artifact holds, and their vectors ``(n, d)`` as it has them; each once.
 
     Only row groups that hold one are read. Raises ``ArtifactCorrupt`` as ``read_artifact`` does.
     """
     found: dict[bytes, None] = {}
     with _opened(path) as file:
-        dimensions = file.schema_arrow.field("embedding").type.list_size
-        blocks = [np.empty((0, dimensions), np.float32)]
+        layout = _layout_of(file.schema_arrow)
+        blocks: list[Embeddings] = []
         for group in range(file.num_row_groups):
             held = file.read_row_group(group, columns=["fingerprint"]).column(0).to_pylist()
             wanted: dict[bytes, int] = {}
@@ -123,14 +123,14 @@ def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], npt
                     wanted.setdefault(fingerprint, row)
             if wanted:
                 column = file.read_row_group(group, columns=["embedding"]).column(0).combine_chunks()
-                vectors = column.flatten().to_numpy().reshape(-1, dimensions)
+                vectors = of_arrow(column, layout.dimensions)
                 if len(vectors) != len(held):
                     raise ArtifactCorrupt(
                         f"{path} has not a vector for each fingerprint; fetch it from the store again"
                     )
-                blocks.append(vectors[list(wanted.values())])
+                blocks.append(vectors[np.array(list(wanted.values()), np.int64)])
                 found.update(dict.fromkeys(wanted))
-    return list(found), np.concatenate(blocks)
+    return list(found), layout.together(blocks)
 
 
 def _rows(spool: Path, bits: Path | None, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -167,13 +167,41 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def _compression(schema: pa.Schema) -> dict[str, str]:
     """By the path of each leaf: zstd for what repeats itself, nothing for floats and hashes."""
+    leaves = {field.name: "zstd" for field in schema if field.name != "embedding"}
+    if _is_sparse(schema):
+        leaves |= {"embedding.indices.list.element": "zstd", "embedding.values.list.element": "none"}
+    else:
+        leaves["embedding.list.element"] = "none"
     plain = {"fingerprint", "metadata_hash", "embedding_bits"}
-    return {
-        _VECTOR_VALUES if field.name == "embedding" else field.name: "none"
-        if field.name in {"embedding", *plain}
-        else "zstd"
-        for field in schema
-    }
+    return {leaf: "none" if leaf in plain else compression for leaf, compression in leaves.items()}
+
+
+def _laid_out(batch: pa.RecordBatch, layout: Layout) -> pa.RecordBatch:
+    column = batch.column("embedding")
+    if column.type == layout.arrow:
+        return batch
+    field = pa.field("embedding", layout.arrow, nullable=False)
+    at = batch.schema.get_field_index("embedding")
+    return batch.set_column(at, field, layout.to_arrow(of_arrow(column, layout.dimensions)))
+
+
+def _is_sparse(schema: pa.Schema) -> bool:
+    return pa.types.is_struct(schema.field("embedding").type)
+
+
+def _layout_of(schema: pa.Schema) -> Layout:
+    """How an artifact's vectors are laid out; their length, which sparse ones do not tell, is the embedder's."""
+    if not _is_sparse(schema):
+        return Layout("float32", schema.field("embedding").type.list_size)
+    return Layout("sparse", json.loads(schema.metadata[b"rowvec.identity"])["dimensions"])
+
+
+def _bytes_a_vector(file: pq.ParquetFile) -> int:
+    """Bytes of a vector in memory; of sparse ones the mean of a row with all that stands beside it."""
+    if not _is_sparse(file.schema_arrow):
+        return file.schema_arrow.field("embedding").type.list_size * 4
+    groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+    return sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
 
 
 @contextmanager
@@ -192,14 +220,17 @@ def _opened(path: Path) -> Generator[pq.ParquetFile]:
 
 
 def _check_layout(path: Path, schema: pa.Schema) -> None:
-    if (schema.metadata or {}).get(b"rowvec.format") != FORMAT:
-        raise ArtifactCorrupt(f"{path} is no artifact of rowvec: it does not say {FORMAT.decode()}")
+    told = (schema.metadata or {}).get(b"rowvec.format", b"")
+    if told not in (FORMAT, SPARSE_FORMAT):
+        raise ArtifactCorrupt(
+            f"{path} is no artifact of this rowvec: it says neither {FORMAT.decode()} nor {SPARSE_FORMAT.decode()}"
+        )
     # A NULL would shift every vector after it to another row: what may hold one is not ours.
     types = {field.name: field.type for field in schema if not field.nullable}
     embedding = types.get("embedding", pa.null())
-    vectors = pa.types.is_fixed_size_list(embedding) and embedding.value_field.equals(_VECTOR_VALUE)
+    vectors = is_layout(embedding) and pa.types.is_struct(embedding) == (told == SPARSE_FORMAT)
     if not vectors or types.get("fingerprint") != pa.binary(32):
-        raise ArtifactCorrupt(f"{path} says {FORMAT.decode()}, but has not the columns of one")
+        raise ArtifactCorrupt(f"{path} says {told.decode()}, but has not the columns of one")
 
 
 __all__ = [

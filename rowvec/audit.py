@@ -35,6 +35,7 @@ from rowvec.run import open_target
 from rowvec.schema import install
 from rowvec.stores import Store, open_store
 from rowvec.vector_checks import conditions
+from rowvec.vector_layout import of_arrow
 from rowvec.vector_table import VectorTable, stored_table
 
 Kind = Literal["missing", "stale", "orphaned", "corrupt"]
@@ -123,11 +124,6 @@ class Audited:
     def key_json(self) -> sql.Composed:
         """The key of a row ``t`` of the vector table, as ``findings`` has it."""
         return key_json(self.table.key, "t")
-
-    @property
-    def send(self) -> sql.SQL:
-        """The function that gives an embedding in wire format."""
-        return sql.SQL("vector_send" if self.table.precision == "float32" else "halfvec_send")
 
     def report(self) -> Audit:
         """What was found."""
@@ -296,20 +292,18 @@ def _read_artifacts(found: Audited, folder: Path) -> None:
 
 def _against_artifacts(found: Audited) -> None:
     parts = {"table": found.table.identifier, "key_json": found.key_json}
-    found.connection.execute(query("audit", "other_vector", send=found.send, **parts))
+    found.connection.execute(query("audit", "other_vector", send=found.table.layout.send, **parts))
     found.connection.execute(query("audit", "not_held", **parts))
 
 
 def _hold(found: Audited, artifact: Path, artifact_id: int) -> None:
-    table = found.table
-    wire = ">f4" if table.precision == "float32" else ">f2"
-    head = table.dimensions.to_bytes(2, "big") + bytes(2)
+    layout = found.table.layout
     with found.connection.cursor() as cursor, cursor.copy(query("audit", "copy_held")) as copy:
         copy.set_types(["bytea", "bytea", "int8"])
         for batch in artifacts.read_artifact(artifact):
-            vectors = batch.column("embedding").flatten().to_numpy().reshape(-1, table.dimensions).astype(wire)
-            for fingerprint, vector in zip(batch.column("fingerprint").to_pylist(), vectors, strict=True):
-                copy.write_row((fingerprint, hashlib.sha256(head + vector.tobytes()).digest(), artifact_id))
+            wires = layout.wires(of_arrow(batch.column("embedding"), layout.dimensions))
+            for fingerprint, wire in zip(batch.column("fingerprint").to_pylist(), wires, strict=True):
+                copy.write_row((fingerprint, hashlib.sha256(wire).digest(), artifact_id))
 
 
 def _artifacts(found: Audited) -> Iterator[tuple[int, Artifact]]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rowvec.vector_layout import Precision
+
 # Rows worked on at once: 1,024 vectors of 1,536 dimensions are 6 MB, their comparison another 1.5.
 _ROWS = 1024
-
-Precision = Literal["float32", "float16"]
 
 
 def binarize(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:

@@ -2,7 +2,8 @@
 
 The forms are those of the types' receive functions: numbers big-endian; dates and timestamps as days and microseconds
 since 2000-01-01; a UUID its 16 bytes; jsonb the byte 1 and its text; a vector int16 dimensions, int16 zero and float32,
-a halfvec the same with float16 (pgvector's ``vector_recv``, ``halfvec_recv``); a bit string int32 bits and the bytes.
+a halfvec the same with float16 (pgvector's ``vector_recv``, ``halfvec_recv``); a sparsevec as ``SparseVectors.wires``
+says; a bit string int32 bits and the bytes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
+from rowvec import sparse
 from rowvec.columns import PgColumn
 from rowvec.errors import FatalError
 
 # Its functions are made when it is imported, and no type checker sees them.
 pc: Any = pyarrow.compute
 
-Kind = Literal["number", "date", "timestamp", "uuid", "bytes", "jsonb", "floats", "bits"]
+Kind = Literal["number", "date", "timestamp", "uuid", "bytes", "jsonb", "sparse", "floats", "bits"]
 Numbers = npt.NDArray[Any]
 
 _NUMBERS = {
@@ -35,7 +37,7 @@ _NUMBERS = {
 }
 _BYTES = re.compile(r"(bytea|text|name|json|xml|(\S+\.)?citext|bpchar|character( varying)?(\(\d+\))?)")
 _TIMESTAMP = re.compile(r"timestamp(\(\d\))? (with|without) time zone")
-_WIDE = re.compile(r"(?:\S+\.)?(vector|halfvec|bit)\((\d+)\)")
+_WIDE = re.compile(r"(?:\S+\.)?(vector|halfvec|sparsevec|bit)\((\d+)\)")
 
 # Postgres counts time from 2000-01-01, Arrow from 1970-01-01.
 _EPOCH_DAYS = 10_957
@@ -64,6 +66,7 @@ class WireForm:
     dtype: np.dtype[Any] | None
     """A value of fixed length, big-endian; with a ``head`` and ``values`` for vectors and bits. None: length varies."""
     head: int = 0
+    """Of sparse vectors, which have no head: their dimensions."""
 
     @property
     def is_wide(self) -> bool:
@@ -101,7 +104,9 @@ def fixed_values(column: PgColumn, form: WireForm, array: pa.Array) -> Numbers:
 
 
 def bytes_values(form: WireForm, array: pa.Array) -> pa.Array:
-    """Texts and bytes as a ``large_binary`` array."""
+    """Texts, bytes and sparse vectors as a ``large_binary`` array."""
+    if form.kind == "sparse":
+        return _sparse_values(form, array)
     array = _cast(array, pa.large_binary())
     if form.kind == "jsonb":
         array = pc.binary_join_element_wise(_binary(b"\x01"), array, _binary(b""))
@@ -141,8 +146,20 @@ def plain(array: pa.Array) -> pa.Array:
 def _wide_form(name: str, n: int) -> WireForm:
     if name == "bit":
         return WireForm("bits", np.dtype([("head", ">i4"), ("values", "u1", ((n + 7) // 8,))]), n)
+    if name == "sparsevec":
+        return WireForm("sparse", None, n)
     value = ">f4" if name == "vector" else ">f2"
     return WireForm("floats", np.dtype([("head", ">i4"), ("values", value, (n,))]), n << 16)
+
+
+def _sparse_values(form: WireForm, array: pa.Array) -> pa.Array:
+    """Where a row is NULL its vector is too: what stands below is never looked at."""
+    array = _cast(array, sparse.ARROW)
+    if not array.null_count:
+        return sparse.of_arrow(array, form.head).wires()
+    wires = sparse.of_arrow(array.drop_null(), form.head).wires()
+    places = pc.subtract(pc.cumulative_sum(array.is_valid().cast(pa.int64())), 1)
+    return wires.take(pc.if_else(array.is_valid(), places, pa.scalar(None, pa.int64())))
 
 
 def _width(form: WireForm) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,9 @@ from rowvec.fingerprint import fingerprint as fingerprint_of
 from rowvec.matryoshka import cut, longer_identities
 from rowvec.plan import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
 from rowvec.queries import query
-from rowvec.stores import Store, disk_faults
+from rowvec.stores import Store
+from rowvec.vector_layout import Embeddings, dense
+from rowvec.vector_spool import VectorSpool, open_spool
 
 # Fingerprints looked up in one statement: an array of 10,000 is 0.4 MB.
 _LOOKUP = 10_000
@@ -50,11 +50,11 @@ class Embedded:
 
 @dataclass(slots=True)
 class _Distinct:
-    """The distinct contents of a batch and their vectors, which are on disk: a batch may be larger than memory."""
+    """The distinct contents of a batch and their vectors."""
 
     fingerprints: list[bytes]
     of_row: npt.NDArray[np.int64]
-    vectors: npt.NDArray[np.float32]
+    vectors: VectorSpool
     present: npt.NDArray[np.bool_]
     rejected: dict[int, RowError]
 
@@ -87,7 +87,9 @@ def embed_batch(
         ids = _take(distinct, missing, answer)
         if embedder.paid and len(ids):
             known = [distinct.fingerprints[i] for i in ids]
-            ledger.keep_answers(connection, plan.pipeline_id, plan.run_id, known, answer.vectors, answer.tokens)
+            # No provider that bills gives sparse vectors.
+            vectors = dense(answer.vectors)
+            ledger.keep_answers(connection, plan.pipeline_id, plan.run_id, known, vectors, answer.tokens)
         if progress:
             progress(int(distinct.present.sum()) + len(distinct.rejected), len(distinct.fingerprints))
     rows = _write_embedded(folder, plan, distinct)
@@ -108,19 +110,10 @@ def _write_rows(connection: Connection, plan: Plan, batch: int, folder: Path) ->
                     fingerprints.append(fingerprint)
                 ids[i] = len(fingerprints) - 1
             of_row.append(ids)
-    shape = (max(1, len(fingerprints)), plan.table.dimensions)
-    size = shape[0] * shape[1] * 4
-    with disk_faults(folder, "make room under ROWVEC_HOME and run again"), (folder / "vectors.f4").open("wb") as file:
-        # Room that is not there is an error now, and not a signal in the middle of the work; macOS cannot tell.
-        if sys.platform == "linux":
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-    vectors = np.memmap(folder / "vectors.f4", np.float32, "r+", shape=shape)
     return _Distinct(
         fingerprints=fingerprints,
         of_row=np.concatenate(of_row) if of_row else np.empty(0, np.int64),
-        vectors=vectors,
+        vectors=open_spool(folder, plan.table.layout, len(fingerprints)),
         present=np.zeros(len(fingerprints), np.bool_),
         rejected={},
     )
@@ -133,19 +126,19 @@ def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct
         wanted = distinct.fingerprints[start : start + _LOOKUP]
         ids = {fingerprint: start + i for i, fingerprint in enumerate(wanted)}
         for fingerprint, vector in ledger.known_answers(connection, plan.pipeline_id, wanted).items():
-            _fill(distinct, ids[fingerprint], vector)
+            _fill(distinct, [ids[fingerprint]], vector[None])
         open_ids = [f for f in wanted if not distinct.present[ids[f]]]
         for artifact, held in ledger.known_in_artifacts(connection, plan.pipeline_id, open_ids).items():
             before = int(distinct.present.sum())
-            for fingerprint, vector in _kept(connection, store, plan, artifact, held, folder):
-                _fill(distinct, ids[fingerprint], vector)
+            found, vectors = _kept(connection, store, plan, artifact, held, folder)
+            _fill(distinct, [ids[fingerprint] for fingerprint in found], vectors)
             # An artifact that is lost: the table may still have what it held.
             look_in_table |= not plan.direct and int(distinct.present.sum()) - before < len(held)
         _cut_from_longer(connection, store, plan, distinct, folder, range(start, start + len(wanted)))
         if look_in_table:
             still_open = [f for f in wanted if not distinct.present[ids[f]]]
-            for fingerprint, vector in _in_table(connection, plan, still_open):
-                _fill(distinct, ids[fingerprint], vector)
+            found, vectors = _in_table(connection, plan, still_open)
+            _fill(distinct, [ids[fingerprint] for fingerprint in found], vectors)
 
 
 def _cut_from_longer(
@@ -158,43 +151,44 @@ def _cut_from_longer(
         texts = _texts(folder / "rows.arrow", distinct, missing, "content")
         ids = {bytes(fingerprint_of(digest, text.encode())): int(i) for i, text in zip(missing, texts, strict=True)}
         for artifact, held in ledger.known_in_artifacts(connection, plan.pipeline_id, list(ids)).items():
-            for longer, vector in _kept(connection, store, plan, artifact, held, folder):
-                _fill(distinct, ids[longer], cut(vector[None], plan.table.dimensions)[0])
+            found, vectors = _kept(connection, store, plan, artifact, held, folder)
+            if isinstance(vectors, np.ndarray):
+                _fill(distinct, [ids[longer] for longer in found], cut(vectors, plan.table.dimensions))
 
 
 def _kept(
     connection: Connection, store: Store, plan: Plan, artifact: tuple[str, str], held: set[bytes], folder: Path
-) -> Iterator[tuple[bytes, npt.NDArray[np.float32]]]:
-    """Vectors from an artifact. One that is lost or spoilt is forgotten, so that nobody counts on it again."""
+) -> tuple[list[bytes], Embeddings]:
+    """Fingerprints and vectors from an artifact; one that is lost is forgotten: nobody is to count on it again."""
     name, sha256 = artifact
     local = folder / "reused.parquet"
     try:
         store.get(name, local, sha256)
-        yield from zip(*read_vectors(local, held), strict=True)
+        return read_vectors(local, held)
     except ArtifactCorrupt as error:
         logger.warning("%s; what it held is looked for in the vector table, or embedded anew", error)
         with connection.transaction():
             ledger.set_artifacts_lost(connection, plan.pipeline_id, lost=True)
             ledger.forget_artifact(connection, plan.pipeline_id, name)
+        return [], plan.table.layout.together([])
     finally:
         local.unlink(missing_ok=True)
 
 
-def _in_table(
-    connection: Connection, plan: Plan, wanted: list[bytes]
-) -> Iterator[tuple[bytes, npt.NDArray[np.float32]]]:
+def _in_table(connection: Connection, plan: Plan, wanted: list[bytes]) -> tuple[list[bytes], Embeddings]:
     """Vectors that only the table has, its ledger being lost: a scan of the table, so it is the last resort."""
+    layout = plan.table.layout
     if not wanted:
-        return
-    statement = query("ledger", "known_in_table", table=plan.table.identifier, fingerprints=sql.Literal(wanted))
-    rows = connection.execute(statement)
-    for fingerprint, text in rows:
-        yield fingerprint, np.array(text.strip("[]").split(","), np.float32)
+        return [], layout.together([])
+    parts = {"table": plan.table.identifier, "fingerprints": sql.Literal(wanted), "send": layout.send}
+    rows = connection.execute(query("ledger", "known_in_table", **parts)).fetchall()
+    return [fingerprint for fingerprint, _ in rows], layout.of_wires([sent for _, sent in rows])
 
 
-def _fill(distinct: _Distinct, i: int, vector: npt.NDArray[np.float32]) -> None:
-    distinct.vectors[i] = vector
-    distinct.present[i] = True
+def _fill(distinct: _Distinct, ids: list[int], vectors: Embeddings) -> None:
+    rows = np.array(ids, np.int64)
+    distinct.vectors.put(rows, vectors)
+    distinct.present[rows] = True
 
 
 def _texts(rows: Path, distinct: _Distinct, missing: npt.NDArray[np.int64], column: str) -> Iterator[str]:
@@ -216,7 +210,7 @@ def _texts(rows: Path, distinct: _Distinct, missing: npt.NDArray[np.int64], colu
 
 def _take(distinct: _Distinct, missing: npt.NDArray[np.int64], answer: Answer) -> npt.NDArray[np.int64]:
     ids = missing[answer.positions]
-    distinct.vectors[ids] = answer.vectors
+    distinct.vectors.put(ids, answer.vectors)
     distinct.present[ids] = True
     distinct.rejected.update({int(missing[position]): error for position, error in answer.rejected.items()})
     return ids
@@ -237,8 +231,7 @@ def _write_embedded(folder: Path, plan: Plan, distinct: _Distinct) -> int:
             start += block.num_rows
             mask = distinct.present[ids]
             kept = block if mask.all() else block.filter(pa.array(mask))
-            flat = pa.array(distinct.vectors[ids[mask]].reshape(-1), pa.float32())
-            embedding = pa.FixedSizeListArray.from_arrays(flat, type=plan.table.embedding_arrow)
+            embedding = plan.table.layout.to_arrow(distinct.vectors.take(ids[mask]))
             columns = [embedding if f.name == "embedding" else kept.column(f.name) for f in schema]
             if kept.num_rows:
                 out.write_batch(pa.record_batch(columns, schema=schema))

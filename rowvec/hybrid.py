@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from psycopg import sql
 
 from rowvec.database import Connection, lost_connections_are_retriable
@@ -24,6 +22,7 @@ from rowvec.search import (
     refused_values,
 )
 from rowvec.search_statement import distance_to
+from rowvec.vector_layout import Embeddings
 from rowvec.vector_table import VectorTable
 
 # A row at rank r of a list scores 1 / (60 + r), ranks from 1: the constant of Cormack, Clarke and Buettcher (SIGIR
@@ -121,7 +120,7 @@ def hybrid_search(
     table: VectorTable,
     choice: IndexChoice,
     hybrid: Hybrid,
-    vector: npt.NDArray[np.float32],
+    vector: Embeddings,
     words: str,
     k: int,
     where: str | None = None,

@@ -192,7 +192,7 @@ def _build(
         opclass=sql.Identifier(choice.opclass),
         options=_options(choice),
     )
-    memory = foresee(connection, rows, table.dimensions, choice)
+    memory = foresee(connection, rows, table.layout.mean_elements(connection, table.identifier), choice)
     if memory.spills:
         logger.warning("the index on %s.%s will not fit: %s", table.schema, table.name, memory.written())
     settings = _settings(connection, rows, memory, readers=readers)
@@ -219,6 +219,15 @@ def _build(
         )
     state = next(state for state in index_state(connection, table) if state.name == name)
     return _Built(state=state, rows=rows, memory=memory, spilled_after=spilled)
+
+
+def drop_indexes(connection: Connection, table: VectorTable) -> list[str]:
+    """Drop every whole index on the table's vectors while readers go on, whoever made it; returns their names."""
+    with lost_connections_are_retriable():
+        names = [state.name for state in index_state(connection, table) if not state.partial]
+        for name in names:
+            _drop(connection, table, name, readers=True)
+    return names
 
 
 def _drop(connection: Connection, table: VectorTable, name: str, *, readers: bool, timeout: str | None = None) -> None:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from rowvec.errors import UsageError
 from rowvec.pipeline import Index
-from rowvec.vector_table import Metric, Precision
+from rowvec.vector_layout import Layout, Precision
+from rowvec.vector_table import Metric
 
 Kind = Literal["none", "hnsw", "ivfflat"]
 On = Literal["bits", "float", "halfvec"]
@@ -17,12 +18,18 @@ On = Literal["bits", "float", "halfvec"]
 LIMIT_VECTOR = 2_000
 LIMIT_HALFVEC = 4_000
 LIMIT_BITS = 64_000
+# And in nonzeros of a sparse vector, of whatever length: pgvector's HNSW_MAX_NNZ.
+LIMIT_NONZEROS = 1_000
 
 # Measured on two busy cores: an exact search of this many elements takes 20 ms where vectors stand with their rows
 # (33,000 x 256), 53 ms where they are TOASTed (10,600 x 1,024; 7,300 x 1,536). Below that an index would cost recall,
 # room and build time to save what nobody notices. A row itself costs what about 100 elements do.
 EXACT_ELEMENTS = 12_000_000
 _ROW_ELEMENTS = 100
+# Measured on two busy cores: a nonzero of a sparse vector costs what six to eight elements do (20,000 rows of 110
+# nonzeros, 34 ms); and how many a vector has when nobody looked.
+_NONZERO_ELEMENTS = 6
+_NONZEROS = 128
 
 # At 3,072 dimensions bits gave twice the speed of halfvec at equal recall, in a twelfth of the room and a fifth of the
 # build time; at 256 dimensions they need 32 times oversampling to reach what floats have at once. From 1,536 up every
@@ -35,6 +42,8 @@ _OVERSAMPLING_LONG, _OVERSAMPLING = 4, 8
 # ef_construction on floats, and on bits: Hamming distances tie, and over 100,000 x 3,072 a graph of 64 found 0.92 where
 # one of 128 found 0.953 by the same search. Comparing bits is cheap, so it is still built several times as fast.
 _EFFORT = (64, 128)
+# On sparse vectors: over 20,000 of 58 nonzeros a graph of 64 found 0.85 and one of 128 0.98, by the same search.
+EFFORT_SPARSE = 128
 
 # pgvector's advice for IVFFlat: a list per thousand rows up to a million rows, the square root of the rows above.
 _ROWS_A_LIST = 1_000
@@ -74,6 +83,31 @@ class IndexChoice:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sparsity:
+    """How many nonzeros a table's sparse vectors have."""
+
+    mean: float
+    most: int = 0
+    """Of the vector that has most; 0 where none can have too many for an index."""
+    key: str = ""
+    """Of its row."""
+
+    def written(self) -> str:
+        """Why there is no index."""
+        return (
+            f"the vector of the row ({self.key}) has {self.most:,} nonzeros, and pgvector indexes sparse vectors of at "
+            f"most {LIMIT_NONZEROS:,}"
+        )
+
+    def refused(self) -> str:
+        """What to tell who insists on one."""
+        return (
+            f"index.kind is hnsw, but {self.written()}: set index.kind to auto, which searches exactly then, or keep "
+            "fewer of its nonzeros"
+        )
+
+
 def choose(
     rows: int,
     dimensions: int,
@@ -85,6 +119,7 @@ def choose(
     indexed: bool = False,
     tuned: IndexChoice | None = None,
     tuned_rows: int = 0,
+    sparsity: Sparsity | None = None,
 ) -> IndexChoice:
     """The index for a table of ``rows`` vectors of ``dimensions``.
 
@@ -99,19 +134,15 @@ def choose(
         return IndexChoice(
             kind="none", oversampling=oversampling_for(wanted, dimensions), reason="The pipeline wants no index."
         )
-    if wanted.on == "bits" and not bits:
-        raise UsageError("index.on is bits, but the vector table keeps none: set target.bits to true")
-    if wanted.on == "float" and dimensions > LIMIT_HALFVEC:
-        raise UsageError(
-            f"index.on is float, but pgvector indexes no float vectors over {LIMIT_HALFVEC:,} dimensions, and these "
-            f"have {dimensions:,}: set index.on to bits (with target.bits true), or index.kind to none"
-        )
+    if precision == "sparse":
+        return _for_sparse(rows, wanted, sparsity, tuned, tuned_rows, metric=metric, indexed=indexed)
+    _check_asked(dimensions, bits, wanted)
     if tuned is not None and wanted.kind == "auto" and wanted.on == "auto":
         held = _still_tuned(rows, tuned, tuned_rows)
         if held is not None:
             return held
     if wanted.kind == "auto":
-        few = _few(rows, dimensions, indexed=indexed)
+        few = _few(rows, dimensions, f"{dimensions:,} dimensions", indexed=indexed)
         if few:
             return IndexChoice(kind="none", oversampling=oversampling_for(wanted, dimensions), reason=few)
     on, why = _on(dimensions, precision, bits, wanted)
@@ -153,6 +184,17 @@ def fits(present: IndexChoice, choice: IndexChoice) -> bool:
     return present.lists == choice.lists
 
 
+def _check_asked(dimensions: int, bits: bool, wanted: Index) -> None:
+    """Raises ``UsageError`` for an index that cannot be, whatever the rows."""
+    if wanted.on == "bits" and not bits:
+        raise UsageError("index.on is bits, but the vector table keeps none: set target.bits to true")
+    if wanted.on == "float" and dimensions > LIMIT_HALFVEC:
+        raise UsageError(
+            f"index.on is float, but pgvector indexes no float vectors over {LIMIT_HALFVEC:,} dimensions, and these "
+            f"have {dimensions:,}: set index.on to bits (with target.bits true), or index.kind to none"
+        )
+
+
 def _still_tuned(rows: int, tuned: IndexChoice, tuned_rows: int) -> IndexChoice | None:
     """The tuner's choice for the rows there are now; None where they are too many for it to say anything."""
     if rows > tuned_rows * (_OUTGROWN_NONE if tuned.kind == "none" else _OUTGROWN):
@@ -164,13 +206,52 @@ def _still_tuned(rows: int, tuned: IndexChoice, tuned_rows: int) -> IndexChoice 
     return replace(tuned, lists=lists, probes=max(1, round(tuned.probes * lists / max(1, tuned.lists))))
 
 
-def _few(rows: int, dimensions: int, *, indexed: bool) -> str | None:
-    enough = EXACT_ELEMENTS // (dimensions + _ROW_ELEMENTS)
+def _for_sparse(
+    rows: int,
+    wanted: Index,
+    sparsity: Sparsity | None,
+    tuned: IndexChoice | None,
+    tuned_rows: int,
+    *,
+    metric: Metric,
+    indexed: bool,
+) -> IndexChoice:
+    """HNSW or nothing: pgvector has no other index on sparse vectors, and no bits of them."""
+    none = IndexChoice(kind="none", reason="")
+    sparsity = sparsity or Sparsity(mean=_NONZEROS)
+    if wanted.kind == "ivfflat":
+        raise UsageError("index.kind is ivfflat, which pgvector cannot build on sparse vectors: set it to auto")
+    if sparsity.most > LIMIT_NONZEROS:
+        if wanted.kind == "hnsw":
+            raise UsageError(sparsity.refused())
+        said = sparsity.written()
+        return replace(none, reason=f"{said[0].upper()}{said[1:]}: searches are exact.")
+    if wanted.kind == "auto":
+        held = _still_tuned(rows, tuned, tuned_rows) if tuned is not None else None
+        if held is not None:
+            return held
+        elements = round(sparsity.mean * _NONZERO_ELEMENTS)
+        few = _few(rows, elements, f"{sparsity.mean:,.0f} nonzeros", indexed=indexed)
+        if few:
+            return replace(none, reason=few)
+    return IndexChoice(
+        kind="hnsw",
+        on="float",
+        opclass=opclass("float", "sparse", metric),
+        m=wanted.m,
+        ef_construction=max(wanted.ef_construction or EFFORT_SPARSE, 2 * wanted.m),
+        oversampling=wanted.oversampling or _OVERSAMPLING,
+        reason="The one index that pgvector has on sparse vectors is HNSW.",
+    )
+
+
+def _few(rows: int, elements: int, what: str, *, indexed: bool) -> str | None:
+    enough = EXACT_ELEMENTS // (elements + _ROW_ELEMENTS)
     if indexed:
         enough //= 2
     if rows > enough:
         return None
-    return f"{rows:,} rows of {dimensions:,} dimensions are searched exactly in a few hundredths of a second."
+    return f"{rows:,} rows of {what} are searched exactly in a few hundredths of a second."
 
 
 def _on(dimensions: int, precision: Precision, bits: bool, wanted: Index) -> tuple[On | None, str]:
@@ -194,7 +275,7 @@ def _on(dimensions: int, precision: Precision, bits: bool, wanted: Index) -> tup
 def opclass(on: On, precision: Precision, metric: Metric) -> str:
     if on == "bits":
         return "bit_hamming_ops"
-    stored = "halfvec" if on == "halfvec" or precision == "float16" else "vector"
+    stored = "halfvec" if on == "halfvec" else Layout(precision, 1).type_name
     return f"{stored}_{_OPERATORS[metric]}_ops"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from rowvec.pipeline_embedders import Embedder, OpenAIEmbedder
 from rowvec.pipeline_part import Part, Text, no_literal_credential, no_literal_secret, table_identifier, table_name
 from rowvec.pipeline_sources import RENAME, Source
+from rowvec.vector_layout import MOST_DIMENSIONS, Precision
 
 HYBRID_COLUMNS = frozenset({"score", "vector_rank", "text_rank"})
 """Columns that a hybrid search adds to its results."""
@@ -26,10 +27,13 @@ class Target(Part):
         description="The database's DSN, as ${NAME}. Left out: ROWVEC_DATABASE_URL, else the embedded Postgres.",
     )
     table: str = Field(description="The vector table, with its schema: vectors.articles. Made when missing.")
-    precision: Literal["float32", "float16"] = Field(
-        default="float32", description="float32 (vector) or float16 (halfvec)."
+    precision: Precision = Field(
+        default="float32",
+        description="float32 (vector), float16 (halfvec), or sparse (sparsevec), for which the source has the vectors.",
     )
-    bits: bool = Field(default=True, description="Keep bit(n), one bit a dimension, beside the embedding.")
+    bits: bool = Field(
+        default=True, description="Keep bit(n), one bit a dimension, beside the embedding; never beside a sparse one."
+    )
     metric: Literal["cosine", "l2", "inner_product"] = Field(
         default="cosine", description="The distance searched by: cosine, l2 or inner_product."
     )
@@ -41,6 +45,14 @@ class Target(Part):
 
     _url_has_no_secret = field_validator("url")(no_literal_secret)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sparse_has_no_bits(cls, given: Any) -> Any:
+        """Left out, they are off: the default is for vectors that have a sign in every dimension."""
+        if isinstance(given, dict) and cast("dict[str, Any]", given).get("precision") == "sparse":
+            return {"bits": False, **given}
+        return given
+
     @field_validator("table")
     @classmethod
     def _table_parses(cls, value: str) -> str:
@@ -48,6 +60,14 @@ class Target(Part):
         if schema in ("rowvec", "information_schema") or schema.startswith("pg_"):
             raise ValueError(f"the schema {schema} is not for vector tables; name another one, such as vectors")
         return value
+
+    @model_validator(mode="after")
+    def _bits_of_dense_vectors(self) -> Target:
+        if self.bits and self.precision == "sparse":
+            raise ValueError(
+                "bits is true, and pgvector makes none of sparse vectors; set it to false, or leave it out"
+            )
+        return self
 
 
 class Artifacts(Part):
@@ -81,7 +101,10 @@ class Index(Part):
     )
     m: int = Field(default=16, ge=2, le=100, description="HNSW: links a node.")
     ef_construction: int | None = Field(
-        default=None, ge=4, le=1000, description="HNSW: candidates while building; left out: 64, and 128 on bits."
+        default=None,
+        ge=4,
+        le=1000,
+        description="HNSW: candidates while building; left out: 64, and 128 on bits and sparse vectors.",
     )
     lists: int | None = Field(default=None, ge=1, le=32768, description="IVFFlat: lists; left out: by rows.")
     oversampling: int | None = Field(
@@ -148,6 +171,7 @@ class Pipeline(Part):
         column = self.target.distribution_column
         if column is not None and column not in self.source.key:
             raise ValueError(f"target.distribution_column, {column!r}, is no column of source.key, which Citus wants")
+        self._check_layout()
         taken = HYBRID_COLUMNS.intersection((*self.source.key, *self.source.metadata)) if self.search.hybrid else ()
         if taken:
             raise ValueError(f"column {min(taken)!r} has the name of a column that hybrid search gives; {RENAME}")
@@ -170,6 +194,23 @@ class Pipeline(Part):
             )
         if images and self.search.hybrid:
             raise ValueError("search.hybrid ranks by words, and images have none; leave it out")
+
+    def _check_layout(self) -> None:
+        dimensions = self.embedder.dimensions
+        if self.target.precision != "sparse":
+            if dimensions > MOST_DIMENSIONS:
+                raise ValueError(
+                    f"embedder.dimensions is {dimensions:,}, and pgvector holds no more than {MOST_DIMENSIONS:,} "
+                    "unless target.precision is sparse"
+                )
+            return
+        if self.embedder.kind != "column":
+            raise ValueError(
+                f"target.precision is sparse, and the embedder {self.embedder.kind} gives dense vectors; sparse ones "
+                "come from the source, with the embedder column"
+            )
+        if self.index.kind == "ivfflat":
+            raise ValueError("index.kind is ivfflat, which pgvector cannot build on sparse vectors; set it to auto")
 
     def _check_chunks(self) -> None:
         chunks, embedder = self.source.chunks, self.embedder

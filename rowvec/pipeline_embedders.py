@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rowvec.pipeline_part import IN_PLAIN_TEXT, REFERENCE, Part, Text, no_literal_secret
+from rowvec.sparse import MOST_DIMENSIONS
 
 
 class OpenAIEmbedder(Part):
@@ -90,8 +91,12 @@ class ColumnEmbedder(Part):
     """The source has the vectors already; they are checked like any other."""
 
     kind: Literal["column"]
-    column: Text = Field(description="The column with the vector: list, fixed-size list, pgvector, or text.")
-    dimensions: int = Field(gt=0, le=16000, description="Length of the vectors.")
+    column: Text = Field(
+        description="The column with the vector: list, fixed-size list, pgvector, text, struct of indices and values."
+    )
+    dimensions: int = Field(
+        gt=0, le=MOST_DIMENSIONS, description="Length of the vectors; over 16,000 with target.precision sparse only."
+    )
     model: str = Field(default="column", description="What made the vectors; part of their identity.")
 
 

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from psycopg import sql
 
 from rowvec import commands, generations
@@ -27,6 +25,7 @@ from rowvec.report import SyncReport
 from rowvec.run import open_target
 from rowvec.schema import install
 from rowvec.search import search
+from rowvec.vector_layout import Embeddings
 from rowvec.vector_table import VectorTable, count_rows
 
 _QUESTIONS = 100
@@ -234,7 +233,7 @@ def _neighbours(
     connection: Connection,
     table: VectorTable,
     choice: IndexChoice,
-    vector: npt.NDArray[np.float32],
+    vector: Embeddings,
     key: tuple[Any, ...],
     k: int,
 ) -> set[tuple[Any, ...]]:
@@ -255,7 +254,7 @@ def _source_key(table: VectorTable) -> tuple[PgColumn, ...]:
 
 def _pairs(
     connection: Connection, live: VectorTable, new: VectorTable
-) -> list[tuple[tuple[Any, ...], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]]:
+) -> list[tuple[tuple[Any, ...], tuple[Embeddings, Embeddings]]]:
     """Keys of source rows with their vectors of both generations; of a row in chunks, its first."""
     percent = min(100.0, 100.0 * _QUESTIONS * _ROWS_A_QUESTION / max(1, count_rows(connection, live)))
     key = _source_key(live)
@@ -265,6 +264,8 @@ def _pairs(
         for side, table in (("l", live), ("n", new))
         if len(table.key) > len(key)
     ]
+    parts = {"live_send": live.layout.send, "next_send": new.layout.send}
+    parts |= {"live_norm": live.layout.norm, "next_norm": new.layout.norm}
     statement = query(
         "generations",
         "pairs",
@@ -276,9 +277,7 @@ def _pairs(
         percent=sql.Literal(percent),
         seed=sql.Literal(SEED),
         limit=sql.Literal(_QUESTIONS),
+        **parts,
     )
-    return [(tuple(row[:-2]), (_vector(row[-2]), _vector(row[-1]))) for row in connection.execute(statement).fetchall()]
-
-
-def _vector(text: str) -> npt.NDArray[np.float32]:
-    return np.array(text[1:-1].split(","), np.float32)
+    rows = connection.execute(statement).fetchall()
+    return [(tuple(row[:-2]), (live.layout.of_wires([row[-2]])[0], new.layout.of_wires([row[-1]])[0])) for row in rows]

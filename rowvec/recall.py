@@ -17,6 +17,8 @@ from rowvec.index_choice import IndexChoice
 from rowvec.pipeline import Recall
 from rowvec.queries import query
 from rowvec.search import explain, search
+from rowvec.sparse import SparseVectors
+from rowvec.vector_layout import AnyVectors, Embeddings, products, squares
 from rowvec.vector_table import Metric, VectorTable
 
 SEED = 20_240_229
@@ -116,7 +118,7 @@ class Questions:
     """Rows of a table that are asked for their neighbours, and the true answers."""
 
     keys: tuple[tuple[Any, ...], ...]
-    vectors: npt.NDArray[np.float32]
+    vectors: Embeddings
     """``(q, d)``."""
     nearest: npt.NDArray[np.float64]
     """``(q, k + 1)`` smallest distances of all rows, the row itself among them."""
@@ -146,34 +148,31 @@ def interval(mean: float, trials: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def distances(
-    metric: Metric, vectors: npt.NDArray[np.float64], queries: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def distances(metric: Metric, vectors: AnyVectors, queries: AnyVectors) -> npt.NDArray[np.float64]:
     """``(q, n)`` distances of ``(n, d)`` vectors to ``(q, d)`` queries, as pgvector defines them, in double precision.
 
     Cosine with a zero vector is infinite here: pgvector has NaN, and sorts it last.
     """
-    products = queries @ vectors.T
+    inner = products(vectors, queries)
     if metric == "inner_product":
-        return -products
-    squares = np.einsum("nd,nd->n", vectors, vectors)
-    own = np.einsum("qd,qd->q", queries, queries)[:, None]
+        return -inner
+    theirs, own = squares(vectors), squares(queries)[:, None]
     if metric == "l2":
-        return np.sqrt(np.maximum(squares - 2 * products + own, 0.0))
-    norms = np.sqrt(squares * own)
-    similarity = np.divide(products, norms, out=np.full_like(products, -np.inf), where=norms > 0)
+        return np.sqrt(np.maximum(theirs - 2 * inner + own, 0.0))
+    norms = np.sqrt(theirs * own)
+    similarity = np.divide(inner, norms, out=np.full_like(inner, -np.inf), where=norms > 0)
     return 1 - similarity
 
 
 def _recalls(
     metric: Metric,
-    queries: npt.NDArray[np.float32],
+    queries: Embeddings,
     nearest: npt.NDArray[np.float64],
     answers: list[list[float]],
     k: int,
 ) -> list[float]:
     """The share of true neighbours in each answer; ``nearest`` is ``(q, up to k + 1)`` with the query row itself."""
-    scale = np.linalg.norm(queries.astype(np.float64), axis=1)
+    scale = np.sqrt(squares(queries))
     itself = {"cosine": np.zeros_like(scale), "l2": np.zeros_like(scale), "inner_product": -(scale**2)}[metric]
     recalls: list[float] = []
     for i, answer in enumerate(answers):
@@ -193,7 +192,7 @@ def _neighbours(
     table: VectorTable,
     choice: IndexChoice,
     key: tuple[Any, ...],
-    vector: npt.NDArray[np.float32],
+    vector: Embeddings,
     k: int,
     oversampling: int | None,
 ) -> list[float]:
@@ -202,14 +201,13 @@ def _neighbours(
     return [hit.distance for hit in hits if tuple(hit.key.values()) != key][:k]
 
 
-def _sample(
-    connection: Connection, table: VectorTable, queries: int
-) -> tuple[list[tuple[Any, ...]], npt.NDArray[np.float32]]:
+def _sample(connection: Connection, table: VectorTable, queries: int) -> tuple[list[tuple[Any, ...]], Embeddings]:
     names = [sql.Identifier("t", column.name) for column in table.key]
     parts = {
         "key": sql.SQL(", ").join(names),
         "table": table.identifier,
-        "norm": sql.SQL("vector_norm(t.embedding::vector)"),
+        "norm": table.layout.norm,
+        "send": table.layout.send,
         "key_text": sql.SQL(" || ' ' || ").join(sql.SQL("{}::text").format(name) for name in names),
         "seed": sql.Literal(SEED),
         "queries": sql.Literal(queries),
@@ -221,23 +219,37 @@ def _sample(
         if len(rows) >= queries or percent >= 100:
             break
         percent = min(100.0, percent * 4)
-    vectors = [np.array(row[-1][1:-1].split(","), np.float32) for row in rows]
-    return [row[:-1] for row in rows], np.array(vectors, np.float32).reshape(len(rows), table.dimensions)
+    return [row[:-1] for row in rows], table.layout.of_wires([row[-1] for row in rows])
 
 
-def _nearest(
-    connection: Connection, table: VectorTable, queries: npt.NDArray[np.float32], k: int
-) -> npt.NDArray[np.float64]:
+def _nearest(connection: Connection, table: VectorTable, queries: Embeddings, k: int) -> npt.NDArray[np.float64]:
     """``(q, k)`` smallest distances of all rows, ascending; infinite where there are fewer rows."""
-    wide = queries.astype(np.float64)
+    wide = queries if isinstance(queries, SparseVectors) else queries.astype(np.float64)
     best = np.full((len(queries), k), np.inf)
-    for block in _vectors(connection, table):
+    for block in (_sparse if table.layout.is_sparse else _dense)(connection, table):
         found = np.concatenate([best, distances(table.metric, block, wide)], axis=1)
         best = np.partition(found, k - 1, axis=1)[:, :k]
     return np.sort(best, axis=1)
 
 
-def _vectors(connection: Connection, table: VectorTable) -> Iterator[npt.NDArray[np.float64]]:
+def _sparse(connection: Connection, table: VectorTable) -> Iterator[AnyVectors]:
+    """All vectors of the table in blocks: rows are of any length."""
+    statement = query("recall", "sent", table=table.identifier, send=table.layout.send)
+    held: list[bytes] = []
+    size = 0
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.set_types(["bytea"])
+        for (sent,) in copy.rows():
+            held.append(sent)
+            size += len(sent)
+            if size >= _BLOCK_BYTES:
+                yield table.layout.of_wires(held)
+                held, size = [], 0
+    if held:
+        yield table.layout.of_wires(held)
+
+
+def _dense(connection: Connection, table: VectorTable) -> Iterator[AnyVectors]:
     """All vectors of the table in blocks of ``(n, d)``: a row is always the same number of bytes long."""
     record = np.dtype([("head", "V10"), ("vector", ">f4", (table.dimensions,))])
     held = bytearray()

@@ -6,7 +6,6 @@ import itertools
 import shutil
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 from psycopg import sql
 
@@ -79,24 +78,20 @@ def _sound_rows(found: Audited) -> Iterator[pa.RecordBatch]:
     """Rows with nothing wrong but that no artifact holds their vector, as an artifact has them, less the bits."""
     table = found.table
     schema = pa.schema([f for f in table.artifact_schema if f.name != "embedding_bits"])
-    wire = ">f4" if table.precision == "float32" else ">f2"
     columns = sql.SQL(", ").join(
         sql.SQL("{}::{}").format(sql.Identifier("t", c.name), sql.SQL(c.travels_as))
         for c in (*table.key, *table.metadata)
     )
     statement = query(
-        "audit", "salvage", columns=columns, send=found.send, table=table.identifier, key_json=found.key_json
+        "audit", "salvage", columns=columns, send=table.layout.send, table=table.identifier, key_json=found.key_json
     )
     # The cursor outlives its transaction: none is open while the store is written to.
     with found.connection.cursor(name="salvage", binary=True, withhold=True) as cursor:
         cursor.execute(statement)
         while rows := cursor.fetchmany(_FETCH_ROWS):
             *plain, sent = zip(*rows, strict=True)
-            # Wire format: the number of dimensions and a zero, two bytes each, then the values.
-            vectors = np.stack([np.frombuffer(one, wire, offset=4) for one in sent]).astype(np.float32)
-            flat = pa.array(vectors.reshape(-1), pa.float32())
             arrays = [pa.array(values, f.type) for values, f in zip(plain, schema, strict=False)]
-            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=table.embedding_arrow))
+            arrays.append(table.layout.to_arrow(table.layout.of_wires(sent)))
             yield pa.record_batch(arrays, schema)
 
 

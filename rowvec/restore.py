@@ -35,6 +35,7 @@ from rowvec.report import Check, RestoreReport
 from rowvec.run import Run, open_target, running
 from rowvec.serving import serve
 from rowvec.stores import Store, open_store
+from rowvec.vector_layout import Layout
 from rowvec.vector_table import VectorTable, find_table, make_schema
 
 # What a restore has no use for may lack its secrets: the machine of a bad day has not all variables set.
@@ -278,7 +279,7 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
     )
     with connection.transaction():
         connection.execute(query("restore", "empty_vectors"))
-        load.copy_rows(connection, sql.Identifier("restored_vectors"), columns, _distinct(local))
+        load.copy_rows(connection, sql.Identifier("restored_vectors"), columns, _distinct(local, table.layout))
         connection.execute(query("merge", "analyze_table", table=sql.Identifier("restored_vectors")))
         row = connection.execute(
             query("restore", "add_artifact"),
@@ -300,10 +301,10 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
         connection.execute(query("restore", "forget_restored"))
 
 
-def _distinct(artifact: Path) -> Iterator[pa.RecordBatch]:
+def _distinct(artifact: Path, layout: Layout) -> Iterator[pa.RecordBatch]:
     """The artifact's rows, each fingerprint once: equal texts stand next to each other."""
     previous: bytes | None = None
-    for batch in read_artifact(artifact):
+    for batch in read_artifact(artifact, layout):
         fingerprints = batch.column("fingerprint").to_pylist()
         kept = np.array([a != b for a, b in zip(fingerprints, [previous, *fingerprints], strict=False)], np.bool_)
         previous = fingerprints[-1] if fingerprints else previous

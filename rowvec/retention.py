@@ -221,7 +221,7 @@ def _write_together(held: _Ledger, run: Run, identity: Identity, batch: int, gro
             held.store.get(artifact.name, local, artifact.sha256)
             values = {"artifact_id": artifact_id}
             wanted = {row[0] for row in held.connection.execute(query("retention", "held_by"), values)}
-            for block in read_artifact(local):
+            for block in read_artifact(local, table.layout):
                 kept = [f in wanted and not wanted.discard(f) for f in block.column("fingerprint").to_pylist()]
                 if any(kept):
                     out.write_batch(block.filter(pa.array(kept)).select(schema.names).cast(schema))

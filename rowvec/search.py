@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, LiteralString, cast
 
 import numpy as np
-import numpy.typing as npt
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
+from rowvec.copy_values import overflows_half
 from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.errors import UsageError
 from rowvec.index_choice import IndexChoice
@@ -29,6 +29,8 @@ from rowvec.search_statement import (
     shortlist_length,
     statement,
 )
+from rowvec.sparse import SparseVectors
+from rowvec.vector_layout import Embeddings
 from rowvec.vector_table import VectorTable
 from rowvec.where import EVERYTHING, Where, parse_where
 
@@ -65,13 +67,13 @@ def search(
     connection: Connection,
     table: VectorTable,
     choice: IndexChoice,
-    vector: npt.NDArray[np.float32],
+    vector: Embeddings,
     k: int,
     mode: Mode = "adaptive",
     where: str | None = None,
     oversampling: int | None = None,
 ) -> list[Hit]:
-    """The ``k`` rows nearest to ``vector`` (shape ``(d,)``), nearest first; fewer only where no more exist.
+    """The ``k`` rows nearest to ``vector`` (``(d,)``, or sparse), nearest first; fewer only where no more exist.
 
     ``adaptive`` goes through the index of ``choice`` (on bits or a prefix: a shortlist of ``k * oversampling``, then
     exact rerank by the whole vector), ``ann`` insists on an index on floats, ``bits`` orders by Hamming distance alone,
@@ -94,7 +96,7 @@ def explain(
     connection: Connection,
     table: VectorTable,
     choice: IndexChoice,
-    vector: npt.NDArray[np.float32],
+    vector: Embeddings,
     k: int,
     mode: Mode = "adaptive",
     where: str | None = None,
@@ -157,7 +159,7 @@ class Asked:
 def ask(
     table: VectorTable,
     choice: IndexChoice,
-    vector: npt.NDArray[np.float32],
+    vector: Embeddings,
     k: int,
     mode: Mode,
     where: str | None,
@@ -170,12 +172,14 @@ def ask(
     if not 1 <= k <= MOST_K or not 1 <= oversampling <= MOST_OVERSAMPLING:
         raise UsageError(LIMITS)
     if mode == "ann" and (choice.kind == "none" or choice.on == "bits"):
+        key = "index.kind to hnsw" if table.layout.is_sparse else "index.on to float"
         raise UsageError(
             f"{table.schema}.{table.name} has no index on float vectors, which mode ann needs: search with mode "
-            "adaptive, or set index.on to float and run rowvec index"
+            f"adaptive, or set {key} and run rowvec index"
         )
     if mode == "bits" and not table.bits:
-        raise UsageError(f"{table.schema}.{table.name} keeps no bits, which mode bits needs: set target.bits to true")
+        remedy = "search with mode adaptive" if table.layout.is_sparse else "set target.bits to true"
+        raise UsageError(f"{table.schema}.{table.name} keeps no bits, which mode bits needs: {remedy}")
     filtered = parse_where(where, (*table.key, *table.metadata)) if where else None
     return Asked(
         table=table,
@@ -254,22 +258,22 @@ class _WireDumper(Dumper):
         return obj
 
 
-def _wire(table: VectorTable, vector: npt.NDArray[np.float32]) -> _Wire:
-    if vector.shape != (table.dimensions,):
+def _wire(table: VectorTable, vector: Embeddings) -> _Wire:
+    shape = (vector.dimensions,) if isinstance(vector, SparseVectors) else vector.shape
+    if shape != (table.dimensions,):
         raise UsageError(
-            f"the query vector has the shape {vector.shape}, and {table.schema}.{table.name} holds vectors of "
+            f"the query vector has the shape {shape}, and {table.schema}.{table.name} holds vectors of "
             f"{table.dimensions} dimensions"
         )
-    if not np.isfinite(vector).all():
+    numbers = vector.values if isinstance(vector, SparseVectors) else vector
+    if not np.isfinite(numbers).all():
         raise UsageError("the query vector has a component that is no finite number")
-    if table.metric == "cosine" and not vector.any():
+    if table.metric == "cosine" and not numbers.any():
         raise UsageError("the query vector is zero: it has no direction, so nothing is near to it by cosine")
-    # pgvector's vector_recv and halfvec_recv: uint16 dimensions, uint16 zero, then the values, all big-endian.
-    with np.errstate(over="ignore"):
-        values = vector.astype(">f4" if table.precision == "float32" else ">f2")
-    if not np.isfinite(values).all():
+    if table.precision == "float16" and overflows_half(numbers):
         raise UsageError("the query vector has a component too large for float16, which the table's vectors are of")
-    return _Wire(len(vector).to_bytes(2) + bytes(2) + values.tobytes())
+    (wire,) = table.layout.wires(vector if isinstance(vector, SparseVectors) else vector[None])
+    return _Wire(wire)
 
 
 def hit_of(table: VectorTable, row: tuple[Any, ...]) -> Hit:

@@ -168,6 +168,7 @@ def generations(connection: Connection, table: VectorTable, suffix: str, columns
             "search",
             "function_former",
             dimensions=sql.Literal(row[1]),
+            asked=table.layout.dimensions_of(sql.SQL("$1")),
             function=sql.Literal(function.as_string(connection)),
             again=sql.Literal(_call(table, function, columns).as_string(connection)),
         )
@@ -190,10 +191,15 @@ def _call(table: VectorTable, function: sql.Identifier, columns: LiteralString) 
 
 
 def _has_columns(connection: Connection, table: VectorTable, former: str) -> bool:
-    """Whether the generation before has what this one gives, in the same types."""
+    """Whether the generation before has what this one gives, in the same types, and can be asked as this one is."""
     values = {"schema": table.schema, "table": former}
     stored = {(name, kind) for name, kind, _ in connection.execute(query("vector_table", "columns"), values)}
-    return {(c.name, c.pg_type) for c in (*table.key, *table.metadata)} <= stored
+    kinds = {_LENGTH.sub("", kind) for name, kind in stored if name == "embedding"}
+    # Of pgvector's types ``vector`` alone is cast to the others without being told to.
+    return (
+        bool(kinds & {table.layout.type_name} or table.precision == "float32")
+        and {(c.name, c.pg_type) for c in (*table.key, *table.metadata)} <= stored
+    )
 
 
 def _body(table: VectorTable, choice: IndexChoice, first: sql.Composed) -> sql.Composed:
@@ -270,7 +276,7 @@ def arguments(table: VectorTable, wanted: list[tuple[LiteralString, sql.Composab
 
 def vector_type(table: VectorTable) -> sql.SQL:
     """The type of a query, without its length."""
-    return sql.SQL("vector" if table.precision == "float32" else "halfvec")
+    return sql.SQL(table.layout.type_name)
 
 
 def _drop(connection: Connection, signatures: list[str]) -> None:

@@ -144,7 +144,7 @@ def filter_plan(
         matching=matching,
         find=sql.SQL("({} * {}::float8)").format(cost, sql.Literal(COST_UNIT)),
         shortlist=shortlist,
-        row=sql.SQL("{}::float8").format(sql.Literal(_ROW + _ROW_DIMENSION * table.dimensions)),
+        row=sql.SQL("{}::float8").format(sql.Literal(_ROW + _ROW_DIMENSION * table.layout.elements)),
         visit=sql.SQL("{}::float8").format(sql.Literal(_VISIT)),
     )
 

@@ -15,6 +15,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.provenance import install_provenance
 from rowvec.recall import RecallReport
 from rowvec.search_function import install_search_function
+from rowvec.sparsity import sparsity_of
 from rowvec.tunings import find_tuning
 from rowvec.upkeep import keep_fit
 from rowvec.vacuum import vacuum_if_due
@@ -56,6 +57,7 @@ def serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, reb
         indexed=indexed,
         tuned=tuned.choice if tuned else None,
         tuned_rows=tuned.rows if tuned else 0,
+        sparsity=sparsity_of(connection, table, indexed=indexed),
     )
     kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild)
     vacuumed = vacuum_if_due(connection, table)

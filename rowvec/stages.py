@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
@@ -37,10 +38,13 @@ from rowvec.report import Check, RestoreReport, SyncReport
 from rowvec.run import Run, open_target
 from rowvec.serving import Indexed, serve
 from rowvec.sources.image_places import open_places
+from rowvec.sparsity import make_room
 from rowvec.stores import Store, file_checksum, open_store
 from rowvec.vector_table import make_schema
 
 share_arenas()
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R", SyncReport, RestoreReport)
 
@@ -222,6 +226,8 @@ def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec merge") as connection:
         plan = open_plan(connection, resolved, run_id)
+        if said := make_room(connection, plan, resolved.index):
+            logger.warning("%s.%s: %s", plan.table.schema, plan.table.name, said)
         merged = merge(connection, resolved, plan)
         if not is_joined(resolved):
             merged = compare(connection, resolved, plan, merged)

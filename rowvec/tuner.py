@@ -26,14 +26,15 @@ from rowvec.candidates import (
 )
 from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.errors import PipelineBusy, UsageError
-from rowvec.index import ensure_index
-from rowvec.index_choice import IndexChoice
+from rowvec.index import ensure_index, index_state
+from rowvec.index_choice import LIMIT_NONZEROS, IndexChoice
 from rowvec.index_memory import build_memory
 from rowvec.pipeline import Recall
 from rowvec.progress import tell
 from rowvec.queries import query
 from rowvec.recall import SEED, Questions, interval, questions
 from rowvec.search import search
+from rowvec.sparsity import sparsity_of
 from rowvec.tunings import Tuning
 from rowvec.vector_table import VectorTable, count_rows
 
@@ -91,6 +92,7 @@ def tune(connection: Connection, table: VectorTable, recall: Recall, budget: Bud
             f"{table.schema}.{table.name} has {rows:,} rows, too few to tune for: any search of them is exact and fast"
         )
     wanted = max(_LEAST_ROWS, min(budget.rows, sample_rows(rows, table, budget.seconds, budget.memory)))
+    _check_nonzeros(connection, table)
     with lost_connections_are_retriable(), _sample(connection, table, rows, wanted) as sample:
         sampled = count_rows(connection, sample)
         with _step(f"exact answers over {sampled:,} rows"):
@@ -104,7 +106,7 @@ def tune(connection: Connection, table: VectorTable, recall: Recall, budget: Bud
             memory=budget.memory,
             ends=started + budget.seconds,
         )
-        exact_ms = median(_ask(work, _NONE, asked.vectors[:20].shape[0])[1]) * rows / sampled
+        exact_ms = median(_ask(work, _NONE, min(20, len(asked.keys)))[1]) * rows / sampled
         _try_all(work)
     bits_too = [m for m in work.measured if table.bits or m.choice.on != "bits"]
     choice, reason = recommend(bits_too, exact_ms, recall.at_least)
@@ -122,6 +124,13 @@ def tune(connection: Connection, table: VectorTable, recall: Recall, budget: Bud
         exact_ms=exact_ms,
         seconds=time.monotonic() - started,
     )
+
+
+def _check_nonzeros(connection: Connection, table: VectorTable) -> None:
+    indexed = any(state.valid and not state.partial for state in index_state(connection, table))
+    found = sparsity_of(connection, table, indexed=indexed)
+    if found is not None and found.most > LIMIT_NONZEROS:
+        raise UsageError(f"there is no index to tune for: {found.written()}")
 
 
 def _without_bits(measured: list[Measured], choice: IndexChoice, exact_ms: float, at_least: float) -> str:
@@ -159,12 +168,13 @@ def _draw(work: _Work, candidate: Candidate, name: str = "") -> list[Measured]:
     """One build and what it finds; nothing where the budget forbids it."""
     name = name or candidate.name
     left = work.ends - time.monotonic()
-    reckoned = build_estimate(work.rows, work.table.dimensions, candidate.index) * work.pace
+    elements = work.table.layout.elements
+    reckoned = build_estimate(work.rows, elements, candidate.index) * work.pace
     if reckoned > left:
         why = f"its build takes about {ceil(reckoned):,} s, and {ceil(left):,} s were left"
         work.skipped.append((name, why if left > 0 else "no time was left for it"))
         return []
-    needed = build_memory(work.rows, work.table.dimensions, candidate.index, configured=0, allowed=2**62)
+    needed = build_memory(work.rows, elements, candidate.index, configured=0, allowed=2**62)
     if candidate.index.kind == "hnsw" and needed > work.memory:
         work.skipped.append((name, f"its build needs {needed / 2**20:,.0f} MiB of memory"))
         return []
@@ -242,14 +252,15 @@ def _step(part: str) -> Generator[None]:
 
 @contextmanager
 def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) -> Generator[VectorTable]:
-    """A copy of ``wanted`` rows, with bits whether the table keeps them or not."""
+    """A copy of ``wanted`` rows, with bits whether the table keeps them or not, if its vectors can have any."""
     lock = {"space": _LOCK_SPACE, "table": f"{table.schema}.{table.name}"}
     held = connection.execute(query("tuner", "lock"), lock).fetchone()
     if not (held and held[0]):
         raise PipelineBusy(f"another tuner is at work on {table.schema}.{table.name}; wait for it, or stop it first")
     literal = sql.Literal(table.identifier.as_string(connection))
     named = connection.execute(query("tuner", "oid", table=literal)).fetchone()
-    sample = replace(table, schema="rowvec", name=f"tuning_{named[0] if named else 0}", bits=True)
+    sample = replace(table, schema="rowvec", name=f"tuning_{named[0] if named else 0}")
+    sample = replace(sample, bits=not table.layout.is_sparse)
     drop = query("tuner", "drop", sample=sample.identifier)
     try:
         # What a killed tuner has left.
@@ -266,7 +277,7 @@ def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) 
 def _copy(connection: Connection, table: VectorTable, sample: VectorTable, rows: int, wanted: int) -> None:
     names = {"sample": sample.identifier, "table": table.identifier}
     connection.execute(query("tuner", "create", **names))
-    if not table.bits:
+    if sample.bits and not table.bits:
         dimensions = sql.Literal(table.dimensions)
         connection.execute(query("tuner", "add_bits", sample=sample.identifier, dimensions=dimensions))
     columns = sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns)

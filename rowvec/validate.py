@@ -90,7 +90,11 @@ def check_serving(
             f"{recall.queries} queries), at least {recall.at_least} wanted"
         )
     if not recall.passed:
-        detail += "; raise index.m and index.ef_construction, or index.oversampling, or set index.on to float"
+        detail += "; raise index.m and index.ef_construction, or "
+        if table.layout.is_sparse:
+            detail += "let rowvec index --tune find the effort, or set index.kind to none, which searches exactly"
+        else:
+            detail += "index.oversampling, or set index.on to float"
     value = None if recall.recall is None else round(recall.recall, 4)
     return [*checks, Check(name="recall", ok=recall.passed, detail=detail, value=value)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from psycopg import sql
 
 from rowvec.database import Connection, lost_connections_are_retriable
@@ -74,9 +73,7 @@ def check_index(connection: Connection, table: VectorTable, choice: IndexChoice)
         row = connection.execute(query("vector_checks", "any_vector", table=table.identifier)).fetchone()
         used: frozenset[str] = frozenset()
         if row is not None:
-            vector = np.array(row[0][1:-1].split(","), np.float32)
-            # A zero vector is nobody's query.
-            used = explain(connection, table, choice, vector if vector.any() else vector + 1, 10).indexes
+            used = explain(connection, table, choice, table.layout.unit(), 10).indexes
     broken = [s.name for s in states if not s.valid]
     missing = f"{name} has no valid {choice.kind} index on {choice.on}" + (
         f" ({', '.join(broken)} is invalid, a build that did not end)" if broken else ""
@@ -98,12 +95,13 @@ def check_index(connection: Connection, table: VectorTable, choice: IndexChoice)
 
 def conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
     """Name of each check: the condition that a bad row meets, and what holds otherwise."""
-    norm = sql.SQL("vector_norm(t.embedding)" if table.precision == "float32" else "l2_norm(t.embedding)")
-    dimensions = sql.Literal(table.dimensions)
+    embedding = sql.SQL("t.embedding")
+    norm = sql.SQL("{}({})").format(table.layout.norm, embedding)
+    found, wanted = table.layout.dimensions_of(embedding), sql.Literal(table.dimensions)
     checks = {
         "embedding_missing": (query("vector_checks", "missing"), "every row has its vector"),
         "dimensions": (
-            query("vector_checks", "dimensions", dimensions=dimensions),
+            query("vector_checks", "dimensions", found=found, wanted=wanted),
             f"every vector has {table.dimensions} dimensions",
         ),
         "not_finite": (query("vector_checks", "finite", norm=norm), "every component is a finite number"),

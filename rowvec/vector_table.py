@@ -17,8 +17,8 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline_part import table_identifier
 from rowvec.pipeline_sources import CHUNK
 from rowvec.queries import query
+from rowvec.vector_layout import Layout, Precision
 
-Precision = Literal["float32", "float16"]
 Metric = Literal["cosine", "l2", "inner_product"]
 
 
@@ -64,9 +64,14 @@ class VectorTable:
         return tuple(column for column in self.key if column.name != CHUNK)
 
     @property
+    def layout(self) -> Layout:
+        """How its vectors are laid out."""
+        return Layout(self.precision, self.dimensions)
+
+    @property
     def embedding_type(self) -> str:
-        """``vector(n)`` or ``halfvec(n)``."""
-        return f"{'vector' if self.precision == 'float32' else 'halfvec'}({self.dimensions})"
+        """``vector(n)``, ``halfvec(n)`` or ``sparsevec(n)``."""
+        return f"{self.layout.type_name}({self.dimensions})"
 
     @property
     def columns(self) -> tuple[PgColumn, ...]:
@@ -89,16 +94,8 @@ class VectorTable:
         )
 
     @property
-    def embedding_arrow(self) -> pa.DataType:
-        """``float32``, never NULL: Parquet then keeps no levels for the elements, and reads three times as fast."""
-        return pa.list_(pa.field("element", pa.float32(), nullable=False), self.dimensions)
-
-    @property
     def artifact_schema(self) -> pa.Schema:
-        """The Arrow schema of an artifact: what the table has, less ``run_id`` and ``embedded_at``.
-
-        ``embedding`` is always float32, whatever the table's precision: what was paid for is kept whole.
-        """
+        """The Arrow schema of an artifact: what the table has, less ``run_id`` and ``embedded_at``."""
         width = (self.dimensions + 7) // 8
         return pa.schema(
             [
@@ -106,7 +103,7 @@ class VectorTable:
                 pa.field("content", pa.string()),
                 pa.field("fingerprint", pa.binary(32), nullable=False),
                 pa.field("metadata_hash", pa.binary(32), nullable=False),
-                pa.field("embedding", self.embedding_arrow, nullable=False),
+                pa.field("embedding", self.layout.arrow, nullable=False),
                 *([pa.field("embedding_bits", pa.binary(width), nullable=False)] if self.bits else []),
             ]
         )

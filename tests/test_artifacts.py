@@ -55,7 +55,7 @@ def rows(of: VectorTable, n: int, seed: int = 1) -> pa.RecordBatch:
         "content": pa.array(content),
         "fingerprint": pa.array([hashlib.sha256(text.encode()).digest() for text in content], pa.binary(32)),
         "metadata_hash": pa.array([random.bytes(32) for _ in range(n)], pa.binary(32)),
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors), type=of.embedding_arrow),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors), type=of.layout.arrow),
     }
     return pa.record_batch([columns[field.name] for field in schema], schema=schema)
 
@@ -156,12 +156,14 @@ def test_only_wanted_vectors_are_read_each_once(tmp_path: Path, monkeypatch: pyt
     held = batch.column("fingerprint").to_pylist()
     wanted = {held[3], held[400], held[499], bytes(32)}
     found, vectors = read_vectors(path, wanted)
+    assert isinstance(vectors, np.ndarray)
     assert sorted(found) == sorted(wanted - {bytes(32)})
     given_vectors = vectors_of(pa.Table.from_batches([batch]), 64)
     for fingerprint, vector in zip(found, vectors, strict=True):
         assert vector.tobytes() == given_vectors[held.index(fingerprint)].tobytes()
     assert vectors.dtype == np.float32
     nothing, none = read_vectors(path, {bytes(32)})
+    assert isinstance(none, np.ndarray)
     assert nothing == []
     assert none.shape == (0, 64)
 

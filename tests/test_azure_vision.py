@@ -27,6 +27,7 @@ from rowvec.errors import (
     UsageError,
 )
 from rowvec.pipeline_embedders import AzureVisionEmbedder
+from rowvec.vector_layout import dense
 from tests.azure_vision_server import IMAGE_NORM, KEY, Fault, VisionServer, out_of_quota, serve, throttled
 
 
@@ -74,7 +75,7 @@ def gathered(answers: Iterator[Answer]) -> tuple[dict[int, np.ndarray[Any, Any]]
     rejected: dict[int, RowError] = {}
     transactions = 0
     for answer in answers:
-        for position, vector in zip(answer.positions.tolist(), answer.vectors, strict=True):
+        for position, vector in zip(answer.positions.tolist(), dense(answer.vectors), strict=True):
             assert position not in vectors
             vectors[position] = vector
         rejected |= answer.rejected
@@ -105,7 +106,7 @@ def test_a_text_finds_the_image_that_shows_it() -> None:
     with serve() as server:
         server.shows[hashlib.sha256(png(3)).hexdigest()] = "a red circle"
         asked = open_embedder(config(server))
-        query = embed_query(asked, "a red circle")
+        query = dense(embed_query(asked, "a red circle"))
         vectors, _, _ = gathered(embedder(server).embed_images([image(1), image(3)]))
     cosines = {i: float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for i, v in vectors.items()}
     assert cosines[1] == pytest.approx(1, abs=1e-5)
@@ -114,7 +115,7 @@ def test_a_text_finds_the_image_that_shows_it() -> None:
 
 def test_an_image_is_a_query_too() -> None:
     with serve() as server:
-        query = embed_image_query(open_image_embedder(config(server)), image(7))
+        query = dense(embed_image_query(open_image_embedder(config(server)), image(7)))
         assert np.array_equal(query, server.meant("Image", png(7)).astype(np.float32))
         with pytest.raises(UsageError, match=r"8\.png has no vector .*InvalidImageFormat"):
             embed_image_query(open_image_embedder(config(server)), image(8, b"no image"))

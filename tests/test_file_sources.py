@@ -342,7 +342,7 @@ _FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 def test_vectors_keep_every_bit(vectors: list[list[float] | None]) -> None:
     for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float64())):
         array = pa.array([None, *vectors], kind).slice(1)
-        texts, raw = vector_text(array).to_pylist(), vector_bytes(array)
+        texts, raw = vector_text(array, 2).to_pylist(), vector_bytes(array, 2)
         wanted = [None if v is None else np.array(v, "<f4").tobytes() for v in vectors]
         assert raw == wanted
         parsed = [None if t is None else np.array(t.strip("[]").split(","), "<f4").tobytes() for t in texts]

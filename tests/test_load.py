@@ -295,7 +295,7 @@ def _artifact(path: Path, table: VectorTable, rows: int, *, first: int = 0, pain
                 "content": pa.array([f"“Text” {i}, with é and 猫" for i in range(n)]),
                 "fingerprint": pa.array([random.bytes(32) for _ in range(n)], pa.binary(32)),
                 "metadata_hash": pa.array([random.bytes(32) for _ in range(n)], pa.binary(32)),
-                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors), type=table.embedding_arrow),
+                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors), type=table.layout.arrow),
             }
             writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
     if table.bits:

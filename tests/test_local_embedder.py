@@ -16,6 +16,7 @@ from rowvec import pipeline_embedders
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders import local as module
 from rowvec.embedders.protocol import Embedder, Vectors
+from rowvec.vector_layout import dense
 
 TEXTS = ["The Night Watch", "a field of poppies near Argenteuil", "日本 🦖", "x", "<s> <unk>", "word " * 3000]
 LONG = "storm at sea " * 2000 + "tax law " * 2000 + "poppies " * 2000
@@ -28,7 +29,7 @@ def _local(dimensions: int = 256) -> Embedder:
 def _vectors(texts: list[str], dimensions: int = 256) -> Vectors:
     answers = list(_local(dimensions).embed(texts))
     assert np.concatenate([answer.positions for answer in answers]).tolist() == list(range(len(texts)))
-    return np.concatenate([answer.vectors for answer in answers])
+    return np.concatenate([dense(answer.vectors) for answer in answers])
 
 
 @pytest.mark.parametrize("dimensions", [64, 128, 256])

@@ -20,6 +20,7 @@ from rowvec.embedders.protocol import Answer, Image, Vectors
 from rowvec.errors import RowError, UsageError
 from rowvec.pictures import decoded
 from rowvec.pipeline_embedders import LocalEmbedder, LocalImageEmbedder
+from rowvec.vector_layout import dense
 
 CONFIG = LocalImageEmbedder(kind="local_image")
 
@@ -53,7 +54,7 @@ def answers_for(*contents: bytes) -> list[Answer]:
 
 
 def vector_of(content: bytes) -> Vectors:
-    return embed_image_query(open_image_embedder(CONFIG), Image(name="it", media_type="", read=lambda: content))
+    return dense(embed_image_query(open_image_embedder(CONFIG), Image(name="it", media_type="", read=lambda: content)))
 
 
 def test_vectors_are_of_length_one_and_the_same_each_time() -> None:
@@ -183,7 +184,7 @@ def test_a_spoilt_file_is_an_image_or_a_reject_and_nothing_else(
         warnings.simplefilter("ignore")
         (answer,) = answers_for(bytes(spoilt))
     assert len(answer.positions) + len(answer.rejected) == 1
-    assert np.isfinite(answer.vectors).all()
+    assert np.isfinite(dense(answer.vectors)).all()
 
 
 def test_more_images_than_one_answer_holds_keep_their_places() -> None:

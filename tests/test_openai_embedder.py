@@ -34,6 +34,7 @@ from rowvec.errors import (
     UsageError,
 )
 from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
+from rowvec.vector_layout import dense
 from tests.openai_server import (
     KEY,
     Fault,
@@ -88,9 +89,10 @@ def _vectors(answers: Iterator[Answer], dimensions: int = 32) -> tuple[dict[int,
     vectors: dict[int, Vectors] = {}
     rejected: dict[int, RowError] = {}
     for answer in answers:
-        assert answer.vectors.shape == (len(answer.positions), dimensions)
-        assert answer.vectors.dtype == np.float32
-        for position, row in zip(answer.positions.tolist(), answer.vectors, strict=True):
+        found = dense(answer.vectors)
+        assert found.shape == (len(answer.positions), dimensions)
+        assert found.dtype == np.float32
+        for position, row in zip(answer.positions.tolist(), found, strict=True):
             assert position not in vectors
             vectors[position] = row
         assert not rejected.keys() & answer.rejected.keys()

@@ -64,8 +64,7 @@ def search(query: str, found: dict[str, Any]) -> None:
         figures = [f"{result[name]:.3f}" for name in ("score", "distance") if name in result]
         # An image's content is its checksum, which tells a person nothing.
         lines = [" · ".join(named), "" if is_image(result["content"]) else _short(result["content"])]
-        rows.append((str(number), *figures, "
-".join(filter(None, lines))))
+        rows.append((str(number), *figures, "\n".join(filter(None, lines))))
     columns = ("", *(name for name in ("score", "distance") if name in results[0]), "row")
     table(f"“{query}”", columns, rows, right=columns[:-1])
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from pydantic_core import from_json
 from rowvec import pipeline_embedders
 from rowvec.embedders.answers import defect, usable
 from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.sparse_text import is_sparse, read_sparse
 from rowvec.errors import RowError
 from rowvec.fingerprint import Identity
 
@@ -24,7 +24,11 @@ _BRACKETS = {"[": "]", "{": "}"}
 
 
 class SourceColumn:
-    """A column that holds vectors: pgvector ``[1,2]``, an array ``{1,2}``, a JSON list, or numbers and spaces."""
+    """A column that holds vectors: pgvector ``[1,2]``, an array ``{1,2}``, a JSON list, or numbers and spaces.
+
+    Or sparse ones, pgvector's ``{1:0.5,7:2}/9``, which stay so in the answers. Whichever way a source writes its
+    vectors, the table has them as it wants them.
+    """
 
     def __init__(self, config: pipeline_embedders.ColumnEmbedder) -> None:
         self._config = config
@@ -46,21 +50,10 @@ class SourceColumn:
 
     def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
         """See ``Embedder``; each text is that of a vector."""
-        dimensions = self._config.dimensions
-        size = max(1, _ANSWER_NUMBERS // dimensions)
-        drawn, start = iter(texts), 0
-        while part := list(islice(drawn, size)):
-            rejected: dict[int, RowError] = {}
-            positions, vectors = _parse(part, dimensions, rejected)
-            good = usable(vectors)
-            for i in np.flatnonzero(~good):
-                rejected[int(positions[i])] = RowError("invalid_vector", defect(vectors[i]))
-            yield Answer(
-                positions=start + positions[good],
-                vectors=vectors if good.all() else vectors[good],
-                rejected={start + position: error for position, error in rejected.items()},
-            )
-            start += len(part)
+        position = 0
+        for part in _parts(texts, self._config.dimensions):
+            yield from _answers(part, position, self._config.dimensions)
+            position += len(part)
 
     def count_tokens(self, texts: list[str]) -> int:
         """0: nothing is billed."""
@@ -73,11 +66,55 @@ class SourceColumn:
         return 0.0
 
 
-def _parse(texts: list[str], dimensions: int, rejected: dict[int, RowError]) -> tuple[npt.NDArray[np.int64], Vectors]:
+def _parts(texts: Iterable[str], dimensions: int) -> Iterator[list[str]]:
+    """The texts in parts of ``_ANSWER_NUMBERS`` numbers, or of one text that has more."""
+    part: list[str] = []
+    numbers = 0
+    for text in texts:
+        part.append(text)
+        numbers += 2 * text.count(":") if is_sparse(text) else dimensions
+        if numbers >= _ANSWER_NUMBERS:
+            yield part
+            part, numbers = [], 0
+    if part:
+        yield part
+
+
+def _answers(part: list[str], start: int, dimensions: int) -> Iterator[Answer]:
+    """One answer, or two where some of the texts are sparse and some dense."""
+    rejected: dict[int, RowError] = {}
+    sparse = [position for position, text in enumerate(part) if is_sparse(text)]
+    dense = [position for position, text in enumerate(part) if not is_sparse(text)]
+    read = [
+        reader([part[position] for position in positions], positions, dimensions, rejected)
+        for positions, reader in ((dense, _read_dense), (sparse, read_sparse))
+        if positions
+    ]
+    # Those that cannot be read go with the first answer, which may bring no other.
+    told = {start + position: error for position, error in rejected.items()}
+    for found, vectors in [one for one in read if len(one[0])] or read[:1]:
+        yield Answer(positions=start + found, vectors=vectors, rejected=told)
+        told = {}
+
+
+def _read_dense(
+    texts: Sequence[str], positions: Sequence[int], dimensions: int, rejected: dict[int, RowError]
+) -> tuple[npt.NDArray[np.int64], Vectors]:
+    """Positions ``(n,)`` and vectors ``(n, d)`` of the texts that hold a sound one; the others go to ``rejected``."""
+    found, vectors = _parse(texts, positions, dimensions, rejected)
+    good = usable(vectors)
+    for i in np.flatnonzero(~good):
+        rejected[int(found[i])] = RowError("invalid_vector", defect(vectors[i]))
+    return found[good], vectors if good.all() else vectors[good]
+
+
+def _parse(
+    texts: Sequence[str], given: Sequence[int], dimensions: int, rejected: dict[int, RowError]
+) -> tuple[npt.NDArray[np.int64], Vectors]:
     """Positions ``(n,)`` and vectors ``(n, d)`` of the texts that can be read; the others go to ``rejected``."""
     positions: list[int] = []
     insides: list[str] = []
-    for position, text in enumerate(texts):
+    for position, text in zip(given, texts, strict=True):
         inside = _inside(text)
         found = inside.count(",") + 1 if inside else 0
         if found != dimensions:

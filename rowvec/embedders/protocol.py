@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from rowvec.errors import RowError
 from rowvec.fingerprint import Identity
+from rowvec.vector_layout import Embeddings, Vectors
 
-Vectors = npt.NDArray[np.float32]
+__all__ = ["Answer", "Embedder", "Vectors"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,7 @@ class Answer:
 
     positions: npt.NDArray[np.int64]
     """``(n,)``: which texts or images, counted from 0 over the whole stream given."""
-    vectors: Vectors
+    vectors: Embeddings
     """``(n, d)``, finite, checked; row i belongs to ``positions[i]``."""
     tokens: int = 0
     """Tokens the provider counted (and bills); of images, the transactions."""

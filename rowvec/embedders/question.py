@@ -5,14 +5,16 @@ from __future__ import annotations
 import mimetypes
 from pathlib import Path
 
-from rowvec.embedders.protocol import Embedder, Image, ImageEmbedder, Vectors
+from rowvec.embedders.protocol import Embedder, Image, ImageEmbedder
 from rowvec.errors import UsageError
+from rowvec.vector_layout import Embeddings
 
 
-def embed_query(embedder: Embedder, text: str) -> Vectors:
-    """``(d,)``: the vector of a query, by the embedder that made the table's vectors.
+def embed_query(embedder: Embedder, text: str) -> Embeddings:
+    """``(d,)``, or sparse: the vector of a query, by the embedder that made the table's vectors.
 
-    Where the vectors come with the source, the query is a vector too, written ``[0.1, 0.2, ...]``. Raises
+    Where the vectors come with the source, the query is a vector too, written ``[0.1, 0.2, ...]``
+    or ``{1:0.1,7:0.2}/9``. Raises
     ``UsageError`` where the text has no vector, and what ``embed`` raises.
     """
     if not text.strip():
@@ -20,9 +22,10 @@ def embed_query(embedder: Embedder, text: str) -> Vectors:
     for answer in embedder.embed([text]):
         for refusal in answer.rejected.values():
             if embedder.identity.provider == "column":
+                length = embedder.identity.dimensions
                 raise UsageError(
                     "the vectors of this table came with the source, so a text cannot be searched for: give the query "
-                    f"as a vector of {embedder.identity.dimensions} numbers, [0.1, 0.2, ...] ({refusal.detail})"
+                    f"as a vector of {length} numbers, [0.1, 0.2, ...] or {{1:0.1,7:0.2}}/{length} ({refusal.detail})"
                 )
             raise UsageError(f"the query has no vector ({refusal.detail}); search for something else")
         if len(answer.positions):
@@ -30,7 +33,7 @@ def embed_query(embedder: Embedder, text: str) -> Vectors:
     raise UsageError("the embedder gave no vector for the query; search for something else")
 
 
-def embed_image_query(embedder: ImageEmbedder, image: Image) -> Vectors:
+def embed_image_query(embedder: ImageEmbedder, image: Image) -> Embeddings:
     """``(d,)``: the vector of an image to search by.
 
     Raises ``UsageError`` where the image has no vector, and what ``embed_images`` raises.

@@ -351,7 +351,10 @@ def _layout(pipeline: Pipeline, identity: Digested, read: FileFormat, paths: lis
                 )
     where = paths[0].name
     if vector is not None and not is_vector(first.field(vector).type):
-        raise SourceError(f"column {vector!r} of {where} is {first.field(vector).type}, not a list of numbers or text")
+        raise SourceError(
+            f"column {vector!r} of {where} is {first.field(vector).type}, not a list of numbers, a struct "
+            "of indices and values, or text"
+        )
     columns_of(first, content.columns, key=False, where=where)
     return Layout(
         key=columns_of(first, source.key, key=True, where=where),
@@ -359,6 +362,7 @@ def _layout(pipeline: Pipeline, identity: Digested, read: FileFormat, paths: lis
         content=content,
         vector=vector,
         refusals=(REASON, DETAIL) if images else None,
+        dimensions=pipeline.embedder.dimensions,
         identity=identity.digest(),
     )
 

@@ -49,6 +49,8 @@ class Layout:
     """The column with the source's own vectors, with the column embedder."""
     refusals: tuple[str, str] | None
     """The columns that say why a row is to be set aside, and in which words; NULL where it is not."""
+    dimensions: int
+    """Of the vectors."""
     identity: bytes
 
     @property
@@ -128,7 +130,7 @@ class Rendered:
         contents = self.content.cast(pa.large_binary()).to_pylist()
         if self._layout.vector is None:
             return [fingerprint(identity, content) for content in contents]
-        vectors = vector_bytes(self._batch.column(self._layout.vector))
+        vectors = vector_bytes(self._batch.column(self._layout.vector), self._layout.dimensions)
         return [fingerprint(identity, c, v or b"") for c, v in zip(contents, vectors, strict=True)]
 
     @cached_property
@@ -163,7 +165,7 @@ class Rendered:
         schema = row_schema(key, metadata)
         vector = pa.nulls(self._rows, pa.large_string())
         if self._layout.vector is not None:
-            vector = vector_text(self._batch.column(self._layout.vector))
+            vector = vector_text(self._batch.column(self._layout.vector), self._layout.dimensions)
         columns = [
             pa.array(actions, pa.string()),
             *(self._typed(column) for column in (*key, *metadata)),
@@ -240,8 +242,10 @@ def columns_of(schema: pa.Schema, names: Sequence[str], *, key: bool, where: str
     return tuple(found)
 
 
-def vector_bytes(column: pa.Array) -> list[bytes | None]:
-    """The vectors as float32, little-endian, for the fingerprint; a text vector as it is written."""
+def vector_bytes(column: pa.Array, dimensions: int) -> list[bytes | None]:
+    """The vectors as float32, little-endian, for the fingerprint; a sparse one, and a text, as it is written."""
+    if pa.types.is_struct(column.type):
+        column = vector_text(column, dimensions)
     if not _is_list(column.type):
         return [v.encode() if isinstance(v, str) else v for v in column.cast(pa.large_binary()).to_pylist()]
     floats, starts = _floats(column)
@@ -250,8 +254,13 @@ def vector_bytes(column: pa.Array) -> list[bytes | None]:
     return [data[4 * start : 4 * end] if valid else None for start, end, valid in bounds]
 
 
-def vector_text(column: pa.Array) -> pa.Array:
-    """The vectors as ``[1,2.5]``, in digits that give the same float32 back; a text vector as it is written."""
+def vector_text(column: pa.Array, dimensions: int) -> pa.Array:
+    """The vectors as ``[1,2.5]``, in digits that give the same float32 back; a text vector as it is written.
+
+    A struct of indices and values as ``{1:0.5,7:2}/9``, as pgvector writes it: there indices are counted from 1.
+    """
+    if pa.types.is_struct(column.type):
+        return _sparse_text(column, dimensions)
     if not _is_list(column.type):
         return column.cast(pa.large_string())
     floats, starts = _floats(column)
@@ -264,15 +273,42 @@ def vector_text(column: pa.Array) -> pa.Array:
 
 def is_vector(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold vectors."""
+    if pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        indices, values = fields.get("indices"), fields.get("values")
+        if indices is None or values is None or not (_is_list(indices) and _is_list(values)):
+            return False
+        return pa.types.is_integer(indices.value_type) and pa.types.is_floating(values.value_type)
     return _may_be_misread(kind) or (_is_list(kind) and pa.types.is_floating(kind.value_type))
+
+
+def _sparse_text(column: pa.StructArray, dimensions: int) -> pa.Array:
+    """Where a row's lists are not of one length, what they are instead: no embedder takes that for a vector."""
+    indices, values = column.field("indices"), column.field("values")
+    (numbers, starts), (weights, others) = _numbers(indices, pa.int64(), -1), _floats(values)
+    counts, found = np.diff(starts), np.diff(others)
+    odd = counts != found
+    if odd.any():
+        indices, values = (pc.if_else(pa.array(~odd), one, pa.scalar(None, one.type)) for one in (indices, values))
+        (numbers, starts), (weights, others) = _numbers(indices, pa.int64(), -1), _floats(values)
+    pairs = pc.binary_join_element_wise(pc.add(numbers, 1).cast(pa.string()), weights.cast(pa.string()), ":")
+    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pairs), ",").cast(pa.large_string())
+    texts = pc.binary_join_element_wise(_string("{"), joined, _string(f"}}/{dimensions}"), _NOTHING)
+    if odd.any():
+        said = [f"{i} indices / {v} values" for i, v in zip(counts.tolist(), found.tolist(), strict=True)]
+        texts = pc.if_else(pa.array(odd), pa.array(said, pa.large_string()), texts)
+    return pc.if_else(column.is_valid(), texts, pa.scalar(None, pa.large_string()))
 
 
 def _floats(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """All numbers one after the other, NaN for NULL, and where each row's start; ``(n + 1,)``."""
+    return _numbers(column, pa.float32(), float("nan"))
+
+
+def _numbers(column: pa.Array, kind: pa.DataType, null: float) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-    numbers = pc.list_flatten(column).cast(pa.float32(), safe=False)
-    return pc.fill_null(numbers, float("nan")), starts
+    return pc.fill_null(pc.list_flatten(column).cast(kind, safe=False), null), starts
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -109,10 +109,10 @@ WHERE c.relnamespace = to_regnamespace(%(schema)s) AND c.relkind = 'v' AND c.rel
   AND obj_description(c.oid, 'pg_class') LIKE 'rowvec: %%'
 
 -- name: pairs -- rows that both generations have, with the vector each gives them
-SELECT {key}, (l.embedding::vector)::text, (n.embedding::vector)::text
+SELECT {key}, {live_send}(l.embedding), {next_send}(n.embedding)
 FROM {live} AS l TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
 JOIN {next} AS n ON {same_key}
-WHERE vector_norm(l.embedding::vector) <> 0 AND vector_norm(n.embedding::vector) <> 0
+WHERE {live_norm}(l.embedding) <> 0 AND {next_norm}(n.embedding) <> 0
 ORDER BY hashtextextended({key_text}, {seed})
 LIMIT {limit}
 

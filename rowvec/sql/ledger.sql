@@ -123,8 +123,8 @@ FROM unnest(%(fingerprints)s::bytea[], %(embeddings)s::bytea[]) AS a (fingerprin
 ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 
 -- name: known_in_table
-SELECT DISTINCT ON (fingerprint) fingerprint, embedding::text
-FROM {table} WHERE fingerprint = ANY ({fingerprints}::bytea[])
+SELECT DISTINCT ON (fingerprint) fingerprint, {send}(embedding)
+FROM {table} WHERE fingerprint = ANY ({fingerprints}::bytea[]) AND embedding IS NOT NULL
 
 -- name: has_artifacts
 SELECT EXISTS (SELECT FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s)

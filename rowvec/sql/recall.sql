@@ -10,9 +10,9 @@ FROM unnest(ARRAY['seq_page_cost', 'random_page_cost', 'cpu_tuple_cost', 'cpu_in
 SELECT greatest(pg_relation_size({table}::regclass) / current_setting('block_size')::int, 1)
 
 -- name: sample -- rows as queries; whole pages are drawn, so the rest of the table is never read
-SELECT {key}, (t.embedding::vector)::text
+SELECT {key}, {send}(t.embedding)
 FROM {table} AS t TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
-WHERE t.embedding IS NOT NULL AND {norm} <> 0
+WHERE t.embedding IS NOT NULL AND {norm}(t.embedding) <> 0
 ORDER BY hashtextextended({key_text}, {seed})
 LIMIT {queries}
 
@@ -21,3 +21,6 @@ SELECT pg_table_size({table}::regclass)
 
 -- name: vectors -- every vector, as its own binary format
 COPY (SELECT t.embedding::vector FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)
+
+-- name: sent -- the same for vectors of any length
+COPY (SELECT {send}(t.embedding) FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)

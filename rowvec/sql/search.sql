@@ -188,7 +188,7 @@ PERFORM FROM {table} LIMIT 0;
     {former}
 
 -- name: function_former -- vectors of the length before are answered by the generation before, while it is kept
-IF vector_dims($1) = {dimensions} AND to_regproc({function}) IS NOT NULL THEN
+IF {asked} = {dimensions} AND to_regproc({function}) IS NOT NULL THEN
         RETURN QUERY EXECUTE {again} USING $1, $2, $3, $4;
         RETURN;
     END IF;

@@ -1,0 +1,16 @@
+-- name: dimensions_dense
+vector_dims({vector})
+
+-- name: dimensions_sparse -- the first word of the wire format
+('x' || encode(substring(sparsevec_send({vector}) FROM 1 FOR 4), 'hex'))::bit(32)::int
+
+-- name: nonzeros -- the mean of some hundred rows that stand together, by the second word of the wire format
+SELECT avg(('x' || encode(substring(sparsevec_send(t.embedding) FROM 5 FOR 4), 'hex'))::bit(32)::int)::float8
+FROM (SELECT embedding FROM {table} WHERE embedding IS NOT NULL LIMIT 1000) AS t
+
+-- name: widest -- the row with the most nonzeros
+SELECT ('x' || encode(substring(sparsevec_send(t.embedding) FROM 5 FOR 4), 'hex'))::bit(32)::int, {key_json}
+FROM {table} AS t
+WHERE t.embedding IS NOT NULL
+ORDER BY 1 DESC
+LIMIT 1
