@@ -16,7 +16,7 @@ _TABLE_NAME = re.compile(r'(?:(?:"(?:[^"]|"")+"|[^".]+)\.)?(?:"(?:[^"]|"")+"|[^"
 Text = Annotated[str, Field(min_length=1)]
 
 IN_PLAIN_TEXT = "holds a secret in plain text; put it in an environment variable and write ${NAME} here"
-REFERENCE = re.compile(r"\$\{\w+\}|\{\{\s*prefect\.blocks\.secret\.[\w-]+\s*\}\}")
+REFERENCE = re.compile(r"\$\{\w+\}|\$\{prefect\.blocks\.secret\.[\w-]+\}|\{\{\s*prefect\.blocks\.secret\.[\w-]+\s*\}\}")
 # As in a URL's query, a libpq DSN and Azure's connection strings; a value that is one whole reference ($) is none.
 _NAMED_SECRET = re.compile(
     r"(?:^|[?&;\s])(?:\w*password|AccountKey|SharedAccessSignature|sig|api-key|\w*token)\s*=\s*(?!\$(?:[&;\s]|$))[^&;\s]",
