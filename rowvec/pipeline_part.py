@@ -60,6 +60,15 @@ class Part(BaseModel):
         return value
 
 
+def any_of(schema: dict[str, Any]) -> None:
+    """Say of a part of several kinds that it is any of them, not one of them: forms are drawn of the one only.
+
+    Which of them a value is follows from its ``kind`` all the same, for each of them allows one.
+    """
+    schema["anyOf"] = schema.pop("oneOf")
+    del schema["discriminator"]
+
+
 def table_name(value: str) -> str:
     if not _TABLE_NAME.fullmatch(value):
         raise ValueError(f"{value!r} is no table name; write schema.table, with double quotes where a name needs them")

@@ -19,11 +19,6 @@ _ROWS_SHOWN = 10
 def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
     """Publish a report; the keys are the pipeline's, so that the UI keeps a history of each."""
     name, history = report.pipeline, look_back(pipeline)
-    create_markdown_artifact(
-        f"{report.as_markdown()}\n{_links(pipeline, history)}",
-        key=artifact_key(name, "summary"),
-        description=report.verdict(),
-    )
     rows = [
         {
             "check": check.name,
@@ -33,15 +28,25 @@ def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
         }
         for check in report.checks
     ]
-    create_table_artifact(rows, key=artifact_key(name, "checks"), description="What must hold after a run")
+    rejected = f"{len(history.rejects):,} row(s) set aside: they cannot be embedded"
+    pages = {
+        "checks": create_table_artifact(
+            rows, key=artifact_key(name, "checks"), description="What must hold after a run"
+        ),
+        "the runs before": create_markdown_artifact(
+            history.as_markdown(), key=artifact_key(name, "history"), description="The last runs side by side"
+        ),
+        # Also when there is none: the page would go on showing the last ones.
+        "rows set aside": create_table_artifact(
+            _rejected(history), key=artifact_key(name, "rejects"), description=rejected
+        ),
+    }
+    # Relative: the server may be known by several addresses.
+    links = ", ".join(f"[{text}](/artifacts/artifact/{page})" for text, page in pages.items())
     create_markdown_artifact(
-        history.as_markdown(), key=artifact_key(name, "history"), description="The last runs side by side"
-    )
-    # Also when there is none: the page would go on showing the last ones.
-    create_table_artifact(
-        _rejected(history),
-        key=artifact_key(name, "rejects"),
-        description=f"{len(history.rejects):,} row(s) set aside: they cannot be embedded",
+        f"{report.as_markdown()}\n- **More**: {links}",
+        key=artifact_key(name, "summary"),
+        description=report.verdict(),
     )
 
 
@@ -85,12 +90,6 @@ def show_index(pipeline: Pipeline, found: dict[str, object]) -> None:
 
 
 _ALARMS = "What to do is in docs/operations.md, under *When a run is red*."
-
-
-def _links(pipeline: Pipeline, history: History) -> str:
-    pages = [("checks", "checks"), ("the last runs", "history"), (f"{len(history.rejects):,} rejects", "rejects")]
-    # Relative: the server may be known by several addresses.
-    return "- **More**: " + ", ".join(f"[{text}](/artifacts/key/{artifact_key(pipeline.name, k)})" for text, k in pages)
 
 
 def _rejected(history: History) -> list[dict[str, str]]:
