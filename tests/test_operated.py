@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,7 +23,6 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.demo.gallery import hang_once
 from tests.command import CLI, serving
-from tests.own_servers import wait_for
 
 ROOT = Path(__file__).parent.parent
 PREFECT = CLI.parent / "prefect"
@@ -60,21 +61,23 @@ class Operated:
 
     def ask(self, what: str, **body: Any) -> Any:
         """The server's answer."""
-        return httpx.post(f"{self.api}/{what}", json=body, timeout=30).raise_for_status().json()
+        return httpx.post(f"{self.api}/{what}", json=body, timeout=PATIENCE).raise_for_status().json()
 
     def run(self, *words: str) -> str:
         """Start a run of a deployment; its id."""
         done = self.prefect("deployment", "run", *words)
         assert done.returncode == 0, done.stdout + done.stderr
-        return self.ask("flow_runs/filter", sort="ID_DESC", limit=1, **_by_hand())[0]["id"]
+        told = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
+        assert told is not None, done.stdout
+        return told.group(1)
 
     def flow_run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it."""
-        return httpx.get(f"{self.api}/flow_runs/{run_id}", timeout=30).raise_for_status().json()
+        return httpx.get(f"{self.api}/flow_runs/{run_id}", timeout=PATIENCE).raise_for_status().json()
 
     def wait(self, run_id: str, *states: str) -> dict[str, Any]:
         """The run, once it is in one of these states."""
-        wait_for(lambda: self.flow_run(run_id)["state_type"] in states, PATIENCE)
+        wait_for(lambda: self.flow_run(run_id)["state_type"] in states)
         return self.flow_run(run_id)
 
     def process_of(self, run_id: str) -> psutil.Process:
@@ -90,13 +93,14 @@ class Operated:
                     continue
             return bool(found)
 
-        wait_for(there, PATIENCE)
+        wait_for(there)
         # Asked for by its number at the time: the eldest is the worker's own child.
         return min(found, key=lambda process: process.create_time())
 
     def artifact(self, key: str) -> dict[str, Any]:
         """The newest artifact of a key."""
-        return httpx.get(f"{self.api}/artifacts/{key}/latest", timeout=30).raise_for_status().json()
+        named = {"key": {"any_": [key]}}
+        return self.ask("artifacts/filter", artifacts=named, sort="CREATED_DESC", limit=1)[0]
 
     def logs(self, run_id: str) -> str:
         """All that a run has logged."""
@@ -132,13 +136,17 @@ class Operated:
             keeper.execute("LOCK TABLE vectors.paintings IN SHARE MODE")
             run_id = self.run("sync/paintings")
             waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'rowvec merge' AND datname = %s"
-            wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone(), PATIENCE)
+            wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone())
             assert self.leftovers()
             yield run_id
 
 
-def _by_hand() -> dict[str, Any]:
-    return {"flow_runs": {"tags": {"all_": ["rowvec", "sync"]}}}
+def wait_for(holds: Callable[[], object]) -> None:
+    """Wait until something holds that is asked of a server: not so often that it has nothing else to do."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, "that never came to hold"
+        time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +202,12 @@ def test_all_deployments_are_there_with_their_schedules_and_limits(operated: Ope
 
 
 def test_a_schedule_fires_and_its_run_shows_and_tells_what_it_did(operated: Operated) -> None:
-    soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
-    every_hour = ("--interval", "3600", "--anchor-date", soon)
-    assert operated.prefect("deployment", "schedule", "create", "sync/paintings", *every_hour).returncode == 0
+    deployment = httpx.get(f"{operated.api}/deployments/name/sync/paintings").raise_for_status().json()["id"]
+    soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
+    hourly = {"active": True, "schedule": {"interval": 3600, "anchor_date": soon}}
+    httpx.post(f"{operated.api}/deployments/{deployment}/schedules", json=[hourly]).raise_for_status()
     done = {"name": {"any_": ["paintings-schedule"]}, "state": {"type": {"any_": ["COMPLETED"]}}}
-    wait_for(lambda: operated.ask("flow_runs/filter", flow_runs=done), PATIENCE)
+    wait_for(lambda: operated.ask("flow_runs/filter", flow_runs=done))
     run = operated.ask("flow_runs/filter", flow_runs=done)[0]
     assert "auto-scheduled" in run["tags"]
     assert operated.ledger() == ("succeeded", None)
@@ -209,7 +218,7 @@ def test_a_schedule_fires_and_its_run_shows_and_tells_what_it_did(operated: Oper
     assert f"/artifacts/artifact/{shown['checks']['id']}" in summary
     assert "| rows | `█` | 240 | 240 | 240 |" in shown["history"]["data"]
     sent = {"event": {"name": ["rowvec.sync.completed", "prefect.asset.materialization.succeeded"]}}
-    wait_for(lambda: operated.ask("events/filter", filter=sent)["total"] >= 2, PATIENCE)
+    wait_for(lambda: operated.ask("events/filter", filter=sent)["total"] >= 2)
     events = {event["event"]: event for event in operated.ask("events/filter", filter=sent)["events"]}
     assert events["rowvec.sync.completed"]["resource"]["prefect.resource.id"] == "rowvec.pipeline.paintings"
     assert events["rowvec.sync.completed"]["payload"]["rows"] == 240
@@ -231,29 +240,36 @@ def test_a_run_by_hand_is_watched_and_an_expected_failure_is_a_sentence(operated
     summary = operated.artifact("paintings-summary")
     assert summary["flow_run_id"] == run["id"]
     assert summary["description"].startswith("FAILED: this run would delete")
-    wait_for(lambda: "Finished in state Failed" in operated.logs(run["id"]), PATIENCE)
+    wait_for(lambda: "Finished in state Failed" in operated.logs(run["id"]))
     assert "Traceback" not in operated.logs(run["id"])
 
 
 def test_an_audit_that_finds_something_fails_and_one_with_repair_mends_it(operated: Operated) -> None:
     operated.edit("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
-    found = operated.wait(operated.run("audit/paintings", "--flow-run-name", "x"), "FAILED", "COMPLETED")
-    del found
+    found = operated.wait(operated.run("audit/paintings"), "FAILED", "COMPLETED")
+    assert (found["name"], found["state_type"]) == ("paintings-audit-manual", "FAILED")
+    assert "8: " in found["state"]["message"]
+    assert operated.artifact("paintings-audit")["description"] == "INCONSISTENT: 1 corrupt."
+    mended = operated.wait(operated.run("audit/paintings", "--param", "repair=true"), "FAILED", "COMPLETED")
+    assert mended["state_type"] == "COMPLETED"
+    assert operated.artifact("paintings-audit")["description"].endswith("1 repaired.")
 
 
 def test_a_run_that_is_cancelled_leaves_nothing_behind(operated: Operated) -> None:
     with operated.held_at_merge() as run_id:
         assert operated.prefect("flow-run", "cancel", run_id).returncode == 0
         operated.wait(run_id, "CANCELLED")
-    wait_for(lambda: not operated.leftovers(), PATIENCE)
+    wait_for(lambda: operated.ledger()[0] != "running")
     assert operated.ledger()[0] in ("abandoned", "failed")
+    assert operated.leftovers() == []
 
 
 def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(operated: Operated) -> None:
     with operated.held_at_merge() as run_id:
         operated.process_of(run_id).kill()
         operated.wait(run_id, "CRASHED")
-    wait_for(lambda: not operated.leftovers(), PATIENCE)
+    wait_for(lambda: operated.ledger()[0] != "running")
+    assert operated.leftovers() == []
     state, error = operated.ledger()
     assert state == "abandoned"
     assert error is not None
