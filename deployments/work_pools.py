@@ -1,4 +1,4 @@
-"""Makes a work pool whose runs are containers: ``python deployments/work_pools.py kubernetes --image REGISTRY/rowvec:1``.
+"""Makes a work pool whose runs are containers: ``python deployments/work_pools.py kubernetes --image rowvec:1``.
 
 The base job template is the server's own for that type of pool, with an image, a place for ``ROWVEC_HOME`` and the
 variables of rowvec put in: a template kept here would grow stale with each release of Prefect.

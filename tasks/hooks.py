@@ -24,7 +24,7 @@ def clear_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
     del flow  # all of them leave the same things
     try:
         pipeline = Pipeline.model_validate(flow_run.parameters["pipeline"])
-        done = clear(pipeline, f"the flow run {flow_run.name} was ended from outside: {state.name}")
+        done = clear(pipeline, f"the flow run {flow_run.id} was ended from outside: {state.name}")
     except (KeyError, ValidationError, RowvecError) as error:
         logger.warning("%s: what it leaves is cleared by the next run (%s)", flow_run.name, type(error).__name__)
         return

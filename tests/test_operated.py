@@ -273,17 +273,18 @@ def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(oper
     state, error = operated.ledger()
     assert state == "abandoned"
     assert error is not None
-    assert error.startswith("the flow run paintings-manual was ended from outside: ")
+    assert error.startswith(f"the flow run {run_id} was ended from outside: ")
 
 
-def test_a_run_outlives_its_worker_and_another_worker_takes_the_next(operated: Operated) -> None:
+def test_a_run_whose_worker_is_killed_ends_and_another_worker_takes_the_next(operated: Operated) -> None:
     with operated.held_at_merge() as run_id:
         operated.workers[-1].send_signal(signal.SIGKILL)
         operated.workers[-1].wait()
-    assert operated.wait(run_id, "COMPLETED", "CRASHED")["state_type"] == "COMPLETED"
-    operated.start_worker()
+        operated.start_worker()
+        operated.wait(run_id, "CRASHED")
     assert operated.wait(operated.run("sync/paintings"), "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
     assert operated.ledger() == ("succeeded", None)
+    assert operated.leftovers() == []
 
 
 def _children(pid: int) -> list[int]:
