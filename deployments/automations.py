@@ -57,7 +57,9 @@ def wanted(webhook: UUID | None, audits: dict[str, UUID]) -> list[AutomationCore
     what = "A pipeline that has synced has not come to a good end again for a day."
     made.append(AutomationCore(name=SILENT, description=what, trigger=silent, actions=tell))
     for pipeline, deployment in audits.items():
-        repair = RunDeployment(source="selected", deployment_id=deployment, parameters={"repair": True})
+        repair = RunDeployment(
+            source="selected", deployment_id=deployment, parameters={"repair": True}, job_variables=None
+        )
         made.append(
             AutomationCore(
                 name=f"rowvec: repair {pipeline}",

@@ -86,7 +86,7 @@ def show_index(pipeline: Pipeline, found: dict[str, object]) -> None:
     """Publish how the index is, or what a tuner found."""
     rows = [{"what": name, "value": str(value)} for name, value in found.items()]
     reason = str(found.get("reason") or "The index")
-    create_table_artifact(rows, key=artifact_key(pipeline.name, "index"), description=reason)
+    create_table_artifact(rows, key=artifact_key(pipeline.name, "index-state"), description=reason)
 
 
 _ALARMS = "What to do is in docs/operations.md, under *When a run is red*."

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from rowvec.stack.state import keeper_pid, read_state
-from tests.command import CLI, Ended, start
+from tests.command import Ended, start
 
 pytestmark = [pytest.mark.flow]
 

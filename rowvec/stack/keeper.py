@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 from rowvec.demo.gallery import hang_once
@@ -158,8 +159,12 @@ def keep(state: StackState, stop: threading.Event) -> None:
 def main() -> None:
     """The process: detached by ``rowvec up``, ended by ``rowvec down`` with SIGTERM."""
     stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     with kept() as mine:
         state = read_state()
         if not mine or state is None:

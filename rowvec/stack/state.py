@@ -109,11 +109,12 @@ def stack_folder() -> Path:
 def read_state() -> StackState | None:
     """What was written last; None where there never was a stack."""
     try:
-        found = json.loads((stack_folder() / "state.json").read_text("utf-8"))
+        found: dict[str, Any] = json.loads((stack_folder() / "state.json").read_text("utf-8"))
     except FileNotFoundError:
         return None
-    children = {name: Process(**process) for name, process in found["children"].items()}
-    return StackState(**{**found, "pipelines": tuple(found["pipelines"]), "children": children})
+    found["pipelines"] = tuple(found["pipelines"])
+    found["children"] = {name: Process(**process) for name, process in found["children"].items()}
+    return StackState(**found)
 
 
 def write_state(state: StackState, **changes: Any) -> StackState:
