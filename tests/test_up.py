@@ -59,6 +59,14 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Home]:
     wait_for(lambda: not home.processes())
 
 
+@pytest.fixture
+def bystander() -> Generator[subprocess.Popen[bytes]]:
+    """A process that nobody here has started."""
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:  # noqa: S607 # any program
+        yield process
+        process.kill()
+
+
 def wait_for(holds: Callable[[], object], seconds: float = 120) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
@@ -73,29 +81,29 @@ def synced(api: str) -> list[dict[str, Any]]:
     return httpx.post(f"{api}/flow_runs/filter", json={"flow_runs": wanted}, timeout=60).raise_for_status().json()
 
 
-def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(stack: Home) -> None:
-    with subprocess.Popen(["sleep", "600"], start_new_session=True) as bystander:  # noqa: S607 # any program
-        up = stack.rowvec("up", "--json")
-        assert up.status == 0, up.stderr
-        told = up.json
-        assert (told["phase"], told["started"], told["pipelines"]) == ("ready", True, ["paintings"])
-        assert httpx.get(f"{told['ui']}/deployments", timeout=60, follow_redirects=True).text.count("<html") == 1
-        again = stack.rowvec("up", "--json").json
-        assert (again["started"], again["ui"]) == (False, told["ui"])
-        deployed = httpx.post(f"{told['api']}/deployments/filter", json={}, timeout=60).json()
-        assert sorted(tag for one in deployed for tag in one["tags"] if tag != "rowvec") == sorted(
-            ["sync", "audit", "prune", "rebuild", "restore", "index"]
-        )
-        with psycopg.connect(told["database"]) as connection:
-            assert connection.execute("SELECT count(*) FROM paintings").fetchone() == (240,)
-        # The keeper gone without a word, as by the kernel: what it had started is ended all the same.
-        keeper = keeper_pid()
-        assert keeper is not None
-        os.kill(keeper, signal.SIGKILL)
-        assert stack.rowvec("down", "--json").json == {"ended": True}
-        wait_for(lambda: not stack.processes())
-        assert bystander.poll() is None
-        bystander.kill()
+def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
+    stack: Home, bystander: subprocess.Popen[bytes]
+) -> None:
+    up = stack.rowvec("up", "--json")
+    assert up.status == 0, up.stderr
+    told = up.json
+    assert (told["phase"], told["started"], told["pipelines"]) == ("ready", True, ["paintings"])
+    assert "<html" in httpx.get(told["ui"], timeout=60, follow_redirects=True).text
+    again = stack.rowvec("up", "--json").json
+    assert (again["started"], again["ui"]) == (False, told["ui"])
+    deployed = httpx.post(f"{told['api']}/deployments/filter", json={}, timeout=60).json()
+    assert sorted(tag for one in deployed for tag in one["tags"] if tag != "rowvec") == sorted(
+        ["sync", "audit", "prune", "rebuild", "restore", "index"]
+    )
+    with psycopg.connect(told["database"]) as connection:
+        assert connection.execute("SELECT count(*) FROM paintings").fetchone() == (240,)
+    # The keeper gone without a word, as by the kernel: what it had started is ended all the same.
+    keeper = keeper_pid()
+    assert keeper is not None
+    os.kill(keeper, signal.SIGKILL)
+    assert stack.rowvec("down", "--json").json == {"ended": True}
+    wait_for(lambda: not stack.processes())
+    assert bystander.poll() is None
     assert stack.rowvec("down", "--json").json == {"ended": False}
     state = read_state()
     assert state is not None
