@@ -18,7 +18,17 @@ from rowvec.demo.gallery import hang_once
 from rowvec.errors import RowvecError, TargetError
 from rowvec.home import home, release_postgres, start_postgres
 from rowvec.stack.deployments import POOL
-from rowvec.stack.state import Process, StackState, end_group, kept, read_state, stack_folder, write_state
+from rowvec.stack.state import (
+    Process,
+    StackState,
+    descendants,
+    end_group,
+    kept,
+    kill_all,
+    read_state,
+    stack_folder,
+    write_state,
+)
 
 _SERVER_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
@@ -68,6 +78,7 @@ class _Keeper:
         for name in ("worker", "server"):
             if name in self._processes:
                 process = self._processes[name]
+                started = descendants(process.pid)
                 if process.poll() is None:
                     process.terminate()
                     try:
@@ -75,6 +86,7 @@ class _Keeper:
                     except subprocess.TimeoutExpired:
                         process.kill()
                 end_group(process.pid)
+                kill_all(started)
                 process.wait()
 
     def tell(self, **changes: Any) -> None:

@@ -48,10 +48,28 @@ class Process:
     def end(self) -> None:
         """End it and all it has started: asked first, and then made to. Nothing where it is gone already."""
         if self.alive:
+            # A worker gives each run a session of its own: it is a descendant, and in no group of ours.
+            started = descendants(self.pid)
             os.kill(self.pid, signal.SIGTERM)
             with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
                 psutil.Process(self.pid).wait(_TERM_SECONDS)
             end_group(self.pid)
+            kill_all(started)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """All that a process has started, and they in turn."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_all(processes: list[psutil.Process]) -> None:
+    """End those that are still there; psutil sees to it that a number given anew is not meant."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def end_group(leader: int) -> None:
