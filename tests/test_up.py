@@ -82,7 +82,8 @@ def synced(api: str) -> list[dict[str, Any]]:
 
 
 def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
-    stack: Home, bystander: subprocess.Popen[bytes]
+    bystander: subprocess.Popen[bytes],
+    stack: Home,  # in this order: the one must not inherit the other's home
 ) -> None:
     up = stack.rowvec("up", "--json")
     assert up.status == 0, up.stderr
