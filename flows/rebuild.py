@@ -11,9 +11,12 @@ from rowvec.pipeline import Pipeline
 from rowvec.rebuild import RebuildReport, finish_rebuild
 from tasks import stages
 from tasks.artifacts import show_rebuild
+from tasks.hooks import clear_up
+from tasks.job import job, run_name
 
 
-@flow(name="rebuild", flow_run_name="{pipeline.name}-rebuild", persist_result=False)
+@flow(name="rebuild", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
+@job
 def rebuild(pipeline: Pipeline, max_cost: float | None = None, switch: bool = True) -> RebuildReport:
     """Build the vector table anew by the pipeline as it is now, while the old one is read.
 

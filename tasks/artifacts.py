@@ -1,30 +1,105 @@
-"""What a run shows in the Prefect UI: a summary to read in ten seconds, and a table of checks."""
+"""What a run shows in the Prefect UI: a summary to read in ten seconds, checks, rejects, and the runs before."""
 
 from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from rowvec.audit_report import AuditReport
+from rowvec.errors import RowvecError
+from rowvec.history import History, look_back
+from rowvec.pipeline import Pipeline
 from rowvec.rebuild import RebuildReport
 from rowvec.report import RestoreReport, SyncReport
+from rowvec.retention import Pruned
+from tasks.names import artifact_key
+
+_ROWS_SHOWN = 10
 
 
-def show(report: SyncReport | RestoreReport) -> None:
-    """Publish a report as artifacts; their keys are the pipeline's, so that the UI keeps a history of each."""
-    name = _key(report.pipeline)
-    create_markdown_artifact(report.as_markdown(), key=f"{name}-summary", description=report.verdict())
+def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
+    """Publish a report; the keys are the pipeline's, so that the UI keeps a history of each."""
+    name, history = report.pipeline, look_back(pipeline)
     rows = [
-        {"check": c.name, "holds": "yes" if c.ok else "NO", "detail": c.detail, "rows": ", ".join(c.rows[:10])}
-        for c in report.checks
+        {
+            "check": check.name,
+            "holds": "yes" if check.ok else "NO",
+            "detail": check.detail,
+            "rows": ", ".join(check.rows[:_ROWS_SHOWN]),
+        }
+        for check in report.checks
     ]
-    create_table_artifact(rows, key=f"{name}-checks", description="What must hold after a run")
+    rejected = f"{len(history.rejects):,} row(s) set aside: they cannot be embedded"
+    pages = {
+        "checks": create_table_artifact(
+            rows, key=artifact_key(name, "checks"), description="What must hold after a run"
+        ),
+        "the runs before": create_markdown_artifact(
+            history.as_markdown(), key=artifact_key(name, "history"), description="The last runs side by side"
+        ),
+        # Also when there is none: the page would go on showing the last ones.
+        "rows set aside": create_table_artifact(
+            _rejected(history), key=artifact_key(name, "rejects"), description=rejected
+        ),
+    }
+    # Relative: the server may be known by several addresses.
+    links = ", ".join(f"[{text}](/artifacts/artifact/{page})" for text, page in pages.items())
+    create_markdown_artifact(
+        f"{report.as_markdown()}\n- **More**: {links}",
+        key=artifact_key(name, "summary"),
+        description=report.verdict(),
+    )
+
+
+def show_failure(pipeline: Pipeline, error: RowvecError) -> None:
+    """Let the summary say that the run failed: it would go on saying that all is well."""
+    text = f"## FAILED: {pipeline.name} was left as it was\n\n{error}\n\n{_ALARMS}"
+    create_markdown_artifact(text, key=artifact_key(pipeline.name, "summary"), description=f"FAILED: {error}")
 
 
 def show_rebuild(report: RebuildReport) -> None:
     """Publish what a rebuild did."""
     rows = [{"what": name, "value": str(value)} for name, value in report.as_json().items()]
-    create_table_artifact(rows, key=f"{_key(report.pipeline)}-rebuild", description=report.verdict())
+    create_table_artifact(rows, key=artifact_key(report.pipeline, "rebuild"), description=report.verdict())
 
 
-def _key(pipeline_name: str) -> str:
-    """Prefect wants lower case, digits and dashes."""
-    return pipeline_name.replace("_", "-").replace(".", "-")
+def show_audit(report: AuditReport) -> None:
+    """Publish what an audit found."""
+    create_markdown_artifact(
+        report.as_markdown(), key=artifact_key(report.pipeline, "audit"), description=report.verdict()
+    )
+    rows = [
+        *({"what": ", ".join(map(str, f.key)), "kind": f.kind, "reason": f.reason} for f in report.found.findings),
+        *({"what": lost.name, "kind": "object", "reason": lost.reason} for lost in report.found.objects),
+    ]
+    create_table_artifact(rows, key=artifact_key(report.pipeline, "audit-findings"), description=report.verdict())
+
+
+def show_pruned(pipeline: Pipeline, found: Pruned) -> None:
+    """Publish what was let go of, or would be."""
+    rows = [{"what": name, "value": str(value)} for name, value in found.as_json().items() if name != "names"]
+    done = "Deleted" if found.applied else "Would go"
+    description = f"{done}: {found.artifacts:,} artifact(s), {found.bytes:,} bytes; {found.manifests:,} manifest(s)"
+    create_table_artifact(rows, key=artifact_key(pipeline.name, "prune"), description=description)
+
+
+def show_index(pipeline: Pipeline, found: dict[str, object]) -> None:
+    """Publish how the index is, or what a tuner found."""
+    rows = [{"what": name, "value": str(value)} for name, value in found.items()]
+    reason = str(found.get("reason") or "The index")
+    create_table_artifact(rows, key=artifact_key(pipeline.name, "index-state"), description=reason)
+
+
+_ALARMS = "What to do is in docs/operations.md, under *When a run is red*."
+
+
+def _rejected(history: History) -> list[dict[str, str]]:
+    return [
+        {
+            "key": ", ".join(map(str, reject.key)),
+            "reason": reject.reason,
+            "detail": reject.detail,
+            "attempts": str(reject.attempts),
+            "last seen": f"{reject.last_seen:%Y-%m-%d %H:%M}",
+        }
+        for reject in history.rejects
+    ]

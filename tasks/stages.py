@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from rowvec import rebuild, stages
+from datetime import timedelta
+from typing import Any
+
+from rowvec import audit as auditing
+from rowvec import index_commands, rebuild, repair, retention, stages
+from rowvec.audit import Audit
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan
@@ -10,16 +15,21 @@ from rowvec.rebuild import Comparison
 from rowvec.report import RestoreReport, SyncReport
 from rowvec.restore import Restored, restore_rows
 from rowvec.restore import finish_restore as finish
+from rowvec.retention import Pruned
 from rowvec.run import Run
 from rowvec.serving import Indexed
 from rowvec.stages import Batch, Round
+from rowvec.tuner import Budget
 from tasks.policy import stage
+from tasks.progress import expect
 
 
 @stage("extract")
 def extract(pipeline: Pipeline, run: Run) -> Plan:
     """Find what changed, and store the plan."""
-    return stages.extract_rows(pipeline, run)
+    plan = stages.extract_rows(pipeline, run)
+    expect(plan.batches)
+    return plan
 
 
 @stage("images {number}")
@@ -104,3 +114,33 @@ def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
 def switch(pipeline: Pipeline, following: Pipeline) -> str:
     """Let the next generation be read, in one transaction."""
     return rebuild.switch(pipeline, following)
+
+
+@stage("audit")
+def audit(pipeline: Pipeline) -> Audit:
+    """Compare source, artifacts and vector table both ways."""
+    return auditing.run_audit(pipeline)
+
+
+@stage("prepare repair")
+def prepare_repair(pipeline: Pipeline) -> Audit:
+    """The same, and make right what a sync cannot."""
+    return repair.prepare_repair(pipeline)
+
+
+@stage("prune")
+def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool, compact: bool) -> Pruned:
+    """Let go of what is old and not needed in the store."""
+    return retention.prune(pipeline, older_than, apply=apply, compact=compact)
+
+
+@stage("see to index")
+def see_to_index(pipeline: Pipeline, *, rebuild_it: bool) -> dict[str, Any]:
+    """Build what is missing, worn or wrong."""
+    return index_commands.see_to_index(pipeline, rebuild=rebuild_it)
+
+
+@stage("tune index")
+def tune(pipeline: Pipeline, budget: Budget) -> dict[str, Any]:
+    """Measure which index suits the table's vectors, and keep the choice for syncs."""
+    return index_commands.tune(pipeline, budget).as_json()

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,14 @@ class PrefectServer:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[PrefectServer]:
     """One server a session: a command then starts in two seconds and not in twelve."""
-    home = tmp_path_factory.mktemp("prefect")
+    with serving(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@contextmanager
+def serving(home: Path, **settings: str) -> Generator[PrefectServer]:
+    """A server on a port and a database of its own; more settings by keyword."""
+    home.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -108,7 +116,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Prefec
     with (home / "server.log").open("w") as log:
         process = subprocess.Popen(  # noqa: S603 # ours
             command,
-            env={**os.environ, **quiet, "PREFECT_HOME": str(home)},
+            env={**os.environ, **quiet, **settings, "PREFECT_HOME": str(home)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

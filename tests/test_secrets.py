@@ -468,7 +468,9 @@ def test_runs_that_read_prefect_blocks_and_mend_leave_no_secret(world: World) ->
     with temporary_settings({PREFECT_API_URL: world.server.api}):
         for name, value in values.items():
             Secret(value=SecretStr(value)).save(f"planted-{name}", overwrite=True)
-    block = {name: f"{{{{ prefect.blocks.secret.planted-{name} }}}}" for name in values}
+    # Both spellings: the second is for a prefect.yaml, where Prefect would put the secret in for the first.
+    block = {name: f"{{{{ prefect.blocks.secret.planted-{name} }}}}" for name in ("key", "target")}
+    block |= {name: f"${{prefect.blocks.secret.planted-{name}}}" for name in ("store", "source")}
     file = world.pipeline(
         "blocks",
         source={"url": block["source"]},

@@ -13,7 +13,7 @@ import typer
 from rowvec import commands, generations, index_commands, picture_commands, retention
 from rowvec import rebuild as rebuilding
 from rowvec.audit import run_audit
-from rowvec.cli import shown
+from rowvec.cli import shown, stack_commands
 from rowvec.cli.orchestrator import load_flow
 from rowvec.cli.output import emit, err, fail
 from rowvec.cli.progress_bars import shown_progress
@@ -236,6 +236,10 @@ def demo(as_json: AsJson = False) -> None:
     with shown_progress(err):
         report = gallery.run(load_flow("sync"), quiet=as_json)
     emit(report, as_json, lambda: None)
+
+
+app.command()(stack_commands.up)
+app.command()(stack_commands.down)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import io
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from rowvec import commands
@@ -30,9 +31,7 @@ Flow = Callable[..., SyncReport]
 
 def run(sync: Flow, *, quiet: bool) -> dict[str, Any]:
     """Make the gallery anew, sync it three times, search it three times; returns all reports and results."""
-    file = home() / "demo" / "paintings.yaml"
-    file.parent.mkdir(exist_ok=True)
-    shutil.copy(str(files("rowvec.demo") / "paintings.yaml"), file)
+    file = pipeline_file()
     shutil.rmtree(file.parent / "artifacts", ignore_errors=True)
     pipeline = load(file)
     with connect(target_url(None)) as connection:
@@ -49,6 +48,21 @@ def run(sync: Flow, *, quiet: bool) -> dict[str, Any]:
             f"\nThe pipeline file is {file}; try: rowvec search {file} 'sunflowers'", markup=False, highlight=False
         )
     return {"syncs": [report.as_json() for report in reports], "searches": results}
+
+
+def pipeline_file() -> Path:
+    """The gallery's pipeline file, put where its artifacts may lie beside it."""
+    file = home() / "demo" / "paintings.yaml"
+    file.parent.mkdir(exist_ok=True)
+    shutil.copy(str(files("rowvec.demo") / "paintings.yaml"), file)
+    return file
+
+
+def hang_once(url: str) -> None:
+    """Make the gallery where there is none; one that is there stays as it is, with whatever was changed in it."""
+    with connect(url) as connection:
+        if connection.execute(query("demo", "no_gallery")).fetchone() == (True,):
+            _hang_paintings(connection)
 
 
 def _hang_paintings(connection: Connection) -> None:

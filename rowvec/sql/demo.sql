@@ -1,3 +1,6 @@
+-- name: no_gallery
+SELECT to_regclass('public.paintings') IS NULL
+
 -- name: empty_gallery -- the demo starts from nothing each time, whatever an earlier one left
 DROP TABLE IF EXISTS public.paintings;
 DROP TABLE IF EXISTS vectors.paintings CASCADE;

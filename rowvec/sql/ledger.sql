@@ -56,6 +56,12 @@ WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
   AND CASE state WHEN 'running' THEN true
                  WHEN 'planned' THEN pg_try_advisory_xact_lock(%(space)s, run_id::int) ELSE false END
 
+-- name: family -- all generations of a pipeline, whichever of them is read
+SELECT pipeline_id, name FROM rowvec.pipelines WHERE family = split_part(%(name)s, '.', 1) ORDER BY pipeline_id
+
+-- name: unfinished -- runs that are said to be at work; only the lock's holder knows that they are not
+SELECT run_id FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s AND state = 'running' ORDER BY run_id
+
 -- name: supersede -- plans that nobody asked a run of, when a new one is asked for
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
 WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s

@@ -1,0 +1,34 @@
+"""Source, artifacts and vector table compared both ways, and mended where that is asked for."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.sync import sync
+from rowvec.audit_report import AuditReport, conclude_audit
+from rowvec.pipeline import Pipeline
+from tasks import stages
+from tasks.artifacts import show_audit
+from tasks.events import tell
+from tasks.hooks import clear_up
+from tasks.job import job, run_name
+
+
+@flow(name="audit", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
+@job
+def audit(pipeline: Pipeline, repair: bool = False) -> AuditReport:
+    """Compare source, artifacts and vector table both ways; the run fails where something is not right.
+
+    Args:
+        pipeline: What is audited: the content of a pipeline file.
+        repair: Whether to mend what is found, from artifacts first, paying only for what exists nowhere.
+    """
+    found, repaired = (stages.prepare_repair if repair else stages.audit)(pipeline), 0
+    if repair and not found.consistent:
+        sync(pipeline, cause="repair")
+        left = stages.audit(pipeline)
+        repaired, found = found.total - left.total, left
+    report = AuditReport(pipeline=pipeline.name, found=found, repaired=repaired)
+    show_audit(report)
+    tell(pipeline, report.alarms())
+    return conclude_audit(report)

@@ -1,0 +1,30 @@
+"""What is old and not needed in the store goes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from prefect import flow
+
+from rowvec.pipeline import Pipeline
+from rowvec.retention import Pruned
+from tasks import stages
+from tasks.artifacts import show_pruned
+from tasks.hooks import clear_up
+from tasks.job import job, run_name
+
+
+@flow(name="prune", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
+@job
+def prune(pipeline: Pipeline, older_than_days: float = 30, apply: bool = False, compact: bool = False) -> Pruned:
+    """Delete artifacts and manifests that are old and that nothing needs.
+
+    Args:
+        pipeline: Whose store is pruned: the content of a pipeline file.
+        older_than_days: Days that runs stay restorable, and artifacts are kept.
+        apply: Whether to delete; if not, the run only tells what would go.
+        compact: Whether to write small artifacts into large ones first; with apply.
+    """
+    found = stages.prune(pipeline, timedelta(days=older_than_days), apply=apply, compact=compact)
+    show_pruned(pipeline, found)
+    return found

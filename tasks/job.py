@@ -1,0 +1,58 @@
+"""How every flow begins and ends in Prefect: progress shown, and an expected failure told as a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from prefect.runtime import flow_run
+from prefect.states import Failed
+
+from rowvec.errors import RowvecError
+from rowvec.pipeline import Pipeline
+from tasks.events import tell_failure
+from tasks.progress import published
+from tasks.quiet import tell_sentences
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SCHEDULED = "auto-scheduled"
+"""The tag that Prefect's scheduler gives the runs it makes."""
+
+
+def cause_of(given: str | None) -> str:
+    """Why a run is there, in a word: as it was told, else by who made it."""
+    tags: list[str] = flow_run.get_tags()
+    return given or ("schedule" if _SCHEDULED in tags else "manual")
+
+
+def run_name() -> str:
+    """What the UI calls a run: its pipeline and its cause; for jobs other than a sync, the job."""
+    parameters: dict[str, Any] = flow_run.get_parameters()
+    pipeline = parameters["pipeline"]
+    name = pipeline.name if isinstance(pipeline, Pipeline) else pipeline["name"]
+    job_name = flow_run.get_flow_name()
+    cause = cause_of(parameters.get("cause"))
+    return f"{name}-{cause}" if job_name == "sync" else f"{name}-{job_name}-{cause}"
+
+
+def job(body: F) -> F:
+    """Wrap a flow's body, whose first parameter is the pipeline.
+
+    An error of ours ends the run Failed with the error's own sentence as its message: raised through Prefect it would
+    be a page of traceback in the logs, and its message begin with the name of a class. Whoever calls the flow gets the
+    error itself. Anything else is a mistake of ours, and its traceback is wanted.
+    """
+
+    @wraps(body)
+    def told(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        tell_sentences()
+        try:
+            with published(pipeline.name):
+                return body(pipeline, *args, **kwargs)
+        except RowvecError as error:
+            tell_failure(pipeline, error)
+            return Failed(message=str(error), data=error)
+
+    return cast("F", told)

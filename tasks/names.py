@@ -1,0 +1,46 @@
+"""Names that Prefect takes: of artifacts, resources and assets."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from psycopg.conninfo import conninfo_to_dict
+
+from rowvec.database import target_url
+from rowvec.errors import RowvecError
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline_part import table_identifier
+from rowvec.references import resolve
+
+
+def artifact_key(pipeline: str, what: str) -> str:
+    """Lower case, digits and dashes; the same for each run of a pipeline, so that the UI keeps a history of it."""
+    return f"{re.sub(r'[_.]', '-', pipeline)}-{what}"
+
+
+def vector_asset(pipeline: Pipeline) -> str:
+    """The vector table as an asset: ``postgres://HOST/DATABASE/SCHEMA.TABLE``, with nothing secret in it."""
+    resolved = resolve(pipeline, frozenset({"target"}))
+    return _postgres_asset(resolved.target.url, ".".join(table_identifier(pipeline.target.table)))
+
+
+def source_asset(pipeline: Pipeline) -> str:
+    """What the rows are read from, as an asset: a table, a query of its pipeline's own, or files."""
+    source = pipeline.source
+    if source.kind != "postgres":
+        return source.path if "://" in source.path and "$" not in source.path else f"file://{quote(source.path)}"
+    try:
+        resolved = resolve(pipeline, frozenset({"source", "target"}))
+        url = getattr(resolved.source, "url", None) or resolved.target.url
+    except RowvecError:
+        url = None
+    named = ".".join(table_identifier(source.table)) if source.table else f"query-of-{pipeline.name}"
+    return _postgres_asset(url, named)
+
+
+def _postgres_asset(url: str | None, name: str) -> str:
+    parts = conninfo_to_dict(target_url(url))
+    host = str(parts.get("host") or "localhost")
+    where = "localhost" if host.startswith(("/", "@")) else host
+    return f"postgres://{quote(where)}/{quote(str(parts.get('dbname') or 'postgres'))}/{quote(name)}"
