@@ -27,11 +27,12 @@ def is_retriable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
 def stage(run_name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
     """Make a stage a Prefect task; ``run_name`` tells a batch's run from another's, its first word is the stage.
 
-    No time-out: Prefect cannot interrupt a task in a thread. Embedder, blob client and database have their own.
+    No time-out: Prefect cannot interrupt a task in a thread. Embedder, blob client and database have their own. No
+    tags: for each tagged task run Prefect asks the server for a slot of the tag's limit, whether there is one or not,
+    and that took 2 s of every second task run (docs/decisions/0006-operated.md).
     """
     return task(
         task_run_name=run_name,
-        tags=["rowvec", run_name.split()[0]],
         retries=len(WAITS_SECONDS),
         retry_delay_seconds=WAITS_SECONDS,
         retry_jitter_factor=JITTER,

@@ -1,4 +1,4 @@
-"""One Prefect task a stage: its name, its retries, its tags. What a stage does is in ``rowvec.stages``."""
+"""One Prefect task a stage: its name and its retries. What a stage does is in ``rowvec.stages``."""
 
 from __future__ import annotations
 

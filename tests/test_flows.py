@@ -62,7 +62,8 @@ def test_a_run_shows_its_stages_its_batches_and_its_verdict(
         assert sorted(task.name for task in tasks) == sorted(
             ["extract", "embed 0", "binarize 0", "upload 0", "load 0", "merge", "index", "validate"]
         )
-        assert all("rowvec" in task.tags for task in tasks)
+        # A tag would cost each task run a question to the server, of up to 2 s.
+        assert all(not task.tags for task in tasks)
         shown = client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="paintings-%")),
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
