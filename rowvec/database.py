@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
@@ -31,6 +31,9 @@ PINNED: LiteralString = """
 # How long a transaction is tried for its locks. Each try waits a second (sql/extract.sql, begin) and then lets go of
 # its snapshot, for which every CREATE INDEX CONCURRENTLY in the database would have to wait.
 LOCK_PATIENCE_SECONDS = 30.0
+
+# On a machine with much to do a millisecond passes quickly, and nobody sets less.
+_PIN_TRIES = 10
 
 # 0.8.2 to 0.8.4 mended HNSW: an overflow in parallel builds, vacuum corruption, an unrepaired graph.
 MINIMUM_PGVECTOR = (0, 8, 4)
@@ -58,11 +61,23 @@ def connect(url: str, *, application: str = "rowvec") -> Connection:
     except psycopg.OperationalError as error:
         raise _refused(error, url) from None
     try:
-        connection.execute(PINNED)
+        _pin(connection)
     except psycopg.OperationalError as error:
         connection.close()
         raise DatabaseUnavailable(f"the connection to the database was lost: {_first_line(error)}") from None
     return connection
+
+
+def _pin(connection: Connection) -> None:
+    """Fix the session's settings. A role's own statement_timeout holds until then, and may be too short even for that.
+
+    As startup options they would not pass every pooler.
+    """
+    for _ in range(_PIN_TRIES):
+        with suppress(pg.QueryCanceled):
+            connection.execute(PINNED)
+            return
+    connection.execute(PINNED)
 
 
 @contextmanager

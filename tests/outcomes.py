@@ -68,14 +68,16 @@ def paid(server: OpenAIServer, artifacts: str | Artifacts) -> Pipeline:
 def last_line(ended: Ended) -> str:
     """What a person reads; the lines before it tell of progress, and of nothing else."""
     *before, last = ended.stderr.splitlines() or [""]
-    assert all(re.match(r"(extract|embed|index|restore) .*: \d+ of \d+$", line) for line in before), ended
+    assert all(
+        re.match(r"(extract|images|embed|load|index|restore) .*: (\d+ of \d+|done)$", line) for line in before
+    ), ended
     return last
 
 
 def succeeded(ended: Ended) -> dict[str, Any]:
     """The report of a command that ended well, and said nothing on stderr but how far it was."""
     assert ended.status == 0, f"{ended.stdout}\n{ended.stderr}"
-    assert not ended.stderr or " of " in last_line(ended), ended
+    assert not ended.stderr or re.search(r": (\d+ of \d+|done)$", last_line(ended)), ended
     return ended.json
 
 
