@@ -253,9 +253,9 @@ def main() -> None:
     except Inconsistent as error:
         _tell_inconsistent(error, as_json)
         sys.exit(1)
-    except AwaitingJobs as pause:
-        found = {"awaiting": {"jobs": pause.jobs, "texts": pause.texts}, "message": str(pause)}
-        emit(found, as_json, lambda: shown.awaiting(str(pause)))
+    except AwaitingJobs as awaited:
+        found: dict[str, Any] = {"awaiting": {"jobs": awaited.jobs, "texts": awaited.texts}, "message": str(awaited)}
+        emit(found, as_json, lambda: shown.awaiting(found["message"]))
         sys.exit(_AWAITING)
     except RowvecError as error:
         fail(str(error), as_json)
