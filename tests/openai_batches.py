@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email import policy
 from email.parser import BytesParser
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 End = Literal["completed", "expired", "cancelled", "failed"]
 Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any], int]]
@@ -111,11 +112,10 @@ class Batches:
 
     def _upload(self, headers: Any, body: bytes) -> tuple[int, Any]:
         head = f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode()
-        parts = BytesParser().parsebytes(head + body).get_payload()
         found: dict[str, bytes] = {}
-        for part in parts if isinstance(parts, list) else []:
-            name = part.get_param("name", header="content-disposition")
-            found[str(name)] = bytes(part.get_payload(decode=True))  # pyright: ignore[reportArgumentType] # bytes: decode=True
+        for part in BytesParser(policy=policy.default).parsebytes(head + body).iter_parts():
+            name = part["content-disposition"].params["name"]
+            found[name] = cast("bytes", part.get_payload(decode=True))
         if found.get("purpose") != b"batch":
             return 400, _error("'purpose' must be batch", "invalid_purpose")
         if len(found["file"]) > MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Texts asked by the Batch API: through the same answers, artifacts and merge, never twice, whatever becomes of a job."""
+"""Texts asked by the Batch API: the same answers, artifacts and merge, and never twice, whatever becomes of a job."""
 
 from __future__ import annotations
 
@@ -121,8 +121,6 @@ def test_a_job_that_ends_early_keeps_what_it_answered(
     server.batches.finish(end, answered=20)
     came = 0 if end == "failed" else 20
     server.batches.hold = False
-    if fallback == "batch":
-        leave(asked)
     report = sync(asked)
     assert (report.rows, report.embedded, report.consistent) == (50, 50, True)
     assert by_jobs(server) == (50 if fallback == "batch" else came)
@@ -135,8 +133,6 @@ def test_a_job_that_always_fails_is_given_up_after_three(
 ) -> None:
     asked = pipeline(server, tmp_path)
     server.batches.end = "failed"
-    for _ in range(3):
-        leave(asked)
     assert sync(asked).consistent
     assert (len(server.batches.jobs), by_jobs(server)) == (3, 0)
 
@@ -157,14 +153,12 @@ def test_runs_that_waited_for_too_long_ask_the_rest_directly(
 def test_poison_in_a_job_is_set_aside(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     source.execute("UPDATE paintings SET title = 'POISON ' || id WHERE id % 10 = 0")
     asked = pipeline(server, tmp_path)
-    leave(asked)
     report = sync(asked)
     assert (report.rows, report.rejected, report.consistent) == (45, 5, True)
     assert directly(server) == 0
     found = commands.rejects(asked, retry=True)["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {(str(i), "invalid_input") for i in range(10, 51, 10)}
     server.poison = None
-    leave(asked)
     assert sync(asked).rejected == 0
     assert_in_step(source)
 
@@ -174,7 +168,6 @@ def test_answers_that_are_none_are_asked_again(source: Connection, server: OpenA
     source.execute("UPDATE paintings SET title = 'DOWN' WHERE id = 2")
     server.add(Fault(spoil="nan", marker="ODD"), failing(500))
     asked = pipeline(server, tmp_path)
-    leave(asked)
     report = sync(asked)
     assert (report.rows, report.rejected, by_jobs(server)) == (50, 0, 50)
     assert 0 < directly(server) <= 2
@@ -186,22 +179,18 @@ def test_a_quota_said_in_lines_stops_the_run_and_keeps_the_rest(
 ) -> None:
     server.add(replace(quota(), after=20))
     asked = pipeline(server, tmp_path)
-    leave(asked)
     with pytest.raises(QuotaExhausted):
         sync(asked)
     assert source.execute("SELECT count(*) FROM rowvec.answers").fetchone() == (20,)
     server.reset()
-    leave(asked)
     assert sync(asked).rows == 50
     assert by_jobs(server) == 30
 
 
 def test_a_lost_acknowledgement_makes_no_second_job(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     server.batches.cut_creates = 1
-    asked = pipeline(server, tmp_path)
-    leave(asked)
+    assert sync(pipeline(server, tmp_path)).embedded == 50
     assert len(server.batches.jobs) == 1
-    assert sync(asked).embedded == 50
 
 
 def test_a_run_that_never_heard_of_its_job_finds_it(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
@@ -230,7 +219,6 @@ def test_a_job_the_provider_never_heard_of_is_made_again(
         sync(asked)
     server.batches.jobs.clear()
     server.reset()
-    leave(asked)
     assert sync(asked).embedded == 50
     assert by_jobs(server) == 50
     assert source.execute("SELECT sum(reserved_usd) FROM rowvec.spending").fetchone() == (0,)
@@ -238,7 +226,6 @@ def test_a_job_the_provider_never_heard_of_is_made_again(
 
 def test_a_download_that_is_cut_is_fetched_again(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     asked = pipeline(server, tmp_path)
-    leave(asked)
     server.batches.cut_downloads = 1
     assert sync(asked).embedded == 50
     assert paid_once(server)
@@ -258,14 +245,7 @@ def test_a_job_the_provider_has_forgotten_is_asked_again(
 def test_jobs_are_cut_to_the_account_s_queue(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     tokens = commands.plan(pipeline(server, tmp_path))["tokens"]
     asked = pipeline(server, tmp_path, max_tokens=tokens // 3)
-    runs = 0
-    while runs < 10:
-        runs += 1
-        try:
-            report = sync(asked)
-            break
-        except AwaitingJobs:
-            continue
+    report = sync(asked)
     assert report.rows == 50
     assert len(server.batches.jobs) >= 3
     assert paid_once(server)
@@ -275,7 +255,6 @@ def test_jobs_are_cut_to_the_account_s_queue(source: Connection, server: OpenAIS
 def test_a_queue_that_is_too_short_is_told(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     server.batches.queue_tokens = 10
     asked = pipeline(server, tmp_path)
-    leave(asked)
     with pytest.raises(EmbedderRefused, match="max_tokens"):
         sync(asked)
     assert source.execute("SELECT count(*) FROM rowvec.jobs").fetchone() == (0,)
@@ -290,7 +269,6 @@ def test_a_server_without_a_batch_api_says_so(source: Connection, server: OpenAI
 def test_a_model_of_another_name_is_not_believed(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     server.answers_as = "text-embedding-ada-002"
     asked = pipeline(server, tmp_path)
-    leave(asked)
     with pytest.raises(EmbedderRefused, match="vectors of two models"):
         sync(asked)
     assert source.execute("SELECT count(*) FROM rowvec.answers").fetchone() == (0,)
@@ -312,6 +290,5 @@ def test_azure_s_paths_and_deployment(
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
     azure = {"kind": "azure_openai", "model": "small", "base_url": server.origin, "cost_per_million_tokens": PRICE}
     asked = pipeline(server, tmp_path, azure, model="small-batch")
-    leave(asked)
     assert sync(asked).embedded == 50
     assert {request.model for request in server.requests} == {"small-batch"}
