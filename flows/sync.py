@@ -60,7 +60,7 @@ def sync(pipeline: Pipeline, cause: str | None = None) -> SyncReport:
 def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     """One plan, its batches through all stages, one merge."""
     plan = stages.extract(pipeline, run)
-    if plan.batches and asks_ahead(pipeline):
+    if asks_ahead(pipeline):
         stages.ask_ahead(pipeline, run).conclude(pipeline)
     chains: deque[Chain] = deque()
     done: list[Batch] = []

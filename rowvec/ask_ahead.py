@@ -10,6 +10,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,8 +110,8 @@ def pauses() -> Iterator[float]:
 
 
 def asks_ahead(pipeline: Pipeline) -> bool:
-    """Whether the pipeline uses the Batch API."""
-    return isinstance(pipeline.embedder, OpenAIEmbedder) and pipeline.embedder.jobs is not None
+    """Whether the pipeline may have jobs: also those of a time before its Batch API was switched off."""
+    return isinstance(pipeline.embedder, OpenAIEmbedder)
 
 
 def price_share(pipeline: Pipeline, texts: int) -> float:
@@ -127,15 +128,17 @@ def ask_ahead(pipeline: Pipeline, run: Run, clock: Clock | None = None) -> Ahead
     resolved = resolve(pipeline)
     embedder = resolved.embedder
     how = embedder.jobs if isinstance(embedder, OpenAIEmbedder) else None
-    if how is None:
-        return Ahead()
-    with open_target(resolved, "rowvec jobs") as connection, open_batch_api(embedder) as (api, batches):
+    with open_target(resolved, "rowvec jobs") as connection, ExitStack() as opened:
+        if how is None and not jobs.unfinished(connection, run.pipeline_id):
+            return Ahead()
+        api, batches = opened.enter_context(open_batch_api(embedder))
         check_price(resolved, api.cost(1_000_000))
         desk = _Desk(
             connection=connection,
             api=api,
             batches=batches,
-            how=how,
+            how=how or BatchApi(),
+            makes_jobs=how is not None,
             plan=open_plan(connection, resolved, run.run_id),
             account=account_of(resolved, run.run_id),
         )
@@ -159,6 +162,8 @@ class _Desk:
     api: OpenAIApi
     batches: OpenAIBatches
     how: BatchApi
+    makes_jobs: bool
+    """Whether new ones may be made; those that there are, are taken in any case."""
     plan: Plan
     account: Account
 
@@ -183,7 +188,7 @@ class _Desk:
         tries, how = _TRIES[self.how.fallback], self.how
         pipeline_id = self.plan.pipeline_id
         return Situation(
-            eligible=jobs.count_eligible(self.connection, self.plan, tries, how.at_least),
+            eligible=(jobs.count_eligible(self.connection, self.plan, tries, how.at_least) if self.makes_jobs else 0),
             at_least=how.at_least,
             unfinished=len(jobs.unfinished(self.connection, pipeline_id)),
             awaited=jobs.awaited(self.connection, self.plan),

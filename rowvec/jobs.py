@@ -167,7 +167,9 @@ def close(connection: Connection, account: Account, job: Job, provider_state: st
         if not answered:
             connection.execute(query("jobs", "doubt"), values)
         connection.execute(query("jobs", "returned"), values)
-        settle(connection, account.family, job.run_id, job.hold, usd)
+        # What became of a job that is lost nobody knows: it may have been billed.
+        spent = max(usd, job.reserved_usd) if provider_state == "lost" else usd
+        settle(connection, account.family, job.run_id, job.hold, spent)
 
 
 def eligible(connection: Connection, plan: Plan, tries: int) -> Iterator[tuple[bytes, str]]:

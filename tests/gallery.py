@@ -82,7 +82,7 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: boo
 def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     """One round."""
     plan = stages.extract_rows(pipeline, run)
-    if plan.batches and asks_ahead(pipeline):
+    if asks_ahead(pipeline):
         ask_ahead(pipeline, run).conclude(pipeline)
     done = tuple(through_stages(pipeline, run, number) for number in range(plan.batches))
     return Round(plan=plan, batches=done, merged=stages.merge_rows(pipeline, run.run_id))

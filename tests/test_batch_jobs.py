@@ -292,3 +292,41 @@ def test_azure_s_paths_and_deployment(
     asked = pipeline(server, tmp_path, azure, model="small-batch")
     assert sync(asked).embedded == 50
     assert {request.model for request in server.requests} == {"small-batch"}
+
+
+def test_jobs_are_taken_though_batch_was_switched_off(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+    server.batches.hold = True
+    leave(pipeline(server, tmp_path))
+    gallery.fill(source, 10, start=51)
+    off = pipeline(server, tmp_path, {"batch": False})
+    server.batches.finish()
+    report = sync(off)
+    assert (report.rows, by_jobs(server), len(server.batches.jobs)) == (60, 50, 1)
+    assert paid_once(server)
+
+
+def test_jobs_of_rows_that_are_gone_are_taken_all_the_same(
+    source: Connection, server: OpenAIServer, tmp_path: Path
+) -> None:
+    asked = pipeline(server, tmp_path)
+    server.batches.hold = True
+    leave(asked)
+    source.execute("DELETE FROM paintings")
+    server.batches.finish()
+    assert sync(asked).rows == 0
+    assert source.execute("SELECT state, answered FROM rowvec.jobs").fetchall() == [("collected", 50)]
+    gallery.fill(source, 50)
+    assert sync(asked).rows == 50
+    assert paid_once(server)
+
+
+def test_a_rebuild_goes_on_when_its_jobs_are_done(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+    sync(pipeline(server, tmp_path))
+    server.batches.hold = True
+    longer = pipeline(server, tmp_path, {"dimensions": 128})
+    with pytest.raises(AwaitingJobs):
+        gallery.rebuild(longer)
+    server.batches.finish()
+    assert gallery.rebuild(longer).switched
+    assert by_jobs(server) == 100
+    assert_in_step(source)

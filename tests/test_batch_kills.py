@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+import urllib.request
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -50,8 +52,18 @@ def rowvec(prefect_server: PrefectServer, asked: Pipeline, tmp_path: Path) -> Ro
     return sync
 
 
+def states(api: str) -> set[tuple[str, str]]:
+    """Name and type of the states of the last flow runs, as Prefect's server has them."""
+    body = json.dumps({"sort": "EXPECTED_START_TIME_DESC", "limit": 20}).encode()
+    asked = urllib.request.Request(  # noqa: S310 # our own server
+        f"{api}/flow_runs/filter", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310 # our own server
+        return {(run["state_name"], run["state_type"]) for run in json.load(answer)}
+
+
 def test_a_kill_between_submit_and_record_finds_the_job_again(
-    source: Connection, server: OpenAIServer, rowvec: Rowvec
+    source: Connection, server: OpenAIServer, rowvec: Rowvec, prefect_server: PrefectServer
 ) -> None:
     server.batches.hold, server.batches.held_create = True, threading.Event()
     rowvec("first").when(lambda: server.batches.held).kill()
@@ -61,6 +73,7 @@ def test_a_kill_between_submit_and_record_finds_the_job_again(
     left = rowvec("second").wait()
     assert (left.status, left.json["awaiting"]) == (3, {"jobs": 1, "texts": 50}), left.stderr
     assert "next sync goes on" in left.json["message"]
+    assert ("AwaitingBatch", "COMPLETED") in states(prefect_server.api)
     server.batches.finish()
     done = rowvec("third").wait()
     assert (done.status, done.json["embedded"], done.json["consistent"]) == (0, 50, True), done.stderr
