@@ -11,7 +11,7 @@ from tasks import stages
 from tasks.artifacts import show_audit
 from tasks.events import tell
 from tasks.hooks import clear_up
-from tasks.job import job, run_name
+from tasks.job import ended, job, run_name
 
 
 @flow(name="audit", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
@@ -25,7 +25,7 @@ def audit(pipeline: Pipeline, repair: bool = False) -> AuditReport:
     """
     found, repaired = (stages.prepare_repair if repair else stages.audit)(pipeline), 0
     if repair and not found.consistent:
-        sync(pipeline, cause="repair")
+        ended(sync(pipeline, cause="repair"))
         left = stages.audit(pipeline)
         repaired, found = found.total - left.total, left
     report = AuditReport(pipeline=pipeline.name, found=found, repaired=repaired)

@@ -12,7 +12,7 @@ from rowvec.rebuild import RebuildReport, finish_rebuild
 from tasks import stages
 from tasks.artifacts import show_rebuild
 from tasks.hooks import clear_up
-from tasks.job import job, run_name
+from tasks.job import ended, job, run_name
 
 
 @flow(name="rebuild", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
@@ -27,16 +27,16 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, switch: bool = Tr
     """
     started = time.monotonic()
     following = stages.begin_rebuild(pipeline, max_cost)
-    built = sync(following, cause="rebuild")
+    built = ended(sync(following, cause="rebuild"))
     # What is read is brought in step by its own settings, so that both are asked about the same rows.
-    before = sync(stages.live_pipeline(pipeline), cause="rebuild")
-    caught_up = sync(following, cause="rebuild")
+    before = ended(sync(stages.live_pipeline(pipeline), cause="rebuild"))
+    caught_up = ended(sync(following, cause="rebuild"))
     comparison = stages.compare(pipeline, following)
     retired = after = None
     if switch:
         retired = stages.switch(pipeline, following)
         # The manifest of the new generation, and what came in the moment of the switch.
-        after = sync(pipeline, cause="rebuild")
+        after = ended(sync(pipeline, cause="rebuild"))
     report = finish_rebuild(pipeline, following, [built, caught_up, after], before, comparison, retired, started)
     show_rebuild(report)
     return report

@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from rowvec.ask_ahead import asks_ahead
 from rowvec.generations import effective
 from rowvec.pipeline import Pipeline
 from rowvec.report import SyncReport
@@ -59,6 +60,8 @@ def sync(pipeline: Pipeline, cause: str | None = None) -> SyncReport:
 def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     """One plan, its batches through all stages, one merge."""
     plan = stages.extract(pipeline, run)
+    if asks_ahead(pipeline):
+        stages.ask_ahead(pipeline, run).conclude(pipeline)
     chains: deque[Chain] = deque()
     done: list[Batch] = []
     for number in range(plan.batches):

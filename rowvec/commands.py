@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rowvec import ledger
+from rowvec import jobs, ledger, spending
 from rowvec import rejects as set_aside
+from rowvec.ask_ahead import price_share
 from rowvec.database import Connection
 from rowvec.embedders import embed_image_query, embed_query, image_in, open_embedder, open_image_embedder
 from rowvec.errors import UsageError
@@ -53,6 +54,9 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
             tokens = embedder.count_tokens(texts)
             if count > len(texts):
                 tokens = round(tokens * characters / max(1, sum(map(len, texts))))
+        at_work = jobs.at_work(connection, pipeline_id)
+        cost = embedder.cost(tokens) * price_share(resolved, found.counts.texts - found.counts.known)
+        budget = spending.outlook(connection, spending.account_of(resolved, run_id), cost)
     counts = found.counts
     embedded = counts.texts - counts.known
     return {
@@ -61,7 +65,9 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
         "embedded": embedded,
         "reused": counts.new + counts.changed - embedded,
         "tokens": tokens,
-        "cost_usd": embedder.cost(tokens),
+        "cost_usd": cost,
+        "awaiting": {"jobs": at_work[0], "texts": at_work[1]},
+        "budget": budget,
     }
 
 
@@ -124,6 +130,8 @@ def rejects(pipeline: Pipeline, *, retry: bool) -> dict[str, Any]:
         count = set_aside.count(connection, pipeline_id)
         listed = set_aside.listed(connection, pipeline_id)
         retried = set_aside.forget(connection, pipeline_id) if retry else 0
+        if retry:
+            jobs.forget_refusals(connection, pipeline_id)
     return {"count": count, "retried": retried, "rejects": [asdict(reject) for reject in listed]}
 
 

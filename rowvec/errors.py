@@ -16,9 +16,11 @@ RowvecError
 │   ├── StoreRefused          the blob store says no: permission, container, name
 │   ├── ArtifactCorrupt       an object's bytes do not agree with their checksum
 │   ├── CostLimitExceeded     the run would cost more than it may
+│   │   └── BudgetExceeded    the next request would pass ``embedder.budget``
 │   ├── DeleteLimitExceeded   the run would delete more than ``validation.max_delete_fraction``
 │   ├── PipelineBusy          another run of the same pipeline is at work
 │   └── Inconsistent          a check failed: the vectors are not what the source says
+├── AwaitingJobs              nothing is wrong: a provider's Batch API is at work, and a later run goes on
 └── RowError                  one row is set aside in ``rowvec.rejects``; the others go on
 """
 
@@ -113,6 +115,10 @@ class CostLimitExceeded(FatalError):
     """What a run would cost is more than it may."""
 
 
+class BudgetExceeded(CostLimitExceeded):
+    """The next request would pass the pipeline's budget; what was paid for is kept."""
+
+
 class DeleteLimitExceeded(FatalError):
     """More rows would be deleted than the pipeline allows in one run."""
 
@@ -128,6 +134,17 @@ class Inconsistent(FatalError):
         super().__init__(message)
         self.report = report
         """The run's report, with the checks that failed and the rows they name."""
+
+
+class AwaitingJobs(RowvecError):
+    """A run that ends before it is done, for jobs at the provider are not; the next run goes on where it stopped."""
+
+    def __init__(self, message: str, *, jobs: int, texts: int) -> None:
+        super().__init__(message)
+        self.jobs = jobs
+        """Unfinished jobs of the pipeline."""
+        self.texts = texts
+        """Texts in them."""
 
 
 class RowError(RowvecError):

@@ -41,7 +41,7 @@ class PastRun:
     @property
     def outcome(self) -> str:
         """One word: ``ok``, ``FAILED``, or what else became of it."""
-        return {"succeeded": "ok", "failed": "FAILED"}.get(self.state, self.state)
+        return {"succeeded": "ok", "failed": "FAILED", "waiting": "awaits jobs"}.get(self.state, self.state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class History:
             lines.append(f"| {name} | `{bars(values)}` | {least} | {most} | {last} |")
         lines += ["", "| run | started (UTC) | cause | outcome | rows | embedded | reused | $ | s | recall |"]
         lines += ["|--:|:--|:--|:--|--:|--:|--:|--:|--:|--:|", *(_row(run) for run in self.runs)]
-        failed = next((run for run in self.runs if run.error), None)
+        failed = next((run for run in self.runs if run.error and run.state != "waiting"), None)
         if failed is not None:
             lines += ["", f"Last failure, run {failed.run_id}: {failed.error}"]
         return "\n".join(lines)

@@ -24,7 +24,7 @@ from rowvec.queries import query
 
 PipelineId = NewType("PipelineId", int)
 RunId = NewType("RunId", int)
-State = Literal["planned", "running", "succeeded", "failed", "abandoned"]
+State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting"]
 
 _LOCK_SPACE = 0x72760001
 """Advisory locks of runs: (this, pipeline_id). The merge has a space of its own."""
@@ -251,14 +251,19 @@ def keep_answers(
     fingerprints: list[bytes],
     vectors: npt.NDArray[np.float32],
     tokens: int,
+    price_share: float = 1.0,
 ) -> None:
-    """Make a paid answer, which cost so many tokens, durable: when this returns, a kill no longer costs it."""
+    """Make a paid answer, which cost so many tokens, durable: when this returns, a kill no longer costs it.
+
+    ``price_share``: of a token's price, where a cheaper way was used.
+    """
     values = {
         "pipeline_id": pipeline_id,
         "run_id": run_id,
         "fingerprints": fingerprints,
         "embeddings": [vector.astype("<f4", copy=False).tobytes() for vector in vectors],
         "tokens": tokens / max(1, len(fingerprints)),
+        "price_share": price_share,
     }
     connection.execute(query("ledger", "keep_answers"), values, binary=True)
 

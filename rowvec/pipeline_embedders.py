@@ -10,6 +10,41 @@ from rowvec.pipeline_part import IN_PLAIN_TEXT, REFERENCE, Part, Text, no_litera
 from rowvec.sparse import MOST_DIMENSIONS
 
 
+class Budget(Part):
+    """What a pipeline may spend on its embedder, in US dollars, over all its generations and machines."""
+
+    per_run: float | None = Field(default=None, gt=0, description="The most that one run spends; left out: no limit.")
+    per_month: float | None = Field(
+        default=None, gt=0, description="The most that all runs of a calendar month (UTC) spend; left out: no limit."
+    )
+
+
+class BatchApi(Part):
+    """OpenAI's Batch API: half the price, an answer within 24 hours."""
+
+    at_least: int = Field(
+        default=1000, gt=0, description="Fewer texts than these are not worth the wait, and are asked directly."
+    )
+    fallback: Literal["batch", "direct"] = Field(
+        default="batch",
+        description="How texts that a job gave back are asked again: in another job (three in all), or directly.",
+    )
+    wait_minutes: float = Field(
+        default=10.0, ge=0, description="How long a run waits for its jobs before it leaves them to the next run."
+    )
+    patience_hours: float = Field(
+        default=72.0,
+        gt=0,
+        description="So long after its first job, what is still unasked is asked directly, so that a run can end.",
+    )
+    max_tokens: int | None = Field(
+        default=None, gt=0, description="The account's limit of tokens in unfinished jobs; left out: none is kept to."
+    )
+    model: Text | None = Field(
+        default=None, description="On Azure, the deployment that takes jobs; left out: embedder.model."
+    )
+
+
 class OpenAIEmbedder(Part):
     """OpenAI, or any server that speaks its protocol, by base_url."""
 
@@ -43,6 +78,19 @@ class OpenAIEmbedder(Part):
         ge=0,
         description="In US dollars; left out: the list price of a known model, else unknown (0).",
     )
+    batch: bool | BatchApi = Field(
+        default=False, description="Whether many texts are asked by the Batch API: true, or how; half the price."
+    )
+    budget: Budget | None = Field(
+        default=None, description="What may be spent; a run stops before it would pass it. Left out: no limit."
+    )
+
+    @property
+    def jobs(self) -> BatchApi | None:
+        """How the Batch API is used; None where it is not."""
+        if isinstance(self.batch, BatchApi):
+            return self.batch
+        return BatchApi() if self.batch else None
 
     @field_validator("api_key")
     @classmethod
@@ -125,6 +173,9 @@ class AzureVisionEmbedder(Part):
     max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")
     cost_per_thousand_transactions: float | None = Field(
         default=None, ge=0, description="In US dollars, one image or text a transaction; left out: unknown (0)."
+    )
+    budget: Budget | None = Field(
+        default=None, description="What may be spent; a run stops before it would pass it. Left out: no limit."
     )
 
     @field_validator("api_key")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rowvec import ledger
 from rowvec.database import Connection, connect, lost_connections_are_retriable, target_url
 from rowvec.embedders import open_embedder
-from rowvec.errors import RowvecError
+from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.fingerprint import Identity
 from rowvec.ledger import PipelineId, RunId
 from rowvec.pipeline import Pipeline
@@ -81,6 +81,7 @@ def _record_failure(resolved: Pipeline, run_id: RunId, error: BaseException) -> 
     sentence = str(error) if isinstance(error, RowvecError) else f"unexpected: {type(error).__name__}"
     try:
         with open_target(resolved) as connection:
-            ledger.finish_run(connection, run_id, "failed", error=sentence)
+            state = "waiting" if isinstance(error, AwaitingJobs) else "failed"
+            ledger.finish_run(connection, run_id, state, error=sentence)
     except RowvecError as unreachable:
         error.add_note(f"the ledger could not be told: {unreachable}")

@@ -7,23 +7,27 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 
-from rowvec import artifacts, journal, ledger, load, rejects, validate
+from rowvec import artifacts, jobs, journal, ledger, load, rejects, validate
 from rowvec.artifacts import Artifact
+from rowvec.ask_ahead import asks_ahead
 from rowvec.chunks import is_joined
 from rowvec.database import Connection
 from rowvec.embed import Ask, embed_batch
 from rowvec.embedders import open_embedder, open_image_embedder
 from rowvec.embedders.protocol import Answer, Embedder, ImageEmbedder
+from rowvec.embedders.purse import FREE, Purse
 from rowvec.errors import Inconsistent
 from rowvec.extract import Request, extract
 from rowvec.home import spool
 from rowvec.images import opened_images, upload_images
+from rowvec.jobs import Collected
 from rowvec.journal import Closing
 from rowvec.ledger import RunId
 from rowvec.memory import share_arenas
@@ -39,6 +43,7 @@ from rowvec.run import Run, open_target
 from rowvec.serving import Indexed, serve
 from rowvec.sources.image_places import open_places
 from rowvec.sparsity import make_room
+from rowvec.spending import open_purse
 from rowvec.stores import Store, file_checksum, open_store
 from rowvec.vector_table import make_schema
 
@@ -138,34 +143,44 @@ def embed_rows(pipeline: Pipeline, run_id: RunId, number: int, before: Batch | N
     """Fetch a batch and give its rows vectors; ``before`` is the batch as its images were uploaded."""
     started, batch = time.monotonic(), before or Batch(run_id=run_id, number=number)
     resolved = resolve(pipeline)
-    with open_target(resolved, f"rowvec embed {number}") as connection:
-        plan = open_plan(connection, resolved, run_id)
+    embedder = _embedder(resolved.embedder)
+    with open_target(resolved, f"rowvec embed {number}") as connection, _purse(resolved, run_id, embedder) as purse:
         done = embed_batch(
             connection,
             _store(resolved),
-            _embedder(resolved.embedder),
-            plan,
+            embedder,
+            open_plan(connection, resolved, run_id),
             number,
             batch.folder,
             lambda done, total: tell("embed", f"batch {number}", done, total),
-            _asking_about_images(resolved, connection, batch.folder),
+            _asking(resolved, connection, run_id, batch.folder, purse),
         )
     return batch.after(
         "embed", started, rows=done.rows, embedded=done.embedded, rejected=done.rejected, tokens=done.tokens
     )
 
 
-def _asking_about_images(pipeline: Pipeline, connection: Connection, folder: Path) -> Ask | None:
-    """How an embedder is asked about contents that name images; None where it is asked about the contents."""
-    if pipeline.source.kind != "images" or pipeline.embedder.kind == "column":
-        return None
-    embedder = _image_embedder(pipeline.embedder)
-    store, places = _store(pipeline), open_places(pipeline.source, listed=False)
+def _purse(pipeline: Pipeline, run_id: RunId, embedder: Embedder) -> AbstractContextManager[Purse]:
+    """What requests are paid from, on a connection of its own; without one where nothing costs anything."""
+    return open_purse(pipeline, run_id, embedder.cost) if embedder.paid else nullcontext(FREE)
 
-    def ask(contents: Iterator[str]) -> Iterator[Answer]:
-        return embedder.embed_images(opened_images(connection, store, places, pipeline.name, folder, contents))
 
-    return ask
+def _asking(pipeline: Pipeline, connection: Connection, run_id: RunId, folder: Path, purse: Purse) -> Ask:
+    """How an embedder is asked about contents: about the images they name, or about the texts they are."""
+    if pipeline.source.kind == "images" and pipeline.embedder.kind != "column":
+        images = _image_embedder(pipeline.embedder)
+        store, places = _store(pipeline), open_places(pipeline.source, listed=False)
+
+        def ask(contents: Iterator[str]) -> Iterator[Answer]:
+            opened = opened_images(connection, store, places, pipeline.name, folder, contents)
+            return images.embed_images(opened, purse)
+
+        return ask
+    embedder = _embedder(pipeline.embedder)
+    if not asks_ahead(pipeline):
+        return lambda texts: embedder.embed(texts, purse)
+    pipeline_id = open_plan(connection, pipeline, run_id).pipeline_id
+    return lambda texts: jobs.embed_the_rest(connection, pipeline_id, embedder, purse, texts)
 
 
 def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
@@ -256,6 +271,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
             *validate.check_serving(connection, plan.table, indexed.choice, indexed.recall, indexed.said),
         ]
         report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
+        report = _with_jobs(report, jobs.unreported(connection, run.pipeline_id))
         report = replace(report, rejected=rejects.count(connection, run.pipeline_id))
         recorded = journal.record(connection, store, _closing(plan, report), spool(plan.run_id))
         seconds = {**report.seconds, "validate": round(time.monotonic() - started, 3)}
@@ -264,6 +280,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
         with connection.transaction():
             if recorded:
                 recorded.tell(connection)
+            jobs.report(connection, run.pipeline_id, run.run_id)
             ledger.finish_run(
                 connection,
                 run.run_id,
@@ -323,6 +340,17 @@ def _report(
         manifest=None,
         checks=tuple(checks),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
+    )
+
+
+def _with_jobs(report: SyncReport, brought: Collected) -> SyncReport:
+    """The report with what jobs have answered since the last one, which its batches found among the answers."""
+    return replace(
+        report,
+        embedded=report.embedded + brought.texts,
+        reused=max(0, report.reused - brought.texts),
+        tokens=report.tokens + brought.tokens,
+        cost_usd=report.cost_usd + brought.usd,
     )
 
 

@@ -7,15 +7,19 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from prefect.runtime import flow_run
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
-from rowvec.errors import RowvecError
+from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.pipeline import Pipeline
 from tasks.events import tell_failure
 from tasks.progress import published
 from tasks.quiet import tell_sentences
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
+
+AWAITING = "AwaitingBatch"
+"""The state, of Prefect's type Completed, of a run that a later one goes on with."""
 
 _SCHEDULED = "auto-scheduled"
 """The tag that Prefect's scheduler gives the runs it makes."""
@@ -51,8 +55,18 @@ def job(body: F) -> F:
         try:
             with published(pipeline.name):
                 return body(pipeline, *args, **kwargs)
+        except AwaitingJobs as pause:
+            # No failure, and no success either: whoever calls gets the pause as the result, see ``ended``.
+            return Completed(name=AWAITING, message=str(pause), data=pause)
         except RowvecError as error:
             tell_failure(pipeline, error)
             return Failed(message=str(error), data=error)
 
     return cast("F", told)
+
+
+def ended(result: R | AwaitingJobs) -> R:
+    """What a flow called as a function has come to. Raises ``AwaitingJobs`` where a later run is to go on with it."""
+    if isinstance(result, AwaitingJobs):
+        raise result
+    return result

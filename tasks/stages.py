@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from rowvec import ask_ahead as asking
 from rowvec import audit as auditing
 from rowvec import index_commands, rebuild, repair, retention, stages
+from rowvec.ask_ahead import Ahead
 from rowvec.audit import Audit
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
@@ -30,6 +32,12 @@ def extract(pipeline: Pipeline, run: Run) -> Plan:
     plan = stages.extract_rows(pipeline, run)
     expect(plan.batches)
     return plan
+
+
+@stage("jobs")
+def ask_ahead(pipeline: Pipeline, run: Run) -> Ahead:
+    """Have the provider's Batch API answer what it can; see how far it is."""
+    return asking.ask_ahead(pipeline, run)
 
 
 @stage("images {number}")

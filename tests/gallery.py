@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 
 from rowvec import stages
+from rowvec.ask_ahead import ask_ahead, asks_ahead
 from rowvec.database import Connection
 from rowvec.errors import Inconsistent
 from rowvec.generations import effective
@@ -81,6 +82,8 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: boo
 def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     """One round."""
     plan = stages.extract_rows(pipeline, run)
+    if asks_ahead(pipeline):
+        ask_ahead(pipeline, run).conclude(pipeline)
     done = tuple(through_stages(pipeline, run, number) for number in range(plan.batches))
     return Round(plan=plan, batches=done, merged=stages.merge_rows(pipeline, run.run_id))
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pytest
 
 from rowvec.embedders.tokens import count
+from tests.openai_batches import Batches
 
 NATIVE = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
 """Dimensions where none are asked for; of any other model, 256."""
@@ -181,6 +182,7 @@ class OpenAIServer(ThreadingHTTPServer):
         """While set to an event, requests that will be answered rightly wait for it."""
         self.most_at_once = 0
         self._at_once = 0
+        self.batches = Batches(answer=self._answer_in_a_job)
 
     @property
     def origin(self) -> str:
@@ -269,6 +271,26 @@ class OpenAIServer(ThreadingHTTPServer):
         message = f"Rate limit reached on {what} per min."
         return Fault(status=429, code="rate_limit_exceeded", kind=what, message=message, headers=headers)
 
+    def _answer_in_a_job(self, body: dict[str, Any]) -> tuple[int, dict[str, Any], int]:
+        """What a request of a job is answered: no account's limits apply, but faults and poison do."""
+        texts, model = list(body["input"]), str(body["model"])
+        tokens = _count_tokens(texts)
+        fault = _invalid(texts, tokens, self.poison) or self.fault_for(texts)
+        status = (fault.status or 200) if fault else 200
+        asked, form = body.get("dimensions"), str(body.get("encoding_format"))
+        at = time.monotonic()
+        request = Request(
+            path="/v1/batches", model=model, texts=tuple(texts), dimensions=asked, encoding_format=form, key="",
+            status=status, at=at,
+        )  # fmt: skip
+        self.record(request, tokens)
+        if fault and status != 200:
+            error = {"message": fault.message, "type": fault.kind, "param": fault.param, "code": fault.code}
+            return status, {"error": error}, 0
+        data = _data(model, texts, int(asked or NATIVE.get(model, self.native)), fault, base64_wanted=form == "base64")
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return 200, {"object": "list", "data": data, "model": self.answers_as or model, "usage": usage}, tokens
+
     @contextmanager
     def counted(self) -> Generator[None]:
         """Count a request while it is under way."""
@@ -297,10 +319,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/stats":
             self._send(200, self.server.stats())
+        elif self._is_of_batches():
+            self._batches(b"")
         else:
             self._send(404, {"error": {"message": f"Unknown request URL: GET {self.path}."}})
 
+    def do_DELETE(self) -> None:
+        self._batches(b"")
+
     def do_POST(self) -> None:
+        if self._is_of_batches():
+            self._batches(self._read())
+            return
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or b"{}")
         path = urlsplit(self.path).path
         if path == "/faults":
@@ -315,6 +345,40 @@ class _Handler(BaseHTTPRequestHandler):
             self._embeddings(path, body, path.split("/")[3])
         else:
             self._send(404, {"error": {"message": f"Invalid URL (POST {path})", "code": "404"}})
+
+    def _is_of_batches(self) -> bool:
+        path = urlsplit(self.path).path
+        return path.startswith(("/v1/files", "/v1/batches", "/openai/files", "/openai/batches"))
+
+    def _read(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _batches(self, body: bytes) -> None:
+        url = urlsplit(self.path)
+        path = url.path.removeprefix("/v1").removeprefix("/openai")
+        key = self.headers.get("Authorization", "").removeprefix("Bearer ") or self.headers.get("api-key", "")
+        if self.server.key is not None and key != self.server.key:
+            error = {"message": f"Incorrect API key provided: {key}.", "code": "invalid_api_key"}
+            self._send(401, {"error": error})
+            return
+        answered = self.server.batches.handle(self.command, path, url.query, self.headers, body)
+        if answered is None:
+            self._no_answer(Fault(shape="cut"))
+        elif isinstance(answered[1], bytes):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Length", str(len(answered[1])))
+            self.end_headers()
+            self.wfile.write(answered[1])
+        else:
+            self._send(answered[0], answered[1])
 
     def _embeddings(self, path: str, body: dict[str, Any], model: str) -> None:
         with self.server.counted():

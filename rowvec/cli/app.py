@@ -17,7 +17,7 @@ from rowvec.cli import shown, stack_commands
 from rowvec.cli.orchestrator import load_flow
 from rowvec.cli.output import emit, err, fail
 from rowvec.cli.progress_bars import shown_progress
-from rowvec.errors import Inconsistent, RowvecError, UsageError
+from rowvec.errors import AwaitingJobs, Inconsistent, RowvecError, UsageError
 from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline_file import load
 from rowvec.repair import prepare_repair
@@ -31,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+# Neither done nor failed: a script that would read the vector table must be able to tell.
+_AWAITING = 3
 
 File = Annotated[Path, typer.Argument(help="The pipeline file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
@@ -250,6 +253,10 @@ def main() -> None:
     except Inconsistent as error:
         _tell_inconsistent(error, as_json)
         sys.exit(1)
+    except AwaitingJobs as awaited:
+        found: dict[str, Any] = {"awaiting": {"jobs": awaited.jobs, "texts": awaited.texts}, "message": str(awaited)}
+        emit(found, as_json, lambda: shown.awaiting(found["message"]))
+        sys.exit(_AWAITING)
     except RowvecError as error:
         fail(str(error), as_json)
         sys.exit(2 if isinstance(error, UsageError) else 1)

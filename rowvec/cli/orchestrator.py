@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import wraps
 from importlib.metadata import entry_points
 from typing import Any
 
-from rowvec.errors import UsageError
+from rowvec.errors import AwaitingJobs, UsageError
 
 _SETTINGS = {
     # Without a server of its own Prefect starts one for the command: 6 to 18 s on a small machine, 20 by default.
@@ -28,5 +29,18 @@ def load_flow(name: str) -> Callable[..., Any]:
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
     for point in entry_points(group="rowvec.flows", name=name):
-        return point.load()
+        return _ended(point.load())
     raise UsageError(f"the flow {name!r} is not installed; install rowvec again")
+
+
+def _ended(flow: Callable[..., Any]) -> Callable[..., Any]:
+    """The flow, raising what it gives as its result where a later run is to go on with it."""
+
+    @wraps(flow)
+    def run(*arguments: Any, **named: Any) -> Any:
+        result = flow(*arguments, **named)
+        if isinstance(result, AwaitingJobs):
+            raise result
+        return result
+
+    return run

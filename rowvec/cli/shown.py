@@ -50,6 +50,24 @@ def plan(found: dict[str, Any]) -> None:
         f"about {found['tokens']:,} tokens, ${found['cost_usd']:,.4f}. Nothing was spent.",
         highlight=False,
     )
+    if found["awaiting"]["jobs"]:
+        jobs, texts = found["awaiting"]["jobs"], found["awaiting"]["texts"]
+        out.print(f"{jobs:,} batch job(s) of {texts:,} texts are at the provider already.", highlight=False)
+    budget = found["budget"]
+    if budget is not None:
+        limits = {"this run": budget["per_run"], "this month": budget["per_month"]}
+        named = " and ".join(f"${limit:,.4f} for {of}" for of, limit in limits.items() if limit is not None)
+        enough = "enough" if budget["enough"] else "NOT ENOUGH: the sync would stop before it passes that"
+        out.print(
+            f"The budget allows {named}; ${budget['spent_this_month']:,.4f} were spent this month, "
+            f"${budget['left']:,.4f} are left: {enough}.",
+            highlight=False,
+        )
+
+
+def awaiting(sentence: str) -> None:
+    """A run that a later one goes on with."""
+    out.print(sentence, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def search(query: str, found: dict[str, Any]) -> None:

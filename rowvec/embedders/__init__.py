@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 from rowvec import pipeline_embedders
 from rowvec.embedders.protocol import Embedder, ImageEmbedder
 from rowvec.embedders.question import embed_image_query, embed_query, image_in
 from rowvec.errors import UsageError
 
-__all__ = ["embed_image_query", "embed_query", "image_in", "open_embedder", "open_image_embedder"]
+if TYPE_CHECKING:
+    from rowvec.embedders.openai_api import OpenAIApi
+    from rowvec.embedders.openai_batches import OpenAIBatches
+
+__all__ = ["embed_image_query", "embed_query", "image_in", "open_batch_api", "open_embedder", "open_image_embedder"]
 
 
 def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
@@ -37,6 +45,18 @@ def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
             from rowvec.embedders.local_image import LocalImage
 
             return LocalImage(embedder)
+
+
+@contextmanager
+def open_batch_api(embedder: pipeline_embedders.Embedder) -> Generator[tuple[OpenAIApi, OpenAIBatches]]:
+    """The embedder with its provider's Batch API. Raises ``UsageError`` where it has none."""
+    from rowvec.embedders.openai_api import OpenAIApi
+
+    if not isinstance(embedder, pipeline_embedders.OpenAIEmbedder):
+        raise UsageError(f"an embedder of kind {embedder.kind} takes no batch jobs; leave embedder.batch out")
+    api = OpenAIApi(embedder)
+    with api.batch_api() as batches:
+        yield api, batches
 
 
 def open_image_embedder(embedder: pipeline_embedders.Embedder) -> ImageEmbedder:

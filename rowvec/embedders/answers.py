@@ -65,6 +65,18 @@ def read(content: bytes, *, expected: int, dimensions: int) -> Reply:
         raise EmbedderUnavailable(
             f"the embedder answered {len(content):,} bytes that are no embeddings in JSON; is base_url right?"
         ) from None
+    return _reply(body, expected, dimensions)
+
+
+def read_value(body: object, *, expected: int, dimensions: int) -> Reply:
+    """As ``read``, of a body whose JSON was read already."""
+    try:
+        return _reply(_Body.model_validate(body), expected, dimensions)
+    except ValidationError:
+        raise EmbedderUnavailable("the embedder answered a body that holds no embeddings") from None
+
+
+def _reply(body: _Body, expected: int, dimensions: int) -> Reply:
     if len(body.data) != expected:
         raise EmbedderUnavailable(f"the embedder answered {len(body.data):,} vectors for {expected:,} texts")
     indexes = np.array([item.index for item in body.data], dtype=np.int64)

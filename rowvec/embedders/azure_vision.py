@@ -14,6 +14,7 @@ from rowvec.embedders.azure_login import ENTRA, entra_token, header_value
 from rowvec.embedders.in_flight import in_flight
 from rowvec.embedders.pace import Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.embedders.protocol import Answer, Image
+from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.texts import refusal
 from rowvec.embedders.vision_requests import DIMENSIONS, Endpoint, Item, Understanding, VisionRequests
 from rowvec.errors import RowError, UsageError
@@ -55,13 +56,13 @@ class AzureVision:
         """Each request is a transaction on somebody's bill."""
         return True
 
-    def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
+    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
         """See ``Embedder``; one transaction a text."""
-        return self._embed(enumerate(texts))
+        return self._embed(enumerate(texts), purse)
 
-    def embed_images(self, images: Iterable[Image]) -> Iterator[Answer]:
+    def embed_images(self, images: Iterable[Image], purse: Purse = FREE) -> Iterator[Answer]:
         """See ``ImageEmbedder``; one transaction an image, whose bytes are sent. ``read`` is called in many threads."""
-        return self._embed(enumerate(images))
+        return self._embed(enumerate(images), purse)
 
     def count_tokens(self, texts: list[str]) -> int:
         """Transactions: one each."""
@@ -71,7 +72,7 @@ class AzureVision:
         """US dollars for so many transactions, by the pipeline's price; 0 where it names none."""
         return tokens * (self._config.cost_per_thousand_transactions or 0.0) / 1000
 
-    def _embed(self, contents: Iterable[tuple[int, Image | str]]) -> Iterator[Answer]:
+    def _embed(self, contents: Iterable[tuple[int, Image | str]], purse: Purse) -> Iterator[Answer]:
         config = self._config
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         rejected: dict[int, RowError] = {}
@@ -90,6 +91,7 @@ class AzureVision:
                 understanding=self._understanding,
                 pace=self._pace,
                 clock=self._clock,
+                purse=purse,
             )
             for answer in in_flight(requests.answers, _sendable(contents, rejected), config.concurrency):
                 if rejected:

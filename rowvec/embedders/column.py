@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from rowvec import pipeline_embedders
 from rowvec.embedders.answers import defect, usable
 from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.sparse_text import is_sparse, read_sparse
 from rowvec.errors import RowError
 from rowvec.fingerprint import Identity
@@ -48,7 +49,7 @@ class SourceColumn:
         """Nothing is paid for."""
         return False
 
-    def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
+    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
         """See ``Embedder``; each text is that of a vector."""
         position = 0
         for part in _parts(texts, self._config.dimensions):

@@ -15,6 +15,7 @@ import numpy as np
 from rowvec import pipeline_embedders
 from rowvec.embedders.answers import defect, usable
 from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.texts import refusal
 from rowvec.errors import RowError
 from rowvec.fingerprint import Identity
@@ -56,7 +57,7 @@ class LocalModel:
         """Nothing is paid for."""
         return False
 
-    def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
+    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
         """See ``Embedder``. Vectors have length 1 and do not depend on the texts around them, to the bit."""
         model = load_model(self._config.dimensions)
         for start, part in _parts(texts):

@@ -10,6 +10,7 @@ from rowvec import pipeline_embedders
 from rowvec.embedders.answers import defect, usable
 from rowvec.embedders.descriptor import DIMENSIONS, SIDE, describe
 from rowvec.embedders.protocol import Answer, Image, Vectors
+from rowvec.embedders.purse import FREE, Purse
 from rowvec.errors import RowError, UsageError
 from rowvec.fingerprint import Identity
 from rowvec.pictures import decoded
@@ -41,7 +42,7 @@ class LocalImage:
         """Nothing is paid for."""
         return False
 
-    def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
+    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
         """Raises ``UsageError``: there is no vector of a text here."""
         del texts
         raise UsageError(
@@ -49,7 +50,7 @@ class LocalImage:
             "PATH, or use an embedder that takes both, such as azure_vision"
         )
 
-    def embed_images(self, images: Iterable[Image]) -> Iterator[Answer]:
+    def embed_images(self, images: Iterable[Image], purse: Purse = FREE) -> Iterator[Answer]:
         """See ``ImageEmbedder``. Vectors have length 1."""
         vectors = np.empty((_ANSWER_IMAGES, DIMENSIONS), np.float32)
         positions, rejected = list[int](), dict[int, RowError]()

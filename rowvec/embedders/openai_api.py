@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import cast
@@ -14,17 +15,22 @@ import openai
 from rowvec.embedders import tokens as tokenizer
 from rowvec.embedders.azure_login import ENTRA, entra_token, header_value
 from rowvec.embedders.in_flight import in_flight
+from rowvec.embedders.openai_batches import OpenAIBatches
 from rowvec.embedders.openai_requests import Endpoint, Requests, Understanding
 from rowvec.embedders.pace import Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.embedders.packing import Limits, Sized, limits_of, pack
 from rowvec.embedders.prices import cost_per_million_tokens
 from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.texts import refusal
 from rowvec.errors import RowError, UsageError
 from rowvec.fingerprint import Identity
 from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 
 _PREPROCESSING = 1
+
+# A file of 200 MB, up or down, on a slow line.
+_TRANSFER_SECONDS = 900.0
 
 _OPENAI = "https://api.openai.com/v1"
 
@@ -69,7 +75,7 @@ class OpenAIApi:
         """Always: a server of one's own costs time, at least."""
         return True
 
-    def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
+    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
         """See ``Embedder``."""
         config = self._config
         rejected: dict[int, RowError] = {}
@@ -81,20 +87,14 @@ class OpenAIApi:
         )
         # A text that may be sent must fit a request of its own.
         limits = Limits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
-        batches = pack(self._sized(texts, rejected), limits)
+        batches = pack(self.sized(texts, rejected), limits)
         with self._client() as client:
             requests = Requests(
-                endpoint=Endpoint(
-                    client=client,
-                    model=config.model,
-                    address=cast("str", urlsplit(self._base_url).hostname),
-                    secret=self._secret,
-                    dimensions=config.dimensions,
-                    max_attempts=config.max_attempts,
-                ),
+                endpoint=self._endpoint(client),
                 understanding=self._understanding,
                 pace=self._pace,
                 clock=self._clock,
+                purse=purse,
             )
             for answer in in_flight(requests.answers, batches, config.concurrency):
                 if rejected:
@@ -103,6 +103,19 @@ class OpenAIApi:
                 yield answer if len(answer.positions) else replace(answer, vectors=self._no_vectors())
         if rejected:
             yield self._without_vectors(rejected)
+
+    @contextmanager
+    def batch_api(self) -> Generator[OpenAIBatches]:
+        """The provider's Batch API, by the same account."""
+        with self._client() as client:
+            jobs = self._config.jobs
+            model = (jobs and jobs.model) or self._config.model
+            yield OpenAIBatches(
+                replace(self._endpoint(client), model=model),
+                self._understanding,
+                transfer_seconds=_TRANSFER_SECONDS,
+                clock=self._clock,
+            )
 
     def count_tokens(self, texts: list[str]) -> int:
         """Tokens of the texts as they would be sent; exact for OpenAI's models, an estimate for others."""
@@ -122,7 +135,7 @@ class OpenAIApi:
     def _max_input_tokens(self) -> int:
         return min(self._config.max_input_tokens, self._config.max_batch_tokens)
 
-    def _sized(self, texts: Iterable[str], rejected: dict[int, RowError]) -> Iterator[Sized]:
+    def sized(self, texts: Iterable[str], rejected: dict[int, RowError]) -> Iterator[Sized]:
         """The texts that can be sent, with their tokens; the others are put into ``rejected``."""
         limit = self._max_input_tokens
         for position, text in enumerate(texts):
@@ -137,6 +150,16 @@ class OpenAIApi:
                 yield Sized(position, tokenizer.truncate(text, limit), limit)
             else:
                 rejected[position] = RowError("too_long", f"{tokens:,} tokens, and the model takes {limit:,}")
+
+    def _endpoint(self, client: openai.OpenAI) -> Endpoint:
+        return Endpoint(
+            client=client,
+            model=self._config.model,
+            address=cast("str", urlsplit(self._base_url).hostname),
+            secret=self._secret,
+            dimensions=self._config.dimensions,
+            max_attempts=self._config.max_attempts,
+        )
 
     def _client(self) -> openai.OpenAI:
         """A client for one ``embed``: its connections are closed with it."""

@@ -34,7 +34,7 @@ _NO_DIMENSIONS = re.compile(
     re.IGNORECASE,
 )
 
-_LONGEST_MESSAGE = 300
+LONGEST_MESSAGE = 300
 _KEY = re.compile(r"\b(?:sk|sess|rk)-[\w*.-]+")
 
 
@@ -88,7 +88,7 @@ def refusal(error: openai.APIError, *, secret: str) -> Refusal:
         message = message.replace(secret, "***")
     # Providers quote what they were sent: a NUL or half a surrogate pair could not be stored with the reject.
     message = "".join(c for c in " ".join(_KEY.sub("***", message).split()) if c.isprintable())
-    return Refusal(status, error.code or "", error.type or "", error.param or "", message[:_LONGEST_MESSAGE], headers)
+    return Refusal(status, error.code or "", error.type or "", error.param or "", message[:LONGEST_MESSAGE], headers)
 
 
 def meaning(refused: Refusal, *, model: str, address: str) -> RowvecError:

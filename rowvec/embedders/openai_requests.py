@@ -16,6 +16,7 @@ from rowvec.embedders.pace import Clock, Pace, Turn
 from rowvec.embedders.packing import Sized, halves
 from rowvec.embedders.patience import Patience, heed, wait
 from rowvec.embedders.protocol import Answer
+from rowvec.embedders.purse import FREE, Hold, Purse
 from rowvec.errors import EmbedderRefused, RetriableError, RowError, RowvecError
 
 # A row whose vector is NaN or zero is asked for again, alone, before it is set aside.
@@ -79,6 +80,7 @@ class Requests:
     understanding: Understanding
     pace: Pace
     clock: Clock
+    purse: Purse = FREE
 
     def answers(self, batch: tuple[Sized, ...], stop: threading.Event) -> Iterator[Answer]:
         """Answers that together hold each text of the batch once: more than one where some texts make trouble.
@@ -139,7 +141,9 @@ class Requests:
 
     def _once(self, part: tuple[Sized, ...], stop: threading.Event, retrying: tenacity.Retrying) -> Reply:
         with_dimensions = self.understanding.send_dimensions
-        turn = self.pace.wait_turn(sum(text.tokens for text in part), stop)
+        estimate = sum(text.tokens for text in part)
+        turn = self.pace.wait_turn(estimate, stop)
+        hold = self.purse.reserve(estimate)
         try:
             response = self.endpoint.client.embeddings.with_raw_response.create(
                 model=self.endpoint.model,
@@ -148,10 +152,11 @@ class Requests:
                 encoding_format="base64",
             )
         except openai.APIError as error:
+            self.purse.settle(hold, 0)
             refused = refusal(error, secret=self.endpoint.secret)
         else:
             self.pace.succeeded()
-            reply = read(response.content, expected=len(part), dimensions=self.endpoint.dimensions)
+            reply = self._paid(response.content, len(part), hold, estimate)
             self.understanding.check_model(self.endpoint.model, reply.model)
             self.understanding.works = True
             return reply
@@ -160,6 +165,16 @@ class Requests:
             self.understanding.send_dimensions = False
             return self._once(part, stop, retrying)
         raise self._heeded(refused, turn, int(retrying.statistics.get("attempt_number", 1)))
+
+    def _paid(self, content: bytes, expected: int, hold: Hold, estimate: int) -> Reply:
+        """What was answered; it is paid for, whatever is wrong with it."""
+        tokens = estimate
+        try:
+            reply = read(content, expected=expected, dimensions=self.endpoint.dimensions)
+            tokens = estimate if reply.tokens is None else reply.tokens
+        finally:
+            self.purse.settle(hold, tokens)
+        return reply
 
     def _heeded(self, refused: Refusal, turn: Turn, attempt: int) -> RowvecError:
         """What the refusal means, after all threads were told of the wait it asks for."""

@@ -9,6 +9,9 @@ _LIST_PRICES = {
     "text-embedding-ada-002": 0.10,
 }
 
+# What the Batch API costs of the price, the pipeline's own or the list's.
+BATCH_SHARE = 0.5
+
 
 def cost_per_million_tokens(model: str, own_price: float | None) -> float:
     """US dollars; the pipeline's own price first, then the list's, and 0 for a model whose price nobody told us."""

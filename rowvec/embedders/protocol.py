@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rowvec.embedders.purse import FREE, Purse
 from rowvec.errors import RowError
 from rowvec.fingerprint import Identity
 from rowvec.vector_layout import Embeddings, Vectors
@@ -55,11 +56,12 @@ class Embedder(Protocol):
         """Whether a vector costs money: then each answer is made durable before the next is awaited."""
         ...
 
-    def embed(self, texts: Iterable[str]) -> Iterator[Answer]:
+    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
         """Answers as they arrive, in any order; each text is in exactly one of them.
 
         ``texts`` is drawn from lazily: never much more than what is in flight. The texts are distinct and not blank.
-        Raises a ``FatalError`` or, when its own retries are used up, a ``RetriableError``.
+        ``purse`` is asked before each request that costs money. Raises a ``FatalError`` or, when its own retries are
+        used up, a ``RetriableError``.
         """
         ...
 
@@ -75,7 +77,7 @@ class Embedder(Protocol):
 class ImageEmbedder(Embedder, Protocol):
     """Makes vectors of images; of texts too, in the same space, where it can: else ``embed`` raises ``UsageError``."""
 
-    def embed_images(self, images: Iterable[Image]) -> Iterator[Answer]:
+    def embed_images(self, images: Iterable[Image], purse: Purse = FREE) -> Iterator[Answer]:
         """As ``embed``, of images: positions count the stream, each image is in exactly one answer.
 
         An image that cannot be decoded, or that the provider refuses, is rejected alone. What ``read`` raises, a

@@ -16,6 +16,7 @@ from rowvec.embedders.answers import WrongDimensions, defect, usable
 from rowvec.embedders.pace import Clock, Pace
 from rowvec.embedders.patience import Patience, heed, wait
 from rowvec.embedders.protocol import Answer, Image, Vectors
+from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.vision_errors import Said, read_error, vision_error
 from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RetriableError, RowError, RowvecError
 
@@ -79,6 +80,7 @@ class VisionRequests:
     understanding: Understanding
     pace: Pace
     clock: Clock
+    purse: Purse = FREE
 
     def answers(self, item: Item, stop: threading.Event) -> Iterator[Answer]:
         """The one answer for the item.
@@ -117,7 +119,10 @@ class VisionRequests:
 
     def _once(self, content: bytes | str, stop: threading.Event, retrying: tenacity.Retrying) -> Vectors:
         turn = self.pace.wait_turn(1, stop)
+        hold = self.purse.reserve(1)
         answered = self._sent(content)
+        paid = isinstance(answered, httpx.Response) and answered.is_success
+        self.purse.settle(hold, 1 if paid else 0)
         if isinstance(answered, httpx.Response) and answered.is_success:
             self.pace.succeeded()
             vector = self._read(answered.content)

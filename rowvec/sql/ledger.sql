@@ -100,7 +100,7 @@ RETURNING artifact_id
 INSERT INTO rowvec.embeddings (pipeline_id, fingerprint, artifact_id, run_id, cost_usd)
 SELECT
     %(pipeline_id)s, f.fingerprint, %(artifact_id)s,
-    coalesce(a.run_id, %(run_id)s), coalesce(a.tokens, 0) * %(usd_a_token)s
+    coalesce(a.run_id, %(run_id)s), coalesce(a.tokens * a.price_share, 0) * %(usd_a_token)s
 FROM unnest(%(fingerprints)s::bytea[]) AS f (fingerprint)
 LEFT JOIN rowvec.answers AS a ON a.pipeline_id = %(pipeline_id)s AND a.fingerprint = f.fingerprint
 ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
@@ -123,8 +123,8 @@ SELECT fingerprint, embedding FROM rowvec.answers
 WHERE pipeline_id = ANY (rowvec.generations(%(pipeline_id)s)) AND fingerprint = ANY (%(fingerprints)s)
 
 -- name: keep_answers
-INSERT INTO rowvec.answers (pipeline_id, fingerprint, embedding, run_id, tokens)
-SELECT %(pipeline_id)s, fingerprint, embedding, %(run_id)s, %(tokens)s
+INSERT INTO rowvec.answers (pipeline_id, fingerprint, embedding, run_id, tokens, price_share)
+SELECT %(pipeline_id)s, fingerprint, embedding, %(run_id)s, %(tokens)s, %(price_share)s
 FROM unnest(%(fingerprints)s::bytea[], %(embeddings)s::bytea[]) AS a (fingerprint, embedding)
 ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 

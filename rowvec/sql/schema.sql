@@ -304,3 +304,60 @@ COMMENT ON TABLE rowvec.images IS 'One row an image, however many rows show it: 
 COMMENT ON COLUMN rowvec.images.family IS 'The name in the pipeline file: all generations of a vector table share images.';
 COMMENT ON COLUMN rowvec.images.place IS 'The file or blob that the source last had it in.';
 COMMENT ON COLUMN rowvec.images.noted_at IS 'When a row with it was last new or changed.';
+
+-- name: migration_6 -- what was spent, and the jobs at a provider's Batch API
+ALTER TABLE rowvec.runs DROP CONSTRAINT runs_state_check;
+ALTER TABLE rowvec.runs ADD CONSTRAINT runs_state_check
+    CHECK (state IN ('planned', 'running', 'succeeded', 'failed', 'abandoned', 'waiting'));
+
+CREATE TABLE rowvec.spending (
+    family text NOT NULL,
+    month date NOT NULL,
+    run_id bigint NOT NULL,
+    settled_usd double precision NOT NULL DEFAULT 0,
+    reserved_usd double precision NOT NULL DEFAULT 0,
+    PRIMARY KEY (family, month, run_id)
+);
+COMMENT ON TABLE rowvec.spending IS 'What each run spent on its embedder, by the month (UTC) in which it was asked.';
+COMMENT ON COLUMN rowvec.spending.reserved_usd IS
+    'For requests that have not been answered. What was in flight at a kill stays: it may have been billed.';
+
+CREATE TABLE rowvec.jobs (
+    job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pipeline_id int NOT NULL REFERENCES rowvec.pipelines,
+    run_id bigint NOT NULL,
+    mark uuid NOT NULL UNIQUE DEFAULT gen_random_uuid(),
+    state text NOT NULL DEFAULT 'prepared' CHECK (state IN ('prepared', 'submitted', 'collected')),
+    provider_id text,
+    provider_state text,
+    texts int NOT NULL,
+    tokens bigint NOT NULL,
+    reserved_usd double precision NOT NULL,
+    reserved_month date NOT NULL,
+    answered int NOT NULL DEFAULT 0,
+    answered_tokens bigint NOT NULL DEFAULT 0,
+    cost_usd double precision NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    collected_at timestamptz,
+    reported_run bigint
+);
+CREATE INDEX jobs_of_pipeline ON rowvec.jobs (pipeline_id, state);
+COMMENT ON TABLE rowvec.jobs IS 'One row a job at a provider''s Batch API, noted before the provider hears of it.';
+COMMENT ON COLUMN rowvec.jobs.mark IS 'Stands in the job''s metadata at the provider: by it a job is found whose id was lost.';
+COMMENT ON COLUMN rowvec.jobs.reported_run IS 'The run whose report counts its cost.';
+
+CREATE TABLE rowvec.job_texts (
+    job_id bigint NOT NULL REFERENCES rowvec.jobs ON DELETE CASCADE,
+    pipeline_id int NOT NULL,
+    fingerprint bytea NOT NULL,
+    state text NOT NULL DEFAULT 'asked' CHECK (state IN ('asked', 'returned', 'refused')),
+    reason text,
+    detail text,
+    PRIMARY KEY (job_id, fingerprint)
+);
+CREATE INDEX texts_of_jobs ON rowvec.job_texts (pipeline_id, fingerprint);
+COMMENT ON TABLE rowvec.job_texts IS
+    'What a job was asked and has not answered: still asked, given back, or refused for the text''s own sake.';
+
+ALTER TABLE rowvec.answers ADD COLUMN price_share real NOT NULL DEFAULT 1;
+COMMENT ON COLUMN rowvec.answers.price_share IS 'Of the price of a token: 0.5 where the Batch API has answered.';
