@@ -14,6 +14,7 @@ from rowvec.pipeline import Pipeline
 from tasks.events import tell_failure
 from tasks.progress import published
 from tasks.quiet import tell_sentences
+from tasks.turns import in_turn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,7 +43,8 @@ def job(body: F) -> F:
 
     An error of ours ends the run Failed with the error's own sentence as its message: raised through Prefect it would
     be a page of traceback in the logs, and its message begin with the name of a class. Whoever calls the flow gets the
-    error itself. Anything else is a mistake of ours, and its traceback is wanted.
+    error itself. Anything else is a mistake of ours, and its traceback is wanted. Where another run of the pipeline is
+    at work, ``tasks.turns`` says what becomes of this one.
     """
 
     @wraps(body)
@@ -50,7 +52,7 @@ def job(body: F) -> F:
         tell_sentences()
         try:
             with published(pipeline.name):
-                return body(pipeline, *args, **kwargs)
+                return in_turn(pipeline.name, lambda: body(pipeline, *args, **kwargs))
         except RowvecError as error:
             tell_failure(pipeline, error)
             return Failed(message=str(error), data=error)
