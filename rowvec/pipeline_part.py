@@ -63,7 +63,9 @@ class Part(BaseModel):
 def any_of(schema: dict[str, Any]) -> None:
     """Say of a part of several kinds that it is any of them, not one of them: forms are drawn of the one only.
 
-    Which of them a value is follows from its ``kind`` all the same, for each of them allows one.
+    Which of them a value is follows from its ``kind`` all the same, for each of them allows one. A form opens with the
+    one that has most of the value's keys, and with the first of equals: those with few keys stand first, and a
+    deployment's parameters write out a key that the others do not have.
     """
     schema["anyOf"] = schema.pop("oneOf")
     del schema["discriminator"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -57,4 +58,6 @@ def job(body: F) -> F:
             tell_failure(pipeline, error)
             return Failed(message=str(error), data=error)
 
+    # Prefect makes a form of the signature, and would look for the names of its types here, where `told` is written.
+    cast("Any", told).__signature__ = inspect.signature(body, eval_str=True)
     return cast("F", told)
