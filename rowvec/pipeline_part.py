@@ -46,10 +46,17 @@ def no_literal_credential(value: str | None) -> str | None:
     return no_literal_secret(value)
 
 
+def _titled_by_kind(schema: dict[str, Any]) -> None:
+    """A form writes a part's title on its tab: of a part of several kinds the kind, as the pipeline file has it."""
+    kind = schema.get("properties", {}).get("kind", {}).get("const")
+    if kind is not None:
+        schema["title"] = kind
+
+
 class Part(BaseModel):
     """Unknown keys are errors: a misspelt key must not be a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, json_schema_extra=_titled_by_kind)
 
     @field_validator("*")
     @classmethod

@@ -44,6 +44,12 @@ def wrong(pipeline: dict[str, Any]) -> set[str]:
     return {part for part in ("source", "embedder") if opened(part, pipeline[part]) != pipeline[part]["kind"]}
 
 
+def test_the_tabs_of_the_form_are_called_as_the_kinds_of_the_pipeline_file() -> None:
+    titles = {one["title"] for one in SCHEMA["definitions"].values()}
+    assert {"postgres", "csv", "parquet", "images", "local", "openai", "azure_openai", "column"} <= titles
+    assert {"Pipeline", "Target", "Index"} <= titles
+
+
 @pytest.mark.parametrize(("source", "embedder"), PIPELINES)
 def test_the_form_of_what_up_deploys_opens_with_its_kinds(
     source: dict[str, Any], embedder: dict[str, Any], tmp_path: Path
