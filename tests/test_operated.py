@@ -245,7 +245,7 @@ def test_a_schedule_fires_and_its_run_shows_and_tells_what_it_did(operated: Oper
 
 
 def test_a_run_by_hand_is_watched_and_an_expected_failure_is_a_sentence(operated: Operated) -> None:
-    watched = operated.prefect("deployment", "run", "sync/paintings", "--watch")
+    watched = operated.prefect("deployment", "run", "sync/paintings", "--watch", "--watch-interval", "1")
     assert "finished successfully" in watched.stdout
     operated.edit("CREATE TABLE sold AS SELECT * FROM paintings WHERE id > 9")
     operated.edit("DELETE FROM paintings WHERE id > 9")
@@ -332,6 +332,7 @@ def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(oper
     assert error.startswith(f"the flow run {run_id} was ended from outside: ")
 
 
+@pytest.mark.soak
 def test_a_run_whose_worker_is_killed_ends_and_another_worker_takes_the_next(operated: Operated) -> None:
     with operated.held_at_merge() as run_id:
         operated.workers[-1].send_signal(signal.SIGKILL)
