@@ -68,7 +68,7 @@ def bystander() -> Generator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def wait_for(holds: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(holds: Callable[[], object], seconds: float = 180) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not holds():
@@ -89,7 +89,8 @@ def runs_at_work(home: Home) -> list[int]:
 def synced(api: str, *names: str) -> set[str]:
     """Syncs of these names that have come to their end, by id."""
     wanted = {"name": {"any_": names}, "state": {"type": {"any_": ["COMPLETED"]}}}
-    found = httpx.post(f"{api}/flow_runs/filter", json={"flow_runs": wanted}, timeout=60).raise_for_status().json()
+    # A server that starts again has runs to catch up with, and may take its time to answer.
+    found = httpx.post(f"{api}/flow_runs/filter", json={"flow_runs": wanted}, timeout=180).raise_for_status().json()
     return {run["id"] for run in found}
 
 
