@@ -20,6 +20,7 @@ from tasks.artifacts import show
 from tasks.events import tell_sync
 from tasks.hooks import clear_up
 from tasks.job import cause_of, job, run_name
+from tasks.turns import WAIT_MINUTES, WhenBusy
 
 # While one batch embeds, the ones before it are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2
@@ -39,13 +40,18 @@ Chain = list[PrefectFuture[Batch]]
     on_crashed=[clear_up],
 )
 @job
-def sync(pipeline: Pipeline, cause: str | None = None) -> SyncReport:
+def sync(
+    pipeline: Pipeline, cause: str | None = None, when_busy: WhenBusy = "wait", wait_minutes: float = WAIT_MINUTES
+) -> SyncReport:
     """Bring the vector table in step with its source.
 
     Args:
         pipeline: What is embedded, how, and where it goes: the content of a pipeline file.
         cause: Why this run was started, for its name and the ledger; left out: schedule or manual, as it was.
+        when_busy: While another run of the pipeline is at work: wait for it, skip this run, or fail.
+        wait_minutes: How long to wait for it at most; then the run fails.
     """
+    del when_busy, wait_minutes  # the job's: it calls this again when the other run is over
     pipeline = effective(pipeline)
     with running(pipeline, cause_of(cause)) as run:
         rounds = [bring_up_to_date(pipeline, run)]

@@ -196,7 +196,8 @@ class LocalImageEmbedder(Part):
     dimensions: Literal[256] = Field(default=256, description="The descriptor's own length, 256.")
 
 
+# In this order: see ``rowvec.pipeline_part.any_of``.
 Embedder = Annotated[
-    OpenAIEmbedder | AzureOpenAIEmbedder | LocalEmbedder | ColumnEmbedder | AzureVisionEmbedder | LocalImageEmbedder,
+    LocalEmbedder | LocalImageEmbedder | ColumnEmbedder | AzureVisionEmbedder | OpenAIEmbedder | AzureOpenAIEmbedder,
     Field(discriminator="kind"),
 ]

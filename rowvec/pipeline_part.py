@@ -46,10 +46,17 @@ def no_literal_credential(value: str | None) -> str | None:
     return no_literal_secret(value)
 
 
+def _titled_by_kind(schema: dict[str, Any]) -> None:
+    """A form writes a part's title on its tab: of a part of several kinds the kind, as the pipeline file has it."""
+    kind = schema.get("properties", {}).get("kind", {}).get("const")
+    if kind is not None:
+        schema["title"] = kind
+
+
 class Part(BaseModel):
     """Unknown keys are errors: a misspelt key must not be a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, json_schema_extra=_titled_by_kind)
 
     @field_validator("*")
     @classmethod
@@ -63,7 +70,9 @@ class Part(BaseModel):
 def any_of(schema: dict[str, Any]) -> None:
     """Say of a part of several kinds that it is any of them, not one of them: forms are drawn of the one only.
 
-    Which of them a value is follows from its ``kind`` all the same, for each of them allows one.
+    Which of them a value is follows from its ``kind`` all the same, for each of them allows one. A form opens with the
+    one that has most of the value's keys, and with the first of equals: those with few keys stand first, and a
+    deployment's parameters write out a key that the others do not have.
     """
     schema["anyOf"] = schema.pop("oneOf")
     del schema["discriminator"]

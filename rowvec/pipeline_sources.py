@@ -218,4 +218,5 @@ class ImagesSource(_RowSource, _Delimited):
         return self
 
 
-Source = Annotated[PostgresSource | CsvSource | ParquetSource | ImagesSource, Field(discriminator="kind")]
+# In this order: see ``rowvec.pipeline_part.any_of``.
+Source = Annotated[PostgresSource | ParquetSource | CsvSource | ImagesSource, Field(discriminator="kind")]

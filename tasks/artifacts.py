@@ -21,7 +21,7 @@ def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
     name, history = report.pipeline, look_back(pipeline)
     rows = [
         {
-            "check": check.name,
+            "check": check.name.replace("_", " "),
             "holds": "yes" if check.ok else "NO",
             "detail": check.detail,
             "rows": ", ".join(check.rows[:_ROWS_SHOWN]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -14,6 +15,7 @@ from rowvec.pipeline import Pipeline
 from tasks.events import tell_failure
 from tasks.progress import published
 from tasks.quiet import tell_sentences
+from tasks.turns import in_turn
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
@@ -46,7 +48,8 @@ def job(body: F) -> F:
 
     An error of ours ends the run Failed with the error's own sentence as its message: raised through Prefect it would
     be a page of traceback in the logs, and its message begin with the name of a class. Whoever calls the flow gets the
-    error itself. Anything else is a mistake of ours, and its traceback is wanted.
+    error itself. Anything else is a mistake of ours, and its traceback is wanted. Where another run of the pipeline is
+    at work, ``tasks.turns`` says what becomes of this one.
     """
 
     @wraps(body)
@@ -54,7 +57,7 @@ def job(body: F) -> F:
         tell_sentences()
         try:
             with published(pipeline.name):
-                return body(pipeline, *args, **kwargs)
+                return in_turn(pipeline.name, lambda: body(pipeline, *args, **kwargs))
         except AwaitingJobs as pause:
             # No failure, and no success either: whoever calls gets the pause as the result, see ``ended``.
             return Completed(name=AWAITING, message=str(pause), data=pause)
@@ -62,6 +65,8 @@ def job(body: F) -> F:
             tell_failure(pipeline, error)
             return Failed(message=str(error), data=error)
 
+    # Prefect makes a form of the signature, and would look for the names of its types here, where `told` is written.
+    cast("Any", told).__signature__ = inspect.signature(body, eval_str=True)
     return cast("F", told)
 
 

@@ -16,6 +16,7 @@ from prefect.exceptions import PrefectException
 
 from rowvec.progress import listening
 from tasks.names import artifact_key
+from tasks.turns import WAIT
 
 # An update costs the API 11 ms; a run that is over before the first one has its summary to look at.
 _EVERY_SECONDS = 2.0
@@ -109,7 +110,8 @@ class _Publisher:
 
     def _publish(self, *, create: bool) -> None:
         for stage, (percent, sentence) in self._progress.shares().items():
-            if self._said.get(stage) == (percent, sentence):
+            # Of a run that waits for another one the state says so.
+            if stage == WAIT or self._said.get(stage) == (percent, sentence):
                 continue
             if stage in self._artifacts:
                 update_progress_artifact(self._artifacts[stage], progress=percent, description=sentence)

@@ -44,12 +44,19 @@ MaxDelete = Annotated[
 
 
 @app.command()
-def sync(file: File, as_json: AsJson = False, max_delete_fraction: MaxDelete = None) -> None:
+def sync(
+    file: File,
+    as_json: AsJson = False,
+    max_delete_fraction: MaxDelete = None,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, help="Minutes to wait while another run of the pipeline is at work.")
+    ] = 0,
+) -> None:
     """Bring the vector table in step with its source: the main job."""
     pipeline = _with_limit(load(file), max_delete_fraction)
     flow = load_flow("sync")
     with shown_progress(err):
-        report = flow(pipeline=pipeline, cause="command")
+        report = flow(pipeline=pipeline, cause="command", when_busy="wait" if wait else "fail", wait_minutes=wait)
     emit(report.as_json(), as_json, lambda: shown.sync(report))
 
 
@@ -105,7 +112,7 @@ def audit(
     if repair and not found.consistent:
         flow = load_flow("sync")
         with shown_progress(err):
-            flow(pipeline=pipeline, cause="repair")
+            flow(pipeline=pipeline, cause="repair", when_busy="fail")
         left = run_audit(pipeline)
         repaired, found = found.total - left.total, left
     emit(found.as_json(repaired), as_json, lambda: shown.audit(found.as_json(repaired)))

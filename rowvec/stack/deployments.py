@@ -13,20 +13,20 @@ POOL = "rowvec"
 _Deployment = dict[str, Any]
 
 
-def prefect_file(pipelines: list[Pipeline], folder: Path, every_minutes: int, first_at: datetime) -> dict[str, Any]:
-    """The content of a ``prefect.yaml``; runs work in ``folder``, and the first sync is due at ``first_at``."""
+def prefect_file(pipelines: list[Pipeline], folder: Path, every_minutes: int, since: datetime) -> dict[str, Any]:
+    """The content of a ``prefect.yaml``; runs work in ``folder``, and syncs are due in steps from ``since`` on."""
     step = "prefect.deployments.steps.set_working_directory"
     return {
         "name": "rowvec",
         "pull": [{step: {"directory": str(folder)}}],
         "deployments": [
-            deployment for pipeline in pipelines for deployment in _deployments(pipeline, every_minutes, first_at)
+            deployment for pipeline in pipelines for deployment in _deployments(pipeline, every_minutes, since)
         ],
     }
 
 
-def _deployments(pipeline: Pipeline, every_minutes: int, first_at: datetime) -> list[_Deployment]:
-    interval = {"slug": "up", "interval": every_minutes * 60, "anchor_date": first_at.isoformat()}
+def _deployments(pipeline: Pipeline, every_minutes: int, since: datetime) -> list[_Deployment]:
+    interval = {"slug": "up", "interval": every_minutes * 60, "anchor_date": since.isoformat()}
     audit, prune = ({"slug": "up", "cron": cron, "timezone": "UTC"} for cron in ("15 5 * * *", "45 5 * * 0"))
     return [
         _deployment(pipeline, "sync", "Brings the vector table in step with its source.", interval),

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ _PORTS = 100
 _START_SECONDS = 240.0
 _END_SECONDS = 90.0
 _SETTLED_SECONDS = 10.0
-# Time for the worker to be there when the first run is due.
-_FIRST_RUN = timedelta(seconds=30)
 
 Say = Callable[[str], None]
 
@@ -49,8 +47,7 @@ def up(files: list[Path], port: int | None, every_minutes: int, say: Say) -> tup
     if len(set(names)) < len(names):
         raise UsageError(f"two of the pipeline files have one name ({', '.join(sorted(names))}); give each its own")
     chosen = _port(port)
-    first_at = datetime.now(UTC) + _FIRST_RUN
-    written = yaml.safe_dump(prefect_file(pipelines, Path.cwd(), every_minutes, first_at), sort_keys=False)
+    written = yaml.safe_dump(prefect_file(pipelines, Path.cwd(), every_minutes, datetime.now(UTC)), sort_keys=False)
     (stack_folder() / "prefect.yaml").write_text(written, "utf-8")
     state = StackState(phase="starting", port=chosen, sentence="starting Postgres", pipelines=names, gallery=not files)
     write_state(state, every_minutes=every_minutes)
