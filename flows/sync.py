@@ -59,6 +59,7 @@ def sync(pipeline: Pipeline, cause: str | None = None) -> SyncReport:
 def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     """One plan, its batches through all stages, one merge."""
     plan = stages.extract(pipeline, run)
+    again = stages.lost_images(pipeline, run) if plan.lost_images else 0
     chains: deque[Chain] = deque()
     done: list[Batch] = []
     for number in range(plan.batches):
@@ -66,7 +67,7 @@ def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
         if len(chains) > BATCHES_IN_FLIGHT:
             done.append(finished(chains.popleft()))
     done.extend(finished(chain) for chain in chains)
-    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run))
+    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run), images_again=again)
 
 
 def submit(pipeline: Pipeline, run: Run, number: int, after: Chain | None) -> Chain:

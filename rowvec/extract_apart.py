@@ -74,7 +74,7 @@ def extract_apart(connection: Connection, request: Request) -> Plan:
         gone = mark(source, source.pairs(), stored)
         check_empty(request.pipeline, source)
         take(connection, source, table.key, table.metadata, gone)
-        note_images(connection, request.pipeline.name, source.images())
+        note_images(connection, request.pipeline.name, source.images(everything=request.note_all_images))
         set_aside_rejects(connection, request, source.rejects())
         return _store(connection, request, table, exists=exists)
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from rowvec import artifacts, journal, ledger, load, rejects, validate
+from rowvec import artifacts, images, journal, ledger, load, rejects, validate
 from rowvec.artifacts import Artifact
 from rowvec.chunks import is_joined
 from rowvec.database import Connection
@@ -23,9 +23,9 @@ from rowvec.embedders.protocol import Answer, Embedder, ImageEmbedder
 from rowvec.errors import Inconsistent
 from rowvec.extract import Request, extract
 from rowvec.home import spool
-from rowvec.images import opened_images, upload_images
 from rowvec.journal import Closing
 from rowvec.ledger import RunId
+from rowvec.lost_images import check_images, forget_lost_images, wanting_images
 from rowvec.memory import share_arenas
 from rowvec.merge import Merged, compare, merge
 from rowvec.pipeline import Pipeline
@@ -91,6 +91,8 @@ class Round:
     plan: Plan
     batches: tuple[Batch, ...]
     merged: Merged
+    images_again: int = 0
+    """Those that were put into the store a second time, for it had lost them."""
 
     @property
     def seconds(self) -> tuple[tuple[str, float], ...]:
@@ -104,7 +106,16 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
     resolved = resolve(pipeline)
     identity = _embedder(resolved.embedder).identity
     with open_target(resolved, "rowvec extract") as connection:
-        request = Request(pipeline=resolved, identity=identity, pipeline_id=run.pipeline_id, run_id=run.run_id)
+        shows_images = resolved.source.kind == "images"
+        if shows_images:
+            forget_lost_images(connection, _store(resolved), pipeline.name)
+        request = Request(
+            pipeline=resolved,
+            identity=identity,
+            pipeline_id=run.pipeline_id,
+            run_id=run.run_id,
+            note_all_images=shows_images and any(wanting_images(connection, pipeline)),
+        )
         # Not in the extract's transaction, nor in the merge's: others may be making the same schema.
         make_schema(connection, table_identifier(pipeline.target.table)[0])
         plan = extract(connection, request)
@@ -112,7 +123,26 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
         # Without a single row to embed, a first load still makes the (empty) vector table.
         if plan.batches or plan.direct:
             load.create_staging(connection, run.run_id, plan.table, plan.staging, direct=plan.direct)
-    return replace(plan, seconds=time.monotonic() - started)
+        lost = wanting_images(connection, pipeline)[0] if shows_images else 0
+    return replace(plan, lost_images=lost, seconds=time.monotonic() - started)
+
+
+def upload_lost_images(pipeline: Pipeline, run_id: RunId) -> int:
+    """Put images into the store again that has lost them; returns how many. Those of the plan are its batches'."""
+    resolved = resolve(pipeline)
+    if resolved.source.kind != "images":
+        return 0
+    with open_target(resolved, "rowvec images") as connection:
+        plan = open_plan(connection, resolved, run_id)
+        uploaded = images.upload_lost_images(
+            connection,
+            _store(resolved),
+            open_places(resolved.source, listed=False),
+            plan.table,
+            pipeline.name,
+            lambda done, total: tell("images", "lost", done, total),
+        )
+        return uploaded.images
 
 
 def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
@@ -122,7 +152,7 @@ def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     if resolved.source.kind != "images":
         return batch
     with open_target(resolved, f"rowvec images {number}") as connection:
-        uploaded = upload_images(
+        uploaded = images.upload_images(
             connection,
             _store(resolved),
             open_places(resolved.source, listed=False),
@@ -163,7 +193,7 @@ def _asking_about_images(pipeline: Pipeline, connection: Connection, folder: Pat
     store, places = _store(pipeline), open_places(pipeline.source, listed=False)
 
     def ask(contents: Iterator[str]) -> Iterator[Answer]:
-        return embedder.embed_images(opened_images(connection, store, places, pipeline.name, folder, contents))
+        return embedder.embed_images(images.opened_images(connection, store, places, pipeline.name, folder, contents))
 
     return ask
 
@@ -253,6 +283,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
             *validate.check_merge(merged, of_files=resolved.source.kind != "postgres"),
             *validate.check_table(connection, plan.table, None if indexed.rows <= _ALL_ROWS else plan.run_id),
             validate.check_artifacts(connection, store, plan),
+            *([check_images(connection, plan.table, pipeline)] if resolved.source.kind == "images" else []),
             *validate.check_serving(connection, plan.table, indexed.choice, indexed.recall, indexed.said),
         ]
         report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
@@ -310,7 +341,7 @@ def _report(
         rejected=0,
         embedded=embedded,
         reused=sum(b.rows for b in batches) - embedded,
-        images=sum(b.images for b in batches),
+        images=sum(b.images for b in batches) + sum(one.images_again for one in rounds),
         tokens=tokens,
         cost_usd=embedder.cost(tokens),
         pending=last.merged.pending,

@@ -151,7 +151,7 @@ class FileSource:
         if first_row != len(self._fates):
             raise _changed(self._marks[-1].path)
 
-    def images(self) -> Iterator[list[SeenImage]]:
+    def images(self, *, everything: bool = False) -> Iterator[list[SeenImage]]:
         """See ``ApartSource``."""
         if self._layout.refusals is None:
             return
@@ -161,9 +161,11 @@ class FileSource:
                 fates = self._fates[first_row : first_row + batch.num_rows]
                 first_row += batch.num_rows
                 wanted = np.flatnonzero((fates == 1) | (fates == 2))  # new and changed: see ACTIONS
-                if len(wanted):
-                    rows = zip(*(column.to_pylist() for column in batch.take(pa.array(wanted)).columns), strict=True)
-                    yield [SeenImage(*row) for row in rows]
+                taken = batch if everything else batch.take(pa.array(wanted))
+                rows = zip(*(column.to_pylist() for column in taken.columns), strict=True)
+                # Without a content there is no image: the row is blank, or set aside.
+                if seen := [SeenImage(*row) for row in rows if row[0] is not None]:
+                    yield seen
 
     def rejects(self) -> Iterator[Reject]:
         """See ``ApartSource``."""
