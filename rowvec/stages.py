@@ -34,9 +34,10 @@ from rowvec.pipeline_part import table_identifier
 from rowvec.plan import Plan, open_plan
 from rowvec.progress import tell
 from rowvec.references import resolve
-from rowvec.report import Check, RestoreReport, SyncReport
+from rowvec.report import Check, RestoreReport, SyncReport, what_of
 from rowvec.run import Run, open_target
 from rowvec.serving import Indexed, serve
+from rowvec.sources.image_memory import forget_run, run_name
 from rowvec.sources.image_places import open_places
 from rowvec.sparsity import make_room
 from rowvec.stores import Store, file_checksum, open_store
@@ -305,6 +306,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
                 manifest_sha256=recorded and recorded.sha256,
             )
     shutil.rmtree(spool(run.run_id), ignore_errors=True)
+    forget_run(run_name(run.run_id))
     return report
 
 
@@ -341,6 +343,7 @@ def _report(
         rejected=0,
         embedded=embedded,
         reused=sum(b.rows for b in batches) - embedded,
+        what=what_of(pipeline),
         images=sum(b.images for b in batches) + sum(one.images_again for one in rounds),
         tokens=tokens,
         cost_usd=embedder.cost(tokens),
