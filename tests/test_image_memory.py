@@ -80,8 +80,6 @@ def overwrite(path: Path, number: int) -> None:
 def test_a_run_reads_what_nobody_touches_once(
     source: Connection, folder: Path, tmp_path: Path, reads: list[str]
 ) -> None:
-    source: Connection, folder: Path, tmp_path: Path, reads: list[str]
-) -> None:
     paintings = pipeline(folder, local(tmp_path))
     sync(paintings)
     # To plan, to upload, to embed.
