@@ -89,13 +89,13 @@ class FolderPlaces:
                 _refuse_others(status, written)
                 too_large = status.st_size > self.max_bytes
                 content = b"" if too_large else file.read(self.max_bytes + 1)
-                after = os.fstat(descriptor)
         except OSError as error:
             raise _explained(error, written, path) from None
         if too_large or len(content) > self.max_bytes:
             raise too_many_bytes(written, max(status.st_size, len(content)), self.max_bytes)
-        settled = mark_of(after) == mark_of(status) and is_settled(status, began)
-        return ImageFile(content, datetime.fromtimestamp(status.st_mtime, UTC), mark_of(status) if settled else None)
+        # The mark is of before the reading: an edit in the midst of it, or later, gives the file another one.
+        mark = mark_of(status) if is_settled(status, began) else None
+        return ImageFile(content, datetime.fromtimestamp(status.st_mtime, UTC), mark)
 
     def mark(self, written: str) -> Mark | None:
         """See ``Places``."""
