@@ -26,11 +26,17 @@ def sync(report: SyncReport) -> None:
     stored = f" {report.images:,} put into the store," if report.what == "images" else ""
     out.print(
         f"{report.embedded:,} {report.what} embedded,{stored} {report.reused:,} vectors reused; "
-        f"{report.tokens:,} {BILLED[report.what]}, ${report.cost_usd:,.4f}; {recall}; "
-        f"{report.seconds.get('total', 0):.1f} s",
+        f"{_bill(report)}{recall}; {report.seconds.get('total', 0):.1f} s",
         highlight=False,
     )
     _show_failed(report.failed_checks)
+
+
+def _bill(report: SyncReport) -> str:
+    """What was paid; of images that no service was asked about, nothing is said."""
+    if report.what == "images" and not report.tokens:
+        return ""
+    return f"{report.tokens:,} {BILLED[report.what]}, ${report.cost_usd:,.4f}; "
 
 
 def restore(report: RestoreReport) -> None:
