@@ -68,6 +68,7 @@ def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     plan = stages.extract(pipeline, run)
     if asks_ahead(pipeline):
         stages.ask_ahead(pipeline, run).conclude(pipeline)
+    again = stages.lost_images(pipeline, run) if plan.lost_images else 0
     chains: deque[Chain] = deque()
     done: list[Batch] = []
     for number in range(plan.batches):
@@ -75,7 +76,7 @@ def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
         if len(chains) > BATCHES_IN_FLIGHT:
             done.append(finished(chains.popleft()))
     done.extend(finished(chain) for chain in chains)
-    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run))
+    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run), images_again=again)
 
 
 def submit(pipeline: Pipeline, run: Run, number: int, after: Chain | None) -> Chain:

@@ -25,6 +25,7 @@ from rowvec.generations import effective
 from rowvec.home import home
 from rowvec.journal import replay, unrecorded
 from rowvec.ledger import PipelineId
+from rowvec.lost_images import lost_images
 from rowvec.manifest import read_chain
 from rowvec.merge import totals
 from rowvec.pipeline import Pipeline
@@ -56,7 +57,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class LostObject:
-    """An artifact, a manifest or a journal entry that is missing, spoilt, or does not add up."""
+    """An artifact, an image, a manifest or a journal entry that is missing, spoilt, or does not add up."""
 
     name: str
     reason: str
@@ -70,6 +71,8 @@ class Audit:
     findings: tuple[Finding, ...]
     """The first of them, up to ``LISTED``."""
     objects: tuple[LostObject, ...]
+    more_objects: int = 0
+    """Lost images beyond the first ``LISTED``."""
 
     @property
     def consistent(self) -> bool:
@@ -79,7 +82,12 @@ class Audit:
     @property
     def total(self) -> int:
         """Rows and objects that are not right."""
-        return sum(self.counts.values()) + len(self.objects)
+        return sum(self.counts.values()) + self.lost
+
+    @property
+    def lost(self) -> int:
+        """Objects that are not right."""
+        return len(self.objects) + self.more_objects
 
     def as_json(self, repaired: int = 0) -> dict[str, Any]:
         """Counts by kind, up to 100 offending keys with the reason, and the objects."""
@@ -111,6 +119,7 @@ class Audited:
     store: Store
     objects: list[LostObject] = field(default_factory=list[LostObject])
     lost_artifacts: list[str] = field(default_factory=list[str])
+    more_objects: int = 0
     journal: Journal | None = None
     """None where there is none to compare with."""
     journal_is_sound: bool = True
@@ -133,6 +142,7 @@ class Audited:
             counts={kind: found.get(kind, 0) for kind in KINDS},
             findings=tuple(Finding(kind, tuple(key), reason) for kind, key, reason in listed),
             objects=tuple(self.objects),
+            more_objects=self.more_objects,
         )
 
 
@@ -185,6 +195,7 @@ def _compare(found: Audited, pipeline_name: str) -> None:
     with tempfile.TemporaryDirectory(dir=home()) as folder:
         _read_journal(found, pipeline_name, Path(folder))
         _read_artifacts(found, Path(folder))
+    _look_for_images(found, pipeline_name)
     joined = is_joined(found.resolved)
     if not joined:
         _against_source_apart(found)
@@ -288,6 +299,15 @@ def _read_artifacts(found: Audited, folder: Path) -> None:
         finally:
             local.unlink(missing_ok=True)
     connection.execute(query("audit", "analyze_held"))
+
+
+def _look_for_images(found: Audited, pipeline_name: str) -> None:
+    found.more_objects = 0
+    if found.resolved.source.kind != "images":
+        return
+    named, count = lost_images(found.connection, found.store, found.table, pipeline_name, LISTED)
+    found.objects += [LostObject(name, reason) for name, reason in named]
+    found.more_objects = count - len(named)
 
 
 def _against_artifacts(found: Audited) -> None:

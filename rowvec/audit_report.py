@@ -29,8 +29,8 @@ class AuditReport:
         if self.found.consistent:
             return f"Consistent: source, artifacts and vector table agree.{mended}"
         counts = [f"{self.found.counts[kind]:,} {kind}" for kind in KINDS if self.found.counts[kind]]
-        if self.found.objects:
-            counts.append(f"{len(self.found.objects):,} object(s) lost or spoilt")
+        if self.found.lost:
+            counts.append(f"{self.found.lost:,} object(s) lost or spoilt")
         return f"INCONSISTENT: {', '.join(counts)}.{mended}"
 
     def as_markdown(self) -> str:
@@ -42,7 +42,7 @@ class AuditReport:
             "",
             f"| {kinds} | objects | repaired |",
             f"|{'--:|' * (len(KINDS) + 2)}",
-            f"| {counts} | {len(self.found.objects):,} | {self.repaired:,} |",
+            f"| {counts} | {self.found.lost:,} | {self.repaired:,} |",
         ]
         if not self.found.consistent:
             lines += ["", "Run it again with `repair` to mend them: from artifacts first, paying for what is nowhere."]
@@ -52,7 +52,7 @@ class AuditReport:
         """What others are to be told."""
         if self.found.consistent:
             return []
-        counts = {**self.found.counts, "objects": len(self.found.objects), "repaired": self.repaired}
+        counts = {**self.found.counts, "objects": self.found.lost, "repaired": self.repaired}
         return [Alarm(name="rowvec.audit.inconsistent", sentence=self.verdict(), payload=counts)]
 
 

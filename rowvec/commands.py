@@ -20,6 +20,7 @@ from rowvec.index_choice import IndexChoice, fits, oversampling_for
 from rowvec.pipeline import Index, Pipeline
 from rowvec.plan import sample_texts
 from rowvec.references import resolve
+from rowvec.report import what_of
 from rowvec.run import open_target
 from rowvec.schema import install
 from rowvec.search import Hit, Mode
@@ -62,6 +63,7 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "run_id": run_id,
         **{k: v for k, v in asdict(counts).items() if k not in ("texts", "known")},
+        "what": what_of(pipeline),
         "embedded": embedded,
         "reused": counts.new + counts.changed - embedded,
         "tokens": tokens,

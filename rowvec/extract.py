@@ -33,6 +33,8 @@ class Request:
     identity: Identity
     pipeline_id: PipelineId
     run_id: RunId
+    note_all_images: bool = False
+    """Whether to note where all rows have their images, and not those that are new or changed alone."""
 
 
 def extract(connection: Connection, request: Request) -> Plan:

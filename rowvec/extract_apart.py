@@ -22,7 +22,7 @@ from rowvec.fingerprint import Digested, Identity
 from rowvec.home import home
 from rowvec.images import note_images
 from rowvec.key_digest import key_digest
-from rowvec.ledger import PipelineId
+from rowvec.ledger import PipelineId, RunId
 from rowvec.pairs import checksum, pack_digests, pairs_from_copy, unpack_digests, without
 from rowvec.pairs import key_digest as digest_of
 from rowvec.pipeline import Pipeline
@@ -31,6 +31,7 @@ from rowvec.queries import query
 from rowvec.rejects import set_aside
 from rowvec.sources.apart import ApartSource, Reject
 from rowvec.sources.files import open_files
+from rowvec.sources.image_memory import run_name
 from rowvec.sources.postgres import fingerprint_of_content, metadata_hash, names
 from rowvec.sources.remote import open_remote
 from rowvec.vector_table import VectorTable, count_rows, find_table
@@ -66,7 +67,7 @@ def extract_apart(connection: Connection, request: Request) -> Plan:
     Raises ``SourceError`` or ``TargetError`` where one of them is not as the pipeline says. Memory does not grow with
     the rows, but for a byte a row of a file, or 16 bytes a changed row of a database.
     """
-    with opened(connection, request.pipeline, request.identity) as source, connection.transaction():
+    with opened(connection, request.pipeline, request.identity, request.run_id) as source, connection.transaction():
         connection.execute(query("extract", "begin"))
         table = VectorTable.of(request.pipeline, source.key, source.metadata)
         exists = find_table(connection, table)
@@ -74,7 +75,7 @@ def extract_apart(connection: Connection, request: Request) -> Plan:
         gone = mark(source, source.pairs(), stored)
         check_empty(request.pipeline, source)
         take(connection, source, table.key, table.metadata, gone)
-        note_images(connection, request.pipeline.name, source.images())
+        note_images(connection, request.pipeline.name, source.images(everything=request.note_all_images))
         set_aside_rejects(connection, request, source.rejects())
         return _store(connection, request, table, exists=exists)
 
@@ -88,7 +89,7 @@ def compare_apart(
     plan: Plan | None = None,
 ) -> Comparison:
     """Read source and vector table again and compare them; for the end of a run, and for an audit."""
-    with opened(connection, pipeline, identity) as source, connection.transaction():
+    with opened(connection, pipeline, identity, plan and plan.run_id) as source, connection.transaction():
         connection.execute(query("extract", "begin"))
         totals = _Totals(_rejected(connection, pipeline_id))
         stored = _stored_pairs(connection, pipeline, identity, table)
@@ -153,7 +154,7 @@ def moved(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[bytes]
     statement = query("extract_apart", "planned_pairs", left_alone=left_alone, **parts)
     found: list[Words] = []
     gone = 0
-    with opened(connection, pipeline, plan.identity) as source, connection.transaction():
+    with opened(connection, pipeline, plan.identity, plan.run_id) as source, connection.transaction():
         deleted = _digests(connection, query("extract_apart", "planned_deletes", **parts))
         planned = _digests(connection, query("extract_apart", "planned_digests", **parts))
         with connection.cursor() as cursor, cursor.copy(statement) as copy:
@@ -201,8 +202,10 @@ def _digests(connection: Connection, statement: sql.Composed) -> Words:
 
 
 @contextmanager
-def opened(connection: Connection, pipeline: Pipeline, identity: Digested) -> Generator[ApartSource]:
-    """The pipeline's source, described and ready to be read."""
+def opened(
+    connection: Connection, pipeline: Pipeline, identity: Digested, run_id: RunId | None = None
+) -> Generator[ApartSource]:
+    """The pipeline's source, described and ready to be read; by a run it may have been read before."""
     source = pipeline.source
     if source.kind == "postgres":
         with open_remote(pipeline, source, identity, connection) as remote:
@@ -210,9 +213,10 @@ def opened(connection: Connection, pipeline: Pipeline, identity: Digested) -> Ge
     else:
         from rowvec.sources.blob import fetcher  # late: Azure's client takes half a second to import
 
+        run = None if run_id is None else run_name(run_id)
         folder = home() / "spool"
         folder.mkdir(exist_ok=True)
-        with open_files(pipeline, source, identity, folder, fetcher(source.credential)) as files:
+        with open_files(pipeline, source, identity, folder, fetcher(source.credential), run) as files:
             yield files
 
 

@@ -58,7 +58,7 @@ class History:
         shown = list(reversed(self.runs))
         figures: list[tuple[str, list[float | None], str]] = [
             ("rows", [run.rows for run in shown], ",.0f"),
-            ("texts embedded", [run.embedded for run in shown], ",.0f"),
+            ("embedded", [run.embedded for run in shown], ",.0f"),
             ("cost, $", [run.cost_usd for run in shown], ",.4f"),
             ("seconds", [run.seconds for run in shown], ",.1f"),
             ("recall@k", [run.recall_at_k for run in shown], ".3f"),

@@ -21,6 +21,9 @@ SUFFIXES = {
 }
 """What an object's name ends in, by what its bytes are."""
 
+_MEDIA_TYPES = {suffix: media_type for media_type, suffix in SUFFIXES.items()}
+_OBJECT = re.compile(r"([0-9a-f]{2})/([0-9a-f]{64})\.([a-z]+)")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownImage:
@@ -36,6 +39,14 @@ class KnownImage:
     def object_name(self, pipeline: str) -> str:
         """Its name in the store of a pipeline: ``images/<pipeline>/<2 hex digits>/<sha256>.<suffix>``."""
         return f"{objects_prefix(pipeline)}{self.sha256[:2]}/{self.sha256}.{SUFFIXES[self.media_type]}"
+
+
+def parted(object_name: str, pipeline: str) -> tuple[str, str] | None:
+    """The checksum and the media type that an object's name says; None where it is not named as an image is."""
+    found = _OBJECT.fullmatch(object_name.removeprefix(objects_prefix(pipeline)))
+    if found is None or found[1] != found[2][:2] or found[3] not in _MEDIA_TYPES:
+        return None
+    return found[2], _MEDIA_TYPES[found[3]]
 
 
 def content_of(sha256: str) -> str:

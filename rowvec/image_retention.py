@@ -9,6 +9,7 @@ from psycopg import sql
 from rowvec.database import Connection
 from rowvec.fingerprint import Identity
 from rowvec.image_content import KnownImage
+from rowvec.images import note_shown
 from rowvec.queries import query
 from rowvec.stores import Store
 
@@ -21,9 +22,8 @@ def unneeded_images(connection: Connection, pipeline: str, identity: Identity, a
     the column embedder a fingerprint is not that of an image alone, so only what tables show is kept for it.
     """
     family = pipeline.partition(".")[0]
-    connection.execute(query("images", "shown"))
-    for schema, table in connection.execute(query("images", "tables"), {"family": family}).fetchall():
-        connection.execute(query("images", "show", table=sql.Identifier(schema, table)))
+    tables = connection.execute(query("images", "tables"), {"family": family}).fetchall()
+    note_shown(connection, [sql.Identifier(schema, table) for schema, table in tables])
     statement = query(
         "images",
         "unneeded",

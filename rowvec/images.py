@@ -24,6 +24,7 @@ from rowvec.queries import query
 from rowvec.sources.apart import SeenImage
 from rowvec.sources.image_places import Places
 from rowvec.stores import Store
+from rowvec.vector_table import VectorTable
 
 # The blob client has room for ten connections; a folder's disk is as fast with fewer.
 THREADS = 8
@@ -82,7 +83,42 @@ def upload_images(
     on whichever machine. Memory: an image a thread. Raises what ``Store.put_bytes`` and ``Places.read`` do, but for
     images that are gone or have other bytes by now.
     """
-    parts: dict[str, sql.Composable] = {"family": _family(pipeline), "plan": plan.rows, "batch": sql.Literal(batch)}
+    shown = query("images", "in_batch", plan=plan.rows, batch=sql.Literal(batch))
+    return _upload_shown(connection, store, places, pipeline, shown, progress)
+
+
+def upload_lost_images(
+    connection: Connection,
+    store: Store,
+    places: Places,
+    table: VectorTable,
+    pipeline: str,
+    progress: Progress | None = None,
+) -> Uploaded:
+    """Put the images into the store that rows of the vector table show and that it is not known to have any more.
+
+    As ``upload_images`` otherwise. What the source has not any more is left out: its row is changed or gone as well.
+    """
+    note_shown(connection, [table.identifier])
+    return _upload_shown(connection, store, places, pipeline, query("images", "in_table"), progress)
+
+
+def note_shown(connection: Connection, tables: Iterable[sql.Identifier]) -> None:
+    """The images that tables show, as the temporary table ``shown_images``."""
+    connection.execute(query("images", "shown"))
+    for table in tables:
+        connection.execute(query("images", "show", table=table))
+
+
+def _upload_shown(
+    connection: Connection,
+    store: Store,
+    places: Places,
+    pipeline: str,
+    shown: sql.Composed,
+    progress: Progress | None,
+) -> Uploaded:
+    parts: dict[str, sql.Composable] = {"family": _family(pipeline), "shown": shown}
     (total,) = connection.execute(query("images", "count_to_upload", **parts)).fetchone() or (0,)
     done, size, waiting = 0, 0, list[KnownImage]()
     lost = 0

@@ -66,6 +66,8 @@ class Plan:
     batches: int
     direct: bool
     """Whether the vector table does not exist yet, and staging becomes it."""
+    lost_images: int = 0
+    """Images of rows as they were before the run that are to be put into the store again; known to who made it."""
     seconds: float = 0.0
     """What making it took."""
 

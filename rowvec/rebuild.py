@@ -21,7 +21,7 @@ from rowvec.pipeline_sources import CHUNK
 from rowvec.queries import query
 from rowvec.recall import SEED
 from rowvec.references import resolve
-from rowvec.report import SyncReport
+from rowvec.report import BILLED, SyncReport, What
 from rowvec.run import open_target
 from rowvec.schema import install
 from rowvec.search import search
@@ -57,6 +57,8 @@ class RebuildReport:
     retired_table: str | None
     """The generation before, kept until ``rowvec rebuild --drop-old``."""
     rows: int
+    what: What
+    """What was embedded; of images, ``tokens`` are the service's transactions."""
     embedded: int
     reused: int
     tokens: int
@@ -112,12 +114,12 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
     if max_cost is not None:
         found = _planned(pipeline, following)
         if found["tokens"] and not found["cost_usd"]:
-            raise UsageError(
-                f"--max-cost needs the price of {pipeline.embedder.model}: set embedder.cost_per_million_tokens"
-            )
+            priced = "thousand_transactions" if found["what"] == "images" else "million_tokens"
+            raise UsageError(f"--max-cost needs the price of {pipeline.embedder.model}: set embedder.cost_per_{priced}")
         if found["cost_usd"] > max_cost:
             raise CostLimitExceeded(
-                f"this rebuild would embed {found['embedded']:,} texts, {found['tokens']:,} tokens, for about "
+                f"this rebuild would embed {found['embedded']:,} {found['what']}, {found['tokens']:,} "
+                f"{BILLED[found['what']]}, for about "
                 f"${found['cost_usd']:,.2f}, and --max-cost allows ${max_cost:,.2f}; nothing was spent"
             )
     generations.begin(pipeline, following)
@@ -198,6 +200,7 @@ def finish_rebuild(
         switched=retired is not None,
         retired_table=retired,
         rows=done[-1].rows,
+        what=done[-1].what,
         embedded=sum(report.embedded for report in done),
         reused=sum(report.reused for report in done),
         tokens=sum(report.tokens for report in done),

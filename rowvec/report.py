@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from rowvec.pipeline import Pipeline
+
+What = Literal["texts", "images"]
+BILLED: dict[What, str] = {"texts": "tokens", "images": "transactions"}
+"""What an embedder counts, by what it is asked about; reports call the number ``tokens``, whichever it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +38,11 @@ class SyncReport:
     unchanged: int
     rejected: int
     embedded: int
-    """Distinct texts that were sent to the embedder and came back as vectors."""
+    """Distinct contents that were sent to the embedder and came back as vectors."""
     reused: int
     """Rows whose vector was there already: paid for earlier, or shared with another row."""
+    what: What = "texts"
+    """What the contents are."""
     images: int = 0
     """Images that were put into the store."""
     tokens: int
@@ -71,6 +79,7 @@ class SyncReport:
     def as_markdown(self) -> str:
         """For a person with ten seconds."""
         recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
+        shows_images = self.what == "images"
         failed = [f"- **FAILED** {check.name}: {check.detail}" for check in self.failed_checks]
         lines = [
             f"## {self.verdict()}",
@@ -82,10 +91,11 @@ class SyncReport:
             f"| {self.new:,} | {self.changed:,} | {self.metadata_only:,} | {self.deleted:,} | {self.unchanged:,} "
             f"| {self.rejected:,} | {self.pending:,} |",
             "",
-            f"| texts embedded | vectors reused | tokens | cost | recall@{self.k} | seconds |",
-            "|--:|--:|--:|--:|--:|--:|",
-            f"| {self.embedded:,} | {self.reused:,} | {self.tokens:,} | ${self.cost_usd:,.4f} | {recall} "
-            f"| {self.seconds.get('total', 0.0):,.1f} |",
+            f"| {self.what} embedded | {'images stored | ' if shows_images else ''}vectors reused "
+            f"| {BILLED[self.what]} | cost | recall@{self.k} | seconds |",
+            f"|{'--:|' * (7 if shows_images else 6)}",
+            f"| {self.embedded:,} | {f'{self.images:,} | ' if shows_images else ''}{self.reused:,} "
+            f"| {self.tokens:,} | ${self.cost_usd:,.4f} | {recall} | {self.seconds.get('total', 0.0):,.1f} |",
             "",
             f"- **Seconds by stage**: {_by_stage(self.seconds)}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
@@ -93,6 +103,11 @@ class SyncReport:
             f"- **Run** {self.run_id} of pipeline {self.pipeline}",
         ]
         return "\n".join(lines)
+
+
+def what_of(pipeline: Pipeline) -> What:
+    """What a pipeline embeds."""
+    return "images" if pipeline.source.kind == "images" else "texts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

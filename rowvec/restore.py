@@ -24,6 +24,7 @@ from rowvec.fingerprint import Identity
 from rowvec.home import home
 from rowvec.journal import replay, unrecorded
 from rowvec.ledger import PipelineId, RunId
+from rowvec.lost_images import check_images, take_in_images
 from rowvec.manifest import Link, RunRecord, manifests_of, read_chain
 from rowvec.merge import publish, totals
 from rowvec.pipeline import Pipeline
@@ -180,6 +181,8 @@ def restore_rows(pipeline: Pipeline, run: Run, manifest: str | None = None) -> R
             connection.execute(query("restore", "told_as_far"), values)
             connection.execute(query("journal", "forget_table", unrecorded=unrecorded(run.pipeline_id)))
         connection.execute(query("journal", "drop_state"))
+        if pipeline.source.kind == "images":
+            take_in_images(connection, work.store, pipeline.name)
     return Restored(
         table=table,
         manifest=chain[-1].name,
@@ -334,6 +337,7 @@ def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreR
         checks = [
             *restored.checks(),
             *validate.check_table(connection, restored.table, None),
+            *([check_images(connection, restored.table, pipeline)] if pipeline.source.kind == "images" else []),
             *validate.check_serving(connection, restored.table, indexed.choice, indexed.recall, indexed.said),
         ]
         seconds = {"restore": restored.seconds, "index": indexed.seconds}

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from rowvec import artifacts, jobs, journal, ledger, load, rejects, validate
+from rowvec import artifacts, images, jobs, journal, ledger, load, rejects, validate
 from rowvec.artifacts import Artifact
 from rowvec.ask_ahead import asks_ahead
 from rowvec.chunks import is_joined
@@ -26,10 +26,10 @@ from rowvec.embedders.purse import FREE, Purse
 from rowvec.errors import Inconsistent
 from rowvec.extract import Request, extract
 from rowvec.home import spool
-from rowvec.images import opened_images, upload_images
 from rowvec.jobs import Collected
 from rowvec.journal import Closing
 from rowvec.ledger import RunId
+from rowvec.lost_images import check_images, forget_lost_images, wanting_images
 from rowvec.memory import share_arenas
 from rowvec.merge import Merged, compare, merge
 from rowvec.pipeline import Pipeline
@@ -38,9 +38,10 @@ from rowvec.pipeline_part import table_identifier
 from rowvec.plan import Plan, open_plan
 from rowvec.progress import tell
 from rowvec.references import resolve
-from rowvec.report import Check, RestoreReport, SyncReport
+from rowvec.report import Check, RestoreReport, SyncReport, what_of
 from rowvec.run import Run, open_target
 from rowvec.serving import Indexed, serve
+from rowvec.sources.image_memory import forget_run, run_name
 from rowvec.sources.image_places import open_places
 from rowvec.sparsity import make_room
 from rowvec.spending import open_purse
@@ -96,6 +97,8 @@ class Round:
     plan: Plan
     batches: tuple[Batch, ...]
     merged: Merged
+    images_again: int = 0
+    """Those that were put into the store a second time, for it had lost them."""
 
     @property
     def seconds(self) -> tuple[tuple[str, float], ...]:
@@ -109,7 +112,16 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
     resolved = resolve(pipeline)
     identity = _embedder(resolved.embedder).identity
     with open_target(resolved, "rowvec extract") as connection:
-        request = Request(pipeline=resolved, identity=identity, pipeline_id=run.pipeline_id, run_id=run.run_id)
+        shows_images = resolved.source.kind == "images"
+        if shows_images:
+            forget_lost_images(connection, _store(resolved), pipeline.name)
+        request = Request(
+            pipeline=resolved,
+            identity=identity,
+            pipeline_id=run.pipeline_id,
+            run_id=run.run_id,
+            note_all_images=shows_images and any(wanting_images(connection, pipeline)),
+        )
         # Not in the extract's transaction, nor in the merge's: others may be making the same schema.
         make_schema(connection, table_identifier(pipeline.target.table)[0])
         plan = extract(connection, request)
@@ -117,7 +129,26 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
         # Without a single row to embed, a first load still makes the (empty) vector table.
         if plan.batches or plan.direct:
             load.create_staging(connection, run.run_id, plan.table, plan.staging, direct=plan.direct)
-    return replace(plan, seconds=time.monotonic() - started)
+        lost = wanting_images(connection, pipeline)[0] if shows_images else 0
+    return replace(plan, lost_images=lost, seconds=time.monotonic() - started)
+
+
+def upload_lost_images(pipeline: Pipeline, run_id: RunId) -> int:
+    """Put images into the store again that has lost them; returns how many. Those of the plan are its batches'."""
+    resolved = resolve(pipeline)
+    if resolved.source.kind != "images":
+        return 0
+    with open_target(resolved, "rowvec images") as connection:
+        plan = open_plan(connection, resolved, run_id)
+        uploaded = images.upload_lost_images(
+            connection,
+            _store(resolved),
+            open_places(resolved.source, listed=False),
+            plan.table,
+            pipeline.name,
+            lambda done, total: tell("images", "lost", done, total),
+        )
+        return uploaded.images
 
 
 def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
@@ -127,7 +158,7 @@ def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     if resolved.source.kind != "images":
         return batch
     with open_target(resolved, f"rowvec images {number}") as connection:
-        uploaded = upload_images(
+        uploaded = images.upload_images(
             connection,
             _store(resolved),
             open_places(resolved.source, listed=False),
@@ -168,12 +199,12 @@ def _purse(pipeline: Pipeline, run_id: RunId, embedder: Embedder) -> AbstractCon
 def _asking(pipeline: Pipeline, connection: Connection, run_id: RunId, folder: Path, purse: Purse) -> Ask:
     """How an embedder is asked about contents: about the images they name, or about the texts they are."""
     if pipeline.source.kind == "images" and pipeline.embedder.kind != "column":
-        images = _image_embedder(pipeline.embedder)
+        seeing = _image_embedder(pipeline.embedder)
         store, places = _store(pipeline), open_places(pipeline.source, listed=False)
 
         def ask(contents: Iterator[str]) -> Iterator[Answer]:
-            opened = opened_images(connection, store, places, pipeline.name, folder, contents)
-            return images.embed_images(opened, purse)
+            opened = images.opened_images(connection, store, places, pipeline.name, folder, contents)
+            return seeing.embed_images(opened, purse)
 
         return ask
     embedder = _embedder(pipeline.embedder)
@@ -268,6 +299,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
             *validate.check_merge(merged, of_files=resolved.source.kind != "postgres"),
             *validate.check_table(connection, plan.table, None if indexed.rows <= _ALL_ROWS else plan.run_id),
             validate.check_artifacts(connection, store, plan),
+            *([check_images(connection, plan.table, pipeline)] if resolved.source.kind == "images" else []),
             *validate.check_serving(connection, plan.table, indexed.choice, indexed.recall, indexed.said),
         ]
         report = _report(pipeline, run, rounds, indexed, checks, _embedder(resolved.embedder))
@@ -291,6 +323,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
                 manifest_sha256=recorded and recorded.sha256,
             )
     shutil.rmtree(spool(run.run_id), ignore_errors=True)
+    forget_run(run_name(run.run_id))
     return report
 
 
@@ -327,7 +360,8 @@ def _report(
         rejected=0,
         embedded=embedded,
         reused=sum(b.rows for b in batches) - embedded,
-        images=sum(b.images for b in batches),
+        what=what_of(pipeline),
+        images=sum(b.images for b in batches) + sum(one.images_again for one in rounds),
         tokens=tokens,
         cost_usd=embedder.cost(tokens),
         pending=last.merged.pending,

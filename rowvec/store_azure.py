@@ -129,6 +129,17 @@ class AzureStore:
             except ResourceNotFoundError:
                 return  # no container yet, so no objects
 
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """See ``Store.sizes``; a request lists 5,000."""
+        start = len(self.place.prefix)
+        wanted = self.place.prefix + checked_prefix(prefix)
+        with self._faults(prefix):
+            try:
+                for found in self.client.list_blobs(name_starts_with=wanted):
+                    yield found.name[start:], found.size
+            except ResourceNotFoundError:
+                return  # no container yet, so no objects
+
     def checksum(self, name: str) -> str | None:
         """See ``Store.checksum``."""
         blob = self._blob(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,12 +70,19 @@ class FolderStore:
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """See ``Store.names``."""
-        folder = self.root / checked_prefix(prefix).rpartition("/")[0]
-        with disk_faults(folder, _REMEDY):
-            _sweep(folder.rglob(_PASSING))
-            found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
-            # Names that begin with a dot are of writers at work, or killed.
-            yield from sorted(name for name in found if name.startswith(prefix) and "/." not in f"/{name}")
+        with disk_faults(self._folder(prefix), _REMEDY):
+            _sweep(self._folder(prefix).rglob(_PASSING))
+            yield from sorted(name for name, path in self._listed(prefix) if path.is_file())
+
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """See ``Store.sizes``."""
+        with disk_faults(self._folder(prefix), _REMEDY):
+            for name, path in self._listed(prefix):
+                # One that is deleted meanwhile is not there.
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        yield name, status.st_size
 
     def checksum(self, name: str) -> str | None:
         """See ``Store.checksum``."""
@@ -94,6 +102,16 @@ class FolderStore:
     def location(self, name: str) -> str:
         """See ``Store.location``."""
         return str(self._path(name))
+
+    def _folder(self, prefix: str) -> Path:
+        return self.root / checked_prefix(prefix).rpartition("/")[0]
+
+    def _listed(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        for path in self._folder(prefix).rglob("*"):
+            name = path.relative_to(self.root).as_posix()
+            # Names that begin with a dot are of writers at work, or killed.
+            if name.startswith(prefix) and "/." not in f"/{name}":
+                yield name, path
 
     def _path(self, name: str) -> Path:
         return self.root / checked_name(name)

@@ -70,6 +70,10 @@ class Store(Protocol):
         """The names that begin with ``prefix``, in their order."""
         ...
 
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """The names that begin with ``prefix``, in any order, each with its bytes; a listing, no request an object."""
+        ...
+
     def checksum(self, name: str) -> str | None:
         """The sha256 the store has for an object, or ``None`` where there is none.
 

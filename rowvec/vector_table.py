@@ -129,6 +129,12 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
     )
 
 
+def is_there(connection: Connection, schema: str, name: str) -> bool:
+    """Whether there is a table of this name, whatever it holds."""
+    values = {"schema": schema, "table": name}
+    return bool(connection.execute(query("vector_table", "columns"), values).fetchall())
+
+
 def find_table(connection: Connection, table: VectorTable) -> bool:
     """Whether the vector table exists, and is laid out as the pipeline wants it.
 

@@ -46,6 +46,12 @@ def images(pipeline: Pipeline, run: Run, number: int) -> Batch:
     return stages.upload_image_files(pipeline, run.run_id, number)
 
 
+@stage("images again")
+def lost_images(pipeline: Pipeline, run: Run) -> int:
+    """Put images into the store again that it has lost."""
+    return stages.upload_lost_images(pipeline, run.run_id)
+
+
 @stage("embed {number}")
 def embed(pipeline: Pipeline, run: Run, number: int, before: Batch | None = None) -> Batch:
     """Give a batch's rows their vectors."""

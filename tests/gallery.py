@@ -84,8 +84,9 @@ def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     plan = stages.extract_rows(pipeline, run)
     if asks_ahead(pipeline):
         ask_ahead(pipeline, run).conclude(pipeline)
+    again = stages.upload_lost_images(pipeline, run.run_id) if plan.lost_images else 0
     done = tuple(through_stages(pipeline, run, number) for number in range(plan.batches))
-    return Round(plan=plan, batches=done, merged=stages.merge_rows(pipeline, run.run_id))
+    return Round(plan=plan, batches=done, merged=stages.merge_rows(pipeline, run.run_id), images_again=again)
 
 
 def through_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:

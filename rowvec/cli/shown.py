@@ -7,7 +7,7 @@ from typing import Any
 from rowvec.cli.output import out, table
 from rowvec.image_content import is_image
 from rowvec.rebuild import RebuildReport
-from rowvec.report import Check, RestoreReport, SyncReport
+from rowvec.report import BILLED, Check, RestoreReport, SyncReport
 from rowvec.retention import Pruned
 from rowvec.tunings import Tuning
 
@@ -23,12 +23,20 @@ def sync(report: SyncReport) -> None:
     counts = {name: getattr(report, name) for name in (*_COUNTS, "pending")}
     _show_counts(f"Run {report.run_id} of {report.pipeline}", counts)
     recall = "no index, exact search" if report.recall_at_k is None else f"recall@{report.k} {report.recall_at_k:.3f}"
+    stored = f" {report.images:,} put into the store," if report.what == "images" else ""
     out.print(
-        f"{report.embedded:,} texts embedded, {report.reused:,} vectors reused; {report.tokens:,} tokens, "
-        f"${report.cost_usd:,.4f}; {recall}; {report.seconds.get('total', 0):.1f} s",
+        f"{report.embedded:,} {report.what} embedded,{stored} {report.reused:,} vectors reused; "
+        f"{_bill(report)}{recall}; {report.seconds.get('total', 0):.1f} s",
         highlight=False,
     )
     _show_failed(report.failed_checks)
+
+
+def _bill(report: SyncReport) -> str:
+    """What was paid; of images that no service was asked about, nothing is said."""
+    if report.what == "images" and not report.tokens:
+        return ""
+    return f"{report.tokens:,} {BILLED[report.what]}, ${report.cost_usd:,.4f}; "
 
 
 def restore(report: RestoreReport) -> None:
@@ -46,8 +54,8 @@ def plan(found: dict[str, Any]) -> None:
     """What a sync would do."""
     _show_counts("A sync would find", {name: found[name] for name in _COUNTS})
     out.print(
-        f"It would embed {found['embedded']:,} texts and reuse {found['reused']:,} vectors: "
-        f"about {found['tokens']:,} tokens, ${found['cost_usd']:,.4f}. Nothing was spent.",
+        f"It would embed {found['embedded']:,} {found['what']} and reuse {found['reused']:,} vectors: "
+        f"about {found['tokens']:,} {BILLED[found['what']]}, ${found['cost_usd']:,.4f}. Nothing was spent.",
         highlight=False,
     )
     if found["awaiting"]["jobs"]:
@@ -197,8 +205,9 @@ def rebuild(report: RebuildReport) -> None:
     out.print(report.verdict(), style="bold green", markup=False, highlight=False, soft_wrap=True)
     recall = ["exact" if r is None else f"{r:.3f}" for r in (report.recall_before, report.recall_after)]
     out.print(
-        f"{report.embedded:,} texts embedded, {report.reused:,} vectors reused; {report.tokens:,} tokens, "
-        f"${report.cost_usd:,.4f}; recall@{report.comparison.k} {recall[0]} before, {recall[1]} after; "
+        f"{report.embedded:,} {report.what} embedded, {report.reused:,} vectors reused; {report.tokens:,} "
+        f"{BILLED[report.what]}, ${report.cost_usd:,.4f}; "
+        f"recall@{report.comparison.k} {recall[0]} before, {recall[1]} after; "
         f"{report.seconds:.1f} s",
         highlight=False,
     )
@@ -210,8 +219,8 @@ def rebuild_plan(found: dict[str, Any]) -> None:
     """What a rebuild would take."""
     out.print(
         f"Generation {found['generation']} would be built in {found['table']}: {found['new']:,} rows, of which "
-        f"{found['reused']:,} have vectors that serve; {found['embedded']:,} texts to embed, about "
-        f"{found['tokens']:,} tokens, ${found['cost_usd']:,.4f}. Nothing was spent.",
+        f"{found['reused']:,} have vectors that serve; {found['embedded']:,} {found['what']} to embed, about "
+        f"{found['tokens']:,} {BILLED[found['what']]}, ${found['cost_usd']:,.4f}. Nothing was spent.",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -61,8 +61,8 @@ class ApartSource(Protocol):
         """
         ...
 
-    def images(self) -> Iterator[list[SeenImage]]:
-        """The images of the rows that were marked as new or changed; none where the source has texts."""
+    def images(self, *, everything: bool = False) -> Iterator[list[SeenImage]]:
+        """The images of the rows that were marked as new or changed, or of all; none where the source has texts."""
         ...
 
     def rejects(self) -> Iterator[Reject]:

@@ -26,6 +26,7 @@ from rowvec.pipeline_sources import CsvSource, ImagesSource, ParquetSource
 from rowvec.sources.apart import ACTIONS, Reject, SeenImage
 from rowvec.sources.csv_files import CsvFormat
 from rowvec.sources.file_format import FileFormat
+from rowvec.sources.image_memory import ImageMemory, memory_of
 from rowvec.sources.image_places import is_url, open_places
 from rowvec.sources.images import CONTENT, DETAIL, REASON, SEEN_COLUMNS, PreparedFormat, format_of, prepare
 from rowvec.sources.parquet_files import ParquetFormat
@@ -151,7 +152,7 @@ class FileSource:
         if first_row != len(self._fates):
             raise _changed(self._marks[-1].path)
 
-    def images(self) -> Iterator[list[SeenImage]]:
+    def images(self, *, everything: bool = False) -> Iterator[list[SeenImage]]:
         """See ``ApartSource``."""
         if self._layout.refusals is None:
             return
@@ -161,9 +162,11 @@ class FileSource:
                 fates = self._fates[first_row : first_row + batch.num_rows]
                 first_row += batch.num_rows
                 wanted = np.flatnonzero((fates == 1) | (fates == 2))  # new and changed: see ACTIONS
-                if len(wanted):
-                    rows = zip(*(column.to_pylist() for column in batch.take(pa.array(wanted)).columns), strict=True)
-                    yield [SeenImage(*row) for row in rows]
+                taken = batch if everything else batch.take(pa.array(wanted))
+                rows = zip(*(column.to_pylist() for column in taken.columns), strict=True)
+                # Without a content there is no image: the row is blank, or set aside.
+                if seen := [SeenImage(*row) for row in rows if row[0] is not None]:
+                    yield seen
 
     def rejects(self) -> Iterator[Reject]:
         """See ``ApartSource``."""
@@ -264,8 +267,11 @@ def open_files(
     identity: Digested,
     folder: Path,
     fetch: Fetch,
+    run: str | None = None,
 ) -> Generator[FileSource]:
     """The source's files, ready to be read; what it takes on disk, in ``folder``, is gone when it is closed.
+
+    Images that ``run`` has read before, and that nobody has touched since, are not read again.
 
     Raises ``SourceError`` where a file or a column is not there, or a type cannot be had in Postgres.
     """
@@ -278,7 +284,7 @@ def open_files(
         try:
             read = file_format(source)
             if source.kind == "images":
-                read, paths = _with_images(pipeline, source, read, paths, place)
+                read, paths = _with_images(pipeline, source, read, paths, place, memory_of(run))
             yield FileSource(pipeline, identity, read, paths, spill, aside)
         except UnicodeDecodeError:
             raise SourceError(f"the source {source.path} holds bytes that are not UTF-8; convert it first") from None
@@ -309,7 +315,7 @@ def local_paths(source: CsvSource | ParquetSource | ImagesSource) -> list[Path]:
 
 
 def _with_images(
-    pipeline: Pipeline, source: ImagesSource, read: FileFormat, paths: list[Path], place: Path
+    pipeline: Pipeline, source: ImagesSource, read: FileFormat, paths: list[Path], place: Path, memory: ImageMemory
 ) -> tuple[FileFormat, list[Path]]:
     """The same rows with what their images are, looked at once; and how they are read."""
     kept = Path(pipeline.artifacts.url)
@@ -326,7 +332,7 @@ def _with_images(
         _schema(read, path, columns)
         into = place / f"images-{number}" / path.name
         into.parent.mkdir()
-        prepare(read, path, columns, source, places, into)
+        prepare(read, path, columns, source, places, memory, into)
         if not path.is_dir():
             mark.check()
         prepared.append(into)

@@ -12,6 +12,7 @@ from azure.storage.blob import ContainerClient
 
 from rowvec.azure_account import Credential, Place, credential_of, place_of
 from rowvec.errors import RowError, SourceError, StoreUnavailable, UsageError
+from rowvec.sources.image_memory import Mark
 from rowvec.sources.image_places import ImageFile, is_url, too_many_bytes
 
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
@@ -53,12 +54,21 @@ class BlobPlaces:
             found = self._client(container).download_blob(name, max_concurrency=1)
             if found.size > self.max_bytes:
                 raise too_many_bytes(written, found.size, self.max_bytes)
-            return ImageFile(found.readall(), found.properties.last_modified)
+            # Every write gives a blob another ETag.
+            return ImageFile(found.readall(), found.properties.last_modified, (found.properties.etag,))
         except HttpResponseError as error:
             # Azure's own messages quote URLs, and so SAS tokens.
             raise _explained(error, written) from None
         except AzureError as error:
             raise StoreUnavailable(f"the image {written} could not be reached: {type(error).__name__}") from None
+
+    def mark(self, written: str) -> Mark | None:
+        """See ``Places``: a request without the bytes."""
+        try:
+            container, name = self._parted(written)
+            return (self._client(container).get_blob_client(name).get_blob_properties().etag,)
+        except (AzureError, RowError):
+            return None  # whoever reads it is told why
 
     def _parted(self, written: str) -> tuple[str, str]:
         """Container and name of the blob."""

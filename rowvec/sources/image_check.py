@@ -38,7 +38,7 @@ class Checked:
     """In pixels, as stored: a camera's note on which side is up is not taken into account."""
 
 
-# A run reads its images three times. What the same bytes are need be found out once; 20 MB at most.
+# A run may read its images three times. What the same bytes are need be found out once; 20 MB at most.
 _MOST_KNOWN = 65_536
 _known: dict[tuple[str, int], Checked] = {}
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from rowvec.errors import RowError, SourceError
 from rowvec.pipeline_sources import ImagesSource
+from rowvec.sources.image_memory import Mark, is_settled, mark_of, now_ns
 
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 # What is wrong with this one file. Anything else (a slow mount, a failing disk) says nothing about the image: were the
@@ -31,6 +32,8 @@ class ImageFile:
 
     content: bytes
     modified: datetime
+    mark: Mark | None = None
+    """By which these bytes are known again; None where they may change without it."""
 
 
 class Places(Protocol):
@@ -42,6 +45,10 @@ class Places(Protocol):
         Raises ``RowError``, naming it, where it is not there, is no file, is larger than allowed or lies outside;
         ``SourceError`` or ``StoreUnavailable`` where nothing is known of it just now.
         """
+        ...
+
+    def mark(self, written: str) -> Mark | None:
+        """The mark of the image that is there now, which is not read; None where there is none to be had."""
         ...
 
 
@@ -71,7 +78,7 @@ class FolderPlaces:
 
     def read(self, written: str) -> ImageFile:
         """See ``Places``."""
-        path = self._inside(written)
+        path, began = self._inside(written), now_ns()
         try:
             # Looked at before it is opened, for opening a pipe or a device may do something; and once more when it is
             # open, for it may be another file by then.
@@ -86,7 +93,16 @@ class FolderPlaces:
             raise _explained(error, written, path) from None
         if too_large or len(content) > self.max_bytes:
             raise too_many_bytes(written, max(status.st_size, len(content)), self.max_bytes)
-        return ImageFile(content, datetime.fromtimestamp(status.st_mtime, UTC))
+        # The mark is of before the reading: an edit in the midst of it, or later, gives the file another one.
+        mark = mark_of(status) if is_settled(status, began) else None
+        return ImageFile(content, datetime.fromtimestamp(status.st_mtime, UTC), mark)
+
+    def mark(self, written: str) -> Mark | None:
+        """See ``Places``."""
+        try:
+            return mark_of(self._inside(written).lstat())
+        except (OSError, RowError):
+            return None  # whoever reads it is told why
 
     def _inside(self, written: str) -> Path:
         if "\0" in written:

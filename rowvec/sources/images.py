@@ -20,6 +20,7 @@ from rowvec.progress import tell
 from rowvec.sources.csv_files import CsvFormat
 from rowvec.sources.file_format import FileFormat
 from rowvec.sources.image_check import check
+from rowvec.sources.image_memory import ImageMemory
 from rowvec.sources.image_places import Places, is_url
 from rowvec.sources.parquet_files import ParquetFormat
 
@@ -127,7 +128,13 @@ def format_of(source: ImagesSource) -> FileFormat:
 
 
 def prepare(
-    read: FileFormat, path: Path, columns: Sequence[str], source: ImagesSource, places: Places, into: Path
+    read: FileFormat,
+    path: Path,
+    columns: Sequence[str],
+    source: ImagesSource,
+    places: Places,
+    memory: ImageMemory,
+    into: Path,
 ) -> None:
     """Look at the image of every row and write the rows with what was found, as an Arrow file.
 
@@ -143,14 +150,17 @@ def prepare(
     ):
         for batch in read.batches(path, columns):
             written = _texts(batch.column(image))
-            seen = list(pool.map(partial(look, places, source.max_pixels), written))
+            seen = list(pool.map(partial(look, places, source.max_pixels, memory), written))
             out.write_batch(_with_found(batch, seen, listing=listing))
             done += batch.num_rows
             tell("read", "images", done, max(done, total))
 
 
-def look(places: Places, max_pixels: int, written: bytes | None) -> Seen:
-    """What is in the place that a row names; a place that is not named has no image, and that is no error."""
+def look(places: Places, max_pixels: int, memory: ImageMemory, written: bytes | None) -> Seen:
+    """What is in the place that a row names; a place that is not named has no image, and that is no error.
+
+    What this run has read there, and nobody has touched since, is not read again.
+    """
     if written is None or not written.strip():
         return Seen(place=None)
     try:
@@ -158,12 +168,15 @@ def look(places: Places, max_pixels: int, written: bytes | None) -> Seen:
     except UnicodeDecodeError:
         error = RowError("unreadable", f"the path {written.decode(errors='backslashreplace')} is not UTF-8; rename it")
         return Seen(place=None, error=error)
+    known = memory.known(place)
+    if known and places.mark(place) == known[0]:
+        return known[1]
     try:
         file = places.read(place)
         checked = check(file.content, place, max_pixels)
     except RowError as error:
         return Seen(place=place, error=error)
-    return Seen(
+    seen = Seen(
         place=place,
         sha256=checked.sha256,
         media_type=checked.media_type,
@@ -172,6 +185,9 @@ def look(places: Places, max_pixels: int, written: bytes | None) -> Seen:
         bytes=len(file.content),
         modified=file.modified,
     )
+    if file.mark is not None:
+        memory.remember(place, file.mark, seen)
+    return seen
 
 
 def _files(root: bytes) -> Iterator[bytes]:

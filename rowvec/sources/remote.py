@@ -82,7 +82,7 @@ class RemoteSource:
             for start in range(0, len(digests), _ASKED_ROWS):
                 yield from self._fetch(action, unpack_digests(digests[start : start + _ASKED_ROWS]))
 
-    def images(self) -> Iterator[list[SeenImage]]:
+    def images(self, *, everything: bool = False) -> Iterator[list[SeenImage]]:
         """See ``ApartSource``: a database has texts."""
         return iter(())
 

@@ -1,29 +1,33 @@
--- name: note -- the images of rows that are new or changed; where each was last seen, and what the store has, stays
+-- name: note -- the images of rows that are new or changed: where each was last seen; what the store has, stays
+-- The source knows best how large an image is: what a restore took for one may have been cut in the store.
 INSERT INTO rowvec.images AS known (family, sha256, media_type, bytes, place)
 SELECT DISTINCT ON (sha256) {family}, decode(sha256, 'hex'), media_type, bytes, place
 FROM unnest({sha256s}::text[], {media_types}::text[], {sizes}::bigint[], {places}::text[])
     AS seen (sha256, media_type, bytes, place)
 ORDER BY sha256
 ON CONFLICT (family, sha256) DO UPDATE
-SET media_type = excluded.media_type, bytes = excluded.bytes, place = excluded.place, noted_at = now()
+SET media_type = excluded.media_type, bytes = excluded.bytes, place = excluded.place, noted_at = now(),
+    uploaded_at = CASE
+        WHEN (known.media_type, known.bytes) = (excluded.media_type, excluded.bytes) THEN known.uploaded_at
+    END
 
--- name: to_upload -- images of a batch that the store is not known to have
+-- name: to_upload -- images of some rows that the store is not known to have
 SELECT encode(i.sha256, 'hex'), i.media_type, i.bytes, i.place
 FROM rowvec.images AS i
-WHERE i.family = {family} AND i.uploaded_at IS NULL AND i.sha256 > {after}
-  AND EXISTS (
-      SELECT FROM {plan} AS p
-      WHERE p.rowvec_batch = {batch} AND p.content = 'sha256:' || encode(i.sha256, 'hex'))
+WHERE i.family = {family} AND i.uploaded_at IS NULL AND i.sha256 > {after} AND {shown}
 ORDER BY i.sha256
 LIMIT {limit}
 
 -- name: count_to_upload
-SELECT count(*)
-FROM rowvec.images AS i
-WHERE i.family = {family} AND i.uploaded_at IS NULL
-  AND EXISTS (
-      SELECT FROM {plan} AS p
-      WHERE p.rowvec_batch = {batch} AND p.content = 'sha256:' || encode(i.sha256, 'hex'))
+SELECT count(*) FROM rowvec.images AS i WHERE i.family = {family} AND i.uploaded_at IS NULL AND {shown}
+
+-- name: in_batch
+EXISTS (
+    SELECT FROM {plan} AS p
+    WHERE p.rowvec_batch = {batch} AND p.content = 'sha256:' || encode(i.sha256, 'hex'))
+
+-- name: in_table -- after shown and show
+EXISTS (SELECT FROM shown_images AS s WHERE s.sha256 = i.sha256)
 
 -- name: uploaded
 UPDATE rowvec.images SET uploaded_at = now()
@@ -33,7 +37,8 @@ WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(
 SELECT encode(sha256, 'hex'), media_type, bytes, place FROM rowvec.images
 WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(%(sha256s)s::text[]) AS s)
 
--- name: shown -- the images that the vector tables of all generations show
+-- name: shown -- the images that vector tables show: filled by show
+DROP TABLE IF EXISTS shown_images;
 CREATE TEMP TABLE shown_images (sha256 bytea NOT NULL)
 
 -- name: show
@@ -58,3 +63,65 @@ ORDER BY i.sha256
 -- name: forget
 DELETE FROM rowvec.images
 WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(%(sha256s)s::text[]) AS s)
+
+-- name: now -- what is uploaded from here on is in no listing that began before
+SELECT now()
+
+-- name: kept -- what the store has, by a listing
+DROP TABLE IF EXISTS kept_images;
+CREATE TEMP TABLE kept_images (sha256 bytea NOT NULL, media_type text NOT NULL, bytes bigint NOT NULL, name text NOT NULL)
+
+-- name: keep
+INSERT INTO kept_images
+SELECT decode(sha256, 'hex'), media_type, bytes, name
+FROM unnest(%(sha256s)s::text[], %(media_types)s::text[], %(sizes)s::bigint[], %(names)s::text[])
+    AS k (sha256, media_type, bytes, name)
+
+-- name: analyze_kept
+ANALYZE kept_images
+
+-- name: forget_lost -- what the ledger has as uploaded, and the store has not, or not whole: it is to be uploaded again
+UPDATE rowvec.images AS i SET uploaded_at = NULL
+WHERE i.family = %(family)s AND i.uploaded_at < %(listed_at)s
+  AND NOT EXISTS (
+      SELECT FROM kept_images AS k
+      WHERE (k.sha256, k.media_type, k.bytes) = (i.sha256, i.media_type, i.bytes))
+
+-- name: wanting -- of the images that rows show: those that the store is not known to have, and those that no source
+-- was seen with: their size is what a restore found
+SELECT
+    count(*) FILTER (WHERE i.uploaded_at IS NULL),
+    count(*) FILTER (WHERE i.place LIKE 'images/%%/' || encode(i.sha256, 'hex') || '.%%')
+FROM shown_images AS s
+LEFT JOIN rowvec.images AS i ON i.family = %(family)s AND i.sha256 = s.sha256
+
+-- name: wanting_keys
+SELECT {key_json}::text FROM {table} AS t
+WHERE t.content ~ '^sha256:[0-9a-f]{{64}}$' AND NOT EXISTS (
+    SELECT FROM rowvec.images AS i
+    WHERE i.family = {family} AND i.sha256 = decode(substr(t.content, 8), 'hex') AND i.uploaded_at IS NOT NULL)
+LIMIT {limit}
+
+-- name: lost -- for an audit: what is to be in the store and is not, or has another size there; how many in all
+SELECT encode(l.sha256, 'hex'), l.media_type, l.bytes, l.found, count(*) OVER ()
+FROM (
+    SELECT i.sha256, i.media_type, i.bytes, k.bytes AS found
+    FROM rowvec.images AS i
+    LEFT JOIN kept_images AS k USING (sha256, media_type)
+    WHERE i.family = %(family)s AND i.uploaded_at < %(listed_at)s AND i.bytes IS DISTINCT FROM k.bytes
+    UNION ALL
+    SELECT s.sha256, NULL, NULL, NULL
+    FROM shown_images AS s
+    WHERE NOT EXISTS (SELECT FROM kept_images AS k WHERE k.sha256 = s.sha256)
+      AND NOT EXISTS (
+          SELECT FROM rowvec.images AS i
+          WHERE i.family = %(family)s AND i.sha256 = s.sha256 AND i.uploaded_at IS NOT NULL)
+) AS l
+ORDER BY l.sha256
+LIMIT %(limit)s
+
+-- name: take_in -- what a restore finds in the store; where the ledger knows an image, only if it is as large
+INSERT INTO rowvec.images AS known (family, sha256, media_type, bytes, place, uploaded_at)
+SELECT %(family)s, sha256, media_type, bytes, name, now() FROM kept_images
+ON CONFLICT (family, sha256) DO UPDATE SET uploaded_at = coalesce(known.uploaded_at, excluded.uploaded_at)
+WHERE (known.media_type, known.bytes) = (excluded.media_type, excluded.bytes)
