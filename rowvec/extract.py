@@ -33,6 +33,8 @@ class Request:
     identity: Identity
     pipeline_id: PipelineId
     run_id: RunId
+    batch_weight: int = 1
+    """See ``count_batches``."""
 
 
 def extract(connection: Connection, request: Request) -> Plan:
@@ -160,7 +162,7 @@ def is_exact(column: PgColumn) -> bool:
 def _store(connection: Connection, request: Request, rows: Rows, table: VectorTable, *, exists: bool) -> Plan:
     counted = connection.execute(query("extract", "count_diff")).fetchone()
     new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
-    batches = count_batches(new + changed)
+    batches = count_batches(new + changed, request.batch_weight)
     connection.execute(
         query(
             "extract",

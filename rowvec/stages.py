@@ -98,13 +98,22 @@ class Round:
         return (("extract", self.plan.seconds), ("merge", self.merged.seconds))
 
 
-def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
-    """Compare source and vector table; the plan is stored and waits for its batches to be worked on."""
+def extract_rows(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
+    """Compare source and vector table; the plan is stored and waits for its batches to be worked on.
+
+    ``weight``: how many times its usual least size a batch is to have.
+    """
     started = time.monotonic()
     resolved = resolve(pipeline)
     identity = _embedder(resolved.embedder).identity
     with open_target(resolved, "rowvec extract") as connection:
-        request = Request(pipeline=resolved, identity=identity, pipeline_id=run.pipeline_id, run_id=run.run_id)
+        request = Request(
+            pipeline=resolved,
+            identity=identity,
+            pipeline_id=run.pipeline_id,
+            run_id=run.run_id,
+            batch_weight=weight,
+        )
         # Not in the extract's transaction, nor in the merge's: others may be making the same schema.
         make_schema(connection, table_identifier(pipeline.target.table)[0])
         plan = extract(connection, request)

@@ -6,8 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 from rowvec import audit as auditing
-from rowvec import index_commands, rebuild, repair, retention, stages
+from rowvec import cluster, index_commands, rebuild, repair, retention, stages
 from rowvec.audit import Audit
+from rowvec.ledger import RunId
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan
@@ -22,14 +23,22 @@ from rowvec.stages import Batch, Round
 from rowvec.tuner import Budget
 from tasks.policy import stage
 from tasks.progress import expect
+from tasks.quiet import tell_sentences
 
 
 @stage("extract")
-def extract(pipeline: Pipeline, run: Run) -> Plan:
+def extract(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     """Find what changed, and store the plan."""
-    plan = stages.extract_rows(pipeline, run)
+    plan = stages.extract_rows(pipeline, run, weight)
     expect(plan.batches)
     return plan
+
+
+@stage("batch {number}")
+def batch(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
+    """Work a batch through all stages, on a worker of a cluster."""
+    tell_sentences()  # in the worker's log
+    return cluster.work_through(pipeline, run_id, number)
 
 
 @stage("images {number}")
