@@ -34,7 +34,7 @@ def check_reachable(pipeline: Pipeline) -> None:
     resolved = resolve(pipeline)
     if not is_url(resolved.artifacts.url):
         raise UsageError(
-            "artifacts.url is a folder, which the other workers of a cluster cannot see; give the URL of a blob container"
+            "artifacts.url is a folder, which the workers of a cluster do not share; give the URL of a blob container"
         )
     if not (resolved.target.url or os.environ.get("ROWVEC_DATABASE_URL")):
         raise UsageError(
@@ -43,7 +43,7 @@ def check_reachable(pipeline: Pipeline) -> None:
     source = resolved.source
     if source.kind == "images" and not is_url(source.images or source.path):
         raise UsageError(
-            "the source's images are in a folder, which the other workers of a cluster cannot see; "
+            "the source's images are in a folder, which the workers of a cluster do not share; "
             "put them into a blob container and give its URL"
         )
 

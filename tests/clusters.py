@@ -1,4 +1,4 @@
-"""Dask and Ray clusters of real processes that share nothing: each worker has a home, a TMPDIR and a folder of its own."""
+"""Dask and Ray clusters of real processes that share nothing: a home, a TMPDIR and a folder for each worker."""
 
 from __future__ import annotations
 
