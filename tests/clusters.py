@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.own_servers import wait_for
 
 _REPOSITORY = Path(__file__).parents[1]
-_START_SECONDS = 90
+_START_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +103,10 @@ def ray_cluster(folder: Path, workers: int, environment: Mapping[str, str]) -> G
             )
         ]
         _wait_until_ray_runs(started[0])
-        started += [
-            stack.enter_context(
-                _process(
-                    folder / f"worker-{number}",
-                    ["ray.scripts.scripts", "start", "--address", address, "--num-cpus", "1", *alone],
-                    environment,
-                )
-            )
-            for number in range(workers)
-        ]
-        for node in started[1:]:
-            _wait_until_ray_runs(node)
+        for number in range(workers):
+            node = ["ray.scripts.scripts", "start", "--address", address, "--num-cpus", "1", *alone]
+            started.append(stack.enter_context(_process(folder / f"worker-{number}", node, environment)))
+            _wait_until_ray_runs(started[-1])
         yield RunningCluster(address=address, workers=tuple(started[1:]))
 
 
@@ -135,6 +127,8 @@ def _process(folder: Path, module: list[str], environment: Mapping[str, str]) ->
         "ROWVEC_HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "PREFECT_HOME": str(folder / "prefect"),
+        # On a busy machine a node of Ray takes longer than the 30 s it gives itself.
+        "RAY_raylet_start_wait_time_s": str(_START_SECONDS),
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 # ours
