@@ -40,6 +40,7 @@ from rowvec.serving import Indexed, serve
 from rowvec.sources.image_places import open_places
 from rowvec.sparsity import make_room
 from rowvec.stores import Store, file_checksum, open_store
+from rowvec.telemetry import record, traced
 from rowvec.vector_table import make_schema
 
 share_arenas()
@@ -98,6 +99,7 @@ class Round:
         return (("extract", self.plan.seconds), ("merge", self.merged.seconds))
 
 
+@traced("extract")
 def extract_rows(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     """Compare source and vector table; the plan is stored and waits for its batches to be worked on.
 
@@ -124,6 +126,7 @@ def extract_rows(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     return replace(plan, seconds=time.monotonic() - started)
 
 
+@traced("images")
 def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     """Put a batch's images into the store, before anything is paid for them or a row shows them."""
     started, batch = time.monotonic(), Batch(run_id=run_id, number=number)
@@ -143,6 +146,7 @@ def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     return batch.after("images", started, images=uploaded.images)
 
 
+@traced("embed")
 def embed_rows(pipeline: Pipeline, run_id: RunId, number: int, before: Batch | None = None) -> Batch:
     """Fetch a batch and give its rows vectors; ``before`` is the batch as its images were uploaded."""
     started, batch = time.monotonic(), before or Batch(run_id=run_id, number=number)
@@ -177,6 +181,7 @@ def _asking_about_images(pipeline: Pipeline, connection: Connection, folder: Pat
     return ask
 
 
+@traced("binarize")
 def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     """One bit a dimension, beside the vectors."""
     started = time.monotonic()
@@ -190,6 +195,7 @@ def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     return batch.after("binarize", started)
 
 
+@traced("upload")
 def upload_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     """Write the batch's artifact, put it into the store, and note in the ledger what it holds."""
     started = time.monotonic()
@@ -212,6 +218,7 @@ def upload_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     return batch.after("upload", started, artifact=artifact)
 
 
+@traced("load")
 def load_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     """COPY the artifact into staging: from this machine's copy if it is still there, else from the store."""
     started = time.monotonic()
@@ -229,6 +236,7 @@ def load_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     return batch.after("load", started)
 
 
+@traced("merge")
 def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
     """One transaction, after which the vector table agrees with the source."""
     started = time.monotonic()
@@ -243,6 +251,7 @@ def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
     return replace(merged, seconds=time.monotonic() - started)
 
 
+@traced("index")
 def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
     """See to it that the vector table has the index it is to have, and the search function that uses it."""
     resolved = resolve(pipeline)
@@ -250,6 +259,7 @@ def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
         return serve(connection, open_plan(connection, resolved, run_id).table, resolved)
 
 
+@traced("validate")
 def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     """Check what must hold, write the manifest, and record the verdict in the ledger."""
     started = time.monotonic()
@@ -283,6 +293,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
                 manifest_sha256=recorded and recorded.sha256,
             )
     shutil.rmtree(spool(run.run_id), ignore_errors=True)
+    record(report)
     return report
 
 
