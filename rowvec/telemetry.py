@@ -1,7 +1,7 @@
 """What runs tell OpenTelemetry: a span a run and a stage, and figures; nothing unless the OTEL_* variables ask for it.
 
-By the API alone, which does nothing where no SDK is set up. No span and no metric has a row's content, a key of a row, or
-a sentence that could hold one: names of pipelines, stages and classes, and numbers.
+By the API alone, which does nothing where no SDK is set up. No span and no metric has a row's content, its key, or a
+sentence that could hold one: names of pipelines, stages and classes, and numbers.
 """
 
 from __future__ import annotations

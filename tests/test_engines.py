@@ -150,7 +150,8 @@ def test_a_dask_worker_that_is_killed_costs_what_it_had_in_flight(
 ) -> None:
     with killing(openai_server, dask.workers[0].kill):
         report = sync(pipeline=pipeline, cause="killed")
-    assert (dask.workers[0].home / "spool" / str(report.run_id) / "batch-0").exists()
+    # It died over a batch, whose files are left with it.
+    assert list((dask.workers[0].home / "spool" / str(report.run_id)).rglob("rows.arrow"))
     assert_survived(report, pipeline, source, openai_server, monkeypatch)
     # A variable that only the flow's process has: told in the worker's sentence, and not tried again.
     monkeypatch.setenv("ROWVEC_RUNNER", "dask")

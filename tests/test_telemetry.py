@@ -23,7 +23,7 @@ from tests.command import PrefectServer, write_pipeline
 
 pytestmark = pytest.mark.flow
 
-SECRET = "sk-planted-0123456789"
+PLANTED = "sk-planted-0123456789"
 
 
 class Receiver(ThreadingHTTPServer):
@@ -55,7 +55,7 @@ class Receiver(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """Takes every POST."""
 
-    server: Receiver
+    server: Receiver  # pyright: ignore[reportIncompatibleVariableOverride] # no other server has this handler
 
     def do_POST(self) -> None:
         """Keep the body, unpacked."""
@@ -93,14 +93,14 @@ def test_a_run_tells_its_stages_and_figures_and_no_content(
     file = write_pipeline(paintings, tmp_path)
     endpoint = f"http://127.0.0.1:{receiver.server_address[1]}"
     # The key is in the run's environment, as a real one is.
-    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OPENAI_API_KEY": SECRET}
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OPENAI_API_KEY": PLANTED}
     ended = command.start(prefect_server.api, "sync", file, "--json", **environment).wait()
     assert ended.status == 0, ended
     by_name = {span.name: span for span in receiver.spans}
     stages = ("extract", "embed", "binarize", "upload", "load", "merge", "index", "validate")
     assert set(by_name) == {"rowvec run", *(f"rowvec {stage}" for stage in stages)}
     run = by_name["rowvec run"]
-    assert told(run.attributes) == {"rowvec.pipeline": "paintings", "rowvec.run_id": 1, "rowvec.cause": "manual"}
+    assert told(run.attributes) == {"rowvec.pipeline": "paintings", "rowvec.run_id": 1, "rowvec.cause": "command"}
     assert {span.trace_id for span in by_name.values()} == {run.trace_id}
     assert told(by_name["rowvec load"].attributes)["rowvec.stage"] == "load"
     rows = {told(p.attributes)["rowvec.kind"]: p.as_int for p in receiver.metrics["rowvec.rows"].sum.data_points}
@@ -110,7 +110,7 @@ def test_a_run_tells_its_stages_and_figures_and_no_content(
     assert receiver.metrics["rowvec.table.rows"].gauge.data_points[0].as_int == 50
     assert {"rowvec.tokens", "rowvec.cost", "rowvec.runs", "rowvec.rejects"} <= set(receiver.metrics)
     everything = b"".join(body for _, body in receiver.bodies)
-    for secret in (SECRET, "Unspeakable", "It shows the number", "host="):
+    for secret in (PLANTED, "Unspeakable", "It shows the number", "host="):
         assert secret.encode() not in everything
 
 
