@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -72,21 +72,20 @@ def on_cluster(cluster: Cluster, pipeline: Pipeline, run: Run, batches: int) -> 
 def _dask(cluster: Cluster) -> Generator[TaskRunner[Any]]:
     try:
         # Extras, and slow to import: whoever stays with threads needs none of them.
+        from distributed import CancelledError
         from distributed.scheduler import KilledWorker
         from prefect_dask.task_runners import DaskTaskRunner
     except ImportError:
         raise _missing(cluster) from None
-    try:
-        with DaskTaskRunner(address=cluster.address) as runner:
+    with DaskTaskRunner(address=cluster.address) as runner:
+        try:
             runner.client.wait_for_workers(1, timeout=_FIRST_WORKER_SECONDS)
+        except (OSError, ValueError) as error:
+            raise _silent(cluster) from error
+        try:
             yield cast("TaskRunner[Any]", runner)
-    except KilledWorker as error:
-        raise ClusterUnavailable(
-            f"a batch was given up after its worker ended {error.args[2] if len(error.args) > 2 else 'several'} times; "
-            "look at the workers' memory and logs, then run again"
-        ) from error
-    except OSError as error:
-        raise _silent(cluster) from error
+        except (KilledWorker, CancelledError) as error:
+            raise _lost(error) from error
 
 
 @contextmanager
@@ -96,16 +95,15 @@ def _ray(cluster: Cluster) -> Generator[TaskRunner[Any]]:
         from prefect_ray.task_runners import RayTaskRunner
     except ImportError:
         raise _missing(cluster) from None
-    try:
-        with RayTaskRunner(address=cluster.address) as runner:
+    with ExitStack() as stack:
+        try:
+            runner = stack.enter_context(RayTaskRunner(address=cluster.address))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _silent(cluster) from error
+        try:
             yield cast("TaskRunner[Any]", runner)
-    except ray.exceptions.RayError as error:
-        raise ClusterUnavailable(
-            "a batch was given up after its worker ended several times; look at the workers' memory and logs, "
-            f"then run again ({type(error).__name__})"
-        ) from error
-    except (ConnectionError, OSError) as error:
-        raise _silent(cluster) from error
+        except ray.exceptions.RayError as error:
+            raise _lost(error) from error
 
 
 _OPENED: dict[Engine, Callable[[Cluster], Any]] = {"dask": _dask, "ray": _ray}
@@ -114,6 +112,13 @@ _OPENED: dict[Engine, Callable[[Cluster], Any]] = {"dask": _dask, "ray": _ray}
 def _missing(cluster: Cluster) -> UsageError:
     return UsageError(
         f"ROWVEC_RUNNER is {cluster.engine}, and its parts are not installed; pip install 'rowvec[{cluster.engine}]'"
+    )
+
+
+def _lost(error: Exception) -> ClusterUnavailable:
+    return ClusterUnavailable(
+        f"the cluster gave up a batch, for whoever worked on it ended ({type(error).__name__}); "
+        "look at the workers' memory and logs, then run again: what was answered is kept"
     )
 
 

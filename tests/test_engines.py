@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -16,11 +17,13 @@ from psycopg import sql
 from flows.sync import sync
 from rowvec.cluster import batch_weight, check_reachable
 from rowvec.database import Connection
-from rowvec.errors import UsageError
+from rowvec.errors import ClusterUnavailable, UsageError
+from rowvec.ledger import PipelineId, RunId
 from rowvec.pipeline import Artifacts, Pipeline
 from rowvec.plan import MIN_BATCH_ROWS, count_batches
 from rowvec.report import SyncReport
-from tasks.engines import Cluster, chosen_cluster
+from rowvec.run import Run
+from tasks.engines import Cluster, chosen_cluster, on_cluster
 from tests import gallery
 from tests.azurite import Container
 from tests.clusters import RunningCluster, Worker, dask_cluster, ray_cluster
@@ -226,6 +229,15 @@ def test_a_wrong_setting_is_told(runner: str, address: str, said: str, monkeypat
     monkeypatch.setenv("ROWVEC_CLUSTER", address)
     with pytest.raises(UsageError, match=said):
         chosen_cluster()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_a_cluster_that_is_not_there_is_told(engine: Literal["dask", "ray"], pipeline: Pipeline) -> None:
+    nowhere = {"dask": "tcp://127.0.0.1:9", "ray": "127.0.0.1:9"}[engine]
+    run = Run(run_id=RunId(1), pipeline_id=PipelineId(1), started=0.0)
+    with pytest.raises(ClusterUnavailable, match=f"the {engine} cluster at {nowhere} does not answer"):
+        on_cluster(Cluster(engine=engine, address=nowhere), pipeline, run, 1)
 
 
 def test_threads_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
