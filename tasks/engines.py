@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ Engine = Literal["dask", "ray"]
 
 # A cluster that scales from nothing takes a while; one without workers would let the run wait for ever.
 _FIRST_WORKER_SECONDS = 120
+_KNOCK_SECONDS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ def on_cluster(cluster: Cluster, pipeline: Pipeline, run: Run, batches: int) -> 
     """
     if not batches:
         return []
+    _knock(cluster)
     done: list[Batch] = []
     with _OPENED[cluster.engine](cluster) as runner:
         futures: list[PrefectFuture[Batch]] = [
@@ -66,6 +69,17 @@ def on_cluster(cluster: Cluster, pipeline: Pipeline, run: Run, batches: int) -> 
             tell("embed", f"batch {number}", 1, 1)
             tell("load", f"batch {number}", 1, 1)
     return done
+
+
+def _knock(cluster: Cluster) -> None:
+    """See that somebody listens there: Ray looks for a cluster that is away for minutes, and then ends the process."""
+    host, _, port = cluster.address.rpartition("//")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        raise UsageError(f"ROWVEC_CLUSTER is {cluster.address!r}; it must end in HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _silent(cluster) from error
 
 
 @contextmanager

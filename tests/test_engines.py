@@ -231,13 +231,15 @@ def test_a_wrong_setting_is_told(runner: str, address: str, said: str, monkeypat
         chosen_cluster()
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_a_cluster_that_is_not_there_is_told(engine: Literal["dask", "ray"], pipeline: Pipeline) -> None:
+def test_a_cluster_that_is_not_there_is_told(engine: Literal["dask", "ray"]) -> None:
+    pipeline = gallery.pipeline("./unused")
     nowhere = {"dask": "tcp://127.0.0.1:9", "ray": "127.0.0.1:9"}[engine]
     run = Run(run_id=RunId(1), pipeline_id=PipelineId(1), started=0.0)
     with pytest.raises(ClusterUnavailable, match=f"the {engine} cluster at {nowhere} does not answer"):
         on_cluster(Cluster(engine=engine, address=nowhere), pipeline, run, 1)
+    with pytest.raises(UsageError, match="ROWVEC_CLUSTER is 'auto'; it must end in HOST:PORT"):
+        on_cluster(Cluster(engine=engine, address="auto"), pipeline, run, 1)
 
 
 def test_threads_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
