@@ -10,6 +10,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from rowvec.ask_ahead import asks_ahead
+from rowvec.cluster import batch_weight, check_reachable
 from rowvec.generations import effective
 from rowvec.pipeline import Pipeline
 from rowvec.report import SyncReport
@@ -17,6 +18,7 @@ from rowvec.run import Run, running
 from rowvec.stages import Batch, Round, conclude
 from tasks import stages
 from tasks.artifacts import show
+from tasks.engines import chosen_cluster, on_cluster
 from tasks.events import tell_sync
 from tasks.hooks import clear_up
 from tasks.job import cause_of, job, run_name
@@ -65,18 +67,27 @@ def sync(
 
 def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     """One plan, its batches through all stages, one merge."""
-    plan = stages.extract(pipeline, run)
+    cluster = chosen_cluster()
+    if cluster:
+        check_reachable(pipeline)
+    plan = stages.extract(pipeline, run, batch_weight(pipeline) if cluster else 1)
     if asks_ahead(pipeline):
         stages.ask_ahead(pipeline, run).conclude(pipeline)
     again = stages.lost_images(pipeline, run) if plan.lost_images else 0
+    done = on_cluster(cluster, pipeline, run, plan.batches) if cluster else in_threads(pipeline, run, plan.batches)
+    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run), images_again=again)
+
+
+def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
+    """All batches through their stages in this process, a few at a time."""
     chains: deque[Chain] = deque()
     done: list[Batch] = []
-    for number in range(plan.batches):
+    for number in range(batches):
         chains.append(submit(pipeline, run, number, after=chains[-1] if chains else None))
         if len(chains) > BATCHES_IN_FLIGHT:
             done.append(finished(chains.popleft()))
     done.extend(finished(chain) for chain in chains)
-    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run), images_again=again)
+    return done
 
 
 def submit(pipeline: Pipeline, run: Run, number: int, after: Chain | None) -> Chain:

@@ -6,7 +6,8 @@ RowvecError
 │   ├── EmbedderUnavailable   5xx, time-out, a cut connection, an answer that cannot be read
 │   ├── StoreUnavailable      the blob store did not answer, or answered 5xx
 │   ├── DatabaseUnavailable   the connection was lost, or a lock was not had in time
-│   └── MergeConflict         somebody else wrote the vector table: the merge is done anew
+│   ├── MergeConflict         somebody else wrote the vector table: the merge is done anew
+│   └── ClusterUnavailable    the Dask or Ray cluster does not answer, or lost those who worked on a batch
 ├── FatalError                trying again changes nothing: the run stops, and its message says what to do
 │   ├── UsageError            wrong use: a bad pipeline file, a missing variable (exit status 2)
 │   ├── QuotaExhausted        the provider wants money, not patience
@@ -77,6 +78,10 @@ class DatabaseUnavailable(RetriableError):
 
 class MergeConflict(RetriableError):
     """The vector table was written by somebody else between our reading and our writing."""
+
+
+class ClusterUnavailable(RetriableError):
+    """The cluster that batches are worked on does not answer, or lost its workers."""
 
 
 class FatalError(RowvecError):

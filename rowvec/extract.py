@@ -35,6 +35,8 @@ class Request:
     run_id: RunId
     note_all_images: bool = False
     """Whether to note where all rows have their images, and not those that are new or changed alone."""
+    batch_weight: int = 1
+    """See ``count_batches``."""
 
 
 def extract(connection: Connection, request: Request) -> Plan:
@@ -162,7 +164,7 @@ def is_exact(column: PgColumn) -> bool:
 def _store(connection: Connection, request: Request, rows: Rows, table: VectorTable, *, exists: bool) -> Plan:
     counted = connection.execute(query("extract", "count_diff")).fetchone()
     new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
-    batches = count_batches(new + changed)
+    batches = count_batches(new + changed, request.batch_weight)
     connection.execute(
         query(
             "extract",

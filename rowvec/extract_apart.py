@@ -307,7 +307,7 @@ def _store(connection: Connection, request: Request, table: VectorTable, *, exis
     connection.execute(query("extract_apart", "leave_out_rejects", **parts))
     counted = connection.execute(query("extract_apart", "count_taken")).fetchone()
     new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
-    batches = count_batches(new + changed)
+    batches = count_batches(new + changed, request.batch_weight)
     rows = plan_rows(request.run_id)
     typed = (sql.SQL("{}::{} AS {}, ").format(*_typed(c)) for c in (*table.key, *table.metadata))
     connection.execute(

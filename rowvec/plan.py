@@ -87,9 +87,12 @@ def plan_rows(run_id: RunId) -> sql.Identifier:
     return sql.Identifier("rowvec", f"plan_{run_id}")
 
 
-def count_batches(rows: int) -> int:
-    """How many batches for so many rows: batches grow with the table, task runs do not."""
-    return max(1, min(MAX_BATCHES, -(-rows // MIN_BATCH_ROWS))) if rows else 0
+def count_batches(rows: int, weight: int = 1) -> int:
+    """How many batches for so many rows: batches grow with the table, task runs do not.
+
+    ``weight``: how many times the usual least number of rows a batch is to have.
+    """
+    return max(1, min(MAX_BATCHES, -(-rows // (weight * MIN_BATCH_ROWS)))) if rows else 0
 
 
 def store(connection: Connection, plan: Plan) -> None:

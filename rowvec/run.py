@@ -16,6 +16,8 @@ from rowvec.ledger import PipelineId, RunId
 from rowvec.pipeline import Pipeline
 from rowvec.references import resolve
 from rowvec.schema import install
+from rowvec.telemetry import span
+from rowvec.telemetry_export import flush
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +72,14 @@ def running(
             run_id = ledger.start_run(connection, pipeline_id, cause)
             ledger.clear_leftovers(connection, pipeline_id, run_id)
         try:
-            yield Run(run_id=run_id, pipeline_id=pipeline_id, started=started)
+            with span("rowvec run", pipeline=pipeline.name, run_id=run_id, cause=cause):
+                yield Run(run_id=run_id, pipeline_id=pipeline_id, started=started)
         except BaseException as error:
             # Whatever ends a run, an interrupt included, ends in the ledger; a kill is noticed by the next run.
             _record_failure(resolved, run_id, error)
             raise
+        finally:
+            flush()
 
 
 def _record_failure(resolved: Pipeline, run_id: RunId, error: BaseException) -> None:

@@ -46,6 +46,7 @@ from rowvec.sources.image_places import open_places
 from rowvec.sparsity import make_room
 from rowvec.spending import open_purse
 from rowvec.stores import Store, file_checksum, open_store
+from rowvec.telemetry import record, traced
 from rowvec.vector_table import make_schema
 
 share_arenas()
@@ -106,8 +107,12 @@ class Round:
         return (("extract", self.plan.seconds), ("merge", self.merged.seconds))
 
 
-def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
-    """Compare source and vector table; the plan is stored and waits for its batches to be worked on."""
+@traced("extract")
+def extract_rows(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
+    """Compare source and vector table; the plan is stored and waits for its batches to be worked on.
+
+    ``weight``: how many times its usual least size a batch is to have.
+    """
     started = time.monotonic()
     resolved = resolve(pipeline)
     identity = _embedder(resolved.embedder).identity
@@ -121,6 +126,7 @@ def extract_rows(pipeline: Pipeline, run: Run) -> Plan:
             pipeline_id=run.pipeline_id,
             run_id=run.run_id,
             note_all_images=shows_images and any(wanting_images(connection, pipeline)),
+            batch_weight=weight,
         )
         # Not in the extract's transaction, nor in the merge's: others may be making the same schema.
         make_schema(connection, table_identifier(pipeline.target.table)[0])
@@ -151,6 +157,7 @@ def upload_lost_images(pipeline: Pipeline, run_id: RunId) -> int:
         return uploaded.images
 
 
+@traced("images")
 def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     """Put a batch's images into the store, before anything is paid for them or a row shows them."""
     started, batch = time.monotonic(), Batch(run_id=run_id, number=number)
@@ -170,6 +177,7 @@ def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     return batch.after("images", started, images=uploaded.images)
 
 
+@traced("embed")
 def embed_rows(pipeline: Pipeline, run_id: RunId, number: int, before: Batch | None = None) -> Batch:
     """Fetch a batch and give its rows vectors; ``before`` is the batch as its images were uploaded."""
     started, batch = time.monotonic(), before or Batch(run_id=run_id, number=number)
@@ -214,6 +222,7 @@ def _asking(pipeline: Pipeline, connection: Connection, run_id: RunId, folder: P
     return lambda texts: jobs.embed_the_rest(connection, pipeline_id, embedder, purse, texts)
 
 
+@traced("binarize")
 def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     """One bit a dimension, beside the vectors."""
     started = time.monotonic()
@@ -227,6 +236,7 @@ def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     return batch.after("binarize", started)
 
 
+@traced("upload")
 def upload_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     """Write the batch's artifact, put it into the store, and note in the ledger what it holds."""
     started = time.monotonic()
@@ -249,6 +259,7 @@ def upload_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     return batch.after("upload", started, artifact=artifact)
 
 
+@traced("load")
 def load_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     """COPY the artifact into staging: from this machine's copy if it is still there, else from the store."""
     started = time.monotonic()
@@ -266,6 +277,7 @@ def load_rows(pipeline: Pipeline, batch: Batch) -> Batch:
     return batch.after("load", started)
 
 
+@traced("merge")
 def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
     """One transaction, after which the vector table agrees with the source."""
     started = time.monotonic()
@@ -280,6 +292,7 @@ def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
     return replace(merged, seconds=time.monotonic() - started)
 
 
+@traced("index")
 def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
     """See to it that the vector table has the index it is to have, and the search function that uses it."""
     resolved = resolve(pipeline)
@@ -287,6 +300,7 @@ def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
         return serve(connection, open_plan(connection, resolved, run_id).table, resolved)
 
 
+@traced("validate")
 def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     """Check what must hold, write the manifest, and record the verdict in the ledger."""
     started = time.monotonic()
@@ -324,6 +338,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
             )
     shutil.rmtree(spool(run.run_id), ignore_errors=True)
     forget_run(run_name(run.run_id))
+    record(report)
     return report
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from rowvec import ask_ahead as asking
 from rowvec import audit as auditing
-from rowvec import index_commands, rebuild, repair, retention, stages
+from rowvec import cluster, index_commands, rebuild, repair, retention, stages
 from rowvec.ask_ahead import Ahead
 from rowvec.audit import Audit
+from rowvec.ledger import RunId
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan
@@ -24,12 +25,13 @@ from rowvec.stages import Batch, Round
 from rowvec.tuner import Budget
 from tasks.policy import stage
 from tasks.progress import expect
+from tasks.quiet import tell_sentences
 
 
 @stage("extract")
-def extract(pipeline: Pipeline, run: Run) -> Plan:
+def extract(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     """Find what changed, and store the plan."""
-    plan = stages.extract_rows(pipeline, run)
+    plan = stages.extract_rows(pipeline, run, weight)
     expect(plan.batches)
     return plan
 
@@ -38,6 +40,13 @@ def extract(pipeline: Pipeline, run: Run) -> Plan:
 def ask_ahead(pipeline: Pipeline, run: Run) -> Ahead:
     """Have the provider's Batch API answer what it can; see how far it is."""
     return asking.ask_ahead(pipeline, run)
+
+
+@stage("batch {number}")
+def batch(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
+    """Work a batch through all stages, on a worker of a cluster."""
+    tell_sentences()  # in the worker's log
+    return cluster.work_through(pipeline, run_id, number)
 
 
 @stage("images {number}")

@@ -1,0 +1,65 @@
+"""Sets up OpenTelemetry's SDK where the standard OTEL_* variables ask for it: an extra, imported only then."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+
+from opentelemetry import metrics, trace
+from opentelemetry.util.types import AttributeValue
+
+_ENDPOINTS = {
+    signal: ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") for signal in ("TRACES", "METRICS")
+}
+# A collector that is away costs a run no more than this at its end.
+_FLUSH_MILLISECONDS = 5000
+
+logger = logging.getLogger(__name__)
+
+
+def wanted(signal: str) -> bool:
+    """Whether ``TRACES`` or ``METRICS`` are to be sent: an endpoint is named, and nothing says otherwise."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if os.environ.get(f"OTEL_{signal}_EXPORTER", "otlp") != "otlp":
+        return False
+    return any(os.environ.get(name) for name in _ENDPOINTS[signal])
+
+
+@cache
+def start() -> None:
+    """Send spans and metrics of this process by OTLP over HTTP, where that is wanted; the first call decides.
+
+    A provider that is there already, as under ``opentelemetry-instrument``, is left to do it. Intervals, headers, the
+    service's name and the rest are the SDK's own variables.
+    """
+    if not (wanted("TRACES") or wanted("METRICS")):
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set and nothing is sent: pip install 'rowvec[otel]'")
+        return
+    named: dict[str, AttributeValue] = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "rowvec"}
+    if wanted("TRACES") and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        tracers = TracerProvider(resource=Resource.create(named))
+        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(tracers)
+    if wanted("METRICS") and not isinstance(metrics.get_meter_provider(), MeterProvider):
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        metrics.set_meter_provider(MeterProvider([reader], resource=Resource.create(named)))
+
+
+def flush() -> None:
+    """Send what there is: a run's process may end in ways that leave no time for it."""
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        # The API's own providers have nothing to flush, and no such method.
+        if callable(force := getattr(provider, "force_flush", None)):
+            force(_FLUSH_MILLISECONDS)
