@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID, uuid4
 
 from rowvec import jobs
 from rowvec.database import Connection
 from rowvec.embedders import open_batch_api
 from rowvec.embedders.batch_lines import Entry, Limits, numbered, request_line, within
-from rowvec.embedders.openai_api import OpenAIApi
-from rowvec.embedders.openai_batches import OpenAIBatches, Outcome, Seen, read_outcomes
 from rowvec.embedders.pace import Clock, SystemClock
 from rowvec.embedders.prices import BATCH_SHARE
 from rowvec.errors import AwaitingJobs, EmbedderRefused, FatalError, RowError
@@ -33,6 +31,11 @@ from rowvec.plan import Plan, open_plan
 from rowvec.references import resolve
 from rowvec.run import Run, open_target
 from rowvec.spending import Account, account_of, check_price, left, spent_by
+
+if TYPE_CHECKING:
+    # Every sync imports this module, and those that ask nobody by the Batch API need no client of OpenAI's.
+    from rowvec.embedders.openai_api import OpenAIApi
+    from rowvec.embedders.openai_batches import OpenAIBatches, Outcome, Seen
 
 # Outcomes made durable at once: 3,072 dimensions of 4 bytes make it 6 MB.
 _BLOCK = 512
@@ -235,6 +238,8 @@ class _Desk:
 
     def _take(self, job: Job, seen: Seen) -> None:
         """Keep what a job has answered, and close it. Raises what its lines say is wrong with all of them."""
+        from rowvec.embedders.openai_batches import read_outcomes  # late: see above
+
         fatal: FatalError | None = None
         folder = spool(self.plan.run_id)
         for name in seen.files:

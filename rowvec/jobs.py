@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal, NewType
+from typing import TYPE_CHECKING, Literal, NewType
 from uuid import UUID
 
 import numpy as np
@@ -14,7 +14,6 @@ from psycopg.rows import class_row
 
 from rowvec import ledger
 from rowvec.database import Connection
-from rowvec.embedders.openai_batches import Outcome
 from rowvec.embedders.prices import BATCH_SHARE
 from rowvec.embedders.protocol import Answer, Embedder
 from rowvec.embedders.purse import Hold, Purse
@@ -26,6 +25,9 @@ from rowvec.matryoshka import paid_for
 from rowvec.plan import FETCH_ROWS, Plan
 from rowvec.queries import query
 from rowvec.spending import Account, reserve, settle
+
+if TYPE_CHECKING:
+    from rowvec.embedders.openai_batches import Outcome  # which brings the client that a sync may not need
 
 JobId = NewType("JobId", int)
 Cost = Callable[[int], float]
