@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from rowvec.pipeline import Pipeline
 
@@ -102,6 +103,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Prefec
     """One server a session: a command then starts in two seconds and not in twelve."""
     with serving(tmp_path_factory.mktemp("prefect")) as server:
         yield server
+
+
+@pytest.fixture
+def prefect_api(prefect_server: PrefectServer) -> Generator[None]:
+    """The session's Prefect server, for flows of this process: a second one would not get the events of its runs."""
+    with temporary_settings({PREFECT_API_URL: prefect_server.api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from tests import command, gallery
 # One blob server and one Prefect server a session, for whichever module asks first.
 azurite, container = blob_server.azurite, blob_server.container
 prefect_server = command.prefect_server
+prefect_api = command.prefect_api
 
 # The check of a commit tries the same cases each time; what new ones find is found at a developer's desk.
 hypothesis.settings.register_profile("desk", deadline=None)

@@ -11,7 +11,6 @@ from typing import Literal
 
 import psutil
 import pytest
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from psycopg import sql
 
 from flows.sync import sync
@@ -27,7 +26,6 @@ from tasks.engines import Cluster, chosen_cluster, on_cluster
 from tests import gallery
 from tests.azurite import Container
 from tests.clusters import RunningCluster, Worker, dask_cluster, ray_cluster
-from tests.command import PrefectServer
 from tests.gallery import assert_in_step
 from tests.openai_server import KEY, OpenAIServer
 from tests.openai_server import openai_server as openai_server
@@ -37,13 +35,6 @@ pytestmark = [pytest.mark.flow, pytest.mark.azurite]
 
 ROWS = 300
 TEXTS_A_REQUEST, CONCURRENCY, WORKERS = 4, 2, 2
-
-
-@pytest.fixture
-def prefect_api(prefect_server: PrefectServer) -> Generator[None]:
-    """The session's Prefect server, for flows of this process."""
-    with temporary_settings({PREFECT_API_URL: prefect_server.api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import (
@@ -14,8 +12,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilter,
 )
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.sync import sync
 from rowvec import stages
@@ -28,21 +25,10 @@ from tests.gallery import assert_in_step, fill
 pytestmark = pytest.mark.flow
 
 
-@pytest.fixture(scope="session")
-def prefect_api() -> Generator[None]:
-    """A real Prefect server on a database of its own."""
-    monkeypatch = pytest.MonkeyPatch()
-    # What it would send cannot be sent from a test machine, and trying locks its SQLite.
-    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    with prefect_test_harness(server_startup_timeout=90), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
-    monkeypatch.undo()
-
-
 def runs(state: str) -> list[FlowRun]:
     """Flow runs in a state, the newest first."""
     with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(limit=50)
+        found = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=50)
     return [run for run in found if run.state_name == state]
 
 
@@ -52,10 +38,8 @@ def test_a_run_shows_its_stages_its_batches_and_its_verdict(
     report = sync(pipeline=paintings, cause="test")
     assert (report.new, report.embedded, report.consistent) == (50, 50, True)
     assert_in_step(source)
+    run = next(run for run in runs("Completed") if run.name == "paintings-test")
     with get_client(sync_client=True) as client:
-        (run,) = [
-            r for r in client.read_flow_runs(limit=50) if r.name == "paintings-test" and r.state_name == "Completed"
-        ]
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=TaskRunFilter()
         )
@@ -106,7 +90,7 @@ def test_a_fatal_failure_fails_the_run_at_once(prefect_api: None, source: Connec
     source.execute("DELETE FROM paintings WHERE id > 1")
     with pytest.raises(DeleteLimitExceeded, match="would delete 49 of 50"):
         sync(pipeline=paintings, cause="emptied")
-    assert [run.name for run in runs("Failed")] == ["paintings-emptied"]
+    assert "paintings-emptied" in [run.name for run in runs("Failed")]
     row = source.execute("SELECT state, error FROM rowvec.runs ORDER BY run_id DESC LIMIT 1").fetchone()
     assert row is not None
     assert row[0] == "failed"

@@ -20,9 +20,6 @@ from rowvec.run import running
 from tasks import turns
 from tasks.turns import SKIPPED, WAIT, Patience, WhenBusy
 from tests.gallery import assert_in_step
-from tests.test_flows import prefect_api
-
-__all__ = ["prefect_api"]
 
 SECONDS = st.floats(min_value=0, max_value=1e6)
 
