@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+import pytest
 
 from rowvec import stages
 from rowvec.ask_ahead import ask_ahead, asks_ahead
@@ -114,6 +115,25 @@ def assert_in_step(connection: Connection) -> None:
         " OR s.author IS DISTINCT FROM t.author OR s.year IS DISTINCT FROM t.year"
     ).fetchall()
     assert wrong == []
+
+
+class Died(BaseException):
+    """The end of a process that nothing catches."""
+
+
+@contextmanager
+def dying_after(stage: str, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Whoever runs a stage meanwhile dies as soon as it is done; the context must end so."""
+    real = getattr(stages, stage)
+
+    def die(*arguments: object) -> None:
+        real(*arguments)
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, stage, die)
+        with pytest.raises(Died):
+            yield
 
 
 @contextmanager

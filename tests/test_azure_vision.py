@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -29,22 +28,7 @@ from rowvec.errors import (
 from rowvec.pipeline_embedders import AzureVisionEmbedder
 from rowvec.vector_layout import dense
 from tests.azure_vision_server import IMAGE_NORM, KEY, Fault, VisionServer, out_of_quota, serve, throttled
-
-
-class JumpingClock:
-    """Lets waits pass at once, and remembers them."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-        self.waits: list[float] = []
-
-    def now(self) -> float:
-        return self.time
-
-    def wait(self, seconds: float, stop: threading.Event) -> None:
-        del stop
-        self.waits.append(seconds)
-        self.time += seconds
+from tests.jumping_clock import JumpingClock
 
 
 def png(number: int) -> bytes:

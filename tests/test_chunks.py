@@ -32,7 +32,7 @@ from rowvec.restore import finish_restore, restore_rows, restoring
 from rowvec.run import running
 from rowvec.splitting import Splitting, splitting
 from tests import gallery
-from tests.gallery import sync
+from tests.gallery import Died, dying_after, sync
 from tests.openai_server import KEY, OpenAIServer, serve, vector
 
 KINDS = ("beside", "database", "parquet", "csv")
@@ -332,19 +332,8 @@ def test_rows_that_go_before_the_merge_are_a_loss_and_rows_that_change_are_none(
 def test_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
     texts: Texts, server: OpenAIServer, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = getattr(stages, stage)
-
-    class Died(BaseException):
-        """Nothing catches this."""
-
-    def die(*arguments: object) -> None:
-        real(*arguments)
-        raise Died
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, stage, die)
-        with pytest.raises(Died):
-            texts.sync()
+    with dying_after(stage, monkeypatch):
+        texts.sync()
     texts.sync()
     texts.assert_in_step()
     assert len(server.paid) == len(set(server.paid)) == sum(map(len, texts.stored().values()))
@@ -357,9 +346,6 @@ def test_a_run_that_dies_while_it_splits_leaves_no_row_half_split(
     texts = make_texts(kind)
     for id_ in range(1, 150):
         texts.put(id_, prose(8, seed=id_))
-
-    class Died(BaseException):
-        """Nothing catches this."""
 
     real, calls = chunks.add_chunks, 0
 

@@ -11,22 +11,7 @@ from hypothesis import strategies as st
 
 from rowvec.embedders.openai_errors import retry_after
 from rowvec.embedders.pace import Pace, Schedule, Stopped
-
-
-class JumpingClock:
-    """Time that passes at once when somebody waits."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-        self.waits: list[float] = []
-
-    def now(self) -> float:
-        return self.time
-
-    def wait(self, seconds: float, stop: threading.Event) -> None:
-        del stop
-        self.waits.append(seconds)
-        self.time += seconds
+from tests.jumping_clock import JumpingClock
 
 
 class Bucket:
@@ -47,7 +32,7 @@ class Bucket:
 @settings(deadline=None)
 @given(st.integers(3, 30_000))
 def test_a_known_request_limit_is_used_and_never_exceeded(per_minute: int) -> None:
-    clock, bucket = JumpingClock(), Bucket(per_minute, max(1.0, per_minute / 60))
+    clock, bucket = JumpingClock(1000.0), Bucket(per_minute, max(1.0, per_minute / 60))
     pace = Pace(Schedule(requests_per_minute=per_minute), clock)
     for _ in range(200):
         pace.wait_turn(1, threading.Event())
@@ -60,7 +45,7 @@ def test_a_known_request_limit_is_used_and_never_exceeded(per_minute: int) -> No
 @given(st.integers(10_000, 10_000_000), st.lists(st.floats(0.01, 1.0), min_size=50, max_size=200))
 def test_a_known_token_limit_is_used_and_never_exceeded(per_minute: int, shares: list[float]) -> None:
     largest = per_minute / 4
-    clock, bucket = JumpingClock(), Bucket(per_minute, largest)
+    clock, bucket = JumpingClock(1000.0), Bucket(per_minute, largest)
     pace = Pace(Schedule(tokens_per_minute=per_minute), clock)
     sent = 0.0
     for share in shares:
@@ -75,7 +60,7 @@ def test_a_known_token_limit_is_used_and_never_exceeded(per_minute: int, shares:
 @settings(deadline=None)
 @given(st.integers(300, 6000))
 def test_an_unknown_limit_is_found(per_minute: int) -> None:
-    clock, bucket = JumpingClock(), Bucket(per_minute, per_minute / 60)
+    clock, bucket = JumpingClock(1000.0), Bucket(per_minute, per_minute / 60)
     pace = Pace(Schedule(), clock)
     sent = refused = 0
     while sent < 2000:
@@ -93,7 +78,7 @@ def test_an_unknown_limit_is_found(per_minute: int) -> None:
 
 
 def test_limits_named_by_the_provider_are_adopted() -> None:
-    clock = JumpingClock()
+    clock = JumpingClock(1000.0)
     pace = Pace(Schedule(), clock)
     pace.complained(pace.wait_turn(1, threading.Event()), "rate_limited", 0.0, (60.0, None))
     for _ in range(10):
@@ -102,7 +87,7 @@ def test_limits_named_by_the_provider_are_adopted() -> None:
 
 
 def test_a_complaint_pauses_everybody_and_a_shorter_one_does_not_shorten_it() -> None:
-    clock = JumpingClock()
+    clock = JumpingClock(1000.0)
     pace = Pace(Schedule(), clock)
     first, second = (pace.wait_turn(1, threading.Event()) for _ in range(2))
     pace.complained(first, "rate_limited", 300.0)
@@ -114,7 +99,7 @@ def test_a_complaint_pauses_everybody_and_a_shorter_one_does_not_shorten_it() ->
 
 
 def test_slow_down_lowers_the_rate_and_successes_raise_it_again() -> None:
-    clock = JumpingClock()
+    clock = JumpingClock(1000.0)
     pace = Pace(Schedule(), clock)
     turns = [pace.wait_turn(1, threading.Event()) for _ in range(10)]
     clock.time += 1.0
@@ -130,7 +115,7 @@ def test_slow_down_lowers_the_rate_and_successes_raise_it_again() -> None:
 
 
 def test_a_pause_while_somebody_waits_holds_for_them_too() -> None:
-    clock = JumpingClock()
+    clock = JumpingClock(1000.0)
     pace = Pace(Schedule(requests_per_minute=60), clock)
     pace.wait_turn(1, threading.Event())
     jump = clock.wait
@@ -149,7 +134,7 @@ def test_who_waits_is_woken_by_stop() -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        Pace(Schedule(), JumpingClock()).wait_turn(1, stop)
+        Pace(Schedule(), JumpingClock(1000.0)).wait_turn(1, stop)
 
 
 @pytest.mark.parametrize(

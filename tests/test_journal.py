@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rowvec import stages
 from rowvec.database import Connection
 from rowvec.journal import replay
 from rowvec.manifest import read_chain
 from rowvec.pipeline import Pipeline
 from rowvec.stores import open_store
-from tests.gallery import assert_in_step, fill, sync
+from tests.gallery import assert_in_step, dying_after, fill, sync
 
 _DIFFERENCES = """
     SELECT coalesce(t.id, s.id) FROM vectors.paintings AS t FULL JOIN journal_state AS s ON s.id = t.id
@@ -65,19 +64,8 @@ def test_what_a_killed_run_did_is_told_by_the_next(
     sync(paintings)
     source.execute("DELETE FROM paintings WHERE id <= 3")
     source.execute("UPDATE paintings SET title = 'other' WHERE id = 8")
-    real = getattr(stages, stage)
-
-    class Died(BaseException):
-        """Nothing catches this."""
-
-    def die(*arguments: object) -> None:
-        real(*arguments)
-        raise Died
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, stage, die)
-        with pytest.raises(Died):
-            sync(paintings)
+    with dying_after(stage, monkeypatch):
+        sync(paintings)
     sync(paintings)
     assert_in_step(source)
     assert untold(source, paintings, tmp_path) == []

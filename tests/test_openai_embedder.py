@@ -35,6 +35,7 @@ from rowvec.errors import (
 )
 from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 from rowvec.vector_layout import dense
+from tests.jumping_clock import JumpingClock
 from tests.openai_server import (
     KEY,
     Fault,
@@ -51,22 +52,6 @@ from tests.openai_server import (
 SMALL = "text-embedding-3-small"
 ADA = "text-embedding-ada-002"
 TEXTS = [f"the text of row {i}" for i in range(100)]
-
-
-class JumpingClock:
-    """Lets waits pass at once, and remembers them."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-        self.waits: list[float] = []
-
-    def now(self) -> float:
-        return self.time
-
-    def wait(self, seconds: float, stop: threading.Event) -> None:
-        del stop
-        self.waits.append(seconds)
-        self.time += seconds
 
 
 def _config(server: OpenAIServer, key: str = KEY, **settings: Any) -> OpenAIEmbedder:

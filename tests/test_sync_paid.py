@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rowvec import commands, stages
+from rowvec import commands
 from rowvec.database import Connection
 from rowvec.errors import PipelineBusy, QuotaExhausted
 from rowvec.pipeline import Pipeline
 from rowvec.run import running
 from tests import gallery
-from tests.gallery import assert_in_step, fill, sync
+from tests.gallery import assert_in_step, dying_after, fill, sync
 from tests.openai_server import KEY, OpenAIServer, quota, serve
 
 CLI = Path(sys.executable).parent / "rowvec"
@@ -111,19 +111,8 @@ def test_a_used_up_quota_stops_at_once_and_what_was_paid_is_kept(
 def test_h5_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
     source: Connection, paid: Pipeline, server: OpenAIServer, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = getattr(stages, stage)
-
-    class Died(BaseException):
-        """Nothing catches this."""
-
-    def die(*arguments: object) -> None:
-        real(*arguments)
-        raise Died
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, stage, die)
-        with pytest.raises(Died):
-            sync(paid)
+    with dying_after(stage, monkeypatch):
+        sync(paid)
     sync(paid)
     assert len(server.paid) == 50
     assert_in_step(source)

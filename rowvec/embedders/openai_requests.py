@@ -14,10 +14,10 @@ from rowvec.embedders.answers import Reply, WrongDimensions, defect, read, usabl
 from rowvec.embedders.openai_errors import Refusal, meaning, refusal
 from rowvec.embedders.pace import Clock, Pace, Turn
 from rowvec.embedders.packing import Sized, halves
-from rowvec.embedders.patience import Patience, heed, wait
+from rowvec.embedders.patience import heed, patient
 from rowvec.embedders.protocol import Answer
 from rowvec.embedders.purse import FREE, Hold, Purse
-from rowvec.errors import EmbedderRefused, RetriableError, RowError, RowvecError
+from rowvec.errors import EmbedderRefused, RowError, RowvecError
 
 # A row whose vector is NaN or zero is asked for again, alone, before it is set aside.
 _SECOND_CHANCES = 2
@@ -123,13 +123,7 @@ class Requests:
         )
 
     def _persistently(self, part: tuple[Sized, ...], stop: threading.Event) -> Reply:
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(RetriableError),
-            stop=Patience(self.endpoint.max_attempts, self.pace, seen=self.pace.successes).is_over,
-            wait=wait,
-            sleep=lambda seconds: self.clock.wait(seconds, stop),
-            reraise=True,
-        )
+        retrying = patient(self.endpoint.max_attempts, self.pace, self.clock, stop)
         try:
             return retrying(self._once, part, stop, retrying)
         except WrongDimensions as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
 import tenacity
 
 from rowvec.embedders.answers import WrongDimensions
-from rowvec.embedders.pace import Pace, Turn
+from rowvec.embedders.pace import Clock, Pace, Turn
 from rowvec.errors import RateLimited, RetriableError, RowvecError
 
 # A provider that wants more patience than this (a limit of the day) ends the run, which says when to come back.
@@ -42,6 +43,17 @@ class Patience:
         return tries >= (
             min(_DIMENSION_ATTEMPTS, self.max_attempts) if isinstance(error, WrongDimensions) else self.max_attempts
         )
+
+
+def patient(max_attempts: int, pace: Pace, clock: Clock, stop: threading.Event) -> tenacity.Retrying:
+    """What tries one request again until it succeeds or patience ends; then its error is raised."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(RetriableError),
+        stop=Patience(max_attempts, pace, seen=pace.successes).is_over,
+        wait=wait,
+        sleep=lambda seconds: clock.wait(seconds, stop),
+        reraise=True,
+    )
 
 
 def wait(state: tenacity.RetryCallState) -> float:

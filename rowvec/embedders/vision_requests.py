@@ -14,11 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from rowvec.embedders.answers import WrongDimensions, defect, usable
 from rowvec.embedders.pace import Clock, Pace
-from rowvec.embedders.patience import Patience, heed, wait
+from rowvec.embedders.patience import heed, patient
 from rowvec.embedders.protocol import Answer, Image, Vectors
 from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.vision_errors import Said, read_error, vision_error
-from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RetriableError, RowError, RowvecError
+from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RowError, RowvecError
 
 DIMENSIONS = 1024
 
@@ -102,13 +102,7 @@ class VisionRequests:
             yield Answer(positions=np.array([item.position]), vectors=vector[np.newaxis], tokens=transactions)
 
     def _persistently(self, content: bytes | str, stop: threading.Event) -> Vectors:
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(RetriableError),
-            stop=Patience(self.endpoint.max_attempts, self.pace, seen=self.pace.successes).is_over,
-            wait=wait,
-            sleep=lambda seconds: self.clock.wait(seconds, stop),
-            reraise=True,
-        )
+        retrying = patient(self.endpoint.max_attempts, self.pace, self.clock, stop)
         try:
             return retrying(self._once, content, stop, retrying)
         except WrongDimensions as error:
