@@ -110,6 +110,8 @@ def _translated(error: psycopg.Error) -> DatabaseUnavailable | TargetError:
         # What a server that sheds load or heals by itself says passes; a full disk does not.
         case pg.DiskFull() | pg.OutOfMemory() | pg.ConfigurationLimitExceeded():
             return TargetError(f"the database is out of room: {sentence}; free some and run again")
+        case pg.ProgramLimitExceeded():
+            return TargetError(f"the database refused what is beyond its limits: {sentence}")
         case pg.ReadOnlySqlTransaction():
             return TargetError(
                 f"the target database takes no writes: {sentence}; it is a standby, it is out of room, or "

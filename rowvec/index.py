@@ -193,6 +193,8 @@ def _build(
         options=_options(choice),
     )
     memory = foresee(connection, rows, table.layout.mean_elements(connection, table.identifier), choice)
+    if memory.is_refused:
+        raise TargetError(f"the index on {table.schema}.{table.name} cannot be built: {memory.written()}")
     if memory.spills:
         logger.warning("the index on %s.%s will not fit: %s", table.schema, table.name, memory.written())
     settings = _settings(connection, rows, memory, readers=readers)

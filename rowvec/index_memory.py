@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rowvec.database import Connection
@@ -18,6 +19,12 @@ _ELEMENT_BYTES = 200
 _LINK_BYTES = 16
 _MEMORY_SHARE = 4
 _SMALLEST_MEMORY = 64 * 2**20
+
+# IVFFlat's k-means (Elkan's) draws fifty rows a list, and keeps a bound for each of them to each centre: pgvector
+# refuses the build where maintenance_work_mem is less than all of it (ElkanKmeans in its ivfkmeans.c).
+_SAMPLES_A_LIST = 50
+_LEAST_SAMPLES = 10_000
+_BOUND_BYTES = 4
 _SPILLED = re.compile(r"hnsw graph no longer fits into maintenance_work_mem after (\d+) tuples")
 
 
@@ -26,16 +33,29 @@ class BuildMemory:
     """Bytes that a build needs, and those of maintenance_work_mem that it is given."""
 
     needed: int
-    """With a quarter to spare; 0 where the kind of index holds nothing in memory that grows with the rows."""
+    """With something to spare."""
     given: int
+    fewer_lists: int = 0
+    """IVFFlat: as many lists as can be built with what is given; 0 for other kinds."""
 
     @property
     def spills(self) -> bool:
-        """Whether the graph will outgrow its memory, and the rest be inserted vector by vector."""
-        return self.needed > self.given
+        """Whether a graph will outgrow its memory, and the rest be inserted vector by vector."""
+        return self.needed > self.given and not self.fewer_lists
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the server will not even begin."""
+        return self.needed > self.given and self.fewer_lists > 0
 
     def written(self) -> str:
-        """What to tell of a build that spills."""
+        """What to tell of a build that spills or is refused."""
+        if self.fewer_lists:
+            return (
+                f"its lists take about {_written(self.needed)} of memory while they are built, and there are "
+                f"{_written(self.given)}: set index.lists to {self.fewer_lists:,} or less, or raise the server's "
+                "maintenance_work_mem"
+            )
         return (
             f"to be built in memory it needs about {_written(self.needed)} and has {_written(self.given)}, beyond "
             "which it is many times slower: raise the server's maintenance_work_mem, give it more memory, or choose a "
@@ -44,7 +64,7 @@ class BuildMemory:
 
 
 def build_memory(rows: int, dimensions: int, choice: IndexChoice, *, configured: int, allowed: int) -> int:
-    """Bytes of maintenance_work_mem for a build: what the graph needs, no more than ``allowed``.
+    """Bytes of maintenance_work_mem for a build: what it needs, no more than ``allowed``.
 
     Never less than ``configured``, what the server's administrator gives to every build anyway.
     """
@@ -53,10 +73,19 @@ def build_memory(rows: int, dimensions: int, choice: IndexChoice, *, configured:
 
 
 def needed_memory(rows: int, dimensions: int, choice: IndexChoice) -> int:
-    """Bytes that an HNSW graph over ``rows`` vectors takes while it is built, with a quarter added to be sure."""
+    """Bytes that an index over ``rows`` vectors takes while it is built, with some added to be sure."""
     held = choice.prefix or dimensions
     value = held // 8 if choice.on == "bits" else held * (2 if choice.opclass.startswith("half") else 4)
+    if choice.kind == "ivfflat":
+        return _lists_memory(rows, held, value, choice.lists)
     return rows * (value + _ELEMENT_BYTES + _LINK_BYTES * 3 * choice.m) * 5 // 4
+
+
+def _lists_memory(rows: int, dimensions: int, value: int, lists: int) -> int:
+    samples = max(_SAMPLES_A_LIST * lists, _LEAST_SAMPLES)
+    item = value + 16
+    bounds = _BOUND_BYTES * (min(rows, samples) * (lists + 2) + lists * (lists + 3))
+    return (samples * item + lists * (2 * item + 4 * dimensions) + bounds) * 21 // 20
 
 
 def foresee(connection: Connection, rows: int, dimensions: int, choice: IndexChoice) -> BuildMemory:
@@ -66,9 +95,15 @@ def foresee(connection: Connection, rows: int, dimensions: int, choice: IndexCho
     # Of a server elsewhere we know only shared_buffers, by custom a quarter of its memory.
     allowed = here // _MEMORY_SHARE if here else shared_buffers
     given = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed)
-    # IVFFlat holds a sample of fifty rows a list, and no more the more rows there are.
-    needed = needed_memory(rows, dimensions, choice) if choice.kind == "hnsw" else 0
-    return BuildMemory(needed=needed, given=given)
+    needed = needed_memory(rows, dimensions, choice)
+    fewer = fewer_lists(rows, dimensions, choice, given) if choice.kind == "ivfflat" else 0
+    return BuildMemory(needed=needed, given=given, fewer_lists=fewer)
+
+
+def fewer_lists(rows: int, dimensions: int, choice: IndexChoice, given: int) -> int:
+    """The most lists, of the choice's number or less, whose build fits in ``given`` bytes; at least 1."""
+    numbers = range(1, choice.lists + 1)
+    return max(1, bisect_right(numbers, given, key=lambda n: needed_memory(rows, dimensions, replace(choice, lists=n))))
 
 
 def memory_here(connection: Connection) -> int:

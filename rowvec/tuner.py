@@ -28,7 +28,7 @@ from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.errors import PipelineBusy, UsageError
 from rowvec.index import ensure_index, index_state
 from rowvec.index_choice import LIMIT_NONZEROS, IndexChoice
-from rowvec.index_memory import build_memory
+from rowvec.index_memory import foresee
 from rowvec.pipeline import Recall
 from rowvec.progress import tell
 from rowvec.queries import query
@@ -174,9 +174,9 @@ def _draw(work: _Work, candidate: Candidate, name: str = "") -> list[Measured]:
         why = f"its build takes about {ceil(reckoned):,} s, and {ceil(left):,} s were left"
         work.skipped.append((name, why if left > 0 else "no time was left for it"))
         return []
-    needed = build_memory(work.rows, elements, candidate.index, configured=0, allowed=2**62)
-    if candidate.index.kind == "hnsw" and needed > work.memory:
-        work.skipped.append((name, f"its build needs {needed / 2**20:,.0f} MiB of memory"))
+    memory = foresee(work.connection, work.rows, elements, candidate.index)
+    if memory.needed > work.memory or memory.is_refused:
+        work.skipped.append((name, f"its build needs {memory.needed / 2**20:,.0f} MiB of memory"))
         return []
     with _step(f"building {name}"):
         report = ensure_index(work.connection, work.table, candidate.index, readers=False)

@@ -13,7 +13,7 @@ from rowvec.index_choice import IndexChoice, fits
 from rowvec.pipeline import Recall
 from rowvec.progress import tell
 from rowvec.recall import RecallReport
-from rowvec.validate import measured_recall
+from rowvec.validate import measured_recall, remedy
 from rowvec.vector_table import VectorTable
 from rowvec.wear import TRIES, Reason, in_vain, is_worse, reason_to_build, too_little
 
@@ -135,7 +135,7 @@ def _left_alone(
     else:
         said = (
             f"{present.state.name} was left alone, though {reason.sentence}: the last {TRIES} builds over much the "
-            f"same rows found too little; change index.on, index.m or index.oversampling, or run rowvec index"
+            f"same rows found too little; {remedy(present.choice)}, or run rowvec index"
         )
         logger.warning("%s", said)
     return Kept(choice=present.choice, recall=present.recall, reason=None, said=(said,))

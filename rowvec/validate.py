@@ -90,13 +90,19 @@ def check_serving(
             f"{recall.queries} queries), at least {recall.at_least} wanted"
         )
     if not recall.passed:
-        detail += "; raise index.m and index.ef_construction, or "
-        if table.layout.is_sparse:
-            detail += "let rowvec index --tune find the effort, or set index.kind to none, which searches exactly"
-        else:
-            detail += "index.oversampling, or set index.on to float"
+        detail += f"; {remedy(choice)}"
     value = None if recall.recall is None else round(recall.recall, 4)
     return [*checks, Check(name="recall", ok=recall.passed, detail=detail, value=value)]
+
+
+def remedy(choice: IndexChoice) -> str:
+    """What raises the recall of an index like this one."""
+    tuned = "let rowvec index --tune find the effort, or set index.kind to none, which searches exactly"
+    if choice.kind == "ivfflat":
+        return tuned
+    if choice.on == "bits" or choice.prefix:
+        return "raise index.m, index.ef_construction or index.oversampling, or set index.on to float"
+    return f"raise index.m and index.ef_construction, or {tuned}"
 
 
 def measured_recall(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.columns import PgColumn
@@ -18,7 +20,7 @@ from rowvec.database import Connection, connect
 from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.index import cut_name, ensure_index, index_state
 from rowvec.index_choice import IndexChoice
-from rowvec.index_memory import build_memory
+from rowvec.index_memory import build_memory, fewer_lists, needed_memory
 from rowvec.search import search
 from rowvec.vector_table import VectorTable
 from tests.vector_tables import create, filled, vector_table
@@ -279,3 +281,50 @@ def test_a_build_takes_no_more_than_it_may(
     memory = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed)
     assert configured <= memory <= max(configured, allowed)
     assert memory <= build_memory(rows * 2, dimensions, choice, configured=configured, allowed=allowed)
+
+
+@pytest.mark.parametrize(("lists", "less"), [(60, "4MB"), (400, "12MB")])
+def test_the_memory_that_lists_take_is_reckoned_as_the_server_reckons_it(
+    connection: Connection, lists: int, less: LiteralString
+) -> None:
+    """pgvector refuses with what it needs, rounded up to MB: ours is a little more, and never less.
+
+    ``less`` is enough for the rows that it draws, which it asks for first.
+    """
+    filled(connection, vector_table(64), 12_000)
+    choice = replace(IVFFLAT, lists=lists)
+    connection.execute(f"SET maintenance_work_mem = '{less}'".encode())
+    with pytest.raises(pg.ProgramLimitExceeded) as refused:
+        connection.execute(
+            f"CREATE INDEX ON items USING ivfflat (embedding vector_cosine_ops) WITH (lists = {lists})".encode()
+        )
+    told = re.search(r"memory required is (\d+) MB", str(refused.value))
+    assert told
+    wanted = int(told[1]) * 2**20
+    assert wanted - 2**20 <= needed_memory(12_000, 64, choice) <= wanted * 1.1
+
+
+def test_lists_that_do_not_fit_in_memory_are_refused_with_the_number_that_does(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.index_memory._SMALLEST_MEMORY", 2**20)
+    monkeypatch.setattr("rowvec.index_memory.memory_here", lambda _: 64 * 2**20)  # pyright: ignore[reportUnknownLambdaType] # a machine of 64 MiB
+    table = vector_table(64)
+    filled(connection, table, 12_000)
+    connection.execute("SET maintenance_work_mem = '1MB'")
+    choice = replace(IVFFLAT, lists=400)
+    with pytest.raises(TargetError, match=r"its lists take about 2\d MiB .* and there are 16 MiB") as refused:
+        ensure_index(connection, table, choice)
+    fewer = int(str(refused.value).split("set index.lists to ")[1].split()[0])
+    assert 0 < fewer < 400
+    assert ensure_index(connection, table, replace(choice, lists=fewer)).built
+    assert not ensure_index(connection, table, replace(choice, lists=fewer)).built
+
+
+@given(rows=st.integers(0, 10**8), lists=st.integers(1, 32_768), given_bytes=st.integers(2**20, 2**36))
+def test_fewer_lists_are_the_most_that_fit(rows: int, lists: int, given_bytes: int) -> None:
+    choice = replace(IVFFLAT, lists=lists)
+    fewer = fewer_lists(rows, 1_536, choice, given_bytes)
+    assert 1 <= fewer <= lists
+    assert fewer == 1 or needed_memory(rows, 1_536, replace(choice, lists=fewer)) <= given_bytes
+    assert fewer == lists or needed_memory(rows, 1_536, replace(choice, lists=fewer + 1)) > given_bytes
