@@ -24,11 +24,13 @@ ASKED = 11
 
 # A graph on bits misses more than the bits do, and costs a fraction of one on floats to build: it may look further.
 _BITS_EFFORT = 128
+# m and ef_construction of other graphs on bits: smaller and sooner built, or with a shorter walk.
+_GRAPHS = ((12, 128), (12, 200), (16, 256), (16, 64))
 _PREFIXES = (1024, 256)
 # Close together where indexes of 100,000 rows reach 0.95: a step too far would be counted against the peer.
 _EFFORTS = (11, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 135, 150, 175, 200, 300, 400, 800)
 # Candidates for each row wanted, and ef_search, in the order of what they cost.
-_RERANKED = ((1, 11), (2, 22), (3, 33), (4, 44), (4, 60), (6, 66), (6, 100), (8, 100), (8, 200), (16, 200))
+_RERANKED = ((1, 11), (2, 22), (3, 33), (4, 44), (5, 55), (4, 60), (6, 66), (6, 100), (8, 100), (8, 200), (16, 200))
 _RERANKED_MORE = ((32, 400), (64, 800))
 
 
@@ -81,6 +83,13 @@ class Request:
         for name, value in (*settings, ("plan_cache_mode", "force_generic_plan")):
             connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
 
+    def pages(self, connection: Connection, query: Floats) -> int:
+        """Pages of the table and its index that a search reads, in memory or not."""
+        explained = b"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + self.statement.encode()
+        row = connection.execute(explained, self.parameters(query)).fetchone()
+        plan = row[0][0]["Plan"] if row else {}
+        return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
     def run(self, connection: Connection, query: Floats) -> list[int]:
         """The keys found, nearest first."""
         found = connection.execute(self.statement.encode(), self.parameters(query), prepare=True, binary=True)
@@ -96,7 +105,6 @@ def contenders(table: VectorTable, peers_effort: int) -> list[Contender]:
     reranked = tuple(Setting(oversampling=o, ef_search=ef) for o, ef in (*_RERANKED, *_RERANKED_MORE))
     half = _choice(table, "float" if table.precision == "float16" else "halfvec")
     bits = replace(_choice(table, "bits"), ef_construction=_BITS_EFFORT)
-    fewer = _choice(table, "bits")
     peer = replace(half, ef_construction=peers_effort)
     found = [Contender(name="halfvec, plain pgvector", index=peer, form="nearest", settings=efforts)]
     if table.precision == "float32" and table.dimensions <= LIMIT_VECTOR:
@@ -106,8 +114,12 @@ def contenders(table: VectorTable, peers_effort: int) -> list[Contender]:
         Contender(name="bits and rerank, rowvec", index=bits, form="function", settings=reranked),
         Contender(name="bits and rerank, bare SQL", index=bits, form="rerank", settings=reranked),
         Contender(name="bits alone", index=bits, form="nearest", settings=(Setting(ef_search=40),)),
-        Contender(name="bits 16/64 and rerank, rowvec", index=fewer, form="function", settings=reranked),
     ]
+    for m, effort in _GRAPHS:
+        index = replace(bits, m=m, ef_construction=effort)
+        found.append(
+            Contender(name=f"bits {m}/{effort} and rerank, rowvec", index=index, form="function", settings=reranked)
+        )
     for prefix in _PREFIXES:
         if prefix < table.dimensions:
             cut = replace(half, prefix=prefix)

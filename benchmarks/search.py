@@ -53,6 +53,7 @@ _PARQUET: Any = pyarrow.parquet  # its functions are seen by no type checker
 _SEED = 20_240_229
 _TEXT = "x" * 144
 _NO_INDEX = IndexChoice(kind="none", reason="Built anew.")
+_EXPLAINED = 50
 # The server adds up in single precision: who is this little farther than the k-th neighbour is as near.
 _TIE = 1e-6
 
@@ -257,7 +258,8 @@ def _contend(
     peers_built = _build(connection, table, peer)
     _keep(connection, table)
     peers_setting, sweep = _cheapest(connection, table, peer, truth)
-    rows.append(_row(peer, peers_setting, sweep, truth, peers_built))
+    pages = _pages(connection, table, peer, peers_setting, truth)
+    rows.append(_row(peer, peers_setting, sweep, truth, peers_built) | {"pages": pages})
     _tell(table, rows[0])
     built = _NO_INDEX, peers_built
     for contender in others:
@@ -267,6 +269,7 @@ def _contend(
             built = contender.index, _build(connection, table, contender)
         setting, sweep = _cheapest(connection, table, contender, truth)
         row = _row(contender, setting, sweep, truth, built[1])
+        row["pages"] = _pages(connection, table, contender, setting, truth)
         for connections in (1, 2):
             pairs: list[tuple[Rate, Rate]] = []
             for number in range(arguments.rounds + 1):
@@ -325,6 +328,12 @@ def _cheapest(
     return best[0], sweep
 
 
+def _pages(connection: Connection, table: VectorTable, contender: Contender, setting: Setting, truth: Truth) -> float:
+    """Read by a search in the mean: what a walk costs whatever the distance does, and however busy the machine is."""
+    asked = request(connection, table, contender, setting)
+    return round(statistics.mean(asked.pages(connection, query) for query in truth.queries[:_EXPLAINED]), 1)
+
+
 def _row(
     contender: Contender,
     setting: Setting,
@@ -371,7 +380,7 @@ def _print_table(result: dict[str, Any]) -> None:
         f"\n{result['set']}, {result['rows']:,} x {result['dimensions']:,}, {result['queries']} queries, "
         f"load average {result['busy']:.1f}\n"
         f"{'index':<34}{'setting':<16}{'recall@10':>10}{'95 %':>12}{'req/s 1':>9}{'req/s 2':>9}{'CPU ms':>8}"
-        f"{'MB':>8}{'build s':>9}{'x req 1':>9}{'x req 2':>9}{'x MB':>7}{'x build':>9}"
+        f"{'pages':>8}{'MB':>8}{'build s':>9}{'x req 1':>9}{'x req 2':>9}{'x MB':>7}{'x build':>9}"
     )
     for row in result["contenders"]:
         ratios = "".join(
@@ -380,7 +389,7 @@ def _print_table(result: dict[str, Any]) -> None:
         )
         print(
             f"{row['name']:<34}{row['setting']:<16}{row['recall']:>10.3f}{row['low']:>7.3f}-{row['high']:.2f}"
-            f"{row['rps_1'] or 0:>9,.0f}{row['rps_2'] or 0:>9,.0f}{row['cpu_ms'] or 0:>8.2f}"
+            f"{row['rps_1'] or 0:>9,.0f}{row['rps_2'] or 0:>9,.0f}{row['cpu_ms'] or 0:>8.2f}{row['pages']:>8,.0f}"
             f"{row['bytes'] / 1e6:>8.1f}{row['build_seconds']:>9.1f}{ratios}"
         )
 
