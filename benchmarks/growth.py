@@ -42,12 +42,14 @@ class Power:
 
 
 def fit(form: Form, rows: Sequence[int], costs: Sequence[float]) -> Law:
-    """The law of least squares through two sizes or more, its constant never below nothing."""
+    """The law of least squares through two sizes or more; neither its constant nor its slope is below nothing."""
     x, y = np.array([_scaled(form, n) for n in rows]), np.array(costs, np.float64)
     # Relative to the cost: without it the constant, which the smallest sizes show, would be what the largest leave.
     weights = 1 / np.maximum(y, 1e-9)
     slope, constant = np.polyfit(x, y, 1, w=weights)
-    if constant < 0:
+    if slope < 0:
+        constant, slope = float((weights**2 * y).sum() / (weights**2).sum()), 0.0
+    elif constant < 0:
         constant, slope = 0.0, float((weights**2 * x * y).sum() / (weights**2 * x * x).sum())
     return Law(form=form, constant=float(constant), slope=float(slope), r2=_explained(y, constant + slope * x))
 

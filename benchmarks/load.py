@@ -232,9 +232,10 @@ def _write_artifact(connection: Connection, table: VectorTable, rows: int, path:
     spool.unlink()
     bits.unlink()
     pipeline = connection.execute(
-        "INSERT INTO rowvec.pipelines (name, table_schema, table_name, identity) VALUES (%s, 'public', %s, '{}') "
+        "INSERT INTO rowvec.pipelines (name, family, table_schema, table_name, identity) "
+        "VALUES (%(name)s, %(name)s, 'public', %(table)s, '{}') "
         "RETURNING pipeline_id",
-        (f"bench {table.dimensions}", f"items {table.dimensions}"),
+        {"name": f"bench {table.dimensions}", "table": f"items {table.dimensions}"},
     ).fetchone()
     assert pipeline
     run = connection.execute(

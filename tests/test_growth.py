@@ -35,6 +35,14 @@ def test_a_constant_is_never_below_nothing(slope: float, below: float) -> None:
     assert law.slope > 0
 
 
+@given(first=st.floats(0.5, 10), fall=st.floats(0, 1e-7))
+def test_what_falls_is_taken_for_constant(first: float, fall: float) -> None:
+    costs = [first - fall * n for n in SIZES]
+    law = fit("linear", SIZES, costs)
+    assert law.slope == pytest.approx(0, abs=1e-12)
+    assert min(costs) * (1 - 1e-9) <= law.at(10**8) <= max(costs) * (1 + 1e-9)
+
+
 @given(factor=st.floats(1e-6, 10), exponent=st.floats(0.5, 2))
 def test_a_power_is_found_again(factor: float, exponent: float) -> None:
     found = power(SIZES, [factor * n**exponent for n in SIZES])
