@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_postgres import PGEngine, PGVectorStore
 from langchain_postgres.v2.engine import Column
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import BaseNode, TextNode
 from llama_index.vector_stores.postgres import PGVectorStore as LlamaStore
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import BigInteger, create_engine, insert, make_url
@@ -103,7 +103,6 @@ def _by_langchain(engine: PGEngine, rows: Rows, dimensions: int) -> PeerStore:
         table_name=name,
         id_column="id",
         metadata_columns=["author"],
-        metadata_json_column=None,
     )
     metadata = [{"author": author} for author in rows.authors]
 
@@ -116,7 +115,7 @@ def _by_langchain(engine: PGEngine, rows: Rows, dimensions: int) -> PeerStore:
 def _by_llama_index(store: LlamaStore, rows: Rows, dimensions: int) -> PeerStore:
     """``PGVectorStore.add`` of nodes that have their embedding."""
     every = zip(rows.keys, rows.authors, rows.contents, rows.embeddings, strict=True)
-    nodes = [TextNode(id_=str(k), text=c, metadata={"author": a}, embedding=e) for k, a, c, e in every]
+    nodes: list[BaseNode] = [TextNode(id_=str(k), text=c, metadata={"author": a}, embedding=e) for k, a, c, e in every]
     store.add(nodes[:1])  # makes the table
     return PeerStore(
         name="LlamaIndex", rows=len(nodes), table=("public", f"data_nodes_{dimensions}"), add=lambda: store.add(nodes)
