@@ -30,19 +30,17 @@ from benchmarks.servers import prefect_server
 from rowvec.database import Connection, connect
 from rowvec.home import start_postgres
 
-SIZES = (10_000, 50_000, 200_000, 1_000_000, 2_000_000)
+SIZES = (10_000, 50_000, 100_000, 200_000, 500_000, 2_000_000)
 QUICK = (5_000, 20_000)
 FAR = 100_000_000
 GOALS = {"exponent first": 1.1, "client memory": 1.5}
-"""At most: wall against rows as a power, from 50,000 rows up; memory at the largest size to that at 200,000."""
+"""At most: wall against rows as a power, over the sizes with an index; memory at the largest to that at 200,000."""
 
 _STEPS = ("first", "unchanged", "1 % changed")
 _SERIAL: dict[str, Form] = {"extract": "linear", "merge": "linear", "index": "n log n", "validate": "linear"}
 """Stages that one machine does for all rows at once. What is left of the wall is the batches', which overlap."""
 _WORKERS = (1, 4, 16)
 _EVERY_SECONDS = 0.05
-# Constants (start of the process, of Prefect) hide how the small sizes grow.
-_FROM_ROWS = 50_000
 _FLAT_FROM = 200_000
 
 _TABLE: LiteralString = """
@@ -226,6 +224,12 @@ def _walls(sizes: list[Size], step: str) -> dict[str, list[float]]:
     return found
 
 
+def _alike(sizes: list[Size]) -> list[Size]:
+    """The sizes that have an index, where there are two or more: small tables are searched without, and cost less."""
+    indexed = [one for one in sizes if one.steps["first"].recall is not None]
+    return indexed if len(indexed) > 1 else sizes
+
+
 def _laws(sizes: list[Size], step: str) -> dict[str, Law]:
     rows = [one.rows for one in sizes]
     return {part: fit(_SERIAL.get(part, "linear"), rows, costs) for part, costs in _walls(sizes, step).items()}
@@ -243,9 +247,9 @@ def _far(sizes: list[Size], laws: dict[str, Law]) -> dict[str, float]:
 
 def _tell(sizes: list[Size], arguments: argparse.Namespace) -> None:
     _print_steps(sizes)
-    rows = [one.rows for one in sizes]
-    laws = {step: _laws(sizes, step) for step in _STEPS}
-    large = [one for one in sizes if one.rows >= _FROM_ROWS] if sizes[-1].rows > _FROM_ROWS else sizes
+    large = _alike(sizes)
+    rows = [one.rows for one in large]
+    laws = {step: _laws(large, step) for step in _STEPS}
     powers = {step: power([s.rows for s in large], [s.steps[step].total for s in large]) for step in _STEPS}
     for step in _STEPS:
         print(
@@ -254,9 +258,9 @@ def _tell(sizes: list[Size], arguments: argparse.Namespace) -> None:
         for part, law in laws[step].items():
             print(f"  {part:<10} {law.written('s')}")
     bytes_a_row = {
-        what: fit("linear", rows, [float(one.bytes[what]) for one in sizes]).slope for what in sizes[0].bytes
+        what: fit("linear", rows, [float(one.bytes[what]) for one in large]).slope for what in sizes[0].bytes
     }
-    hours = _far(sizes, laws["first"])
+    hours = _far(large, laws["first"])
     print(
         f"\n{FAR:,} rows, carried on: " + ", ".join(f"{what} {b:,.0f} bytes a row" for what, b in bytes_a_row.items())
     )
@@ -315,6 +319,7 @@ def _plot(sizes: list[Size], into: Path | None) -> None:
                 "with mapped files": [(one.rows, one.steps["first"].peak_mb) for one in sizes],
                 "its own": [(one.rows, one.steps["first"].own_mb) for one in sizes],
             },
+            log=False,
         ),
         plots.Lines(
             title="bytes",
