@@ -5,7 +5,7 @@ VENV := .venv
 WORKERS ?= 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint soak bench-peers lock clean
+.PHONY: demo test lint soak bench-peers bench bench-quick lock clean
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,28 @@ bench-peers:
 	benchmarks/.peers/bin/pip install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
 	benchmarks/.peers/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	benchmarks/.peers/bin/pip install --quiet "pgpq>=0.12"
+
+# Each prints its figures for people and ends in one JSON object; benchmarks/README.md says what they answer. The quick
+# ones take some minutes together and are for trying them; what is recorded in benchmarks/results comes from a quiet
+# machine. SQLAlchemy, LangChain and LlamaIndex are in .venv too, for the test of docs/clients.md; pgpq in .peers alone.
+BENCHMARKS ?= load diff overlap scale search images pace
+BENCH_PYTHON ?= $(firstword $(wildcard benchmarks/.peers/bin/python) $(BIN)/python)
+
+bench-quick: $(VENV)/.dev
+	mkdir -p benchmarks/.quick
+	for name in $(BENCHMARKS); do \
+		$(BENCH_PYTHON) -m benchmarks.$$name --quick --plot benchmarks/.quick/$$name.png > benchmarks/.quick/$$name.txt \
+			|| exit 1; \
+		tail -n 1 benchmarks/.quick/$$name.txt; \
+	done
+
+bench: $(VENV)/.dev
+	mkdir -p benchmarks/results
+	for name in $(BENCHMARKS); do \
+		$(BENCH_PYTHON) -m benchmarks.$$name --plot benchmarks/results/$$name.png > benchmarks/results/$$name.txt \
+			|| exit 1; \
+		tail -n 1 benchmarks/results/$$name.txt; \
+	done
 
 # Renews both lock files from pyproject.toml.
 lock: $(VENV)/.dev

@@ -1,31 +1,38 @@
 """What does it cost to learn that nothing has changed? A plan over unchanged rows, against a bare full outer join.
 
-Source and vector table in one database; the peer is the join of keys and content hashes that any such diff must do.
-``python -m benchmarks.diff`` takes 1,000,000 rows, ``--quick`` 100,000.
+The source is in the vector table's own database, and then in another one; the peer is the join of keys and content
+hashes that any such diff must do, where both are in one database. Sizes: a tenth of the rows and all of them, so that
+memory that grows is seen. ``python -m benchmarks.diff`` takes 1,000,000 rows, ``--quick`` 100,000.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import resource
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from psycopg.conninfo import make_conninfo
+
+from benchmarks import plots
+from benchmarks.memory import forget_peak, peak_mb
+from benchmarks.outcome import conclude, options
+from rowvec.commands import plan
 from rowvec.database import Connection, connect
 from rowvec.embedders import open_embedder
 from rowvec.home import start_postgres
 from rowvec.pipeline import Pipeline
 
-GOAL = 2.0
+GOALS = {"beside": 2.0, "apart": 2.0, "memory beside": 1.2, "memory apart": 1.2}
+"""Seconds of a plan to those of the bare join; peak of the client at all rows to that at a tenth of them."""
 REPEATS = 5
 
+_APART_URL = "BENCHMARK_SOURCE_URL"
 _BARE = """
     SELECT count(*)
     FROM (SELECT id, sha256(convert_to(title || E'\\n' || body, 'UTF8')) AS hash FROM articles) AS s
@@ -34,26 +41,80 @@ _BARE = """
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Turns over so many rows."""
+
+    rows: int
+    seconds: dict[str, list[float]]
+    """Of ``bare``, ``beside`` and ``apart``."""
+    peak_mb: dict[str, int]
+
+    def ratio(self, name: str) -> float:
+        """Median over the turns of plan to join."""
+        return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds["bare"], strict=True))
+
+
 def main() -> None:
     """Measure, print a line for people and a JSON object for machines."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="100,000 rows instead of 1,000,000")
-    rows = 100_000 if parser.parse_args().quick else 1_000_000
-    folder = Path(tempfile.mkdtemp(prefix="rvb"))
+    arguments = options(__doc__, "100,000 rows instead of 1,000,000").parse_args()
+    rows = 100_000 if arguments.quick else 1_000_000
+    small, large = (_on_a_server(size) for size in (rows // 10, rows))
+    ratios: dict[str, float | None] = {}
+    for name in ("beside", "apart"):
+        ratios[name] = round(large.ratio(name), 3)
+        ratios[f"memory {name}"] = round(large.peak_mb[name] / small.peak_mb[name], 3)
+    for one in (small, large):
+        seconds = ", ".join(f"{name} {statistics.median(times):.2f} s" for name, times in one.seconds.items())
+        print(f"{one.rows:,} unchanged rows: {seconds}; ratios {one.ratio('beside'):.2f} and {one.ratio('apart'):.2f},")
+        print(f"  client's peak {one.peak_mb['beside']} and {one.peak_mb['apart']} MB")
+    _plot(small, large, arguments.plot)
+    conclude("diff", ratios, GOALS, {"quick": arguments.quick, "sizes": [asdict(small), asdict(large)]})
+
+
+def _on_a_server(rows: int) -> Measured:
+    folder = Path(tempfile.mkdtemp(prefix="rvb", dir="/tmp"))
     server = start_postgres(folder / "pg")
-    os.environ["ROWVEC_DATABASE_URL"] = server.get_uri()
     try:
-        measure(rows)
+        os.environ["ROWVEC_DATABASE_URL"] = server.get_uri()
+        os.environ[_APART_URL] = make_conninfo(server.get_uri(), dbname="elsewhere")
+        return measure(rows)
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(rows: int) -> None:
-    """Bare join and plan in turns, on the same rows."""
-    from rowvec.commands import plan  # late: the address of the database is set by now
+def measure(rows: int) -> Measured:
+    """Bare join and plans in turns, on the same rows; the first turn fills caches."""
+    beside, apart = pipeline_of({}), pipeline_of({"url": f"${{{_APART_URL}}}"})
+    with connect(os.environ["ROWVEC_DATABASE_URL"]) as connection:
+        connection.execute("CREATE DATABASE elsewhere")
+        with connect(os.environ[_APART_URL]) as other:
+            fill(other, rows)
+        fill(connection, rows)
+        connection.execute("CREATE SCHEMA vectors")
+        first = plan(beside)  # its rows are what a sync would have loaded
+        in_step(connection, beside, first["run_id"])
+        ways: dict[str, Callable[[], object]] = {
+            "bare": lambda: connection.execute(_BARE),
+            "beside": lambda: unchanged(plan(beside), rows),
+            "apart": lambda: unchanged(plan(apart), rows),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        peaks = dict.fromkeys(ways, 0)
+        for number in range(REPEATS + 1):
+            for name, way in ways.items():
+                forget_peak()
+                took = timed(way)
+                if number:
+                    seconds[name].append(took)
+                    peaks[name] = max(peaks[name], peak_mb())
+    return Measured(rows=rows, seconds=seconds, peak_mb=peaks)
 
-    pipeline = Pipeline.model_validate(
+
+def pipeline_of(where: dict[str, Any]) -> Pipeline:
+    """Articles from a table; ``where`` names its database if that is another one."""
+    return Pipeline.model_validate(
         {
             "name": "articles",
             "source": {
@@ -62,43 +123,23 @@ def measure(rows: int) -> None:
                 "key": ["id"],
                 "content": "{title}\n{body}",
                 "metadata": ["author", "year"],
+                **where,
             },
             "embedder": {"kind": "local", "dimensions": 64},
             "target": {"table": "vectors.articles"},
         }
     )
-    with connect(os.environ["ROWVEC_DATABASE_URL"]) as connection:
-        fill(connection, rows)
-        first = plan(pipeline)  # its rows are what a sync would have loaded
-        in_step(connection, pipeline, first["run_id"])
-        # What a plan costs whatever the size: connecting, describing, recording.
-        bare = [timed(lambda: connection.execute(_BARE)) for _ in range(1)]
-        ours: list[float] = []
-        for _ in range(REPEATS):
-            bare.append(timed(lambda: connection.execute(_BARE)))
-            ours.append(timed(lambda: unchanged(plan(pipeline), rows)))
-    ratio = statistics.median(ours) / statistics.median(bare[1:])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    sys.stdout.write(
-        f"{rows:,} unchanged rows: bare join {statistics.median(bare[1:]):.2f} s, plan {statistics.median(ours):.2f} s,"
-        f" ratio {ratio:.2f} (goal {GOAL}), client's peak {peak:.0f} MB\n"
-    )
-    result = {"benchmark": "diff", "rows": rows, "busy": os.getloadavg()[0], "ratios": {"plan": round(ratio, 3)}}
-    sys.stdout.write(json.dumps({**result, "peak_rss_mb": round(peak)}) + "\n")
 
 
 def fill(connection: Connection, rows: int) -> None:
     """Texts of about 145 bytes, as in the design's own measurement."""
-    connection.execute(
-        "CREATE TABLE articles (id bigint PRIMARY KEY, title text, body text, author text, year int);"
-        "CREATE SCHEMA vectors"
-    )
+    connection.execute("CREATE TABLE articles (id bigint PRIMARY KEY, title text, body text, author text, year int)")
     connection.execute(
         "INSERT INTO articles SELECT i, 'title ' || i, repeat('lorem ipsum dolor ' || i || ' ', 5), "
         " 'author ' || i %% 100, 1900 + i %% 100 FROM generate_series(1, %s) AS i",
         (rows,),
     )
-    connection.execute("ANALYZE articles")
+    connection.execute("VACUUM (ANALYZE) articles")
 
 
 def in_step(connection: Connection, pipeline: Pipeline, run_id: int) -> None:
@@ -127,6 +168,24 @@ def timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def _plot(small: Measured, large: Measured, into: Path | None) -> None:
+    over_rows = {
+        name: [(one.rows, statistics.median(one.seconds[name])) for one in (small, large)] for name in large.seconds
+    }
+    peaks = {name: [(one.rows, one.peak_mb[name]) for one in (small, large)] for name in ("beside", "apart")}
+    panels = [
+        plots.Bars(
+            title=f"{large.rows:,} unchanged rows",
+            label="seconds of a plan to those of a bare join",
+            values={name: large.ratio(name) for name in ("beside", "apart")},
+            goal=GOALS["beside"],
+        ),
+        plots.Lines(title="by rows", x_label="rows", label="seconds", values=over_rows),
+        plots.Lines(title="the client's peak", x_label="rows", label="MB", values=peaks, log=False),
+    ]
+    plots.draw(into, "To learn that nothing has changed", panels)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ does meets both. ``--quick`` has fewer images. The last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -24,6 +21,9 @@ from uuid import uuid4
 
 from azure.storage.blob import ContainerClient
 
+from benchmarks import plots
+from benchmarks.memory import peak_mb
+from benchmarks.outcome import conclude, options
 from rowvec import images, stages
 from rowvec.database import connect, target_url
 from rowvec.pipeline import Pipeline
@@ -36,6 +36,8 @@ from tests.azurite import Container, serving
 from tests.drawn_images import fill
 
 SIDE = 96
+GOALS = {"rate": 0.80, "memory": 1.2}
+"""Images a second of a bare upload's; the client's peak after all slices to that after the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,19 +119,12 @@ def prepared(count: int) -> Generator[tuple[str, Path, list[Path]]]:
         yield host, folder, fill(folder, count, SIDE)
 
 
-def peak() -> float:
-    """MB, resident, of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
-    count, slices = (1000, 5) if quick else (5000, 20)
+    arguments = options(__doc__, "1,000 images instead of 5,000").parse_args()
+    count, slices = (1000, 5) if arguments.quick else (5000, 20)
     found: dict[str, list[Measured]] = {"bare": [], "ours": []}
-    peaks: list[float] = []
+    peaks: list[int] = []
     with prepared(count) as (host, folder, files):
         container = Container(host=host, name=f"bench-{uuid4().hex[:12]}")
         os.environ["BENCHMARK_BLOB_KEY"] = container.key
@@ -143,25 +138,36 @@ def main() -> None:
                     one = bare(container, some) if name == "bare" else upload(names)
                     assert one.images == len(some)
                     found[name].append(one)
-                peaks.append(peak())
+                peaks.append(peak_mb())
                 pair = {name: round(ones[-1].rate, 1) for name, ones in found.items()}
-                print(f"{number:2} {pair} images/s, peak {peak():.0f} MB", flush=True)
+                print(f"{number:2} {pair} images/s, peak {peaks[-1]} MB", flush=True)
     # Connections, imports and the server's own warming are the first slice's.
     bares, ours = found["bare"][1:], found["ours"][1:]
-    result = {
+    rates = {name: round(statistics.median(one.rate for one in ones[1:]), 1) for name, ones in found.items()}
+    cpu_ms = {
+        name: round(1e3 * sum(one.cpu for one in ones[1:]) / sum(one.images for one in ones[1:]), 2)
+        for name, ones in found.items()
+    }
+    ratios = {
+        "rate": round(statistics.median(o.rate / b.rate for o, b in zip(ours, bares, strict=True)), 3),
+        "rate of sums": round(sum(b.seconds for b in bares) / sum(o.seconds for o in ours), 3),
+        "client CPU": round(cpu_ms["ours"] / cpu_ms["bare"], 3),
+        "memory": round(peaks[-1] / peaks[0], 3),
+    }
+    figures = {
+        "quick": arguments.quick,
         "images": count,
         "megabytes": round(size / 1e6, 1),
-        "rate": {name: round(statistics.median(one.rate for one in ones[1:]), 1) for name, ones in found.items()},
-        "cpu_ms": {
-            name: round(1e3 * sum(one.cpu for one in ones[1:]) / sum(one.images for one in ones[1:]), 2)
-            for name, ones in found.items()
-        },
-        "ratio": round(statistics.median(o.rate / b.rate for o, b in zip(ours, bares, strict=True)), 3),
-        "ratio_of_sums": round(sum(b.seconds for b in bares) / sum(o.seconds for o in ours), 3),
-        "peak_mb": {"after the first slice": round(peaks[0]), "after the last": round(peaks[-1])},
-        "busy": round(os.getloadavg()[0], 1),
+        "rate": rates,
+        "cpu_ms": cpu_ms,
+        "peak_mb": {"after the first slice": peaks[0], "after the last": peaks[-1]},
     }
-    print(json.dumps(result))
+    panels = [
+        plots.Bars(title="images a second", label="median of the slices", values=rates),
+        plots.Bars(title="client CPU", label="ms an image", values=cpu_ms),
+    ]
+    plots.draw(arguments.plot, f"{count:,} small images into Azurite", panels)
+    conclude("images", ratios, GOALS, figures)
 
 
 if __name__ == "__main__":

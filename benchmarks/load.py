@@ -5,28 +5,25 @@ Run it with ``python -m benchmarks.load [--quick]``; benchmarks/README.md says w
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
-import os
-import platform
-import resource
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
 import numpy as np
-import psycopg
 import pyarrow as pa
-from pgvector import Bit, Vector
-from pgvector.psycopg import register_vector
 from psycopg import sql
 
+from benchmarks import plots
+from benchmarks.bulk_loaders import TABLE, load_with_pgpq, load_with_pgvector
+from benchmarks.memory import forget_peak, peak_mb
+from benchmarks.outcome import conclude, options
+from benchmarks.peer_stores import Rows, peer_stores
 from rowvec.artifacts import read_artifact, write_artifact, write_bits
 from rowvec.columns import PgColumn
 from rowvec.database import Connection, connect
@@ -40,24 +37,24 @@ from rowvec.vector_table import VectorTable
 DIMENSIONS = (256, 1536, 3072)
 GOALS = {256: 0.80, 1536: 0.90}
 """Rows/s of the load stage over those of the server's own COPY FROM."""
+GOAL_OVER_SLOW = 30.0
+"""Rows/s of the load stage over those of each library of ``SLOW``."""
+GOAL_CPU = 0.5
+"""Client CPU a row, of that of pgvector-python's loader."""
+
+LIMIT, OURS, BULK_PEER = "server-side COPY", "rowvec", "pgvector-python"
+SLOW = ("SQLAlchemy", "LangChain", "LlamaIndex")
 
 _SPOOLED_ROWS = 2048
 _WORDS = ("dawn", "river", "oil", "canvas", "portrait", "winter", "harbour", "gold", "leaf", "study", "woman", "window")
-_TABLE = sql.Identifier("public", "items")
-_COLUMNS: LiteralString = (
-    "id, author, content, embedding, embedding_bits, fingerprint, metadata_hash, run_id, embedded_at"
-)
-
-Loader = Callable[[Connection, VectorTable, Path, int], int]
-"""Loads an artifact into the empty table and commits; the last argument tells one run from another."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller artifacts and fewer repeats: under a minute")
+    """Measure, print a table for people and a JSON object for machines."""
+    parser = options(__doc__, "smaller artifacts and fewer repeats")
     parser.add_argument("--dimensions", type=int, nargs="+", default=list(DIMENSIONS))
     arguments = parser.parse_args()
-    megabytes, repeats = (60, 5) if arguments.quick else (240, 9)
+    effort = _Effort(megabytes=40, repeats=3, vectors_megabytes=1) if arguments.quick else _Effort()
     # The server may run as another user: it writes the ready file itself, into a folder open to all.
     folder = Path(tempfile.mkdtemp(prefix="rvbench", dir="/tmp"))
     folder.chmod(0o755)
@@ -67,17 +64,60 @@ def main() -> None:
     try:
         with connect(server.get_uri()) as connection:
             install(connection)
-            results = [_measure(connection, folder, d, megabytes, repeats) for d in arguments.dimensions]
+            results = [_measure(connection, server.get_uri(), folder, d, effort) for d in arguments.dimensions]
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
     _print_table(results)
-    ratios = {f"{name} {r['dimensions']}": one["ratio"] for r in results for name, one in r["loaders"].items()}
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "busy": os.getloadavg()[0]}
-    print(json.dumps({"benchmark": "load", **machine, "ratios": ratios, "results": results}))
+    _plot(results, arguments.plot)
+    conclude("load", _ratios(results), _goals(), {"quick": arguments.quick, "results": results})
 
 
-def _measure(connection: Connection, folder: Path, dimensions: int, megabytes: int, repeats: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Effort:
+    megabytes: int = 240
+    """Of the artifact."""
+    repeats: int = 9
+    vectors_megabytes: int = 4
+    """Of the vectors that the slow peers take: a small part of the rows, and rates a row are compared."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Contender:
+    """A loader, and what its turns cost; the first one warms caches and is not counted."""
+
+    rows: int
+    load: Callable[[int], object]
+    """Loads the rows into its empty table and commits; the argument tells one turn from another."""
+    table: sql.Identifier
+    seconds: list[float] = field(default_factory=list[float])
+    cpu: list[float] = field(default_factory=list[float])
+    peaks: list[int] = field(default_factory=list[int])
+
+    def take_turn(self, connection: Connection, number: int) -> None:
+        """One load, and a count of the rows."""
+        connection.execute(sql.SQL("TRUNCATE {}").format(self.table))
+        connection.execute("CHECKPOINT")
+        forget_peak()
+        started, used = time.perf_counter(), time.process_time()
+        self.load(number)
+        if number > 1:
+            self.seconds.append(time.perf_counter() - started)
+            self.cpu.append(time.process_time() - used)
+            self.peaks.append(peak_mb())
+        found = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(self.table)).fetchone()
+        assert found == (self.rows,), f"{found} of {self.rows} rows are there"
+
+    def rates(self) -> list[float]:
+        """Rows a second, turn by turn."""
+        return [self.rows / seconds for seconds in self.seconds]
+
+    def cpu_us(self) -> float:
+        """Of this process, a row."""
+        return statistics.median(self.cpu) / self.rows * 1e6
+
+
+def _measure(connection: Connection, url: str, folder: Path, dimensions: int, effort: _Effort) -> dict[str, Any]:
     table = VectorTable(
         schema="public",
         name="items",
@@ -85,63 +125,84 @@ def _measure(connection: Connection, folder: Path, dimensions: int, megabytes: i
         metadata=(PgColumn("author", "text"),),
         dimensions=dimensions,
     )
-    rows = megabytes * 1_000_000 // (dimensions * 33 // 8 + 400)
+    rows = effort.megabytes * 1_000_000 // (dimensions * 33 // 8 + 400)
     artifact, ready = folder / "artifact.parquet", folder / "ready" / f"{dimensions}.bin"
     run = _write_artifact(connection, table, rows, artifact)
-    create_staging(connection, run, table, _TABLE, direct=True)
-    load_batch(connection, run, 0, artifact, table, _TABLE, direct=True)
-    connection.execute(sql.SQL("COPY {} TO {} (FORMAT binary)").format(_TABLE, sql.Literal(str(ready))))
-
-    def server_side(connection: Connection, table: VectorTable, artifact: Path, number: int) -> int:
-        return connection.execute(
-            sql.SQL("COPY {} FROM {} (FORMAT binary)").format(_TABLE, sql.Literal(str(ready)))
-        ).rowcount
-
-    def load_stage(connection: Connection, table: VectorTable, artifact: Path, number: int) -> int:
-        return load_batch(connection, run, number, artifact, table, _TABLE, direct=True)
-
-    loaders: dict[str, Loader] = {"server-side COPY": server_side, "rowvec": load_stage}
+    create_staging(connection, run, table, TABLE, direct=True)
+    load_batch(connection, run, 0, artifact, table, TABLE, direct=True)
+    connection.execute(sql.SQL("COPY {} TO {} (FORMAT binary)").format(TABLE, sql.Literal(str(ready))))
+    limit = sql.SQL("COPY {} FROM {} (FORMAT binary)").format(TABLE, sql.Literal(str(ready)))
+    bulk: dict[str, Callable[[int], object]] = {
+        LIMIT: lambda number: connection.execute(limit),
+        OURS: lambda number: load_batch(connection, run, number, artifact, table, TABLE, direct=True),
+    }
     if importlib.util.find_spec("pgpq"):
-        loaders["pgpq"] = _load_with_pgpq
-    loaders["pgvector-python"] = _load_with_pgvector
-    seconds: dict[str, list[float]] = {name: [] for name in loaders}
-    cpu: dict[str, list[float]] = {name: [] for name in loaders}
-    peaks: dict[str, list[int]] = {name: [] for name in loaders}
-    # Number 0 warms caches and is not counted.
-    for number in range(1, repeats + 2):
-        # Each in turn goes first: what one leaves for the disk to write falls on the next.
-        turn = number % len(loaders)
-        for name, load in [*loaders.items()][turn:] + [*loaders.items()][:turn]:
-            connection.execute(sql.SQL("TRUNCATE {}").format(_TABLE))
-            connection.execute("CHECKPOINT")
-            _forget_peak()
-            started, used = time.perf_counter(), time.process_time()
-            taken = load(connection, table, artifact, number)
-            if number > 1:
-                seconds[name].append(time.perf_counter() - started)
-                cpu[name].append(time.process_time() - used)
-                peaks[name].append(_peak_mb())
-            assert taken == rows, f"{name} loaded {taken} of {rows} rows"
+        bulk["pgpq"] = lambda number: load_with_pgpq(connection, table, artifact, number)
+    bulk[BULK_PEER] = lambda number: load_with_pgvector(connection, table, artifact, number)
+    found = {name: _Contender(rows=rows, load=load, table=TABLE) for name, load in bulk.items()}
+    with peer_stores(url, _few(artifact, table, effort.vectors_megabytes), dimensions) as stores:
+        for store in stores:
+            add = store.add
+            found[store.name] = _Contender(
+                rows=store.rows, load=lambda number, add=add: add(), table=sql.Identifier(*store.table)
+            )
+        for number in range(1, effort.repeats + 2):
+            # Each in turn goes first: what one leaves for the disk to write falls on the next.
+            turn = number % len(found)
+            for contender in [*found.values()][turn:] + [*found.values()][:turn]:
+                contender.take_turn(connection, number)
     _check(connection, rows)
     artifact.unlink()
     ready.unlink()
-    limit = seconds["server-side COPY"]
     return {
         "dimensions": dimensions,
-        "rows": rows,
-        "repeats": repeats,
-        "goal": GOALS.get(dimensions),
-        "loaders": {
-            name: {
-                "rows_per_second": round(rows / statistics.median(times)),
-                "client_cpu_us_per_row": round(statistics.median(cpu[name]) / rows * 1e6, 1),
-                "peak_rss_mb": max(peaks[name]),
-                # Each run against the limit as it was a moment before: other work on the machine falls on both.
-                "ratio": round(statistics.median(a / b for a, b in zip(limit, times, strict=True)), 3),
-            }
-            for name, times in seconds.items()
-        },
+        "repeats": effort.repeats,
+        "loaders": {name: _told(one, found) for name, one in found.items()},
     }
+
+
+def _told(one: _Contender, among: dict[str, _Contender]) -> dict[str, Any]:
+    """A loader's figures; ratios are of each round, for other work on the machine falls on all of its turns."""
+    own = one.rates()
+    return {
+        "rows": one.rows,
+        "rows_per_second": round(statistics.median(own)),
+        "client_cpu_us_per_row": round(one.cpu_us(), 1),
+        "peak_rss_mb": max(one.peaks),
+        "of_limit": round(statistics.median(a / b for a, b in zip(own, among[LIMIT].rates(), strict=True)), 4),
+        "ours_over": round(statistics.median(a / b for a, b in zip(among[OURS].rates(), own, strict=True)), 2),
+        "our_cpu": round(among[OURS].cpu_us() / max(1e-9, one.cpu_us()), 3),
+    }
+
+
+def _ratios(results: list[dict[str, Any]]) -> dict[str, float | None]:
+    ratios: dict[str, float | None] = {}
+    for result in results:
+        d, loaders = result["dimensions"], result["loaders"]
+        ratios |= {f"{name} {d}": one["of_limit"] for name, one in loaders.items() if name not in (LIMIT, *SLOW)}
+        ratios |= {f"over {name} {d}": loaders[name]["ours_over"] for name in SLOW}
+        ratios[f"CPU of {BULK_PEER} {d}"] = loaders[BULK_PEER]["our_cpu"]
+    return ratios
+
+
+def _goals() -> dict[str, float]:
+    goals = {f"{OURS} {d}": goal for d, goal in GOALS.items()}
+    goals |= {f"over {name} {d}": GOAL_OVER_SLOW for name in SLOW for d in DIMENSIONS}
+    return goals | {f"CPU of {BULK_PEER} {d}": GOAL_CPU for d in DIMENSIONS}
+
+
+def _few(artifact: Path, table: VectorTable, megabytes: int) -> Rows:
+    """The first rows of the artifact, as Python's own lists."""
+    wanted, batches, have = megabytes * 1_000_000 // (4 * table.dimensions), list[pa.RecordBatch](), 0
+    for batch in read_artifact(artifact):
+        batches.append(batch.slice(0, wanted - have))
+        have += batches[-1].num_rows
+        if have == wanted:
+            break
+    few = pa.Table.from_batches(batches)
+    columns = (few.column(name).to_pylist() for name in ("id", "author", "content", "embedding"))
+    keys, authors, contents, embeddings = columns
+    return Rows(keys=keys, authors=authors, contents=contents, embeddings=embeddings)
 
 
 def _write_artifact(connection: Connection, table: VectorTable, rows: int, path: Path) -> RunId:
@@ -171,9 +232,10 @@ def _write_artifact(connection: Connection, table: VectorTable, rows: int, path:
     spool.unlink()
     bits.unlink()
     pipeline = connection.execute(
-        "INSERT INTO rowvec.pipelines (name, table_schema, table_name, identity) VALUES (%s, 'public', %s, '{}') "
+        "INSERT INTO rowvec.pipelines (name, family, table_schema, table_name, identity) "
+        "VALUES (%(name)s, %(name)s, 'public', %(table)s, '{}') "
         "RETURNING pipeline_id",
-        (f"bench {table.dimensions}", f"items {table.dimensions}"),
+        {"name": f"bench {table.dimensions}", "table": f"items {table.dimensions}"},
     ).fetchone()
     assert pipeline
     run = connection.execute(
@@ -183,125 +245,39 @@ def _write_artifact(connection: Connection, table: VectorTable, rows: int, path:
     return RunId(run[0])
 
 
-def _load_with_pgvector(connection: Connection, table: VectorTable, artifact: Path, number: int) -> int:
-    """As pgvector-python's own example of bulk loading does it: ``write_row`` with binary types."""
-    register_vector(connection)
-    types = ["int8", "text", "text", "vector", "bit", "bytea", "bytea", "int8", "timestamptz"]
-    now = connection.execute("SELECT now()").fetchone()
-    assert now
-    with (
-        connection.transaction(),
-        connection.cursor() as cursor,
-        cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(_TABLE, sql.SQL(_COLUMNS))) as copy,
-    ):
-        copy.set_types(types)
-        rows = 0
-        for batch in read_artifact(artifact):
-            rows += batch.num_rows
-            vectors = batch.column("embedding").flatten().to_numpy().reshape(-1, table.dimensions)
-            others = (batch.column(n).to_pylist() for n in ("id", "author", "content", "embedding_bits"))
-            hashes = (batch.column(n).to_pylist() for n in ("fingerprint", "metadata_hash"))
-            for key, author, content, bits, fingerprint, digest, vector in zip(*others, *hashes, vectors, strict=True):
-                row = (key, author, content, Vector(vector), _bit(bits, table.dimensions), fingerprint, digest)
-                copy.write_row((*row, number, now[0]))
-    return rows
-
-
-def _bit(packed: bytes, dimensions: int) -> Bit:
-    return Bit.from_binary(dimensions.to_bytes(4, "big") + packed)
-
-
-def _load_with_pgpq(connection: Connection, table: VectorTable, artifact: Path, number: int) -> int:
-    """Vectors and bits are handed to pgpq in wire format, as binary; it has no notion of them."""
-    rows, encoder = 0, None
-    with (
-        connection.transaction(),
-        connection.cursor() as cursor,
-        cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(_TABLE, sql.SQL(_COLUMNS))) as copy,
-    ):
-        for batch in _in_wire_format(read_artifact(artifact), table.dimensions, number):
-            if encoder is None:
-                encoder = _pgpq_encoder(batch.schema)
-                copy.write(encoder.write_header())
-            copy.write(encoder.write_batch(batch))
-            rows += batch.num_rows
-        assert encoder
-        copy.write(encoder.finish())
-    return rows
-
-
-def _pgpq_encoder(schema: pa.Schema) -> Any:
-    from pgpq import ArrowToPostgresBinaryEncoder  # pyright: ignore[reportMissingImports] # a peer, not a dependency
-
-    return ArrowToPostgresBinaryEncoder(schema)
-
-
-def _in_wire_format(batches: Iterator[pa.RecordBatch], dimensions: int, number: int) -> Iterator[pa.RecordBatch]:
-    """Blocks of about 0.25 MB, the size our own encoder uses, with the columns in the table's order."""
-    now = time.time_ns() // 1000
-    rows = max(1, 262_144 // (dimensions * 33 // 8 + 400))
-    for whole in batches:
-        for start in range(0, whole.num_rows, rows):
-            batch = whole.slice(start, rows)
-            n = batch.num_rows
-            floats = batch.column("embedding").flatten().to_numpy().reshape(n, dimensions)
-            bits = np.frombuffer(b"".join(batch.column("embedding_bits").to_pylist()), np.uint8).reshape(n, -1)
-            columns = [
-                batch.column("id"),
-                batch.column("author"),
-                batch.column("content"),
-                _headed(dimensions << 16, floats, ">f4"),
-                _headed(dimensions, bits, "u1"),
-                batch.column("fingerprint").cast(pa.binary()),
-                batch.column("metadata_hash").cast(pa.binary()),
-                pa.array(np.full(n, number)),
-                pa.array(np.full(n, now), pa.timestamp("us", "UTC")),
-            ]
-            yield pa.record_batch(columns, names=_COLUMNS.split(", "))
-
-
-def _headed(head: int, values: Any, dtype: str) -> pa.Array:
-    n, width = values.shape
-    record: Any = np.zeros(n, np.dtype([("head", ">i4"), ("values", dtype, (width,))]))
-    record["head"], record["values"] = head, values
-    offsets = pa.py_buffer(np.arange(n + 1, dtype=np.int32) * np.int32(record.itemsize))
-    return pa.Array.from_buffers(pa.binary(), n, [None, offsets, pa.py_buffer(record.view(np.uint8))])
-
-
-def _check(connection: psycopg.Connection[tuple[Any, ...]], rows: int) -> None:
+def _check(connection: Connection, rows: int) -> None:
     """What the last loader wrote is what it should have written: bits and floats agree."""
     found = connection.execute(
-        sql.SQL("SELECT count(*) FROM {} WHERE binary_quantize(embedding) = embedding_bits").format(_TABLE)
+        sql.SQL("SELECT count(*) FROM {} WHERE binary_quantize(embedding) = embedding_bits").format(TABLE)
     ).fetchone()
     assert found == (rows,), f"{found} of {rows} rows have bits that agree with their floats"
 
 
-def _forget_peak() -> None:
-    """Linux starts the process's peak anew; elsewhere it is that of the whole run."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mb() -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(found.split()[1]) >> 10
-
-
 def _print_table(results: list[dict[str, Any]]) -> None:
     print(
-        f"{'dimensions':>10}  {'loader':<18}{'rows/s':>10}{'client CPU us/row':>20}{'peak RSS MB':>14}"
-        f"{'of the limit':>14}{'goal':>7}"
+        f"{'dimensions':>10}  {'loader':<18}{'rows':>9}{'rows/s':>10}{'client CPU us/row':>19}{'peak RSS MB':>13}"
+        f"{'of the limit':>14}{'ours over it':>14}"
     )
     for result in results:
         for name, one in result["loaders"].items():
-            goal = f"{result['goal']:.2f}" if name == "rowvec" and result["goal"] else ""
             print(
-                f"{result['dimensions']:>10}  {name:<18}{one['rows_per_second']:>10,}"
-                f"{one['client_cpu_us_per_row']:>20}{one['peak_rss_mb']:>14}{one['ratio']:>14.3f}{goal:>7}"
+                f"{result['dimensions']:>10}  {name:<18}{one['rows']:>9,}{one['rows_per_second']:>10,}"
+                f"{one['client_cpu_us_per_row']:>19}{one['peak_rss_mb']:>13}{one['of_limit']:>14.3f}"
+                f"{one['ours_over']:>14.2f}"
             )
+
+
+def _plot(results: list[dict[str, Any]], into: Path | None) -> None:
+    panels = [
+        plots.Bars(
+            title=f"{result['dimensions']:,} dimensions",
+            label="rows a second",
+            values={name: one["rows_per_second"] for name, one in result["loaders"].items()},
+            log=True,
+        )
+        for result in results
+    ]
+    plots.draw(into, "Rows a second into a vector table", panels)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,35 @@
 """How much longer does a first sync take than its slowest stage alone, and what does orchestration cost?
 
 One source table, synced for the first time again and again, each time as a new pipeline with its own vector table and
-store: by the flow on a Prefect server of its own; by the same stages on the same number of threads without Prefect;
-and its embedding alone, batch after batch. The three take turns, and ratios are medians of the rounds. ``--data`` is a
-Parquet file with a text column (``--column``); left out, rows are made up. The last line is one JSON object.
+store: by the flow on a Prefect server of its own; by the same stages on the same number of threads without Prefect; and
+stage after stage, each over all batches with nothing beside it. The three take turns, and ratios are medians of the
+rounds. Two embedders one after the other: the local model, and a provider in a process of its own that takes its time
+(``--latency``) and keeps to a limit (``--tokens-per-minute``). ``--data`` is a Parquet file with a text column
+(``--column``); left out, rows are made up.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
+from benchmarks import plots
+from benchmarks.outcome import conclude, options
+from benchmarks.servers import prefect_server, provider
 from rowvec import stages
 from rowvec.database import Connection, connect
 from rowvec.home import start_postgres
@@ -36,15 +37,17 @@ from rowvec.pipeline import Pipeline
 from rowvec.report import SyncReport
 from rowvec.run import Run, running
 
-KEY = "sk-overlap"
 GOALS = {"of_slowest": 1.15, "orchestration": 0.03}
-"""Wall of the flow to embedding alone; what the flow takes beyond the stages themselves, as a share of them."""
+"""Wall of the flow to its slowest stage alone; what the flow takes beyond the stages themselves, as a share of them."""
 
-# As in flows/sync.py, which this is compared with.
-_BATCHES_IN_FLIGHT = 2
-_SERVER_SECONDS = 120
+Mode = Literal["local", "paid"]
+MODES: tuple[Mode, ...] = ("local", "paid")
 
-Sync = Callable[[Pipeline], float]
+# What is done batch by batch, and so can overlap; the other stages wait for all batches, or all batches for them.
+_BATCHED = ("embed", "binarize", "upload", "load")
+_QUICK_ROWS = 8_192
+# Of what the provider's limit allows in a minute, so much at once: else the first minute would have no limit.
+_BURST_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,38 +56,59 @@ class Round:
 
     flow: float
     stages: float
-    embed: float
+    alone: dict[str, float]
+    """By stage."""
+
+    @property
+    def orchestration(self) -> float:
+        """What the flow takes beyond the stages, as a share of them."""
+        return (self.flow - self.stages) / self.stages
+
+    @property
+    def of_slowest(self) -> float:
+        """The flow's wall to that of the slowest stage."""
+        return self.flow / max(self.alone.values())
+
+    @property
+    def of_path(self) -> float:
+        """The flow's wall to the least there can be: what overlaps as long as its slowest, what does not in full."""
+        batched = max(self.alone[stage] for stage in _BATCHED)
+        return self.flow / (batched + sum(s for stage, s in self.alone.items() if stage not in _BATCHED))
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, f"{_QUICK_ROWS:,} rows, one round")
     parser.add_argument("--data", type=Path, help="a Parquet file of texts")
     parser.add_argument("--column", default="title", help="of the file")
     parser.add_argument("--rows", type=int, default=69_202)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds of a provider's answer; 0: the local model")
-    parser.add_argument("--tokens-per-minute", type=int, help="of the provider's limit")
-    parser.add_argument("--quick", action="store_true", help="8,000 rows, one round")
+    parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES))
+    parser.add_argument("--latency", type=float, default=0.3, help="seconds of the provider's answer")
+    parser.add_argument("--tokens-per-minute", type=int, default=3_000_000, help="of the provider's limit")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.rows, arguments.rounds = 8_000, 1
+        arguments.rows, arguments.rounds = _QUICK_ROWS, 1
     folder = Path(tempfile.mkdtemp(prefix="rvoverlap", dir="/tmp"))
-    os.environ |= {"PREFECT_HOME": str(folder / "prefect"), "ROWVEC_HOME": str(folder / "home"), "OPENAI_API_KEY": KEY}
+    os.environ |= {"ROWVEC_HOME": str(folder / "home"), "OPENAI_API_KEY": "sk-overlap"}
+    found: dict[Mode, list[Round]] = {}
     try:
-        server = start_postgres(_made(folder / "pg"))
+        (folder / "pg").mkdir(parents=True)
+        server = start_postgres(folder / "pg" / "data")
         os.environ["ROWVEC_DATABASE_URL"] = server.get_uri()
-        with connect(server.get_uri()) as connection, _prefect(folder), _provider(arguments) as embedder:
+        with connect(server.get_uri()) as connection, prefect_server(folder / "prefect"):
             _fill(connection, arguments)
-            rounds = _measure(connection, folder, embedder, arguments)
+            for mode in arguments.mode:
+                with _embedder(mode, arguments) as embedder:
+                    found[mode] = _measure(connection, folder, mode, embedder, arguments)
         server.cleanup()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _tell(rounds, arguments)
+    _tell(found, arguments)
 
 
 def _measure(
-    connection: Connection, folder: Path, embedder: dict[str, Any], arguments: argparse.Namespace
+    connection: Connection, folder: Path, mode: Mode, embedder: dict[str, Any], arguments: argparse.Namespace
 ) -> list[Round]:
     from flows.sync import sync  # late: by now Prefect knows where its server is
 
@@ -95,25 +119,25 @@ def _measure(
         assert report.consistent
         return took
 
-    ways: dict[str, Sync] = {"flow": by_flow, "stages": _by_stages, "embed": _embed_alone}
+    ways: dict[str, Callable[[Pipeline], Any]] = {"flow": by_flow, "stages": _by_stages, "alone": _one_by_one}
     rounds: list[Round] = []
     # The first of each loads the model, and fills caches.
     for number in range(arguments.rounds + 1):
-        seconds: dict[str, float] = {}
-        order = list(ways) if number % 2 else list(ways)[::-1]
-        for name in order:
-            pipeline = _pipeline(f"{name}{number}", folder, embedder)
+        seconds: dict[str, Any] = {}
+        for name in list(ways) if number % 2 else list(ways)[::-1]:
             connection.execute("CHECKPOINT")
-            seconds[name] = ways[name](pipeline)
-            print(f"round {number}: {name} {seconds[name]:.2f} s", file=sys.stderr, flush=True)
+            seconds[name] = ways[name](_pipeline(f"{mode}_{name}{number}", folder, embedder))
+            print(f"{mode}, round {number}: {name} {seconds[name]}", file=sys.stderr, flush=True)
         rounds.append(Round(**seconds))
     return rounds[1:]
 
 
 def _by_stages(pipeline: Pipeline) -> float:
     """What the flow does, on as many threads, without Prefect."""
+    from flows.sync import BATCHES_IN_FLIGHT  # late, as above
+
     started = time.perf_counter()
-    with running(pipeline, "benchmark") as run, ThreadPoolExecutor(4 * (_BATCHES_IN_FLIGHT + 1)) as threads:
+    with running(pipeline, "benchmark") as run, ThreadPoolExecutor(4 * (BATCHES_IN_FLIGHT + 1)) as threads:
         plan = stages.extract_rows(pipeline, run)
         chains: deque[Future[stages.Batch]] = deque()
         done: list[stages.Batch] = []
@@ -121,7 +145,7 @@ def _by_stages(pipeline: Pipeline) -> float:
         for number in range(plan.batches):
             embedded = threads.submit(_embed_after, pipeline, run, number, embedded)
             chains.append(threads.submit(_rest, pipeline, embedded))
-            if len(chains) > _BATCHES_IN_FLIGHT:
+            if len(chains) > BATCHES_IN_FLIGHT:
                 done.append(chains.popleft().result())
         done.extend(chain.result() for chain in chains)
         merged = stages.merge_rows(pipeline, run.run_id)
@@ -142,14 +166,19 @@ def _rest(pipeline: Pipeline, embedded: Future[stages.Batch]) -> stages.Batch:
     return stages.load_rows(pipeline, stages.upload_rows(pipeline, batch))
 
 
-def _embed_alone(pipeline: Pipeline) -> float:
-    """Seconds of the embed stage of all batches, one after the other, with nothing beside them."""
+def _one_by_one(pipeline: Pipeline) -> dict[str, float]:
+    """Seconds of each stage over all batches, with nothing beside it: by the run's own report."""
     with running(pipeline, "benchmark") as run:
         plan = stages.extract_rows(pipeline, run)
-        started = time.perf_counter()
-        for number in range(plan.batches):
-            stages.embed_rows(pipeline, run.run_id, number)
-        return time.perf_counter() - started
+        batches = [stages.embed_rows(pipeline, run.run_id, number) for number in range(plan.batches)]
+        batches = [stages.binarize_rows(pipeline, batch) for batch in batches]
+        batches = [stages.upload_rows(pipeline, batch) for batch in batches]
+        batches = [stages.load_rows(pipeline, batch) for batch in batches]
+        merged = stages.merge_rows(pipeline, run.run_id)
+        one = stages.Round(plan=plan, batches=tuple(batches), merged=merged)
+        report = stages.validate_rows(pipeline, run, [one], stages.index_rows(pipeline, run.run_id))
+    assert report.consistent
+    return {stage: seconds for stage, seconds in report.seconds.items() if stage != "total"}
 
 
 def _pipeline(name: str, folder: Path, embedder: dict[str, Any]) -> Pipeline:
@@ -182,78 +211,52 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
 
 
 @contextmanager
-def _provider(arguments: argparse.Namespace) -> Generator[dict[str, Any]]:
-    """The embedder's part of the pipeline: the local model, or one of OpenAI's protocol in a process of its own."""
-    if not arguments.latency:
+def _embedder(mode: Mode, arguments: argparse.Namespace) -> Generator[dict[str, Any]]:
+    """The embedder's part of the pipeline."""
+    if mode == "local":
         yield {"kind": "local", "dimensions": 256}
         return
-    words = [f"--latency={arguments.latency}"]
-    words += [f"--tokens-per-minute={arguments.tokens_per_minute}"] if arguments.tokens_per_minute else []
-    command = [sys.executable, "-m", "tests.openai_server", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # ours
-    try:
-        assert process.stdout is not None
-        origin = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        limits = {"tokens_per_minute": arguments.tokens_per_minute} if arguments.tokens_per_minute else {}
-        model = "text-embedding-3-small"
-        yield {"kind": "openai", "model": model, "dimensions": 256, "base_url": f"{origin}/v1", **limits}
-    finally:
-        process.terminate()
-        process.wait()
+    limit = arguments.tokens_per_minute
+    words = (f"--latency={arguments.latency}", f"--tokens-per-minute={limit}", f"--burst-seconds={_BURST_SECONDS}")
+    with provider(*words) as origin:
+        asked = {"model": "text-embedding-3-small", "dimensions": 256, "tokens_per_minute": limit}
+        yield {"kind": "openai", "base_url": f"{origin}/v1", **asked}
 
 
-@contextmanager
-def _prefect(folder: Path) -> Generator[None]:
-    """A Prefect server of its own, as it is shipped."""
-    port = 4_817
-    url = f"http://127.0.0.1:{port}/api"
-    log = (folder / "prefect.log").open("w")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 # ours
-    os.environ |= {"PREFECT_API_URL": url, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
-    try:
-        _wait_for(f"{url}/health", process)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-        log.close()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + _SERVER_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 # our own server
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-        else:
-            return
-    raise SystemExit(f"no Prefect server answered at {url}; is the port taken?")
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder / "data"
-
-
-def _tell(rounds: list[Round], arguments: argparse.Namespace) -> None:
-    orchestration = statistics.median((one.flow - one.stages) / one.stages for one in rounds)
-    of_slowest = statistics.median(one.flow / one.embed for one in rounds)
-    print(f"{'':10}{'flow s':>10}{'stages s':>10}{'embed s':>10}")
-    for number, one in enumerate(rounds, 1):
-        print(f"round {number:<4}{one.flow:>10.2f}{one.stages:>10.2f}{one.embed:>10.2f}")
-    print(f"orchestration {orchestration:.1%} of the stages; flow {of_slowest:.2f} times embedding alone")
-    result = {
-        "benchmark": "overlap",
+def _tell(found: dict[Mode, list[Round]], arguments: argparse.Namespace) -> None:
+    ratios: dict[str, float] = {}
+    goals: dict[str, float] = {}
+    for mode, rounds in found.items():
+        print(f"{mode}: flow s, stages s, and each stage alone")
+        for one in rounds:
+            alone = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in one.alone.items())
+            print(f"  {one.flow:8.2f}{one.stages:8.2f}  {alone}")
+        for name in ("orchestration", "of_slowest", "of_path"):
+            ratios[f"{name} {mode}"] = round(statistics.median(getattr(one, name) for one in rounds), 4)
+        goals |= {f"{name} {mode}": goal for name, goal in GOALS.items()}
+        print(
+            f"  orchestration {ratios[f'orchestration {mode}']:.1%} of the stages; the flow takes "
+            f"{ratios[f'of_slowest {mode}']:.2f} times its slowest stage alone, {ratios[f'of_path {mode}']:.2f} times "
+            "the shortest that its order allows"
+        )
+    _plot(found, arguments.plot)
+    figures = {
         "rows": arguments.rows,
         "latency": arguments.latency,
         "tokens_per_minute": arguments.tokens_per_minute,
-        "ratios": {"orchestration": round(orchestration, 4), "of_slowest": round(of_slowest, 3)},
-        "goals": GOALS,
-        "busy": os.getloadavg()[0],
+        "quick": arguments.quick,
+        "rounds": {mode: [asdict(one) for one in rounds] for mode, rounds in found.items()},
     }
-    print(json.dumps(result))
+    conclude("overlap", ratios, goals, figures)
+
+
+def _plot(found: dict[Mode, list[Round]], into: Path | None) -> None:
+    panels: list[plots.Bars | plots.Lines] = []
+    for mode, rounds in found.items():
+        values = {name: statistics.median(getattr(one, name) for one in rounds) for name in ("flow", "stages")}
+        values |= {f"{stage} alone": statistics.median(one.alone[stage] for one in rounds) for stage in rounds[0].alone}
+        panels.append(plots.Bars(title=mode, label="seconds", values=values))
+    plots.draw(into, "A first sync, and its stages", panels)
 
 
 if __name__ == "__main__":

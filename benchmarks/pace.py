@@ -2,22 +2,21 @@
 
 A server that speaks OpenAI's protocol, in a process of its own, allows so many requests or tokens a minute, of which a
 tenth may be used at once. Our embedder sends it texts for a while: with the limits in the pipeline, and without, so
-that they are learned from its headers and refusals. ``--quick`` is shorter. The last line is one JSON object.
+that they are learned from its headers and refusals. ``--quick`` is shorter.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import plots
+from benchmarks.outcome import conclude, options
+from benchmarks.servers import provider
 from rowvec.embedders import open_embedder
 from rowvec.pipeline_embedders import OpenAIEmbedder
 
@@ -26,20 +25,6 @@ BURST_SECONDS = 6.0
 REQUESTS_A_MINUTE = 600
 TOKENS_A_MINUTE = 60_000
 TEXT = "a painting of the sea in winter, oil on canvas, signed at the lower left "
-
-
-@contextmanager
-def provider(**limits: float) -> Generator[str]:
-    """The server's origin."""
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
-    command = [sys.executable, "-m", "tests.openai_server", f"--burst-seconds={BURST_SECONDS}", "--latency=0.2", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # ours
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def texts(seconds: float) -> Iterator[str]:
@@ -52,7 +37,8 @@ def texts(seconds: float) -> Iterator[str]:
 
 def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
     """One run against one limit."""
-    with provider(**limits) as origin:
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
+    with provider(f"--burst-seconds={BURST_SECONDS}", "--latency=0.2", *words) as origin:
         known = {name: int(value) for name, value in limits.items()} if told else {}
         config = OpenAIEmbedder(
             kind="openai",
@@ -86,20 +72,26 @@ def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    seconds = 12.0 if parser.parse_args().quick else 50.0
+    arguments = options(__doc__, "9 s a limit instead of 50").parse_args()
+    seconds = 9.0 if arguments.quick else 50.0
     os.environ["PACE_KEY"] = KEY
-    result: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, limit in (
         ("requests", {"requests_per_minute": REQUESTS_A_MINUTE}),
         ("tokens", {"tokens_per_minute": TOKENS_A_MINUTE}),
     ):
         for told in (True, False):
-            key = f"{name}_{'told' if told else 'learned'}"
-            result[key] = measured(seconds, told=told, **limit)
-            print(f"{key:20} {result[key]}", flush=True)
-    print(json.dumps(result))
+            key = f"{name} {'told' if told else 'learned'}"
+            found[key] = measured(seconds, told=told, **limit)
+            print(f"{key:20} {found[key]}", flush=True)
+    of_limit: dict[str, float | None] = {key: one["of_limit"] for key, one in found.items()}
+    refused = {f"refused, {key}": one["refused_share"] for key, one in found.items()}
+    panels = [
+        plots.Bars(title="used", label="of the limit", values={k: one["of_limit"] for k, one in found.items()}, goal=1),
+        plots.Bars(title="refused", label="share of the requests", values=refused),
+    ]
+    plots.draw(arguments.plot, "A provider's limit", panels)
+    conclude("pace", {**of_limit, **refused}, {}, {"quick": arguments.quick, "limits": found})
 
 
 if __name__ == "__main__":

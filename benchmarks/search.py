@@ -6,9 +6,7 @@ Run it with ``python -m benchmarks.search [--quick]``; benchmarks/README.md says
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -27,7 +25,9 @@ import pyarrow.parquet
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
+from benchmarks import plots
 from benchmarks.contenders import Contender, Setting, contenders, request
+from benchmarks.outcome import conclude, options
 from benchmarks.requests import Rate, measure_rate, start_worker
 from benchmarks.synthetic import BLOCK_ROWS, Floats, Spectrum
 from rowvec.binarize import binarize
@@ -46,6 +46,7 @@ DATA_VARIABLE = "ROWVEC_SEARCH_DATA"
 
 K = 10
 AT_LEAST = 0.95
+OURS = "bits and rerank, rowvec"
 GOALS = {"requests": 4.0, "bytes": 12.0, "build": 5.0}
 """Of bits with rerank against the HNSW index on halfvec, at 3,072 dimensions and 100,000 rows."""
 
@@ -89,8 +90,10 @@ class Truth:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), help="folder of openai_*.parquet")
+    parser = options(__doc__, f"5,000 x 3,072 and short turns, of ours only {OURS!r}")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get(DATA_VARIABLE), help="folder of openai_*.parquet; none: made up"
+    )
     parser.add_argument("--rows", type=int, default=100_000, help="of each synthetic set")
     parser.add_argument("--dimensions", type=int, nargs="*", default=[1536, 3072], help="of the synthetic sets")
     parser.add_argument("--queries", type=int, default=400)
@@ -102,24 +105,27 @@ def main() -> None:
     parser.add_argument("--peers-effort", type=int, default=64, help="ef_construction of the peer's index")
     parser.add_argument("--only", default="", help="contenders whose names contain this, and the peer")
     parser.add_argument("--no-real", action="store_true", help="leave out the real sets")
-    parser.add_argument("--quick", action="store_true", help="5,000 rows and short turns")
     arguments = parser.parse_args()
-    if arguments.data is None:
-        parser.error(f"name the folder of openai_*.parquet files with --data or {DATA_VARIABLE}")
     if arguments.quick:
         arguments.rows, arguments.queries, arguments.rounds, arguments.seconds = 5_000, 100, 2, 0.3
+        arguments.dimensions, arguments.no_real, arguments.only = [3072], True, arguments.only or OURS
     sets = _sets(arguments)
     folder = Path(tempfile.mkdtemp(prefix="rvsearch", dir="/tmp"))
     try:
         results = [_measure(folder / str(number), one, arguments) for number, one in enumerate(sets)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "busy": os.getloadavg()[0]}
-    print(json.dumps({"benchmark": "search", "goals": GOALS, **machine, "results": results}))
+    _plot(results, arguments.plot)
+    conclude("search", _ratios(results), _goals(), {"quick": arguments.quick, "results": results})
 
 
 def _sets(arguments: argparse.Namespace) -> list[VectorSet]:
-    files = sorted(arguments.data.glob("openai_*.parquet"))
+    if arguments.data is None:
+        return [
+            _synthetic(Spectrum.made_up(dimensions), arguments.rows, dimensions, "made up")
+            for dimensions in arguments.dimensions
+        ]
+    files = sorted(Path(arguments.data).glob("openai_*.parquet"))
     if not files:
         raise SystemExit(f"{arguments.data} has no openai_*.parquet: give another folder with --data")
     real = {file.stem.removeprefix("openai_text-embedding-"): _read(file) for file in files}
@@ -129,7 +135,7 @@ def _sets(arguments: argparse.Namespace) -> list[VectorSet]:
     for dimensions in arguments.dimensions:
         # The first half of the larger model's vectors is what that model gives when asked for as many.
         model = max((v for v in real.values() if v.shape[1] >= dimensions), key=lambda v: v.shape[1])
-        sets.append(_synthetic(Spectrum.of(_unit(model[:, :dimensions])), arguments.rows, dimensions))
+        sets.append(_synthetic(Spectrum.of(_unit(model[:, :dimensions])), arguments.rows, dimensions, "synthetic"))
     return sets
 
 
@@ -141,8 +147,8 @@ def _in_memory(name: str, vectors: Floats) -> VectorSet:
     return VectorSet(name=name, rows=len(vectors), dimensions=vectors.shape[1], blocks=blocks)
 
 
-def _synthetic(spectrum: Spectrum, rows: int, dimensions: int) -> VectorSet:
-    return VectorSet(name="synthetic", rows=rows, dimensions=dimensions, blocks=lambda: spectrum.draw(rows))
+def _synthetic(spectrum: Spectrum, rows: int, dimensions: int, name: str) -> VectorSet:
+    return VectorSet(name=name, rows=rows, dimensions=dimensions, blocks=lambda: spectrum.draw(rows))
 
 
 def _read(path: Path) -> Floats:
@@ -392,6 +398,35 @@ def _print_table(result: dict[str, Any]) -> None:
             f"{row['rps_1'] or 0:>9,.0f}{row['rps_2'] or 0:>9,.0f}{row['cpu_ms'] or 0:>8.2f}{row['pages']:>8,.0f}"
             f"{row['bytes'] / 1e6:>8.1f}{row['build_seconds']:>9.1f}{ratios}"
         )
+
+
+def _ratios(results: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Of ours to plain pgvector's HNSW on halfvec, on synthetic sets: what of a real one is too small for an index."""
+    ratios: dict[str, float | None] = {}
+    for result in results:
+        ours = next((row for row in result["contenders"] if row["name"] == OURS), None)
+        if ours is None or result["set"] not in ("synthetic", "made up"):
+            continue
+        told = {"requests": "ratio_1", "requests on 2": "ratio_2", "bytes": "bytes_ratio", "build": "build_ratio"}
+        ratios |= {f"{name} {result['dimensions']}": ours.get(key) for name, key in told.items()}
+        ratios[f"recall {result['dimensions']}"] = ours["recall"]
+    return ratios
+
+
+def _goals() -> dict[str, float]:
+    return {f"{name} 3072": goal for name, goal in GOALS.items()} | {"recall 3072": AT_LEAST}
+
+
+def _plot(results: list[dict[str, Any]], into: Path | None) -> None:
+    panels = [
+        plots.Bars(
+            title=f"{one['set']}, {one['rows']:,} x {one['dimensions']:,}",
+            label="requests a second on one connection",
+            values={f"{row['name']} ({row['recall']:.2f})": row["rps_1"] or 0.0 for row in one["contenders"]},
+        )
+        for one in results
+    ]
+    plots.draw(into, f"Searches, in brackets recall@{K}; a bar under {AT_LEAST} is not comparable", panels)
 
 
 if __name__ == "__main__":

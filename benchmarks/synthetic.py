@@ -35,6 +35,18 @@ class Spectrum:
         deviations = lengths / np.sqrt(len(real) - 1)
         return Spectrum(mean.astype(np.float32), (deviations[:, None] * axes).astype(np.float32))
 
+    @staticmethod
+    def made_up(dimensions: int, rank: int = 508, seed: int = 2) -> Spectrum:
+        """A spectrum without real vectors: as many directions as the real ones had, each shorter than the one before.
+
+        How many neighbours bits find in it is not what they find in real vectors: it is for trying the benchmark.
+        """
+        random = np.random.default_rng(seed)
+        directions, _ = np.linalg.qr(random.standard_normal((dimensions, min(rank, dimensions))))
+        deviations = 1 / np.sqrt(np.arange(1, directions.shape[1] + 1) + 10)
+        axes = (deviations[:, None] * directions.T / np.linalg.norm(deviations)).astype(np.float32)
+        return Spectrum((directions[:, 0] * 0.3).astype(np.float32), axes)
+
     def draw(self, rows: int, seed: int = 1) -> Iterator[Floats]:
         """Blocks of ``(up to BLOCK_ROWS, d)`` unit vectors, the same ones for the same arguments.
 

@@ -122,7 +122,10 @@ def wide_values(column: PgColumn, form: WireForm, array: pa.Array) -> Numbers:
     if form.kind == "bits":
         array = _cast(array, pa.binary(width))
         return _fixed_bytes(array, width)
-    array = _cast(array, pa.list_(pa.float32(), width))
+    # Whether an element may be NULL is part of a type: a cast for that alone would copy every vector.
+    found, wanted = array.type, pa.list_(pa.float32(), width)
+    if not (pa.types.is_fixed_size_list(found) and (found.value_type, found.list_size) == (pa.float32(), width)):
+        array = _cast(array, wanted)
     first, last = array.offset * width, (array.offset + len(array)) * width
     floats = array.values
     if floats.null_count and _null_inside(array, floats.slice(first, last - first), width):

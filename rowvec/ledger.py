@@ -31,6 +31,9 @@ _LOCK_SPACE = 0x72760001
 _PLAN_LOCK_SPACE = 0x72760003
 """Advisory locks of ``rowvec plan`` at work: (this, run_id)."""
 
+# Fingerprints of one statement: written out they are 70 bytes each, in the client and in the server.
+_ENTERED = 20_000
+
 
 def is_readable(connection: Connection, table: str, column: str) -> bool:
     """Whether the ledger has this by now, and the role may read it: searching needs no grant on the ledger."""
@@ -197,15 +200,16 @@ def add_artifact(
     with connection.transaction():
         values = {"pipeline_id": pipeline_id, "run_id": run_id, "batch": batch, **asdict(artifact)}
         artifact_id = _one(connection, "add_artifact", **values)
-        entries = {
-            "pipeline_id": pipeline_id,
-            "artifact_id": artifact_id,
-            "fingerprints": fingerprints,
-            "run_id": run_id,
-            "usd_a_token": usd_a_token,
-        }
-        connection.execute(query("ledger", "add_embeddings"), entries)
-        connection.execute(query("ledger", "forget_answers"), entries)
+        for start in range(0, len(fingerprints), _ENTERED):
+            entries = {
+                "pipeline_id": pipeline_id,
+                "artifact_id": artifact_id,
+                "fingerprints": fingerprints[start : start + _ENTERED],
+                "run_id": run_id,
+                "usd_a_token": usd_a_token,
+            }
+            connection.execute(query("ledger", "add_embeddings"), entries)
+            connection.execute(query("ledger", "forget_answers"), entries)
 
 
 def forget_artifact(connection: Connection, pipeline_id: PipelineId, name: str) -> None:

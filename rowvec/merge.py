@@ -183,9 +183,12 @@ def _read_source_again(connection: Connection, plan: Plan, rows: Rows) -> None:
 
 def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, joined: bool) -> Merged:
     upserted = updated = deleted = 0
+    # Nothing was to do, and nothing has come since: the joins that look for what to delete, to wait for and to miss
+    # would each find nothing.
+    settled = joined and not plan.direct and not plan.counts.anything and _agree(connection, plan)
     if plan.direct:
         upserted = _publish(connection, plan, joined=joined)
-    else:
+    elif not settled:
         if joined:
             _check_deletes_again(connection, pipeline, plan)
         # Replacements first: what is deleted afterwards has none.
@@ -193,7 +196,7 @@ def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, joined: bo
         updated = _update_metadata(connection, plan)
         deleted = _delete(connection, plan, joined=joined)
     _forget_mended_rejects(connection, plan)
-    pending, missing = _without_vector(connection, plan) if joined else (0, ())
+    pending, missing = _without_vector(connection, plan) if joined and not settled else (0, ())
     source = totals(connection, plan.table, sql.Identifier("live")) if joined else (None, None)
     table_rows, table_checksum = totals(connection, plan.table, plan.table.identifier)
     connection.execute(query("merge", "merged"), {"run_id": plan.run_id})
@@ -211,6 +214,14 @@ def _merge(connection: Connection, pipeline: Pipeline, plan: Plan, *, joined: bo
         source_checksum=source[1],
         table_checksum=table_checksum,
     )
+
+
+def _agree(connection: Connection, plan: Plan) -> bool:
+    """Whether each row of the source has its vector and metadata, and no other row is in the vector table."""
+    if connection.execute(query("merge", "any_reject"), {"pipeline_id": plan.pipeline_id}).fetchone() != (False,):
+        return False
+    statement = query("merge", "agree", table=plan.table.identifier, same_key=_same(plan, "l", "t"))
+    return connection.execute(statement).fetchone() == (True,)
 
 
 def _publish(connection: Connection, plan: Plan, *, joined: bool) -> int:

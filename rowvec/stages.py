@@ -445,5 +445,6 @@ def _store(resolved: Pipeline) -> Store:
 def _fingerprints(embedded: Path) -> list[bytes]:
     with pa.memory_map(str(embedded)) as source:
         reader = pa.ipc.open_file(source)
-        blocks = [reader.get_batch(i).column("fingerprint").to_pylist() for i in range(reader.num_record_batches)]
-    return list(dict.fromkeys(fingerprint for block in blocks for fingerprint in block))
+        # Block by block: a batch of a very large table has more than a million rows.
+        blocks = (reader.get_batch(i).column("fingerprint").to_pylist() for i in range(reader.num_record_batches))
+        return list(dict.fromkeys(fingerprint for block in blocks for fingerprint in block))

@@ -232,6 +232,35 @@ def test_h1_rows_that_change_while_they_are_embedded(
     assert_in_step(source)
 
 
+@pytest.mark.parametrize(
+    ("change", "pending", "gone"),
+    [
+        ("SELECT 1", 0, 0),
+        ("DELETE FROM paintings WHERE id <= 5", 0, 5),
+        ("UPDATE paintings SET title = 'edited meanwhile' WHERE id <= 5", 5, 5),
+        ("UPDATE paintings SET id = id + 1000 WHERE id <= 5", 5, 5),
+        ("UPDATE paintings SET author = 'edited meanwhile' WHERE id <= 5", 5, 0),
+        ("INSERT INTO paintings VALUES (500, 'came', 'later', 'x', 1)", 1, 0),
+        ("DELETE FROM vectors.paintings WHERE id <= 5", 5, 0),
+        (
+            "INSERT INTO vectors.paintings SELECT (jsonb_populate_record(t, '{\"id\": 900}')).*"
+            " FROM vectors.paintings AS t WHERE id = 1",
+            0,
+            1,
+        ),
+    ],
+)
+def test_a_merge_with_nothing_to_do_sees_what_came_since_the_plan(
+    source: Connection, paintings: Pipeline, change: str, pending: int, gone: int
+) -> None:
+    sync(paintings)
+    _, merged = _sync_with_a_change(paintings, source, change)
+    assert (merged.pending, merged.deleted, merged.missing) == (pending, gone, ())
+    assert merged.source_checksum == merged.table_checksum
+    assert sync(paintings).consistent
+    assert_in_step(source)
+
+
 def test_a_run_goes_round_again_for_what_changed_meanwhile(
     source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,16 @@ SELECT
        AND NOT EXISTS (SELECT FROM live_waiting AS w WHERE {same_row_waiting})),
     (SELECT count(*) FROM {table})
 
+-- name: any_reject -- what was set aside has no vector, and is in the source all the same
+SELECT EXISTS (SELECT FROM rowvec.rejects WHERE pipeline_id = %(pipeline_id)s)
+
+-- name: agree -- each row of the source has its vector, and there is no other; nothing waits to be split
+SELECT NOT EXISTS (
+    SELECT FROM live AS l
+    FULL JOIN {table} AS t ON {same_key}
+    WHERE l.fingerprint IS DISTINCT FROM t.fingerprint OR l.metadata_hash IS DISTINCT FROM t.metadata_hash
+) AND NOT EXISTS (SELECT FROM live_waiting)
+
 -- name: rejects_mended -- rows that have a vector now, or are gone
 DELETE FROM rowvec.rejects AS r
 USING {table} AS t
