@@ -29,7 +29,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rowvec import stages
+from rowvec import batch_stages, stages
 from rowvec.database import Connection, connect
 from rowvec.home import start_postgres
 from rowvec.pipeline import Pipeline
@@ -115,9 +115,9 @@ def _by_stages(pipeline: Pipeline) -> float:
     started = time.perf_counter()
     with running(pipeline, "benchmark") as run, ThreadPoolExecutor(4 * (_BATCHES_IN_FLIGHT + 1)) as threads:
         plan = stages.extract_rows(pipeline, run)
-        chains: deque[Future[stages.Batch]] = deque()
-        done: list[stages.Batch] = []
-        embedded: Future[stages.Batch] | None = None
+        chains: deque[Future[batch_stages.Batch]] = deque()
+        done: list[batch_stages.Batch] = []
+        embedded: Future[batch_stages.Batch] | None = None
         for number in range(plan.batches):
             embedded = threads.submit(_embed_after, pipeline, run, number, embedded)
             chains.append(threads.submit(_rest, pipeline, embedded))
@@ -131,15 +131,17 @@ def _by_stages(pipeline: Pipeline) -> float:
     return time.perf_counter() - started
 
 
-def _embed_after(pipeline: Pipeline, run: Run, number: int, before: Future[stages.Batch] | None) -> stages.Batch:
+def _embed_after(
+    pipeline: Pipeline, run: Run, number: int, before: Future[batch_stages.Batch] | None
+) -> batch_stages.Batch:
     if before is not None:
         before.result()
-    return stages.embed_rows(pipeline, run.run_id, number)
+    return batch_stages.embed_rows(pipeline, run.run_id, number)
 
 
-def _rest(pipeline: Pipeline, embedded: Future[stages.Batch]) -> stages.Batch:
-    batch = stages.binarize_rows(pipeline, embedded.result())
-    return stages.load_rows(pipeline, stages.upload_rows(pipeline, batch))
+def _rest(pipeline: Pipeline, embedded: Future[batch_stages.Batch]) -> batch_stages.Batch:
+    batch = batch_stages.binarize_rows(pipeline, embedded.result())
+    return batch_stages.load_rows(pipeline, batch_stages.upload_rows(pipeline, batch))
 
 
 def _embed_alone(pipeline: Pipeline) -> float:
@@ -148,7 +150,7 @@ def _embed_alone(pipeline: Pipeline) -> float:
         plan = stages.extract_rows(pipeline, run)
         started = time.perf_counter()
         for number in range(plan.batches):
-            stages.embed_rows(pipeline, run.run_id, number)
+            batch_stages.embed_rows(pipeline, run.run_id, number)
         return time.perf_counter() - started
 
 
