@@ -129,10 +129,8 @@ def test_leases_in_the_ledger(connection: Connection, database_url: str) -> None
 
 
 def test_a_process_that_is_frozen_within_its_renewal_is_waited_for_no_longer_than_seconds(database_url: str) -> None:
-    with (
-        open_pace_ledger(database_url, installed=True) as frozen,
-        open_pace_ledger(database_url, installed=True) as ledger,
-    ):
+    frozen = open_pace_ledger(database_url, installed=True)
+    with open_pace_ledger(database_url, installed=True) as ledger:
         renew(frozen, holder(1), wanted=1.0, rest=0.0)
         frozen.execute("BEGIN")
         frozen.execute("SELECT FROM rowvec.pace_accounts FOR UPDATE")
@@ -142,6 +140,7 @@ def test_a_process_that_is_frozen_within_its_renewal_is_waited_for_no_longer_tha
             lambda: ledger.execute("SELECT FROM rowvec.pace_accounts FOR UPDATE SKIP LOCKED").fetchone() is not None
         )
         renew(ledger, holder(2), wanted=1.0, rest=0.0)
+    frozen.close()
 
 
 @pytest.fixture

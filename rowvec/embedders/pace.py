@@ -149,7 +149,7 @@ class Pace:
         self._successes = 0
         self._shares: dict[Sharing, float] = {}
         self._waiting = 0
-        self._spent = 0.0
+        self._spent = self._owed = 0.0
         self._never_idle = False
 
     @property
@@ -217,8 +217,9 @@ class Pace:
             self._schedule = replace(self._schedule, share=share)
             if share < before or share > before * _WORTH_WAKING:
                 # Places in the schedule were given by the old share: whoever waits for his asks for another.
-                owed = max(0.0, self._paid_until - now) * (before / share if before and share else 1.0)
-                self._paid_until = now + owed
+                # Seconds of the whole limit that what has left is still to be followed by; without a share none pass.
+                owed = max(0.0, self._paid_until - now) * before if before else self._owed
+                self._owed, self._paid_until = owed, now + (owed / share if share else 0.0)
                 self._schedule = replace(self._schedule, next_at=max(self._resting_until, self._paid_until))
                 self._division += 1
 

@@ -1,5 +1,5 @@
 -- name: session -- who keeps an account's row keeps all that use it waiting: better nobody is told than that
-SET lock_timeout = '2s'; SET statement_timeout = '2s'; SET idle_in_transaction_session_timeout = '5s'
+SET lock_timeout = '2s'; SET statement_timeout = '3s'; SET idle_in_transaction_session_timeout = '5s'
 
 -- name: account -- held until the transaction ends; the rest that the provider asked for, in seconds from now
 INSERT INTO rowvec.pace_accounts AS a (account, address, model, rest_until)
