@@ -2,30 +2,37 @@
 
 A server that speaks OpenAI's protocol, in a process of its own, allows so many requests or tokens a minute, of which a
 tenth may be used at once. Our embedder sends it texts for a while: with the limits in the pipeline, and without, so
-that they are learned from its headers and refusals. ``--quick`` is shorter. The last line is one JSON object.
+that they are learned from its headers and refusals. With ``--processes 2`` so many processes use the account at once,
+each told its whole limit: together, by leases in a ledger, and each for itself, as if it were alone. ``--quick`` is
+shorter. The last line is one JSON object, whose ``ratios`` are of the limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from rowvec.database import connect
 from rowvec.embedders import open_embedder
-from rowvec.pipeline_embedders import OpenAIEmbedder
+from rowvec.home import release_postgres, start_postgres
+from rowvec.schema import install
+from tests.asking import asking, config, texts
 
 KEY = "sk-pace"
 BURST_SECONDS = 6.0
 REQUESTS_A_MINUTE = 600
 TOKENS_A_MINUTE = 60_000
-TEXT = "a painting of the sea in winter, oil on canvas, signed at the lower left "
+# Until processes have started, have used what may be used at once, and have agreed on their shares.
+SETTLED_SECONDS = 15.0
 
 
 @contextmanager
@@ -42,36 +49,24 @@ def provider(**limits: float) -> Generator[str]:
         process.wait()
 
 
-def texts(seconds: float) -> Iterator[str]:
-    """Distinct texts until the time is up."""
-    end, number = time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        number += 1
-        yield f"{TEXT}{number}"
+def stats_of(origin: str) -> dict[str, Any]:
+    """What the server has counted so far."""
+    with urllib.request.urlopen(f"{origin}/stats") as answer:  # noqa: S310 # our own server
+        return json.loads(answer.read())
 
 
 def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
     """One run against one limit."""
     with provider(**limits) as origin:
         known = {name: int(value) for name, value in limits.items()} if told else {}
-        config = OpenAIEmbedder(
-            kind="openai",
-            model="text-embedding-3-small",
-            dimensions=96,
-            base_url=f"{origin}/v1",
-            api_key="${PACE_KEY}",
-            max_batch_inputs=1 if "requests_per_minute" in limits else 20,
-            concurrency=16,
-            **known,  # pyright: ignore[reportArgumentType] # numbers by the names of the limits
-        ).model_copy(update={"api_key": KEY})
-        embedder = open_embedder(config)
+        inputs = 1 if "requests_per_minute" in limits else 20
+        embedder = open_embedder(config(KEY, base_url=f"{origin}/v1", max_batch_inputs=inputs, concurrency=16, **known))
         # Imports, the tokenizer and the first connection are not the pace's.
         list(embedder.embed(["warm"]))
         started = time.monotonic()
         answered = sum(len(answer.positions) for answer in embedder.embed(texts(seconds)))
         took = time.monotonic() - started
-        with urllib.request.urlopen(f"{origin}/stats") as answer:  # noqa: S310 # our own server
-            stats = json.loads(answer.read())
+        stats = stats_of(origin)
     used = stats["statuses"].get("200", 0) if "requests_per_minute" in limits else stats["tokens"]
     (limit,) = limits.values()
     # The rate that can be kept up; what may be used at once in the beginning is on top, so a run may show more than 1.
@@ -84,12 +79,67 @@ def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def ledger() -> Generator[str]:
+    """The DSN of a database that keeps the pace."""
+    with tempfile.TemporaryDirectory(prefix="pace") as folder:
+        server = start_postgres(Path(folder) / "postgres")
+        with connect(server.get_uri()) as connection:
+            install(connection)
+        yield server.get_uri()
+        release_postgres(server)
+
+
+def measured_together(seconds: float, processes: int, database: str | None) -> dict[str, Any]:
+    """So many processes against one limit; ``database``: whose ledger keeps their pace, None: each for itself."""
+    with provider(requests_per_minute=REQUESTS_A_MINUTE) as origin:
+        embedder = {
+            "base_url": f"{origin}/v1",
+            "api_key": KEY,
+            "max_batch_inputs": 1,
+            "concurrency": 16,
+            "requests_per_minute": REQUESTS_A_MINUTE,
+        }
+        settings = {"embedder": embedder, "database": database, "seconds": 3600}
+        with asking(processes, settings):
+            time.sleep(SETTLED_SECONDS)
+            started, before = time.monotonic(), stats_of(origin)
+            time.sleep(seconds)
+            took, after = time.monotonic() - started, stats_of(origin)
+    answered, refused = (after["statuses"].get(s, 0) - before["statuses"].get(s, 0) for s in ("200", "429"))
+    return {
+        "of_limit": round(answered / (REQUESTS_A_MINUTE * took / 60), 3),
+        "refused_share": round(refused / max(1, answered + refused), 4),
+        "answered": answered,
+        "seconds": round(took, 1),
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    seconds = 12.0 if parser.parse_args().quick else 50.0
-    os.environ["PACE_KEY"] = KEY
+    parser.add_argument("--processes", type=int, default=1)
+    arguments = parser.parse_args()
+    seconds = 12.0 if arguments.quick else 50.0
+    result = by_processes(seconds, arguments.processes) if arguments.processes > 1 else by_limit(seconds)
+    print(json.dumps({**result, "ratios": {name: one["of_limit"] for name, one in result.items()}}))
+
+
+def by_processes(seconds: float, processes: int) -> dict[str, Any]:
+    """Several processes, together and apart."""
+    with ledger() as database:
+        result = {
+            f"{processes}_processes_together": measured_together(seconds, processes, database),
+            f"{processes}_processes_apart": measured_together(seconds, processes, None),
+        }
+    for name, one in result.items():
+        print(f"{name:24} {one}", flush=True)
+    return result
+
+
+def by_limit(seconds: float) -> dict[str, Any]:
+    """One process, each limit, told and learned."""
     result: dict[str, Any] = {}
     for name, limit in (
         ("requests", {"requests_per_minute": REQUESTS_A_MINUTE}),
@@ -99,7 +149,7 @@ def main() -> None:
             key = f"{name}_{'told' if told else 'learned'}"
             result[key] = measured(seconds, told=told, **limit)
             print(f"{key:20} {result[key]}", flush=True)
-    print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":

@@ -142,8 +142,19 @@ def test_a_dask_worker_that_is_killed_costs_what_it_had_in_flight(
     dask: RunningCluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with killing(openai_server, dask.workers[0].kill):
+    pacing = list[tuple[int]]()
+
+    def kill() -> None:
+        # Each worker has a share of the account's limits.
+        pacing.extend(source.execute("SELECT count(DISTINCT process) FROM rowvec.pace_leases").fetchall())
+        dask.workers[0].kill()
+
+    # Far above what is asked: nobody waits for it.
+    limited = pipeline.embedder.model_copy(update={"requests_per_minute": 100_000})
+    pipeline = pipeline.model_copy(update={"embedder": limited})
+    with killing(openai_server, kill):
         report = sync(pipeline=pipeline, cause="killed")
+    assert pacing == [(WORKERS,)]
     # It died over a batch, whose files are left with it.
     assert list(dask.workers[0].home.glob(f"spool/*/{report.run_id}/**/rows.arrow"))
     assert_survived(report, pipeline, source, openai_server, monkeypatch)
