@@ -90,17 +90,17 @@ class Keeper:
 
     def asked(self) -> None:
         """See ``Sharing``. The first request waits for the first share."""
-        if self._known.is_set() or not self._pace.limited:
+        if self._known.is_set() or self._closing or not self._pace.limited:
             return
         with self._lock:
-            if self._thread is None and not self._closing:
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._keep, name="rowvec pace", daemon=True)
                 self._thread.start()
         self._known.wait(_FIRST_SECONDS)
 
     def rested(self, seconds: float) -> None:
         """See ``Sharing``."""
-        self._resting_until = time.monotonic() + seconds
+        self._resting_until = max(self._resting_until, time.monotonic() + seconds)
         self._woken.set()
 
     def close(self) -> None:

@@ -186,7 +186,8 @@ def killing(server: OpenAIServer, kill: Callable[[], None]) -> Generator[None]:
     """Kill when some answers are there, and each worker has as many requests in flight as it may."""
 
     def once_in_the_middle() -> None:
-        wait_for(lambda: len(server.paid) >= ROWS // 4)
+        # A worker that has never done anything imports Prefect first.
+        wait_for(lambda: len(server.paid) >= ROWS // 4, 180)
         released = server.hold = threading.Event()
         server.most_at_once = 0
         wait_for(lambda: server.most_at_once == WORKERS * CONCURRENCY)
