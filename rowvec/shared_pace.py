@@ -15,7 +15,8 @@ from uuid import uuid4
 import psycopg
 
 from rowvec.database import Connection, lost_connections_are_retriable, target_url
-from rowvec.embedders.pace import Account, Pace, Paced
+from rowvec.embedders.pace import Account, Pace
+from rowvec.embedders.protocol import Paced
 from rowvec.embedders.shares import wanted
 from rowvec.errors import RowvecError
 from rowvec.pace_ledger import LEASE_SECONDS, Holder, leave, open_pace_ledger, renew

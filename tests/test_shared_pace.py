@@ -15,7 +15,8 @@ from psycopg.errors import LockNotAvailable
 
 from rowvec.database import Connection, connect
 from rowvec.embedders import open_embedder
-from rowvec.embedders.pace import Account, Paced
+from rowvec.embedders.pace import Account
+from rowvec.embedders.protocol import Paced
 from rowvec.pace_ledger import Holder, leave, open_pace_ledger, renew
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline_embedders import AzureVisionEmbedder
@@ -82,6 +83,7 @@ def test_three_processes_keep_a_limit_together_and_take_over_from_one_that_is_ki
     assert refused(server) == 0
 
 
+@pytest.mark.soak
 def test_processes_that_have_to_learn_the_limit_share_it_then(
     connection: Connection, database_url: str, server: OpenAIServer
 ) -> None:

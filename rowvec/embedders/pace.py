@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 # Clocks and networks jitter: asking for the very last per cent of a limit is answered with 429s.
 HEADROOM = 0.97
@@ -285,21 +285,6 @@ class Account:
     def digest(self) -> bytes:
         """32 bytes that tell accounts apart, wherever they are asked from, and from which no key can be read."""
         return sha256("\0".join((self.address.rstrip("/"), self.model, self.secret)).encode()).digest()
-
-
-@runtime_checkable
-class Paced(Protocol):
-    """An embedder that keeps to the limits of an account."""
-
-    @property
-    def account(self) -> Account:
-        """Whose limits."""
-        ...
-
-    @property
-    def pace(self) -> Pace:
-        """What its requests wait for."""
-        ...
 
 
 @cache
