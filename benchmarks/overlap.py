@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from benchmarks import plots
 from benchmarks.outcome import conclude, options
 from benchmarks.servers import prefect_server, provider
-from rowvec import stages
+from rowvec import batch_stages, stages
 from rowvec.database import Connection, connect
 from rowvec.home import start_postgres
 from rowvec.pipeline import Pipeline
@@ -139,9 +139,9 @@ def _by_stages(pipeline: Pipeline) -> float:
     started = time.perf_counter()
     with running(pipeline, "benchmark") as run, ThreadPoolExecutor(4 * (BATCHES_IN_FLIGHT + 1)) as threads:
         plan = stages.extract_rows(pipeline, run)
-        chains: deque[Future[stages.Batch]] = deque()
-        done: list[stages.Batch] = []
-        embedded: Future[stages.Batch] | None = None
+        chains: deque[Future[batch_stages.Batch]] = deque()
+        done: list[batch_stages.Batch] = []
+        embedded: Future[batch_stages.Batch] | None = None
         for number in range(plan.batches):
             embedded = threads.submit(_embed_after, pipeline, run, number, embedded)
             chains.append(threads.submit(_rest, pipeline, embedded))
@@ -155,25 +155,27 @@ def _by_stages(pipeline: Pipeline) -> float:
     return time.perf_counter() - started
 
 
-def _embed_after(pipeline: Pipeline, run: Run, number: int, before: Future[stages.Batch] | None) -> stages.Batch:
+def _embed_after(
+    pipeline: Pipeline, run: Run, number: int, before: Future[batch_stages.Batch] | None
+) -> batch_stages.Batch:
     if before is not None:
         before.result()
-    return stages.embed_rows(pipeline, run.run_id, number)
+    return batch_stages.embed_rows(pipeline, run.run_id, number)
 
 
-def _rest(pipeline: Pipeline, embedded: Future[stages.Batch]) -> stages.Batch:
-    batch = stages.binarize_rows(pipeline, embedded.result())
-    return stages.load_rows(pipeline, stages.upload_rows(pipeline, batch))
+def _rest(pipeline: Pipeline, embedded: Future[batch_stages.Batch]) -> batch_stages.Batch:
+    batch = batch_stages.binarize_rows(pipeline, embedded.result())
+    return batch_stages.load_rows(pipeline, batch_stages.upload_rows(pipeline, batch))
 
 
 def _one_by_one(pipeline: Pipeline) -> dict[str, float]:
     """Seconds of each stage over all batches, with nothing beside it: by the run's own report."""
     with running(pipeline, "benchmark") as run:
         plan = stages.extract_rows(pipeline, run)
-        batches = [stages.embed_rows(pipeline, run.run_id, number) for number in range(plan.batches)]
-        batches = [stages.binarize_rows(pipeline, batch) for batch in batches]
-        batches = [stages.upload_rows(pipeline, batch) for batch in batches]
-        batches = [stages.load_rows(pipeline, batch) for batch in batches]
+        batches = [batch_stages.embed_rows(pipeline, run.run_id, number) for number in range(plan.batches)]
+        batches = [batch_stages.binarize_rows(pipeline, batch) for batch in batches]
+        batches = [batch_stages.upload_rows(pipeline, batch) for batch in batches]
+        batches = [batch_stages.load_rows(pipeline, batch) for batch in batches]
         merged = stages.merge_rows(pipeline, run.run_id)
         one = stages.Round(plan=plan, batches=tuple(batches), merged=merged)
         report = stages.validate_rows(pipeline, run, [one], stages.index_rows(pipeline, run.run_id))

@@ -1,63 +1,66 @@
-"""How much of a provider's limit is used, and how often must it say no?
+"""How much of a provider's limit an embedder uses, and how often it is refused.
 
 A server that speaks OpenAI's protocol, in a process of its own, allows so many requests or tokens a minute, of which a
 tenth may be used at once. Our embedder sends it texts for a while: with the limits in the pipeline, and without, so
-that they are learned from its headers and refusals. ``--quick`` is shorter.
+that they are learned from its headers and refusals. With ``--processes 2`` so many processes use the account at once,
+each told its whole limit: together, by leases in a ledger, and each for itself, as if it were alone. ``--quick`` is
+shorter. The last line is one JSON object, whose ``ratios`` are of the limit.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
 from benchmarks.outcome import conclude, options
 from benchmarks.servers import provider
+from rowvec.database import connect
 from rowvec.embedders import open_embedder
-from rowvec.pipeline_embedders import OpenAIEmbedder
+from rowvec.home import release_postgres, start_postgres
+from rowvec.schema import install
+from tests.asking import asking, config, texts
 
 KEY = "sk-pace"
 BURST_SECONDS = 6.0
 REQUESTS_A_MINUTE = 600
 TOKENS_A_MINUTE = 60_000
-TEXT = "a painting of the sea in winter, oil on canvas, signed at the lower left "
+# Until processes have started, have used what may be used at once, and have agreed on their shares.
+SETTLED_SECONDS = 15.0
 
 
-def texts(seconds: float) -> Iterator[str]:
-    """Distinct texts until the time is up."""
-    end, number = time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        number += 1
-        yield f"{TEXT}{number}"
+@contextmanager
+def limited(**limits: float) -> Generator[str]:
+    """The origin of a provider with these limits."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
+    with provider(f"--burst-seconds={BURST_SECONDS}", "--latency=0.2", *words) as origin:
+        yield origin
+
+
+def stats_of(origin: str) -> dict[str, Any]:
+    """What the server has counted so far."""
+    with urllib.request.urlopen(f"{origin}/stats") as answer:  # noqa: S310 # our own server
+        return json.loads(answer.read())
 
 
 def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
     """One run against one limit."""
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
-    with provider(f"--burst-seconds={BURST_SECONDS}", "--latency=0.2", *words) as origin:
+    with limited(**limits) as origin:
         known = {name: int(value) for name, value in limits.items()} if told else {}
-        config = OpenAIEmbedder(
-            kind="openai",
-            model="text-embedding-3-small",
-            dimensions=96,
-            base_url=f"{origin}/v1",
-            api_key="${PACE_KEY}",
-            max_batch_inputs=1 if "requests_per_minute" in limits else 20,
-            concurrency=16,
-            **known,  # pyright: ignore[reportArgumentType] # numbers by the names of the limits
-        ).model_copy(update={"api_key": KEY})
-        embedder = open_embedder(config)
+        inputs = 1 if "requests_per_minute" in limits else 20
+        embedder = open_embedder(config(KEY, base_url=f"{origin}/v1", max_batch_inputs=inputs, concurrency=16, **known))
         # Imports, the tokenizer and the first connection are not the pace's.
         list(embedder.embed(["warm"]))
         started = time.monotonic()
         answered = sum(len(answer.positions) for answer in embedder.embed(texts(seconds)))
         took = time.monotonic() - started
-        with urllib.request.urlopen(f"{origin}/stats") as answer:  # noqa: S310 # our own server
-            stats = json.loads(answer.read())
+        stats = stats_of(origin)
     used = stats["statuses"].get("200", 0) if "requests_per_minute" in limits else stats["tokens"]
     (limit,) = limits.values()
     # The rate that can be kept up; what may be used at once in the beginning is on top, so a run may show more than 1.
@@ -70,20 +73,49 @@ def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def ledger() -> Generator[str]:
+    """The DSN of a database that keeps the pace."""
+    with tempfile.TemporaryDirectory(prefix="pace") as folder:
+        server = start_postgres(Path(folder) / "postgres")
+        with connect(server.get_uri()) as connection:
+            install(connection)
+        yield server.get_uri()
+        release_postgres(server)
+
+
+def measured_together(seconds: float, processes: int, database: str | None) -> dict[str, Any]:
+    """So many processes against one limit; ``database``: whose ledger keeps their pace, None: each for itself."""
+    with limited(requests_per_minute=REQUESTS_A_MINUTE) as origin:
+        embedder = {
+            "base_url": f"{origin}/v1",
+            "api_key": KEY,
+            "max_batch_inputs": 1,
+            "concurrency": 16,
+            "requests_per_minute": REQUESTS_A_MINUTE,
+        }
+        settings = {"embedder": embedder, "database": database, "seconds": 3600}
+        with asking(processes, settings):
+            time.sleep(SETTLED_SECONDS)
+            started, before = time.monotonic(), stats_of(origin)
+            time.sleep(seconds)
+            took, after = time.monotonic() - started, stats_of(origin)
+    answered, refused = (after["statuses"].get(s, 0) - before["statuses"].get(s, 0) for s in ("200", "429"))
+    return {
+        "of_limit": round(answered / (REQUESTS_A_MINUTE * took / 60), 3),
+        "refused_share": round(refused / max(1, answered + refused), 4),
+        "answered": answered,
+        "seconds": round(took, 1),
+    }
+
+
 def main() -> None:
     """Measure and print."""
-    arguments = options(__doc__, "9 s a limit instead of 50").parse_args()
+    parser = options(__doc__, "9 s a limit instead of 50")
+    parser.add_argument("--processes", type=int, default=1, help="that use one account at once")
+    arguments = parser.parse_args()
     seconds = 9.0 if arguments.quick else 50.0
-    os.environ["PACE_KEY"] = KEY
-    found: dict[str, dict[str, Any]] = {}
-    for name, limit in (
-        ("requests", {"requests_per_minute": REQUESTS_A_MINUTE}),
-        ("tokens", {"tokens_per_minute": TOKENS_A_MINUTE}),
-    ):
-        for told in (True, False):
-            key = f"{name} {'told' if told else 'learned'}"
-            found[key] = measured(seconds, told=told, **limit)
-            print(f"{key:20} {found[key]}", flush=True)
+    found = by_processes(seconds, arguments.processes) if arguments.processes > 1 else by_limit(seconds)
     of_limit: dict[str, float | None] = {key: one["of_limit"] for key, one in found.items()}
     refused = {f"refused, {key}": one["refused_share"] for key, one in found.items()}
     panels = [
@@ -92,6 +124,32 @@ def main() -> None:
     ]
     plots.draw(arguments.plot, "A provider's limit", panels)
     conclude("pace", {**of_limit, **refused}, {}, {"quick": arguments.quick, "limits": found})
+
+
+def by_processes(seconds: float, processes: int) -> dict[str, Any]:
+    """Several processes, together and apart."""
+    with ledger() as database:
+        result = {
+            f"{processes} processes together": measured_together(seconds, processes, database),
+            f"{processes} processes apart": measured_together(seconds, processes, None),
+        }
+    for name, one in result.items():
+        print(f"{name:24} {one}", flush=True)
+    return result
+
+
+def by_limit(seconds: float) -> dict[str, Any]:
+    """One process, each limit, told and learned."""
+    result: dict[str, Any] = {}
+    for name, limit in (
+        ("requests", {"requests_per_minute": REQUESTS_A_MINUTE}),
+        ("tokens", {"tokens_per_minute": TOKENS_A_MINUTE}),
+    ):
+        for told in (True, False):
+            key = f"{name} {'told' if told else 'learned'}"
+            result[key] = measured(seconds, told=told, **limit)
+            print(f"{key:20} {result[key]}", flush=True)
+    return result
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any, LiteralString
 
 import pyarrow.parquet as pq
 
-from rowvec import stages
+from rowvec import batch_stages, stages
 from rowvec.database import Connection, connect
 from rowvec.embedders import open_embedder
 from rowvec.errors import DeleteLimitExceeded
@@ -243,10 +243,10 @@ def sync(pipeline: Pipeline) -> SyncReport:
 
 def _round(pipeline: Pipeline, run: Run) -> stages.Round:
     plan = stages.extract_rows(pipeline, run)
-    batches: list[stages.Batch] = []
+    batches: list[batch_stages.Batch] = []
     for number in range(plan.batches):
-        batch = stages.binarize_rows(pipeline, stages.embed_rows(pipeline, run.run_id, number))
-        batches.append(stages.load_rows(pipeline, stages.upload_rows(pipeline, batch)))
+        batch = batch_stages.binarize_rows(pipeline, batch_stages.embed_rows(pipeline, run.run_id, number))
+        batches.append(batch_stages.load_rows(pipeline, batch_stages.upload_rows(pipeline, batch)))
     return stages.Round(plan=plan, batches=tuple(batches), merged=stages.merge_rows(pipeline, run.run_id))
 
 

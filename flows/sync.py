@@ -10,12 +10,13 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from rowvec.ask_ahead import asks_ahead
+from rowvec.batch_stages import Batch
 from rowvec.cluster import batch_weight, check_reachable
 from rowvec.generations import effective
 from rowvec.pipeline import Pipeline
 from rowvec.report import SyncReport
 from rowvec.run import Run, running
-from rowvec.stages import Batch, Round, conclude
+from rowvec.stages import Round, conclude
 from tasks import stages
 from tasks.artifacts import show
 from tasks.engines import chosen_cluster, on_cluster

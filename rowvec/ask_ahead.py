@@ -23,7 +23,6 @@ from rowvec.embedders.batch_lines import Entry, Limits, numbered, request_line, 
 from rowvec.embedders.pace import Clock, SystemClock
 from rowvec.embedders.prices import BATCH_SHARE
 from rowvec.errors import AwaitingJobs, EmbedderRefused, FatalError, RowError
-from rowvec.home import spool
 from rowvec.jobs import Job
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline_embedders import BatchApi, OpenAIEmbedder
@@ -31,6 +30,7 @@ from rowvec.plan import Plan, open_plan
 from rowvec.references import resolve
 from rowvec.run import Run, open_target
 from rowvec.spending import Account, account_of, check_price, left, spent_by
+from rowvec.spool import spool
 
 if TYPE_CHECKING:
     # Every sync imports this module, and those that ask nobody by the Batch API need no client of OpenAI's.
@@ -241,7 +241,7 @@ class _Desk:
         from rowvec.embedders.openai_batches import read_outcomes  # late: see above
 
         fatal: FatalError | None = None
-        folder = spool(self.plan.run_id)
+        folder = spool(self.connection, self.plan.run_id)
         for name in seen.files:
             local = folder / f"{uuid4().hex}.jsonl"
             try:
@@ -287,7 +287,7 @@ class _Desk:
         limits = Limits(tokens=self.how.max_tokens)
         for _, group in itertools.groupby(numbered(within(self._entries(), self._room()), limits), lambda one: one[0]):
             mark = uuid4()
-            path, texts = spool(self.plan.run_id) / f"rowvec-{mark}.jsonl", list[tuple[bytes, int]]()
+            path, texts = spool(self.connection, self.plan.run_id) / f"rowvec-{mark}.jsonl", list[tuple[bytes, int]]()
             with path.open("wb") as out:
                 for _, entry in group:
                     out.write(entry.line)

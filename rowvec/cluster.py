@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from rowvec import stages
+from rowvec import batch_stages
+from rowvec.batch_stages import Batch
 from rowvec.errors import UsageError
 from rowvec.ledger import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.references import resolve
 from rowvec.sources.image_places import is_url
-from rowvec.stages import Batch
 
 # A task on a cluster costs up to 0.4 s, a hundred times that of a thread: where nobody bills or paces us, a batch of
 # the usual size is about a second's work.
@@ -54,8 +54,8 @@ def work_through(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     Done again, by whichever machine, it pays for nothing that was answered, and loads nothing twice.
     """
     check_reachable(pipeline)
-    batch = stages.upload_image_files(pipeline, run_id, number)
-    batch = stages.embed_rows(pipeline, run_id, number, batch)
-    batch = stages.binarize_rows(pipeline, batch)
-    batch = stages.upload_rows(pipeline, batch)
-    return stages.load_rows(pipeline, batch)
+    batch = batch_stages.upload_image_files(pipeline, run_id, number)
+    batch = batch_stages.embed_rows(pipeline, run_id, number, batch)
+    batch = batch_stages.binarize_rows(pipeline, batch)
+    batch = batch_stages.upload_rows(pipeline, batch)
+    return batch_stages.load_rows(pipeline, batch)

@@ -21,13 +21,6 @@ def home() -> Path:
     return folder
 
 
-def spool(run_id: int) -> Path:
-    """The folder for a run's batches on their way to the blob store; gone with the run."""
-    folder = home() / "spool" / str(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def embedded_database_url() -> str:
     """The DSN of the embedded Postgres, started when it is not running and stopped with its last user's process."""
     return start_postgres(home() / "postgres").get_uri()

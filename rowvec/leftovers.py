@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from rowvec import ledger
 from rowvec.database import Connection, target_url
 from rowvec.errors import PipelineBusy
-from rowvec.home import home
 from rowvec.ledger import PipelineId, RunId
 from rowvec.pipeline import Pipeline
 from rowvec.queries import query
 from rowvec.references import resolve
 from rowvec.run import open_target
+from rowvec.spool import spooled
 
 _NEEDED = frozenset({"target"})
 _NO_RUN = RunId(0)
@@ -57,5 +57,5 @@ def _close(connection: Connection, pipeline_id: PipelineId, why: str) -> list[Ru
     dead = [RunId(run_id) for (run_id,) in rows]
     for run_id in dead:
         ledger.finish_run(connection, run_id, "abandoned", error=why)
-        shutil.rmtree(home() / "spool" / str(run_id), ignore_errors=True)
+        shutil.rmtree(spooled(connection, run_id), ignore_errors=True)
     return dead

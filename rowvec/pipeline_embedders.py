@@ -66,10 +66,10 @@ class OpenAIEmbedder(Part):
     max_batch_tokens: int = Field(default=300_000, gt=0, description="Tokens in one request, over all inputs.")
     concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
     requests_per_minute: int | None = Field(
-        default=None, gt=0, description="The account's limit; paced to it when given."
+        default=None, gt=0, description="The account's limit; all who use it are paced to it together."
     )
     tokens_per_minute: int | None = Field(
-        default=None, gt=0, description="The account's limit; paced to it when given."
+        default=None, gt=0, description="The account's limit; all who use it are paced to it together."
     )
     timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
     max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")
@@ -167,7 +167,7 @@ class AzureVisionEmbedder(Part):
     api_version: str = Field(default="2024-02-01", description="The REST API's version.")
     concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
     requests_per_second: float | None = Field(
-        default=None, gt=0, description="The account's limit; paced to it when given."
+        default=None, gt=0, description="The account's limit; all who use it are paced to it together."
     )
     timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
     max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")

@@ -13,12 +13,12 @@ from rowvec import artifacts, ledger
 from rowvec.audit import Audit, Audited, audited
 from rowvec.embedders import open_embedder
 from rowvec.generations import effective
-from rowvec.home import spool
 from rowvec.journal import begin_anew, unrecorded
 from rowvec.pipeline import Pipeline
 from rowvec.queries import query
 from rowvec.run import Run, running
 from rowvec.sources.postgres import names
+from rowvec.spool import spool
 
 _FETCH_ROWS = 2048
 # 50,000 rows: an artifact of 3,072 dimensions then has 600 MB.
@@ -53,7 +53,7 @@ def prepare_repair(pipeline: Pipeline) -> Audit:
 
 def _salvage(found: Audited, pipeline: Pipeline, run: Run) -> None:
     """Write the vectors that only the table has to new artifacts; a float16 table gives them as it has them."""
-    identity, folder = open_embedder(found.resolved.embedder).identity, spool(run.run_id)
+    identity, folder = open_embedder(found.resolved.embedder).identity, spool(found.connection, run.run_id)
     spooled, bits, parquet = folder / "embedded.arrow", folder / "bits.arrow", folder / "artifact.parquet"
     rows = _sound_rows(found)
     for batch in itertools.count():

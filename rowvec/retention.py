@@ -20,7 +20,7 @@ from rowvec.columns import PgColumn
 from rowvec.database import Connection
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.fingerprint import Identity
-from rowvec.home import home, spool
+from rowvec.home import home
 from rowvec.image_content import KnownImage
 from rowvec.image_retention import forget_images, unneeded_images
 from rowvec.journal import FACTS, Closing, copy_entry, record, replay
@@ -32,6 +32,7 @@ from rowvec.queries import query
 from rowvec.references import resolve
 from rowvec.run import Run, open_target, running
 from rowvec.schema import install
+from rowvec.spool import spool
 from rowvec.stores import Store, open_store
 from rowvec.vector_table import VectorTable, stored_table
 
@@ -212,7 +213,7 @@ def _groups(small: list[tuple[int, Artifact]]) -> Iterator[list[tuple[int, Artif
 
 def _write_together(held: _Ledger, run: Run, identity: Identity, batch: int, group: list[tuple[int, Artifact]]) -> None:
     """One large artifact, without keys and metadata, which the journal has; then the ledger looks there."""
-    table, folder = replace(held.table, key=(), metadata=()), spool(run.run_id)
+    table, folder = replace(held.table, key=(), metadata=()), spool(held.connection, run.run_id)
     schema = pa.schema([f for f in table.artifact_schema if f.name != "embedding_bits"])
     spooled, bits, parquet = folder / "embedded.arrow", folder / "bits.arrow", folder / "artifact.parquet"
     with pa.OSFile(str(spooled), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
@@ -255,8 +256,8 @@ def _close(held: _Ledger, run: Run, identity: Identity, *, anew: bool) -> None:
             tokens=0,
             cost_usd=0.0,
         )
-        recorded = record(held.connection, held.store, closing, spool(run.run_id), whole=True)
-        shutil.rmtree(spool(run.run_id))
+        recorded = record(held.connection, held.store, closing, spool(held.connection, run.run_id), whole=True)
+        shutil.rmtree(spool(held.connection, run.run_id))
     with held.connection.transaction():
         if recorded:
             recorded.tell(held.connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from rowvec.audit_report import AuditReport
-from rowvec.errors import RowvecError
+from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.history import History, look_back
 from rowvec.pipeline import Pipeline
 from rowvec.rebuild import RebuildReport
@@ -54,6 +54,16 @@ def show_failure(pipeline: Pipeline, error: RowvecError) -> None:
     """Let the summary say that the run failed: it would go on saying that all is well."""
     text = f"## FAILED: {pipeline.name} was left as it was\n\n{error}\n\n{_ALARMS}"
     create_markdown_artifact(text, key=artifact_key(pipeline.name, "summary"), description=f"FAILED: {error}")
+
+
+def show_waiting(pipeline: Pipeline, pause: AwaitingJobs) -> None:
+    """Let the summary say what the run waits for: it would go on showing the run before."""
+    text = (
+        f"## Waiting: {pipeline.name} is as it was, until all its vectors are there\n\n{pause}\n\n"
+        f"- **Jobs at the provider**: {pause.jobs:,}\n- **Texts in them**: {pause.texts:,}\n"
+        "- **Next**: the next sync takes what they have answered; docs/cost.md tells how."
+    )
+    create_markdown_artifact(text, key=artifact_key(pipeline.name, "summary"), description=f"Waiting: {pause}")
 
 
 def show_rebuild(report: RebuildReport) -> None:

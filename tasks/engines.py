@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from prefect.task_runners import TaskRunner
 
+from rowvec.batch_stages import Batch
 from rowvec.errors import ClusterUnavailable, UsageError
 from rowvec.pipeline import Pipeline
 from rowvec.progress import tell
 from rowvec.run import Run
-from rowvec.stages import Batch
 from tasks import stages
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from prefect.states import Completed, Failed
 
 from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.pipeline import Pipeline
+from tasks.artifacts import show_waiting
 from tasks.events import tell_failure
 from tasks.progress import published
 from tasks.quiet import tell_sentences
@@ -59,6 +60,7 @@ def job(body: F) -> F:
             with published(pipeline.name):
                 return in_turn(pipeline.name, lambda: body(pipeline, *args, **kwargs))
         except AwaitingJobs as pause:
+            show_waiting(pipeline, pause)
             # No failure, and no success either: whoever calls gets the pause as the result, see ``ended``.
             return Completed(name=AWAITING, message=str(pause), data=pause)
         except RowvecError as error:

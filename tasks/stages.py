@@ -1,4 +1,4 @@
-"""One Prefect task a stage: its name and its retries. What a stage does is in ``rowvec.stages``."""
+"""One Prefect task a stage: its name and its retries. What it does: ``rowvec.stages``, ``rowvec.batch_stages``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from rowvec import ask_ahead as asking
 from rowvec import audit as auditing
-from rowvec import cluster, index_commands, rebuild, repair, retention, stages
+from rowvec import batch_stages, cluster, index_commands, rebuild, repair, retention, stages
 from rowvec.ask_ahead import Ahead
 from rowvec.audit import Audit
+from rowvec.batch_stages import Batch
 from rowvec.ledger import RunId
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
@@ -21,7 +22,7 @@ from rowvec.restore import finish_restore as finish
 from rowvec.retention import Pruned
 from rowvec.run import Run
 from rowvec.serving import Indexed
-from rowvec.stages import Batch, Round
+from rowvec.stages import Round
 from rowvec.tuner import Budget
 from tasks.policy import stage
 from tasks.progress import expect
@@ -52,7 +53,7 @@ def batch(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
 @stage("images {number}")
 def images(pipeline: Pipeline, run: Run, number: int) -> Batch:
     """Put a batch's images into the store."""
-    return stages.upload_image_files(pipeline, run.run_id, number)
+    return batch_stages.upload_image_files(pipeline, run.run_id, number)
 
 
 @stage("images again")
@@ -64,25 +65,25 @@ def lost_images(pipeline: Pipeline, run: Run) -> int:
 @stage("embed {number}")
 def embed(pipeline: Pipeline, run: Run, number: int, before: Batch | None = None) -> Batch:
     """Give a batch's rows their vectors."""
-    return stages.embed_rows(pipeline, run.run_id, number, before)
+    return batch_stages.embed_rows(pipeline, run.run_id, number, before)
 
 
 @stage("binarize {batch.number}")
 def binarize(pipeline: Pipeline, batch: Batch) -> Batch:
     """One bit a dimension, beside the vectors."""
-    return stages.binarize_rows(pipeline, batch)
+    return batch_stages.binarize_rows(pipeline, batch)
 
 
 @stage("upload {batch.number}")
 def upload(pipeline: Pipeline, batch: Batch) -> Batch:
     """Keep the batch as an immutable Parquet object."""
-    return stages.upload_rows(pipeline, batch)
+    return batch_stages.upload_rows(pipeline, batch)
 
 
 @stage("load {batch.number}")
 def load(pipeline: Pipeline, batch: Batch) -> Batch:
     """COPY the batch into staging."""
-    return stages.load_rows(pipeline, batch)
+    return batch_stages.load_rows(pipeline, batch)
 
 
 @stage("merge")

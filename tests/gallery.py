@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from rowvec import stages
+from rowvec import batch_stages, stages
 from rowvec.ask_ahead import ask_ahead, asks_ahead
+from rowvec.batch_stages import Batch
 from rowvec.database import Connection
 from rowvec.errors import Inconsistent
 from rowvec.generations import effective
@@ -19,7 +20,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.rebuild import RebuildReport, begin_rebuild, compare, finish_rebuild, live_pipeline, switch
 from rowvec.report import SyncReport
 from rowvec.run import Run, running
-from rowvec.stages import Batch, Round, conclude
+from rowvec.stages import Round, conclude
 
 SOURCE = """
     CREATE TABLE paintings (id int PRIMARY KEY, title text, description text, author text, year int)
@@ -92,11 +93,11 @@ def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
 
 def through_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:
     """One batch through all its stages."""
-    images = stages.upload_image_files(pipeline, run.run_id, number)
-    batch = stages.embed_rows(pipeline, run.run_id, number, images)
-    batch = stages.binarize_rows(pipeline, batch)
-    batch = stages.upload_rows(pipeline, batch)
-    return stages.load_rows(pipeline, batch)
+    images = batch_stages.upload_image_files(pipeline, run.run_id, number)
+    batch = batch_stages.embed_rows(pipeline, run.run_id, number, images)
+    batch = batch_stages.binarize_rows(pipeline, batch)
+    batch = batch_stages.upload_rows(pipeline, batch)
+    return batch_stages.load_rows(pipeline, batch)
 
 
 def vectors(connection: Connection) -> dict[int, tuple[str, str, str]]:
@@ -124,14 +125,15 @@ class Died(BaseException):
 @contextmanager
 def dying_after(stage: str, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Whoever runs a stage meanwhile dies as soon as it is done; the context must end so."""
-    real = getattr(stages, stage)
+    module = batch_stages if hasattr(batch_stages, stage) else stages
+    real = getattr(module, stage)
 
     def die(*arguments: object) -> None:
         real(*arguments)
         raise Died
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, stage, die)
+        patched.setattr(module, stage, die)
         with pytest.raises(Died):
             yield
 

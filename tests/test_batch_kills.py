@@ -62,6 +62,16 @@ def states(api: str) -> set[tuple[str, str]]:
         return {(run["state_name"], run["state_type"]) for run in json.load(answer)}
 
 
+def summary(api: str, pipeline: str) -> str:
+    """The pipeline's last summary in Prefect's UI."""
+    body = json.dumps({"sort": "CREATED_DESC", "artifacts": {"key": {"any_": [f"{pipeline}-summary"]}}}).encode()
+    asked = urllib.request.Request(  # noqa: S310 # our own server
+        f"{api}/artifacts/filter", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310 # our own server
+        return json.load(answer)[0]["data"]
+
+
 def test_a_kill_between_submit_and_record_finds_the_job_again(
     source: Connection, server: OpenAIServer, rowvec: Rowvec, prefect_server: PrefectServer
 ) -> None:
@@ -74,9 +84,13 @@ def test_a_kill_between_submit_and_record_finds_the_job_again(
     assert (left.status, left.json["awaiting"]) == (3, {"jobs": 1, "texts": 50}), left.stderr
     assert "next sync goes on" in left.json["message"]
     assert ("AwaitingBatch", "COMPLETED") in states(prefect_server.api)
+    said = summary(prefect_server.api, "paintings")
+    assert said.startswith("## Waiting: paintings is as it was")
+    assert "**Texts in them**: 50" in said
     server.batches.finish()
     done = rowvec("third").wait()
     assert (done.status, done.json["embedded"], done.json["consistent"]) == (0, 50, True), done.stderr
+    assert summary(prefect_server.api, "paintings").startswith("## Consistent: ")
     assert (len(server.batches.jobs), max(server.paid.values())) == (1, 1)
     assert_in_step(source)
 

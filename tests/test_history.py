@@ -13,11 +13,11 @@ from rowvec.alarms import of_error, of_sync
 from rowvec.database import Connection, connect
 from rowvec.errors import CostLimitExceeded, DeleteLimitExceeded, Inconsistent, QuotaExhausted
 from rowvec.history import bars, look_back
-from rowvec.home import home
 from rowvec.leftovers import clear
 from rowvec.pipeline import Pipeline
 from rowvec.report import Check
 from rowvec.run import running
+from rowvec.spool import spool
 from rowvec.stack.deployments import prefect_file
 from rowvec.stages import extract_rows
 from tests.gallery import pipeline as gallery_pipeline
@@ -78,14 +78,13 @@ def test_what_a_dead_run_left_is_cleared_and_a_run_at_work_is_left_alone(
     # As a killed process leaves it: at work in the ledger, its lock gone, its files there.
     with connect(database_url) as connection:
         source.execute("UPDATE rowvec.runs SET state = 'running', finished_at = NULL")
-        spooled = home() / "spool" / str(run.run_id)
-        spooled.mkdir(parents=True, exist_ok=True)
+        folder = spool(connection, run.run_id)
         done = clear(paintings, "the flow run x was ended from outside: Crashed")
         row = connection.execute("SELECT state, error FROM rowvec.runs").fetchone()
     assert done.runs == (run.run_id,)
     assert len(done.tables) == 2
     assert row == ("abandoned", "the flow run x was ended from outside: Crashed")
-    assert (_tables(source), spooled.exists()) == (0, False)
+    assert (_tables(source), folder.exists()) == (0, False)
     assert clear(paintings, "again") == clear(gallery_pipeline("elsewhere", target={"table": "v.other"}), "never ran")
 
 

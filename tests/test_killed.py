@@ -225,7 +225,7 @@ def binarizing(scene: Scene) -> None:
     scene.held.callback(queue.set)
     scene.door.open()
     scene.command.when(lambda: queue.length)
-    (folder,) = scene.folder.glob(f"machine-*/spool/{scene.run_id()}/batch-0")
+    (folder,) = scene.folder.glob(f"machine-*/spool/*/{scene.run_id()}/batch-0")
     os.mkfifo(folder / "bits.arrow")
     queue.set()
     embedding = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"

@@ -12,7 +12,7 @@ import numpy as np
 
 from rowvec.embedders.azure_login import ENTRA, entra_token, header_value
 from rowvec.embedders.in_flight import in_flight
-from rowvec.embedders.pace import Clock, Pace, Schedule, SystemClock, pace_of
+from rowvec.embedders.pace import Account, Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.embedders.protocol import Answer, Image
 from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.texts import refusal
@@ -38,7 +38,7 @@ class AzureVision:
         self._clock = clock or SystemClock()
         per_minute = config.requests_per_second * 60 if config.requests_per_second else None
         self._pace = (
-            pace_of(self._base_url, config.model, per_minute, None)
+            pace_of(self.account, per_minute, None)
             if clock is None
             else Pace(Schedule(requests_per_minute=per_minute), clock)
         )
@@ -55,6 +55,16 @@ class AzureVision:
     def paid(self) -> bool:
         """Each request is a transaction on somebody's bill."""
         return True
+
+    @property
+    def account(self) -> Account:
+        """See ``Paced``."""
+        return Account(address=self._base_url, model=self._config.model, secret=self._secret)
+
+    @property
+    def pace(self) -> Pace:
+        """See ``Paced``."""
+        return self._pace
 
     def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
         """See ``Embedder``; one transaction a text."""

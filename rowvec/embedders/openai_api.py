@@ -17,7 +17,7 @@ from rowvec.embedders.azure_login import ENTRA, entra_token, header_value
 from rowvec.embedders.in_flight import in_flight
 from rowvec.embedders.openai_batches import OpenAIBatches
 from rowvec.embedders.openai_requests import Endpoint, Requests, Understanding
-from rowvec.embedders.pace import Clock, Pace, Schedule, SystemClock, pace_of
+from rowvec.embedders.pace import Account, Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.embedders.packing import Limits, Sized, limits_of, pack
 from rowvec.embedders.prices import cost_per_million_tokens
 from rowvec.embedders.protocol import Answer, Vectors
@@ -74,6 +74,16 @@ class OpenAIApi:
     def paid(self) -> bool:
         """Always: a server of one's own costs time, at least."""
         return True
+
+    @property
+    def account(self) -> Account:
+        """See ``Paced``."""
+        return Account(address=self._base_url, model=self._config.model, secret=self._secret)
+
+    @property
+    def pace(self) -> Pace:
+        """See ``Paced``."""
+        return self._pace
 
     def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
         """See ``Embedder``."""
@@ -190,7 +200,7 @@ class OpenAIApi:
         config = self._config
         limits = config.requests_per_minute, config.tokens_per_minute
         if clock is None:
-            return pace_of(self._base_url, config.model, *limits)
+            return pace_of(self.account, *limits)
         return Pace(Schedule(requests_per_minute=limits[0], tokens_per_minute=limits[1]), clock)
 
     def _no_vectors(self) -> Vectors:

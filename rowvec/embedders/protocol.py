@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from rowvec.embedders.pace import Account, Pace
 from rowvec.embedders.purse import FREE, Purse
 from rowvec.errors import RowError
 from rowvec.fingerprint import Identity
@@ -83,4 +84,19 @@ class ImageEmbedder(Embedder, Protocol):
         An image that cannot be decoded, or that the provider refuses, is rejected alone. What ``read`` raises, a
         ``RowError`` apart, passes through.
         """
+        ...
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """An embedder that keeps to the limits of an account."""
+
+    @property
+    def account(self) -> Account:
+        """Whose limits."""
+        ...
+
+    @property
+    def pace(self) -> Pace:
+        """What its requests wait for."""
         ...

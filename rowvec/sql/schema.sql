@@ -361,3 +361,27 @@ COMMENT ON TABLE rowvec.job_texts IS
 
 ALTER TABLE rowvec.answers ADD COLUMN price_share real NOT NULL DEFAULT 1;
 COMMENT ON COLUMN rowvec.answers.price_share IS 'Of the price of a token: 0.5 where the Batch API has answered.';
+
+-- name: migration_7 -- the pace that processes keep together towards an embedder's account
+-- Unlogged: what stands here is worth some seconds, and a crash of the server ends it.
+CREATE UNLOGGED TABLE rowvec.pace_accounts (
+    account bytea PRIMARY KEY,
+    address text NOT NULL,
+    model text NOT NULL,
+    rest_until timestamptz NOT NULL
+);
+COMMENT ON TABLE rowvec.pace_accounts IS 'One row an account of an embedder: until when its provider wants rest.';
+COMMENT ON COLUMN rowvec.pace_accounts.account IS 'SHA-256 of address, model and key; the key itself stands nowhere.';
+
+CREATE UNLOGGED TABLE rowvec.pace_leases (
+    account bytea NOT NULL,
+    holder uuid NOT NULL,
+    process text NOT NULL,
+    wanted double precision NOT NULL,
+    granted double precision NOT NULL,
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (account, holder)
+);
+COMMENT ON TABLE rowvec.pace_leases IS
+    'One row a process that asks an account: its share of the account''s limits, until the lease ends or is renewed.';
+COMMENT ON COLUMN rowvec.pace_leases.granted IS 'Of the limits, 0 to 1; all leases of an account together at most 1.';

@@ -1,0 +1,25 @@
+-- name: session -- who keeps an account's row keeps all that use it waiting: better nobody is told than that
+SET lock_timeout = '2s'; SET statement_timeout = '3s'; SET idle_in_transaction_session_timeout = '5s'
+
+-- name: account -- held until the transaction ends; the rest that the provider asked for, in seconds from now
+INSERT INTO rowvec.pace_accounts AS a (account, address, model, rest_until)
+VALUES (%(account)s, %(address)s, %(model)s, clock_timestamp() + make_interval(secs => %(rest)s))
+ON CONFLICT (account) DO UPDATE SET rest_until = greatest(a.rest_until, excluded.rest_until)
+RETURNING greatest(0, extract(epoch FROM a.rest_until - clock_timestamp()))::double precision
+
+-- name: others -- leases that have not ended; those of processes that are gone go
+WITH ended AS (DELETE FROM rowvec.pace_leases WHERE account = %(account)s AND expires_at <= clock_timestamp())
+SELECT wanted, granted FROM rowvec.pace_leases
+WHERE account = %(account)s AND holder <> %(holder)s AND expires_at > clock_timestamp()
+
+-- name: renew
+INSERT INTO rowvec.pace_leases (account, holder, process, wanted, granted, expires_at)
+VALUES (
+    %(account)s, %(holder)s, %(process)s, %(wanted)s, %(granted)s,
+    clock_timestamp() + make_interval(secs => %(seconds)s)
+)
+ON CONFLICT (account, holder) DO UPDATE
+SET wanted = excluded.wanted, granted = excluded.granted, expires_at = excluded.expires_at
+
+-- name: leave
+DELETE FROM rowvec.pace_leases WHERE account = %(account)s AND holder = %(holder)s
