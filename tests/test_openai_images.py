@@ -532,7 +532,7 @@ def test_a_folder_is_kept_in_step_and_searched_by_text_and_image(
         (best, *_) = search(wanted, files[7], 3, None, "adaptive")["results"]
         assert best["image_file"] == files[7].relative_to(tmp_path / "drawn").as_posix()
         another = pipeline(tmp_path, server, form=form, extra={"task": "another"})
-        with pytest.raises(UsageError, match="asks for them to be asked for in another way: rowvec rebuild"):
+        with pytest.raises(UsageError, match="asks for the same in another way: rowvec rebuild"):
             sync(another)
 
 
