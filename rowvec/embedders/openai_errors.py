@@ -91,9 +91,8 @@ def refusal(error: openai.APIError, *, secret: str) -> Refusal:
     if isinstance(error, openai.APIStatusError):
         status, headers = error.status_code, error.response.headers
         message = _own_sentence(error.body) or message
-    # Compatible servers (vLLM) write a number where OpenAI has a word.
-    code = str(cast("object", error.code) or "")
-    return Refusal(status, code, error.type or "", error.param or "", _shown(message, secret), headers)
+    message = _shown(message, secret)
+    return Refusal(status, error.code or "", error.type or "", error.param or "", message, headers)
 
 
 def refusal_in(status: int, content: bytes, headers: Mapping[str, str], *, secret: str) -> Refusal:
