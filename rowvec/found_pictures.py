@@ -103,6 +103,9 @@ def _said(result: dict[str, Any]) -> tuple[str, str]:
     columns = {k: str(v) for k, v in result.items() if k not in ("content", "distance") and v not in (None, "")}
     titled = next((k for k in _TITLES if k in columns), next(iter(columns), None))
     title = columns.pop(titled) if titled else ""
+    if {"width", "height"} <= columns.keys():
+        # A folder's own columns: two bare numbers would say nothing.
+        columns["width"] += f" × {columns.pop('height')}"
     return title, " · ".join(columns.values())
 
 

@@ -84,8 +84,9 @@ def check_identity(connection: Connection, pipeline: Pipeline, identity: Identit
     values = {"name": pipeline.name, "schema": schema, "table": table, "regclass": regclass}
     row = connection.execute(query("ledger", "registered"), values).fetchone()
     if row is not None and (before := Identity(**row[0])) != identity:
+        asked = f"{identity}" if str(identity) != str(before) else "the same in another way"
         raise UsageError(
-            f"{pipeline.target.table} holds vectors of {before}, and the pipeline asks for {identity}: rowvec rebuild "
+            f"{pipeline.target.table} holds vectors of {before}, and the pipeline asks for {asked}: rowvec rebuild "
             "builds them beside those that are read, and then switches; with --plan it tells what that costs"
         )
 

@@ -48,6 +48,8 @@ def decoded(content: bytes, name: str, *, at_least: int, most_pixels: int = MOST
     Where the format allows it, decoded smaller than it is, with both sides still ``at_least`` pixels. Raises
     ``RowError``, naming the image, where it is none that can be decoded, or has more than ``most_pixels``.
     """
+    if not content:
+        raise RowError("broken_image", f"{name} is empty")
     try:
         with pillow.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size

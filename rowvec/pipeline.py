@@ -22,7 +22,7 @@ from rowvec.vector_layout import MOST_DIMENSIONS, Precision
 HYBRID_COLUMNS = frozenset({"score", "vector_rank", "text_rank"})
 """Columns that a hybrid search adds to its results."""
 
-IMAGE_EMBEDDERS = ("azure_vision", "local_image")
+IMAGE_EMBEDDERS = ("azure_vision", "openai_images", "local_image")
 """Kinds of embedders that make vectors of images."""
 
 

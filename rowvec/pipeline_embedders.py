@@ -196,8 +196,91 @@ class LocalImageEmbedder(Part):
     dimensions: Literal[256] = Field(default=256, description="The descriptor's own length, 256.")
 
 
+Extra = dict[str, str | int | bool]
+
+
+class OpenAIImagesEmbedder(Part):
+    """Images and texts in one space, by a server that takes images in OpenAI's embeddings protocol: vLLM, Jina."""
+
+    kind: Literal["openai_images"]
+    model: Text = Field(description="The model's name as the server knows it.")
+    dimensions: int = Field(
+        gt=0, le=16000, description="Length of the vectors; checked, and asked for where it can be."
+    )
+    base_url: str = Field(repr=False, description="The server, up to what /embeddings follows: http://HOST:8000/v1.")
+    api_key: str | None = Field(
+        default=None, repr=False, description="A reference to the key, never the key itself; left out: none is sent."
+    )
+    form: Literal["messages", "input"] = Field(
+        default="messages",
+        description="How an image is sent: messages (vLLM's chat messages) or input (Jina's input objects).",
+    )
+    instruction: Text | None = Field(
+        default=None, description="With messages: a text beside each image; part of every fingerprint."
+    )
+    system: Text | None = Field(
+        default=None, description="With messages: a system message first; part of every fingerprint."
+    )
+    query: Text = Field(default="{text}", description="What the text of a search is put into, e.g. Query: {text}.")
+    extra: Extra = Field(
+        default={}, description="More fields of each request, as the model wants them; part of every fingerprint."
+    )
+    query_extra: Extra = Field(default={}, description="More fields of requests for a search's text.")
+    max_batch_inputs: int = Field(
+        default=8, gt=0, le=512, description="With input: images in one request; messages hold one."
+    )
+    concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
+    requests_per_minute: int | None = Field(
+        default=None, gt=0, description="The account's limit; paced to it when given."
+    )
+    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
+    max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")
+    cost_per_thousand_transactions: float | None = Field(
+        default=None, ge=0, description="In US dollars, one image or text a transaction; left out: unknown (0)."
+    )
+    budget: Budget | None = Field(
+        default=None, description="What may be spent; a run stops before it would pass it. Left out: no limit."
+    )
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_a_reference(cls, value: str | None) -> str | None:
+        if value is not None and not REFERENCE.fullmatch(value):
+            raise ValueError(IN_PLAIN_TEXT)
+        return value
+
+    @field_validator("query")
+    @classmethod
+    def _query_holds_the_text(cls, value: str) -> str:
+        if "{text}" not in value:
+            raise ValueError("has no {text} in it, which is where a search's text goes")
+        return value
+
+    @field_validator("extra", "query_extra")
+    @classmethod
+    def _extra_is_not_ours(cls, value: Extra) -> Extra:
+        taken = {"model", "messages", "input", "dimensions", "encoding_format"}.intersection(value)
+        if taken:
+            raise ValueError(f"{min(taken)} is a field that rowvec writes itself; take it out")
+        return value
+
+    @model_validator(mode="after")
+    def _words_are_in_messages(self) -> OpenAIImagesEmbedder:
+        if self.form == "input" and (self.instruction or self.system):
+            raise ValueError("instruction and system are texts of messages; with form: input leave them out")
+        return self
+
+    _base_url_has_no_secret = field_validator("base_url")(no_literal_secret)
+
+
 # In this order: see ``rowvec.pipeline_part.any_of``.
 Embedder = Annotated[
-    LocalEmbedder | LocalImageEmbedder | ColumnEmbedder | AzureVisionEmbedder | OpenAIEmbedder | AzureOpenAIEmbedder,
+    LocalEmbedder
+    | LocalImageEmbedder
+    | ColumnEmbedder
+    | AzureVisionEmbedder
+    | OpenAIImagesEmbedder
+    | OpenAIEmbedder
+    | AzureOpenAIEmbedder,
     Field(discriminator="kind"),
 ]

@@ -23,7 +23,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _KINDS = frozenset(
-    {"postgres", "csv", "parquet", "openai", "azure_openai", "local", "column", "images", "local_image", "azure_vision"}
+    {"postgres", "csv", "parquet", "images"}
+    | {"openai", "azure_openai", "local", "column", "local_image", "azure_vision", "openai_images"}
 )
 
 _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")

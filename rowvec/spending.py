@@ -12,8 +12,8 @@ from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.embedders.purse import Hold
 from rowvec.errors import BudgetExceeded, RetriableError, UsageError
 from rowvec.ledger import RunId
-from rowvec.pipeline import Pipeline
-from rowvec.pipeline_embedders import AzureVisionEmbedder, Budget, OpenAIEmbedder
+from rowvec.pipeline import IMAGE_EMBEDDERS, Pipeline
+from rowvec.pipeline_embedders import AzureVisionEmbedder, Budget, OpenAIEmbedder, OpenAIImagesEmbedder
 from rowvec.queries import query
 from rowvec.run import open_target
 
@@ -54,7 +54,7 @@ def account_of(pipeline: Pipeline, run_id: RunId) -> Account:
 def budget_of(pipeline: Pipeline) -> Budget:
     """The pipeline's budget; one without limits where it has none, or an embedder that costs nothing."""
     embedder = pipeline.embedder
-    if isinstance(embedder, (OpenAIEmbedder, AzureVisionEmbedder)):
+    if isinstance(embedder, (OpenAIEmbedder, AzureVisionEmbedder, OpenAIImagesEmbedder)):
         return embedder.budget or _NO_LIMIT
     return _NO_LIMIT
 
@@ -111,7 +111,7 @@ def check_price(pipeline: Pipeline, usd_a_million: float) -> None:
             f"embedder.budget needs the price of {pipeline.embedder.model}: set embedder."
             + (
                 "cost_per_thousand_transactions"
-                if pipeline.embedder.kind == "azure_vision"
+                if pipeline.embedder.kind in IMAGE_EMBEDDERS
                 else "cost_per_million_tokens"
             )
         )

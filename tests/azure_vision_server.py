@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import socket
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import numpy.typing as npt
+
+from tests.stand_in import Answering, Faults, StandIn, running
 
 KEY = "0123456789abcdef0123456789abcdef"
 API_VERSION = "2024-02-01"
@@ -93,61 +92,38 @@ def vector(meaning: str, norm: float) -> npt.NDArray[np.float64]:
     return norm * drawn / np.linalg.norm(drawn)
 
 
-class VisionServer(ThreadingHTTPServer):
+class VisionServer(StandIn):
     """The server. Its attributes may be changed while it runs."""
-
-    daemon_threads = True
-    request_queue_size = 256
 
     def __init__(
         self, *, port: int = 0, faults: list[Fault] | None = None, latency: float = 0.0, key: str | None = KEY
     ) -> None:
         """``key``: None takes any."""
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(port, _Handler)
         self.latency, self.key = latency, key
         self.shows: dict[str, str] = {}
         """By the sha256 of an image's bytes, the text that it has the direction of."""
         self.requests: list[Request] = []
-        self.most_at_once = self._at_once = 0
-        self._lock = threading.Lock()
-        self._faults: list[Fault] = list(faults or [])
-        self._spent = [0] * len(self._faults)
-        self._seen = [0] * len(self._faults)
+        self.faults = Faults(faults or [])
 
     @property
     def url(self) -> str:
         """The ``base_url`` for a client; what Azure calls the endpoint."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return self.origin
 
     @property
     def billed(self) -> int:
         """Transactions answered with 200."""
         return sum(request.status == 200 for request in self.requests)
 
-    def add(self, *faults: Fault) -> None:
-        """More faults, counted from now."""
-        with self._lock:
-            self._faults += faults
-            self._spent += [0] * len(faults)
-            self._seen += [0] * len(faults)
-
     def record(self, request: Request) -> None:
         """Remember a request."""
-        with self._lock:
+        with self.lock:
             self.requests.append(request)
 
     def fault_for(self, content: bytes) -> Fault | None:
         """The first fault whose time has come."""
-        with self._lock:
-            for i, fault in enumerate(self._faults):
-                if fault.marker not in content:
-                    continue
-                self._seen[i] += 1
-                if self._seen[i] <= fault.after or 0 <= fault.times <= self._spent[i]:
-                    continue
-                self._spent[i] += 1
-                return fault
-        return None
+        return self.faults.due(lambda fault: fault.marker in content)
 
     def meant(self, what: str, content: bytes) -> npt.NDArray[np.float64]:
         """The vector of a text, or of an image."""
@@ -156,32 +132,12 @@ class VisionServer(ThreadingHTTPServer):
         digest = hashlib.sha256(content).hexdigest()
         return vector(self.shows.get(digest, digest), IMAGE_NORM)
 
-    @contextmanager
-    def counted(self) -> Generator[None]:
-        """Count a request while it is under way."""
-        with self._lock:
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._at_once -= 1
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(Answering):
     server: VisionServer  # pyright: ignore[reportIncompatibleVariableOverride] # no other server has this handler
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
     def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        raw = self.received()
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         what = parts.path.removeprefix("/computervision/retrieval:vectorize")
@@ -207,8 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_error(fault)
             elif fault and fault.shape in ("cut", "hang"):
                 time.sleep(fault.seconds)
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
+                self.hang_up()
             elif fault and fault.shape == "html":
                 self._send(200, b"<html>Welcome to the guest network</html>")
             else:
@@ -235,13 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(fault.status or 500, json.dumps({"error": error}).encode(), headers)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        self.answer(status, content, "application/json", headers)
 
 
 def _content(what: str, raw: bytes, content_type: str) -> tuple[bytes, Fault | None]:
@@ -281,15 +230,8 @@ def _body(values: list[Any], shape: Shape | None) -> dict[str, Any]:
 @contextmanager
 def serve(**options: Any) -> Generator[VisionServer]:
     """A server in a thread, on a port of its own; ``options`` are those of ``VisionServer``."""
-    server = VisionServer(**options)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="vision-server", daemon=True)
-    thread.start()
-    try:
+    with running(VisionServer(**options)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 In a test: ``with serve(faults=[rate_limited(2)]) as server: ...``, then look at ``server.texts`` and
 ``server.requests``. As a process: ``python -m tests.openai_server --port 0`` prints its address; ``GET /stats`` answers
 with counts, ``POST /faults`` takes a JSON list of faults (the fields of ``Fault``), ``POST /reset`` forgets it all.
+Inputs may be images, in the forms that ``tests/openai_image_inputs.py`` reads.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ import argparse
 import base64
 import hashlib
 import json
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -28,6 +27,8 @@ import pytest
 
 from rowvec.embedders.tokens import count
 from tests.openai_batches import Batches
+from tests.openai_image_inputs import Unreadable, inputs_of
+from tests.stand_in import Answering, Faults, StandIn, running
 
 NATIVE = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
 """Dimensions where none are asked for; of any other model, 256."""
@@ -51,7 +52,8 @@ class Fault:
     """How many requests go well before it."""
     status: int | None = None
     """An error with this status."""
-    code: str | None = None
+    code: str | int | None = None
+    """A word; compatible servers write a number."""
     kind: str = "error"
     message: str = "The server had an error while processing your request."
     param: str | None = None
@@ -136,11 +138,8 @@ def vector(model: str, text: str, dimensions: int) -> npt.NDArray[np.float32]:
     return (drawn / np.linalg.norm(drawn)).astype(np.float32)
 
 
-class OpenAIServer(ThreadingHTTPServer):
+class OpenAIServer(StandIn):
     """The server. Its attributes may be changed while it runs."""
-
-    daemon_threads = True
-    request_queue_size = 256
 
     def __init__(
         self,
@@ -161,7 +160,7 @@ class OpenAIServer(ThreadingHTTPServer):
         be used at once. ``floats``: numbers even where base64 is asked for. ``key``: None takes any.
         ``dimensions_field``: whether models of other names can shorten; ``native``: how long their vectors are.
         """
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(port, _Handler)
         self.poison, self.latency, self.floats, self.key = poison, latency, floats, key
         self.dimensions_field, self.native = dimensions_field, native
         share = burst_seconds / 60
@@ -170,24 +169,16 @@ class OpenAIServer(ThreadingHTTPServer):
         )
         self._tokens_bucket = _Bucket(tokens_per_minute, tokens_per_minute * share) if tokens_per_minute else None
         self._limits = (requests_per_minute, tokens_per_minute)
-        self._lock = threading.Lock()
-        self._faults: list[Fault] = list(faults or [])
-        self._spent: list[int] = [0] * len(self._faults)
-        self._seen: list[int] = [0] * len(self._faults)
+        self.faults = Faults(faults or [])
+        self.shows: dict[str, str] = {}
+        """By the sha256 of an image's bytes, the text that it has the vector of."""
         self.requests: list[Request] = []
         self.tokens_billed = 0
         self.answers_as: str | None = None
         """The model it says has answered; None: the one that was asked for."""
         self.hold: threading.Event | None = None
         """While set to an event, requests that will be answered rightly wait for it."""
-        self.most_at_once = 0
-        self._at_once = 0
         self.batches = Batches(answer=self._answer_in_a_job)
-
-    @property
-    def origin(self) -> str:
-        """``http://127.0.0.1:PORT``; what Azure calls the endpoint."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     @property
     def url(self) -> str:
@@ -211,15 +202,12 @@ class OpenAIServer(ThreadingHTTPServer):
 
     def add(self, *faults: Fault) -> None:
         """More faults, counted from now."""
-        with self._lock:
-            self._faults += faults
-            self._spent += [0] * len(faults)
-            self._seen += [0] * len(faults)
+        self.faults.add(*faults)
 
     def reset(self) -> None:
         """Forget all requests and faults."""
-        with self._lock:
-            self._faults, self._spent, self._seen = [], [], []
+        self.faults.clear()
+        with self.lock:
             self.requests, self.tokens_billed = [], 0
 
     def stats(self) -> dict[str, Any]:
@@ -238,27 +226,18 @@ class OpenAIServer(ThreadingHTTPServer):
 
     def record(self, request: Request, tokens: int) -> None:
         """Remember a request."""
-        with self._lock:
+        with self.lock:
             self.requests.append(request)
             if request.status == 200:
                 self.tokens_billed += tokens
 
     def fault_for(self, texts: list[str]) -> Fault | None:
         """The first fault whose time has come."""
-        with self._lock:
-            for i, fault in enumerate(self._faults):
-                if fault.marker and not any(fault.marker in text for text in texts):
-                    continue
-                self._seen[i] += 1
-                if self._seen[i] <= fault.after or 0 <= fault.times <= self._spent[i]:
-                    continue
-                self._spent[i] += 1
-                return fault
-        return None
+        return self.faults.due(lambda fault: not fault.marker or any(fault.marker in text for text in texts))
 
     def over_limit(self, tokens: int) -> Fault | None:
         """A 429 where the account's limits are reached."""
-        with self._lock:
+        with self.lock:
             wait = self._requests_bucket.take(1) if self._requests_bucket else 0.0
             what = "requests"
             if not wait and self._tokens_bucket:
@@ -291,30 +270,9 @@ class OpenAIServer(ThreadingHTTPServer):
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return 200, {"object": "list", "data": data, "model": self.answers_as or model, "usage": usage}, tokens
 
-    @contextmanager
-    def counted(self) -> Generator[None]:
-        """Count a request while it is under way."""
-        with self._lock:
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._at_once -= 1
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    # An answer is written in two parts; with Nagle's algorithm the second would wait for the client's acknowledgement.
-    disable_nagle_algorithm = True
+class _Handler(Answering):
     server: OpenAIServer  # pyright: ignore[reportIncompatibleVariableOverride] # no other server has this handler
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
 
     def do_GET(self) -> None:
         if self.path == "/stats":
@@ -331,7 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._is_of_batches():
             self._batches(self._read())
             return
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or b"{}")
+        body = json.loads(self.received() or b"{}")
         path = urlsplit(self.path).path
         if path == "/faults":
             self.server.add(*(Fault(**fault) for fault in body))
@@ -352,7 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            return self.received()
         body = b""
         while size := int(self.rfile.readline(), 16):
             body += self.rfile.read(size)
@@ -372,23 +330,21 @@ class _Handler(BaseHTTPRequestHandler):
         if answered is None:
             self._no_answer(Fault(shape="cut"))
         elif isinstance(answered[1], bytes):
-            self.send_response(200)
-            self.send_header("Content-Type", "application/octet-stream")
-            self.send_header("Content-Length", str(len(answered[1])))
-            self.end_headers()
-            self.wfile.write(answered[1])
+            self.answer(200, answered[1], "application/octet-stream")
         else:
             self._send(answered[0], answered[1])
 
     def _embeddings(self, path: str, body: dict[str, Any], model: str) -> None:
         with self.server.counted():
-            given = body.get("input")
-            texts: list[str] = [given] if isinstance(given, str) else list(given or [])
+            try:
+                texts, unreadable = inputs_of(body, self.server.shows), None
+            except Unreadable as error:
+                texts, unreadable = ["unreadable"], Fault(status=400, code=400, message=str(error))
             key = self.headers.get("Authorization", "").removeprefix("Bearer ") or self.headers.get("api-key", "")
             tokens = _count_tokens(texts)
             if self.server.latency:
                 time.sleep(self.server.latency)
-            fault = self._refusal(body, texts, tokens, model, key)
+            fault = self._refusal(body, texts, tokens, model, key, unreadable)
             if fault is None and self.server.hold is not None:
                 self.server.hold.wait(30)
             shape = fault.shape if fault else None
@@ -420,7 +376,9 @@ class _Handler(BaseHTTPRequestHandler):
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
             self._send(200, {"object": "list", "data": data, "model": self.server.answers_as or model, "usage": usage})
 
-    def _refusal(self, body: dict[str, Any], texts: list[str], tokens: int, model: str, key: str) -> Fault | None:
+    def _refusal(
+        self, body: dict[str, Any], texts: list[str], tokens: int, model: str, key: str, unreadable: Fault | None
+    ) -> Fault | None:
         if self.server.key is not None and key != self.server.key:
             message = f"Incorrect API key provided: {key}. You can find your API key in your account."
             return Fault(status=401, code="invalid_api_key", kind="invalid_request_error", message=message)
@@ -429,7 +387,7 @@ class _Handler(BaseHTTPRequestHandler):
             invalid = Fault(
                 status=400, message="This model does not support specifying dimensions.", param="dimensions"
             )
-        return invalid or self.server.over_limit(tokens) or self.server.fault_for(texts)
+        return invalid or unreadable or self.server.over_limit(tokens) or self.server.fault_for(texts)
 
     def _can_shorten(self, model: str) -> bool:
         if model in NATIVE:
@@ -451,18 +409,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.end_headers()
                 self.wfile.write(b'{"object": "list", "data": [')
                 self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self.hang_up()
 
     def _send(self, status: int, body: dict[str, Any] | str, headers: dict[str, str] | None = None) -> None:
-        content = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html" if isinstance(body, str) else "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        content_type = "text/html" if isinstance(body, str) else "application/json"
+        self.answer(status, (body if isinstance(body, str) else json.dumps(body)).encode(), content_type, headers)
 
 
 def _count_tokens(texts: list[str]) -> int:
@@ -527,15 +478,8 @@ def _reshaped(data: list[dict[str, Any]], shape: Shape | None) -> list[dict[str,
 @contextmanager
 def serve(**options: Any) -> Generator[OpenAIServer]:
     """A server in a thread, on a port of its own; ``options`` are those of ``OpenAIServer``."""
-    server = OpenAIServer(**options)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="openai-server", daemon=True)
-    thread.start()
-    try:
+    with running(OpenAIServer(**options)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture

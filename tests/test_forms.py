@@ -28,6 +28,11 @@ PIPELINES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (TEXTS, {"kind": "azure_openai", "model": "m", "dimensions": 8, "base_url": "https://a.example"}),
     (TEXTS, {"kind": "column", "column": "v", "dimensions": 8}),
     (IMAGES, {"kind": "azure_vision", "base_url": "https://a.example"}),
+    (IMAGES, {"kind": "openai_images", "model": "m", "dimensions": 8, "base_url": "https://a.example"}),
+    (
+        IMAGES,
+        {"kind": "openai_images", "model": "m", "dimensions": 8, "base_url": "https://a.example", "form": "input"},
+    ),
 ]
 
 

@@ -85,7 +85,8 @@ def test_each_bad_file_is_set_aside_alone(source: Connection, tmp_path: Path) ->
 
     paintings = pipeline(folder, local(tmp_path), max_bytes=100_000, max_pixels=LIMIT)
     report = sync(paintings)
-    found = {str(one["key"][0]): one["reason"] for one in rejects(paintings, retry=False)["rejects"]}
+    listed = rejects(paintings, retry=False)["rejects"]
+    found = {str(one["key"][0]): one["reason"] for one in listed}
     assert found == {
         "empty.png": "broken_image",
         "text.jpg": "not_an_image",
@@ -107,6 +108,8 @@ def test_each_bad_file_is_set_aside_alone(source: Connection, tmp_path: Path) ->
         "pipe.png": "unreadable",
         "caf\N{REPLACEMENT CHARACTER}/x.png": "unreadable",
     }
+    details = {str(one["key"][0]): one["detail"] for one in listed}
+    assert details["dangling.png"] == "dangling.png is a symbolic link to a file that is not there"
     assert report.rejected == len(found)
     good = {"named.png", "SHOUTED.JPG", "inside.png", "line\nbreak 'quoted'; {x} %s.png"}
     assert contents(source).keys() == {p.relative_to(folder).as_posix() for p in folder.glob("room*/*")} | good

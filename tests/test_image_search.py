@@ -156,12 +156,15 @@ def test_what_cannot_be_asked_is_one_sentence(folder: Path, asked: Path) -> None
     file = write_pipeline(wanted, folder.parent)
     broken = folder.parent / "broken.png"
     broken.write_bytes(b"\x89PNG nothing")
+    empty = folder.parent / "empty.png"
+    empty.write_bytes(b"")
     for words, said in (
         ([], "write what to search for, or name an image with --image PATH"),
         (["a text", "--image", asked], "by a text or by --image, not by both"),
         (["a text"], "knows how images look and nothing of words"),
         (["--image", folder / "none.png"], "there is no image"),
-        (["--image", broken], r"broken\.png has no vector"),
+        (["--image", broken], r"broken\.png is .*; search by another image"),
+        (["--image", empty], r"^empty\.png is empty; search by another image"),
         (["--image", asked, "--mode", "hybrid"], "hybrid"),
         (["--image", asked, "--grid", folder / "no/such.png"], r"--grid .* cannot be written"),
         (["--image", asked, "--html", folder / "page.txt"], r"ends in \.html"),
@@ -290,7 +293,9 @@ def test_lost_and_spoilt_images_are_pictures_without_a_thumbnail(tmp_path: Path)
     (first, second, *_) = sorted((tmp_path / "store/images/g").rglob("*.png"))
     first.unlink()
     second.write_bytes(b"spoilt")
+    results[0] |= {"width": 48, "height": 32, "media_type": "image/png"}
     pictures = found_pictures(store, "g", results, links(store))
+    assert pictures[0].details == "0 · 48 × 32 · image/png"
     assert sum(picture.thumbnail is None for picture in pictures) == 2
     assert all(picture.link is None for picture in pictures)
     draw_grid("four", pictures, tmp_path / "grid.png")

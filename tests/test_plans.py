@@ -13,6 +13,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.plan import key_json
 from rowvec.queries import query
 from rowvec.run import running
+from tests.drawn_images import fill as fill_images
 from tests.gallery import fill, sync
 
 
@@ -65,3 +66,26 @@ def test_nothing_changed_leaves_no_rows_and_sends_none(source: Connection, paint
         assert plan.counts.unchanged == 5_050
         assert not plan.counts.anything
         assert source.execute(sql.SQL("SELECT count(*) FROM {}").format(plan.rows)).fetchone() == (0,)
+
+
+def test_images_to_upload_are_not_compared_with_every_row_of_their_batch(source: Connection, tmp_path: Path) -> None:
+    """Before anybody has analysed the plan's table or the images': as in a first run."""
+    fill_images(tmp_path / "drawn", 30)
+    content = {"image": "image_file"}
+    images = Pipeline.model_validate(
+        {
+            "name": "drawn",
+            "source": {"kind": "images", "path": str(tmp_path / "drawn"), "key": ["image_file"], "content": content},
+            "embedder": {"kind": "local_image"},
+            "target": {"table": "vectors.drawn"},
+            "artifacts": {"url": str(tmp_path / "artifacts")},
+        }
+    )
+    with running(images, "test") as run:
+        plan = stages.extract_rows(images, run)
+        shown = query("images", "in_batch", plan=plan.rows, batch=sql.Literal(0))
+        statement = query("images", "count_to_upload", family=sql.Literal("drawn"), shown=shown)
+        found = explained(source, statement)
+        assert source.execute(statement).fetchone() == (30,)
+    assert "hashed SubPlan" in found
+    assert "Nested Loop" not in found

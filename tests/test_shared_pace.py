@@ -19,7 +19,7 @@ from rowvec.embedders.pace import Account
 from rowvec.embedders.protocol import Paced
 from rowvec.pace_ledger import Holder, leave, open_pace_ledger, renew
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_embedders import AzureVisionEmbedder
+from rowvec.pipeline_embedders import AzureVisionEmbedder, OpenAIImagesEmbedder
 from rowvec.shared_pace import RENEW_SECONDS, shared_pace
 from tests import azure_vision_server, gallery
 from tests.asking import Asking, asking, config
@@ -224,3 +224,16 @@ def test_azure_vision_shares_its_calls_a_second(connection: Connection, database
         with shared_pace(database_url, embedder):
             assert len(list(embedder.embed(["a boat", "a house"]))) == 2
             assert granted(connection) == [1.0]
+
+
+def test_a_server_that_takes_images_shares_its_requests_a_minute(
+    connection: Connection, database_url: str, server: OpenAIServer
+) -> None:
+    part = OpenAIImagesEmbedder(
+        kind="openai_images", model="clip", dimensions=32, base_url=server.url, requests_per_minute=LIMIT
+    )
+    embedder = open_embedder(part.model_copy(update={"api_key": KEY}))
+    assert isinstance(embedder, Paced)
+    with shared_pace(database_url, embedder):
+        assert len(list(embedder.embed(["a boat", "a house"]))) == 2
+        assert granted(connection) == [1.0]

@@ -41,6 +41,10 @@ def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
             from rowvec.embedders.azure_vision import AzureVision
 
             return AzureVision(embedder)
+        case "openai_images":
+            from rowvec.embedders.openai_images import OpenAIImages
+
+            return OpenAIImages(embedder)
         case "local_image":
             from rowvec.embedders.local_image import LocalImage
 
@@ -66,12 +70,16 @@ def open_image_embedder(embedder: pipeline_embedders.Embedder) -> ImageEmbedder:
             from rowvec.embedders.azure_vision import AzureVision
 
             return AzureVision(embedder)
+        case "openai_images":
+            from rowvec.embedders.openai_images import OpenAIImages
+
+            return OpenAIImages(embedder)
         case "local_image":
             from rowvec.embedders.local_image import LocalImage
 
             return LocalImage(embedder)
         case _:
             raise UsageError(
-                f"an embedder of kind {embedder.kind} takes no images: search by a text; azure_vision and local_image "
-                "take images"
+                f"an embedder of kind {embedder.kind} takes no images: search by a text; azure_vision, "
+                "openai_images and local_image take images"
             )

@@ -47,7 +47,8 @@ class LocalImage:
         del texts
         raise UsageError(
             "the embedder local_image knows how images look and nothing of words: search by an image with --image "
-            "PATH, or use an embedder that takes both, such as azure_vision"
+            "PATH, or use an embedder that takes both, such as azure_vision or "
+            "openai_images"
         )
 
     def embed_images(self, images: Iterable[Image], purse: Purse = FREE) -> Iterator[Answer]:

@@ -16,7 +16,7 @@ from rowvec.embedders import tokens as tokenizer
 from rowvec.embedders.azure_login import ENTRA, entra_token, header_value
 from rowvec.embedders.in_flight import in_flight
 from rowvec.embedders.openai_batches import OpenAIBatches
-from rowvec.embedders.openai_requests import Endpoint, Requests, Understanding
+from rowvec.embedders.openai_requests import PROBE, Endpoint, Requests, Understanding
 from rowvec.embedders.pace import Account, Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.embedders.packing import Limits, Sized, limits_of, pack
 from rowvec.embedders.prices import cost_per_million_tokens
@@ -99,8 +99,11 @@ class OpenAIApi:
         limits = Limits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
         batches = pack(self.sized(texts, rejected), limits)
         with self._client() as client:
+            endpoint = self._endpoint(client)
             requests = Requests(
-                endpoint=self._endpoint(client),
+                endpoint=endpoint,
+                post=endpoint.post,
+                probe=PROBE,
                 understanding=self._understanding,
                 pace=self._pace,
                 clock=self._clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import math
 import re
 import time
@@ -21,8 +22,14 @@ from rowvec.errors import (
     RowvecError,
 )
 
-# The provider wants money. The first two are whole codes, the others endings of them.
-_QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "_spend_limit_exceeded", "_usage_limit_exceeded")
+# The provider wants money. The first two and Jina's are whole codes, the others endings of them.
+_QUOTA_CODES = (
+    "insufficient_quota",
+    "credit_balance_exhausted",
+    "_spend_limit_exceeded",
+    "_usage_limit_exceeded",
+    "AUTHZ_INSUFFICIENT_BALANCE",
+)
 
 # Of these fields only the pipeline can be wrong, never a text.
 _OUR_FIELDS = ("model", "encoding_format", "user", "api-version")
@@ -84,11 +91,29 @@ def refusal(error: openai.APIError, *, secret: str) -> Refusal:
     if isinstance(error, openai.APIStatusError):
         status, headers = error.status_code, error.response.headers
         message = _own_sentence(error.body) or message
-    if secret:
-        message = message.replace(secret, "***")
-    # Providers quote what they were sent: a NUL or half a surrogate pair could not be stored with the reject.
-    message = "".join(c for c in " ".join(_KEY.sub("***", message).split()) if c.isprintable())
-    return Refusal(status, error.code or "", error.type or "", error.param or "", message[:LONGEST_MESSAGE], headers)
+    message = _shown(message, secret)
+    return Refusal(status, error.code or "", error.type or "", error.param or "", message, headers)
+
+
+def refusal_in(status: int, content: bytes, headers: Mapping[str, str], *, secret: str) -> Refusal:
+    """What the body of a refusal says, without the key: in any of the forms that compatible servers write it.
+
+    An object ``error`` as OpenAI has it, or what is in it without that (older vLLM), or ``detail`` (Jina, FastAPI): a
+    sentence, or a list of fields and what is wrong with each.
+    """
+    try:
+        body = cast("object", json.loads(content))
+    except ValueError:
+        body = None
+    said = cast("dict[str, object]", body) if isinstance(body, dict) else {}
+    error = said.get("error", said)
+    found = cast("dict[str, object]", error) if isinstance(error, dict) else {"message": error}
+    code, kind, field = (str(found.get(name) or "") for name in ("code", "type", "param"))
+    detail = found.get("message") or found.get("detail")
+    if isinstance(detail, list):
+        detail = "; ".join(map(_wrong_field, cast("list[object]", detail)))
+    message = _shown(detail if isinstance(detail, str) else "", secret)
+    return Refusal(status, code, kind, field, message, headers)
 
 
 def meaning(refused: Refusal, *, model: str, address: str) -> RowvecError:
@@ -149,6 +174,27 @@ def _refused(status: int, model: str, address: str, said: str) -> str:
     if status == 404:
         return f"there is no model {model} at {address}; check embedder.model and embedder.base_url{said}"
     return f"the embedder at {address} refuses {model} as the pipeline asks for it ({status}){said}"
+
+
+def _shown(message: str, secret: str) -> str:
+    """A sentence that may be told: without the key, and without what could not be stored with a reject.
+
+    Providers quote what they were sent: a NUL, or half a surrogate pair.
+    """
+    if secret:
+        message = message.replace(secret, "***")
+    message = " ".join(_KEY.sub("***", message).split())
+    return "".join(c for c in message if c.isprintable())[:LONGEST_MESSAGE]
+
+
+def _wrong_field(one: object) -> str:
+    """``dimensions: Extra inputs are not permitted``, of FastAPI's way to say so."""
+    if not isinstance(one, dict):
+        return str(one)
+    said = cast("dict[str, object]", one)
+    where = said.get("loc")
+    names = [str(part) for part in cast("list[object]", where)] if isinstance(where, list) else []
+    return f"{'.'.join(names[1:])}: {said.get('msg', '')}"
 
 
 def _own_sentence(body: object) -> str:

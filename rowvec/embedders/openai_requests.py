@@ -1,10 +1,11 @@
-"""One request to an OpenAI-compatible server until each of its texts has a vector or a reason to have none."""
+"""One request to an OpenAI-compatible server until each text or image in it has a vector, or a reason to have none."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import openai
@@ -24,22 +25,66 @@ _SECOND_CHANCES = 2
 
 OPENAI_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
 
-# Sent where the very first text is refused: is it the text, or what we send with every text?
-_PROBE = Sized(-1, "a", 1)
+PROBE = Sized(-1, "a", 1)
+"""Sent where the very first text is refused: is it the text, or what we send with every text?"""
+
+
+class Item(Protocol):
+    """A text or an image on its way to the provider."""
+
+    @property
+    def position(self) -> int:
+        """Counted from 0 over the whole stream."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """What it is reckoned to be billed."""
+        ...
+
+
+Input = TypeVar("Input", bound=Item)
+
+Post = Callable[[tuple[Input, ...], bool], bytes | Refusal]
+"""Sends one request, with ``dimensions`` in it or without; the body of its answer, or why there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """What every request says, and whom it asks."""
+class Asked:
+    """Whom every request asks, and for what."""
 
-    client: openai.OpenAI
     model: str
     address: str
     """The server's name for messages; no key, no user name."""
-    secret: str
-    """The key, to keep it out of messages."""
     dimensions: int
     max_attempts: int
+    what: str = "text"
+    """What one input is called in messages."""
+    by_usage: bool = True
+    """Whether the provider's own count is what is billed; else what the inputs are reckoned to be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint(Asked):
+    """The same by OpenAI's client."""
+
+    client: openai.OpenAI
+    secret: str
+    """The key, to keep it out of messages."""
+
+    def post(self, part: tuple[Sized, ...], with_dimensions: bool) -> bytes | Refusal:
+        """See ``Post``."""
+        try:
+            response = self.client.embeddings.with_raw_response.create(
+                model=self.model,
+                input=[text.text for text in part],
+                dimensions=self.dimensions if with_dimensions else openai.omit,
+                encoding_format="base64",
+            )
+        except openai.APIError as error:
+            # Told and not raised, so that no traceback ever leads to the client's exception, which may quote the key.
+            return refusal(error, secret=self.secret)
+        return response.content
 
 
 @dataclass(slots=True)
@@ -73,19 +118,22 @@ class Understanding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Requests:
-    """Sends packed texts; used by many threads at once."""
+class Requests(Generic[Input]):
+    """Sends packed texts, or images; used by many threads at once."""
 
-    endpoint: Endpoint
+    endpoint: Asked
+    post: Post[Input]
+    probe: Input
+    """Something that any server of the kind can embed."""
     understanding: Understanding
     pace: Pace
     clock: Clock
     purse: Purse = FREE
 
-    def answers(self, batch: tuple[Sized, ...], stop: threading.Event) -> Iterator[Answer]:
-        """Answers that together hold each text of the batch once: more than one where some texts make trouble.
+    def answers(self, batch: tuple[Input, ...], stop: threading.Event) -> Iterator[Answer]:
+        """Answers that together hold each input of the batch once: more than one where some make trouble.
 
-        A refused request is halved until the refused text stands alone. Raises a ``FatalError``, a ``RetriableError``
+        A refused request is halved until the refused input stands alone. Raises a ``FatalError``, a ``RetriableError``
         when the tries are used up, or ``Stopped``.
         """
         parts = [(batch, _SECOND_CHANCES)]
@@ -97,13 +145,13 @@ class Requests:
                 if len(part) > 1:
                     parts += [(half, chances) for half in reversed(halves(part))]
                     continue
-                self._blame_the_text(error, stop)
+                self._blame_the_input(error, stop)
                 yield _rejected(part, error)
                 continue
             yield from self._sorted_out(part, reply, parts, chances)
 
     def _sorted_out(
-        self, part: tuple[Sized, ...], reply: Reply, parts: list[tuple[tuple[Sized, ...], int]], chances: int
+        self, part: tuple[Input, ...], reply: Reply, parts: list[tuple[tuple[Input, ...], int]], chances: int
     ) -> Iterator[Answer]:
         good = usable(reply.vectors)
         bad = tuple(part[i] for i in np.flatnonzero(~good))
@@ -116,13 +164,13 @@ class Requests:
                 for i in np.flatnonzero(~good)
             }
         yield Answer(
-            positions=np.array([text.position for text in part], dtype=np.int64)[good],
+            positions=np.array([one.position for one in part], dtype=np.int64)[good],
             vectors=reply.vectors if good.all() else reply.vectors[good],
-            tokens=sum(text.tokens for text in part) if reply.tokens is None else reply.tokens,
+            tokens=sum(one.tokens for one in part) if reply.tokens is None else reply.tokens,
             rejected=rejected,
         )
 
-    def _persistently(self, part: tuple[Sized, ...], stop: threading.Event) -> Reply:
+    def _persistently(self, part: tuple[Input, ...], stop: threading.Event) -> Reply:
         retrying = patient(self.endpoint.max_attempts, self.pace, self.clock, stop)
         try:
             return retrying(self._once, part, stop, retrying)
@@ -133,38 +181,31 @@ class Requests:
                 f"the pipeline wants {wanted:,}; set embedder.dimensions to {error.found}, or name another model"
             ) from None
 
-    def _once(self, part: tuple[Sized, ...], stop: threading.Event, retrying: tenacity.Retrying) -> Reply:
+    def _once(self, part: tuple[Input, ...], stop: threading.Event, retrying: tenacity.Retrying) -> Reply:
         with_dimensions = self.understanding.send_dimensions
-        estimate = sum(text.tokens for text in part)
+        estimate = sum(one.tokens for one in part)
         turn = self.pace.wait_turn(estimate, stop)
         hold = self.purse.reserve(estimate)
-        try:
-            response = self.endpoint.client.embeddings.with_raw_response.create(
-                model=self.endpoint.model,
-                input=[text.text for text in part],
-                dimensions=self.endpoint.dimensions if with_dimensions else openai.omit,
-                encoding_format="base64",
-            )
-        except openai.APIError as error:
-            self.purse.settle(hold, 0)
-            refused = refusal(error, secret=self.endpoint.secret)
-        else:
+        answered = self.post(part, with_dimensions)
+        if isinstance(answered, bytes):
             self.pace.succeeded()
-            reply = self._paid(response.content, len(part), hold, estimate)
+            reply = self._paid(answered, len(part), hold, estimate)
             self.understanding.check_model(self.endpoint.model, reply.model)
             self.understanding.works = True
             return reply
-        # Outside the handler, so that no traceback ever leads to the client's exception, which may quote the key.
-        if with_dimensions and self.understanding.ask_about_dimensions and refused.about_dimensions:
+        self.purse.settle(hold, 0)
+        if with_dimensions and self.understanding.ask_about_dimensions and answered.about_dimensions:
             self.understanding.send_dimensions = False
             return self._once(part, stop, retrying)
-        raise self._heeded(refused, turn, int(retrying.statistics.get("attempt_number", 1)))
+        raise self._heeded(answered, turn, int(retrying.statistics.get("attempt_number", 1)))
 
     def _paid(self, content: bytes, expected: int, hold: Hold, estimate: int) -> Reply:
         """What was answered; it is paid for, whatever is wrong with it."""
         tokens = estimate
         try:
             reply = read(content, expected=expected, dimensions=self.endpoint.dimensions)
+            if not self.endpoint.by_usage:
+                reply = replace(reply, tokens=None)
             tokens = estimate if reply.tokens is None else reply.tokens
         finally:
             self.purse.settle(hold, tokens)
@@ -181,22 +222,22 @@ class Requests:
         heed(error, self.pace, turn, attempt, complaint=refused.complaint, limits=refused.limits)
         return error
 
-    def _blame_the_text(self, error: RowError, stop: threading.Event) -> None:
-        """Raise ``EmbedderRefused`` where the server has never taken any text, and takes not even a plain one."""
+    def _blame_the_input(self, error: RowError, stop: threading.Event) -> None:
+        """Raise ``EmbedderRefused`` where the server has never taken anything, and takes not even a plain input."""
         if self.understanding.works:
             return
         try:
-            self._persistently((_PROBE,), stop)
+            self._persistently((self.probe,), stop)
         except RowError:
             raise EmbedderRefused(
-                f"{self.endpoint.model} at {self.endpoint.address} refuses every text: {error.detail}; check "
-                "embedder.model, embedder.dimensions and embedder.base_url"
+                f"{self.endpoint.model} at {self.endpoint.address} refuses every {self.endpoint.what}: {error.detail}; "
+                "check embedder.model, embedder.dimensions and embedder.base_url"
             ) from None
 
 
-def _rejected(part: tuple[Sized, ...], error: RowError) -> Answer:
+def _rejected(part: tuple[Item, ...], error: RowError) -> Answer:
     return Answer(
         positions=np.empty(0, np.int64),
         vectors=np.empty((0, 0), np.float32),
-        rejected={text.position: error for text in part},
+        rejected={one.position: error for one in part},
     )

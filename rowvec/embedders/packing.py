@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+
+Input = TypeVar("Input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def pack(texts: Iterable[Sized], limits: Limits) -> Iterator[tuple[Sized, ...]]:
         yield tuple(batch)
 
 
-def halves(batch: tuple[Sized, ...]) -> tuple[tuple[Sized, ...], tuple[Sized, ...]]:
-    """A request cut in two, to find the text that the provider refuses. Two texts at least."""
+def halves(batch: tuple[Input, ...]) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
+    """A request cut in two, to find the text or image that the provider refuses. Two of them at least."""
     middle = len(batch) // 2
     return batch[:middle], batch[middle:]

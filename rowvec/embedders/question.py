@@ -40,6 +40,8 @@ def embed_image_query(embedder: ImageEmbedder, image: Image) -> Embeddings:
     """
     for answer in embedder.embed_images([image]):
         for refusal in answer.rejected.values():
+            if refusal.detail.startswith(f"{image.name} "):
+                raise UsageError(f"{refusal.detail}; search by another image")
             why = refusal.detail.removeprefix(f"{image.name}: ")
             raise UsageError(f"{image.name} has no vector ({why}); search by another image")
         if len(answer.positions):

@@ -90,7 +90,8 @@ class FolderPlaces:
                 too_large = status.st_size > self.max_bytes
                 content = b"" if too_large else file.read(self.max_bytes + 1)
         except OSError as error:
-            raise _explained(error, written, path) from None
+            is_link = error.errno in _MISSING and (self.root / written).is_symlink()
+            raise _explained(error, written, path, is_link=is_link) from None
         if too_large or len(content) > self.max_bytes:
             raise too_many_bytes(written, max(status.st_size, len(content)), self.max_bytes)
         # The mark is of before the reading: an edit in the midst of it, or later, gives the file another one.
@@ -145,9 +146,12 @@ def _refuse_others(status: os.stat_result, written: str) -> None:
         raise RowError("unreadable", f"{written} is {kind} and not a file")
 
 
-def _explained(error: OSError, written: str, path: Path) -> RowError | SourceError:
+def _explained(error: OSError, written: str, path: Path, *, is_link: bool) -> RowError | SourceError:
     if error.errno in _MISSING:
-        return RowError("missing_image", f"there is no file {written}")
+        is_gone = (
+            f"{written} is a symbolic link to a file that is not there" if is_link else f"there is no file {written}"
+        )
+        return RowError("missing_image", is_gone)
     if error.errno in _ITS_OWN:
         return RowError("unreadable", f"{written} {_ITS_OWN[error.errno]}")
     return SourceError(f"{path} cannot be read just now: {error.strerror}; nothing was changed, run again")

@@ -21,10 +21,9 @@ LIMIT {limit}
 -- name: count_to_upload
 SELECT count(*) FROM rowvec.images AS i WHERE i.family = {family} AND i.uploaded_at IS NULL AND {shown}
 
--- name: in_batch
-EXISTS (
-    SELECT FROM {plan} AS p
-    WHERE p.rowvec_batch = {batch} AND p.content = 'sha256:' || encode(i.sha256, 'hex'))
+-- name: in_batch -- as a hashed subplan, which IS TRUE keeps it: nobody has counted a plan's rows or a first run's images
+-- yet, and a join of what looks like one row with what looks like ten compares each image with each row of the batch
+(i.sha256 IN (SELECT decode(substr(p.content, 8), 'hex') FROM {plan} AS p WHERE p.rowvec_batch = {batch})) IS TRUE
 
 -- name: in_table -- after shown and show
 EXISTS (SELECT FROM shown_images AS s WHERE s.sha256 = i.sha256)
