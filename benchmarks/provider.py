@@ -92,10 +92,9 @@ def serving(account: Account) -> Generator[Provider]:
         *([f"--poison={account.poison}"] if account.poison else []),
     ]
     command = [sys.executable, "-m", "tests.openai_server", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # ours
-    try:
-        assert process.stdout is not None
-        yield Provider(f"http://127.0.0.1:{process.stdout.readline().strip()}")
-    finally:
-        process.terminate()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 # ours
+        try:
+            assert process.stdout is not None
+            yield Provider(f"http://127.0.0.1:{process.stdout.readline().strip()}")
+        finally:
+            process.terminate()

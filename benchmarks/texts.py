@@ -96,7 +96,7 @@ class Wrong:
 def read_texts(data: Path | None, column: str, rows: int) -> list[str]:
     """``rows`` texts at most: of a Parquet file, without those that are empty; or made up, some of them repeated."""
     if data is None:
-        return [_made_up(number if number % _REPEATED_EVERY else number // _REPEATED_EVERY) for number in range(rows)]
+        return [_made_up(number) for number in range(rows)]
     found: list[str | None] = pq.read_table(data, columns=[column]).column(0).to_pylist()
     # What a splitter would cut off the ends is nobody's mistake.
     texts = [" ".join((text or "").split()) for text in found]
@@ -143,6 +143,9 @@ def wrong_rows(connection: Connection, held: Held) -> Wrong:
 
 
 def _made_up(number: int) -> str:
+    if number % _REPEATED_EVERY == 0:
+        number //= _REPEATED_EVERY
+        number += number % _REPEATED_EVERY == 0
     way, subject = _WAYS[number % len(_WAYS)], _SUBJECTS[number % len(_SUBJECTS)]
     return f"Study no. {number}: {subject}, {way}, seen from the {number * 7919 % 10007}th step of the stair"
 
