@@ -138,9 +138,9 @@ def start(syncer: Syncer, place: Place, command: list[str] | None = None) -> Run
     environment = {
         "OPENAI_API_KEY": KEY,
         "OPENAI_BASE_URL": place.base_url,
-        # Neither telephones home nor looks for models during a measurement.
+        # Nobody telephones home or looks for models during a measurement.
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "ANONYMIZED_TELEMETRY": "False",
+        "COCOINDEX_DISABLE_USAGE_TRACKING": "1",
         **syncer.environment(place),
     }
     return Running(command or syncer.command(place), environment, place.state.parent / f"{place.state.name}.log")
