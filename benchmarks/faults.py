@@ -14,7 +14,9 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import LiteralString
 
@@ -171,17 +173,16 @@ def main() -> None:
     texts = read_texts(arguments.data, arguments.column, arguments.rows)
     chosen = [one for one in syncers(arguments.only) if one.installed]
     found: list[Outcome] = []
-    with open_arena(arguments.logs) as arena:
+    with open_arena(arguments.logs) as arena, ThreadPoolExecutor(arguments.at_once) as threads:
         for fault in FAULTS:
             arena.fill(texts if fault.large else texts[: arguments.small], arguments.dimensions, _later())
-            for syncer in chosen:
-                one = _try(arena, fault, syncer, arguments)
+            for one in threads.map(partial(_try, arena, fault, arguments), chosen):
                 found.append(one)
                 print(f"{one.fault}: {one.syncer}: {one.verdict}, {one.extra} extra", file=sys.stderr, flush=True)
     _tell(found, chosen, arguments)
 
 
-def _try(arena: Arena, fault: Fault, syncer: Syncer, arguments: argparse.Namespace) -> Outcome:
+def _try(arena: Arena, fault: Fault, arguments: argparse.Namespace, syncer: Syncer) -> Outcome:
     with serving(fault.account) as provider:
         place = arena.enter(syncer, provider, fault.account, arguments.dimensions, to="faults")
         with connect(place.database) as connection:
@@ -278,6 +279,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--column", default="title", help="of the file")
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--limit", type=float, default=600.0, help="seconds after which a run is ended")
+    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="syncers that are tried side by side")
     parser.add_argument("--only", nargs="+", help="names of syncers")
     parser.add_argument("--logs", type=Path, help="a folder for what the syncers write")
     parser.add_argument("--quick", action="store_true", help="3,000 and 300 rows")

@@ -236,6 +236,7 @@ def _cocoindex() -> Syncer:
 
 def _pgai() -> Syncer:
     program = str(ENVIRONMENTS / "pgai" / "bin" / "pgai")
+    encodings = list(ENVIRONMENTS.glob("llamaindex/lib/python3*/site-packages/llama_index/core/_static/tiktoken_cache"))
 
     def prepare(place: Place) -> None:
         subprocess.run([program, "install", "-d", place.database], check=True, capture_output=True)  # noqa: S603 # its own
@@ -257,6 +258,8 @@ def _pgai() -> Syncer:
         held=Held(table="public.texts_embeddings_store", id="id"),
         prepare=prepare,
         command=lambda place: [program, "vectorizer", "worker", "--once", "-d", place.database],
+        # It would download an encoding, which takes a network; LlamaIndex' wheel has the same file.
+        environment=lambda place: {"TIKTOKEN_CACHE_DIR": str(encodings[0])} if encodings else {},
     )
 
 
