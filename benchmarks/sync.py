@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 from collections.abc import Callable
@@ -41,6 +42,9 @@ class Measured:
     phase: str
     number: int
     seconds: float
+    """From the start of the command to its end."""
+    cpu_seconds: float
+    """Of the command; other work on the machine changes it far less than the wall."""
     status: int
     told: str
     bill: Bill
@@ -85,12 +89,14 @@ def _sync(
             EDITS[phase](connection, number)
         connection.execute("CHECKPOINT")
         provider.reset()
+        before = _cpu_of_children()
         ended = start(syncer, place).wait(limit)
         return Measured(
             syncer=syncer.name,
             phase=phase,
             number=number,
             seconds=ended.seconds,
+            cpu_seconds=_cpu_of_children() - before,
             status=ended.status,
             told=ended.told,
             bill=provider.bill(),
@@ -104,17 +110,25 @@ def _tell(
     ratios = compare(found)
     for one in chosen:
         print(f"{one.name}: {', '.join(f'{name} {version}' for name, version in one.versions.items())}")
-    print(
-        f"{'':12}{'phase':12}{'s':>9}{'requests':>10}{'refused':>9}{'texts':>9}{'distinct':>10}{'x rowvec':>10}  wrong"
+    columns = (
+        ("s", 9),
+        ("CPU s", 8),
+        ("requests", 10),
+        ("refused", 9),
+        ("texts", 9),
+        ("distinct", 10),
+        ("x rowvec", 10),
     )
+    print(f"{'':12}{'phase':12}{''.join(f'{name:>{width}}' for name, width in columns)}  wrong")
     for syncer in chosen:
         for phase in PHASES:
             those = [one for one in found if (one.syncer, one.phase) == (syncer.name, phase)]
             first, seconds = those[0], statistics.median(one.seconds for one in those)
+            cpu = statistics.median(one.cpu_seconds for one in those)
             worst = max((one.wrong for one in those), key=lambda wrong: wrong.rows)
             ratio = ratios.get(f"{phase} x {syncer.name}")
             print(
-                f"{syncer.name:12}{phase:12}{seconds:>9.1f}{first.bill.requests:>10}{first.bill.refused:>9}"
+                f"{syncer.name:12}{phase:12}{seconds:>9.1f}{cpu:>8.1f}{first.bill.requests:>10}{first.bill.refused:>9}"
                 f"{first.bill.paid:>9}{first.bill.distinct:>10}{ratio if ratio else '':>10}  {worst}"
                 + (f"  (exit {first.status}: {first.told[:120]})" if first.status else "")
             )
@@ -135,6 +149,12 @@ def _tell(
         "results": [asdict(one) for one in found],
     }
     print(json.dumps(result))
+
+
+def _cpu_of_children() -> float:
+    """Of all that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def compare(found: list[Measured]) -> dict[str, float]:

@@ -85,6 +85,7 @@ def sync(syncer: str, number: int, seconds: float, status: int = 0) -> Measured:
         phase="unchanged",
         number=number,
         seconds=seconds,
+        cpu_seconds=seconds,
         status=status,
         told="",
         bill=Bill(),
