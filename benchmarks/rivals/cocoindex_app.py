@@ -3,8 +3,8 @@
 A row is a component of its own (``mount_each``, ``memo=True``); its state is the folder that ``COCOINDEX_DB`` names.
 """
 
-# pyright: reportMissingImports=false
-# cocoindex is in an environment of its own, where this runs.
+# pyright: reportMissingImports=false, reportUntypedFunctionDecorator=false, reportUnknownLambdaType=false
+# cocoindex is in an environment of its own, where this runs: its decorators and rows have no types here.
 from __future__ import annotations
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Annotated
 
 import asyncpg
 import cocoindex as coco
+import numpy as np
 from cocoindex.connectors import postgres
 from cocoindex.ops.litellm import LiteLLMEmbedder
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class Embedded:
 
     id: int
     content: str
-    embedding: Annotated[NDArray, EMBEDDER]
+    embedding: Annotated[NDArray[np.float32], EMBEDDER]
 
 
 @coco.lifespan
