@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -75,6 +77,8 @@ class Arena:
 @contextmanager
 def open_arena(keep: Path | None = None) -> Generator[Arena]:
     """An arena in a folder of its own, gone after; ``keep`` is where the syncers' logs are copied to before."""
+    # Ended by a time limit, servers and folder go too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="rvcontest", dir="/tmp"))
     # Postgres may run as another user.
     folder.chmod(0o755)

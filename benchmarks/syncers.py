@@ -117,9 +117,14 @@ class Running:
     def wait(self, limit: float | None) -> Ended:
         """How it ends; killed after ``limit`` seconds."""
         try:
-            status = self._process.wait(limit)
+            self._process.wait(limit)
         except subprocess.TimeoutExpired:
-            return self.kill()
+            pass
+        finally:
+            # Also where the benchmark itself is being ended.
+            if self.at_work:
+                os.killpg(self._process.pid, signal.SIGKILL)
+        status = self._process.wait()
         lines = [line for line in self._log.read_text("utf-8", "replace").splitlines() if line.strip()]
         return Ended(seconds=time.perf_counter() - self._began, status=status, told=lines[-1] if lines else "")
 
