@@ -5,7 +5,7 @@ VENV := .venv
 WORKERS ?= 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint soak bench-peers bench bench-quick lock clean
+.PHONY: demo test lint soak bench-peers bench-rivals bench bench-quick lock clean
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,15 @@ bench-peers:
 	benchmarks/.peers/bin/pip install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
 	benchmarks/.peers/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	benchmarks/.peers/bin/pip install --quiet "pgpq>=0.12"
+
+# Who takes part in benchmarks/sync.py and faults.py, in the newest release: an environment each, for their pins clash.
+RIVALS := benchmarks/.rivals
+bench-rivals: $(VENV)/.dev
+	for rival in langchain llamaindex cocoindex pgai; do $(PYTHON) -m venv $(RIVALS)/$$rival || exit 1; done
+	$(RIVALS)/langchain/bin/pip install --quiet --upgrade langchain-core langchain-classic langchain-openai langchain-postgres "psycopg[binary]"
+	$(RIVALS)/llamaindex/bin/pip install --quiet --upgrade llama-index-core llama-index-embeddings-openai llama-index-vector-stores-postgres "psycopg[binary]"
+	$(RIVALS)/cocoindex/bin/pip install --quiet --upgrade "cocoindex[postgres,litellm]"
+	$(RIVALS)/pgai/bin/pip install --quiet --upgrade "pgai[vectorizer-worker]"
 
 # Each prints its figures for people and ends in one JSON object; benchmarks/README.md says what they answer. The quick
 # ones take some minutes together and are for trying them; what is recorded in benchmarks/results comes from a quiet

@@ -148,6 +148,7 @@ class OpenAIServer(StandIn):
         faults: list[Fault] | None = None,
         poison: str | None = None,
         latency: float = 0.0,
+        latency_per_text: float = 0.0,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         burst_seconds: float = 60.0,
@@ -162,6 +163,7 @@ class OpenAIServer(StandIn):
         """
         super().__init__(port, _Handler)
         self.poison, self.latency, self.floats, self.key = poison, latency, floats, key
+        self.latency_per_text = latency_per_text
         self.dimensions_field, self.native = dimensions_field, native
         share = burst_seconds / 60
         self._requests_bucket = (
@@ -215,11 +217,13 @@ class OpenAIServer(StandIn):
         sent, paid = self.sent, self.paid
         return {
             "requests": len(self.requests),
+            "in_flight": self._at_once,
             "statuses": dict(Counter(str(request.status) for request in self.requests)),
             "texts": sum(sent.values()),
             "distinct_texts": len(sent),
             "sent_most_often": max(sent.values(), default=0),
             "paid": sum(paid.values()),
+            "distinct_paid": len(paid),
             "paid_twice": sorted(text for text, times in paid.items() if times > 1)[:100],
             "tokens": self.tokens_billed,
         }
@@ -342,8 +346,9 @@ class _Handler(Answering):
                 texts, unreadable = ["unreadable"], Fault(status=400, code=400, message=str(error))
             key = self.headers.get("Authorization", "").removeprefix("Bearer ") or self.headers.get("api-key", "")
             tokens = _count_tokens(texts)
-            if self.server.latency:
-                time.sleep(self.server.latency)
+            seconds = self.server.latency + self.server.latency_per_text * len(texts)
+            if seconds:
+                time.sleep(seconds)
             fault = self._refusal(body, texts, tokens, model, key, unreadable)
             if fault is None and self.server.hold is not None:
                 self.server.hold.wait(30)
@@ -494,6 +499,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--latency-per-text", type=float, default=0.0, help="seconds more for each text of a request")
     parser.add_argument("--poison", help="texts that hold this make their request a 400")
     parser.add_argument("--key", help="the only key taken; left out: any")
     parser.add_argument("--requests-per-minute", type=float)

