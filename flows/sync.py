@@ -95,11 +95,17 @@ def submit(pipeline: Pipeline, run: Run, number: int, after: Chain | None) -> Ch
     """Queue a batch's stages; batches embed one after the other, for the embedder has its own concurrency."""
     # Its images, where it has any, are uploaded while the batch before it is embedded.
     images = [stages.images.submit(pipeline, run, number)] if pipeline.source.kind == "images" else []
-    before = images[0] if images else None
-    embedded = stages.embed.submit(pipeline, run, number, before, wait_for=after[-4:-3] if after else None)
-    bits = stages.binarize.submit(pipeline, embedded)
-    uploaded = stages.upload.submit(pipeline, bits)
-    return [*images, embedded, bits, uploaded, stages.load.submit(pipeline, uploaded)]
+    first = [*images, *(after[-4:-3] if after else [])]
+    embedded = stages.embed.submit(pipeline, run, number, images[0].result if images else None, wait_for=first)
+    bits = stages.binarize.submit(pipeline, number, embedded.result, wait_for=[embedded])
+    uploaded = stages.upload.submit(pipeline, number, bits.result, wait_for=[bits])
+    return [
+        *images,
+        embedded,
+        bits,
+        uploaded,
+        stages.load.submit(pipeline, number, uploaded.result, wait_for=[uploaded]),
+    ]
 
 
 def finished(chain: Chain) -> Batch:

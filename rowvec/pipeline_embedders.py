@@ -62,7 +62,8 @@ class OpenAIEmbedder(Part):
         description="What becomes of a text over max_input_tokens: set aside, or cut to that many tokens.",
     )
     max_input_tokens: int = Field(default=8192, gt=0, description="Tokens the model takes in one input.")
-    max_batch_inputs: int = Field(default=2048, gt=0, le=2048, description="Inputs in one request.")
+    # 2,048, all that a request takes, would leave places in flight empty, and more be lost by a kill.
+    max_batch_inputs: int = Field(default=512, gt=0, le=2048, description="Inputs in one request; 2,048 at most.")
     max_batch_tokens: int = Field(default=300_000, gt=0, description="Tokens in one request, over all inputs.")
     concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
     requests_per_minute: int | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +28,10 @@ from rowvec.tuner import Budget
 from tasks.policy import stage
 from tasks.progress import expect
 from tasks.quiet import tell_sentences
+
+Handed = Callable[[], Batch]
+"""What the stage before has made of a batch: the ``result`` of its future, which is waited for. Of a future that is
+given itself Prefect asks its server for the state, a request for each stage of each batch."""
 
 
 @stage("extract")
@@ -63,27 +68,30 @@ def lost_images(pipeline: Pipeline, run: Run) -> int:
 
 
 @stage("embed {number}")
-def embed(pipeline: Pipeline, run: Run, number: int, before: Batch | None = None) -> Batch:
+def embed(pipeline: Pipeline, run: Run, number: int, before: Handed | None = None) -> Batch:
     """Give a batch's rows their vectors."""
-    return batch_stages.embed_rows(pipeline, run.run_id, number, before)
+    return batch_stages.embed_rows(pipeline, run.run_id, number, before() if before else None)
 
 
-@stage("binarize {batch.number}")
-def binarize(pipeline: Pipeline, batch: Batch) -> Batch:
+@stage("binarize {number}")
+def binarize(pipeline: Pipeline, number: int, embedded: Handed) -> Batch:
     """One bit a dimension, beside the vectors."""
-    return batch_stages.binarize_rows(pipeline, batch)
+    del number  # for the run's name, which is made before the batch is there
+    return batch_stages.binarize_rows(pipeline, embedded())
 
 
-@stage("upload {batch.number}")
-def upload(pipeline: Pipeline, batch: Batch) -> Batch:
+@stage("upload {number}")
+def upload(pipeline: Pipeline, number: int, binarized: Handed) -> Batch:
     """Keep the batch as an immutable Parquet object."""
-    return batch_stages.upload_rows(pipeline, batch)
+    del number  # as above
+    return batch_stages.upload_rows(pipeline, binarized())
 
 
-@stage("load {batch.number}")
-def load(pipeline: Pipeline, batch: Batch) -> Batch:
+@stage("load {number}")
+def load(pipeline: Pipeline, number: int, uploaded: Handed) -> Batch:
     """COPY the batch into staging."""
-    return batch_stages.load_rows(pipeline, batch)
+    del number  # as above
+    return batch_stages.load_rows(pipeline, uploaded())
 
 
 @stage("merge")
