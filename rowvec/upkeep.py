@@ -135,7 +135,7 @@ def _left_alone(
     else:
         said = (
             f"{present.state.name} was left alone, though {reason.sentence}: the last {TRIES} builds over much the "
-            f"same rows found too little; {remedy(present.choice)}, or run rowvec index"
+            f"same rows found too little; {remedy(present.choice)}, or run rowvec index --rebuild"
         )
         logger.warning("%s", said)
     return Kept(choice=present.choice, recall=present.recall, reason=None, said=(said,))

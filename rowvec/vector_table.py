@@ -121,7 +121,7 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
     types = {column: pg_type for column, pg_type, _ in rows}
     wanted = (*pipeline.source.vector_key, *pipeline.source.metadata)
     if unknown := [column for column in wanted if column not in types]:
-        raise UsageError(f"the vector table {schema}.{name} has no column {unknown[0]!r}; the next sync must add it")
+        raise UsageError(f"the vector table {schema}.{name} has no column {unknown[0]!r}; rowvec rebuild adds it")
     return VectorTable.of(
         pipeline,
         tuple(PgColumn(column, types[column]) for column in pipeline.source.vector_key),

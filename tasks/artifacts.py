@@ -52,7 +52,7 @@ def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
 
 def show_failure(pipeline: Pipeline, error: RowvecError) -> None:
     """Let the summary say that the run failed: it would go on saying that all is well."""
-    text = f"## FAILED: {pipeline.name} was left as it was\n\n{error}\n\n{_ALARMS}"
+    text = f"## FAILED: a run of {pipeline.name} ended early; readers see nothing half done\n\n{error}\n\n{_ALARMS}"
     create_markdown_artifact(text, key=artifact_key(pipeline.name, "summary"), description=f"FAILED: {error}")
 
 
