@@ -6,10 +6,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.alarms import of_error, of_sync
+from rowvec.alarms import Alarm, of_error, of_sync
 from rowvec.database import Connection, connect
 from rowvec.errors import CostLimitExceeded, DeleteLimitExceeded, Inconsistent, QuotaExhausted
 from rowvec.history import bars, look_back
@@ -20,6 +21,7 @@ from rowvec.run import running
 from rowvec.spool import spool
 from rowvec.stack.deployments import prefect_file
 from rowvec.stages import extract_rows
+from tasks import events
 from tests.gallery import pipeline as gallery_pipeline
 from tests.gallery import sync
 
@@ -66,6 +68,18 @@ def test_what_is_told_tells_a_worse_index_from_a_wrong_table(source: Connection,
         (alarm,) = of_error(error)
         assert (alarm.name, alarm.payload["limit_of"]) == ("rowvec.sync.budget_exceeded", by)
     assert of_error(Inconsistent("x")) == []
+
+
+def test_a_generation_that_is_built_is_not_the_pipeline_that_is_to_be_synced(
+    paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for the pipeline's next sync would wait for ever for that of a name that is synced once."""
+    sent: list[str] = []
+    monkeypatch.setattr(events, "emit_event", lambda resource, **_: sent.append(resource["prefect.resource.id"]))
+    alarm = Alarm(name="rowvec.sync.completed", sentence="", payload={})
+    events.tell(paintings, [alarm])
+    events.tell(paintings.model_copy(update={"name": f"{paintings.name}.2"}), [alarm])
+    assert sent == ["rowvec.pipeline.paintings", "rowvec.generation.paintings.2"]
 
 
 def test_what_a_dead_run_left_is_cleared_and_a_run_at_work_is_left_alone(
