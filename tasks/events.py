@@ -41,8 +41,8 @@ def tell_failure(pipeline: Pipeline, error: RowvecError) -> None:
 def tell(pipeline: Pipeline, alarms: Iterable[Alarm]) -> None:
     """Send one event an alarm, of the resource ``rowvec.pipeline.NAME``.
 
-    A generation that a rebuild builds, ``NAME.2``, is ``rowvec.generation.NAME.2``: nobody syncs it again by that name, and
-    whoever is told when a pipeline is not synced any more need not hear of it.
+    A generation that a rebuild builds, ``NAME.2``, is ``rowvec.generation.NAME.2``: nobody syncs it again by that name,
+    and whoever is told when a pipeline is not synced any more need not hear of it.
     """
     what = "generation" if "." in pipeline.name else "pipeline"
     for alarm in alarms:

@@ -75,7 +75,11 @@ def test_a_generation_that_is_built_is_not_the_pipeline_that_is_to_be_synced(
 ) -> None:
     """Who waits for the pipeline's next sync would wait for ever for that of a name that is synced once."""
     sent: list[str] = []
-    monkeypatch.setattr(events, "emit_event", lambda resource, **_: sent.append(resource["prefect.resource.id"]))
+
+    def note(resource: dict[str, str], **_: object) -> None:
+        sent.append(resource["prefect.resource.id"])
+
+    monkeypatch.setattr(events, "emit_event", note)
     alarm = Alarm(name="rowvec.sync.completed", sentence="", payload={})
     events.tell(paintings, [alarm])
     events.tell(paintings.model_copy(update={"name": f"{paintings.name}.2"}), [alarm])
