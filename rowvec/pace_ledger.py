@@ -32,9 +32,13 @@ def open_pace_ledger(url: str, *, installed: bool) -> Connection:
     Raises ``DatabaseUnavailable`` or ``TargetError``.
     """
     connection = connect(url, application="rowvec pace")
-    if not installed:
-        install(connection)
-    connection.execute(query("pace", "session"))
+    try:
+        if not installed:
+            install(connection)
+        connection.execute(query("pace", "session"))
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -21,8 +21,9 @@ from rowvec.embedders.shares import wanted
 from rowvec.errors import RowvecError
 from rowvec.pace_ledger import LEASE_SECONDS, Holder, leave, open_pace_ledger, renew
 
-# Two may fail, or come late on a busy machine, before a lease ends.
+# Two may fail, or come late on a busy machine, before a lease ends: so many are tried again as soon.
 RENEW_SECONDS = LEASE_SECONDS / 4
+_MAY_FAIL = 2
 # Whoever is due more than is free looks again soon; the others give back at their next renewal.
 _SOON_SECONDS = 0.3
 # A request waits so long for the first share. A ledger that takes longer is not worth keeping a run for.
@@ -39,7 +40,8 @@ def shared_pace(url: str | None, embedder: object) -> Generator[None]:
 
     ``url``: the pipeline's ``target.url``, resolved. ``ROWVEC_PACE_DATABASE_URL`` names another database, where
     pipelines have several targets. Nothing is asked of it before the first request, nor where no limit is known. A
-    ledger that cannot be reached stops nobody: the last share holds, and before there was one the whole limit.
+    ledger that cannot be reached stops nobody: the last share holds; where others still had it all, what is due; and
+    before there was one the whole limit.
     """
     if not isinstance(embedder, Paced):
         yield
@@ -68,11 +70,12 @@ class Keeper:
         self._users = 0
         self._used_at = 0.0
         self._thread: threading.Thread | None = None
+        self._awaited_until = 0.0
         self._known = threading.Event()
         self._woken = threading.Event()
         self._closing = False
         self._resting_until = 0.0
-        self._silent = False
+        self._failures = 0
 
     def begin(self) -> None:
         """Somebody is going to send requests."""
@@ -90,14 +93,15 @@ class Keeper:
                 self._pace.divide(self, None)
 
     def asked(self) -> None:
-        """See ``Sharing``. The first request waits for the first share."""
+        """See ``Sharing``. Requests of the first seconds wait for the first share."""
         if self._known.is_set() or self._closing or not self._pace.limited:
             return
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._keep, name="rowvec pace", daemon=True)
+                self._awaited_until = time.monotonic() + _FIRST_SECONDS
                 self._thread.start()
-        self._known.wait(_FIRST_SECONDS)
+        self._known.wait(max(0.0, self._awaited_until - time.monotonic()))
 
     def rested(self, seconds: float) -> None:
         """See ``Sharing``."""
@@ -113,12 +117,19 @@ class Keeper:
 
     def _keep(self) -> None:
         lease = _Lease(self._url, self._account, self._pace, installed=self._installed)
-        while not self._is_over():
-            self._woken.clear()
-            pause = self._renewed(lease)
+        try:
+            while not self._is_over():
+                self._woken.clear()
+                pause = self._renewed(lease)
+                self._known.set()
+                self._woken.wait(pause)
+        except BaseException:
+            # A mistake of ours: nobody renews any more, and without a share requests would wait for ever.
+            self._pace.divide(self, None)
             self._known.set()
-            self._woken.wait(pause)
-        lease.give_back()
+            raise
+        finally:
+            lease.give_back()
 
     def _renewed(self, lease: _Lease) -> float:
         """Renew the lease; seconds until it is to be done again."""
@@ -126,18 +137,21 @@ class Keeper:
         try:
             share, rest, whole = lease.renewed(rest)
         except RowvecError as error:
-            if not self._silent:
+            if not self._pace.share and lease.due:
+                # Others held it all, and give back what is due within their next renewals.
+                self._pace.divide(self, lease.due)
+            if not self._failures:
                 logger.warning(
                     "the pace of %s is not shared with other processes; this one keeps to %.0f %% of its limits: %s",
                     self._account.model,
                     100 * self._pace.share,
                     error,
                 )
-            self._silent = True
-            return _AGAIN_SECONDS
-        if self._silent:
+            self._failures += 1
+            return RENEW_SECONDS if self._failures <= _MAY_FAIL else _AGAIN_SECONDS
+        if self._failures:
             logger.info("the pace of %s is shared with other processes again", self._account.model)
-        self._silent = False
+        self._failures = 0
         self._pace.divide(self, share)
         self._pace.rest_with_others(rest)
         return RENEW_SECONDS if whole else _SOON_SECONDS
@@ -164,6 +178,8 @@ class _Lease:
         self._connection: Connection | None = None
         # Whoever begins has a request that waits.
         self._wanted = 1.0
+        self.due = 0.0
+        """What others were to leave us when the ledger was last reached."""
         self._looked_at: float | None = None
 
     def renewed(self, rest: float) -> tuple[float, float, bool]:
@@ -180,6 +196,7 @@ class _Lease:
         except RowvecError:
             self._let_go()
             raise
+        self.due = given.due
         return given.granted, rest, given.is_whole
 
     def give_back(self) -> None:

@@ -264,6 +264,15 @@ def test_an_image_that_cannot_be_read_is_set_aside_alone_and_a_lost_store_ends_t
             list(embedder(server).embed_images([Image(name="lost.png", media_type="image/png", read=lost)]))
 
 
+@pytest.mark.parametrize("message", ["Image dimensions 10x10 are not supported", "unsupported dimensions: 10x10"])
+def test_an_image_whose_own_dimensions_are_refused_is_set_aside_alone(message: str) -> None:
+    fault = Fault(status=400, message=message, times=-1, marker=meant(png(1)))
+    with serve(faults=[fault], dimensions_field=True, native=DIMENSIONS) as server:
+        vectors, rejected, _ = gathered(embedder(server).embed_images(image(i) for i in range(3)))
+    assert sorted(vectors) == [0, 2]
+    assert rejected[1].detail == f"1.png: {message}"
+
+
 def test_an_image_that_the_server_finds_too_large_is_called_so() -> None:
     too_large = Fault(status=413, message="Request Entity Too Large", times=-1, marker=meant(png(1)))
     with serve(faults=[too_large]) as server:
@@ -468,9 +477,10 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], said: s
 
 def test_no_web_address_is_a_sentence() -> None:
     settings = OpenAIImagesEmbedder(kind="openai_images", model="m", dimensions=8, base_url="host")
-    for url in ("host", None):
-        with pytest.raises(UsageError, match=r"embedder\.base_url is no web address"):
+    for url in ("host", None, "http://[::1/v1", "http://host:port/v1", "http://me:pass/word@host/v1"):
+        with pytest.raises(UsageError, match=r"embedder\.base_url is no web address") as refused:
             OpenAIImages(settings.model_copy(update={"base_url": url}))
+        assert "pass" not in "".join(traceback.format_exception(refused.value))
 
 
 # The whole way

@@ -17,6 +17,8 @@ from rowvec.database import Connection, connect
 from rowvec.embedders import open_embedder
 from rowvec.embedders.pace import Account
 from rowvec.embedders.protocol import Paced
+from rowvec.embedders.shares import Grant
+from rowvec.errors import DatabaseUnavailable
 from rowvec.pace_ledger import Holder, leave, open_pace_ledger, renew
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline_embedders import AzureVisionEmbedder, OpenAIImagesEmbedder
@@ -184,6 +186,29 @@ def test_a_ledger_that_cannot_be_reached_stops_nobody(
     assert "hidden" not in said
 
 
+def test_a_ledger_that_goes_away_while_others_have_it_all_stops_nobody(
+    database_url: str, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = open_embedder(config(KEY, base_url=server.url, requests_per_minute=LIMIT))
+    assert isinstance(embedder, Paced)
+    asked = list[Holder]()
+
+    def renewed_once(ledger: Connection, holder: Holder, *, wanted: float, rest: float) -> tuple[Grant, float]:
+        asked.append(holder)
+        if len(asked) > 1:
+            raise DatabaseUnavailable("it is away")
+        return renew(ledger, holder, wanted=wanted, rest=rest)
+
+    monkeypatch.setattr("rowvec.shared_pace.renew", renewed_once)
+    with open_pace_ledger(database_url, installed=True) as ledger:
+        another = Holder(id=uuid4(), process="another", account=embedder.account)
+        assert lease_of(ledger, another)[0] == 1.0
+        with shared_pace(database_url, embedder):
+            assert len(list(embedder.embed(["a boat"]))) == 1
+            assert len(asked) > 1
+            assert embedder.pace.share == 0.5
+
+
 def test_targets_in_two_databases_share_by_a_third(
     source: Connection, cluster: str, paid: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,14 +230,15 @@ def test_a_complaint_that_one_process_hears_lets_the_other_rest(
     embedder = open_embedder(config(KEY, base_url=server.url, requests_per_minute=LIMIT))
     with shared_pace(database_url, embedder):
         list(embedder.embed(["before"]))
-        server.add(rate_limited(3))
+        # Longer than the other process is waited for: who has not heard of it would ask too soon.
+        server.add(rate_limited(6))
         with asking(1, settings(server, database_url, 120, requests_per_minute=LIMIT)) as (other,):
             wait_for(lambda: refused(server))
             time.sleep(1.5 * RENEW_SECONDS)
             list(embedder.embed(["after"]))
             times = {request.texts: request.at for request in server.requests}
             (complaint,) = [request.at for request in server.requests if request.status == 429]
-            assert times["after",] >= complaint + 2.5
+            assert times["after",] >= complaint + 5.5
             assert other.process.poll() is None
 
 

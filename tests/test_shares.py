@@ -190,6 +190,7 @@ def test_a_complaint_is_told_to_others_and_one_heard_of_twice_is_one() -> None:
 def test_an_account_is_told_apart_by_its_key_and_never_shows_it() -> None:
     account = Account(address="https://host/v1", model="m", secret="sk-secret")  # noqa: S106 # not one
     assert "sk-secret" not in repr(account)
+    assert "word" not in repr(Account(address="https://user:word@host/v1", model="m", secret=""))
     assert account.digest() == Account(address="https://host/v1/", model="m", secret="sk-secret").digest()  # noqa: S106
     others = [
         ("https://host/v2", "m", "sk-secret"),

@@ -40,6 +40,8 @@ _NO_DIMENSIONS = re.compile(
     r"|\bdimensions\b.*(?:extra|unknown|unexpected)",
     re.IGNORECASE,
 )
+# "Image dimensions 10x10 are not supported": of one image, and not of vectors.
+_OF_AN_IMAGE = re.compile(r"\bimages?(?:'s)?\s+dimensions\b|\bdimensions\s+of\s+(?:\w+\s+)?images?\b", re.IGNORECASE)
 
 LONGEST_MESSAGE = 300
 _KEY = re.compile(r"\b(?:sk|sess|rk)-[\w*.-]+")
@@ -68,7 +70,9 @@ class Refusal:
         """Whether the model cannot shorten its vectors, or the server does not know the field."""
         if self.status not in (400, 422):
             return False
-        return self.field == "dimensions" or bool(_NO_DIMENSIONS.search(self.message))
+        if self.field == "dimensions":
+            return True
+        return bool(_NO_DIMENSIONS.search(self.message)) and not _OF_AN_IMAGE.search(self.message)
 
     @property
     def limits(self) -> tuple[float | None, float | None]:

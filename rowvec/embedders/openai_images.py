@@ -7,7 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import cast
 from urllib.parse import urlsplit
@@ -167,10 +167,10 @@ class _Desk:
     """Sends requests and takes what comes back."""
 
     client: httpx.Client
-    url: str
+    url: str = field(repr=False)
     wording: Wording
     dimensions: int
-    secret: str
+    secret: str = field(repr=False)
 
     def post(self, part: tuple[_Loaded, ...], with_dimensions: bool) -> bytes | Refusal:
         """See ``openai_requests.Post``."""
@@ -258,8 +258,13 @@ def _plain_image() -> bytes:
 def _checked_url(url: str | None) -> str:
     # None where it is a reference to a variable that may be missing.
     url = (url or "").strip().rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        # What stands for a port and is none may be a piece of a password: it is not to be quoted, by httpx neither.
+        is_address = False
+    if not is_address:
         raise UsageError(
             "embedder.base_url is no web address; write http://HOST:8000/v1, up to what /embeddings follows"
         )

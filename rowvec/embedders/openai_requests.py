@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -69,7 +69,7 @@ class Endpoint(Asked):
     """The same by OpenAI's client."""
 
     client: openai.OpenAI
-    secret: str
+    secret: str = field(repr=False)
     """The key, to keep it out of messages."""
 
     def post(self, part: tuple[Sized, ...], with_dimensions: bool) -> bytes | Refusal:
@@ -197,7 +197,8 @@ class Requests(Generic[Input]):
         if with_dimensions and self.understanding.ask_about_dimensions and answered.about_dimensions:
             self.understanding.send_dimensions = False
             return self._once(part, stop, retrying)
-        raise self._heeded(answered, turn, int(retrying.statistics.get("attempt_number", 1)))
+        attempt = int(retrying.statistics.get("attempt_number", 1))
+        raise self._heeded(answered, turn, attempt, with_dimensions=with_dimensions)
 
     def _paid(self, content: bytes, expected: int, hold: Hold, estimate: int) -> Reply:
         """What was answered; it is paid for, whatever is wrong with it."""
@@ -211,10 +212,11 @@ class Requests(Generic[Input]):
             self.purse.settle(hold, tokens)
         return reply
 
-    def _heeded(self, refused: Refusal, turn: Turn, attempt: int) -> RowvecError:
+    def _heeded(self, refused: Refusal, turn: Turn, attempt: int, *, with_dimensions: bool) -> RowvecError:
         """What the refusal means, after all threads were told of the wait it asks for."""
         error = meaning(refused, model=self.endpoint.model, address=self.endpoint.address)
-        if refused.about_dimensions and isinstance(error, RowError):
+        # Where the field was not sent, a refusal that speaks of dimensions means the input's own.
+        if with_dimensions and refused.about_dimensions and isinstance(error, RowError):
             return EmbedderRefused(
                 f"{self.endpoint.model} at {self.endpoint.address} does not give {self.endpoint.dimensions} "
                 f"dimensions: {refused.message}; change embedder.dimensions"

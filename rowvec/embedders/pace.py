@@ -191,7 +191,9 @@ class Pace:
                 at, self._schedule = self._schedule.reserve(self._clock.now(), tokens)
                 epoch, division, until = self._epoch, self._division, self._schedule.next_at
             while (remaining := at - self._clock.now()) > 0 and not stop.is_set() and division == self._division:
-                self._clock.wait(min(remaining, _GLANCE_SECONDS) if self._shares else remaining, stop)
+                # Endless only without a share, which may be another one by now: no clock waits so long.
+                glance = bool(self._shares) or math.isinf(remaining)
+                self._clock.wait(min(remaining, _GLANCE_SECONDS) if glance else remaining, stop)
             if stop.is_set():
                 raise Stopped
             with self._lock:
@@ -277,7 +279,8 @@ class Pace:
 class Account:
     """Whose limits they are: a provider keeps them by key and model."""
 
-    address: str
+    address: str = field(repr=False)
+    """With a user and a password, where the pipeline has them there."""
     model: str
     secret: str = field(repr=False)
     """The key, or the word that stands for one. It is never written down."""
