@@ -35,26 +35,26 @@ class BuildMemory:
     needed: int
     """With something to spare."""
     given: int
-    fewer_lists: int = 0
-    """IVFFlat: as many lists as can be built with what is given; 0 for other kinds."""
+    fewer_lists: int | None = None
+    """IVFFlat: as many lists as can be built with what is given; None for other kinds."""
 
     @property
     def spills(self) -> bool:
         """Whether a graph will outgrow its memory, and the rest be inserted vector by vector."""
-        return self.needed > self.given and not self.fewer_lists
+        return self.needed > self.given and self.fewer_lists is None
 
     @property
     def is_refused(self) -> bool:
         """Whether the server will not even begin."""
-        return self.needed > self.given and self.fewer_lists > 0
+        return self.needed > self.given and self.fewer_lists is not None
 
     def written(self) -> str:
         """What to tell of a build that spills or is refused."""
-        if self.fewer_lists:
+        if self.fewer_lists is not None:
+            fewer = f"set index.lists to {self.fewer_lists:,} or less, or " if self.fewer_lists else ""
             return (
                 f"its lists take about {_written(self.needed)} of memory while they are built, and there are "
-                f"{_written(self.given)}: set index.lists to {self.fewer_lists:,} or less, or raise the server's "
-                "maintenance_work_mem"
+                f"{_written(self.given)}: {fewer}raise the server's maintenance_work_mem"
             )
         return (
             f"to be built in memory it needs about {_written(self.needed)} and has {_written(self.given)}, beyond "
@@ -96,14 +96,14 @@ def foresee(connection: Connection, rows: int, dimensions: int, choice: IndexCho
     allowed = here // _MEMORY_SHARE if here else shared_buffers
     given = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed)
     needed = needed_memory(rows, dimensions, choice)
-    fewer = fewer_lists(rows, dimensions, choice, given) if choice.kind == "ivfflat" else 0
+    fewer = fewer_lists(rows, dimensions, choice, given) if choice.kind == "ivfflat" else None
     return BuildMemory(needed=needed, given=given, fewer_lists=fewer)
 
 
 def fewer_lists(rows: int, dimensions: int, choice: IndexChoice, given: int) -> int:
-    """The most lists, of the choice's number or less, whose build fits in ``given`` bytes; at least 1."""
+    """The most lists, of the choice's number or less, whose build fits in ``given`` bytes; 0 where not even one does."""
     numbers = range(1, choice.lists + 1)
-    return max(1, bisect_right(numbers, given, key=lambda n: needed_memory(rows, dimensions, replace(choice, lists=n))))
+    return bisect_right(numbers, given, key=lambda n: needed_memory(rows, dimensions, replace(choice, lists=n)))
 
 
 def memory_here(connection: Connection) -> int:
