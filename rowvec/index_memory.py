@@ -101,7 +101,7 @@ def foresee(connection: Connection, rows: int, dimensions: int, choice: IndexCho
 
 
 def fewer_lists(rows: int, dimensions: int, choice: IndexChoice, given: int) -> int:
-    """The most lists, of the choice's number or less, whose build fits in ``given`` bytes; 0 where not even one does."""
+    """The most lists, up to the choice's number, whose build fits in ``given`` bytes; 0 where not even one does."""
     numbers = range(1, choice.lists + 1)
     return bisect_right(numbers, given, key=lambda n: needed_memory(rows, dimensions, replace(choice, lists=n)))
 
