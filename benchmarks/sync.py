@@ -97,7 +97,7 @@ def _sync(
             seconds=ended.seconds,
             cpu_seconds=_cpu_of_children() - before,
             status=ended.status,
-            told=ended.told,
+            told=ended.told if ended.status else "",
             bill=provider.bill(),
             wrong=wrong_rows(connection, syncer.held),
         )
@@ -184,9 +184,7 @@ def _draw(found: list[Measured], chosen: list[Syncer], rows: int, into: Path | N
             )
             for one in chosen
         }
-        panels.append(
-            plots.Bars(title=phase, label="seconds, from start to end of the command", values=seconds, log=True)
-        )
+        panels.append(plots.Bars(title=phase, label="seconds, from start to end of the command", values=seconds))
     plots.draw(into, f"One sync of {rows:,} texts", panels)
 
 
