@@ -467,6 +467,19 @@ def test_an_address_that_is_none_is_refused() -> None:
         _embedder(server, base_url="localhost:8000/v1")
 
 
+@pytest.mark.parametrize("address", ["https://me:pa/ss@host", "http://[::1", "http://host:0", "ftp://host"])
+def test_an_address_that_cannot_be_asked_is_refused_and_not_quoted(address: str) -> None:
+    """What stands for a port may be a piece of a password, and a client would quote it."""
+    with serve() as server:
+        resolved = _config(server).model_copy(update={"base_url": address})
+    with pytest.raises(UsageError) as refused:
+        OpenAIApi(resolved, JumpingClock())
+    # The sentence is whole, and nothing of the address is in it.
+    assert str(refused.value) == (
+        "embedder.base_url is no web address; write https://HOST/v1, or leave it out for OpenAI"
+    )
+
+
 def test_a_reader_that_stops_stops_the_requests() -> None:
     with serve() as server:
         answers = _embedder(server, max_batch_inputs=1, concurrency=2).embed(TEXTS)

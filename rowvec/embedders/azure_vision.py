@@ -17,7 +17,8 @@ from rowvec.embedders.protocol import Answer, Image
 from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.texts import refusal
 from rowvec.embedders.vision_requests import DIMENSIONS, Endpoint, Item, Understanding, VisionRequests
-from rowvec.errors import RowError, UsageError
+from rowvec.embedders.web_address import web_address
+from rowvec.errors import RowError
 from rowvec.fingerprint import Identity
 from rowvec.pipeline_embedders import AzureVisionEmbedder
 
@@ -34,7 +35,7 @@ class AzureVision:
         """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
         self._config = config
         self._secret = header_value(config.api_key)
-        self._base_url = _checked_url(config.base_url)
+        self._base_url = web_address(config.base_url, "write https://NAME.cognitiveservices.azure.com").rstrip("/")
         self._clock = clock or SystemClock()
         per_minute = config.requests_per_second * 60 if config.requests_per_second else None
         self._pace = (
@@ -134,11 +135,3 @@ def _sendable(contents: Iterable[tuple[int, Image | str]], rejected: dict[int, R
 def _without_vectors(rejected: dict[int, RowError]) -> Answer:
     nothing = np.empty((0, DIMENSIONS), np.float32)
     return Answer(positions=np.empty(0, np.int64), vectors=nothing, rejected=dict(rejected))
-
-
-def _checked_url(url: str) -> str:
-    url = url.strip().rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError("embedder.base_url is no web address; write https://NAME.cognitiveservices.azure.com")
-    return url

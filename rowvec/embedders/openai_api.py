@@ -23,6 +23,7 @@ from rowvec.embedders.prices import cost_per_million_tokens
 from rowvec.embedders.protocol import Answer, Vectors
 from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.texts import refusal
+from rowvec.embedders.web_address import web_address
 from rowvec.errors import RowError, UsageError
 from rowvec.fingerprint import Identity
 from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
@@ -50,7 +51,7 @@ class OpenAIApi:
         """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
         self._config = config
         self._secret = header_value(config.api_key)
-        self._base_url = _checked_url(config.base_url or _OPENAI)
+        self._base_url = web_address(config.base_url or _OPENAI, "write https://HOST/v1, or leave it out for OpenAI")
         _check_dimensions(config)
         self._clock = clock or SystemClock()
         self._pace = self._pace_for(clock)
@@ -226,10 +227,3 @@ def _check_dimensions(config: OpenAIEmbedder) -> None:
             f"{config.model} gives at most {_SHORTENS_FROM[config.model]:,} dimensions, and the pipeline wants "
             f"{config.dimensions:,}; lower embedder.dimensions"
         )
-
-
-def _checked_url(url: str) -> str:
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError("embedder.base_url is no web address; write https://HOST/v1, or leave it out for OpenAI")
-    return url.strip()

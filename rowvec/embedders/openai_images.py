@@ -25,7 +25,8 @@ from rowvec.embedders.pace import Account, Clock, Pace, Schedule, SystemClock, p
 from rowvec.embedders.protocol import Answer, Image
 from rowvec.embedders.purse import FREE, Purse
 from rowvec.embedders.texts import refusal
-from rowvec.errors import RowError, UsageError
+from rowvec.embedders.web_address import web_address
+from rowvec.errors import RowError
 from rowvec.fingerprint import Identity
 from rowvec.pipeline_embedders import OpenAIImagesEmbedder
 
@@ -64,7 +65,9 @@ class OpenAIImages:
         """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
         self._config = config
         self._secret = "" if config.api_key is None else header_value(config.api_key)
-        self._base_url = _checked_url(config.base_url)
+        self._base_url = web_address(
+            config.base_url, "write http://HOST:8000/v1, up to what /embeddings follows"
+        ).rstrip("/")
         self._clock = clock or SystemClock()
         self._pace = (
             pace_of(self.account, config.requests_per_minute, None)
@@ -253,19 +256,3 @@ def _plain_image() -> bytes:
     out = io.BytesIO()
     pillow.new("RGB", (_PROBE_SIDE, _PROBE_SIDE), (128, 128, 128)).save(out, "PNG")
     return out.getvalue()
-
-
-def _checked_url(url: str | None) -> str:
-    # None where it is a reference to a variable that may be missing.
-    url = (url or "").strip().rstrip("/")
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        # What stands for a port and is none may be a piece of a password: it is not to be quoted, by httpx neither.
-        is_address = False
-    if not is_address:
-        raise UsageError(
-            "embedder.base_url is no web address; write http://HOST:8000/v1, up to what /embeddings follows"
-        )
-    return url
