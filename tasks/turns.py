@@ -90,10 +90,11 @@ def _patience() -> Patience:
     if inherited is not None:
         return inherited
     given: dict[str, Any] = flow_run.get_parameters()
-    otherwise = "wait" if deployment.get_id() else "fail"
+    # Prefect asks its server for the deployment: not where the parameters say it.
+    when_busy: WhenBusy = given.get("when_busy") or ("wait" if deployment.get_id() else "fail")
     minutes = float(given.get("wait_minutes", WAIT_MINUTES))
     now = time.monotonic()
-    return Patience(when_busy=given.get("when_busy", otherwise), since=now, until=now + minutes * _MINUTE)
+    return Patience(when_busy=when_busy, since=now, until=now + minutes * _MINUTE)
 
 
 def _show(patience: Patience) -> None:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from rowvec.cli.app import main
+from rowvec.cli.loading import uncollected
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    with uncollected():
+        from rowvec.cli.app import main as run
+    run()

@@ -8,6 +8,7 @@ from functools import wraps
 from importlib.metadata import entry_points
 from typing import Any
 
+from rowvec.cli.loading import uncollected
 from rowvec.errors import AwaitingJobs, UsageError
 
 _SETTINGS = {
@@ -29,7 +30,8 @@ def load_flow(name: str) -> Callable[..., Any]:
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
     for point in entry_points(group="rowvec.flows", name=name):
-        return _ended(point.load())
+        with uncollected():
+            return _ended(point.load())
     raise UsageError(f"the flow {name!r} is not installed; install rowvec again")
 
 

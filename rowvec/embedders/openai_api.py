@@ -6,17 +6,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import numpy as np
-import openai
 
 from rowvec.embedders import tokens as tokenizer
-from rowvec.embedders.azure_login import ENTRA, entra_token, header_value
+from rowvec.embedders.azure_login import entra_token, header_value
 from rowvec.embedders.in_flight import in_flight
-from rowvec.embedders.openai_batches import OpenAIBatches
-from rowvec.embedders.openai_requests import PROBE, Endpoint, Requests, Understanding
+from rowvec.embedders.openai_requests import PROBE, Requests, Understanding
 from rowvec.embedders.pace import Account, Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.embedders.packing import Limits, Sized, limits_of, pack
 from rowvec.embedders.prices import cost_per_million_tokens
@@ -26,7 +24,12 @@ from rowvec.embedders.texts import refusal
 from rowvec.embedders.web_address import web_address
 from rowvec.errors import RowError, UsageError
 from rowvec.fingerprint import Identity
-from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
+from rowvec.pipeline_embedders import OpenAIEmbedder
+
+if TYPE_CHECKING:
+    # Late where they are needed: a run that embeds nothing asks for the identity alone, and needs no client.
+    from rowvec.embedders.openai_batches import OpenAIBatches
+    from rowvec.embedders.openai_client import Endpoint
 
 _PREPROCESSING = 1
 
@@ -99,8 +102,7 @@ class OpenAIApi:
         # A text that may be sent must fit a request of its own.
         limits = Limits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
         batches = pack(self.sized(texts, rejected), limits)
-        with self._client() as client:
-            endpoint = self._endpoint(client)
+        with self._endpoint() as endpoint:
             requests = Requests(
                 endpoint=endpoint,
                 post=endpoint.post,
@@ -121,11 +123,13 @@ class OpenAIApi:
     @contextmanager
     def batch_api(self) -> Generator[OpenAIBatches]:
         """The provider's Batch API, by the same account."""
-        with self._client() as client:
+        from rowvec.embedders.openai_batches import OpenAIBatches
+
+        with self._endpoint() as endpoint:
             jobs = self._config.jobs
             model = (jobs and jobs.model) or self._config.model
             yield OpenAIBatches(
-                replace(self._endpoint(client), model=model),
+                replace(endpoint, model=model),
                 self._understanding,
                 transfer_seconds=_TRANSFER_SECONDS,
                 clock=self._clock,
@@ -165,36 +169,21 @@ class OpenAIApi:
             else:
                 rejected[position] = RowError("too_long", f"{tokens:,} tokens, and the model takes {limit:,}")
 
-    def _endpoint(self, client: openai.OpenAI) -> Endpoint:
-        return Endpoint(
-            client=client,
-            model=self._config.model,
-            address=cast("str", urlsplit(self._base_url).hostname),
-            secret=self._secret,
-            dimensions=self._config.dimensions,
-            max_attempts=self._config.max_attempts,
-        )
-
-    def _client(self) -> openai.OpenAI:
+    @contextmanager
+    def _endpoint(self) -> Generator[Endpoint]:
         """A client for one ``embed``: its connections are closed with it."""
-        config, timeout = self._config, self._config.timeout_seconds
-        if not isinstance(config, AzureOpenAIEmbedder):
-            return openai.OpenAI(api_key=self._secret, base_url=self._base_url, max_retries=0, timeout=timeout)
-        if self._secret == ENTRA:
-            return openai.AzureOpenAI(
-                azure_endpoint=self._base_url,
-                api_version=config.api_version,
-                azure_ad_token_provider=self._entra_token,
-                max_retries=0,
-                timeout=timeout,
+        from rowvec.embedders.openai_client import Endpoint, open_client
+
+        config = self._config
+        with open_client(config, self._base_url, self._secret, lambda: self._entra_token) as client:
+            yield Endpoint(
+                client=client,
+                model=config.model,
+                address=cast("str", urlsplit(self._base_url).hostname),
+                secret=self._secret,
+                dimensions=config.dimensions,
+                max_attempts=config.max_attempts,
             )
-        return openai.AzureOpenAI(
-            azure_endpoint=self._base_url,
-            api_version=config.api_version,
-            api_key=self._secret,
-            max_retries=0,
-            timeout=timeout,
-        )
 
     @cached_property
     def _entra_token(self) -> Callable[[], str]:

@@ -16,8 +16,9 @@ from openai.types import Batch
 
 from rowvec.embedders.answers import read_value, usable
 from rowvec.embedders.batch_lines import ENDPOINT, AnswerLine, read_line
-from rowvec.embedders.openai_errors import LONGEST_MESSAGE, Refusal, meaning, refusal
-from rowvec.embedders.openai_requests import Endpoint, Understanding
+from rowvec.embedders.openai_client import Endpoint, refusal
+from rowvec.embedders.openai_errors import LONGEST_MESSAGE, Refusal, meaning
+from rowvec.embedders.openai_requests import Understanding
 from rowvec.embedders.pace import Clock
 from rowvec.embedders.protocol import Vectors
 from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RetriableError, RowError, RowvecError

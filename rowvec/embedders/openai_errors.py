@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
-import openai
-
 from rowvec.errors import (
     EmbedderRefused,
     EmbedderUnavailable,
@@ -89,16 +87,6 @@ class Refusal:
         return limit if math.isfinite(limit) and limit >= 1 else None
 
 
-def refusal(error: openai.APIError, *, secret: str) -> Refusal:
-    """What the client's exception says, without the key."""
-    message, status, headers = error.message, None, cast("Mapping[str, str]", {})
-    if isinstance(error, openai.APIStatusError):
-        status, headers = error.status_code, error.response.headers
-        message = _own_sentence(error.body) or message
-    message = _shown(message, secret)
-    return Refusal(status, error.code or "", error.type or "", error.param or "", message, headers)
-
-
 def refusal_in(status: int, content: bytes, headers: Mapping[str, str], *, secret: str) -> Refusal:
     """What the body of a refusal says, without the key: in any of the forms that compatible servers write it.
 
@@ -116,7 +104,7 @@ def refusal_in(status: int, content: bytes, headers: Mapping[str, str], *, secre
     detail = found.get("message") or found.get("detail")
     if isinstance(detail, list):
         detail = "; ".join(map(_wrong_field, cast("list[object]", detail)))
-    message = _shown(detail if isinstance(detail, str) else "", secret)
+    message = shown(detail if isinstance(detail, str) else "", secret)
     return Refusal(status, code, kind, field, message, headers)
 
 
@@ -180,7 +168,7 @@ def _refused(status: int, model: str, address: str, said: str) -> str:
     return f"the embedder at {address} refuses {model} as the pipeline asks for it ({status}){said}"
 
 
-def _shown(message: str, secret: str) -> str:
+def shown(message: str, secret: str) -> str:
     """A sentence that may be told: without the key, and without what could not be stored with a reject.
 
     Providers quote what they were sent: a NUL, or half a surrogate pair.
@@ -201,7 +189,7 @@ def _wrong_field(one: object) -> str:
     return f"{'.'.join(names[1:])}: {said.get('msg', '')}"
 
 
-def _own_sentence(body: object) -> str:
+def own_sentence(body: object) -> str:
     """The provider's sentence alone; the client's own message repeats the whole body, HTML pages too."""
     if isinstance(body, dict):
         found = cast("dict[str, object]", body).get("message")

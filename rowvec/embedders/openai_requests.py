@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import openai
 import tenacity
 
 from rowvec.embedders.answers import Reply, WrongDimensions, defect, read, usable
-from rowvec.embedders.openai_errors import Refusal, meaning, refusal
+from rowvec.embedders.openai_errors import Refusal, meaning
 from rowvec.embedders.pace import Clock, Pace, Turn
 from rowvec.embedders.packing import Sized, halves
 from rowvec.embedders.patience import heed, patient
@@ -62,29 +61,6 @@ class Asked:
     """What one input is called in messages."""
     by_usage: bool = True
     """Whether the provider's own count is what is billed; else what the inputs are reckoned to be."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint(Asked):
-    """The same by OpenAI's client."""
-
-    client: openai.OpenAI
-    secret: str = field(repr=False)
-    """The key, to keep it out of messages."""
-
-    def post(self, part: tuple[Sized, ...], with_dimensions: bool) -> bytes | Refusal:
-        """See ``Post``."""
-        try:
-            response = self.client.embeddings.with_raw_response.create(
-                model=self.model,
-                input=[text.text for text in part],
-                dimensions=self.dimensions if with_dimensions else openai.omit,
-                encoding_format="base64",
-            )
-        except openai.APIError as error:
-            # Told and not raised, so that no traceback ever leads to the client's exception, which may quote the key.
-            return refusal(error, secret=self.secret)
-        return response.content
 
 
 @dataclass(slots=True)
