@@ -13,7 +13,7 @@ from rowvec.extract import Request
 from rowvec.extract_apart import check_empty, mark, opened, set_aside_rejects, take
 from rowvec.key_digest import key_digest
 from rowvec.ledger import PipelineId
-from rowvec.pairs import pairs_from_copy
+from rowvec.pairs import copied_pairs
 from rowvec.pipeline import Pipeline
 from rowvec.queries import query
 from rowvec.sources.apart import ApartSource
@@ -56,15 +56,14 @@ def _mirror(
 
 
 def _stored_pairs(connection: Connection, source: ApartSource, chunks: sql.Identifier) -> Iterator[Block]:
-    statement = query(
+    pairs = query(
         "chunks",
         "stored_pairs",
         digest=key_digest(source.key),
         metadata_hash=metadata_hash(source.metadata),
         chunks=chunks,
     )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        yield from pairs_from_copy(copy)
+    return copied_pairs(connection, pairs)
 
 
 def _apply(connection: Connection, source: ApartSource, chunks: sql.Identifier, how: Splitting) -> None:

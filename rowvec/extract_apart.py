@@ -23,7 +23,7 @@ from rowvec.home import home
 from rowvec.images import note_images
 from rowvec.key_digest import key_digest
 from rowvec.ledger import PipelineId, RunId
-from rowvec.pairs import checksum, pack_digests, pairs_from_copy, unpack_digests, without
+from rowvec.pairs import checksum, copied_pairs, pack_digests, unpack_digests, without
 from rowvec.pairs import key_digest as digest_of
 from rowvec.pipeline import Pipeline
 from rowvec.plan import Plan, count_batches, key_json, plan_rows
@@ -151,23 +151,22 @@ def moved(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[bytes]
         same = sql.SQL(" AND ").join(sql.SQL("p.{0} = t.{0}").format(sql.Identifier(c.name)) for c in table.key)
         left_alone = query("extract_apart", "left_alone", table=table.identifier, same_key=same, **parts)
         stored = count_rows(connection, table)
-    statement = query("extract_apart", "planned_pairs", left_alone=left_alone, **parts)
+    pairs = query("extract_apart", "planned_pairs", left_alone=left_alone, **parts)
     found: list[Words] = []
     gone = 0
     with opened(connection, pipeline, plan.identity, plan.run_id) as source, connection.transaction():
         deleted = _digests(connection, query("extract_apart", "planned_deletes", **parts))
         planned = _digests(connection, query("extract_apart", "planned_digests", **parts))
-        with connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for changes in diff(source.pairs(), pairs_from_copy(copy)):
-                back = np.isin(changes.new.digest[:, 0], deleted)
-                ours = np.isin(changes.metadata_only.digest[:, 0], planned)
-                gone += int((~np.isin(changes.deleted[:, 0], planned)).sum())
-                found += [
-                    changes.changed.digest,
-                    changes.metadata_only.digest[ours],
-                    changes.deleted,
-                    changes.new.digest[back],
-                ]
+        for changes in diff(source.pairs(), copied_pairs(connection, pairs)):
+            back = np.isin(changes.new.digest[:, 0], deleted)
+            ours = np.isin(changes.metadata_only.digest[:, 0], planned)
+            gone += int((~np.isin(changes.deleted[:, 0], planned)).sum())
+            found += [
+                changes.changed.digest,
+                changes.metadata_only.digest[ours],
+                changes.deleted,
+                changes.new.digest[back],
+            ]
     check_loss(gone + len(deleted), stored, pipeline)
     return [digest for words in found for digest in unpack_digests(words)]
 
@@ -225,7 +224,7 @@ def _stored_pairs(
 ) -> Iterator[Block]:
     # With the source's own vectors, the fingerprint covers a text that the table does not keep.
     own = pipeline.embedder.kind == "column"
-    statement = query(
+    pairs = query(
         "extract_apart",
         "stored_pairs",
         digest=key_digest(table.key),
@@ -233,8 +232,7 @@ def _stored_pairs(
         metadata_hash=metadata_hash(table.metadata),
         table=table.identifier,
     )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        yield from pairs_from_copy(copy)
+    return copied_pairs(connection, pairs)
 
 
 def mark(source: ApartSource, wanted: Iterator[Block], stored: Iterator[Block]) -> list[Words]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+from psycopg import sql
 from typing_extensions import Buffer
 
+from rowvec.database import Connection
 from rowvec.diff import Block, Words
 from rowvec.errors import DatabaseUnavailable, TargetError
+from rowvec.queries import query
 
 DIGEST_BYTES = 16
 
@@ -20,27 +24,25 @@ _BLOCK_ROWS = 65_536
 # The stream (PostgreSQL documentation, COPY, "Binary Format"): signature, flags, length of an extension that is empty.
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
-_RECORD = np.dtype(
-    [
-        ("fields", ">i2"),
-        ("digest_length", ">i4"),
-        ("digest", ">u8", (2,)),
-        ("fingerprint_length", ">i4"),
-        ("fingerprint", "=u8", (4,)),
-        ("metadata_length", ">i4"),
-        ("metadata_hash", "=u8", (4,)),
-    ]
-)
+_RECORD = struct.Struct(">hiqi")
+"""Two fields: a count of 8 bytes, and the length of what follows; -1 for NULL."""
+_ROW = np.dtype([("digest", ">u8", (2,)), ("fingerprint", "=u8", (4,)), ("metadata_hash", "=u8", (4,))])
+
+
+def copied_pairs(connection: Connection, pairs: sql.Composed) -> Generator[Block]:
+    """The blocks of a SELECT of ``digest``, ``fingerprint`` and ``metadata_hash``, ascending by digest."""
+    statement = query("extract_apart", "sorted", pairs=pairs)
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        yield from pairs_from_copy(copy)
 
 
 def pairs_from_copy(chunks: Iterable[Buffer]) -> Iterator[Block]:
-    """The blocks of ``COPY (SELECT digest, fingerprint, metadata_hash …) TO STDOUT (FORMAT BINARY)``, of 16, 32 and
-    32 bytes, never NULL; chunks may be cut anywhere.
+    """The blocks of ``extract_apart.sorted``; chunks may be cut anywhere.
 
     Raises ``DatabaseUnavailable`` where the stream stops before its end, ``TargetError`` where a hash has another
-    length.
+    length, or is NULL.
     """
-    held, size = bytearray(), _BLOCK_ROWS * _RECORD.itemsize
+    held, rows, ended = bytearray(), bytearray(), False
     header = True
     for chunk in chunks:
         held += chunk
@@ -49,16 +51,34 @@ def pairs_from_copy(chunks: Iterable[Buffer]) -> Iterator[Block]:
                 raise TargetError("the database's COPY does not start as the binary format does")
             del held[: len(_HEADER)]
             header = False
-        # The last two bytes may be the trailer: they stay until more has come.
-        if not header and len(held) >= size + len(_TRAILER):
-            whole = (len(held) - len(_TRAILER)) // _RECORD.itemsize * _RECORD.itemsize
-            yield _block(bytes(held[:whole]))
-            del held[:whole]
-    if header or not held.endswith(_TRAILER) or (len(held) - len(_TRAILER)) % _RECORD.itemsize:
+        if not header:
+            ended = _move_records(held, rows)
+            if len(rows) >= _BLOCK_ROWS * _ROW.itemsize:
+                yield _block(bytes(rows))
+                rows.clear()
+    if header or not ended:
         raise DatabaseUnavailable("the database's list of rows was cut off; run again")
-    del held[-len(_TRAILER) :]
-    if held:
-        yield _block(bytes(held))
+    if rows:
+        yield _block(bytes(rows))
+
+
+def _move_records(held: bytearray, rows: bytearray) -> bool:
+    """Take the records that have come in full; whether the stream has ended."""
+    at = 0
+    while len(held) - at >= _RECORD.size:
+        _, _, count, length = _RECORD.unpack_from(held, at)
+        if length != count * _ROW.itemsize:
+            raise TargetError(
+                "a row's fingerprint or metadata_hash does not have 32 bytes; rowvec audit --repair mends what was "
+                "edited"
+            )
+        end = at + _RECORD.size + length
+        if len(held) < end:
+            break
+        rows += memoryview(held)[at + _RECORD.size : end]
+        at = end
+    del held[:at]
+    return bytes(held) == _TRAILER
 
 
 def pack_digests(digests: Iterable[bytes]) -> Words:
@@ -113,21 +133,11 @@ def without(blocks: Iterable[Block], left_out: set[tuple[bytes, bytes]]) -> Iter
 
 
 def _block(data: bytes) -> Block:
-    records = np.frombuffer(data, _RECORD)
-    right = (
-        (records["fields"] == 3)
-        & (records["digest_length"] == DIGEST_BYTES)
-        & (records["fingerprint_length"] == 32)
-        & (records["metadata_length"] == 32)
-    )
-    if not right.all():
-        raise TargetError(
-            "a row's fingerprint or metadata_hash does not have 32 bytes; rowvec audit --repair mends what was edited"
-        )
+    rows = np.frombuffer(data, _ROW)
     return Block(
-        digest=records["digest"].astype(np.uint64),
-        fingerprint=np.ascontiguousarray(records["fingerprint"]),
-        metadata_hash=np.ascontiguousarray(records["metadata_hash"]),
+        digest=rows["digest"].astype(np.uint64),
+        fingerprint=np.ascontiguousarray(rows["fingerprint"]),
+        metadata_hash=np.ascontiguousarray(rows["metadata_hash"]),
     )
 
 

@@ -25,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rowvec.embedders.local import LocalModel
 from rowvec.embedders.tokens import count
+from rowvec.pipeline_embedders import LocalEmbedder
 from tests.openai_batches import Batches
 from tests.openai_image_inputs import Unreadable, inputs_of
 from tests.stand_in import Answering, Faults, StandIn, running
@@ -138,6 +140,18 @@ def vector(model: str, text: str, dimensions: int) -> npt.NDArray[np.float32]:
     return (drawn / np.linalg.norm(drawn)).astype(np.float32)
 
 
+def drawn(model: str, texts: list[str], dimensions: int) -> list[npt.NDArray[np.float32]]:
+    """The vectors of texts, each from its own hash: known beforehand, and no two near each other."""
+    return [vector(model, text, dimensions) for text in texts]
+
+
+def meant(model: str, texts: list[str], dimensions: int) -> list[npt.NDArray[np.float32]]:
+    """The vectors of texts by the local model: like texts are near each other, as an index expects."""
+    del model
+    local = LocalModel(LocalEmbedder.model_validate({"kind": "local", "dimensions": dimensions}))
+    return [values for answer in local.embed(texts) for values in np.asarray(answer.vectors)]
+
+
 class OpenAIServer(StandIn):
     """The server. Its attributes may be changed while it runs."""
 
@@ -156,15 +170,18 @@ class OpenAIServer(StandIn):
         key: str | None = KEY,
         dimensions_field: bool = True,
         native: int = 256,
+        meaning: bool = False,
     ) -> None:
         """``poison``: texts that hold it make their request a 400. ``burst_seconds``: how much of a minute's limit may
         be used at once. ``floats``: numbers even where base64 is asked for. ``key``: None takes any.
         ``dimensions_field``: whether models of other names can shorten; ``native``: how long their vectors are.
+        ``meaning``: vectors are the local model's, of 64, 128 or 256 dimensions, and not drawn from the text's hash.
         """
         super().__init__(port, _Handler)
         self.poison, self.latency, self.floats, self.key = poison, latency, floats, key
         self.latency_per_text = latency_per_text
         self.dimensions_field, self.native = dimensions_field, native
+        self.vectors = meant if meaning else drawn
         share = burst_seconds / 60
         self._requests_bucket = (
             _Bucket(requests_per_minute, max(1.0, requests_per_minute * share)) if requests_per_minute else None
@@ -270,7 +287,8 @@ class OpenAIServer(StandIn):
         if fault and status != 200:
             error = {"message": fault.message, "type": fault.kind, "param": fault.param, "code": fault.code}
             return status, {"error": error}, 0
-        data = _data(model, texts, int(asked or NATIVE.get(model, self.native)), fault, base64_wanted=form == "base64")
+        vectors = self.vectors(model, texts, int(asked or NATIVE.get(model, self.native)))
+        data = _data(texts, vectors, fault, base64_wanted=form == "base64")
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return 200, {"object": "list", "data": data, "model": self.answers_as or model, "usage": usage}, tokens
 
@@ -377,7 +395,9 @@ class _Handler(Answering):
                 return
             base64_wanted = body.get("encoding_format") == "base64" and not self.server.floats
             dimensions = int(asked or NATIVE.get(model, self.server.native))
-            data = _data(model, texts, dimensions, fault, base64_wanted=base64_wanted)
+            wrong = 1 if shape == "wrong_dimensions" else 0
+            vectors = self.server.vectors(model, texts, dimensions + wrong)
+            data = _data(texts, vectors, fault, base64_wanted=base64_wanted)
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
             self._send(200, {"object": "list", "data": data, "model": self.server.answers_as or model, "usage": usage})
 
@@ -440,14 +460,11 @@ def _invalid(texts: list[str], tokens: int, poison: str | None) -> Fault | None:
 
 
 def _data(
-    model: str, texts: list[str], dimensions: int, fault: Fault | None, *, base64_wanted: bool
+    texts: list[str], vectors: list[npt.NDArray[np.float32]], fault: Fault | None, *, base64_wanted: bool
 ) -> list[dict[str, Any]]:
     shape = fault.shape if fault else None
-    if shape == "wrong_dimensions":
-        dimensions += 1
     data: list[dict[str, Any]] = []
-    for index, text in enumerate(texts):
-        values = vector(model, text, dimensions)
+    for index, (text, values) in enumerate(zip(texts, vectors, strict=True)):
         spoil = fault.spoil if fault and fault.marker in text else None
         if spoil is not None:
             values = _spoiled(values, spoil)
@@ -501,6 +518,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--latency-per-text", type=float, default=0.0, help="seconds more for each text of a request")
     parser.add_argument("--poison", help="texts that hold this make their request a 400")
+    parser.add_argument("--meaning", action="store_true", help="vectors by the local model; left out: by hash")
     parser.add_argument("--key", help="the only key taken; left out: any")
     parser.add_argument("--requests-per-minute", type=float)
     parser.add_argument("--tokens-per-minute", type=float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from itertools import pairwise
+from typing import LiteralString
 
 import numpy as np
 import pytest
@@ -16,16 +17,29 @@ from rowvec.database import Connection
 from rowvec.diff import Block
 from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.key_digest import key_digest as key_digest_sql
-from rowvec.pairs import checksum, key_digest, pack_digests, pack_hashes, pairs_from_copy, unpack_digests, without
+from rowvec.pairs import (
+    checksum,
+    copied_pairs,
+    key_digest,
+    pack_digests,
+    pack_hashes,
+    pairs_from_copy,
+    unpack_digests,
+    without,
+)
 from rowvec.queries import query
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _ROW = st.tuples(st.binary(min_size=16, max_size=16), *[st.binary(min_size=32, max_size=32)] * 2)
 
 
-def _stream(rows: list[tuple[bytes, bytes, bytes]]) -> bytes:
-    fields = [b"".join(len(v).to_bytes(4, "big") + v for v in row) for row in rows]
-    return _HEADER + b"".join(b"\0\3" + row for row in fields) + b"\xff\xff"
+def _stream(rows: list[tuple[bytes, bytes, bytes]], *, in_records_of: int = 2) -> bytes:
+    parts = [rows[at : at + in_records_of] for at in range(0, len(rows), in_records_of)]
+    return _HEADER + b"".join(_record(len(part), b"".join(map(b"".join, part))) for part in parts) + b"\xff\xff"
+
+
+def _record(count: int, data: bytes) -> bytes:
+    return b"\0\2" + b"\0\0\0\x08" + count.to_bytes(8, "big") + len(data).to_bytes(4, "big") + data
 
 
 def _rows(blocks: list[Block]) -> list[tuple[bytes, bytes, bytes]]:
@@ -44,7 +58,7 @@ def test_chunks_may_be_cut_anywhere(rows: list[tuple[bytes, bytes, bytes]], cuts
     assert _rows(list(pairs_from_copy(chunks))) == rows
 
 
-@given(st.lists(_ROW, min_size=1, max_size=3), st.integers(1, 4).map(lambda n: 94 * n) | st.integers(1, 300))
+@given(st.lists(_ROW, min_size=1, max_size=3), st.integers(1, 4).map(lambda n: 98 * n) | st.integers(1, 300))
 def test_a_stream_that_was_cut_is_noticed(rows: list[tuple[bytes, bytes, bytes]], missing: int) -> None:
     stream = _stream(rows)[:-missing]
     if not stream.endswith(b"\xff\xff"):
@@ -52,18 +66,25 @@ def test_a_stream_that_was_cut_is_noticed(rows: list[tuple[bytes, bytes, bytes]]
             list(pairs_from_copy([stream]))
 
 
-def test_other_lengths_are_refused() -> None:
+@pytest.mark.parametrize("wrong", ["'short'::bytea", "sha256('f') || sha256('g')", "NULL::bytea"])
+def test_a_hash_of_another_length_or_none_is_refused(connection: Connection, wrong: LiteralString) -> None:
+    statement = sql.SQL(
+        "SELECT substring(sha256('k') FROM 1 FOR 14) || int2send(i::int2) AS digest, "
+        "CASE WHEN i = {row} THEN {wrong} ELSE sha256('f') END AS fingerprint, sha256('m') AS metadata_hash "
+        "FROM generate_series(1, 9) AS i"
+    )
+    fine = statement.format(row=sql.Literal(0), wrong=sql.SQL(wrong))
+    assert sum(map(len, copied_pairs(connection, fine))) == 9
     with pytest.raises(TargetError, match="does not have 32 bytes"):
-        list(pairs_from_copy([_stream([(bytes(16), bytes(31), bytes(33))])]))
+        list(copied_pairs(connection, statement.format(row=sql.Literal(4), wrong=sql.SQL(wrong))))
 
 
 def test_a_real_copy_in_many_blocks(connection: Connection) -> None:
-    statement = (
-        "COPY (SELECT substring(sha256(i::text::bytea) FROM 1 FOR 16), sha256('f'), sha256((i || 'm')::bytea)"
-        " FROM generate_series(1, 150000) AS i ORDER BY 1) TO STDOUT (FORMAT binary)"
+    pairs = sql.SQL(
+        "SELECT substring(sha256(i::text::bytea) FROM 1 FOR 16) AS digest, sha256('f') AS fingerprint, "
+        "sha256((i || 'm')::bytea) AS metadata_hash FROM generate_series(1, 150000) AS i"
     )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        blocks = list(pairs_from_copy(copy))
+    blocks = list(copied_pairs(connection, sql.Composed([pairs])))
     assert len(blocks) == 3
     digests = [digest for block in blocks for digest in unpack_digests(block.digest)]
     assert len(digests) == 150000

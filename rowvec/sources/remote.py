@@ -17,7 +17,7 @@ from rowvec.diff import Block, Changes, Words
 from rowvec.errors import DatabaseUnavailable, RejectReason, RowError, SourceError, TargetError
 from rowvec.fingerprint import Digested
 from rowvec.key_digest import key_digest
-from rowvec.pairs import pairs_from_copy, unpack_digests
+from rowvec.pairs import copied_pairs, unpack_digests
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline_sources import PostgresSource
 from rowvec.plan import FETCH_ROWS, key_json
@@ -59,9 +59,9 @@ class RemoteSource:
 
     def pairs(self) -> Iterator[Block]:
         """See ``ApartSource``."""
-        statement = query("extract_apart", "pairs", digest=self._digest, rows=self._described.rows)
-        with _own_faults(), self._connection.cursor() as cursor, cursor.copy(statement) as copy:
-            yield from pairs_from_copy(copy)
+        pairs = query("extract_apart", "pairs", digest=self._digest, rows=self._described.rows)
+        with _own_faults():
+            yield from copied_pairs(self._connection, pairs)
 
     def mark(self, changes: Changes) -> None:
         """See ``ApartSource``."""

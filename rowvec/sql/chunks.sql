@@ -43,9 +43,7 @@ ANALYZE {chunks}
 LOCK TABLE {chunks} IN SHARE ROW EXCLUSIVE MODE
 
 -- name: stored_pairs -- the rows that are split, by their first chunks
-COPY (
-    SELECT {digest}, rowvec_row, {metadata_hash} FROM {chunks} WHERE chunk = 0 ORDER BY 1
-) TO STDOUT (FORMAT binary)
+SELECT {digest} AS digest, rowvec_row AS fingerprint, {metadata_hash} AS metadata_hash FROM {chunks} WHERE chunk = 0
 
 -- name: forget_gone
 DELETE FROM {chunks} WHERE {digest} IN (SELECT digest FROM gone)

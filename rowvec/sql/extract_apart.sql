@@ -3,22 +3,32 @@ SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 SET LOCAL work_mem = '256MB';
 SET LOCAL lock_timeout = '30s'
 
--- name: pairs -- the source's rows as hashes, of fixed length each, in the order in which the diff wants them
+-- name: sorted -- rows as hashes, in the order in which the diff wants them, all whose digests begin alike as one record:
+-- a client takes a record of fifteen rows as fast as one of one. A hash that is NULL or of another length leaves its
+-- row out, so that the count does not fit.
 COPY (
-    SELECT {digest}, fingerprint, metadata_hash FROM ({rows}) AS r ORDER BY 1
+    SELECT count(*), string_agg(CASE WHEN octet_length(pair) = 80 THEN pair END, ''::bytea ORDER BY pair)
+    FROM (
+        SELECT substring(digest FROM 1 FOR 2) AS beginning, digest || fingerprint || metadata_hash AS pair
+        FROM ({pairs}) AS p
+        ORDER BY 1, 2
+    ) AS ascending
+    GROUP BY beginning
+    ORDER BY beginning
 ) TO STDOUT (FORMAT binary)
+
+-- name: pairs -- the source's rows as hashes, of fixed length each
+SELECT {digest} AS digest, fingerprint, metadata_hash FROM ({rows}) AS r
 
 -- name: stored_pairs -- the vector table's; a hash that does not fit its row is zeros, which no row has
 -- With the source's own vectors the fingerprint covers a text that is not kept, so it is taken as it is.
-COPY (
-    SELECT
-        {digest},
-        CASE WHEN octet_length(fingerprint) = 32 AND {fingerprint} = fingerprint THEN fingerprint
-             ELSE decode(repeat('00', 32), 'hex') END,
-        CASE WHEN octet_length(metadata_hash) = 32 AND {metadata_hash} = metadata_hash THEN metadata_hash
-             ELSE decode(repeat('00', 32), 'hex') END
-    FROM {table} ORDER BY 1
-) TO STDOUT (FORMAT binary)
+SELECT
+    {digest} AS digest,
+    CASE WHEN octet_length(fingerprint) = 32 AND {fingerprint} = fingerprint THEN fingerprint
+         ELSE decode(repeat('00', 32), 'hex') END AS fingerprint,
+    CASE WHEN octet_length(metadata_hash) = 32 AND {metadata_hash} = metadata_hash THEN metadata_hash
+         ELSE decode(repeat('00', 32), 'hex') END AS metadata_hash
+FROM {table}
 
 -- name: rows -- all rows of the source
 SELECT {columns}, content, rowvec_vector, fingerprint, metadata_hash FROM ({rows}) AS r
@@ -134,11 +144,8 @@ EXISTS (SELECT FROM {plan} AS p WHERE {same_key} AND p.rowvec_action = 'deleted'
 SELECT key, fingerprint FROM rowvec.rejects WHERE pipeline_id = {pipeline_id} AND fingerprint IS NOT NULL
 
 -- name: planned_pairs -- what the source had when it was planned: the plan's rows, and those that it left alone
-COPY (
-    SELECT {digest}, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'deleted'
-    {left_alone}
-    ORDER BY 1
-) TO STDOUT (FORMAT binary)
+SELECT {digest} AS digest, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'deleted'
+{left_alone}
 
 -- name: left_alone -- where there is a vector table
 UNION ALL
