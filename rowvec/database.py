@@ -96,9 +96,10 @@ def without_blocking(attempt: Callable[[], T]) -> T:
     while True:
         try:
             return attempt()
-        except pg.LockNotAvailable:
+        except pg.LockNotAvailable as error:
             if time.monotonic() > end:
                 raise
+            logger.info("the database kept us waiting: %s; trying again", _first_line(error))
 
 
 def _translated(error: psycopg.Error) -> DatabaseUnavailable | TargetError:

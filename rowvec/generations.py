@@ -224,7 +224,6 @@ def switch(
 
     def at_once() -> Switched:
         with connection.transaction():
-            connection.execute(query("generations", "patience"))
             return _change_places(connection, pipeline, live, following, choice, former)
 
     try:
@@ -276,7 +275,9 @@ def _change_places(
     former: IndexChoice,
 ) -> Switched:
     tables = {"live": table_of(connection, pipeline, live), "next": table_of(connection, pipeline, following)}
-    connection.execute(query("generations", "lock", **{name: table.identifier for name, table in tables.items()}))
+    for statement in ("keep", "lock"):
+        names = {name: table.identifier for name, table in tables.items()}
+        connection.execute(query("generations", statement, **names))
     _hand_over_privileges(connection, live, following)
     away = cut_name(live.table, f"__{live.number}")
     _drop_beside(connection, following.schema, following.table)

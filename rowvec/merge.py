@@ -148,6 +148,9 @@ def _check_staging(connection: Connection, plan: Plan) -> None:
 
 def _begin(connection: Connection, plan: Plan) -> None:
     connection.execute(query("extract", "begin"))
+    # Before the snapshot, for which an index build anywhere in the database would wait.
+    tables = [plan.rows, plan.staging] if plan.batches or plan.direct else [plan.rows]
+    connection.execute(query("merge", "keep", tables=sql.SQL(", ").join(tables)))
     connection.execute(query("merge", "lock"), {"space": _LOCK_SPACE, "pipeline_id": plan.pipeline_id})
 
 

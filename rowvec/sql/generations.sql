@@ -48,10 +48,12 @@ SELECT format('%%I.%%I', %(schema)s::text, %(table)s::text)
 -- name: is_there
 SELECT to_regclass(%(table)s) IS NOT NULL
 
--- name: patience -- a waiting ACCESS EXCLUSIVE lock keeps all readers waiting behind it
-SET LOCAL lock_timeout = '300ms'
+-- name: keep -- as merge.keep: autovacuum goes, and no reader or writer waits for that
+SET LOCAL lock_timeout = '5s';
+LOCK TABLE {live}, {next} IN SHARE UPDATE EXCLUSIVE MODE
 
--- name: lock
+-- name: lock -- one that waits for ACCESS EXCLUSIVE keeps all readers waiting behind it, so not for long
+SET LOCAL lock_timeout = '300ms';
 LOCK TABLE {live}, {next} IN ACCESS EXCLUSIVE MODE
 
 -- name: rename

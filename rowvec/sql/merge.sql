@@ -1,6 +1,12 @@
 -- name: lock -- one merge into a vector table at a time; it goes with the transaction, so poolers cannot lose it
 SELECT pg_advisory_xact_lock(%(space)s, %(pipeline_id)s)
 
+-- name: keep -- autovacuum gives a table up when somebody has waited for it for deadlock_timeout, a second; a wait that
+-- ends sooner, as those of a merge do, never gets it. It comes to no table that is held so, and readers and writers do.
+SET LOCAL lock_timeout = '30s';
+LOCK TABLE {tables} IN SHARE UPDATE EXCLUSIVE MODE;
+SET LOCAL lock_timeout = '1s'
+
 -- name: what_is_there -- both go with the merge
 SELECT to_regclass(%(staging)s) IS NOT NULL, to_regclass(%(plan)s) IS NOT NULL
 
