@@ -11,10 +11,14 @@ from psycopg.types.json import Jsonb
 from rowvec.database import Connection, lost_connections_are_retriable
 from rowvec.index import IndexReport
 from rowvec.index_choice import IndexChoice
+from rowvec.pipeline import Recall
 from rowvec.queries import query
 from rowvec.recall import RecallReport
 from rowvec.vector_table import VectorTable
 from rowvec.wear import Reason, Tried, Wear
+
+# pg_stat_force_next_flush came with PostgreSQL 15; before, statistics were late by half a second.
+_CAN_FLUSH = 15_00_00
 
 _NAMES = {field.name for field in fields(IndexChoice)}
 
@@ -120,8 +124,60 @@ def note_wear(connection: Connection, build_id: int, wear: Wear) -> None:
         connection.execute(query("index_builds", "looked"), values)
 
 
-def note_recall(connection: Connection, build_id: int, recall: RecallReport | None) -> None:
-    """Write down what was measured, if anything was."""
+def measured_over(
+    connection: Connection, table: VectorTable, choice: IndexChoice, looked: Looked
+) -> dict[str, Any] | None:
+    """What a recall is of: as long as this is the same, so is the recall. To be asked for before it is measured.
+
+    Rows and their newest run tell what runs have written, the server's statistics whatever anybody has, and its
+    VACUUMs, which mend a graph. Statistics that were reset, or lost in a crash, begin anew and are not the same. None
+    where they say nothing of the table: it lies elsewhere (Citus).
+    """
+    with lost_connections_are_retriable():
+        if connection.info.server_version >= _CAN_FLUSH:
+            connection.execute(query("index_builds", "flush"))
+        found = connection.execute(query("index_builds", "activity"), _name_of(table)).fetchone()
+    writes, vacuums = found or (0, 0)
+    if not writes:
+        return None
+    search = {name: value for name, value in asdict(choice).items() if name != "reason"}
+    return {
+        "search": search,
+        "rows": looked.rows,
+        "newest_run": looked.newest_run,
+        "writes": writes,
+        "vacuums": vacuums,
+    }
+
+
+def standing_recall(
+    connection: Connection, build: Build, over: dict[str, Any] | None, wanted: Recall
+) -> RecallReport | None:
+    """The recall that was measured over the same, and is enough; None where it must be measured."""
+    if over is None:
+        return None
+    values = {"build_id": build.build_id, "over": Jsonb(over), **wanted.model_dump()}
+    with lost_connections_are_retriable():
+        found = connection.execute(query("index_builds", "standing"), values).fetchone()
+    if found is None:
+        return None
+    recall, low, high, k, queries, at = found
+    return RecallReport(
+        recall=recall,
+        low=low,
+        high=high,
+        k=k,
+        queries=queries,
+        at_least=wanted.at_least,
+        index=build.name,
+        note=f"measured on {at:%Y-%m-%d} at {at:%H:%M} UTC, and nothing was written or vacuumed since",
+    )
+
+
+def note_recall(
+    connection: Connection, build_id: int, recall: RecallReport | None, over: dict[str, Any] | None
+) -> None:
+    """Write down what was measured, if anything was, and what it is of."""
     if recall is None or recall.recall is None:
         return
     values = {
@@ -131,6 +187,7 @@ def note_recall(connection: Connection, build_id: int, recall: RecallReport | No
         "high": recall.high,
         "k": recall.k,
         "queries": recall.queries,
+        "over": Jsonb(over) if over else None,
     }
     with lost_connections_are_retriable():
         connection.execute(query("index_builds", "recalled"), values)

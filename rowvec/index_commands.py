@@ -35,7 +35,7 @@ def see_to_index(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]
         pipeline_id = ledger.find(connection, pipeline)
         table = stored_table(connection, resolved)
         with ledger.exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
-            indexed = serve(connection, table, resolved, rebuild=rebuild)
+            indexed = serve(connection, table, resolved, rebuild=rebuild, measure=True)
         serving = next((s for s in reversed(index_state(connection, table)) if s.valid and not s.partial), None)
     recall = indexed.recall
     return {

@@ -38,10 +38,13 @@ class Indexed:
     """What was found and done to keep it fit, a sentence each: ``validate.check_serving`` hands it on."""
 
 
-def serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, rebuild: bool = False) -> Indexed:
+def serve(
+    connection: Connection, table: VectorTable, pipeline: Pipeline, *, rebuild: bool = False, measure: bool = False
+) -> Indexed:
     """See to it that the table has the index it is to have, its search function and its provenance view.
 
-    ``rebuild``: build the index anew though nothing is wrong with it. The connection must be in no transaction.
+    ``rebuild``: build the index anew though nothing is wrong with it. ``measure``: see ``upkeep.keep_fit``. The
+    connection must be in no transaction.
     """
     started = time.monotonic()
     indexed = any(state.valid for state in index_state(connection, table))
@@ -59,7 +62,7 @@ def serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, reb
         tuned_rows=tuned.rows if tuned else 0,
         sparsity=sparsity_of(connection, table, indexed=indexed),
     )
-    kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild)
+    kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild, measure=measure)
     vacuumed = vacuum_if_due(connection, table)
     _install_functions(connection, table, pipeline, kept.choice)
     install_provenance(connection, table)

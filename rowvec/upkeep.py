@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rowvec import index_builds
 from rowvec.database import Connection
@@ -41,6 +42,10 @@ class _Present:
     state: IndexState
     choice: IndexChoice
     recall: RecallReport | None
+    over: dict[str, Any] | None
+    """See ``index_builds.measured_over``."""
+    stands: bool = False
+    """Whether the recall was known, and has not been measured now."""
 
 
 def keep_fit(
@@ -51,12 +56,14 @@ def keep_fit(
     wanted: Recall,
     *,
     asked: bool = False,
+    measure: bool = False,
 ) -> Kept:
     """See to it that the table has a valid index as ``choice`` wants it, that finds what is wanted.
 
     One that is missing, invalid, other than chosen, outgrown, worn, or finds too little is built anew beside the one
     that serves, and measured there: an index that finds too little, and less than the one it was to replace, is dropped
-    again. ``asked``: build anew whatever its state. Raises as ``ensure_index`` does.
+    again. ``asked``: build anew whatever its state. ``measure``: what an index finds is measured even where nothing
+    can have changed since it was. Raises as ``ensure_index`` does.
     """
     states = index_state(connection, table)
     whole = [s for s in states if s.valid and not s.partial]
@@ -74,7 +81,9 @@ def keep_fit(
     )
     tried = [build.tried for build in looked.tried]
     futile = not asked and in_vain(tried, choice, wanted.k, wanted.at_least, looked.tried_wear)
-    present = _present(connection, table, choice, serving or next(reversed(others), None), wanted)
+    present = _present(
+        connection, table, choice, serving or next(reversed(others), None), wanted, looked, None if measure else known
+    )
     if present is not None and present.state is serving:
         _note_present(connection, table, present, looked, known)
         if reason is None and present.recall is not None and not present.recall.passed:
@@ -90,8 +99,13 @@ def _present(
     choice: IndexChoice,
     state: IndexState | None,
     wanted: Recall,
+    looked: Looked,
+    known: index_builds.Build | None,
 ) -> _Present | None:
-    """The index that is there and what it finds; None where there is none, or none is wanted."""
+    """The index that is there and what it finds; None where there is none, or none is wanted.
+
+    ``known``: what the ledger has of it, where that may be taken for true: an exact pass reads every vector.
+    """
     if state is None or choice.kind == "none":
         return None
     searched = choice
@@ -99,8 +113,13 @@ def _present(
         searched = replace(
             state.present, oversampling=choice.oversampling, ef_search=choice.ef_search, probes=choice.probes
         )
-    recall = measured_recall(connection, table, searched, wanted)
-    return _Present(state=state, choice=searched, recall=recall)
+    over = index_builds.measured_over(connection, table, searched, looked)
+    recall = index_builds.standing_recall(connection, known, over, wanted) if known else None
+    if recall is not None:
+        return _Present(state=state, choice=searched, recall=recall, over=over, stands=True)
+    return _Present(
+        state=state, choice=searched, recall=measured_recall(connection, table, searched, wanted), over=over
+    )
 
 
 def _note_present(
@@ -113,7 +132,8 @@ def _note_present(
         build_id = known.build_id
         if looked.served_wear is not None:
             index_builds.note_wear(connection, build_id, looked.served_wear)
-    index_builds.note_recall(connection, build_id, present.recall)
+    if not present.stands:
+        index_builds.note_recall(connection, build_id, present.recall, present.over)
 
 
 def _left_alone(
@@ -186,16 +206,17 @@ def _build_once(
         measured.append(recall)
         return not is_worse(recall, present.recall if present else None)
 
+    over = index_builds.measured_over(connection, table, choice, looked)
     report = ensure_index(connection, table, choice, _progress, rebuild=True, approve=approve)
     recall = measured[0] if measured else measured_recall(connection, table, choice, wanted)
     name = report.new or ""
     build_id = index_builds.note_build(connection, table, name, choice, why, looked, report)
-    index_builds.note_recall(connection, build_id, recall)
+    index_builds.note_recall(connection, build_id, recall, over)
     told = _told(report, name, why, recall, present)
     if report.refused:
         logger.warning("%s.%s: %s", table.schema, table.name, told[0])
         return present, recall, told
-    now = _Present(state=report.index, choice=choice, recall=recall) if report.index else None
+    now = _Present(state=report.index, choice=choice, recall=recall, over=over) if report.index else None
     return now, recall, told
 
 

@@ -89,6 +89,7 @@ def check_serving(
             f"recall@{recall.k} {recall.recall:.3f} (95 % interval {recall.low:.3f} to {recall.high:.3f}, "
             f"{recall.queries} queries), at least {recall.at_least} wanted"
         )
+        detail += f"; {recall.note}" if recall.note else ""
     if not recall.passed:
         detail += f"; {remedy(choice)}"
     value = None if recall.recall is None else round(recall.recall, 4)

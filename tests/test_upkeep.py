@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 from psycopg import sql
@@ -17,10 +17,10 @@ from rowvec.index import ensure_index, index_state
 from rowvec.index_builds import look
 from rowvec.index_choice import IndexChoice
 from rowvec.pipeline import Recall
-from rowvec.recall import measure
+from rowvec.recall import RecallReport, measure
 from rowvec.upkeep import Kept, keep_fit
 from rowvec.vacuum import vacuum_if_due
-from rowvec.validate import check_serving
+from rowvec.validate import check_serving, measured_recall
 from rowvec.vector_table import VectorTable
 from rowvec.wear import TRIES
 from tests.vector_tables import clustered, fill, filled, vector_table
@@ -92,6 +92,91 @@ def test_it_is_built_once_and_then_only_for_a_reason(connection: Connection) -> 
     assert [row[0] for row in recorded(connection)] == [
         "missing", "worn", "asked", "other choice", "invalid", "other choice", "outgrown",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recall]:
+    """What was asked for, each time that a recall was really measured."""
+    asked: list[Recall] = []
+
+    def counted(*arguments: Any, **how: Any) -> RecallReport | None:
+        asked.append(arguments[3])
+        return measured_recall(*arguments, **how)
+
+    monkeypatch.setattr("rowvec.upkeep.measured_recall", counted)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        ("UPDATE items SET embedding = (SELECT embedding FROM items WHERE id = 5) WHERE id = 7", {}),
+        ("UPDATE items SET content = content WHERE id = 7", {}),
+        ("WITH gone AS (DELETE FROM items WHERE id = 7 RETURNING *) INSERT INTO items SELECT * FROM gone", {}),
+        ("DELETE FROM items WHERE id = 7", {}),
+        ("VACUUM items", {}),
+        (None, {"wanted": WANTED.model_copy(update={"k": 5})}),
+        (None, {"wanted": WANTED.model_copy(update={"queries": 21})}),
+        (None, {"choice": replace(FLOAT, ef_search=300)}),
+        (None, {"measure": True}),
+    ],
+)
+def test_a_recall_stands_until_something_has_changed(
+    connection: Connection, measured: list[Recall], change: LiteralString | None, how: dict[str, Any]
+) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    first = kept(connection, table, FLOAT).recall
+    assert len(measured) == 1
+    stands = kept(connection, table, FLOAT, WANTED.model_copy(update={"queries": 10})).recall
+    assert first is not None
+    assert stands is not None
+    assert len(measured) == 1
+    assert stands.recall == pytest.approx(first.recall)
+    assert (stands.k, stands.queries, stands.passed) == (first.k, first.queries, True)
+    (*_, check) = check_serving(connection, table, FLOAT, stands)
+    assert "nothing was written or vacuumed since" in check.detail
+    if change:
+        connection.execute(change)
+    again = dict[str, Any](choice=FLOAT, wanted=WANTED) | how
+    kept(connection, table, **again)
+    assert len(measured) == 2
+    again["measure"] = False
+    kept(connection, table, **again)
+    assert len(measured) == 2
+
+
+def test_a_recall_that_was_too_little_does_not_stand(connection: Connection, measured: list[Recall]) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    kept(connection, table, FLOAT)
+    connection.execute("UPDATE rowvec.index_builds SET recall = 0.5")
+    found = kept(connection, table, FLOAT).recall
+    assert len(measured) == 2
+    assert found is not None
+    assert found.passed
+
+
+def test_without_statistics_no_recall_stands(connection: Connection, measured: list[Recall]) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    kept(connection, table, FLOAT)
+    connection.execute("SELECT pg_stat_reset_single_table_counters('items'::regclass)")
+    for times in (2, 3):
+        kept(connection, table, FLOAT)
+        assert len(measured) == times
+
+
+def test_what_another_session_writes_ends_a_recall(
+    connection: Connection, database_url: str, measured: list[Recall]
+) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    kept(connection, table, FLOAT)
+    with connect(database_url) as other:
+        other.execute("UPDATE items SET embedding = (SELECT embedding FROM items WHERE id = 5) WHERE id = 7")
+    kept(connection, table, FLOAT)
+    assert len(measured) == 2
 
 
 def test_a_table_that_outgrows_exact_search_says_so(connection: Connection) -> None:

@@ -27,8 +27,21 @@ WHERE build_id = %(build_id)s
 -- name: recalled
 UPDATE rowvec.index_builds
 SET recall = %(recall)s, recall_low = %(low)s, recall_high = %(high)s, recall_k = %(k)s, recall_queries = %(queries)s,
-    recalled_at = clock_timestamp()
+    recalled_over = %(over)s, recalled_at = clock_timestamp()
 WHERE build_id = %(build_id)s
+
+-- name: flush -- what this session has written is in the server's statistics once this statement is over
+SELECT pg_stat_force_next_flush()
+
+-- name: activity -- how often a table was written and vacuumed since its statistics began
+SELECT n_tup_ins + n_tup_upd + n_tup_del, vacuum_count + autovacuum_count
+FROM pg_stat_all_tables WHERE schemaname = %(schema)s AND relname = %(table)s
+
+-- name: standing -- what a build's index was found to find, where that is of the very same table and search
+SELECT recall, recall_low, recall_high, recall_k, recall_queries, recalled_at
+FROM rowvec.index_builds
+WHERE build_id = %(build_id)s AND recalled_over = %(over)s
+  AND recall_k = %(k)s AND recall_queries >= %(queries)s AND recall >= %(at_least)s
 
 -- name: rows -- and how many of them came with later runs than that one, and than that other
 SELECT

@@ -385,3 +385,8 @@ CREATE UNLOGGED TABLE rowvec.pace_leases (
 COMMENT ON TABLE rowvec.pace_leases IS
     'One row a process that asks an account: its share of the account''s limits, until the lease ends or is renewed.';
 COMMENT ON COLUMN rowvec.pace_leases.granted IS 'Of the limits, 0 to 1; all leases of an account together at most 1.';
+
+-- name: migration_8 -- what an index was measured over, so that it is not measured again while nothing has changed
+ALTER TABLE rowvec.index_builds ADD COLUMN recalled_over jsonb;
+COMMENT ON COLUMN rowvec.index_builds.recalled_over IS
+    'What the recall is of: settings of the search, rows and newest run, and writes and VACUUMs of the table until then.';
