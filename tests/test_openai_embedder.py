@@ -512,6 +512,22 @@ def test_a_query_has_one_vector_or_a_sentence() -> None:
             embed_query(embedder, "  ")
 
 
+def test_a_run_that_embeds_nothing_imports_no_client() -> None:
+    # What such a run has to do with the embedder, after the flow is imported.
+    program = """
+import sys
+import flows.sync
+from rowvec.embedders import open_embedder
+from rowvec.pipeline_embedders import OpenAIEmbedder
+part = OpenAIEmbedder(kind="openai", model="text-embedding-3-small", dimensions=256)
+embedder = open_embedder(part.model_copy(update={"api_key": "sk-any"}))
+embedder.identity, embedder.cost(1)
+print([name for name in ("openai", "bpe_openai", "azure.identity", "wordllama") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603 # ours
+    assert done.stdout.strip() == "[]"
+
+
 def test_it_runs_as_a_process_of_its_own() -> None:
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "tests.openai_server", "--port", "0", "--poison", "POISON"]
