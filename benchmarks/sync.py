@@ -56,7 +56,12 @@ def main() -> None:
     if arguments.quick:
         arguments.rows, arguments.repeats = min(arguments.rows, 1_000), 1
     texts = read_texts(arguments.data, arguments.column, arguments.rows)
-    account = Account()
+    account = Account(
+        latency=arguments.latency,
+        latency_per_text=arguments.latency_per_text,
+        requests_per_minute=arguments.requests_per_minute,
+        tokens_per_minute=arguments.tokens_per_minute,
+    )
     chosen = _taking_part(arguments.only)
     with open_arena(arguments.logs) as arena, serving(account) as provider:
         arena.fill(texts, arguments.dimensions)
@@ -131,6 +136,8 @@ def _tell(
                 f"{first.bill.paid:>9}{first.bill.distinct:>10}{ratio if ratio else '':>10}  {worst}"
                 + (f"  (exit {first.status}: {first.told[:120]})" if first.status else "")
             )
+    shortest = _shortest(found, account)
+    print(f"the provider's limit alone makes a first sync of the distinct texts {shortest:.1f} s")
     _draw(found, chosen, rows, arguments.plot)
     goals = {f"{phase} x {one.name}": GOALS[phase] for phase in GOALS for one in chosen if one.name != "rowvec"}
     worst = {one.name: max(each.wrong.rows for each in found if each.syncer == one.name) for one in chosen}
@@ -139,6 +146,7 @@ def _tell(
         "dimensions": arguments.dimensions,
         "quick": arguments.quick,
         "provider": asdict(account),
+        "shortest_first_sync": round(shortest, 2),
         "of_peers": {one.name: one.versions for one in chosen},
         "wrong": worst,
         "results": [asdict(one) for one in found],
@@ -160,6 +168,12 @@ def compare(found: list[Measured]) -> dict[str, float]:
         if one.syncer != "rowvec" and not one.status and (one.phase, one.number) in ours:
             each.setdefault(f"{one.phase} x {one.syncer}", []).append(one.seconds / ours[one.phase, one.number])
     return {name: round(statistics.median(values), 2) for name, values in each.items()}
+
+
+def _shortest(found: list[Measured], account: Account) -> float:
+    """Seconds that the account's tokens a minute make of the texts that rowvec had to send, with no other cost."""
+    tokens = max((one.bill.tokens for one in found if (one.syncer, one.phase) == ("rowvec", "cold")), default=0)
+    return 60 * tokens / account.tokens_per_minute
 
 
 def _line(one: Measured) -> str:
@@ -199,6 +213,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=2, choices=range(1, REVISIONS + 1), help="of all but the first sync"
     )
+    usual = Account()
+    parser.add_argument("--latency", type=float, default=usual.latency, help="seconds of each answer of the provider")
+    parser.add_argument(
+        "--latency-per-text", type=float, default=usual.latency_per_text, help="seconds more for each text of a request"
+    )
+    parser.add_argument("--requests-per-minute", type=int, default=usual.requests_per_minute)
+    parser.add_argument("--tokens-per-minute", type=int, default=usual.tokens_per_minute)
     parser.add_argument("--limit", type=float, default=1_800.0, help="seconds after which a sync is ended")
     parser.add_argument("--only", nargs="+", help="names of syncers")
     parser.add_argument("--logs", type=Path, help="a folder for what the syncers write")
