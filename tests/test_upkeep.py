@@ -115,6 +115,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recall]:
         ("WITH gone AS (DELETE FROM items WHERE id = 7 RETURNING *) INSERT INTO items SELECT * FROM gone", {}),
         ("DELETE FROM items WHERE id = 7", {}),
         ("VACUUM items", {}),
+        ("VACUUM (FULL) items", {}),
+        ("REINDEX TABLE items", {}),
         (None, {"wanted": WANTED.model_copy(update={"k": 5})}),
         (None, {"wanted": WANTED.model_copy(update={"queries": 21})}),
         (None, {"choice": replace(FLOAT, ef_search=300)}),

@@ -24,10 +24,11 @@ WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s AND b.outcome = '
 UPDATE rowvec.index_builds SET came = %(came)s, went = %(went)s, looked_at = clock_timestamp()
 WHERE build_id = %(build_id)s
 
--- name: recalled
+-- name: recalled -- REINDEX and VACUUM FULL make another graph, in another file, and count nowhere
 UPDATE rowvec.index_builds
 SET recall = %(recall)s, recall_low = %(low)s, recall_high = %(high)s, recall_k = %(k)s, recall_queries = %(queries)s,
-    recalled_over = %(over)s, recalled_at = clock_timestamp()
+    recalled_over = %(over)s::jsonb || jsonb_build_object('file', pg_relation_filenode(index_oid)),
+    recalled_at = clock_timestamp()
 WHERE build_id = %(build_id)s
 
 -- name: flush -- what this session has written is in the server's statistics once this statement is over
@@ -40,7 +41,8 @@ FROM pg_stat_all_tables WHERE schemaname = %(schema)s AND relname = %(table)s
 -- name: standing -- what a build's index was found to find, where that is of the very same table and search
 SELECT recall, recall_low, recall_high, recall_k, recall_queries, recalled_at
 FROM rowvec.index_builds
-WHERE build_id = %(build_id)s AND recalled_over = %(over)s
+WHERE build_id = %(build_id)s
+  AND recalled_over = %(over)s::jsonb || jsonb_build_object('file', pg_relation_filenode(index_oid))
   AND recall_k = %(k)s AND recall_queries >= %(queries)s AND recall >= %(at_least)s
 
 -- name: rows -- and how many of them came with later runs than that one, and than that other

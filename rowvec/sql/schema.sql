@@ -389,4 +389,4 @@ COMMENT ON COLUMN rowvec.pace_leases.granted IS 'Of the limits, 0 to 1; all leas
 -- name: migration_8 -- what an index was measured over, so that it is not measured again while nothing has changed
 ALTER TABLE rowvec.index_builds ADD COLUMN recalled_over jsonb;
 COMMENT ON COLUMN rowvec.index_builds.recalled_over IS
-    'What the recall is of: settings of the search, rows and newest run, and writes and VACUUMs of the table until then.';
+    'What the recall is of: settings, rows and newest run, the table''s writes and VACUUMs until then, the index''s file.';
