@@ -142,10 +142,12 @@ def _by_stages(pipeline: Pipeline) -> float:
         plan = stages.extract_rows(pipeline, run)
         chains: deque[Future[batch_stages.Batch]] = deque()
         done: list[batch_stages.Batch] = []
-        embedded: Future[batch_stages.Batch] | None = None
+        embedded: list[Future[batch_stages.Batch]] = []
+        at_once = batch_stages.embedded_at_once(pipeline)
         for number in range(plan.batches):
-            embedded = threads.submit(_embed_after, pipeline, run, number, embedded)
-            chains.append(threads.submit(_rest, pipeline, embedded))
+            before = embedded[-at_once] if number >= at_once else None
+            embedded.append(threads.submit(_embed_after, pipeline, run, number, before))
+            chains.append(threads.submit(_rest, pipeline, embedded[-1]))
             if len(chains) > BATCHES_IN_FLIGHT:
                 done.append(chains.popleft().result())
         done.extend(chain.result() for chain in chains)

@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from rowvec.ask_ahead import asks_ahead
-from rowvec.batch_stages import Batch
+from rowvec.batch_stages import Batch, embedded_at_once
 from rowvec.cluster import batch_weight, check_reachable
 from rowvec.generations import effective
 from rowvec.pipeline import Pipeline
@@ -25,7 +25,7 @@ from tasks.hooks import clear_up
 from tasks.job import cause_of, job, run_name
 from tasks.turns import WAIT_MINUTES, WhenBusy
 
-# While one batch embeds, the ones before it are binarized, uploaded and loaded: each holds files, not memory.
+# While batches embed, the ones before them are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2
 # Rows that are written while a round runs are the next round's; a source that never rests is left to the next run.
 MAX_ROUNDS = 3
@@ -83,8 +83,9 @@ def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
     """All batches through their stages in this process, a few at a time."""
     chains: deque[Chain] = deque()
     done: list[Batch] = []
+    at_once = embedded_at_once(pipeline)
     for number in range(batches):
-        chains.append(submit(pipeline, run, number, after=chains[-1] if chains else None))
+        chains.append(submit(pipeline, run, number, after=chains[-at_once] if len(chains) >= at_once else None))
         if len(chains) > BATCHES_IN_FLIGHT:
             done.append(finished(chains.popleft()))
     done.extend(finished(chain) for chain in chains)
@@ -92,7 +93,7 @@ def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
 
 
 def submit(pipeline: Pipeline, run: Run, number: int, after: Chain | None) -> Chain:
-    """Queue a batch's stages; batches embed one after the other, for the embedder has its own concurrency."""
+    """Queue a batch's stages; it is embedded when ``after`` has been, for the embedder has its own concurrency."""
     # Its images, where it has any, are uploaded while the batch before it is embedded.
     images = [stages.images.submit(pipeline, run, number)] if pipeline.source.kind == "images" else []
     first = [*images, *(after[-4:-3] if after else [])]

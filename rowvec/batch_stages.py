@@ -86,6 +86,16 @@ def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     return batch.after("images", started, images=uploaded.images)
 
 
+def embedded_at_once(pipeline: Pipeline) -> int:
+    """Batches that one process embeds at once.
+
+    Two where texts go to a provider, which would have nothing to do while the last answers of a batch are awaited and
+    the next one's rows are fetched: the embedder's concurrency and pace are for both together, and no text is in two
+    batches. A model of this machine is kept busy by one, and images are large.
+    """
+    return 2 if pipeline.embedder.kind in ("openai", "azure_openai") else 1
+
+
 @traced("embed")
 def embed_rows(pipeline: Pipeline, run_id: RunId, number: int, before: Batch | None = None) -> Batch:
     """Fetch a batch and give its rows vectors; ``before`` is the batch as its images were uploaded."""

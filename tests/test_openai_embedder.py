@@ -7,10 +7,12 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -510,6 +512,30 @@ def test_a_query_has_one_vector_or_a_sentence() -> None:
             embed_query(embedder, "POISON")
         with pytest.raises(UsageError, match="empty"):
             embed_query(embedder, "  ")
+
+
+def test_calls_beside_each_other_have_the_concurrency_together() -> None:
+    with serve() as server, ThreadPoolExecutor(2) as threads:
+        server.hold = threading.Event()
+        embedder = _embedder(server, concurrency=3, max_batch_inputs=1)
+        texts = [[f"{side} {n}" for n in range(9)] for side in ("left", "right")]
+        results = [threads.submit(_vectors, embedder.embed(own)) for own in texts]
+        _wait_until(lambda: server.stats()["in_flight"] == 3)
+        time.sleep(0.5)  # long enough for one more to come, if it were let through
+        assert server.stats()["in_flight"] == 3
+        server.hold.set()
+        for own, result in zip(texts, results, strict=True):
+            vectors, rejected = result.result()
+            _assert_right(vectors, own)
+            assert rejected == {}
+    assert set(server.paid.values()) == {1}
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_run_that_embeds_nothing_imports_no_client() -> None:

@@ -18,13 +18,20 @@ Work = Callable[[Request, threading.Event], Iterable[Reply]]
 """Sends one request and gives its answers as they come; raises ``Stopped`` soon after the event is set."""
 
 
-def in_flight(work: Work[Request, Reply], requests: Iterator[Request], concurrency: int) -> Generator[Reply]:
+def in_flight(
+    work: Work[Request, Reply],
+    requests: Iterator[Request],
+    concurrency: int,
+    places: threading.BoundedSemaphore | None = None,
+) -> Generator[Reply]:
     """All answers to ``requests``, as they arrive, drawing a request only when a thread is free for it.
+
+    ``places``: of as many requests as may be under way at once in all calls that share it.
 
     After the first failure nothing new is sent, but what is under way is awaited and its answers are given out: they
     are paid for. Then the failure is raised. Closing the generator ends the work the same way, without the answers.
     """
-    crew = _Crew(work, concurrency)
+    crew = _Crew(work, concurrency, places or threading.BoundedSemaphore(concurrency))
     try:
         while crew.keep_busy(requests):
             event = crew.events.get()
@@ -41,8 +48,9 @@ def in_flight(work: Work[Request, Reply], requests: Iterator[Request], concurren
 class _Crew(Generic[Request, Reply]):
     """The threads, and what they report."""
 
-    def __init__(self, work: Work[Request, Reply], size: int) -> None:
+    def __init__(self, work: Work[Request, Reply], size: int, places: threading.BoundedSemaphore) -> None:
         self._work = work
+        self._places = places
         self._size = size
         self._running = 0
         self._stop = threading.Event()
@@ -79,8 +87,9 @@ class _Crew(Generic[Request, Reply]):
         return False
 
     def _send(self, request: Request) -> None:
-        for reply in self._work(request, self._stop):
-            self.events.put(reply)
+        with self._places:
+            for reply in self._work(request, self._stop):
+                self.events.put(reply)
 
     def _fail(self, error: BaseException) -> None:
         self.failure = self.failure or error

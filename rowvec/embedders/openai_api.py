@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,6 +57,8 @@ class OpenAIApi:
         self._secret = header_value(config.api_key)
         self._base_url = web_address(config.base_url or _OPENAI, "write https://HOST/v1, or leave it out for OpenAI")
         _check_dimensions(config)
+        # Batches that are embedded beside each other have the pipeline's concurrency together.
+        self._places = threading.BoundedSemaphore(config.concurrency)
         self._clock = clock or SystemClock()
         self._pace = self._pace_for(clock)
         fixed = config.kind == "openai" and config.model in _FIXED
@@ -112,7 +115,7 @@ class OpenAIApi:
                 clock=self._clock,
                 purse=purse,
             )
-            for answer in in_flight(requests.answers, batches, config.concurrency):
+            for answer in in_flight(requests.answers, batches, config.concurrency, self._places):
                 if rejected:
                     yield self._without_vectors(rejected)
                     rejected.clear()
