@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any, cast
 
 from prefect import flow
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from rowvec.ask_ahead import asks_ahead
@@ -84,11 +84,16 @@ def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
     chains: deque[Chain] = deque()
     done: list[Batch] = []
     at_once = embedded_at_once(pipeline)
-    for number in range(batches):
-        chains.append(submit(pipeline, run, number, after=chains[-at_once] if len(chains) >= at_once else None))
-        if len(chains) > BATCHES_IN_FLIGHT:
-            done.append(finished(chains.popleft()))
-    done.extend(finished(chain) for chain in chains)
+    try:
+        for number in range(batches):
+            chains.append(submit(pipeline, run, number, after=chains[-at_once] if len(chains) >= at_once else None))
+            if len(chains) > BATCHES_IN_FLIGHT:
+                done.append(finished(chains.popleft()))
+        done.extend(finished(chain) for chain in chains)
+    except Exception:
+        # What is still at work pays and writes for this run, so the pipeline is held until it has ended.
+        wait([future for chain in chains for future in chain])
+        raise
     return done
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import (
@@ -15,9 +18,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.sync import sync
-from rowvec import stages
+from rowvec import batch_stages, stages
 from rowvec.database import Connection
-from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent
+from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused
+from rowvec.ledger import RunId
 from rowvec.merge import Merged
 from rowvec.pipeline import Pipeline
 from tests.gallery import assert_in_step, fill
@@ -95,6 +99,35 @@ def test_a_fatal_failure_fails_the_run_at_once(prefect_api: None, source: Connec
     assert row is not None
     assert row[0] == "failed"
     assert row[1].startswith("this run would delete 49 of 50 vectors")
+
+
+def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
+    prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.plan.MIN_BATCH_ROWS", 25)
+    upload_rows, embed_rows = batch_stages.upload_rows, batch_stages.embed_rows
+    failed, states = threading.Event(), list[str]()
+
+    def failing_first(pipeline: Pipeline, batch: batch_stages.Batch) -> batch_stages.Batch:
+        if batch.number:
+            return upload_rows(pipeline, batch)
+        failed.set()
+        raise StoreRefused("the store is full")
+
+    def slow_second(pipeline: Pipeline, run_id: RunId, number: int, before: None) -> batch_stages.Batch:
+        if number:
+            assert failed.wait(60)
+            time.sleep(2)  # the flow has heard of it by now
+        batch = embed_rows(pipeline, run_id, number, before)
+        states.extend(row[0] for row in source.execute("SELECT state FROM rowvec.runs"))
+        return batch
+
+    monkeypatch.setattr(batch_stages, "upload_rows", failing_first)
+    monkeypatch.setattr(batch_stages, "embed_rows", slow_second)
+    with pytest.raises(StoreRefused, match="full"):
+        sync(pipeline=paintings, cause="second")
+    assert states == ["running", "running"]
+    assert source.execute("SELECT state FROM rowvec.runs").fetchall() == [("failed",)]
 
 
 def test_h16_an_inconsistent_run_is_a_failed_run(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
