@@ -36,8 +36,17 @@ def prefect_server(folder: Path) -> Generator[str]:
             _wait_for(f"{url}/health", process)
             yield url
         finally:
+            _send_logs()
             process.terminate()
             process.wait()
+
+
+def _send_logs() -> None:
+    """What flows of this process have logged: at its end Prefect would look for the server for more than a minute."""
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.logging.handlers import APILogHandler
+
+        APILogHandler().flush()
 
 
 @contextmanager
