@@ -123,7 +123,8 @@ def measure(rows: int) -> Measured:
                 if number:
                     seconds[name].append(took)
         # Each in a process of its own: what one way leaves in the allocator the next one does not need.
-        peaks = {name: get_context("spawn").Pool(1).apply(peak_of, (where, rows)) for name, where in _PLACES.items()}
+        with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            peaks = {name: pool.apply(peak_of, (where, rows)) for name, where in _PLACES.items()}
     return Measured(rows=rows, seconds=seconds, peak_mb=peaks)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from rowvec.run import running
 from rowvec.stages import Round
 from tests import gallery
 from tests.gallery import assert_in_step, fill, through_stages
-from tests.own_servers import own_postgres
+from tests.own_servers import own_postgres, wait_for
 
 ROWS = 3_000
-_PATIENCE_SECONDS = 60
 
 # It comes by each second, to those tables alone that ask for it: its workers are few.
 _SERVER = ("autovacuum_naptime = '1s'", "autovacuum_vacuum_insert_threshold = 1000000")
@@ -85,8 +83,5 @@ def _sync_beside_autovacuum(connection: Connection, pipeline: Pipeline) -> SyncR
 def _have_vacuumed(connection: Connection, table: str) -> None:
     """Return once autovacuum is at work on the table."""
     connection.execute(f"ALTER TABLE {table} SET ({_ASKED})".encode())
-    end = time.monotonic() + _PATIENCE_SECONDS
     statement = "SELECT FROM pg_stat_progress_vacuum WHERE relid = to_regclass(%s) AND heap_blks_scanned > 0"
-    while connection.execute(statement, (table,)).fetchone() is None:
-        assert time.monotonic() < end, f"no autovacuum came by {table}"
-        time.sleep(0.2)
+    wait_for(lambda: connection.execute(statement, (table,)).fetchone() is not None)

@@ -11,7 +11,7 @@ import time
 import traceback
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +50,7 @@ from tests.openai_server import (
     slow_down,
     vector,
 )
+from tests.own_servers import wait_for
 
 SMALL = "text-embedding-3-small"
 ADA = "text-embedding-ada-002"
@@ -520,7 +521,7 @@ def test_calls_beside_each_other_have_the_concurrency_together() -> None:
         embedder = _embedder(server, concurrency=3, max_batch_inputs=1)
         texts = [[f"{side} {n}" for n in range(9)] for side in ("left", "right")]
         results = [threads.submit(_vectors, embedder.embed(own)) for own in texts]
-        _wait_until(lambda: server.stats()["in_flight"] == 3)
+        wait_for(lambda: server.stats()["in_flight"] == 3)
         time.sleep(0.5)  # long enough for one more to come, if it were let through
         assert server.stats()["in_flight"] == 3
         server.hold.set()
@@ -529,13 +530,6 @@ def test_calls_beside_each_other_have_the_concurrency_together() -> None:
             _assert_right(vectors, own)
             assert rejected == {}
     assert set(server.paid.values()) == {1}
-
-
-def _wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_run_that_embeds_nothing_imports_no_client() -> None:

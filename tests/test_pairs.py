@@ -79,6 +79,16 @@ def test_a_hash_of_another_length_or_none_is_refused(connection: Connection, wro
         list(copied_pairs(connection, statement.format(row=sql.Literal(4), wrong=sql.SQL(wrong))))
 
 
+def test_hashes_that_are_too_short_and_too_long_do_not_make_up_for_each_other(connection: Connection) -> None:
+    pairs = sql.SQL(
+        "SELECT substring(sha256('k') FROM 1 FOR 14) || int2send(i::int2) AS digest, "
+        "substring(sha256('f') || sha256('g') FROM 1 FOR CASE i WHEN 4 THEN 31 WHEN 5 THEN 33 ELSE 32 END) "
+        "AS fingerprint, sha256('m') AS metadata_hash FROM generate_series(1, 9) AS i"
+    )
+    with pytest.raises(TargetError, match="does not have 32 bytes"):
+        list(copied_pairs(connection, sql.Composed([pairs])))
+
+
 def test_a_real_copy_in_many_blocks(connection: Connection) -> None:
     pairs = sql.SQL(
         "SELECT substring(sha256(i::text::bytea) FROM 1 FOR 16) AS digest, sha256('f') AS fingerprint, "
