@@ -17,8 +17,8 @@ from psycopg import sql
 from benchmarks.provider import Account, Provider
 from benchmarks.syncers import Place, Syncer
 from benchmarks.texts import TEMPLATE, fill
-from rowvec.database import Connection, connect
-from rowvec.home import start_postgres
+from rowvec.postgres.connection import Connection, connect
+from rowvec.runtime.home import start_postgres
 from tests import command
 
 if TYPE_CHECKING:

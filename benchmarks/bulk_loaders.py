@@ -13,9 +13,9 @@ from pgvector import Bit, Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
-from rowvec.artifacts import read_artifact
-from rowvec.database import Connection
-from rowvec.vector_table import VectorTable
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.store.artifact import read_artifact
 
 TABLE = sql.Identifier("public", "items")
 

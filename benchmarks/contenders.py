@@ -10,11 +10,11 @@ from pgvector import Bit, HalfVector, Vector
 from psycopg import sql
 
 from benchmarks.synthetic import Floats
-from rowvec.database import Connection
-from rowvec.index import indexed_expression
-from rowvec.index_choice import LIMIT_VECTOR, IndexChoice, On, opclass
-from rowvec.search_function import install_search_function
-from rowvec.vector_table import VectorTable
+from rowvec.index.build import indexed_expression
+from rowvec.index.choice import LIMIT_VECTOR, IndexChoice, On, opclass
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.search.sql_function import install_search_function
 
 Form = Literal["function", "rerank", "nearest", "exact"]
 """``function``: rowvec's SQL function; ``rerank``: bits and rerank as bare SQL; ``nearest``: by the index alone."""

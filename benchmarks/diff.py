@@ -25,11 +25,11 @@ from psycopg.conninfo import make_conninfo
 from benchmarks import plots
 from benchmarks.memory import peak_mb
 from benchmarks.outcome import conclude, options
-from rowvec.commands import plan
-from rowvec.database import Connection, connect
 from rowvec.embedders import open_embedder
-from rowvec.home import start_postgres
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection, connect
+from rowvec.runtime.home import start_postgres
+from rowvec.sync.dry_run import plan
 
 GOALS = {"beside": 2.0, "apart": 2.0, "memory beside": 1.2, "memory apart": 1.2}
 """Seconds of a plan to those of the bare join; peak of the client at all rows to that at a tenth of them."""

@@ -26,7 +26,7 @@ from benchmarks.outcome import conclude, options
 from benchmarks.provider import Account, Provider, serving
 from benchmarks.syncers import Ended, Place, Syncer, start, syncers
 from benchmarks.texts import POISON, Wrong, delete, read_texts, wrong_rows
-from rowvec.database import Connection, connect
+from rowvec.postgres.connection import Connection, connect
 
 _NEW_ROWS = 20
 _TAMPERED_ROWS = 5

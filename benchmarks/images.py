@@ -1,9 +1,9 @@
 """What of a bare threaded upload's rate do images keep, with checksums, metadata and a ledger?
 
 Small images, unlike each other, are drawn into a folder. The peer sends the same bytes with the same number of threads
-and Azure's own client, ``overwrite=False``, and nothing else. Ours is ``rowvec.images.upload_images`` over a stored
-plan, ledger and all. Both go into one Azurite, a slice of the images at a time, in turns, so that what else the machine
-does meets both. ``--quick`` has fewer images. The last line is one JSON object.
+and Azure's own client, ``overwrite=False``, and nothing else. Ours is ``rowvec.sync.images.upload.upload_images`` over
+a stored plan, ledger and all. Both go into one Azurite, a slice of the images at a time, in turns, so that what else
+the machine does meets both. ``--quick`` has fewer images. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from azure.storage.blob import ContainerClient
 from benchmarks import plots
 from benchmarks.memory import peak_mb
 from benchmarks.outcome import conclude, options
-from rowvec import images, stages
-from rowvec.database import connect, target_url
+from rowvec.ledger.plans import open_plan
+from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
-from rowvec.plan import open_plan
-from rowvec.references import resolve
-from rowvec.run import running
-from rowvec.sources.image_places import open_places
-from rowvec.stores import open_store
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import connect, target_url
+from rowvec.sources.images.locations import open_places
+from rowvec.store.open import open_store
+from rowvec.sync import stages
+from rowvec.sync.images import upload as images
 from tests.azurite import Container, serving
 from tests.drawn_images import fill
 

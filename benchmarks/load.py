@@ -24,15 +24,15 @@ from benchmarks.bulk_loaders import TABLE, load_with_pgpq, load_with_pgvector
 from benchmarks.memory import forget_peak, peak_mb
 from benchmarks.outcome import conclude, options
 from benchmarks.peer_stores import Rows, peer_stores
-from rowvec.artifacts import read_artifact, write_artifact, write_bits
-from rowvec.columns import PgColumn
-from rowvec.database import Connection, connect
-from rowvec.fingerprint import Identity
-from rowvec.home import start_postgres
-from rowvec.ledger import RunId
-from rowvec.load import create_staging, load_batch
-from rowvec.schema import install
-from rowvec.vector_table import VectorTable
+from rowvec.ledger.pipelines import RunId
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.migrations import install
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.home import start_postgres
+from rowvec.store.artifact import read_artifact, write_artifact, write_bits
+from rowvec.sync.load import create_staging, load_batch
+from rowvec.vectors.fingerprint import Identity
 
 DIMENSIONS = (256, 1536, 3072)
 GOALS = {256: 0.80, 1536: 0.90}

@@ -30,12 +30,13 @@ import pyarrow.parquet as pq
 from benchmarks import plots
 from benchmarks.outcome import conclude, options
 from benchmarks.servers import prefect_server, provider
-from rowvec import batch_stages, stages
-from rowvec.database import Connection, connect
-from rowvec.home import start_postgres
+from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
-from rowvec.report import SyncReport
-from rowvec.run import Run, running
+from rowvec.postgres.connection import Connection, connect
+from rowvec.runtime.home import start_postgres
+from rowvec.sync import batch as batch_stages
+from rowvec.sync import stages
+from rowvec.sync.report import SyncReport
 
 GOALS = {"of_slowest": 1.15, "orchestration": 0.03}
 """Wall of the flow to its slowest stage alone; what the flow takes beyond the stages themselves, as a share of them."""
@@ -110,7 +111,7 @@ def main() -> None:
 def _measure(
     connection: Connection, folder: Path, mode: Mode, embedder: dict[str, Any], arguments: argparse.Namespace
 ) -> list[Round]:
-    from flows.sync import sync  # late: by now Prefect knows where its server is
+    from rowvec_flows.sync import sync  # late: by now Prefect knows where its server is
 
     def by_flow(pipeline: Pipeline) -> float:
         started = time.perf_counter()
@@ -135,7 +136,7 @@ def _measure(
 
 def _by_stages(pipeline: Pipeline) -> float:
     """What the flow does, on as many threads, without Prefect."""
-    from flows.sync import BATCHES_IN_FLIGHT  # late, as above
+    from rowvec_flows.sync import BATCHES_IN_FLIGHT  # late, as above
 
     started = time.perf_counter()
     with running(pipeline, "benchmark") as run, ThreadPoolExecutor(4 * (BATCHES_IN_FLIGHT + 1)) as threads:

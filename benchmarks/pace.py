@@ -21,10 +21,10 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.outcome import conclude, options
 from benchmarks.servers import provider
-from rowvec.database import connect
 from rowvec.embedders import open_embedder
-from rowvec.home import release_postgres, start_postgres
-from rowvec.schema import install
+from rowvec.postgres.connection import connect
+from rowvec.postgres.migrations import install
+from rowvec.runtime.home import release_postgres, start_postgres
 from tests.asking import asking, config, texts
 
 KEY = "sk-pace"

@@ -29,14 +29,15 @@ from typing import Any, LiteralString
 
 import pyarrow.parquet as pq
 
-from rowvec import batch_stages, stages
-from rowvec.database import Connection, connect
 from rowvec.embedders import open_embedder
 from rowvec.errors import DeleteLimitExceeded
-from rowvec.home import start_postgres
+from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
-from rowvec.report import SyncReport
-from rowvec.run import Run, running
+from rowvec.postgres.connection import Connection, connect
+from rowvec.runtime.home import start_postgres
+from rowvec.sync import batch as batch_stages
+from rowvec.sync import stages
+from rowvec.sync.report import SyncReport
 
 DATA = "ROWVEC_REPLAY_DATA"
 """The environment variable with the events' path."""

@@ -14,7 +14,7 @@ from pgvector.psycopg import register_vector
 
 from benchmarks.contenders import Request
 from benchmarks.synthetic import Floats
-from rowvec.database import Connection, connect
+from rowvec.postgres.connection import Connection, connect
 
 _WARM_REQUESTS = 20
 # All connect and warm up in this time, and start together.

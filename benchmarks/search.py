@@ -30,16 +30,16 @@ from benchmarks.contenders import Contender, Setting, contenders, request
 from benchmarks.outcome import conclude, options
 from benchmarks.requests import Rate, measure_rate, start_worker
 from benchmarks.synthetic import BLOCK_ROWS, Floats, Spectrum
-from rowvec.binarize import binarize
-from rowvec.columns import PgColumn
-from rowvec.database import Connection, connect
-from rowvec.home import start_postgres
-from rowvec.index import ensure_index, index_state
-from rowvec.index_choice import IndexChoice
-from rowvec.load import copy_rows
-from rowvec.recall import distances, interval
-from rowvec.schema import install
-from rowvec.vector_table import VectorTable, create_table
+from rowvec.index.build import ensure_index, index_state
+from rowvec.index.choice import IndexChoice
+from rowvec.index.recall import distances, interval
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.migrations import install
+from rowvec.postgres.vector_table import VectorTable, create_table
+from rowvec.runtime.home import start_postgres
+from rowvec.sync.binarize import binarize
+from rowvec.sync.load import copy_rows
 
 DATA_VARIABLE = "ROWVEC_SEARCH_DATA"
 """The environment variable with the folder of ``openai_*.parquet`` files, each with a column ``embedding``."""

@@ -21,7 +21,7 @@ from benchmarks.outcome import conclude, options
 from benchmarks.provider import Account, Bill, Provider, serving
 from benchmarks.syncers import Place, Syncer, start, syncers
 from benchmarks.texts import REVISIONS, Wrong, change, delete, read_texts, wrong_rows
-from rowvec.database import Connection, connect
+from rowvec.postgres.connection import Connection, connect
 
 GOALS = {"cold": 5.0, "unchanged": 10.0}
 """A peer's wall over ours."""

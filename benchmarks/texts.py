@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from psycopg import sql
 
 from benchmarks.provider import MODEL
-from rowvec.database import Connection
+from rowvec.postgres.connection import Connection
 from tests.openai_server import vector
 
 REVISIONS = 3

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from prefect import flow
+from rowvec_flows.sync import sync
+from rowvec_tasks import stages
+from rowvec_tasks.artifacts import show_audit
+from rowvec_tasks.events import tell
+from rowvec_tasks.flow_body import ended, job, run_name
+from rowvec_tasks.hooks import clear_up
 
-from flows.sync import sync
-from rowvec.audit_report import AuditReport, conclude_audit
+from rowvec.operations.audit_report import AuditReport, conclude_audit
 from rowvec.pipeline import Pipeline
-from tasks import stages
-from tasks.artifacts import show_audit
-from tasks.events import tell
-from tasks.hooks import clear_up
-from tasks.job import ended, job, run_name
 
 
 @flow(name="audit", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])

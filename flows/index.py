@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from rowvec_tasks import stages
+from rowvec_tasks.artifacts import show_index
+from rowvec_tasks.flow_body import job, run_name
+from rowvec_tasks.hooks import clear_up
 
+from rowvec.index.tuning.tuner import Budget
 from rowvec.pipeline import Pipeline
-from rowvec.tuner import Budget
-from tasks import stages
-from tasks.artifacts import show_index
-from tasks.hooks import clear_up
-from tasks.job import job, run_name
 
 
 @flow(name="index", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 from prefect import flow
+from rowvec_tasks import stages
+from rowvec_tasks.artifacts import show_pruned
+from rowvec_tasks.flow_body import job, run_name
+from rowvec_tasks.hooks import clear_up
 
+from rowvec.operations.prune import Pruned
 from rowvec.pipeline import Pipeline
-from rowvec.retention import Pruned
-from tasks import stages
-from tasks.artifacts import show_pruned
-from tasks.hooks import clear_up
-from tasks.job import job, run_name
 
 
 @flow(name="prune", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 from prefect import flow
+from rowvec_flows.sync import sync
+from rowvec_tasks import stages
+from rowvec_tasks.artifacts import show_rebuild
+from rowvec_tasks.flow_body import ended, job, run_name
+from rowvec_tasks.hooks import clear_up
 
-from flows.sync import sync
+from rowvec.operations.rebuild import RebuildReport, finish_rebuild
 from rowvec.pipeline import Pipeline
-from rowvec.rebuild import RebuildReport, finish_rebuild
-from tasks import stages
-from tasks.artifacts import show_rebuild
-from tasks.hooks import clear_up
-from tasks.job import ended, job, run_name
 
 
 @flow(name="rebuild", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from prefect import flow
+from rowvec_tasks import stages
+from rowvec_tasks.artifacts import show
+from rowvec_tasks.flow_body import job, run_name
+from rowvec_tasks.hooks import clear_up
 
+from rowvec.operations.restore import restoring
 from rowvec.pipeline import Pipeline
-from rowvec.report import RestoreReport
-from rowvec.restore import restoring
-from rowvec.stages import conclude
-from tasks import stages
-from tasks.artifacts import show
-from tasks.hooks import clear_up
-from tasks.job import job, run_name
+from rowvec.sync.report import RestoreReport
+from rowvec.sync.stages import conclude
 
 
 @flow(name="restore", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])

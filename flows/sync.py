@@ -8,22 +8,22 @@ from typing import Any, cast
 from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
+from rowvec_tasks import stages
+from rowvec_tasks.artifacts import show
+from rowvec_tasks.engines import chosen_cluster, on_cluster
+from rowvec_tasks.events import tell_sync
+from rowvec_tasks.flow_body import cause_of, job, run_name
+from rowvec_tasks.hooks import clear_up
+from rowvec_tasks.when_busy import WAIT_MINUTES, WhenBusy
 
-from rowvec.ask_ahead import asks_ahead
-from rowvec.batch_stages import Batch, embedded_at_once
-from rowvec.cluster import batch_weight, check_reachable
-from rowvec.generations import effective
+from rowvec.ledger.runs import Run, running
+from rowvec.operations.switch import effective
 from rowvec.pipeline import Pipeline
-from rowvec.report import SyncReport
-from rowvec.run import Run, running
-from rowvec.stages import Round, conclude
-from tasks import stages
-from tasks.artifacts import show
-from tasks.engines import chosen_cluster, on_cluster
-from tasks.events import tell_sync
-from tasks.hooks import clear_up
-from tasks.job import cause_of, job, run_name
-from tasks.turns import WAIT_MINUTES, WhenBusy
+from rowvec.sync.batch import Batch, embedded_at_once
+from rowvec.sync.batch_api.ask import asks_ahead
+from rowvec.sync.cluster import batch_weight, check_reachable
+from rowvec.sync.report import SyncReport
+from rowvec.sync.stages import Round, conclude
 
 # While batches embed, the ones before them are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2

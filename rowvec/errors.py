@@ -30,7 +30,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rowvec.report import RestoreReport, SyncReport
+    from rowvec.sync.report import RestoreReport, SyncReport
 
 RejectReason = Literal[
     "too_long",

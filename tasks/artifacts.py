@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rowvec_tasks.names import artifact_key
 
-from rowvec.audit_report import AuditReport
 from rowvec.errors import AwaitingJobs, RowvecError
-from rowvec.history import History, look_back
+from rowvec.ledger.history import History, look_back
+from rowvec.operations.audit_report import AuditReport
+from rowvec.operations.prune import Pruned
+from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline import Pipeline
-from rowvec.rebuild import RebuildReport
-from rowvec.report import RestoreReport, SyncReport
-from rowvec.retention import Pruned
-from tasks.names import artifact_key
+from rowvec.sync.report import RestoreReport, SyncReport
 
 _ROWS_SHOWN = 10
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from prefect.task_runners import TaskRunner
+from rowvec_tasks import stages
 
-from rowvec.batch_stages import Batch
 from rowvec.errors import ClusterUnavailable, UsageError
+from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
-from rowvec.progress import tell
-from rowvec.run import Run
-from tasks import stages
+from rowvec.runtime.progress import tell
+from rowvec.sync.batch import Batch
 
 if TYPE_CHECKING:
     from prefect.futures import PrefectFuture

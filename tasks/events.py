@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prefect.events import emit_event
+from rowvec_tasks.artifacts import show_failure
+from rowvec_tasks.names import source_asset, vector_asset
 
-from rowvec.alarms import Alarm, of_error, of_sync
 from rowvec.errors import Inconsistent, RowvecError
 from rowvec.pipeline import Pipeline
-from rowvec.report import SyncReport
-from tasks.artifacts import show_failure
-from tasks.names import source_asset, vector_asset
+from rowvec.sync.alarms import Alarm, of_error, of_sync
+from rowvec.sync.report import SyncReport
 
 
 def tell_sync(pipeline: Pipeline, report: SyncReport) -> None:

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from pydantic import ValidationError
 
 from rowvec.errors import RowvecError
-from rowvec.leftovers import clear
+from rowvec.ledger.cleanup import clear
 from rowvec.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)

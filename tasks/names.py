@@ -7,11 +7,11 @@ from urllib.parse import quote
 
 from psycopg.conninfo import conninfo_to_dict
 
-from rowvec.database import target_url
 from rowvec.errors import RowvecError
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_part import table_identifier
-from rowvec.references import resolve
+from rowvec.pipeline.parts import table_identifier
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import target_url
 
 
 def artifact_key(pipeline: str, what: str) -> str:

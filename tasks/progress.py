@@ -13,10 +13,10 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
+from rowvec_tasks.names import artifact_key
+from rowvec_tasks.when_busy import WAIT
 
-from rowvec.progress import listening
-from tasks.names import artifact_key
-from tasks.turns import WAIT
+from rowvec.runtime.progress import listening
 
 # An update costs the API 11 ms; a run that is over before the first one has its summary to look at.
 _EVERY_SECONDS = 2.0
@@ -40,7 +40,7 @@ class Progress:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, stage: str, part: str, done: int, total: int) -> None:
-        """A ``rowvec.progress.Listener``."""
+        """A ``rowvec.runtime.progress.Listener``."""
         with self._lock:
             name = f"{self.planned_before} {part}" if stage in _BATCHED else part
             self._parts.setdefault(stage, {})[name] = done / total if total else 1.0

@@ -1,4 +1,4 @@
-"""One Prefect task a stage: its name and its retries. What it does: ``rowvec.stages``, ``rowvec.batch_stages``."""
+"""One Prefect task a stage: its name and its retries. What it does: ``rowvec.sync.stages``, ``rowvec.sync.batch``."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from rowvec import ask_ahead as asking
-from rowvec import audit as auditing
-from rowvec import batch_stages, cluster, index_commands, rebuild, repair, retention, stages
-from rowvec.ask_ahead import Ahead
-from rowvec.audit import Audit
-from rowvec.batch_stages import Batch
-from rowvec.ledger import RunId
-from rowvec.merge import Merged
+from rowvec_tasks.logging_filter import tell_sentences
+from rowvec_tasks.policy import stage
+from rowvec_tasks.progress import expect
+
+from rowvec.index.tuning.tuner import Budget
+from rowvec.ledger.pipelines import RunId
+from rowvec.ledger.plans import Plan
+from rowvec.ledger.runs import Run
+from rowvec.operations import audit as auditing
+from rowvec.operations import index as index_commands
+from rowvec.operations import prune as retention
+from rowvec.operations import rebuild, repair
+from rowvec.operations.audit import Audit
+from rowvec.operations.prune import Pruned
+from rowvec.operations.rebuild import Comparison
+from rowvec.operations.restore import Restored, restore_rows
+from rowvec.operations.restore import finish_restore as finish
 from rowvec.pipeline import Pipeline
-from rowvec.plan import Plan
-from rowvec.rebuild import Comparison
-from rowvec.report import RestoreReport, SyncReport
-from rowvec.restore import Restored, restore_rows
-from rowvec.restore import finish_restore as finish
-from rowvec.retention import Pruned
-from rowvec.run import Run
-from rowvec.serving import Indexed
-from rowvec.stages import Round
-from rowvec.tuner import Budget
-from tasks.policy import stage
-from tasks.progress import expect
-from tasks.quiet import tell_sentences
+from rowvec.sync import batch as batch_stages
+from rowvec.sync import cluster, stages
+from rowvec.sync.batch import Batch
+from rowvec.sync.batch_api import ask as asking
+from rowvec.sync.batch_api.ask import Ahead
+from rowvec.sync.index import Indexed
+from rowvec.sync.merge import Merged
+from rowvec.sync.report import RestoreReport, SyncReport
+from rowvec.sync.stages import Round
 
 Handed = Callable[[], Batch]
 """What the stage before has made of a batch: the ``result`` of its future, which is waited for. Of a future that is

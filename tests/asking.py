@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rowvec.embedders import open_embedder
-from rowvec.pipeline_embedders import OpenAIEmbedder
-from rowvec.shared_pace import shared_pace
+from rowvec.embedders.rate_limit.shared import shared_pace
+from rowvec.pipeline.embedders import OpenAIEmbedder
 
 TEXT = "a painting of the sea in winter, oil on canvas, signed at the lower left "
 

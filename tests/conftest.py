@@ -15,10 +15,10 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.database import Connection, connect
-from rowvec.home import start_postgres
 from rowvec.pipeline import Pipeline
-from rowvec.schema import install
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.migrations import install
+from rowvec.runtime.home import start_postgres
 from tests import azurite as blob_server
 from tests import command, gallery
 

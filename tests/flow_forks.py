@@ -30,7 +30,7 @@ Job = Literal["sync", "audit", "repair"]
 # What a run imports late would be imported by each fork anew.
 _PRELOAD = [
     "pytest",
-    "flows.sync",
+    "rowvec_flows.sync",
     "prefect.flow_engine",
     "prefect.task_engine",
     "prefect.concurrency.sync",
@@ -42,10 +42,10 @@ _PRELOAD = [
     "httpcore2",
     "truststore",
     "numpy.ma",
-    "rowvec.audit",
-    "rowvec.repair",
-    "rowvec.store_folder",
-    "rowvec.embedders.openai_api",
+    "rowvec.operations.audit",
+    "rowvec.operations.repair",
+    "rowvec.store.folder",
+    "rowvec.embedders.openai.texts",
     "tests.gallery",
     "tests.flow_forks",
 ]
@@ -165,8 +165,8 @@ def _work(job: Job, by: By, written: str, environment: dict[str, str], log: str,
 
 def _done(job: Job, by: By, pipeline: Pipeline) -> dict[str, Any]:
     """What the command does, and what it prints."""
-    from rowvec.audit import run_audit
-    from rowvec.repair import prepare_repair
+    from rowvec.operations.audit import run_audit
+    from rowvec.operations.repair import prepare_repair
 
     if job == "sync":
         return _sync(by, pipeline)
@@ -182,7 +182,7 @@ def _done(job: Job, by: By, pipeline: Pipeline) -> dict[str, Any]:
 
 def _sync(by: By, pipeline: Pipeline) -> dict[str, Any]:
     if by == "flow":
-        from flows.sync import sync as flow
+        from rowvec_flows.sync import sync as flow
 
         return flow(pipeline=pipeline, cause="model").as_json()
     from tests import gallery
@@ -239,6 +239,6 @@ def counting_server() -> Generator[CountingServer]:
 
 
 if os.environ.get(_IS_FORKSERVER):
-    from rowvec.embedders.tokens import count
+    from rowvec.embedders.openai.tokens import count
 
     count("The vocabulary is loaded at the first use.")

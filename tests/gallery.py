@@ -10,17 +10,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from rowvec import batch_stages, stages
-from rowvec.ask_ahead import ask_ahead, asks_ahead
-from rowvec.batch_stages import Batch
-from rowvec.database import Connection
 from rowvec.errors import Inconsistent
-from rowvec.generations import effective
+from rowvec.ledger.runs import Run, running
+from rowvec.operations.rebuild import RebuildReport, begin_rebuild, compare, finish_rebuild, live_pipeline, switch
+from rowvec.operations.switch import effective
 from rowvec.pipeline import Pipeline
-from rowvec.rebuild import RebuildReport, begin_rebuild, compare, finish_rebuild, live_pipeline, switch
-from rowvec.report import SyncReport
-from rowvec.run import Run, running
-from rowvec.stages import Round, conclude
+from rowvec.postgres.connection import Connection
+from rowvec.sync import batch as batch_stages
+from rowvec.sync import stages
+from rowvec.sync.batch import Batch
+from rowvec.sync.batch_api.ask import ask_ahead, asks_ahead
+from rowvec.sync.report import SyncReport
+from rowvec.sync.stages import Round, conclude
 
 SOURCE = """
     CREATE TABLE paintings (id int PRIMARY KEY, title text, description text, author text, year int)

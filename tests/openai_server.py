@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rowvec.embedders.local import LocalModel
-from rowvec.embedders.tokens import count
-from rowvec.pipeline_embedders import LocalEmbedder
+from rowvec.embedders.openai.tokens import count
+from rowvec.embedders.wordllama import LocalModel
+from rowvec.pipeline.embedders import LocalEmbedder
 from tests.openai_batches import Batches
 from tests.openai_image_inputs import Unreadable, inputs_of
 from tests.stand_in import Answering, Faults, StandIn, running

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from rowvec.database import Connection
-from rowvec.pipeline import Artifacts, Pipeline
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.connection import Connection
 from tests import gallery
 from tests.command import CLI, Command, Ended, PrefectServer, start
 from tests.openai_server import OpenAIServer

@@ -21,7 +21,7 @@ import psutil
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from rowvec.home import start_postgres
+from rowvec.runtime.home import start_postgres
 from tests import azurite
 
 _PATIENCE_SECONDS = 60

@@ -17,7 +17,7 @@ from datetime import datetime
 import psycopg
 import pytest
 
-from rowvec.database import Connection
+from rowvec.postgres.connection import Connection
 from tests.openai_server import vector
 
 HISTORY = """

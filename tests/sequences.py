@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from psycopg import sql
 
 from rowvec.embedders import open_embedder
-from rowvec.fingerprint import fingerprint
 from rowvec.pipeline import Pipeline
+from rowvec.vectors.fingerprint import fingerprint
 from tests import gallery
 from tests.flow_forks import By, CountingServer, Fork, Forks, Job, Outcome, wait_for
 from tests.model import Author, Edit, Rows, Stored

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowvec import artifacts
-from rowvec.artifacts import Artifact, open_store, read_artifact, read_vectors, upload, write_artifact, write_bits
-from rowvec.binarize import binarize
-from rowvec.columns import PG_TYPE, PgColumn
 from rowvec.errors import ArtifactCorrupt
-from rowvec.fingerprint import Identity
-from rowvec.pipeline import Artifacts
-from rowvec.vector_table import VectorTable
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.columns import PG_TYPE, PgColumn
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.store import artifact as artifacts
+from rowvec.store.artifact import Artifact, open_store, read_artifact, read_vectors, upload, write_artifact, write_bits
+from rowvec.sync.binarize import binarize
+from rowvec.vectors.fingerprint import Identity
 
 IDENTITY = Identity(provider="local", model="wordllama", dimensions=12, preprocessing=1)
 

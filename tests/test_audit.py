@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.audit import run_audit
-from rowvec.database import Connection
-from rowvec.manifest import read_chain
+from rowvec.operations.audit import run_audit
+from rowvec.operations.repair import prepare_repair
 from rowvec.pipeline import Pipeline
-from rowvec.repair import prepare_repair
-from rowvec.report import SyncReport
-from rowvec.stores import open_store
+from rowvec.postgres.connection import Connection
+from rowvec.store.manifest import read_chain
+from rowvec.store.open import open_store
+from rowvec.sync.report import SyncReport
 from tests import gallery
 from tests.command import PrefectServer, start, write_pipeline
 from tests.gallery import assert_in_step, fill, sync, vectors

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rowvec import database, stages
-from rowvec.database import Connection, connect
+from rowvec.ledger.runs import running
+from rowvec.operations.rebuild import begin_rebuild, switch
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_embedders import LocalEmbedder
-from rowvec.rebuild import begin_rebuild, switch
-from rowvec.report import SyncReport
-from rowvec.run import running
-from rowvec.stages import Round
+from rowvec.pipeline.embedders import LocalEmbedder
+from rowvec.postgres import connection as database
+from rowvec.postgres.connection import Connection, connect
+from rowvec.sync import stages
+from rowvec.sync.report import SyncReport
+from rowvec.sync.stages import Round
 from tests import gallery
 from tests.gallery import assert_in_step, fill, through_stages
 from tests.own_servers import own_postgres, wait_for

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from rowvec.embedders import embed_image_query, embed_query, open_embedder, open_image_embedder
-from rowvec.embedders.azure_vision import AzureVision
+from rowvec.embedders.azure_vision.embedder import AzureVision
 from rowvec.embedders.protocol import Answer, Image
 from rowvec.errors import (
     EmbedderRefused,
@@ -25,8 +25,8 @@ from rowvec.errors import (
     SourceError,
     UsageError,
 )
-from rowvec.pipeline_embedders import AzureVisionEmbedder
-from rowvec.vector_layout import dense
+from rowvec.pipeline.embedders import AzureVisionEmbedder
+from rowvec.vectors.layout import dense
 from tests.azure_vision_server import IMAGE_NORM, KEY, Fault, VisionServer, out_of_quota, serve, throttled
 from tests.jumping_clock import JumpingClock
 

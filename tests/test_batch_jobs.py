@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from rowvec import commands
-from rowvec.database import Connection
 from rowvec.errors import AwaitingJobs, EmbedderRefused, QuotaExhausted
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from rowvec.sync import dry_run
 from tests import gallery
 from tests.gallery import assert_in_step, sync
 from tests.openai_server import KEY, Fault, OpenAIServer, failing, quota, serve
@@ -156,7 +156,7 @@ def test_poison_in_a_job_is_set_aside(source: Connection, server: OpenAIServer, 
     report = sync(asked)
     assert (report.rows, report.rejected, report.consistent) == (45, 5, True)
     assert directly(server) == 0
-    found = commands.rejects(asked, retry=True)["rejects"]
+    found = dry_run.rejects(asked, retry=True)["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {(str(i), "invalid_input") for i in range(10, 51, 10)}
     server.poison = None
     assert sync(asked).rejected == 0
@@ -243,7 +243,7 @@ def test_a_job_the_provider_has_forgotten_is_asked_again(
 
 
 def test_jobs_are_cut_to_the_account_s_queue(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    tokens = commands.plan(pipeline(server, tmp_path))["tokens"]
+    tokens = dry_run.plan(pipeline(server, tmp_path))["tokens"]
     asked = pipeline(server, tmp_path, max_tokens=tokens // 3)
     report = sync(asked)
     assert report.rows == 50
@@ -276,12 +276,12 @@ def test_a_model_of_another_name_is_not_believed(source: Connection, server: Ope
 
 def test_the_plan_tells_of_jobs_and_half_the_price(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     asked = pipeline(server, tmp_path)
-    planned = commands.plan(asked)
+    planned = dry_run.plan(asked)
     assert planned["cost_usd"] == pytest.approx(planned["tokens"] * PRICE / 2 / 1e6)
     assert planned["awaiting"] == {"jobs": 0, "texts": 0}
     server.batches.hold = True
     leave(asked)
-    assert commands.plan(asked)["awaiting"] == {"jobs": 1, "texts": 50}
+    assert dry_run.plan(asked)["awaiting"] == {"jobs": 1, "texts": 50}
 
 
 def test_azure_s_paths_and_deployment(

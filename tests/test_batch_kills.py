@@ -12,8 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from rowvec.database import Connection
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
 from tests import gallery
 from tests.command import Command, PrefectServer, start, write_pipeline
 from tests.gallery import assert_in_step

@@ -9,8 +9,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.ask_ahead import Situation, decide
-from rowvec.embedders.batch_lines import Entry, Limits, numbered, read_line, request_line, within
+from rowvec.embedders.openai.batch_files import Entry, Limits, numbered, read_line, request_line, within
+from rowvec.sync.batch_api.ask import Situation, decide
 
 entries = st.lists(
     st.builds(

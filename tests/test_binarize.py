@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from psycopg.errors import DataException
 
-from rowvec.binarize import binarize, write_bits
-from rowvec.database import Connection
+from rowvec.postgres.connection import Connection
+from rowvec.sync.binarize import binarize, write_bits
 
 Vectors = npt.NDArray[np.floating]
 

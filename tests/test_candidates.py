@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.candidates import (
+from rowvec.index.choice import IndexChoice, choose
+from rowvec.index.tuning.candidates import (
     FAST_ENOUGH,
     UNNOTICED_MS,
     Measured,
@@ -17,8 +18,7 @@ from rowvec.candidates import (
     sample_rows,
     variations,
 )
-from rowvec.index_choice import IndexChoice, choose
-from rowvec.pipeline import Index
+from rowvec.pipeline.model import Index
 from tests.vector_tables import vector_table
 
 SLOW_MS = 1_000.0

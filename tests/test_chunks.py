@@ -17,20 +17,21 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from pydantic import ValidationError
 
-from rowvec import chunks, commands, stages
-from rowvec.audit import run_audit
-from rowvec.database import Connection
-from rowvec.embedders import tokens
-from rowvec.embedders.local import load_model
+from rowvec.embedders.openai import tokens
+from rowvec.embedders.wordllama import load_model
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
-from rowvec.generations import retire_for_good
+from rowvec.ledger.runs import running
+from rowvec.operations.audit import run_audit
+from rowvec.operations.repair import prepare_repair
+from rowvec.operations.restore import finish_restore, restore_rows, restoring
+from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_embedders import LocalEmbedder, OpenAIEmbedder
-from rowvec.pipeline_sources import Chunks
-from rowvec.repair import prepare_repair
-from rowvec.restore import finish_restore, restore_rows, restoring
-from rowvec.run import running
-from rowvec.splitting import Splitting, splitting
+from rowvec.pipeline.embedders import LocalEmbedder, OpenAIEmbedder
+from rowvec.pipeline.sources import Chunks
+from rowvec.postgres.connection import Connection
+from rowvec.sync import dry_run, stages
+from rowvec.sync.extract import chunks
+from rowvec.sync.extract.splitting import Splitting, splitting
 from tests import gallery
 from tests.gallery import Died, dying_after, sync
 from tests.openai_server import KEY, OpenAIServer, serve, vector
@@ -416,7 +417,7 @@ def test_a_poisonous_chunk_is_set_aside_alone_under_its_number(texts: Texts) -> 
     report = texts.sync()
     numbers = [str(n) for n, chunk in enumerate(texts.wanted()[2]) if "POISON" in chunk]
     assert (report.rejected, report.consistent) == (len(numbers), True)
-    rejects = commands.rejects(texts.pipeline(), retry=False)["rejects"]
+    rejects = dry_run.rejects(texts.pipeline(), retry=False)["rejects"]
     assert [r["key"] for r in rejects] == [["2", number] for number in numbers]
     assert texts.sync().rejected == len(numbers)
     texts.put(2, long, "author 2")
@@ -430,7 +431,7 @@ def test_rows_that_share_a_key_or_are_blank_are_set_aside_by_their_own_key(texts
     texts.target.execute("INSERT INTO texts VALUES (1, %s, 'another')", (prose(9),))
     pipeline = texts.pipeline(empty="reject")
     report = texts.sync(pipeline)
-    rejects = commands.rejects(pipeline, retry=False)["rejects"]
+    rejects = dry_run.rejects(pipeline, retry=False)["rejects"]
     assert {(tuple(r["key"]), r["reason"]) for r in rejects} == {(("1",), "duplicate_key"), (("5",), "empty")}
     assert set(texts.stored()) == {2, 3, 4}
     texts.target.execute("DELETE FROM texts WHERE id = 5 OR author = 'another'")
@@ -527,11 +528,11 @@ def test_a_search_says_which_chunk_it_found(beside: Texts) -> None:
     beside.sync()
     pipeline = beside.pipeline()
     chunk = beside.stored()[2][3]
-    (first, *_) = commands.search(pipeline, chunk, 3, None, "exact")["results"]
+    (first, *_) = dry_run.search(pipeline, chunk, 3, None, "exact")["results"]
     assert (first["id"], first["chunk"], first["content"], first["author"]) == (2, 3, chunk, "author 2")
     rows = beside.target.execute("SELECT id, chunk FROM vectors.texts_search(%s, 1)", (str(vector_of(chunk)),))
     assert rows.fetchall() == [(2, 3)]
-    results = commands.search(pipeline, chunk, 5, "chunk = 0", "exact")["results"]
+    results = dry_run.search(pipeline, chunk, 5, "chunk = 0", "exact")["results"]
     assert {r["chunk"] for r in results} == {0}
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rowvec.database import Connection
 from rowvec.errors import TargetError
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
 from tests.gallery import fill, pipeline, rebuild, sync
 
 STAND_IN = """

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rowvec.database import Connection
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
 from tests.gallery import sync
 
 CLI = Path(sys.executable).parent / "rowvec"

@@ -19,8 +19,8 @@ import yaml
 from psycopg import sql
 from sqlalchemy import make_url
 
-from rowvec.database import Connection, connect
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection, connect
 from tests.gallery import sync
 from tests.openai_server import KEY, serve
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowvec import pipeline_embedders
-from rowvec.audit import run_audit
-from rowvec.database import Connection
 from rowvec.embedders import column as module
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders.protocol import Embedder
 from rowvec.errors import UsageError
+from rowvec.operations.audit import run_audit
+from rowvec.pipeline import embedders
+from rowvec.postgres.connection import Connection
 from tests import gallery
 
 numbers = st.floats(2.0**-20, 2.0**20, width=32) | st.floats(-(2.0**20), -(2.0**-20), width=32)
@@ -24,7 +24,7 @@ rows = st.integers(1, 5).flatmap(lambda d: st.lists(st.lists(numbers, min_size=d
 
 
 def _column(dimensions: int) -> Embedder:
-    return open_embedder(pipeline_embedders.ColumnEmbedder(kind="column", column="v", dimensions=dimensions))
+    return open_embedder(embedders.ColumnEmbedder(kind="column", column="v", dimensions=dimensions))
 
 
 def _written(row: list[float], style: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rowvec.pipeline import Pipeline
-from rowvec.references import resolve
+from rowvec.pipeline.references import resolve
 
 REPOSITORY = Path(__file__).parents[1]
 DOCKERFILE = REPOSITORY / "deployments/Dockerfile"

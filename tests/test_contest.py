@@ -11,7 +11,7 @@ from benchmarks.provider import Account, Bill, serving
 from benchmarks.sync import Measured, compare
 from benchmarks.syncers import Place, Running, syncers
 from benchmarks.texts import REVISIONS, Held, Wrong, change, delete, fill, read_texts, wrong_rows
-from rowvec.database import Connection
+from rowvec.postgres.connection import Connection
 from tests.command import PrefectServer
 
 ROWS = 300

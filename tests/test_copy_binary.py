@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from psycopg import errors as pg
 from psycopg import sql
 
-from rowvec import copy_binary
-from rowvec.columns import PgColumn
-from rowvec.copy_binary import BLOCK_BYTES, HEADER, TRAILER, Encoder, can_encode
-from rowvec.database import Connection
 from rowvec.errors import FatalError, TargetError
-from rowvec.load import copy_rows
+from rowvec.postgres import copy_encoder
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.copy_encoder import BLOCK_BYTES, HEADER, TRAILER, Encoder, can_encode
+from rowvec.sync.load import copy_rows
 
 _TABLE = sql.Identifier("copied")
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
@@ -184,7 +184,7 @@ def test_bytes_are_those_that_the_server_writes(connection: Connection, tables: 
     batch = pa.record_batch(arrays, names=[column.name for column in columns])
     _create(connection, columns)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(copy_binary, "BLOCK_BYTES", block_bytes)
+        patched.setattr(copy_encoder, "BLOCK_BYTES", block_bytes)
         encoder = Encoder(columns)
         ours = HEADER + b"".join(encoder.encode(batch)) + TRAILER
         copy_rows(connection, _TABLE, columns, [batch])
@@ -216,8 +216,8 @@ def test_rows_larger_than_a_block_and_blocks_of_one_row(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     """Halves of NULLs in texts and vectors, and texts past the bound of what is made at once."""
-    monkeypatch.setattr(copy_binary, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(copy_binary, "_STRETCH_BYTES", 10_000)
+    monkeypatch.setattr(copy_encoder, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(copy_encoder, "_STRETCH_BYTES", 10_000)
     columns = [PgColumn("c0", "integer"), PgColumn("c1", "text"), PgColumn("c2", "vector(300)")]
     _create(connection, columns)
     texts = [None if i % 2 else "é" * (i * 10) for i in range(300)]

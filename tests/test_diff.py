@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.diff import Block, Changes, diff
+from rowvec.sources.diff import Block, Changes, diff
 
 # Few values, so that halves, hashes and whole digests meet often.
 Digest = tuple[int, int]

@@ -9,17 +9,17 @@ import pytest
 import typer.main
 from pydantic import BaseModel
 
-from rowvec import pipeline, pipeline_embedders, pipeline_sources
 from rowvec.cli.app import app
+from rowvec.pipeline import embedders, model, sources
 
 ROOT = Path(__file__).parent.parent
 PARTS = [
     value
-    for module in (pipeline, pipeline_sources, pipeline_embedders)
+    for module in (model, sources, embedders)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, BaseModel) and value.__module__ == module.__name__
 ]
-KEYS = sorted({(part.__name__, key) for part in PARTS for key in part.model_fields if part is not pipeline.Pipeline})
+KEYS = sorted({(part.__name__, key) for part in PARTS for key in part.model_fields if part is not model.Pipeline})
 
 
 @pytest.mark.parametrize(("part", "key"), KEYS)

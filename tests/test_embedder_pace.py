@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowvec.embedders.openai_errors import retry_after
-from rowvec.embedders.pace import Pace, Schedule, Stopped
+from rowvec.embedders.provider.refusal import retry_after
+from rowvec.embedders.rate_limit.limiter import Pace, Schedule, Stopped
 from tests.jumping_clock import JumpingClock
 
 

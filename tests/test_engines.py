@@ -12,17 +12,18 @@ from typing import Literal
 import psutil
 import pytest
 from psycopg import sql
+from rowvec_flows.sync import sync
+from rowvec_tasks.engines import Cluster, chosen_cluster, on_cluster
 
-from flows.sync import sync
-from rowvec.cluster import batch_weight, check_reachable
-from rowvec.database import Connection
 from rowvec.errors import ClusterUnavailable, UsageError
-from rowvec.ledger import PipelineId, RunId
-from rowvec.pipeline import Artifacts, Pipeline
-from rowvec.plan import MIN_BATCH_ROWS, count_batches
-from rowvec.report import SyncReport
-from rowvec.run import Run
-from tasks.engines import Cluster, chosen_cluster, on_cluster
+from rowvec.ledger.pipelines import PipelineId, RunId
+from rowvec.ledger.plans import MIN_BATCH_ROWS, count_batches
+from rowvec.ledger.runs import Run
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.connection import Connection
+from rowvec.sync.cluster import batch_weight, check_reachable
+from rowvec.sync.report import SyncReport
 from tests import gallery
 from tests.azurite import Container
 from tests.clusters import RunningCluster, Worker, dask_cluster, ray_cluster
@@ -47,7 +48,7 @@ def pipeline(
 ) -> Pipeline:
     """300 paintings in several batches, an embedder that costs money, and artifacts in blob."""
     gallery.fill(source, ROWS - 50, start=51)
-    monkeypatch.setattr("rowvec.plan.MIN_BATCH_ROWS", 40)
+    monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 40)
     monkeypatch.setenv("BLOB_KEY", container.key)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     embedder = {

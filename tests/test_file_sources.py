@@ -20,19 +20,19 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from rowvec.columns import PgColumn
-from rowvec.database import Connection
-from rowvec.diff import Block, diff
 from rowvec.embedders import open_embedder
 from rowvec.errors import FatalError, SourceError
-from rowvec.key_digest import key_digest
-from rowvec.pairs import unpack_digests
 from rowvec.pipeline import Pipeline
-from rowvec.sources import blob
-from rowvec.sources.files import FileSource, open_files
-from rowvec.sources.pg_text import float_text, json_text, pg_record, pg_text, pg_type
-from rowvec.sources.rendered import vector_bytes, vector_text
-from rowvec.sources.spill import RECORD, Spill
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.fragments import key_digest
+from rowvec.sources.diff import Block, diff
+from rowvec.sources.files import download
+from rowvec.sources.files.external_sort import RECORD, Spill
+from rowvec.sources.files.pg_text import float_text, json_text, pg_record, pg_text, pg_type
+from rowvec.sources.files.rows import vector_bytes, vector_text
+from rowvec.sources.files.source import FileSource, open_files
+from rowvec.sources.hash_stream import unpack_digests
 from tests import gallery
 from tests.azurite import Container
 
@@ -168,7 +168,7 @@ def opened(made: Pipeline, folder: Path) -> Generator[FileSource]:
     """The pipeline's files."""
     assert made.source.kind != "postgres"
     with open_files(
-        made, made.source, open_embedder(made.embedder).identity, folder, blob.fetcher(made.source.credential)
+        made, made.source, open_embedder(made.embedder).identity, folder, download.fetcher(made.source.credential)
     ) as source:
         yield source
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.database import Connection, connect
-from rowvec.index import ensure_index
-from rowvec.index_choice import IndexChoice
-from rowvec.search import explain, search
-from rowvec.search_function import install_search_function
-from rowvec.search_statement import Filtered, filter_plan, statement
-from rowvec.vector_table import VectorTable
+from rowvec.index.build import ensure_index
+from rowvec.index.choice import IndexChoice
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.search.query import explain, search
+from rowvec.search.sql_function import install_search_function
+from rowvec.search.statement import Filtered, filter_plan, statement
 from tests.vector_tables import clustered, create, fill, vector_table
 
 ROWS = 8_000

@@ -16,14 +16,15 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from rowvec_flows.sync import sync
 
-from flows.sync import sync
-from rowvec import batch_stages, stages
-from rowvec.database import Connection
 from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused
-from rowvec.ledger import RunId
-from rowvec.merge import Merged
+from rowvec.ledger.pipelines import RunId
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from rowvec.sync import batch as batch_stages
+from rowvec.sync import stages
+from rowvec.sync.merge import Merged
 from tests.gallery import assert_in_step, fill
 
 pytestmark = pytest.mark.flow
@@ -67,7 +68,7 @@ def test_a_run_shows_its_stages_its_batches_and_its_verdict(
 def test_several_batches_go_through_at_once(
     prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rowvec.plan.MIN_BATCH_ROWS", 40)
+    monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 40)
     fill(source, 350, start=51)
     report = sync(pipeline=paintings, cause="batches")
     assert (report.embedded, report.artifacts, report.rows) == (400, 10, 400)
@@ -104,7 +105,7 @@ def test_a_fatal_failure_fails_the_run_at_once(prefect_api: None, source: Connec
 def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
     prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rowvec.plan.MIN_BATCH_ROWS", 25)
+    monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 25)
     upload_rows, embed_rows = batch_stages.upload_rows, batch_stages.embed_rows
     failed, states = threading.Event(), list[str]()
 

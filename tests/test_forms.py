@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from rowvec_flows.sync import sync
 
-from flows.sync import sync
+from rowvec.cli.stack.deployments import prefect_file
 from rowvec.pipeline import Pipeline
-from rowvec.stack.deployments import prefect_file
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = sync.parameters.model_dump()

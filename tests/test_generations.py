@@ -14,15 +14,15 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.audit import run_audit
-from rowvec.commands import plan, search
-from rowvec.database import Connection
 from rowvec.errors import CostLimitExceeded, PipelineBusy, TargetError, UsageError
-from rowvec.generations import retire_for_good
+from rowvec.ledger.runs import running
+from rowvec.operations.audit import run_audit
+from rowvec.operations.prune import prune
+from rowvec.operations.rebuild import begin_rebuild, plan_rebuild, rollback, switch
+from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline
-from rowvec.rebuild import begin_rebuild, plan_rebuild, rollback, switch
-from rowvec.retention import prune
-from rowvec.run import running
+from rowvec.postgres.connection import Connection
+from rowvec.sync.dry_run import plan, search
 from tests import gallery
 from tests.openai_server import KEY, OpenAIServer, serve
 from tests.outcomes import paid

@@ -7,12 +7,12 @@ from typing import Any, LiteralString
 import pytest
 from psycopg import sql
 
-from rowvec import stages
-from rowvec.database import Connection
-from rowvec.index import index_state
+from rowvec.index.build import index_state
+from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
-from rowvec.run import running
-from rowvec.vector_table import stored_table
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import stored_table
+from rowvec.sync import stages
 from tests import gallery
 
 ROWS = 1_500

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rowvec_tasks import events
 
-from rowvec.alarms import Alarm, of_error, of_sync
-from rowvec.database import Connection, connect
+from rowvec.cli.stack.deployments import prefect_file
 from rowvec.errors import CostLimitExceeded, DeleteLimitExceeded, Inconsistent, QuotaExhausted
-from rowvec.history import bars, look_back
-from rowvec.leftovers import clear
+from rowvec.ledger.cleanup import clear
+from rowvec.ledger.history import bars, look_back
+from rowvec.ledger.runs import running
+from rowvec.ledger.workdir import spool
 from rowvec.pipeline import Pipeline
-from rowvec.report import Check
-from rowvec.run import running
-from rowvec.spool import spool
-from rowvec.stack.deployments import prefect_file
-from rowvec.stages import extract_rows
-from tasks import events
+from rowvec.postgres.connection import Connection, connect
+from rowvec.sync.alarms import Alarm, of_error, of_sync
+from rowvec.sync.report import Check
+from rowvec.sync.stages import extract_rows
 from tests.gallery import pipeline as gallery_pipeline
 from tests.gallery import sync
 
@@ -111,11 +111,11 @@ def test_what_up_deploys_names_secrets_and_holds_none(tmp_path: Path) -> None:
     made = prefect_file([pipeline], tmp_path, 15, datetime(2026, 1, 1, tzinfo=UTC))
     flows = {one["entrypoint"]: one for one in made["deployments"]}
     assert len(flows) == 6
-    assert flows["flows.sync:sync"]["parameters"]["pipeline"]["target"]["url"] == "${MY_DSN}"
-    assert flows["flows.sync:sync"]["schedules"] == [
+    assert flows["rowvec_flows.sync:sync"]["parameters"]["pipeline"]["target"]["url"] == "${MY_DSN}"
+    assert flows["rowvec_flows.sync:sync"]["schedules"] == [
         {"slug": "up", "interval": 900, "anchor_date": "2026-01-01T00:00:00+00:00"}
     ]
-    assert Pipeline.model_validate(flows["flows.audit:audit"]["parameters"]["pipeline"]) == pipeline
+    assert Pipeline.model_validate(flows["rowvec_flows.audit:audit"]["parameters"]["pipeline"]) == pipeline
 
 
 def _tables(connection: Connection) -> int:

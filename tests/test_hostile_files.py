@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec import commands
-from rowvec.database import Connection
-from rowvec.diff import Block, diff
 from rowvec.errors import SourceError
-from rowvec.sources.csv_files import CsvFormat
-from rowvec.sources.pg_text import pg_text, pg_type
+from rowvec.postgres.connection import Connection
+from rowvec.sources.diff import Block, diff
+from rowvec.sources.files.pg_text import pg_text, pg_type
+from rowvec.sources.formats.csv import CsvFormat
+from rowvec.sync import dry_run
 from tests.command import PrefectServer, start, write_pipeline
 from tests.gallery import sync
 from tests.test_file_sources import opened, pipeline, read
@@ -178,10 +178,10 @@ def test_quotes_that_are_in_place_are_seen_so_whatever_the_blocks(rows: list[lis
     """A file that is written by the rules passes the quick look, and one with a stray quote at its end does not."""
     import tempfile
 
-    from rowvec.sources import csv_files
+    from rowvec.sources.formats import csv
 
     written = "".join(",".join('"' + v.replace('"', '""') + '"' for v in row) + "\r\n" for row in rows).encode()
-    usual, csv_files._BLOCK_BYTES = csv_files._BLOCK_BYTES, block  # pyright: ignore[reportPrivateUsage, reportConstantRedefinition] # the size of what is looked at, not what is done with it
+    usual, csv._BLOCK_BYTES = csv._BLOCK_BYTES, block  # pyright: ignore[reportPrivateUsage, reportConstantRedefinition] # the size of what is looked at, not what is done with it
     try:
         with tempfile.NamedTemporaryFile() as file:
             path = Path(file.name)
@@ -191,7 +191,7 @@ def test_quotes_that_are_in_place_are_seen_so_whatever_the_blocks(rows: list[lis
                 path.write_bytes(spoilt)
                 assert not CsvFormat(",", {})._quotes_are_in_place(path)  # pyright: ignore[reportPrivateUsage]
     finally:
-        csv_files._BLOCK_BYTES = usual  # pyright: ignore[reportPrivateUsage, reportConstantRedefinition]
+        csv._BLOCK_BYTES = usual  # pyright: ignore[reportPrivateUsage, reportConstantRedefinition]
 
 
 def _parquet(tmp_path: Path, table: pa.Table, spoil: Callable[[bytes], bytes] = bytes, **options: Any) -> Path:
@@ -483,7 +483,7 @@ def test_the_command_says_one_sentence_about_a_hostile_file(
     path.write_bytes(b"id,text\n1,a\n2,\xff\n3,nul\0\n4,d\n")
     ended = start(prefect_server.api, "sync", file, "--json").wait()
     assert (ended.status, ended.json["rejected"], ended.json["rows"]) == (0, 2, 2), ended
-    listed = commands.rejects(good, retry=False)["rejects"]
+    listed = dry_run.rejects(good, retry=False)["rejects"]
     assert {(r["key"][0], r["detail"][:39]) for r in listed} == {
         ("2", "row 3 of rows.csv has in column 'text' "),
         ("3", "row 4 of rows.csv has in column 'text' "),

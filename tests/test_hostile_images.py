@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rowvec.commands import rejects
-from rowvec.database import Connection
 from rowvec.errors import RowError, SourceError, UsageError
-from rowvec.pipeline_file import load
-from rowvec.sources.image_check import check
-from rowvec.sources.image_places import FolderPlaces
+from rowvec.images.inspect import check
+from rowvec.pipeline.file import load
+from rowvec.postgres.connection import Connection
+from rowvec.sources.images.locations import FolderPlaces
+from rowvec.sync.dry_run import rejects
 from tests.drawn_images import draw, fill, save
 from tests.gallery import sync
 from tests.test_images_sync import contents, local, pipeline

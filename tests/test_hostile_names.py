@@ -15,12 +15,12 @@ from _pytest.mark import ParameterSet
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec import commands
-from rowvec.audit import run_audit
-from rowvec.database import Connection
 from rowvec.errors import RowvecError, SourceError, UsageError
+from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_file import load
+from rowvec.pipeline.file import load
+from rowvec.postgres.connection import Connection
+from rowvec.sync import dry_run
 from tests.command import PrefectServer, start, write_pipeline
 from tests.gallery import sync
 
@@ -180,7 +180,7 @@ def test_any_name_goes_through_the_whole_job(
     names = NAMES[name]
     table = Table(source, names, kind, tmp_path)
     made = _pipeline(names, kind, tmp_path, database_url)
-    assert commands.plan(made)["new"] == 12
+    assert dry_run.plan(made)["new"] == 12
     assert sync(made).new == 12
     table.in_step()
     assert run_audit(made).consistent
@@ -197,7 +197,7 @@ def test_any_name_goes_through_the_whole_job(
 
     first, second = _quoted(names.metadata[0]), _quoted(names.metadata[1])
     asked = f"{first} = 'author 2' AND {second} BETWEEN 20 AND 80 OR {_quoted(names.keys[1])} LIKE 'key 1_'"
-    hits = commands.search(made, "title 5", 5, asked, "adaptive")["results"]
+    hits = dry_run.search(made, "title 5", 5, asked, "adaptive")["results"]
     wanted = [key for key, (a, n, *_) in table.rows.items() if (a == "author 2" and 20 <= n <= 80) or "key 1" in key[1]]
     assert {(hit[names.keys[0]], hit[names.keys[1]]) for hit in hits} <= set(wanted)
     assert len(hits) == min(5, len(wanted))
@@ -342,7 +342,7 @@ def test_a_metadata_type_may_have_an_odd_name_too(source: Connection, paintings:
     assert sync(made).new == 50
     source.execute("UPDATE paintings SET kind = 'a' WHERE id = 3")
     assert sync(made).metadata_only == 1
-    found = commands.search(made, "x", 5, "kind = 'a' AND days = '{a%b}'", "adaptive")["results"]
+    found = dry_run.search(made, "x", 5, "kind = 'a' AND days = '{a%b}'", "adaptive")["results"]
     assert [hit["id"] for hit in found] == [3]
 
 

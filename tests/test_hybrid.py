@@ -11,16 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rowvec import commands
-from rowvec.database import Connection
 from rowvec.errors import UsageError
-from rowvec.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search, text_index_name
-from rowvec.hybrid_function import install_hybrid_function
-from rowvec.index import ensure_index
-from rowvec.index_choice import IndexChoice
-from rowvec.pipeline import Pipeline, Search
-from rowvec.search import search
-from rowvec.vector_table import VectorTable
+from rowvec.index.build import ensure_index
+from rowvec.index.choice import IndexChoice
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Search
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search, text_index_name
+from rowvec.search.hybrid_function import install_hybrid_function
+from rowvec.search.query import search
+from rowvec.sync import dry_run
 from tests.gallery import sync
 from tests.vector_tables import filled, vector_table
 
@@ -160,7 +161,7 @@ def test_a_pipeline_that_wants_it_has_it_and_one_that_does_not_has_it_no_more(
     hybrid = paintings.model_copy(update={"search": Search(hybrid=True)})
     source.execute("UPDATE paintings SET title = 'Xanthippe' WHERE id = 31")
     sync(hybrid)
-    found = commands.search(hybrid, "the number 7", 5, None, "hybrid", words="xanthippe")["results"]
+    found = dry_run.search(hybrid, "the number 7", 5, None, "hybrid", words="xanthippe")["results"]
     by_words = next(one for one in found if one["id"] == 31)
     assert by_words["text_rank"] == 1
     assert {one["id"] for one in found} >= {31, 7}
@@ -168,9 +169,9 @@ def test_a_pipeline_that_wants_it_has_it_and_one_that_does_not_has_it_no_more(
     count = "SELECT count(*) FROM pg_proc WHERE proname = 'paintings_hybrid_search'"
     assert source.execute(count).fetchone() == (1,)
     with pytest.raises(UsageError, match=r"search\.hybrid"):
-        commands.search(paintings, "x", 5, None, "hybrid")
+        dry_run.search(paintings, "x", 5, None, "hybrid")
     with pytest.raises(UsageError, match="--words"):
-        commands.search(hybrid, "x", 5, None, "exact", words="y")
+        dry_run.search(hybrid, "x", 5, None, "exact", words="y")
     sync(paintings)
     assert source.execute(count).fetchone() == (0,)
     assert source.execute("SELECT count(*) FROM pg_indexes WHERE indexdef ~ 'to_tsvector'").fetchone() == (0,)

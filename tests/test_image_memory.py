@@ -14,13 +14,13 @@ import pytest
 from azure.storage.blob import ContainerClient
 from hypothesis import given
 
-from rowvec import stages
-from rowvec.database import Connection
-from rowvec.sources import image_memory
-from rowvec.sources.image_blobs import BlobPlaces
-from rowvec.sources.image_memory import ImageMemory, is_settled, mark_of, memory_of
-from rowvec.sources.image_places import FolderPlaces, ImageFile
-from rowvec.sources.images import look
+from rowvec.postgres.connection import Connection
+from rowvec.sources.images import seen as image_memory
+from rowvec.sources.images.blobs import BlobPlaces
+from rowvec.sources.images.locations import FolderPlaces, ImageFile
+from rowvec.sources.images.seen import ImageMemory, is_settled, mark_of, memory_of
+from rowvec.sources.images.table import look
+from rowvec.sync import stages
 from tests.azurite import Container
 from tests.drawn_images import draw, fill
 from tests.gallery import sync

@@ -21,20 +21,20 @@ from azure.core.credentials import AccessToken, AzureSasCredential
 from azure.storage.blob import ContainerClient, ContainerSasPermissions, generate_container_sas
 from typer.testing import CliRunner
 
-from rowvec.azure_account import Place
 from rowvec.cli.app import app
-from rowvec.commands import search
-from rowvec.database import Connection
 from rowvec.errors import UsageError
-from rowvec.found_pictures import FoundPicture, found_pictures
-from rowvec.picture_commands import check_outputs, show_pictures
-from rowvec.picture_grid import draw_grid
-from rowvec.picture_page import write_page
+from rowvec.images.found import FoundPicture, found_pictures
+from rowvec.images.grid import draw_grid
+from rowvec.images.page import write_page
+from rowvec.operations.search_pictures import check_outputs, show_pictures
 from rowvec.pipeline import Pipeline
-from rowvec.store_azure import AzureStore, open_container
-from rowvec.store_folder import FolderStore
-from rowvec.store_links import links
-from rowvec.stores import Store
+from rowvec.postgres.connection import Connection
+from rowvec.store.azure import AzureStore, open_container
+from rowvec.store.azure_account import Place
+from rowvec.store.folder import FolderStore
+from rowvec.store.open import Store
+from rowvec.store.signed_links import links
+from rowvec.sync.dry_run import search
 from tests.azure_vision_server import KEY, serve
 from tests.azurite import Container
 from tests.command import write_pipeline

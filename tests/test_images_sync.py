@@ -18,17 +18,17 @@ import pytest
 from azure.storage.blob import ContainerClient
 from pyarrow import csv
 
-from rowvec import batch_stages, stages
-from rowvec.audit import run_audit
-from rowvec.commands import plan, rejects
-from rowvec.database import Connection
 from rowvec.embedders import open_image_embedder
 from rowvec.embedders.protocol import Image
+from rowvec.operations.audit import run_audit
+from rowvec.operations.prune import prune
 from rowvec.pipeline import Pipeline
-from rowvec.references import resolve
-from rowvec.retention import prune
-from rowvec.stores import open_store
-from rowvec.vector_layout import dense
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection
+from rowvec.store.open import open_store
+from rowvec.sync import batch, stages
+from rowvec.sync.dry_run import plan, rejects
+from rowvec.vectors.layout import dense
 from tests.azurite import Container
 from tests.command import PrefectServer, start, write_pipeline
 from tests.drawn_images import fill, save
@@ -275,7 +275,7 @@ def test_a_file_that_changes_under_a_run_is_the_next_rounds(
     paintings = pipeline(few, local(tmp_path))
     files = sorted(path for path in few.rglob("*") if path.is_file())
     first = files[0].read_bytes()
-    embed_rows, merge_rows = batch_stages.embed_rows, stages.merge_rows
+    embed_rows, merge_rows = batch.embed_rows, stages.merge_rows
     waiting = {"embed", "merge"}
 
     def embed(*arguments: Any) -> Any:
@@ -291,7 +291,7 @@ def test_a_file_that_changes_under_a_run_is_the_next_rounds(
             files[2].unlink()
         return merge_rows(*arguments)
 
-    monkeypatch.setattr(batch_stages, "embed_rows", embed)
+    monkeypatch.setattr(batch, "embed_rows", embed)
     monkeypatch.setattr(stages, "merge_rows", merge)
     report = sync(paintings)
     assert report.consistent
@@ -314,7 +314,7 @@ def test_embedding_elsewhere_takes_images_from_the_store(
 ) -> None:
     """The machine that embeds has no such folder; neither has the one that merges: the folder is only back then."""
     paintings = pipeline(few, local(tmp_path))
-    embed_rows = batch_stages.embed_rows
+    embed_rows = batch.embed_rows
 
     def embed(*arguments: Any) -> Any:
         few.rename(tmp_path / "elsewhere")
@@ -323,7 +323,7 @@ def test_embedding_elsewhere_takes_images_from_the_store(
         finally:
             (tmp_path / "elsewhere").rename(few)
 
-    monkeypatch.setattr(batch_stages, "embed_rows", embed)
+    monkeypatch.setattr(batch, "embed_rows", embed)
     report = sync(paintings)
     assert (report.embedded, report.rejected) == (10, 0)
     assert contents(source) == expected(few)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from psycopg import errors as pg
 from psycopg import sql
 
-from rowvec.columns import PgColumn
-from rowvec.database import Connection, connect
 from rowvec.errors import DatabaseUnavailable, TargetError
-from rowvec.index import cut_name, ensure_index, index_state
-from rowvec.index_choice import IndexChoice
-from rowvec.index_memory import build_memory, fewer_lists, needed_memory
-from rowvec.search import search
-from rowvec.vector_table import VectorTable
+from rowvec.index.build import cut_name, ensure_index, index_state
+from rowvec.index.build_memory import build_memory, fewer_lists, needed_memory
+from rowvec.index.choice import IndexChoice
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.search.query import search
 from tests.vector_tables import create, filled, vector_table
 
 NONE = IndexChoice(kind="none", reason="")
@@ -190,8 +190,8 @@ def test_a_build_that_is_under_way_is_waited_for(connection: Connection, databas
 def test_a_lock_that_is_not_to_be_had_ends_the_build(
     connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rowvec.index._CONCURRENT_LOCK_TIMEOUT", "200ms")
-    monkeypatch.setattr("rowvec.index._CLEARING_LOCK_TIMEOUT", "100ms")
+    monkeypatch.setattr("rowvec.index.build._CONCURRENT_LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr("rowvec.index.build._CLEARING_LOCK_TIMEOUT", "100ms")
     table = vector_table(16)
     filled(connection, table, 100)
     patience = connection.execute("SHOW lock_timeout").fetchone()
@@ -307,8 +307,8 @@ def test_the_memory_that_lists_take_is_reckoned_as_the_server_reckons_it(
 def test_lists_that_do_not_fit_in_memory_are_refused_with_the_number_that_does(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rowvec.index_memory._SMALLEST_MEMORY", 2**20)
-    monkeypatch.setattr("rowvec.index_memory.memory_here", lambda _: 64 * 2**20)  # pyright: ignore[reportUnknownLambdaType] # a machine of 64 MiB
+    monkeypatch.setattr("rowvec.index.build_memory._SMALLEST_MEMORY", 2**20)
+    monkeypatch.setattr("rowvec.index.build_memory.memory_here", lambda _: 64 * 2**20)  # pyright: ignore[reportUnknownLambdaType] # a machine of 64 MiB
     table = vector_table(64)
     filled(connection, table, 12_000)
     connection.execute("SET maintenance_work_mem = '1MB'")

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rowvec.errors import UsageError
-from rowvec.index_choice import (
+from rowvec.index.choice import (
     BITS_FROM_DIMENSIONS,
     EXACT_ELEMENTS,
     LIMIT_BITS,
@@ -17,8 +17,8 @@ from rowvec.index_choice import (
     choose,
     fits,
 )
-from rowvec.pipeline import Index
-from rowvec.vector_table import Metric, Precision
+from rowvec.pipeline.model import Index
+from rowvec.postgres.vector_table import Metric, Precision
 
 ROWS = st.integers(0, 10**10)
 DIMENSIONS = st.integers(1, 16_000)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.commands import search
-from rowvec.database import Connection
 from rowvec.errors import PipelineBusy, UsageError
-from rowvec.index_commands import check_plot, draw, see_to_index, tune
-from rowvec.pipeline import Index, Pipeline
-from rowvec.run import running
-from rowvec.tuner import Budget
+from rowvec.index.tuning.tuner import Budget
+from rowvec.ledger.runs import running
+from rowvec.operations.index import check_plot, draw, see_to_index, tune
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Index
+from rowvec.postgres.connection import Connection
+from rowvec.sync.dry_run import search
 from tests.gallery import fill, sync
 from tests.test_tuner import SMALL
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from psycopg.rows import dict_row
 
-from rowvec.database import Connection, connect
-from rowvec.index import ensure_index
-from rowvec.index_builds import look
-from rowvec.index_choice import IndexChoice
-from rowvec.pipeline import Pipeline, Recall
-from rowvec.upkeep import keep_fit
-from rowvec.vector_table import VectorTable
+from rowvec.index.build import ensure_index
+from rowvec.index.choice import IndexChoice
+from rowvec.index.history import look
+from rowvec.index.upkeep import keep_fit
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Recall
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import VectorTable
 from tests import gallery
 from tests.vector_tables import filled, vector_table
 

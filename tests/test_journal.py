@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.database import Connection
-from rowvec.journal import replay
-from rowvec.manifest import read_chain
+from rowvec.ledger.journal import replay
 from rowvec.pipeline import Pipeline
-from rowvec.stores import open_store
+from rowvec.postgres.connection import Connection
+from rowvec.store.manifest import read_chain
+from rowvec.store.open import open_store
 from tests.gallery import assert_in_step, dying_after, fill, sync
 
 _DIFFERENCES = """

@@ -21,10 +21,11 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import QueryCanceled
 
-from rowvec.database import Connection, connect
-from rowvec.pipeline import Artifacts, Pipeline
-from rowvec.plan import MIN_BATCH_ROWS
-from rowvec.schema import install
+from rowvec.ledger.plans import MIN_BATCH_ROWS
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.migrations import install
 from tests import gallery
 from tests.azurite import Container
 from tests.command import Command, Ended, PrefectServer, start, write_pipeline

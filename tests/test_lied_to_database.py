@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.database import Connection
+from rowvec.postgres.connection import Connection
 from tests import gallery
 from tests.command import PrefectServer, write_pipeline
 from tests.faulty_proxy import DatabaseProxy, before_database, terminate

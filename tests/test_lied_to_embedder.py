@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.database import Connection
 from rowvec.errors import EmbedderRefused
+from rowvec.postgres.connection import Connection
 from tests import gallery
 from tests.command import PrefectServer, write_pipeline
 from tests.gallery import assert_in_step, sync

@@ -14,11 +14,11 @@ import psycopg
 import pytest
 from azure.storage.blob import ContainerClient
 
-from rowvec.database import Connection
 from rowvec.errors import ArtifactCorrupt
-from rowvec.pipeline import Artifacts
-from rowvec.store_folder import FolderStore
-from rowvec.stores import file_checksum
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.connection import Connection
+from rowvec.store.folder import FolderStore
+from rowvec.store.open import file_checksum
 from tests import gallery
 from tests.azurite import Container
 from tests.command import PrefectServer, write_pipeline

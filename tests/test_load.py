@@ -16,17 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 from psycopg import sql
 
-from rowvec import ledger, load
-from rowvec.artifacts import read_artifact, write_artifact, write_bits
-from rowvec.columns import PgColumn
-from rowvec.copy_binary import Encoder
-from rowvec.database import Connection, connect
 from rowvec.errors import ArtifactCorrupt, DatabaseUnavailable, RetriableError, TargetError
-from rowvec.fingerprint import Identity
-from rowvec.ledger import RunId
-from rowvec.load import copy_rows, create_staging, direct_possible, load_batch
+from rowvec.ledger import pipelines
+from rowvec.ledger.pipelines import RunId
 from rowvec.pipeline import Pipeline
-from rowvec.vector_table import Precision, VectorTable
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.copy_encoder import Encoder
+from rowvec.postgres.vector_table import Precision, VectorTable
+from rowvec.store.artifact import read_artifact, write_artifact, write_bits
+from rowvec.sync import load
+from rowvec.sync.load import copy_rows, create_staging, direct_possible, load_batch
+from rowvec.vectors.fingerprint import Identity
 
 _IDENTITY = Identity(provider="local", model="wordllama", dimensions=16, preprocessing=1)
 _INTO = sql.Identifier("rowvec", "waiting")
@@ -63,7 +64,7 @@ with connect(url) as connection:
 @pytest.fixture
 def run(connection: Connection, paintings: Pipeline) -> RunId:
     """A run in the ledger, for the marks of its batches."""
-    return ledger.start_run(connection, ledger.register(connection, paintings, _IDENTITY), "test")
+    return pipelines.start_run(connection, pipelines.register(connection, paintings, _IDENTITY), "test")
 
 
 def test_a_batch_that_is_marked_is_not_loaded_again(connection: Connection, run: RunId, tmp_path: Path) -> None:

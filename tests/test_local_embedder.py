@@ -12,18 +12,18 @@ import wordllama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowvec import pipeline_embedders
 from rowvec.embedders import embed_query, open_embedder
-from rowvec.embedders import local as module
+from rowvec.embedders import wordllama as module
 from rowvec.embedders.protocol import Embedder, Vectors
-from rowvec.vector_layout import dense
+from rowvec.pipeline import embedders
+from rowvec.vectors.layout import dense
 
 TEXTS = ["The Night Watch", "a field of poppies near Argenteuil", "日本 🦖", "x", "<s> <unk>", "word " * 3000]
 LONG = "storm at sea " * 2000 + "tax law " * 2000 + "poppies " * 2000
 
 
 def _local(dimensions: int = 256) -> Embedder:
-    return open_embedder(pipeline_embedders.LocalEmbedder(kind="local").model_copy(update={"dimensions": dimensions}))
+    return open_embedder(embedders.LocalEmbedder(kind="local").model_copy(update={"dimensions": dimensions}))
 
 
 def _vectors(texts: list[str], dimensions: int = 256) -> Vectors:

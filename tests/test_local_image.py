@@ -18,9 +18,9 @@ from PIL import ImageDraw
 from rowvec.embedders import embed_image_query, embed_query, open_embedder, open_image_embedder
 from rowvec.embedders.protocol import Answer, Image, Vectors
 from rowvec.errors import RowError, UsageError
-from rowvec.pictures import decoded
-from rowvec.pipeline_embedders import LocalEmbedder, LocalImageEmbedder
-from rowvec.vector_layout import dense
+from rowvec.images.decode import decoded
+from rowvec.pipeline.embedders import LocalEmbedder, LocalImageEmbedder
+from rowvec.vectors.layout import dense
 
 CONFIG = LocalImageEmbedder(kind="local_image")
 

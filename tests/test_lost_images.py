@@ -16,16 +16,16 @@ from azure.storage.blob import ContainerClient
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.audit import run_audit
-from rowvec.database import Connection, connect
 from rowvec.errors import Inconsistent
+from rowvec.operations.audit import run_audit
+from rowvec.operations.prune import prune
+from rowvec.operations.repair import prepare_repair
+from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
-from rowvec.references import resolve
-from rowvec.repair import prepare_repair
-from rowvec.report import RestoreReport
-from rowvec.restore import finish_restore, restore_rows, restoring
-from rowvec.retention import prune
-from rowvec.stores import open_store
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, connect
+from rowvec.store.open import open_store
+from rowvec.sync.report import RestoreReport
 from tests.azurite import Container
 from tests.drawn_images import fill, save
 from tests.gallery import sync
@@ -194,7 +194,7 @@ def test_a_row_whose_image_cannot_be_had_fails_the_run(
         del pipeline, run_id
         return 0
 
-    monkeypatch.setattr("rowvec.stages.upload_lost_images", nothing)
+    monkeypatch.setattr("rowvec.sync.stages.upload_lost_images", nothing)
     with pytest.raises(Inconsistent, match=r"images: 1 image\(s\) that rows show are not in the store"):
         sync(paintings)
 

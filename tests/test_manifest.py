@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from rowvec.artifacts import Artifact
 from rowvec.errors import ArtifactCorrupt, RowvecError
-from rowvec.fingerprint import Identity
-from rowvec.manifest import (
+from rowvec.pipeline.model import Artifacts
+from rowvec.store.artifact import Artifact
+from rowvec.store.manifest import (
     JournalEntry,
     Layout,
     Manifest,
@@ -24,8 +24,8 @@ from rowvec.manifest import (
     read_manifest,
     write_manifest,
 )
-from rowvec.pipeline import Artifacts
-from rowvec.stores import Store, open_store
+from rowvec.store.open import Store, open_store
+from rowvec.vectors.fingerprint import Identity
 
 MANIFEST = Manifest(
     run_id=42,

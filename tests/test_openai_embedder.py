@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from rowvec.embedders import embed_query, open_embedder
-from rowvec.embedders.openai_api import OpenAIApi
-from rowvec.embedders.patience import LONGEST_REST
+from rowvec.embedders.openai.texts import OpenAIApi
 from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.provider.retry import LONGEST_REST
 from rowvec.errors import (
     EmbedderRefused,
     EmbedderUnavailable,
@@ -35,8 +35,8 @@ from rowvec.errors import (
     SourceError,
     UsageError,
 )
-from rowvec.pipeline_embedders import AzureOpenAIEmbedder, OpenAIEmbedder
-from rowvec.vector_layout import dense
+from rowvec.pipeline.embedders import AzureOpenAIEmbedder, OpenAIEmbedder
+from rowvec.vectors.layout import dense
 from tests.jumping_clock import JumpingClock
 from tests.openai_server import (
     KEY,
@@ -536,7 +536,7 @@ def test_a_run_that_embeds_nothing_imports_no_client() -> None:
     # What such a run has to do with the embedder, after the flow is imported.
     program = """
 import sys
-import flows.sync
+import rowvec_flows.sync
 from rowvec.embedders import open_embedder
 from rowvec.pipeline_embedders import OpenAIEmbedder
 part = OpenAIEmbedder(kind="openai", model="text-embedding-3-small", dimensions=256)

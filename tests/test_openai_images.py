@@ -19,13 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rowvec.commands import plan, search
-from rowvec.database import Connection
 from rowvec.embedders import embed_image_query, embed_query, open_embedder, open_image_embedder
-from rowvec.embedders.image_forms import Wording, body, media_type_of
-from rowvec.embedders.openai_errors import meaning, refusal_in
-from rowvec.embedders.openai_images import OpenAIImages
+from rowvec.embedders.openai.image_inputs import Wording, body, media_type_of
+from rowvec.embedders.openai.images import OpenAIImages
 from rowvec.embedders.protocol import Answer, Image, Vectors
+from rowvec.embedders.provider.refusal import meaning, refusal_in
 from rowvec.errors import (
     BudgetExceeded,
     EmbedderRefused,
@@ -37,8 +35,10 @@ from rowvec.errors import (
     UsageError,
 )
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_embedders import OpenAIImagesEmbedder
-from rowvec.vector_layout import dense
+from rowvec.pipeline.embedders import OpenAIImagesEmbedder
+from rowvec.postgres.connection import Connection
+from rowvec.sync.dry_run import plan, search
+from rowvec.vectors.layout import dense
 from tests.drawn_images import fill, save
 from tests.gallery import sync
 from tests.jumping_clock import JumpingClock

@@ -23,7 +23,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.demo.gallery import hang_once
+from rowvec.cli.demo.gallery import hang_once
 from tests.command import CLI, serving
 
 ROOT = Path(__file__).parent.parent

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 
-from rowvec.columns import PgColumn
-from rowvec.database import Connection
-from rowvec.diff import Block
 from rowvec.errors import DatabaseUnavailable, TargetError
-from rowvec.key_digest import key_digest as key_digest_sql
-from rowvec.pairs import (
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.fragments import key_digest as key_digest_sql
+from rowvec.postgres.queries import query
+from rowvec.sources.diff import Block
+from rowvec.sources.hash_stream import (
     checksum,
     copied_pairs,
     key_digest,
@@ -27,7 +28,6 @@ from rowvec.pairs import (
     unpack_digests,
     without,
 )
-from rowvec.queries import query
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _ROW = st.tuples(st.binary(min_size=16, max_size=16), *[st.binary(min_size=32, max_size=32)] * 2)

@@ -9,9 +9,9 @@ import pytest
 
 from rowvec.errors import UsageError
 from rowvec.pipeline import Pipeline, json_schema
-from rowvec.pipeline_file import load
-from rowvec.pipeline_part import table_identifier
-from rowvec.references import resolve
+from rowvec.pipeline.file import load
+from rowvec.pipeline.parts import table_identifier
+from rowvec.pipeline.references import resolve
 
 GOOD = """\
 name: articles

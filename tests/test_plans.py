@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 
-from rowvec import stages
-from rowvec.database import Connection
+from rowvec.ledger.plans import key_json
+from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
-from rowvec.plan import key_json
-from rowvec.queries import query
-from rowvec.run import running
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.sync import stages
 from tests.drawn_images import fill as fill_images
 from tests.gallery import fill, sync
 
@@ -25,7 +25,7 @@ def explained(connection: Connection, statement: sql.Composed, values: dict[str,
 def test_a_batch_is_fetched_by_its_index(
     source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rowvec.plan.MIN_BATCH_ROWS", 200)
+    monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 200)
     fill(source, 20_000, start=100)
     with running(paintings, "test") as run:
         plan = stages.extract_rows(paintings, run)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from tasks.progress import Progress
+from rowvec_tasks.progress import Progress
 
 ROUNDS = st.lists(st.integers(min_value=1, max_value=6), min_size=1, max_size=3)
 

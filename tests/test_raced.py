@@ -16,9 +16,9 @@ from psycopg import errors as pg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.audit import run_audit
-from rowvec.database import Connection
+from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
 from tests import gallery, racing
 from tests.command import Command, Ended, PrefectServer, start, write_pipeline
 from tests.gallery import assert_in_step

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.database import Connection
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
 from tests import gallery
 from tests.gallery import assert_in_step, sync
 from tests.openai_server import KEY, serve

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.database import Connection
+from rowvec.postgres.connection import Connection
 from tests.command import PrefectServer, write_pipeline
 from tests.gallery import assert_in_step
 from tests.openai_server import KEY, OpenAIServer, serve

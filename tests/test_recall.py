@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.database import Connection
-from rowvec.index import ensure_index
-from rowvec.index_choice import IndexChoice
-from rowvec.pipeline import Recall
-from rowvec.recall import distances, interval, measure
-from rowvec.vector_table import Metric
+from rowvec.index.build import ensure_index
+from rowvec.index.choice import IndexChoice
+from rowvec.index.recall import distances, interval, measure
+from rowvec.pipeline.model import Recall
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import Metric
 from tests.vector_tables import clustered, create, fill, filled, vector_table
 
 BITS = IndexChoice(kind="hnsw", on="bits", opclass="bit_hamming_ops", reason="")

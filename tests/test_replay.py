@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.replay import ReplayFailed, Step, ambiguous, read_steps, replay, written_pipeline, wrong_rows
-from rowvec.database import Connection
 from rowvec.pipeline import Pipeline
-from rowvec.report import SyncReport
+from rowvec.postgres.connection import Connection
+from rowvec.sync.report import SyncReport
 from tests.openai_server import KEY, OpenAIServer, serve
 
 VERSIONS = 14

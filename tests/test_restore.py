@@ -13,13 +13,14 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.database import Connection, connect
 from rowvec.errors import UsageError
-from rowvec.manifest import read_chain
-from rowvec.pipeline import Artifacts, Pipeline
-from rowvec.report import RestoreReport
-from rowvec.restore import finish_restore, restore_rows, restoring
-from rowvec.stores import open_store
+from rowvec.operations.restore import finish_restore, restore_rows, restoring
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.connection import Connection, connect
+from rowvec.store.manifest import read_chain
+from rowvec.store.open import open_store
+from rowvec.sync.report import RestoreReport
 from tests import gallery
 from tests.azurite import Container
 from tests.command import PrefectServer, start, write_pipeline

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.audit import run_audit
-from rowvec.database import Connection, connect
 from rowvec.errors import UsageError
+from rowvec.operations.audit import run_audit
+from rowvec.operations.prune import Pruned, prune
+from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
-from rowvec.restore import finish_restore, restore_rows, restoring
-from rowvec.retention import Pruned, prune
-from rowvec.stores import open_store
+from rowvec.postgres.connection import Connection, connect
+from rowvec.store.open import open_store
 from tests.command import PrefectServer, start, write_pipeline
 from tests.gallery import assert_in_step, fill, sync, vectors
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rowvec.database import Connection
-from rowvec.schema import install
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.migrations import install
 
 
 def test_installing_twice_changes_nothing(connection: Connection) -> None:

@@ -13,16 +13,16 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from rowvec.columns import PgColumn
-from rowvec.database import Connection, connect
 from rowvec.errors import TargetError, UsageError
-from rowvec.index import ensure_index
-from rowvec.index_choice import IndexChoice, choose
-from rowvec.pipeline import Index
-from rowvec.search import Mode, explain, search
-from rowvec.search_function import install_search_function
-from rowvec.search_statement import statement
-from rowvec.vector_table import Metric, Precision, VectorTable
+from rowvec.index.build import ensure_index
+from rowvec.index.choice import IndexChoice, choose
+from rowvec.pipeline.model import Index
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import Metric, Precision, VectorTable
+from rowvec.search.query import Mode, explain, search
+from rowvec.search.sql_function import install_search_function
+from rowvec.search.statement import statement
 from tests.vector_tables import clustered, create, fill, filled, vector_table
 
 ROWS = 20_000

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rowvec.columns import PgColumn
-from rowvec.database import Connection
-from rowvec.index import ensure_index
-from rowvec.index_choice import IndexChoice
-from rowvec.search_function import install_search_function
+from rowvec.index.build import ensure_index
+from rowvec.index.choice import IndexChoice
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.search.sql_function import install_search_function
 from tests.vector_tables import clustered, create, vector_table
 
 ROWS = 6_000

@@ -44,11 +44,11 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from rowvec.azure_account import credential_of, place_of
-from rowvec.database import connect
 from rowvec.errors import DatabaseUnavailable, TargetError, UsageError
-from rowvec.home import start_postgres
-from rowvec.pipeline_file import load
+from rowvec.pipeline.file import load
+from rowvec.postgres.connection import connect
+from rowvec.runtime.home import start_postgres
+from rowvec.store.azure_account import credential_of, place_of
 from tests.azurite import Container
 from tests.command import Command, Ended, PrefectServer, start
 from tests.openai_server import Fault, OpenAIServer, quota, serve

@@ -13,16 +13,16 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import LockNotAvailable
 
-from rowvec.database import Connection, connect
 from rowvec.embedders import open_embedder
-from rowvec.embedders.pace import Account
 from rowvec.embedders.protocol import Paced
-from rowvec.embedders.shares import Grant
+from rowvec.embedders.rate_limit.leases import Holder, leave, open_pace_ledger, renew
+from rowvec.embedders.rate_limit.limiter import Account
+from rowvec.embedders.rate_limit.shared import RENEW_SECONDS, shared_pace
+from rowvec.embedders.rate_limit.shares import Grant
 from rowvec.errors import DatabaseUnavailable
-from rowvec.pace_ledger import Holder, leave, open_pace_ledger, renew
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_embedders import AzureVisionEmbedder, OpenAIImagesEmbedder
-from rowvec.shared_pace import RENEW_SECONDS, shared_pace
+from rowvec.pipeline.embedders import AzureVisionEmbedder, OpenAIImagesEmbedder
+from rowvec.postgres.connection import Connection, connect
 from tests import azure_vision_server, gallery
 from tests.asking import Asking, asking, config
 from tests.openai_server import KEY, OpenAIServer, rate_limited, serve
@@ -178,9 +178,9 @@ def test_a_ledger_that_cannot_be_reached_stops_nobody(
     source: Connection, paid: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("ROWVEC_PACE_DATABASE_URL", "postgresql://me:hidden@127.0.0.1:9/none")
-    with caplog.at_level(logging.WARNING, "rowvec.shared_pace"):
+    with caplog.at_level(logging.WARNING, "rowvec.embedders.rate_limit.shared"):
         assert gallery.sync(paid).embedded == 50
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "rowvec.shared_pace"]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "rowvec.embedders.rate_limit.shared"]
     assert said.startswith("the pace of text-embedding-3-small is not shared with other processes; this one keeps to")
     assert "100 %" in said
     assert "hidden" not in said
@@ -199,7 +199,7 @@ def test_a_ledger_that_goes_away_while_others_have_it_all_stops_nobody(
             raise DatabaseUnavailable("it is away")
         return renew(ledger, holder, wanted=wanted, rest=rest)
 
-    monkeypatch.setattr("rowvec.shared_pace.renew", renewed_once)
+    monkeypatch.setattr("rowvec.embedders.rate_limit.shared.renew", renewed_once)
     with open_pace_ledger(database_url, installed=True) as ledger:
         another = Holder(id=uuid4(), process="another", account=embedder.account)
         assert lease_of(ledger, another)[0] == 1.0

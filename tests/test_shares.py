@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.embedders.pace import HEADROOM, Account, Pace, Schedule, Use
-from rowvec.embedders.shares import Grant, Lease, divided, grant, wanted
+from rowvec.embedders.rate_limit.limiter import HEADROOM, Account, Pace, Schedule, Use
+from rowvec.embedders.rate_limit.shares import Grant, Lease, divided, grant, wanted
 from tests.jumping_clock import JumpingClock
 
 LEASE = 6.0

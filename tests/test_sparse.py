@@ -15,19 +15,20 @@ from hypothesis import strategies as st
 from psycopg import errors as pg
 from psycopg import sql
 
-from rowvec import pipeline_embedders, sparse
-from rowvec.columns import PgColumn
-from rowvec.copy_binary import HEADER, TRAILER, Encoder
-from rowvec.database import Connection
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders.protocol import Answer
 from rowvec.errors import ArtifactCorrupt
-from rowvec.recall import distances
-from rowvec.sources.rendered import is_vector, vector_bytes, vector_text
-from rowvec.sparse import MOST_DIMENSIONS, SparseVectors
-from rowvec.vector_layout import Layout, dense
-from rowvec.vector_spool import open_spool
-from rowvec.vector_table import Metric
+from rowvec.index.recall import distances
+from rowvec.pipeline import embedders
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
+from rowvec.postgres.vector_table import Metric
+from rowvec.sources.files.rows import is_vector, vector_bytes, vector_text
+from rowvec.sync.vector_spool import open_spool
+from rowvec.vectors import sparse
+from rowvec.vectors.layout import Layout, dense
+from rowvec.vectors.sparse import MOST_DIMENSIONS, SparseVectors
 
 Row = dict[int, float]
 
@@ -71,7 +72,7 @@ def _assert_same(found: SparseVectors, wanted: SparseVectors) -> None:
 
 
 def _answers(dimensions: int, texts: list[str]) -> list[Answer]:
-    embedder = open_embedder(pipeline_embedders.ColumnEmbedder(kind="column", column="v", dimensions=dimensions))
+    embedder = open_embedder(embedders.ColumnEmbedder(kind="column", column="v", dimensions=dimensions))
     return list(embedder.embed(texts))
 
 
@@ -271,7 +272,7 @@ def test_a_spool_gives_back_what_was_put_last_whichever_way_it_came(
 
 
 def test_a_question_may_be_sparse() -> None:
-    embedder = open_embedder(pipeline_embedders.ColumnEmbedder(kind="column", column="v", dimensions=3))
+    embedder = open_embedder(embedders.ColumnEmbedder(kind="column", column="v", dimensions=3))
     vector = embed_query(embedder, "{3:2}/3")
     assert isinstance(vector, SparseVectors)
     np.testing.assert_array_equal(vector.dense(), [[0, 0, 2]])

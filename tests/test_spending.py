@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec import commands, spending
-from rowvec.database import Connection, connect
 from rowvec.errors import AwaitingJobs, BudgetExceeded, UsageError
-from rowvec.ledger import RunId
+from rowvec.ledger import spending
+from rowvec.ledger.pipelines import RunId
+from rowvec.ledger.spending import Account, LedgerPurse, Spent, left, passed
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline_embedders import Budget
-from rowvec.spending import Account, LedgerPurse, Spent, left, passed
+from rowvec.pipeline.embedders import Budget
+from rowvec.postgres.connection import Connection, connect
+from rowvec.sync import dry_run
 from tests import gallery
 from tests.gallery import assert_in_step, rebuild, sync
 from tests.openai_server import KEY, OpenAIServer, failing, serve
@@ -119,9 +120,9 @@ def test_requests_in_flight_count_before_they_are_answered(connection: Connectio
 def test_a_run_stops_before_it_passes_its_budget_and_the_next_goes_on(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    whole = commands.plan(pipeline(server, tmp_path, None))["cost_usd"]
+    whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
     asked = pipeline(server, tmp_path, {"per_run": 0.6 * whole})
-    planned = commands.plan(asked)["budget"]
+    planned = dry_run.plan(asked)["budget"]
     assert (planned["enough"], planned["left"]) == (False, pytest.approx(0.6 * whole))
     with pytest.raises(BudgetExceeded, match=r"embedder\.budget\.per_run.*what was paid for is kept"):
         sync(asked)
@@ -140,7 +141,7 @@ def test_a_run_stops_before_it_passes_its_budget_and_the_next_goes_on(
 def test_the_month_s_budget_is_of_all_runs_and_generations(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    whole = commands.plan(pipeline(server, tmp_path, None))["cost_usd"]
+    whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
     sync(pipeline(server, tmp_path, None))
     larger = pipeline(server, tmp_path, {"per_month": 1.5 * whole}, dimensions=128)
     with pytest.raises(BudgetExceeded, match="per_month"):
@@ -152,7 +153,7 @@ def test_the_month_s_budget_is_of_all_runs_and_generations(
 
 
 def test_refused_requests_cost_nothing(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    whole = commands.plan(pipeline(server, tmp_path, None))["cost_usd"]
+    whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
     server.add(failing(500, times=5))
     assert sync(pipeline(server, tmp_path, {"per_run": 1.0001 * whole})).consistent
 
@@ -167,7 +168,7 @@ def test_a_budget_without_a_price_is_an_error_before_anything_is_sent(
 
 
 def test_jobs_are_cut_to_the_budget(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    whole = commands.plan(pipeline(server, tmp_path, None))["cost_usd"]
+    whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
     batch = {"at_least": 5, "wait_minutes": 0}
     asked = pipeline(server, tmp_path, {"per_run": 0.3 * whole}, batch=batch)
     server.batches.hold = True

@@ -10,13 +10,13 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec import stages
-from rowvec.batch_stages import binarize_rows, embed_rows, load_rows, upload_rows
-from rowvec.database import Connection, connect
-from rowvec.home import home
+from rowvec.ledger.runs import running
+from rowvec.ledger.workdir import database_name, spooled
 from rowvec.pipeline import Pipeline
-from rowvec.run import running
-from rowvec.spool import database_name, spooled
+from rowvec.postgres.connection import Connection, connect
+from rowvec.runtime.home import home
+from rowvec.sync import stages
+from rowvec.sync.batch import binarize_rows, embed_rows, load_rows, upload_rows
 from tests.gallery import SOURCE, assert_in_step, fill
 
 

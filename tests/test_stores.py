@@ -22,12 +22,12 @@ import pytest
 from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
 from azure.storage.blob import ContainerClient as AzureContainer
 
-from rowvec import store_azure
-from rowvec.azure_account import place_of
 from rowvec.errors import ArtifactCorrupt, StoreRefused, StoreUnavailable, UsageError
-from rowvec.pipeline import Artifacts
-from rowvec.store_azure import open_container
-from rowvec.stores import Store, open_store
+from rowvec.pipeline.model import Artifacts
+from rowvec.store import azure
+from rowvec.store.azure import open_container
+from rowvec.store.azure_account import place_of
+from rowvec.store.open import Store, open_store
 from tests.azurite import Container
 
 MIB = 1 << 20
@@ -328,7 +328,7 @@ def test_a_token_that_may_not_make_containers_is_enough_where_there_is_one(
 def test_no_error_shows_a_credential(
     container: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store_azure, "_RETRIES", 0)
+    monkeypatch.setattr(azure, "_RETRIES", 0)
     caplog.set_level("DEBUG")
     path, digest = written(tmp_path / "one", b"content")
     open_container(container.url, container.key).put("a/b", path, digest)
@@ -362,7 +362,7 @@ def test_no_error_shows_a_credential(
 
 
 def test_a_gateway_that_quotes_the_url_gives_no_token_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_azure, "_RETRIES", 0)
+    monkeypatch.setattr(azure, "_RETRIES", 0)
     path, digest = written(tmp_path / "one", b"content")
     with quoting_gateway() as host:
         store = open_container(f"{host}/account/vectors", "sv=1&sig=cGxhbnRlZA")

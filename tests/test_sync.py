@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from rowvec import commands, stages
-from rowvec.database import Connection, connect
 from rowvec.errors import DeleteLimitExceeded, Inconsistent, SourceError, TargetError
-from rowvec.index import index_state
-from rowvec.merge import Merged
+from rowvec.index.build import index_state
+from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
-from rowvec.run import Run, running
-from rowvec.vector_table import stored_table
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import stored_table
+from rowvec.sync import dry_run, stages
+from rowvec.sync.merge import Merged
 from tests import gallery
 from tests.gallery import assert_in_step, fill, sync, vectors
 
@@ -89,7 +89,7 @@ def test_empty_content_is_listed_or_stops_the_run_by_policy(source: Connection, 
     source.execute("UPDATE paintings SET title = '', description = '' WHERE id <= 2")
     listing = gallery.pipeline(str(tmp_path / "artifacts"), source={"empty": "reject"})
     assert sync(listing).rejected == 2
-    found = commands.rejects(listing, retry=False)["rejects"]
+    found = dry_run.rejects(listing, retry=False)["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {("1", "empty"), ("2", "empty")}
     source.execute("UPDATE paintings SET title = 'there' WHERE id = 1")
     assert sync(listing).rejected == 1
@@ -153,13 +153,13 @@ def test_h9_another_machine_takes_over(
 
 
 def test_h11_a_plan_spends_nothing_and_says_what_a_sync_does(source: Connection, paintings: Pipeline) -> None:
-    planned = commands.plan(paintings)
+    planned = dry_run.plan(paintings)
     assert source.execute("SELECT to_regclass('vectors.paintings')").fetchone() == (None,)
     report = sync(paintings).as_json()
     names = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected", "embedded", "reused")
     assert {n: planned[n] for n in names} == {n: report[n] for n in names}
     source.execute("UPDATE paintings SET title = 'the same', description = 'text' WHERE id <= 3")
-    planned = commands.plan(paintings)
+    planned = dry_run.plan(paintings)
     report = sync(paintings).as_json()
     assert {n: planned[n] for n in names} == {n: report[n] for n in names}
 
@@ -354,7 +354,7 @@ def test_a_query_with_doubtful_keys_sets_them_aside(source: Connection, tmp_path
     )
     report = sync(loose)
     assert (report.rows, report.rejected) == (9, 2)
-    found = {(r["key"][0], r["reason"]) for r in commands.rejects(loose, retry=False)["rejects"]}
+    found = {(r["key"][0], r["reason"]) for r in dry_run.rejects(loose, retry=False)["rejects"]}
     assert found == {("1", "duplicate_key"), (None, "null_key")}
     source.execute("DELETE FROM loose WHERE title = 'again' OR id IS NULL")
     report = sync(loose)
@@ -412,7 +412,7 @@ def test_hostile_names(source: Connection, tmp_path: Path) -> None:
     update = f"UPDATE {quoted} SET \"or'der\" = 'other' WHERE {name} = '1'"  # noqa: S608 # ours
     source.execute(update.encode())
     assert sync(weird).changed == 1
-    assert len(commands.search(weird, "text", 3, "\"or'der\" = 'other'", "adaptive")["results"]) == 1
+    assert len(dry_run.search(weird, "text", 3, "\"or'der\" = 'other'", "adaptive")["results"]) == 1
 
 
 def test_a_lost_ledger_is_made_good_from_the_vector_table(source: Connection, paintings: Pipeline) -> None:
@@ -438,7 +438,7 @@ def test_a_source_with_nothing_to_embed_gives_an_empty_table(
     source.execute(change.encode())
     report = sync(paintings)
     assert (report.rows, report.new, report.consistent) == (0, 0, True)
-    assert commands.search(paintings, "anything", 3, None, "adaptive")["results"] == []
+    assert dry_run.search(paintings, "anything", 3, None, "adaptive")["results"] == []
     fill(source, 3, start=700)
     assert sync(paintings).embedded == 3
     assert source.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (3,)

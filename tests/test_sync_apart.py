@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from rowvec import commands, stages
-from rowvec.audit import run_audit
-from rowvec.database import Connection, connect
 from rowvec.embedders import open_embedder
 from rowvec.errors import SourceError, TargetError
-from rowvec.extract_apart import compare_apart, moved
-from rowvec.pairs import key_digest
+from rowvec.ledger.runs import running
+from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
-from rowvec.references import resolve
-from rowvec.run import running
-from rowvec.vector_table import stored_table
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import stored_table
+from rowvec.sources.hash_stream import key_digest
+from rowvec.sync import dry_run, stages
+from rowvec.sync.extract.by_hash import compare_apart, moved
 from tests import gallery
 from tests.gallery import assert_in_step, fill, sync, vectors
 
@@ -137,7 +137,7 @@ def test_empty_content_is_listed_or_stops_the_run_by_policy(source: Connection, 
     apart.write()
     listing = apart.pipeline(str(tmp_path / "artifacts"), empty="reject")
     assert sync(listing).rejected == 2
-    found = commands.rejects(listing, retry=False)["rejects"]
+    found = dry_run.rejects(listing, retry=False)["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {("1", "empty"), ("2", "empty")}
     source.execute("UPDATE paintings SET title = 'there' WHERE id = 1")
     apart.write()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from azure.storage.blob import ContainerClient
 
-from rowvec.audit import run_audit
-from rowvec.database import Connection
-from rowvec.pipeline import Artifacts, Pipeline
+from rowvec.operations.audit import run_audit
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.connection import Connection
 from tests import gallery
 from tests.azurite import Container
 from tests.gallery import assert_in_step, sync, vectors

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rowvec import commands
-from rowvec.database import Connection
 from rowvec.errors import PipelineBusy, QuotaExhausted
+from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
-from rowvec.run import running
+from rowvec.postgres.connection import Connection
+from rowvec.sync import dry_run
 from tests import gallery
 from tests.gallery import assert_in_step, dying_after, fill, sync
 from tests.openai_server import KEY, OpenAIServer, quota, serve
@@ -49,7 +49,7 @@ def paid(server: OpenAIServer, tmp_path: Path) -> Pipeline:
 
 
 def test_tokens_and_cost_are_what_the_provider_says(source: Connection, paid: Pipeline, server: OpenAIServer) -> None:
-    planned = commands.plan(paid)
+    planned = dry_run.plan(paid)
     assert server.requests == []
     report = sync(paid)
     assert report.tokens == server.tokens_billed == planned["tokens"]
@@ -65,7 +65,7 @@ def test_h2_one_poison_row_in_each_request_stays_one_poison_row(
     source.execute("UPDATE paintings SET title = 'POISON ' || id WHERE id % 5 = 0")
     report = sync(paid)
     assert (report.rows, report.rejected, report.consistent) == (40, 10, True)
-    found = commands.rejects(paid, retry=False)["rejects"]
+    found = dry_run.rejects(paid, retry=False)["rejects"]
     assert {r["key"][0] for r in found} == {str(i) for i in range(5, 51, 5)}
     assert {r["reason"] for r in found} == {"invalid_input"}
     sent = len(server.texts)
@@ -74,7 +74,7 @@ def test_h2_one_poison_row_in_each_request_stays_one_poison_row(
     source.execute("UPDATE paintings SET title = 'mended' WHERE id = 5")
     mended = sync(paid)
     assert (mended.rejected, mended.embedded, mended.rows) == (9, 1, 41)
-    commands.rejects(paid, retry=True)
+    dry_run.rejects(paid, retry=True)
     assert sync(paid).rejected == 9
     assert len(server.texts) > sent + 1
 

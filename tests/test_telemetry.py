@@ -15,9 +15,9 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from rowvec.database import Connection
 from rowvec.pipeline import Pipeline
-from rowvec.telemetry_export import wanted
+from rowvec.postgres.connection import Connection
+from rowvec.runtime.telemetry_export import wanted
 from tests import command
 from tests.command import PrefectServer, write_pipeline
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.template import Column, parse
+from rowvec.pipeline.template import Column, parse
 
 
 def test_null_renders_as_the_empty_string() -> None:

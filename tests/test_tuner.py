@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from rowvec.database import Connection, connect
 from rowvec.errors import PipelineBusy, UsageError
-from rowvec.index import index_state
-from rowvec.pipeline import Recall
-from rowvec.progress import listening
-from rowvec.tuner import Budget, tune
-from rowvec.tunings import find_tuning, store_tuning
+from rowvec.index.build import index_state
+from rowvec.index.tuning.results import find_tuning, store_tuning
+from rowvec.index.tuning.tuner import Budget, tune
+from rowvec.pipeline.model import Recall
+from rowvec.postgres.connection import Connection, connect
+from rowvec.runtime.progress import listening
 from tests.vector_tables import create, filled, vector_table
 
 # Time enough for a busy machine: what is left over is not used.
@@ -105,8 +105,8 @@ def test_a_graph_that_just_misses_is_drawn_again(connection: Connection, monkeyp
             drawn.append(part)
 
     # So little effort that bits alone miss, and any miss is near enough.
-    monkeypatch.setattr("rowvec.candidates._OVERSAMPLING", (1,))
-    monkeypatch.setattr("rowvec.tuner._NEARLY", 1.0)
+    monkeypatch.setattr("rowvec.index.tuning.candidates._OVERSAMPLING", (1,))
+    monkeypatch.setattr("rowvec.index.tuning.tuner._NEARLY", 1.0)
     with listening(listener):
         found = tune(connection, table, Recall(at_least=1.0), SMALL)
     best = {m.name.partition(",")[0]: m.recall for m in found.measured if m.choice.kind == "hnsw"}

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rowvec_flows.index import index
+from rowvec_flows.sync import sync
+from rowvec_tasks import when_busy as turns
+from rowvec_tasks.when_busy import SKIPPED, WAIT, Patience, WhenBusy
 
-from flows.index import index
-from flows.sync import sync
-from rowvec.database import Connection
 from rowvec.errors import PipelineBusy
+from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
-from rowvec.progress import listening
-from rowvec.run import running
-from tasks import turns
-from tasks.turns import SKIPPED, WAIT, Patience, WhenBusy
+from rowvec.postgres.connection import Connection
+from rowvec.runtime.progress import listening
 from tests.gallery import assert_in_step
 
 SECONDS = st.floats(min_value=0, max_value=1e6)

@@ -17,7 +17,7 @@ import psutil
 import psycopg
 import pytest
 
-from rowvec.stack.state import keeper_pid, read_state
+from rowvec.cli.stack.state import keeper_pid, read_state
 from tests.command import Ended, start
 
 pytestmark = [pytest.mark.flow]

@@ -12,17 +12,17 @@ from typing import Any, LiteralString
 import pytest
 from psycopg import sql
 
-from rowvec.database import Connection, connect
-from rowvec.index import ensure_index, index_state
-from rowvec.index_builds import look
-from rowvec.index_choice import IndexChoice
-from rowvec.pipeline import Recall
-from rowvec.recall import RecallReport, measure
-from rowvec.upkeep import Kept, keep_fit
-from rowvec.vacuum import vacuum_if_due
-from rowvec.validate import check_serving, measured_recall
-from rowvec.vector_table import VectorTable
-from rowvec.wear import TRIES
+from rowvec.index.build import ensure_index, index_state
+from rowvec.index.choice import IndexChoice
+from rowvec.index.history import look
+from rowvec.index.recall import RecallReport, measure
+from rowvec.index.upkeep import Kept, keep_fit
+from rowvec.index.vacuum import vacuum_if_due
+from rowvec.index.wear import TRIES
+from rowvec.pipeline.model import Recall
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.sync.validate import check_serving, measured_recall
 from tests.vector_tables import clustered, fill, filled, vector_table
 
 NONE = IndexChoice(kind="none", reason="Small.")
@@ -35,7 +35,7 @@ WANTED = Recall(k=10, at_least=0.9, queries=20)
 @pytest.fixture(autouse=True)
 def decided_by_few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a thousand queries decide of a real table, a few decide of one made to be plainly good or bad."""
-    monkeypatch.setattr("rowvec.validate._DECIDING_QUERIES", 20)
+    monkeypatch.setattr("rowvec.sync.validate._DECIDING_QUERIES", 20)
 
 
 def kept(connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall = WANTED, **how: Any) -> Kept:
@@ -103,7 +103,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recall]:
         asked.append(arguments[3])
         return measured_recall(*arguments, **how)
 
-    monkeypatch.setattr("rowvec.upkeep.measured_recall", counted)
+    monkeypatch.setattr("rowvec.index.upkeep.measured_recall", counted)
     return asked
 
 
@@ -229,7 +229,7 @@ def test_a_new_index_that_finds_less_goes_again_and_the_old_one_stays(
     kept(connection, table, FLOAT)
     before = names(connection, table)
     poor = replace(BITS, oversampling=1)
-    with caplog.at_level(logging.WARNING, "rowvec.upkeep"):
+    with caplog.at_level(logging.WARNING, "rowvec.index.upkeep"):
         outcome = kept(connection, table, poor)
     assert names(connection, table) == before
     assert (outcome.choice.on, outcome.recall and outcome.recall.passed) == ("float", True)
@@ -297,12 +297,12 @@ def test_vacuum_comes_after_many_rows_died_and_waits_for_nobody(connection: Conn
 def test_a_build_that_will_spill_is_foreseen_and_one_that_did_is_told(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("rowvec.index_memory._SMALLEST_MEMORY", 2**20)
-    monkeypatch.setattr("rowvec.index_memory.memory_here", lambda _: 4 * 2**20)  # pyright: ignore[reportUnknownLambdaType] # a machine of 4 MiB
+    monkeypatch.setattr("rowvec.index.build_memory._SMALLEST_MEMORY", 2**20)
+    monkeypatch.setattr("rowvec.index.build_memory.memory_here", lambda _: 4 * 2**20)  # pyright: ignore[reportUnknownLambdaType] # a machine of 4 MiB
     table = vector_table(64, bits=False)
     filled(connection, table, 2_000)
     connection.execute("SET maintenance_work_mem = '1MB'")
-    with caplog.at_level(logging.WARNING, "rowvec.index"):
+    with caplog.at_level(logging.WARNING, "rowvec.index.build"):
         outcome = kept(connection, table, FLOAT)
     said = " ".join(outcome.said)
     assert "to be built in memory it needs about 3 MiB and has 1 MiB" in said

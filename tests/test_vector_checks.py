@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from rowvec.columns import PgColumn
-from rowvec.database import Connection
-from rowvec.index import ensure_index
-from rowvec.index_choice import IndexChoice
-from rowvec.vector_checks import MOST_ROWS, check_index, check_vectors
-from rowvec.vector_table import Precision
+from rowvec.index.build import ensure_index
+from rowvec.index.checks import MOST_ROWS, check_index, check_vectors
+from rowvec.index.choice import IndexChoice
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import Precision
 from tests.vector_tables import create, filled, vector_table
 
 BITS = IndexChoice(kind="hnsw", on="bits", opclass="bit_hamming_ops", reason="")

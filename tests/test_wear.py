@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.index_choice import IndexChoice
-from rowvec.recall import RecallReport
-from rowvec.wear import (
+from rowvec.index.choice import IndexChoice
+from rowvec.index.recall import RecallReport
+from rowvec.index.wear import (
     DEAD_SHARE,
     GONE_SHARE,
     MOVED_SHARE,

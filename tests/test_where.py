@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import DataError, sql
 
-from rowvec.columns import PgColumn
-from rowvec.database import Connection
 from rowvec.errors import UsageError
-from rowvec.where import parse_where
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.search.where import parse_where
 
 COLUMNS = (
     PgColumn("id", "bigint"),

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
-from rowvec.columns import PgColumn
-from rowvec.database import Connection
-from rowvec.vector_table import Metric, Precision, VectorTable
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import Metric, Precision, VectorTable
 
 
 def vector_table(

@@ -10,18 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
-from rowvec import commands, generations, index_commands, picture_commands, retention
-from rowvec import rebuild as rebuilding
-from rowvec.audit import run_audit
-from rowvec.cli import shown, stack_commands
-from rowvec.cli.orchestrator import load_flow
+from rowvec.cli import render
+from rowvec.cli.flow_loader import load_flow
 from rowvec.cli.output import emit, err, fail
 from rowvec.cli.progress_bars import shown_progress
+from rowvec.cli.stack import commands as stack_commands
 from rowvec.errors import AwaitingJobs, Inconsistent, RowvecError, UsageError
+from rowvec.operations import index as index_commands
+from rowvec.operations import prune as retention
+from rowvec.operations import rebuild as rebuilding
+from rowvec.operations import search_pictures, switch
+from rowvec.operations.audit import run_audit
+from rowvec.operations.repair import prepare_repair
 from rowvec.pipeline import Pipeline, json_schema
-from rowvec.pipeline_file import load
-from rowvec.repair import prepare_repair
-from rowvec.report import SyncReport
+from rowvec.pipeline.file import load
+from rowvec.sync import dry_run
+from rowvec.sync.report import SyncReport
 
 app = typer.Typer(
     name="rowvec",
@@ -57,14 +61,14 @@ def sync(
     flow = load_flow("sync")
     with shown_progress(err):
         report = flow(pipeline=pipeline, cause="command", when_busy="wait" if wait else "fail", wait_minutes=wait)
-    emit(report.as_json(), as_json, lambda: shown.sync(report))
+    emit(report.as_json(), as_json, lambda: render.sync(report))
 
 
 @app.command()
 def plan(file: File, as_json: AsJson = False) -> None:
     """Tell what a sync would do: rows, tokens, cost. Spends nothing."""
-    found = commands.plan(load(file))
-    emit(found, as_json, lambda: shown.plan(found))
+    found = dry_run.plan(load(file))
+    emit(found, as_json, lambda: render.plan(found))
 
 
 @app.command()
@@ -93,10 +97,10 @@ def search(
 ) -> None:
     """Search the vector table by meaning, or by what an image is like."""
     pipeline, question = load(file), _question(query, image)
-    picture_commands.check_outputs(pipeline, grid, html)
-    found = commands.search(pipeline, question, k, where, mode, words)
-    picture_commands.show_pictures(pipeline, question, where, found["results"], grid, html)
-    emit(found, as_json, lambda: shown.search(str(question), found))
+    search_pictures.check_outputs(pipeline, grid, html)
+    found = dry_run.search(pipeline, question, k, where, mode, words)
+    search_pictures.show_pictures(pipeline, question, where, found["results"], grid, html)
+    emit(found, as_json, lambda: render.search(str(question), found))
 
 
 @app.command()
@@ -115,7 +119,7 @@ def audit(
             flow(pipeline=pipeline, cause="repair", when_busy="fail")
         left = run_audit(pipeline)
         repaired, found = found.total - left.total, left
-    emit(found.as_json(repaired), as_json, lambda: shown.audit(found.as_json(repaired)))
+    emit(found.as_json(repaired), as_json, lambda: render.audit(found.as_json(repaired)))
     if not found.consistent:
         raise typer.Exit(1)
 
@@ -133,7 +137,7 @@ def restore(
     flow = load_flow("restore")
     with shown_progress(err):
         report = flow(pipeline=pipeline, manifest=manifest)
-    emit(report.as_json(), as_json, lambda: shown.restore(report))
+    emit(report.as_json(), as_json, lambda: render.restore(report))
 
 
 @app.command()
@@ -150,7 +154,7 @@ def prune(
 ) -> None:
     """Delete artifacts and manifests that are old and that nothing needs."""
     found = retention.prune(load(file), timedelta(days=older_than), apply=apply, compact=compact)
-    emit(found.as_json(), as_json, lambda: shown.prune(found))
+    emit(found.as_json(), as_json, lambda: render.prune(found))
 
 
 @app.command()
@@ -177,13 +181,13 @@ def index(
     if tune:
         with shown_progress(err):
             tuning = index_commands.tune(pipeline, index_commands.budget(seconds, memory, rows))
-        emit(tuning.as_json(), as_json, lambda: shown.tuning(tuning))
+        emit(tuning.as_json(), as_json, lambda: render.tuning(tuning))
         if plot:
             index_commands.draw(tuning, plot)
         return
     with shown_progress(err):
         found = index_commands.see_to_index(pipeline, rebuild=rebuild)
-    emit(found, as_json, lambda: shown.index(found))
+    emit(found, as_json, lambda: render.index(found))
 
 
 @app.command()
@@ -206,19 +210,19 @@ def rebuild(
         raise UsageError("--plan, --rollback and --drop-old exclude each other; give one of them")
     if plan_only:
         found = rebuilding.plan_rebuild(pipeline)
-        emit(found, as_json, lambda: shown.rebuild_plan(found))
+        emit(found, as_json, lambda: render.rebuild_plan(found))
     elif rollback:
         kept = rebuilding.rollback(pipeline)
         done = {"rolled_back": True, "retired_table": kept}
-        emit(done, as_json, lambda: shown.rolled_back(pipeline.target.table, kept))
+        emit(done, as_json, lambda: render.rolled_back(pipeline.target.table, kept))
     elif drop_old:
-        dropped = {"dropped": generations.retire_for_good(pipeline)}
-        emit(dropped, as_json, lambda: shown.dropped(dropped["dropped"]))
+        dropped = {"dropped": switch.retire_for_good(pipeline)}
+        emit(dropped, as_json, lambda: render.dropped(dropped["dropped"]))
     else:
         flow = load_flow("rebuild")
         with shown_progress(err):
             report = flow(pipeline=pipeline, max_cost=max_cost, switch=not no_switch)
-        emit(report.as_json(), as_json, lambda: shown.rebuild(report))
+        emit(report.as_json(), as_json, lambda: render.rebuild(report))
 
 
 @app.command()
@@ -228,8 +232,8 @@ def rejects(
     as_json: AsJson = False,
 ) -> None:
     """List the rows that cannot be embedded, with the reasons."""
-    found = commands.rejects(load(file), retry=retry)
-    emit(found, as_json, lambda: shown.rejects(found))
+    found = dry_run.rejects(load(file), retry=retry)
+    emit(found, as_json, lambda: render.rejects(found))
 
 
 @app.command()
@@ -241,7 +245,7 @@ def schema(as_json: AsJson = False) -> None:
 @app.command()
 def demo(as_json: AsJson = False) -> None:
     """Sync and search a gallery of 240 paintings on the embedded Postgres: no account, no network."""
-    from rowvec.demo import gallery  # late: only this command needs it
+    from rowvec.cli.demo import gallery  # late: only this command needs it
 
     with shown_progress(err):
         report = gallery.run(load_flow("sync"), quiet=as_json)
@@ -262,7 +266,7 @@ def main() -> None:
         sys.exit(1)
     except AwaitingJobs as awaited:
         found: dict[str, Any] = {"awaiting": {"jobs": awaited.jobs, "texts": awaited.texts}, "message": str(awaited)}
-        emit(found, as_json, lambda: shown.awaiting(found["message"]))
+        emit(found, as_json, lambda: render.awaiting(found["message"]))
         sys.exit(_AWAITING)
     except RowvecError as error:
         fail(str(error), as_json)
@@ -284,9 +288,9 @@ def _tell_inconsistent(error: Inconsistent, as_json: bool) -> None:
         return
     report = error.report
     if isinstance(report, SyncReport):
-        emit(report.as_json(), as_json, lambda: shown.sync(report))
+        emit(report.as_json(), as_json, lambda: render.sync(report))
     else:
-        emit(report.as_json(), as_json, lambda: shown.restore(report))
+        emit(report.as_json(), as_json, lambda: render.restore(report))
     err.print(f"rowvec: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 

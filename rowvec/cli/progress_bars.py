@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from rowvec.progress import listening
+from rowvec.runtime.progress import listening
 
 # A log of a long run should stay readable: one line a part at its end, and one in so many seconds before.
 _LINE_SECONDS = 10.0

@@ -6,19 +6,19 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rowvec import pipeline_embedders
 from rowvec.embedders.protocol import Embedder, ImageEmbedder
-from rowvec.embedders.question import embed_image_query, embed_query, image_in
+from rowvec.embedders.query import embed_image_query, embed_query, image_in
 from rowvec.errors import UsageError
+from rowvec.pipeline import embedders
 
 if TYPE_CHECKING:
-    from rowvec.embedders.openai_api import OpenAIApi
-    from rowvec.embedders.openai_batches import OpenAIBatches
+    from rowvec.embedders.openai.batch_api import OpenAIBatches
+    from rowvec.embedders.openai.texts import OpenAIApi
 
 __all__ = ["embed_image_query", "embed_query", "image_in", "open_batch_api", "open_embedder", "open_image_embedder"]
 
 
-def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
+def open_embedder(embedder: embedders.Embedder) -> Embedder:
     """The embedder a pipeline asks for; its references are resolved already.
 
     Nothing is sent yet. Raises ``UsageError`` where the settings cannot work whatever the provider answers.
@@ -26,11 +26,11 @@ def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
     # Imports are late: openai and wordllama take half a second each, and a run needs one of them at most.
     match embedder.kind:
         case "openai" | "azure_openai":
-            from rowvec.embedders.openai_api import OpenAIApi
+            from rowvec.embedders.openai.texts import OpenAIApi
 
             return OpenAIApi(embedder)
         case "local":
-            from rowvec.embedders.local import LocalModel
+            from rowvec.embedders.wordllama import LocalModel
 
             return LocalModel(embedder)
         case "column":
@@ -38,44 +38,44 @@ def open_embedder(embedder: pipeline_embedders.Embedder) -> Embedder:
 
             return SourceColumn(embedder)
         case "azure_vision":
-            from rowvec.embedders.azure_vision import AzureVision
+            from rowvec.embedders.azure_vision.embedder import AzureVision
 
             return AzureVision(embedder)
         case "openai_images":
-            from rowvec.embedders.openai_images import OpenAIImages
+            from rowvec.embedders.openai.images import OpenAIImages
 
             return OpenAIImages(embedder)
         case "local_image":
-            from rowvec.embedders.local_image import LocalImage
+            from rowvec.embedders.image_similarity import LocalImage
 
             return LocalImage(embedder)
 
 
 @contextmanager
-def open_batch_api(embedder: pipeline_embedders.Embedder) -> Generator[tuple[OpenAIApi, OpenAIBatches]]:
+def open_batch_api(embedder: embedders.Embedder) -> Generator[tuple[OpenAIApi, OpenAIBatches]]:
     """The embedder with its provider's Batch API. Raises ``UsageError`` where it has none."""
-    from rowvec.embedders.openai_api import OpenAIApi
+    from rowvec.embedders.openai.texts import OpenAIApi
 
-    if not isinstance(embedder, pipeline_embedders.OpenAIEmbedder):
+    if not isinstance(embedder, embedders.OpenAIEmbedder):
         raise UsageError(f"an embedder of kind {embedder.kind} takes no batch jobs; leave embedder.batch out")
     api = OpenAIApi(embedder)
     with api.batch_api() as batches:
         yield api, batches
 
 
-def open_image_embedder(embedder: pipeline_embedders.Embedder) -> ImageEmbedder:
+def open_image_embedder(embedder: embedders.Embedder) -> ImageEmbedder:
     """As ``open_embedder``, of those that take images. Raises ``UsageError`` for the others."""
     match embedder.kind:
         case "azure_vision":
-            from rowvec.embedders.azure_vision import AzureVision
+            from rowvec.embedders.azure_vision.embedder import AzureVision
 
             return AzureVision(embedder)
         case "openai_images":
-            from rowvec.embedders.openai_images import OpenAIImages
+            from rowvec.embedders.openai.images import OpenAIImages
 
             return OpenAIImages(embedder)
         case "local_image":
-            from rowvec.embedders.local_image import LocalImage
+            from rowvec.embedders.image_similarity import LocalImage
 
             return LocalImage(embedder)
         case _:

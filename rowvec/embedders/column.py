@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import from_json
 
-from rowvec import pipeline_embedders
-from rowvec.embedders.answers import defect, usable
 from rowvec.embedders.protocol import Answer, Vectors
-from rowvec.embedders.purse import FREE, Purse
+from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.provider.response import defect, usable
 from rowvec.embedders.sparse_text import is_sparse, read_sparse
 from rowvec.errors import RowError
-from rowvec.fingerprint import Identity
+from rowvec.pipeline import embedders
+from rowvec.vectors.fingerprint import Identity
 
 _PREPROCESSING = 1
 
@@ -31,7 +31,7 @@ class SourceColumn:
     vectors, the table has them as it wants them.
     """
 
-    def __init__(self, config: pipeline_embedders.ColumnEmbedder) -> None:
+    def __init__(self, config: embedders.ColumnEmbedder) -> None:
         self._config = config
 
     @property

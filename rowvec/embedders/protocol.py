@@ -9,11 +9,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from rowvec.embedders.pace import Account, Pace
-from rowvec.embedders.purse import FREE, Purse
+from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.rate_limit.limiter import Account, Pace
 from rowvec.errors import RowError
-from rowvec.fingerprint import Identity
-from rowvec.vector_layout import Embeddings, Vectors
+from rowvec.vectors.fingerprint import Identity
+from rowvec.vectors.layout import Embeddings, Vectors
 
 __all__ = ["Answer", "Embedder", "Vectors"]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic_core import from_json
 
 from rowvec.errors import RowError
-from rowvec.sparse import MOST_NONZEROS, SparseVectors, ascending, ends_of
+from rowvec.vectors.sparse import MOST_NONZEROS, SparseVectors, ascending, ends_of
 
 # Pairs between braces, their indices counted from 1, and the dimensions. What a value is, its reader finds out.
 _VECTOR = re.compile(r"\s*\{((?:\s*\d+\s*:[^,:{}]+)(?:,\s*\d+\s*:[^,:{}]+)*)?\s*\}\s*/\s*(\d{1,10})\s*", re.ASCII)

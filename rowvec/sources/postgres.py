@@ -8,14 +8,13 @@ from typing import LiteralString, cast
 import psycopg
 from psycopg import sql
 
-from rowvec import template
-from rowvec.columns import PgColumn, listed
-from rowvec.database import Connection, target_url
 from rowvec.errors import SourceError
-from rowvec.pipeline import Pipeline
-from rowvec.pipeline_part import table_identifier
-from rowvec.pipeline_sources import PostgresSource
-from rowvec.queries import query
+from rowvec.pipeline import Pipeline, template
+from rowvec.pipeline.parts import table_identifier
+from rowvec.pipeline.sources import PostgresSource
+from rowvec.postgres.columns import PgColumn, listed
+from rowvec.postgres.connection import Connection, target_url
+from rowvec.postgres.queries import query
 
 NOT_BLANK = "[^ \t\n\r\f\v]"
 """Content without one such character has no vector. The search stops at the first; trimming copies the whole text."""

@@ -1,0 +1,243 @@
+"""How each command's outcome looks on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rowvec.cli.output import out, table
+from rowvec.images.content import is_image
+from rowvec.index.tuning.results import Tuning
+from rowvec.operations.prune import Pruned
+from rowvec.operations.rebuild import RebuildReport
+from rowvec.sync.report import BILLED, Check, RestoreReport, SyncReport
+
+_COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
+_TEXT_WIDTH = 200
+_FIGURES = ("content", "distance", "score", "vector_rank", "text_rank")
+
+
+def sync(report: SyncReport) -> None:
+    """A sync's report: verdict first."""
+    style = "bold green" if report.consistent else "bold red"
+    out.print(report.verdict(), style=style, markup=False, highlight=False)
+    counts = {name: getattr(report, name) for name in (*_COUNTS, "pending")}
+    _show_counts(f"Run {report.run_id} of {report.pipeline}", counts)
+    recall = "no index, exact search" if report.recall_at_k is None else f"recall@{report.k} {report.recall_at_k:.3f}"
+    stored = f" {report.images:,} put into the store," if report.what == "images" else ""
+    out.print(
+        f"{report.embedded:,} {report.what} embedded,{stored} {report.reused:,} vectors reused; "
+        f"{_bill(report)}{recall}; {report.seconds.get('total', 0):.1f} s",
+        highlight=False,
+    )
+    _show_failed(report.failed_checks)
+
+
+def _bill(report: SyncReport) -> str:
+    """What was paid; of images that no service was asked about, nothing is said."""
+    if report.what == "images" and not report.tokens:
+        return ""
+    return f"{report.tokens:,} {BILLED[report.what]}, ${report.cost_usd:,.4f}; "
+
+
+def restore(report: RestoreReport) -> None:
+    """A restore's report: verdict first."""
+    style = "bold green" if report.consistent else "bold red"
+    out.print(report.verdict(), style=style, markup=False, highlight=False)
+    recall = "no index, exact search" if report.recall_at_k is None else f"recall@{report.k} {report.recall_at_k:.3f}"
+    out.print(
+        f"By {report.manifest}; {recall}; {report.seconds['total']:.1f} s. Nothing was embedded.", highlight=False
+    )
+    _show_failed(report.failed_checks)
+
+
+def plan(found: dict[str, Any]) -> None:
+    """What a sync would do."""
+    _show_counts("A sync would find", {name: found[name] for name in _COUNTS})
+    out.print(
+        f"It would embed {found['embedded']:,} {found['what']} and reuse {found['reused']:,} vectors: "
+        f"about {found['tokens']:,} {BILLED[found['what']]}, ${found['cost_usd']:,.4f}. Nothing was spent.",
+        highlight=False,
+    )
+    if found["awaiting"]["jobs"]:
+        jobs, texts = found["awaiting"]["jobs"], found["awaiting"]["texts"]
+        out.print(f"{jobs:,} batch job(s) of {texts:,} texts are at the provider already.", highlight=False)
+    budget = found["budget"]
+    if budget is not None:
+        limits = {"this run": budget["per_run"], "this month": budget["per_month"]}
+        named = " and ".join(f"${limit:,.4f} for {of}" for of, limit in limits.items() if limit is not None)
+        enough = "enough" if budget["enough"] else "NOT ENOUGH: the sync would stop before it passes that"
+        out.print(
+            f"The budget allows {named}; ${budget['spent_this_month']:,.4f} were spent this month, "
+            f"${budget['left']:,.4f} are left: {enough}.",
+            highlight=False,
+        )
+
+
+def awaiting(sentence: str) -> None:
+    """A run that a later one goes on with."""
+    out.print(sentence, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def search(query: str, found: dict[str, Any]) -> None:
+    """Results, the nearest first: key and metadata in one line, the content below."""
+    results = found["results"]
+    if not results:
+        out.print("Nothing found.")
+        return
+    rows: list[tuple[str, ...]] = []
+    for number, result in enumerate(results, 1):
+        named = [f"{v}" for name, v in result.items() if name not in _FIGURES and v is not None]
+        figures = [f"{result[name]:.3f}" for name in ("score", "distance") if name in result]
+        # An image's content is its checksum, which tells a person nothing.
+        lines = [" · ".join(named), "" if is_image(result["content"]) else _short(result["content"])]
+        rows.append((str(number), *figures, "\n".join(filter(None, lines))))
+    columns = ("", *(name for name in ("score", "distance") if name in results[0]), "row")
+    table(f"“{query}”", columns, rows, right=columns[:-1])
+
+
+def audit(found: dict[str, Any]) -> None:
+    """What an audit found."""
+    good = found["consistent"]
+    out.print("Consistent." if good else "INCONSISTENT.", style="bold green" if good else "bold red")
+    _show_counts("Audit", {name: found[name] for name in ("missing", "stale", "orphaned", "corrupt", "repaired")})
+    for lost in found["objects"]:
+        out.print(f"{lost['name']}: {lost['reason']}", style="red", markup=False, highlight=False)
+    if found["rows"]:
+        table(
+            "Offending rows", ("key", "reason"), ((", ".join(map(str, r["key"])), r["reason"]) for r in found["rows"])
+        )
+    if not good:
+        out.print("Run again with --repair to mend them: from artifacts first, paying only for what exists nowhere.")
+
+
+def prune(found: Pruned) -> None:
+    """What was let go of, or would be."""
+    counts = {
+        "artifacts": found.artifacts,
+        "images": found.images,
+        "journal_entries": found.journal_entries,
+        "manifests": found.manifests,
+        "kept_artifacts": found.kept_artifacts,
+        "compacted": found.compacted,
+    }
+    _show_counts("Deleted" if found.applied else "Would go", counts)
+    out.print(f"{found.bytes:,} bytes of artifacts, {found.image_bytes:,} of images.", highlight=False)
+    if not found.applied:
+        out.print("Nothing was changed; run again with --apply to delete them.")
+
+
+def rejects(found: dict[str, Any]) -> None:
+    """The rows set aside."""
+    if found["retried"]:
+        out.print(f"{found['retried']:,} row(s) will be tried again by the next sync.", highlight=False)
+        return
+    if not found["rejects"]:
+        out.print("No rows are set aside.")
+        return
+    rows = ((", ".join(map(str, r["key"])), r["reason"], r["detail"], r["attempts"]) for r in found["rejects"])
+    table(f"{found['count']:,} rows set aside", ("key", "reason", "detail", "attempts"), rows, right=("attempts",))
+
+
+def _show_counts(title: str, counts: dict[str, int]) -> None:
+    """Numbers of rows side by side."""
+    names = [name.replace("_", " ") for name in counts]
+    table(title, names, [counts.values()], right=names)
+
+
+def _show_failed(checks: tuple[Check, ...]) -> None:
+    for check in checks:
+        out.print(f"FAILED {check.name}: {check.detail}", style="red", markup=False, highlight=False)
+        if check.rows:
+            out.print(f"  rows: {', '.join(check.rows[:10])}", markup=False, highlight=False)
+
+
+def _short(text: str | None) -> str:
+    line = " ".join((text or "").split())
+    return line if len(line) <= _TEXT_WIDTH else line[: _TEXT_WIDTH - 1] + "…"
+
+
+def index(found: dict[str, Any]) -> None:
+    """The index that serves, and what was done to it."""
+    if found["index"] is None:
+        out.print(f"No index: {found['reason']}", markup=False, highlight=False)
+        return
+    recall = (
+        "recall not measured" if found["recall_at_k"] is None else f"recall@{found['k']} {found['recall_at_k']:.3f}"
+    )
+    size = f"{found['bytes'] / 2**20:,.1f} MiB over {found['rows']:,} rows"
+    what = f"{found['index']}: {found['kind']} on {found['on']}, {size}, {recall}. {found['reason']}"
+    out.print(what, markup=False, highlight=False, soft_wrap=True)
+    because = found["built_because"]
+    out.print(f"Built: {because['sentence']}." if because else "Nothing had to be built.", markup=False)
+    for sentence in found["said"]:
+        out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def tuning(found: Tuning) -> None:
+    """What a tuner measured, the choice marked."""
+    title = (
+        f"{found.sampled_rows:,} of {found.rows:,} rows, {found.queries} of them as questions; recall@{found.k} of "
+        f"{found.at_least:.2f} wanted"
+    )
+    rows = [("exact search", "1.000", "", f"{found.exact_ms:,.1f}", f"{1000 / found.exact_ms:,.0f}", "0", "")]
+    rows += [
+        (
+            m.name + (" ◀" if found.is_choice(m) else ""),
+            f"{m.recall:.3f}",
+            f"{m.low:.3f}",
+            f"{m.median_ms:,.1f}",
+            f"{m.per_second:,.0f}",
+            f"{m.bytes / 2**20:,.1f}",
+            f"{m.build_seconds:,.1f}",
+        )
+        for m in found.measured
+    ]
+    columns = ("index", "recall", "low 95 %", "ms", "per s", "MiB", "build s")
+    table(title, columns, rows, right=columns[1:])
+    for name, why in found.skipped:
+        out.print(f"Not measured: {name}: {why}.", markup=False, highlight=False)
+    out.print(found.reason, style="bold", markup=False, highlight=False, soft_wrap=True)
+    out.print(found.kept or "The next sync goes by it, and rowvec index at once.", markup=False, highlight=False)
+
+
+def rebuild(report: RebuildReport) -> None:
+    """A rebuild's report: verdict first."""
+    out.print(report.verdict(), style="bold green", markup=False, highlight=False, soft_wrap=True)
+    recall = ["exact" if r is None else f"{r:.3f}" for r in (report.recall_before, report.recall_after)]
+    out.print(
+        f"{report.embedded:,} {report.what} embedded, {report.reused:,} vectors reused; {report.tokens:,} "
+        f"{BILLED[report.what]}, ${report.cost_usd:,.4f}; "
+        f"recall@{report.comparison.k} {recall[0]} before, {recall[1]} after; "
+        f"{report.seconds:.1f} s",
+        highlight=False,
+    )
+    if report.switched:
+        out.print("rowvec rebuild --rollback goes back, --drop-old lets go of the old one.", highlight=False)
+
+
+def rebuild_plan(found: dict[str, Any]) -> None:
+    """What a rebuild would take."""
+    out.print(
+        f"Generation {found['generation']} would be built in {found['table']}: {found['new']:,} rows, of which "
+        f"{found['reused']:,} have vectors that serve; {found['embedded']:,} {found['what']} to embed, about "
+        f"{found['tokens']:,} {BILLED[found['what']]}, ${found['cost_usd']:,.4f}. Nothing was spent.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def rolled_back(name: str, kept: str) -> None:
+    """Which table is read now."""
+    out.print(
+        f"{name} is the generation before again; {kept} keeps the other. Put its settings back into the pipeline file, "
+        "and run rowvec sync to bring it in step.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def dropped(tables: list[str]) -> None:
+    """Which generations are gone."""
+    out.print(f"Dropped: {', '.join(tables)}." if tables else "There was nothing to drop.", markup=False)

@@ -1,0 +1,57 @@
+"""The commands ``up`` and ``down``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rowvec.cli.output import emit, err, out
+from rowvec.cli.stack.state import StackState, stack_folder
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def up(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Pipeline files; left out: the demo's gallery.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Of the UI; left out: 4200, or the next one that is free."),
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Minutes between two syncs of a pipeline.")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Start Postgres, a Prefect server with its UI and a worker here, with the pipelines deployed and scheduled."""
+    from rowvec.cli.stack import up as stack  # late: only these commands need it
+
+    state, started = stack.up(files or [], port, every, _say)
+    emit({**state.as_json(), "started": started}, as_json, lambda: _show(state, started))
+
+
+def down(as_json: AsJson = False) -> None:
+    """End what `rowvec up` has started. Data stays: the next `up` goes on from it."""
+    from rowvec.cli.stack import up as stack  # late, as above
+
+    done = stack.down(_say)
+    emit(done, as_json, lambda: out.print("Ended." if done["ended"] else "Nothing was running."))
+
+
+def _say(sentence: str) -> None:
+    err.print(f"{sentence} …", style="dim", markup=False, highlight=False)
+
+
+def _show(state: StackState, started: bool) -> None:
+    out.print("Running." if started else "Already running.", style="bold green")
+    rows = [
+        ("Prefect UI", state.ui),
+        ("Pipelines", f"{', '.join(state.pipelines)}: synced every {state.every_minutes} minute(s), audited daily"),
+        ("Postgres", state.database or "yours, by ROWVEC_DATABASE_URL"),
+        ("Logs", str(stack_folder())),
+        ("Run one now", f"PREFECT_API_URL={state.api} prefect deployment run sync/{state.pipelines[0]} --watch"),
+        ("End it", "rowvec down"),
+    ]
+    for name, value in rows:
+        out.print(f"{name:<12} {value}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,211 @@
+"""The process behind ``rowvec up``: holds Postgres, the Prefect server and a worker until ``rowvec down``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import httpx
+
+from rowvec.cli.demo.gallery import hang_once
+from rowvec.cli.stack.deployments import POOL
+from rowvec.cli.stack.state import (
+    Process,
+    StackState,
+    descendants,
+    end_group,
+    kept,
+    kill_all,
+    read_state,
+    stack_folder,
+    write_state,
+)
+from rowvec.errors import RowvecError, TargetError
+from rowvec.runtime.home import home, release_postgres, start_postgres
+
+_SERVER_SECONDS = 120.0
+_ANSWER_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+# A server or worker that ends by itself is started again; one that cannot stay up must not fill the disk with logs.
+_REST_SECONDS = 5.0
+
+
+class _Ended(Exception):
+    """``rowvec down`` asked for it."""
+
+
+class _Keeper:
+    def __init__(self, state: StackState, stop: threading.Event) -> None:
+        self._state = state
+        self._stop = stop
+        self._folder = stack_folder()
+        self._environment = environment(state)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands = {
+            "server": ("server", "start", "--host", "127.0.0.1", "--port", str(state.port)),
+            "worker": ("worker", "start", "--pool", POOL, "--name", "rowvec up"),
+        }
+
+    def start(self) -> None:
+        """All of it, in the order in which each needs the others."""
+        self.tell(sentence="starting the Prefect server")
+        self._start("server")
+        self._wait_for_server()
+        self.tell(sentence="applying the deployments")
+        self._prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
+        self._prefect("deploy", "--all", "--prefect-file", str(self._folder / "prefect.yaml"))
+        self.tell(sentence="starting a worker")
+        self._start("worker")
+        self._sync_once()
+        self.tell(phase="ready", sentence="running")
+
+    def keep(self) -> None:
+        """Start again what ends by itself, until it is all to end."""
+        while not self._stop.wait(_LOOK_SECONDS):
+            for name, process in list(self._processes.items()):
+                if process.poll() is not None and not self._stop.wait(_REST_SECONDS):
+                    # Flow runs of a worker that was killed are nobody's any more.
+                    end_group(process.pid)
+                    self._start(name)
+
+    def end(self) -> None:
+        """The worker before the server that it reports to."""
+        for name in ("worker", "server"):
+            if name in self._processes:
+                process = self._processes[name]
+                started = descendants(process.pid)
+                if process.poll() is None:
+                    process.terminate()
+                    try:
+                        process.wait(_REST_SECONDS * 4)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                end_group(process.pid)
+                kill_all(started)
+                process.wait()
+
+    def tell(self, **changes: Any) -> None:
+        """Write down what has changed; a good place to notice that it is all to end."""
+        if self._stop.is_set():
+            raise _Ended
+        self._state = write_state(self._state, **changes)
+
+    def _start(self, name: str) -> None:
+        with (self._folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 # Prefect's own command, with words of our own
+                [sys.executable, "-m", "prefect", *self._commands[name]],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes[name] = process
+        children = {**self._state.children, name: Process.of(process.pid)}
+        self._state = write_state(self._state, children=children)
+
+    def _wait_for_server(self) -> None:
+        end = time.monotonic() + _SERVER_SECONDS
+        while time.monotonic() < end:
+            if self._stop.wait(0.2):
+                raise _Ended
+            if self._processes["server"].poll() is not None:
+                raise TargetError(f"the Prefect server ended at once; its last words are in {self._folder}/server.log")
+            with suppress(httpx.HTTPError):
+                httpx.get(f"{self._state.api}/health", timeout=5).raise_for_status()
+                return
+        raise TargetError(f"the Prefect server did not answer in time; see {self._folder}/server.log")
+
+    def _sync_once(self) -> None:
+        # A schedule that is anchored a moment ahead has passed by before a slow machine has applied it.
+        api = self._state.api
+        try:
+            with httpx.Client(timeout=_ANSWER_SECONDS) as client:
+                for name in self._state.pipelines:
+                    found = client.get(f"{api}/deployments/name/sync/{name}").raise_for_status().json()
+                    wanted = {"parameters": {"cause": "up"}}
+                    client.post(f"{api}/deployments/{found['id']}/create_flow_run", json=wanted).raise_for_status()
+        except httpx.HTTPError as error:
+            raise TargetError(
+                f"the server did not take the first sync ({type(error).__name__}); see {self._folder}/server.log"
+            ) from error
+
+    def _prefect(self, *words: str) -> None:
+        with (self._folder / "deploy.log").open("ab") as log:
+            done = subprocess.run(  # noqa: S603 # Prefect's own command, with words of our own
+                [sys.executable, "-m", "prefect", "--no-prompt", *words],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                check=False,
+            )
+        if done.returncode:
+            raise TargetError(f"prefect {words[0]} failed; what it said is in {self._folder}/deploy.log")
+
+
+def environment(state: StackState) -> Mapping[str, str]:
+    """What server, worker and the runs see: Prefect with a home of its own, and this ``ROWVEC_HOME``."""
+    return {
+        **os.environ,
+        "ROWVEC_HOME": str(home()),
+        "PREFECT_HOME": str(home() / "prefect"),
+        "PREFECT_PROFILES_PATH": str(home() / "prefect" / "profiles.toml"),
+        "PREFECT_API_URL": state.api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def keep(state: StackState, stop: threading.Event) -> None:
+    """Start everything, keep it until ``stop`` is set, and end it, whatever happens in between."""
+    postgres = None
+    keeper = _Keeper(state, stop)
+    try:
+        if not os.environ.get("ROWVEC_DATABASE_URL"):
+            postgres = start_postgres(home() / "postgres")
+            keeper.tell(database=postgres.get_uri())
+            if state.gallery:
+                hang_once(postgres.get_uri())
+        keeper.start()
+        keeper.keep()
+    finally:
+        keeper.end()
+        if postgres is not None:
+            release_postgres(postgres)
+
+
+def main() -> None:
+    """The process: detached by ``rowvec up``, ended by ``rowvec down`` with SIGTERM."""
+    stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    with kept() as mine:
+        state = read_state()
+        if not mine or state is None:
+            sys.exit(1)
+        try:
+            keep(state, stop)
+            ended = "ended", "rowvec down"
+        except _Ended:
+            ended = "ended", "rowvec down"
+        except RowvecError as error:
+            ended = "failed", str(error)
+        last = read_state() or state
+        write_state(last, phase=ended[0], sentence=ended[1], children={})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""OpenAI's own client: made for an account, and asked for one request's vectors.
+
+A module of its own, for the client takes half a second to import, and a sync that finds nothing to embed needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import openai
+
+from rowvec.embedders.openai.packing import Sized
+from rowvec.embedders.openai.requests import Asked
+from rowvec.embedders.provider.azure_login import ENTRA
+from rowvec.embedders.provider.refusal import Refusal, own_sentence, shown
+from rowvec.pipeline.embedders import AzureOpenAIEmbedder, OpenAIEmbedder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint(Asked):
+    """Whom every request asks, by OpenAI's client."""
+
+    client: openai.OpenAI
+    secret: str = field(repr=False)
+    """The key, to keep it out of messages."""
+
+    def post(self, part: tuple[Sized, ...], with_dimensions: bool) -> bytes | Refusal:
+        """See ``Post``."""
+        try:
+            response = self.client.embeddings.with_raw_response.create(
+                model=self.model,
+                input=[text.text for text in part],
+                dimensions=self.dimensions if with_dimensions else openai.omit,
+                encoding_format="base64",
+            )
+        except openai.APIError as error:
+            # Told and not raised, so that no traceback ever leads to the client's exception, which may quote the key.
+            return refusal(error, secret=self.secret)
+        return response.content
+
+
+def open_client(
+    config: OpenAIEmbedder, base_url: str, secret: str, entra_token: Callable[[], Callable[[], str]]
+) -> openai.OpenAI:
+    """A client without retries of its own; ``entra_token`` is asked for where the account is entered by Entra ID."""
+    timeout = config.timeout_seconds
+    if not isinstance(config, AzureOpenAIEmbedder):
+        return openai.OpenAI(api_key=secret, base_url=base_url, max_retries=0, timeout=timeout)
+    if secret == ENTRA:
+        return openai.AzureOpenAI(
+            azure_endpoint=base_url,
+            api_version=config.api_version,
+            azure_ad_token_provider=entra_token(),
+            max_retries=0,
+            timeout=timeout,
+        )
+    return openai.AzureOpenAI(
+        azure_endpoint=base_url, api_version=config.api_version, api_key=secret, max_retries=0, timeout=timeout
+    )
+
+
+def refusal(error: openai.APIError, *, secret: str) -> Refusal:
+    """What the client's exception says, without the key."""
+    message, status, headers = error.message, None, cast("Mapping[str, str]", {})
+    if isinstance(error, openai.APIStatusError):
+        status, headers = error.status_code, error.response.headers
+        message = own_sentence(error.body) or message
+    message = shown(message, secret)
+    return Refusal(status, error.code or "", error.type or "", error.param or "", message, headers)

@@ -1,0 +1,221 @@
+"""Embeddings by OpenAI, by Azure OpenAI, and by every server that speaks their protocol."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from rowvec.embedders.checks import refusal
+from rowvec.embedders.openai import tokens as tokenizer
+from rowvec.embedders.openai.packing import Limits, Sized, limits_of, pack
+from rowvec.embedders.openai.prices import cost_per_million_tokens
+from rowvec.embedders.openai.requests import PROBE, Requests, Understanding
+from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.provider.azure_login import entra_token, header_value
+from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.provider.concurrency import in_flight
+from rowvec.embedders.provider.endpoint import web_address
+from rowvec.embedders.rate_limit.limiter import Account, Clock, Pace, Schedule, SystemClock, pace_of
+from rowvec.errors import RowError, UsageError
+from rowvec.pipeline.embedders import OpenAIEmbedder
+from rowvec.vectors.fingerprint import Identity
+
+if TYPE_CHECKING:
+    # Late where they are needed: a run that embeds nothing asks for the identity alone, and needs no client.
+    from rowvec.embedders.openai.batch_api import OpenAIBatches
+    from rowvec.embedders.openai.client import Endpoint
+
+_PREPROCESSING = 1
+
+# A file of 200 MB, up or down, on a slow line.
+_TRANSFER_SECONDS = 900.0
+
+_OPENAI = "https://api.openai.com/v1"
+
+# Longest vectors of the models that can be shortened, by name; what other models give is asked of the server.
+_SHORTENS_FROM = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
+_FIXED = {"text-embedding-ada-002": 1536}
+
+
+class OpenAIApi:
+    """An embedder behind ``POST /embeddings``."""
+
+    def __init__(
+        self,
+        config: OpenAIEmbedder,
+        clock: Clock | None = None,
+    ) -> None:
+        """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
+        self._config = config
+        self._secret = header_value(config.api_key)
+        self._base_url = web_address(config.base_url or _OPENAI, "write https://HOST/v1, or leave it out for OpenAI")
+        _check_dimensions(config)
+        # Batches that are embedded beside each other have the pipeline's concurrency together.
+        self._places = threading.BoundedSemaphore(config.concurrency)
+        self._clock = clock or SystemClock()
+        self._pace = self._pace_for(clock)
+        fixed = config.kind == "openai" and config.model in _FIXED
+        self._understanding = Understanding(
+            send_dimensions=config.model not in _FIXED,
+            ask_about_dimensions=not fixed and config.model not in _SHORTENS_FROM,
+        )
+
+    @property
+    def identity(self) -> Identity:
+        """Provider, model (Azure: the deployment), dimensions. The address is not in it: a model may move."""
+        return Identity(
+            provider=self._config.kind,
+            model=self._config.model,
+            dimensions=self._config.dimensions,
+            preprocessing=_PREPROCESSING,
+        )
+
+    @property
+    def paid(self) -> bool:
+        """Always: a server of one's own costs time, at least."""
+        return True
+
+    @property
+    def account(self) -> Account:
+        """See ``Paced``."""
+        return Account(address=self._base_url, model=self._config.model, secret=self._secret)
+
+    @property
+    def pace(self) -> Pace:
+        """See ``Paced``."""
+        return self._pace
+
+    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
+        """See ``Embedder``."""
+        config = self._config
+        rejected: dict[int, RowError] = {}
+        limits = limits_of(
+            config.max_batch_inputs,
+            config.max_batch_tokens,
+            requests_per_minute=config.requests_per_minute,
+            tokens_per_minute=config.tokens_per_minute,
+        )
+        # A text that may be sent must fit a request of its own.
+        limits = Limits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
+        batches = pack(self.sized(texts, rejected), limits)
+        with self._endpoint() as endpoint:
+            requests = Requests(
+                endpoint=endpoint,
+                post=endpoint.post,
+                probe=PROBE,
+                understanding=self._understanding,
+                pace=self._pace,
+                clock=self._clock,
+                purse=purse,
+            )
+            for answer in in_flight(requests.answers, batches, config.concurrency, self._places):
+                if rejected:
+                    yield self._without_vectors(rejected)
+                    rejected.clear()
+                yield answer if len(answer.positions) else replace(answer, vectors=self._no_vectors())
+        if rejected:
+            yield self._without_vectors(rejected)
+
+    @contextmanager
+    def batch_api(self) -> Generator[OpenAIBatches]:
+        """The provider's Batch API, by the same account."""
+        from rowvec.embedders.openai.batch_api import OpenAIBatches
+
+        with self._endpoint() as endpoint:
+            jobs = self._config.jobs
+            model = (jobs and jobs.model) or self._config.model
+            yield OpenAIBatches(
+                replace(endpoint, model=model),
+                self._understanding,
+                transfer_seconds=_TRANSFER_SECONDS,
+                clock=self._clock,
+            )
+
+    def count_tokens(self, texts: list[str]) -> int:
+        """Tokens of the texts as they would be sent; exact for OpenAI's models, an estimate for others."""
+        total = 0
+        for text in texts:
+            tokens = tokenizer.count(text) if refusal(text) is None else 0
+            if tokens > self._max_input_tokens:
+                tokens = self._max_input_tokens if self._config.on_too_long == "truncate" else 0
+            total += tokens
+        return total
+
+    def cost(self, tokens: int) -> float:
+        """US dollars, by the pipeline's price or the list's; 0 where neither is known."""
+        return tokens * cost_per_million_tokens(self._config.model, self._config.cost_per_million_tokens) / 1e6
+
+    @property
+    def _max_input_tokens(self) -> int:
+        return min(self._config.max_input_tokens, self._config.max_batch_tokens)
+
+    def sized(self, texts: Iterable[str], rejected: dict[int, RowError]) -> Iterator[Sized]:
+        """The texts that can be sent, with their tokens; the others are put into ``rejected``."""
+        limit = self._max_input_tokens
+        for position, text in enumerate(texts):
+            unreadable = refusal(text)
+            if unreadable is not None:
+                rejected[position] = unreadable
+                continue
+            tokens = tokenizer.count(text)
+            if tokens <= limit:
+                yield Sized(position, text, tokens)
+            elif self._config.on_too_long == "truncate":
+                yield Sized(position, tokenizer.truncate(text, limit), limit)
+            else:
+                rejected[position] = RowError("too_long", f"{tokens:,} tokens, and the model takes {limit:,}")
+
+    @contextmanager
+    def _endpoint(self) -> Generator[Endpoint]:
+        """A client for one ``embed``: its connections are closed with it."""
+        from rowvec.embedders.openai.client import Endpoint, open_client
+
+        config = self._config
+        with open_client(config, self._base_url, self._secret, lambda: self._entra_token) as client:
+            yield Endpoint(
+                client=client,
+                model=config.model,
+                address=cast("str", urlsplit(self._base_url).hostname),
+                secret=self._secret,
+                dimensions=config.dimensions,
+                max_attempts=config.max_attempts,
+            )
+
+    @cached_property
+    def _entra_token(self) -> Callable[[], str]:
+        return entra_token("Azure OpenAI", "Cognitive Services OpenAI User")
+
+    def _pace_for(self, clock: Clock | None) -> Pace:
+        config = self._config
+        limits = config.requests_per_minute, config.tokens_per_minute
+        if clock is None:
+            return pace_of(self.account, *limits)
+        return Pace(Schedule(requests_per_minute=limits[0], tokens_per_minute=limits[1]), clock)
+
+    def _no_vectors(self) -> Vectors:
+        return np.empty((0, self._config.dimensions), np.float32)
+
+    def _without_vectors(self, rejected: dict[int, RowError]) -> Answer:
+        return Answer(positions=np.empty(0, np.int64), vectors=self._no_vectors(), rejected=dict(rejected))
+
+
+def _check_dimensions(config: OpenAIEmbedder) -> None:
+    if config.kind != "openai":
+        return
+    if config.model in _FIXED and config.dimensions != _FIXED[config.model]:
+        raise UsageError(
+            f"{config.model} gives {_FIXED[config.model]:,} dimensions and cannot shorten them; set "
+            f"embedder.dimensions to {_FIXED[config.model]}"
+        )
+    if config.dimensions > _SHORTENS_FROM.get(config.model, config.dimensions):
+        raise UsageError(
+            f"{config.model} gives at most {_SHORTENS_FROM[config.model]:,} dimensions, and the pipeline wants "
+            f"{config.dimensions:,}; lower embedder.dimensions"
+        )

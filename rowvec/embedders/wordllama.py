@@ -1,0 +1,176 @@
+"""Embeddings by wordllama, a static model inside its wheel: real semantic search with no network and no cost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rowvec.embedders.checks import refusal
+from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.provider.response import defect, usable
+from rowvec.errors import RowError
+from rowvec.pipeline import embedders
+from rowvec.vectors.fingerprint import Identity
+
+# 1: texts are cut into pieces of _PIECE_CHARS, the vector is the sum over all tokens, made one long.
+_PREPROCESSING = 1
+
+# An answer holds so many texts, or fewer long ones: it bounds what is in memory.
+_ANSWER_TEXTS = 2048
+_ANSWER_CHARS = 4_000_000
+
+# The tokenizer takes a text whole and needs some hundred bytes a character; a token's vector is 1 KB. Pieces of a long
+# text are tokenized apart, so that 10 MB of text cost no more memory than a page does.
+_PIECE_CHARS = 16_384
+_BLOCK_CHARS = 262_144
+# The vectors of so many tokens, 2 MB, stay in the processor's cache: a fifth faster than blocks of 32,768.
+_BLOCK_TOKENS = 2_048
+
+
+class LocalModel:
+    """wordllama's l2_supercat, 256 dimensions or a Matryoshka prefix of them."""
+
+    def __init__(self, config: embedders.LocalEmbedder) -> None:
+        """The model itself is loaded by the first ``embed``."""
+        self._config = config
+
+    @property
+    def identity(self) -> Identity:
+        """See ``Embedder``."""
+        return Identity(
+            provider="local",
+            model=self._config.model,
+            dimensions=self._config.dimensions,
+            preprocessing=_PREPROCESSING,
+        )
+
+    @property
+    def paid(self) -> bool:
+        """Nothing is paid for."""
+        return False
+
+    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
+        """See ``Embedder``. Vectors have length 1 and do not depend on the texts around them, to the bit."""
+        model = load_model(self._config.dimensions)
+        for start, part in _parts(texts):
+            rejected: dict[int, RowError] = {}
+            for i, text in enumerate(part):
+                unreadable = refusal(text)
+                if unreadable is not None:
+                    rejected[start + i], part[i] = unreadable, ""
+            vectors = _embed(model, part)
+            good = usable(vectors)
+            for i in np.flatnonzero(~good):
+                rejected.setdefault(start + int(i), RowError("invalid_vector", defect(vectors[i])))
+            yield Answer(positions=start + np.flatnonzero(good), vectors=vectors[good], rejected=rejected)
+
+    def count_tokens(self, texts: list[str]) -> int:
+        """0: nothing is billed."""
+        del texts
+        return 0
+
+    def cost(self, tokens: int) -> float:
+        """0."""
+        del tokens
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    tokenizer: Any
+    """A ``tokenizers.Tokenizer``."""
+    matrix: Vectors
+    """``(32000, d)``: a vector a token."""
+
+
+@cache
+def load_model(dimensions: int) -> _Model:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    import wordllama
+
+    # Importing wordllama configures the root logger, which is the application's to do.
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    model = wordllama.WordLlama.load(
+        cache_dir=Path(wordllama.__file__).parent, disable_download=True, dim=256, trunc_dim=dimensions
+    )
+    model.tokenizer.no_padding()
+    return _Model(model.tokenizer, model.embedding)
+
+
+def _parts(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """The texts in lists bounded in number and size, each with the position of its first text."""
+    start, part, size = 0, list[str](), 0
+    for text in texts:
+        part.append(text)
+        size += len(text)
+        if len(part) == _ANSWER_TEXTS or size >= _ANSWER_CHARS:
+            yield start, part
+            start, part, size = start + len(part), [], 0
+    if part:
+        yield start, part
+
+
+def _embed(model: _Model, texts: list[str]) -> Vectors:
+    """``(n, d)``: sums over the texts' tokens made one long; a text without tokens has zeros."""
+    sums = np.zeros((len(texts), model.matrix.shape[1]), np.float32)
+    for owners, pieces in _blocks(texts):
+        encoded = model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        ids = [e.ids for e in encoded]
+        for first, last in _runs([len(i) for i in ids]):
+            lengths = np.array([len(i) for i in ids[first:last]])
+            tokens = np.fromiter(chain.from_iterable(ids[first:last]), np.int64, int(lengths.sum()))
+            starts = np.cumsum(lengths) - lengths
+            # Pieces have one token at least. One after the other: a long text may own several.
+            piece_sums = np.add.reduceat(model.matrix[tokens], starts, axis=0)
+            np.add.at(sums, owners[first:last], piece_sums)
+    norms = np.sqrt(np.einsum("ij,ij->i", sums, sums))[:, np.newaxis]
+    return np.divide(sums, norms, out=sums, where=norms > 0)
+
+
+def _blocks(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
+    """Pieces of texts, and which text each belongs to, in lists bounded in size. Empty texts have none."""
+    owners, pieces, size = list[int](), list[str](), 0
+    for owner, text in enumerate(texts):
+        for piece in pieces_of(text):
+            owners.append(owner)
+            pieces.append(piece)
+            size += len(piece)
+            if size >= _BLOCK_CHARS:
+                yield owners, pieces
+                owners, pieces, size = [], [], 0
+    if pieces:
+        yield owners, pieces
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """The text, or where it is long, pieces of it cut at spaces; the tokenizer puts a space before each by itself."""
+    start = 0
+    while len(text) - start > _PIECE_CHARS:
+        space = text.rfind(" ", start + _PIECE_CHARS // 2, start + _PIECE_CHARS)
+        end = start + _PIECE_CHARS if space < 0 else space
+        yield text[start:end]
+        start = end if space < 0 else end + 1
+    if start < len(text):
+        yield text[start:]
+
+
+def _runs(lengths: list[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of pieces whose tokens together stay near _BLOCK_TOKENS."""
+    first, size = 0, 0
+    for i, length in enumerate(lengths):
+        if size and size + length > _BLOCK_TOKENS:
+            yield first, i
+            first, size = i, 0
+        size += length
+    if lengths:
+        yield first, len(lengths)

@@ -1,0 +1,376 @@
+"""The index on a vector table: built beside the readers, replaced before it is dropped, trusted only when valid."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import errors as pg
+from psycopg import sql
+
+from rowvec.errors import TargetError
+from rowvec.index.build_memory import BuildMemory, foresee, memory_here, spilled_after
+from rowvec.index.build_progress import Progress, wait_for_other_builds, watched
+from rowvec.index.choice import IndexChoice, Kind, On, fits
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+
+logger = logging.getLogger(__name__)
+
+# A concurrent build waits for every transaction older than itself, a nightly dump too; it blocks no reader or writer
+# meanwhile. A plain build, waiting, makes writers queue behind it.
+_CONCURRENT_LOCK_TIMEOUT = "30min"
+_PLAIN_LOCK_TIMEOUT = "30s"
+_CLEARING_LOCK_TIMEOUT = "5s"
+
+_LONGEST_NAME = 63
+_PREFIX = re.compile(r"\bsubvector\(embedding, 1, (\d+)\)")
+_OURS = re.compile(r"_rowvec_[0-9a-f]{8}(_\d+)?(_cc(new|old)\d*)?$")
+
+# Workers cost tenths of a second to start: nothing is won below.
+_PARALLEL_FROM_ROWS = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexState:
+    """An index on vectors, as the catalog has it."""
+
+    name: str
+    kind: Kind
+    on: On
+    valid: bool
+    bytes: int
+    definition: str
+    present: IndexChoice
+    """What it was built as."""
+    ours: bool
+    """Made by rowvec, which alone may drop it."""
+    partial: bool
+
+
+Approve = Callable[[IndexState], bool]
+"""Called with a new index, valid, while those it is to replace are still there; False: it goes, and they stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Built:
+    """A build that ended well."""
+
+    state: IndexState
+    rows: int
+    memory: BuildMemory
+    spilled_after: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexReport:
+    """What ``ensure_index`` found and did."""
+
+    index: IndexState | None
+    """The index that serves now; None where none is wanted."""
+    built: bool
+    new: str | None
+    """The name of the index that was built, if one was."""
+    dropped: tuple[str, ...]
+    refused: bool
+    """A new one was built and dropped again, and ``index`` is what was there before."""
+    rows: int
+    """Estimated, and only where one was built."""
+    memory: BuildMemory | None
+    """None where nothing was built."""
+    spilled_after: int | None
+    """Vectors after which the build ran out of memory; None where it did not."""
+    seconds: float
+
+
+def cut_name(table: str, suffix: str) -> str:
+    """``table`` and ``suffix`` as one name of at most 63 bytes; a name that had to be cut keeps a digest of the whole.
+
+    Postgres itself cuts without a word, and two long names can then be one.
+    """
+    if len((table + suffix).encode()) <= _LONGEST_NAME:
+        return table + suffix
+    digest = "_" + hashlib.sha256(table.encode()).hexdigest()[:8]
+    room = _LONGEST_NAME - len((digest + suffix).encode())
+    return table.encode()[:room].decode(errors="ignore") + digest + suffix
+
+
+def index_state(connection: Connection, table: VectorTable) -> list[IndexState]:
+    """All indexes on the table's vectors, valid or not, oldest first."""
+    rows = connection.execute(query("index", "state"), _name_of(table)).fetchall()
+    return [_state(table, row) for row in rows]
+
+
+def ensure_index(
+    connection: Connection,
+    table: VectorTable,
+    choice: IndexChoice,
+    progress: Progress | None = None,
+    *,
+    readers: bool = True,
+    rebuild: bool = False,
+    approve: Approve | None = None,
+) -> IndexReport:
+    """See to it that the table has a valid index as ``choice`` wants it, and no other of ours.
+
+    A valid index that fits is left alone, whoever made it and whatever its name. Otherwise a new one is built, and
+    only when it is valid, and ``approve`` agrees, are the old ones dropped; ``approve`` is asked only where a valid one
+    is there already. ``readers``: the table is in use, so everything goes CONCURRENTLY. ``rebuild``: build anew though
+    the index fits, because it is worn. A build that another backend still has under way (its client may be long gone)
+    is waited for. ``progress`` is called from another thread.
+
+    Raises ``TargetError`` where the table does not exist or cannot be indexed, ``DatabaseUnavailable`` where locks
+    were not to be had in time.
+    """
+    started = time.monotonic()
+    built: _Built | None = None
+    refused = False
+    with lost_connections_are_retriable():
+        facts = connection.execute(query("index", "table_facts"), _name_of(table)).fetchone()
+        if facts is None:
+            raise TargetError(f"there is no table {table.schema}.{table.name} to index: run a sync first")
+        wait_for_other_builds(connection, table, progress)
+        dropped = [s.name for s in index_state(connection, table) if s.ours and not s.valid]
+        for name in dropped:
+            _drop(connection, table, name, readers=readers)
+        states = index_state(connection, table)
+        # The newest: one that somebody else made is not ours to drop, and may have been replaced.
+        serving = next((s for s in reversed(states) if s.valid and not s.partial and fits(s.present, choice)), None)
+        replaced = [s for s in states if s.ours and (serving is None or rebuild or s.name != serving.name)]
+        before = serving or next((s for s in reversed(states) if s.valid and not s.partial), None)
+        if choice.kind != "none" and (serving is None or rebuild):
+            rows = _rows(connection, table, facts[0], unknown=facts[1])
+            built = _build(connection, table, choice, rows, progress, readers=readers)
+            refused = before is not None and approve is not None and not approve(built.state)
+            if refused:
+                replaced, serving = [built.state], before
+            else:
+                serving = built.state
+        for state in replaced:
+            _drop(connection, table, state.name, readers=readers)
+            dropped.append(state.name)
+    return IndexReport(
+        index=serving if choice.kind != "none" else None,
+        built=built is not None,
+        new=built.state.name if built else None,
+        dropped=tuple(dropped),
+        refused=refused,
+        rows=built.rows if built else 0,
+        memory=built.memory if built else None,
+        spilled_after=built.spilled_after if built else None,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _build(
+    connection: Connection,
+    table: VectorTable,
+    choice: IndexChoice,
+    rows: int,
+    progress: Progress | None,
+    *,
+    readers: bool,
+) -> _Built:
+    name = _free_name(connection, table, choice)
+    statement = query(
+        "index",
+        "create",
+        concurrently=_concurrently(readers),
+        name=sql.Identifier(name),
+        table=table.identifier,
+        kind=sql.Identifier(choice.kind),
+        column=_column(table, choice),
+        opclass=sql.Identifier(choice.opclass),
+        options=_options(choice),
+    )
+    memory = foresee(connection, rows, table.layout.mean_elements(connection, table.identifier), choice)
+    if memory.is_refused:
+        raise TargetError(f"the index on {table.schema}.{table.name} cannot be built: {memory.written()}")
+    if memory.spills:
+        logger.warning("the index on %s.%s will not fit: %s", table.schema, table.name, memory.written())
+    settings = _settings(connection, rows, memory, readers=readers)
+    try:
+        with watched(connection, progress), _listening(connection) as notices:
+            try:
+                with _session(connection, settings):
+                    connection.execute(statement)
+            except (pg.DiskFull, pg.OutOfMemory):
+                # A container's /dev/shm is often 64 MB, and parallel workers share the graph through it.
+                _drop(connection, table, name, readers=readers)
+                with _session(connection, {**settings, "max_parallel_maintenance_workers": "0"}):
+                    connection.execute(statement)
+    except pg.Error:
+        # What a failed concurrent build leaves behind is invalid, and slows every write. If this fails too, the
+        # next call finds it.
+        with suppress(pg.Error):
+            _drop(connection, table, name, readers=readers, timeout=_CLEARING_LOCK_TIMEOUT)
+        raise
+    spilled = next((after for after in map(spilled_after, notices) if after is not None), None)
+    if spilled is not None:
+        logger.warning(
+            "the build of the index on %s.%s ran out of its memory after %s vectors", table.schema, table.name, spilled
+        )
+    state = next(state for state in index_state(connection, table) if state.name == name)
+    return _Built(state=state, rows=rows, memory=memory, spilled_after=spilled)
+
+
+def drop_indexes(connection: Connection, table: VectorTable) -> list[str]:
+    """Drop every whole index on the table's vectors while readers go on, whoever made it; returns their names."""
+    with lost_connections_are_retriable():
+        names = [state.name for state in index_state(connection, table) if not state.partial]
+        for name in names:
+            _drop(connection, table, name, readers=True)
+    return names
+
+
+def _drop(connection: Connection, table: VectorTable, name: str, *, readers: bool, timeout: str | None = None) -> None:
+    statement = query("index", "drop", concurrently=_concurrently(readers), name=sql.Identifier(table.schema, name))
+    timeout = timeout or (_CONCURRENT_LOCK_TIMEOUT if readers else _PLAIN_LOCK_TIMEOUT)
+    with _session(connection, {"lock_timeout": timeout, "statement_timeout": "0"}):
+        connection.execute(statement)
+
+
+def _concurrently(readers: bool) -> sql.SQL:
+    return sql.SQL("CONCURRENTLY" if readers else "")
+
+
+def _column(table: VectorTable, choice: IndexChoice) -> sql.Composable:
+    if choice.on == "bits":
+        return sql.SQL("embedding_bits")
+    return indexed_expression(table, choice, sql.SQL("embedding")) or sql.SQL("embedding")
+
+
+def indexed_expression(table: VectorTable, choice: IndexChoice, of: sql.Composable) -> sql.Composed | None:
+    """What an index on floats holds of ``of``, an embedding; None where that is the embedding as it is stored.
+
+    A query must say it word for word, or the planner would not know the index.
+    """
+    if not choice.prefix and choice.on == "float":
+        return None
+    half = choice.on == "halfvec" or table.precision == "float16"
+    cut = sql.SQL("subvector({}, 1, {})").format(of, sql.Literal(choice.prefix)) if choice.prefix else of
+    cast = sql.SQL("({}::halfvec({}))" if half else "({}::vector({}))")
+    return cast.format(cut, sql.Literal(choice.prefix or table.dimensions))
+
+
+def _options(choice: IndexChoice) -> sql.Composed:
+    if choice.kind == "hnsw":
+        return sql.SQL("m = {}, ef_construction = {}").format(
+            sql.Literal(choice.m), sql.Literal(choice.ef_construction)
+        )
+    return sql.SQL("lists = {}").format(sql.Literal(choice.lists))
+
+
+def _free_name(connection: Connection, table: VectorTable, choice: IndexChoice) -> str:
+    """A name that says what the index is; numbered where an index like it is there to be replaced."""
+    what = f"{choice.kind} {choice.on} {choice.opclass} {choice.m} {choice.ef_construction} {choice.lists}"
+    what += f" {choice.prefix}" if choice.prefix else ""
+    stem = "_rowvec_" + hashlib.sha256(what.encode()).hexdigest()[:8]
+    names = connection.execute(query("index", "names"), {"schema": table.schema}).fetchall()
+    taken = {str(row[0]) for row in names}
+    numbered = (cut_name(table.name, f"{stem}_{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([cut_name(table.name, stem)], numbered) if name not in taken)
+
+
+def _rows(connection: Connection, table: VectorTable, estimate: int, *, unknown: bool) -> int:
+    """Good enough to size memory by: counted only where nobody has analysed the table yet."""
+    if not unknown and estimate:
+        return estimate
+    counted = connection.execute(query("index", "count", table=table.identifier)).fetchone()
+    return counted[0] if counted else 0
+
+
+def _settings(connection: Connection, rows: int, memory: BuildMemory, *, readers: bool) -> dict[str, str]:
+    workers, for_maintenance = connection.execute(query("index", "workers")).fetchone() or (0, 0)
+    if rows < _PARALLEL_FROM_ROWS:
+        parallel = 0
+    else:
+        here = memory_here(connection) > 0
+        parallel = min(workers, max(os.cpu_count() or 1, for_maintenance)) if here else for_maintenance
+    return {
+        "lock_timeout": _CONCURRENT_LOCK_TIMEOUT if readers else _PLAIN_LOCK_TIMEOUT,
+        "statement_timeout": "0",
+        "maintenance_work_mem": f"{memory.given // 1024}kB",
+        "max_parallel_maintenance_workers": str(parallel),
+        # Vectors in TOAST make a table look too small for workers; this makes any table large enough, and, unlike the
+        # table's parallel_workers, leaves nothing behind when we are killed.
+        "min_parallel_table_scan_size": "0",
+        **_hearing(connection),
+    }
+
+
+def _hearing(connection: Connection) -> dict[str, str]:
+    """pgvector says it in a notice when the graph outgrows its memory; who hears more anyway goes on hearing it."""
+    row = connection.execute(query("index", "current_settings"), {"names": ["client_min_messages"]}).fetchone()
+    return {"client_min_messages": "notice"} if row and row[1] in ("warning", "error") else {}
+
+
+@contextmanager
+def _session(connection: Connection, settings: dict[str, str]) -> Generator[None]:
+    """Settings for what cannot run in a transaction, put back afterwards."""
+    before = connection.execute(query("index", "current_settings"), {"names": list(settings)}).fetchall()
+    for name, value in settings.items():
+        connection.execute(query("index", "set"), {"name": name, "value": value})
+    try:
+        yield
+    finally:
+        if not connection.closed and not connection.broken:
+            for name, value in before:
+                connection.execute(query("index", "set"), {"name": name, "value": value})
+
+
+@contextmanager
+def _listening(connection: Connection) -> Generator[list[str]]:
+    """What the server has to say meanwhile."""
+    heard: list[str] = []
+
+    def hear(notice: pg.Diagnostic) -> None:
+        heard.append(notice.message_primary or "")
+
+    connection.add_notice_handler(hear)
+    try:
+        yield heard
+    finally:
+        connection.remove_notice_handler(hear)
+
+
+def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
+    name, kind, opclass, valid, size, definition, reloptions, partial = row
+    options = dict(option.split("=", 1) for option in reloptions)
+    prefix = _PREFIX.search(definition)
+    halved = opclass.startswith("halfvec") and table.precision == "float32"
+    on: On = "bits" if opclass.startswith("bit") else "halfvec" if halved else "float"
+    present = IndexChoice(
+        kind=kind,
+        on=on,
+        opclass=opclass,
+        m=int(options.get("m", 16)),
+        ef_construction=int(options.get("ef_construction", 64)),
+        lists=int(options.get("lists", 100)) if kind == "ivfflat" else 0,
+        prefix=int(prefix.group(1)) if prefix else 0,
+        reason="It is there.",
+    )
+    return IndexState(
+        name=name,
+        kind=kind,
+        on=on,
+        valid=valid,
+        bytes=size,
+        definition=definition,
+        present=present,
+        ours=_OURS.search(name) is not None,
+        partial=partial,
+    )
+
+
+def _name_of(table: VectorTable) -> dict[str, str]:
+    return {"schema": table.schema, "table": table.name}

@@ -1,0 +1,68 @@
+"""How far the build of an index is: asked from a second connection, for the one that builds is busy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from psycopg import errors as pg
+from psycopg.conninfo import make_conninfo
+
+from rowvec.errors import RowvecError
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+
+Progress = Callable[[float, str], None]
+"""Called with the share done, from 0 to 1, and the phase as Postgres names it."""
+
+_POLL_SECONDS = 0.25
+
+
+@contextmanager
+def watched(connection: Connection, progress: Progress | None) -> Generator[None]:
+    """Report on the build that ``connection`` is busy with, from a second connection."""
+    if progress is None:
+        yield
+        return
+    info = connection.info
+    stop = threading.Event()
+    url = make_conninfo(info.dsn, **({"password": info.password} if info.password else {}))
+    thread = threading.Thread(target=_watch, args=(url, info.backend_pid, progress, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    progress(1.0, "done")
+
+
+def _watch(url: str, pid: int, progress: Progress, stop: threading.Event) -> None:
+    # No second connection to be had, or this one lost: the build goes on unreported.
+    with suppress(RowvecError, pg.Error), connect(url, application="rowvec progress") as connection:
+        while not stop.wait(_POLL_SECONDS):
+            row = connection.execute(query("index", "build_of"), {"pid": pid}).fetchone()
+            if row is not None:
+                progress(*_share(row))
+
+
+def wait_for_other_builds(connection: Connection, table: VectorTable, progress: Progress | None) -> None:
+    """Wait for builds of indexes on this table by other backends, whose clients may be long gone."""
+    parameters = {"schema": table.schema, "table": table.name, "mine": connection.info.backend_pid}
+    while True:
+        row = connection.execute(query("index", "builds"), parameters).fetchone()
+        if row is None:
+            return
+        if progress is not None:
+            progress(*_share(row))
+        time.sleep(_POLL_SECONDS)
+
+
+def _share(row: tuple[Any, ...]) -> tuple[float, str]:
+    _, phase, blocks, blocks_done, tuples, tuples_done = row
+    done = [part / whole for whole, part in ((blocks, blocks_done), (tuples, tuples_done)) if whole and part]
+    return min(max(done, default=0.0), 1.0), str(phase)

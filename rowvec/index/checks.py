@@ -1,0 +1,130 @@
+"""Checks that the stored vectors are sound, and that the index over them is valid and used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from rowvec.index.build import index_state
+from rowvec.index.choice import IndexChoice, fits
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.search.query import explain
+
+MOST_ROWS = 100
+"""Offending keys that a check names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorCheck:
+    """One check and what it found."""
+
+    name: str
+    count: int
+    """Rows that fail it; for the checks of the index 1 where it fails."""
+    rows: tuple[tuple[str, ...], ...] = ()
+    """Up to ``MOST_ROWS`` of their keys, each column as text."""
+    detail: str
+    """What holds when the check passes, or what is wrong with the index and what to do."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found."""
+        return self.count == 0
+
+
+def check_vectors(connection: Connection, table: VectorTable, *, run_id: int | None = None) -> list[VectorCheck]:
+    """The checks of the whole table, or of the rows that one run wrote; one pass over the vectors.
+
+    ``embedding_missing``, ``dimensions``, ``not_finite``, ``zero_norm`` (cosine only: it is no direction there, and
+    no index brings it back), ``bits`` (where the table keeps them). Raises ``DatabaseUnavailable``.
+    """
+    checks = conditions(table)
+    scope = sql.SQL("true") if run_id is None else query("vector_checks", "run", run_id=sql.Literal(run_id))
+    counts = sql.SQL(", ").join(query("vector_checks", "count", condition=c) for c, _ in checks.values())
+    with lost_connections_are_retriable():
+        found = connection.execute(
+            query("vector_checks", "counts", counts=counts, table=table.identifier, scope=scope)
+        ).fetchone()
+        return [
+            VectorCheck(
+                name=name,
+                count=count,
+                rows=_offending(connection, table, scope, condition) if count else (),
+                detail=detail,
+            )
+            for (name, (condition, detail)), count in zip(checks.items(), found or (), strict=True)
+        ]
+
+
+def check_index(connection: Connection, table: VectorTable, choice: IndexChoice) -> list[VectorCheck]:
+    """``index_valid`` and ``index_used``: the table has the index of ``choice``, and the default search goes by it.
+
+    None where ``choice`` is to have no index. Raises ``DatabaseUnavailable``.
+    """
+    if choice.kind == "none":
+        return []
+    name = f"{table.schema}.{table.name}"
+    with lost_connections_are_retriable():
+        states = index_state(connection, table)
+        valid = {s.name for s in states if s.valid and not s.partial and fits(s.present, choice)}
+        row = connection.execute(query("vector_checks", "any_vector", table=table.identifier)).fetchone()
+        used: frozenset[str] = frozenset()
+        if row is not None:
+            used = explain(connection, table, choice, table.layout.unit(), 10).indexes
+    broken = [s.name for s in states if not s.valid]
+    missing = f"{name} has no valid {choice.kind} index on {choice.on}" + (
+        f" ({', '.join(broken)} is invalid, a build that did not end)" if broken else ""
+    )
+    unused = f"a search of {name} does not go through its index: run ANALYZE on it, or rowvec index"
+    return [
+        VectorCheck(
+            name="index_valid",
+            count=0 if valid else 1,
+            detail="the index is there and valid" if valid else f"{missing}: run rowvec index",
+        ),
+        VectorCheck(
+            name="index_used",
+            count=0 if row is None or used & valid else 1,
+            detail="the search goes through the index" if row is None or used & valid else unused,
+        ),
+    ]
+
+
+def conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
+    """Name of each check: the condition that a bad row meets, and what holds otherwise."""
+    embedding = sql.SQL("t.embedding")
+    norm = sql.SQL("{}({})").format(table.layout.norm, embedding)
+    found, wanted = table.layout.dimensions_of(embedding), sql.Literal(table.dimensions)
+    checks = {
+        "embedding_missing": (query("vector_checks", "missing"), "every row has its vector"),
+        "dimensions": (
+            query("vector_checks", "dimensions", found=found, wanted=wanted),
+            f"every vector has {table.dimensions} dimensions",
+        ),
+        "not_finite": (query("vector_checks", "finite", norm=norm), "every component is a finite number"),
+    }
+    if table.metric == "cosine":
+        checks["zero_norm"] = (query("vector_checks", "zero_norm", norm=norm), "no vector is zero")
+    if table.bits:
+        checks["bits"] = (query("vector_checks", "bits"), "bits are those of the floats")
+    return checks
+
+
+def _offending(
+    connection: Connection, table: VectorTable, scope: sql.Composable, condition: sql.Composable
+) -> tuple[tuple[str, ...], ...]:
+    names = [sql.Identifier("t", column.name) for column in table.key]
+    statement = query(
+        "vector_checks",
+        "rows",
+        key=sql.SQL(", ").join(sql.SQL("{}::text").format(name) for name in names),
+        table=table.identifier,
+        scope=scope,
+        condition=condition,
+        order=sql.SQL(", ").join(names),
+        limit=sql.Literal(MOST_ROWS),
+    )
+    return tuple(tuple(row) for row in connection.execute(statement).fetchall())

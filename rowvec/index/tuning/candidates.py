@@ -1,0 +1,190 @@
+"""Which indexes a tuner tries, and which of those measured it recommends: pure, so that reasons can be tested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rowvec.index.choice import (
+    BITS_FROM_DIMENSIONS,
+    EFFORT_SPARSE,
+    LIMIT_BITS,
+    LIMIT_HALFVEC,
+    LIMIT_VECTOR,
+    IndexChoice,
+    On,
+    lists_for,
+    opclass,
+)
+from rowvec.postgres.vector_table import VectorTable
+
+_EF_SEARCH = (40, 64, 100, 200, 400, 800)
+_OVERSAMPLING = (1, 2, 4, 8, 16, 32)
+_PROBES = (1, 2, 5, 10, 20, 40, 80, 160, 320)
+_LEAST_EF = 40
+# Below this many dimensions a prefix says too little to be worth a measurement.
+_LEAST_PREFIX = 64
+
+# A search that takes no longer is not noticed: then no index is the best one.
+UNNOTICED_MS = 20.0
+
+# The smallest index among those that are at least so fast as a share of the fastest. On 117,659 texts of 256
+# dimensions that takes halfvec (1,313 requests/s, 97 MB) and not bits (516, 39 MB) nor float (1,114, 159 MB).
+FAST_ENOUGH = 0.7
+
+# Seconds of one core for each element that a graph is built of, and elements that a row costs beside its vector:
+# 117,659 x 256 took 26 s, 20,000 x 3,072 halfvec 15 s, bits a fifth of that.
+_SECONDS_AN_ELEMENT = 4.0e-7
+_ROW_ELEMENTS = 150
+# 20,000 sparse vectors of 110 nonzeros, of which each counts for two here, took 34 s.
+_SPARSE = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """An index to build, and the settings to search it with, the cheapest first."""
+
+    name: str
+    index: IndexChoice
+    settings: tuple[IndexChoice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What an index did with one setting."""
+
+    name: str
+    choice: IndexChoice
+    recall: float
+    low: float
+    high: float
+    median_ms: float
+    p95_ms: float
+    per_second: float
+    """Requests on one connection, one after the other, at the median."""
+    bytes: int
+    build_seconds: float
+
+
+def candidates(table: VectorTable, rows: int) -> list[Candidate]:
+    """All that is worth trying, in the order in which time should be spent on it.
+
+    ``table.bits`` or not, bits are among them: that a table should keep them is a finding too. On sparse vectors
+    pgvector has one kind of index.
+    """
+    if table.layout.is_sparse:
+        return [_on_floats(table, "float", "sparse", EFFORT_SPARSE)]
+    found = [_on_bits(table)] if table.dimensions <= LIMIT_BITS else []
+    half: On = "float" if table.precision == "float16" else "halfvec"
+    if table.dimensions <= LIMIT_HALFVEC:
+        found.append(_on_floats(table, half, "halfvec"))
+    if table.precision == "float32" and table.dimensions <= LIMIT_VECTOR:
+        found.append(_on_floats(table, "float", "float"))
+    for share in (2, 4):
+        prefix = table.dimensions // share
+        if _LEAST_PREFIX <= prefix <= LIMIT_HALFVEC:
+            found.append(_on_prefix(table, half, prefix))
+    if table.dimensions <= LIMIT_HALFVEC:
+        found.append(_in_lists(table, half, rows))
+    order = [*found]
+    if table.dimensions < BITS_FROM_DIMENSIONS:
+        # Where bits say little, floats come first.
+        order.sort(key=lambda c: c.index.on == "bits")
+    return order
+
+
+def variations(best: Candidate) -> list[Candidate]:
+    """The best graph with fewer and with more links: smaller, or finding more with less effort."""
+    if best.index.kind != "hnsw":
+        return []
+    graphs = [(8, best.index.ef_construction), (24, 128)]
+    if best.index.on == "bits":
+        # Over 100,000 x 3,072 it is smaller than the default's graph and finds as much on a walk a sixth shorter.
+        graphs.append((12, 200))
+    return [
+        Candidate(
+            name=f"{best.name} m {m}",
+            index=replace(best.index, m=m, ef_construction=effort),
+            settings=tuple(replace(s, m=m, ef_construction=effort) for s in best.settings),
+        )
+        for m, effort in graphs
+    ]
+
+
+def build_estimate(rows: int, dimensions: int, choice: IndexChoice) -> float:
+    """Seconds a build may take on one core, to be mended by what others took: good to a factor of two or three."""
+    held = (choice.prefix or dimensions) / (32 if choice.on == "bits" else 1)
+    held *= _SPARSE if choice.opclass.startswith("sparsevec") else 1
+    graph = choice.m / 16 * choice.ef_construction / 64 if choice.kind == "hnsw" else 0.1
+    return rows * (held + _ROW_ELEMENTS) * _SECONDS_AN_ELEMENT * graph * (2.2 if choice.on == "bits" else 1)
+
+
+def sample_rows(rows: int, table: VectorTable, seconds: float, memory: int) -> int:
+    """How many rows a tuner can afford: no build may spill, and all of them together fit the time."""
+    links = 16 * 3 * 16 + 200
+    elements = table.layout.elements
+    by_memory = memory // ((elements * 4 + links) * 5 // 4)
+    a_thousand = sum(build_estimate(1_000, elements, c.index) for c in candidates(table, rows))
+    by_time = int(1_000 * seconds / 2 / a_thousand)
+    return max(1, min(rows, by_memory, by_time))
+
+
+def recommend(measured: Sequence[Measured], exact_ms: float, at_least: float) -> tuple[IndexChoice, str]:
+    """The smallest of the fastest that find enough, and why. ``exact_ms``: an exact search of the whole table."""
+    none = IndexChoice(kind="none", reason=f"An exact search takes {exact_ms:.0f} ms, which an index need not better.")
+    if exact_ms <= UNNOTICED_MS:
+        return none, none.reason
+    enough = [m for m in measured if m.recall >= at_least]
+    if not enough:
+        best = max(measured, key=lambda m: m.recall, default=None)
+        if best is None:
+            return none, "No index was measured in the time given, so the exact search stays: give it more seconds."
+        why = f"No index reaches a recall of {at_least:.2f}; {best.name} comes nearest with {best.recall:.3f}."
+        return replace(best.choice, reason=why), why
+    fastest = max(m.per_second for m in enough)
+    fast = [m for m in enough if m.per_second >= FAST_ENOUGH * fastest]
+    best = min(fast, key=lambda m: (m.bytes, -m.per_second))
+    why = (
+        f"Measured: {best.name} finds {best.recall:.3f} at {best.per_second:,.0f} requests/s; it is the smallest of "
+        f"those at least {FAST_ENOUGH:.0%} as fast as the fastest."
+    )
+    if best.per_second * exact_ms / 1000 <= 1:
+        why = f"No index that finds enough is faster than the exact search, which takes {exact_ms:.0f} ms."
+        return replace(none, reason=why), why
+    return replace(best.choice, reason=why), why
+
+
+def _on_bits(table: VectorTable) -> Candidate:
+    operators = opclass("bits", table.precision, table.metric)
+    index = IndexChoice(kind="hnsw", on="bits", opclass=operators, ef_construction=128, reason="")
+    settings = tuple(replace(index, oversampling=n, ef_search=_LEAST_EF) for n in _OVERSAMPLING)
+    return Candidate(name="bits hnsw", index=index, settings=settings)
+
+
+def _on_floats(table: VectorTable, on: On, name: str, effort: int = 64) -> Candidate:
+    operators = opclass(on, table.precision, table.metric)
+    index = IndexChoice(kind="hnsw", on=on, opclass=operators, ef_construction=effort, reason="")
+    settings = tuple(replace(index, oversampling=1, ef_search=ef) for ef in _EF_SEARCH)
+    return Candidate(name=f"{name} hnsw", index=index, settings=settings)
+
+
+def _on_prefix(table: VectorTable, on: On, prefix: int) -> Candidate:
+    index = IndexChoice(
+        kind="hnsw", on=on, opclass=opclass(on, table.precision, table.metric), prefix=prefix, reason=""
+    )
+    settings = tuple(replace(index, oversampling=n, ef_search=_LEAST_EF) for n in _OVERSAMPLING)
+    return Candidate(name=f"first {prefix} hnsw", index=index, settings=settings)
+
+
+def _in_lists(table: VectorTable, on: On, rows: int) -> Candidate:
+    lists = lists_for(rows)
+    index = IndexChoice(
+        kind="ivfflat",
+        on=on,
+        opclass=opclass(on, table.precision, table.metric),
+        lists=lists,
+        lists_by_rows=True,
+        reason="",
+    )
+    settings = tuple(replace(index, oversampling=1, probes=n) for n in _PROBES if n <= lists)
+    return Candidate(name=f"{'halfvec' if on == 'halfvec' else 'float'} ivfflat", index=index, settings=settings)

@@ -1,0 +1,49 @@
+"""Vacuum after a merge that left many dead rows, rather than whenever autovacuum comes by."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from psycopg import errors as pg
+
+from rowvec.index.wear import vacuum_due
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.progress import tell
+
+logger = logging.getLogger(__name__)
+
+
+def vacuum_if_due(connection: Connection, table: VectorTable) -> str | None:
+    """Vacuum the table where a share of its rows is dead; returns what was done, or why not, None where none is due.
+
+    Outside of any transaction, for one would keep the very rows that are to go. Somebody else at work on the table
+    (autovacuum, a build, DDL) goes first, and then the next run looks again: a table not vacuumed is no failure.
+    """
+    qualified = {"qualified": table.identifier.as_string(connection)}
+    live, dead = connection.execute(query("index", "live_and_dead"), qualified).fetchone() or (0, 0)
+    if not vacuum_due(live or 0, dead or 0):
+        return None
+    notices: list[str] = []
+
+    def hear(notice: pg.Diagnostic) -> None:
+        notices.append(notice.message_primary or "")
+
+    name = f"{table.schema}.{table.name}"
+    logger.info("%s: %s of %s rows are dead: it is vacuumed", name, f"{dead:,}", f"{live + dead:,}")
+    tell("index", "vacuum", 0, 1)
+    started = time.monotonic()
+    connection.add_notice_handler(hear)
+    try:
+        connection.execute(query("index", "vacuum", table=table.identifier))
+    except (pg.LockNotAvailable, pg.QueryCanceled, pg.InsufficientPrivilege, pg.OutOfMemory, pg.DiskFull) as error:
+        notices.append(error.diag.message_primary or str(error))
+    finally:
+        connection.remove_notice_handler(hear)
+    tell("index", "vacuum", 1, 1)
+    if notices:
+        logger.warning("%s was not vacuumed: %s", name, notices[0])
+        return f"{dead:,} dead rows were not vacuumed: {notices[0]}"
+    return f"vacuumed {dead:,} dead rows in {time.monotonic() - started:.1f} s"

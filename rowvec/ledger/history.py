@@ -1,0 +1,129 @@
+"""The last runs of a pipeline side by side, as figures and as a drawing that any page of text can show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.rows import class_row
+
+from rowvec.ledger import pipelines
+from rowvec.ledger.rejects import Reject, listed
+from rowvec.ledger.runs import open_target
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.queries import query
+
+_NEEDED = frozenset({"target"})
+_RUNS = 20
+_REJECTS = 100
+_BARS = "▁▂▃▄▅▆▇█"
+_MISSING = "·"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastRun:
+    """A run that is over; figures are None where it ended before they were known."""
+
+    run_id: int
+    started_at: datetime
+    cause: str
+    state: str
+    error: str | None
+    rows: int | None
+    embedded: int | None
+    reused: int | None
+    cost_usd: float | None
+    recall_at_k: float | None
+    seconds: float | None
+
+    @property
+    def outcome(self) -> str:
+        """One word: ``ok``, ``FAILED``, or what else became of it."""
+        return {"succeeded": "ok", "failed": "FAILED", "waiting": "awaits jobs"}.get(self.state, self.state)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What the ledger remembers of a pipeline."""
+
+    runs: tuple[PastRun, ...]
+    """The newest first."""
+    rejects: tuple[Reject, ...]
+    """The rows that are set aside, the newest first, up to 100."""
+
+    def as_markdown(self) -> str:
+        """The figures as rows of bars, the newest run at the right, and then run by run."""
+        shown = list(reversed(self.runs))
+        figures: list[tuple[str, list[float | None], str]] = [
+            ("rows", [run.rows for run in shown], ",.0f"),
+            ("embedded", [run.embedded for run in shown], ",.0f"),
+            ("cost, $", [run.cost_usd for run in shown], ",.4f"),
+            ("seconds", [run.seconds for run in shown], ",.1f"),
+            ("recall@k", [run.recall_at_k for run in shown], ".3f"),
+        ]
+        lines = [
+            f"## The last {len(shown)} runs",
+            "",
+            "| | oldest → newest | least | most | last |",
+            "|:--|:--|--:|--:|--:|",
+        ]
+        for name, values, form in figures:
+            known = [value for value in values if value is not None]
+            least, most, last = (
+                (f"{min(known):{form}}", f"{max(known):{form}}", f"{known[-1]:{form}}") if known else ("-", "-", "-")
+            )
+            lines.append(f"| {name} | `{bars(values)}` | {least} | {most} | {last} |")
+        lines += ["", "| run | started (UTC) | cause | outcome | rows | embedded | reused | $ | s | recall |"]
+        lines += ["|--:|:--|:--|:--|--:|--:|--:|--:|--:|--:|", *(_row(run) for run in self.runs)]
+        failed = next((run for run in self.runs if run.error and run.state != "waiting"), None)
+        if failed is not None:
+            lines += ["", f"Last failure, run {failed.run_id}: {failed.error}"]
+        return "\n".join(lines)
+
+
+def look_back(pipeline: Pipeline) -> History:
+    """What became of the pipeline's last runs, and what it has set aside."""
+    resolved = resolve(pipeline, _NEEDED)
+    with (
+        open_target(resolved, "rowvec history") as connection,
+        connection.cursor(row_factory=class_row(PastRun)) as runs,
+    ):
+        pipeline_id = pipelines.find(connection, pipeline)
+        values = {"pipeline_id": pipeline_id, "limit": _RUNS}
+        past = tuple(runs.execute(query("history", "last_runs"), values))
+        rejects = listed(connection, pipeline_id, _REJECTS)
+    return History(runs=past, rejects=tuple(rejects))
+
+
+def bars(values: Sequence[float | None]) -> str:
+    """A character a value, from the lowest bar for nothing to the highest for the most; a dot where none is known."""
+    known = [value for value in values if value is not None]
+    most = max(known, default=0.0)
+    drawn = ""
+    for value in values:
+        if value is None:
+            drawn += _MISSING
+        else:
+            drawn += _BARS[round((len(_BARS) - 1) * max(value, 0.0) / most)] if most > 0 else _BARS[0]
+    return drawn
+
+
+def _row(run: PastRun) -> str:
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else f"{value:{form}}"
+
+    cells = (
+        str(run.run_id),
+        f"{run.started_at:%Y-%m-%d %H:%M}",
+        run.cause,
+        run.outcome,
+        shown(run.rows, ",.0f"),
+        shown(run.embedded, ",.0f"),
+        shown(run.reused, ",.0f"),
+        shown(run.cost_usd, ",.4f"),
+        shown(run.seconds, ",.1f"),
+        shown(run.recall_at_k, ".3f"),
+    )
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,183 @@
+"""What a pipeline spends on its embedder: in the ledger, so that no run or machine passes the budget."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rowvec.embedders.provider.budget import Hold
+from rowvec.errors import BudgetExceeded, RetriableError, UsageError
+from rowvec.ledger.pipelines import RunId
+from rowvec.ledger.runs import open_target
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.embedders import AzureVisionEmbedder, Budget, OpenAIEmbedder, OpenAIImagesEmbedder
+from rowvec.pipeline.model import IMAGE_EMBEDDERS
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.queries import query
+
+_LOCK_SPACE = 0x72760004
+"""Advisory locks of whoever reserves: (this, hash of the family)."""
+
+# A sum of floats that is a billionth of a dollar over its limit is not.
+_TOLERANCE = 1e-9
+
+_NO_LIMIT = Budget()
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """US dollars that are gone, or set apart for what is under way."""
+
+    run: float = 0.0
+    month: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Whose money it is, and how much of it there is."""
+
+    family: str
+    """The pipeline's name: its generations share one budget."""
+    run_id: RunId
+    budget: Budget
+
+
+def account_of(pipeline: Pipeline, run_id: RunId) -> Account:
+    """The account that a run of the pipeline spends from."""
+    return Account(family=pipeline.name.split(".", maxsplit=1)[0], run_id=run_id, budget=budget_of(pipeline))
+
+
+def budget_of(pipeline: Pipeline) -> Budget:
+    """The pipeline's budget; one without limits where it has none, or an embedder that costs nothing."""
+    embedder = pipeline.embedder
+    if isinstance(embedder, (OpenAIEmbedder, AzureVisionEmbedder, OpenAIImagesEmbedder)):
+        return embedder.budget or _NO_LIMIT
+    return _NO_LIMIT
+
+
+def left(budget: Budget, spent: Spent) -> float | None:
+    """US dollars that may still be spent, at least 0; None where there is no limit."""
+    rooms = [
+        limit - gone
+        for limit, gone in ((budget.per_run, spent.run), (budget.per_month, spent.month))
+        if limit is not None
+    ]
+    return max(0.0, min(rooms)) if rooms else None
+
+
+def passed(budget: Budget, spent: Spent, usd: float) -> str | None:
+    """The limit that so much more would pass, by its key; None where it passes none."""
+    limits = {"per_run": (budget.per_run, spent.run), "per_month": (budget.per_month, spent.month)}
+    for key, (limit, gone) in limits.items():
+        if limit is not None and gone + usd > limit + _TOLERANCE:
+            return key
+    return None
+
+
+def spent_by(connection: Connection, account: Account) -> Spent:
+    """What is gone so far."""
+    values = {"family": account.family, "run_id": account.run_id}
+    row = connection.execute(query("spending", "spent"), values).fetchone()
+    return Spent(run=row[0], month=row[1]) if row else Spent()
+
+
+def reserve(connection: Connection, account: Account, usd: float) -> Hold:
+    """Set money apart, in a transaction of the caller's or one of its own. Raises ``BudgetExceeded``."""
+    with connection.transaction():
+        connection.execute(query("spending", "lock"), {"space": _LOCK_SPACE, "family": account.family})
+        spent = spent_by(connection, account)
+        key = passed(account.budget, spent, usd)
+        if key is not None:
+            raise _exceeded(account, spent, usd, key)
+        values = {"family": account.family, "run_id": account.run_id, "usd": usd}
+        row = connection.execute(query("spending", "reserve"), values).fetchone()
+        return Hold(usd=usd, month=row[0] if row else None)
+
+
+def settle(connection: Connection, family: str, run_id: int, hold: Hold, usd: float) -> None:
+    """What was set apart has cost so much."""
+    values = {"family": family, "run_id": run_id, "month": hold.month, "held": hold.usd, "usd": usd}
+    connection.execute(query("spending", "settle"), values)
+
+
+def check_price(pipeline: Pipeline, usd_a_million: float) -> None:
+    """Raise ``UsageError`` where there is a budget and nobody knows the price."""
+    if left(budget_of(pipeline), Spent()) is not None and not usd_a_million:
+        raise UsageError(
+            f"embedder.budget needs the price of {pipeline.embedder.model}: set embedder."
+            + (
+                "cost_per_thousand_transactions"
+                if pipeline.embedder.kind in IMAGE_EMBEDDERS
+                else "cost_per_million_tokens"
+            )
+        )
+
+
+def outlook(connection: Connection, account: Account, cost: float) -> dict[str, float | bool | None] | None:
+    """What is left of the budget, in US dollars, and whether that is enough; None where there is no limit."""
+    spent = spent_by(connection, account)
+    rest = left(account.budget, spent)
+    if rest is None:
+        return None
+    return {
+        "per_run": account.budget.per_run,
+        "per_month": account.budget.per_month,
+        "spent_this_month": spent.month,
+        "left": rest,
+        "enough": cost <= rest + _TOLERANCE,
+    }
+
+
+class LedgerPurse:
+    """A ``Purse`` over the ledger, for the threads of one embedder: they take turns at its connection."""
+
+    def __init__(self, connection: Connection, account: Account, cost: Callable[[int], float]) -> None:
+        self._connection = connection
+        self._account = account
+        self._cost = cost
+        self._lock = threading.Lock()
+        self._limited = left(account.budget, Spent()) is not None
+
+    def reserve(self, tokens: int) -> Hold:
+        """See ``Purse``. Where there is no limit, nothing is asked of the database before a request."""
+        if not self._limited:
+            return Hold(usd=0.0)
+        with self._lock, lost_connections_are_retriable():
+            return reserve(self._connection, self._account, self._cost(tokens))
+
+    def settle(self, hold: Hold, tokens: int) -> None:
+        """See ``Purse``. What cannot be settled stays reserved: a paid answer is worth more than the exact sum."""
+        usd = self._cost(tokens)
+        if not usd and not hold.usd:
+            return
+        try:
+            with self._lock, lost_connections_are_retriable():
+                settle(self._connection, self._account.family, self._account.run_id, hold, usd)
+        except RetriableError as error:
+            logger.warning("$%.6f stay reserved in rowvec.spending: %s", hold.usd, error)
+
+
+@contextmanager
+def open_purse(pipeline: Pipeline, run_id: RunId, cost: Callable[[int], float]) -> Generator[LedgerPurse]:
+    """The purse of a run, on a connection of its own; the pipeline's references must be resolved."""
+    check_price(pipeline, cost(1_000_000))
+    with open_target(pipeline, "rowvec purse") as connection:
+        yield LedgerPurse(connection, account_of(pipeline, run_id), cost)
+
+
+def _exceeded(account: Account, spent: Spent, usd: float, key: str) -> BudgetExceeded:
+    gone, limit, of = (
+        (spent.run, account.budget.per_run, "this run")
+        if key == "per_run"
+        else (spent.month, account.budget.per_month, "this month")
+    )
+    when = "run again" if key == "per_run" else "wait for the next month (UTC)"
+    return BudgetExceeded(
+        f"{account.family} has spent ${gone:,.6f} of the ${limit or 0.0:,.6f} of {of}, and the next request would cost "
+        f"about ${usd:,.6f}: {when}, or raise embedder.budget.{key} and run again; what was paid for is kept"
+    )

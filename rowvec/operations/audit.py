@@ -1,0 +1,333 @@
+"""Audit: source, artifacts, journal and vector table compared both ways, every row and every vector of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from psycopg import sql
+
+from rowvec.embedders import open_embedder
+from rowvec.errors import ArtifactCorrupt, PipelineBusy
+from rowvec.index.checks import conditions
+from rowvec.ledger import pipelines
+from rowvec.ledger.journal import replay, unrecorded
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.plans import key_json
+from rowvec.ledger.runs import open_target
+from rowvec.operations.switch import effective
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, without_blocking
+from rowvec.postgres.migrations import install
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable, stored_table
+from rowvec.runtime.home import home
+from rowvec.store import artifact as artifacts
+from rowvec.store.artifact import Artifact
+from rowvec.store.manifest import read_chain
+from rowvec.store.open import Store, open_store
+from rowvec.sync.extract.chunks import is_joined, source_rows
+from rowvec.sync.extract.stage import bring_chunks_up_to_date, compare, same_key
+from rowvec.sync.images.lost import lost_images
+from rowvec.sync.merge import totals
+from rowvec.vectors.fingerprint import Identity
+from rowvec.vectors.layout import of_arrow
+
+Kind = Literal["missing", "stale", "orphaned", "corrupt"]
+KINDS: tuple[Kind, ...] = ("missing", "stale", "orphaned", "corrupt")
+
+LISTED = 100
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row that is not right, and why."""
+
+    kind: Kind
+    key: tuple[str | None, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LostObject:
+    """An artifact, an image, a manifest or a journal entry that is missing, spoilt, or does not add up."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What was found: each row once, with the first reason."""
+
+    counts: dict[Kind, int]
+    findings: tuple[Finding, ...]
+    """The first of them, up to ``LISTED``."""
+    objects: tuple[LostObject, ...]
+    more_objects: int = 0
+    """Lost images beyond the first ``LISTED``."""
+
+    @property
+    def consistent(self) -> bool:
+        """Whether nothing was found."""
+        return not self.total
+
+    @property
+    def total(self) -> int:
+        """Rows and objects that are not right."""
+        return sum(self.counts.values()) + self.lost
+
+    @property
+    def lost(self) -> int:
+        """Objects that are not right."""
+        return len(self.objects) + self.more_objects
+
+    def as_json(self, repaired: int = 0) -> dict[str, Any]:
+        """Counts by kind, up to 100 offending keys with the reason, and the objects."""
+        return {
+            "consistent": self.consistent,
+            **self.counts,
+            "repaired": repaired,
+            "rows": [{"key": list(f.key), "kind": f.kind, "reason": f.reason} for f in self.findings],
+            "objects": [{"name": lost.name, "reason": lost.reason} for lost in self.objects[:LISTED]],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """The journal that was read."""
+
+    has_untold_keys: bool
+    """Whether rows have changed of which no manifest tells yet."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Audited:
+    """An audit that is over, on the connection whose temporary tables hold all that it found."""
+
+    connection: Connection
+    resolved: Pipeline
+    pipeline_id: PipelineId
+    table: VectorTable
+    store: Store
+    objects: list[LostObject] = field(default_factory=list[LostObject])
+    lost_artifacts: list[str] = field(default_factory=list[str])
+    more_objects: int = 0
+    journal: Journal | None = None
+    """None where there is none to compare with."""
+    journal_is_sound: bool = True
+
+    @property
+    def identity(self) -> Identity:
+        """The embedder's."""
+        return open_embedder(self.resolved.embedder).identity
+
+    @property
+    def key_json(self) -> sql.Composed:
+        """The key of a row ``t`` of the vector table, as ``findings`` has it."""
+        return key_json(self.table.key, "t")
+
+    def report(self) -> Audit:
+        """What was found."""
+        found = dict(self.connection.execute(query("audit", "counts")).fetchall())
+        listed = self.connection.execute(query("audit", "listed", limit=sql.Literal(LISTED))).fetchall()
+        return Audit(
+            counts={kind: found.get(kind, 0) for kind in KINDS},
+            findings=tuple(Finding(kind, tuple(key), reason) for kind, key, reason in listed),
+            objects=tuple(self.objects),
+            more_objects=self.more_objects,
+        )
+
+
+def run_audit(pipeline: Pipeline) -> Audit:
+    """All that is not right; changes nothing."""
+    with audited(effective(pipeline)) as found:
+        return found.report()
+
+
+@contextmanager
+def audited(pipeline: Pipeline) -> Generator[Audited]:
+    """Compare everything with everything, and keep what was found at hand.
+
+    Every row is compared with the source and with what the journal says its run wrote, and every vector with its bits
+    and its artifact. Findings are kept in the database: there may be as many as rows.
+    """
+    resolved = resolve(pipeline)
+    with open_target(resolved, "rowvec audit") as connection:
+        install(connection)
+        pipelines.check_identity(connection, pipeline, open_embedder(resolved.embedder).identity)
+        found = Audited(
+            connection=connection,
+            resolved=resolved,
+            pipeline_id=pipelines.find(connection, pipeline),
+            table=stored_table(connection, resolved),
+            store=open_store(resolved.artifacts),
+        )
+        for _ in range(_ATTEMPTS):
+            before = _last_merge(found)
+            _compare(found, pipeline.name)
+            # What a merge changed in between agrees with nothing that was read before it.
+            if _last_merge(found) == before:
+                break
+        else:
+            raise PipelineBusy(f"runs of the pipeline {pipeline.name} merge faster than it can be audited; try later")
+        yield found
+
+
+def _last_merge(found: Audited) -> tuple[Any, ...]:
+    values = {"pipeline_id": found.pipeline_id}
+    return found.connection.execute(query("audit", "last_merge"), values).fetchone() or ()
+
+
+def _compare(found: Audited, pipeline_name: str) -> None:
+    """Read journal, artifacts and a source that cannot be joined; then compare all of it in one snapshot."""
+    found.objects.clear()
+    found.lost_artifacts.clear()
+    found.connection.execute(query("audit", "drop_tables"))
+    found.connection.execute(query("audit", "findings"))
+    with tempfile.TemporaryDirectory(dir=home()) as folder:
+        _read_journal(found, pipeline_name, Path(folder))
+        _read_artifacts(found, Path(folder))
+    _look_for_images(found, pipeline_name)
+    joined = is_joined(found.resolved)
+    if not joined:
+        _against_source_apart(found)
+    elif found.resolved.source.chunks is not None:
+        bring_chunks_up_to_date(found.connection, found.resolved, found.identity, found.pipeline_id)
+    without_blocking(lambda: _compare_at_once(found, joined=joined))
+
+
+def _compare_at_once(found: Audited, *, joined: bool) -> None:
+    with found.connection.transaction():
+        found.connection.execute(query("extract", "begin"))
+        if joined:
+            _against_source_joined(found)
+        _vectors(found)
+        _against_journal(found)
+        _against_artifacts(found)
+
+
+def _against_source_apart(found: Audited) -> None:
+    from rowvec.sync.extract.by_hash import compare_apart  # late: pyarrow's file readers are needed only here
+
+    rows = compare_apart(found.connection, found.resolved, found.identity, found.pipeline_id, found.table).found
+    values = {
+        "keys": [json.dumps(key) for _, key, _ in rows],
+        "kinds": [kind for kind, _, _ in rows],
+        "reasons": [reason for _, _, reason in rows],
+    }
+    found.connection.execute(query("audit", "add_finding"), values)
+
+
+def _against_source_joined(found: Audited) -> None:
+    rows = source_rows(found.connection, found.resolved, found.identity, found.pipeline_id)
+    compare(found.connection, found.pipeline_id, rows, found.table, exists=True)
+    found.connection.execute(query("audit", "differences", key_json=key_json(found.table.key, "d")))
+    parts = {"rows": rows.rows, "table": found.table.identifier, "key_json": found.key_json}
+    same = same_key(found.table.key, "wanted", "t")
+    found.connection.execute(query("audit", "other_metadata_hash", same_key=same, **parts))
+
+
+def _vectors(found: Audited) -> None:
+    checks = conditions(found.table)
+    reasons = (
+        query("audit", "reason", condition=condition, reason=sql.Literal(f"{name}: {detail}"))
+        for name, (condition, detail) in checks.items()
+    )
+    bad = sql.SQL(" OR ").join(sql.SQL("({})").format(condition) for condition, _ in checks.values())
+    parts = {"table": found.table.identifier, "key_json": found.key_json}
+    found.connection.execute(query("audit", "vectors", reasons=sql.SQL(" ").join(reasons), bad=bad, **parts))
+    pipeline_id = sql.Literal(found.pipeline_id)
+    found.connection.execute(query("audit", "unknown_run", pipeline_id=pipeline_id, **parts))
+
+
+def _read_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
+    """What each row's run recorded, as ``journal_state``; and whether the journal adds up to its own checksum."""
+    connection, changes = found.connection, unrecorded(found.pipeline_id)
+    values = {"pipeline_id": found.pipeline_id, "unrecorded": changes.as_string(connection)}
+    found.journal, found.journal_is_sound = None, True
+    newest = connection.execute(query("audit", "newest_manifest"), values).fetchone()
+    if newest is None:
+        return  # no run of this pipeline has written a manifest yet, or the next one begins the journal anew
+    try:
+        chain = read_chain(found.store, pipeline_name, newest[0])
+        replay(connection, found.store, chain, folder)
+    except ArtifactCorrupt as error:
+        found.objects.append(LostObject(newest[0], str(error)))
+        found.journal_is_sound = False
+        return
+    found.journal = Journal(has_untold_keys=newest[1])
+    last = chain[-1]
+    summed = totals(connection, found.table, sql.Identifier("journal_state"))
+    if summed != (last.manifest.counts["rows"], last.manifest.checksum):
+        found.objects.append(LostObject(last.name, "the journal does not add up to the checksum of this manifest"))
+        found.journal_is_sound = False
+
+
+def _against_journal(found: Audited) -> None:
+    if found.journal is None:
+        return
+    table, changes = found.table, unrecorded(found.pipeline_id)
+    same = same_key(table.key, "s", "t")
+    told: sql.Composable = sql.SQL("true")
+    if found.journal.has_untold_keys:
+        told = query("audit", "told", unrecorded=changes, same_key=same)
+    parts = {"table": table.identifier, "key_json": found.key_json, "same_key": same, "told": told}
+    found.connection.execute(query("audit", "journal", **parts))
+    found.connection.execute(query("audit", "journal_only", **parts))
+
+
+def _read_artifacts(found: Audited, folder: Path) -> None:
+    """The sha256 of each vector that was kept, in wire format, as ``held``: what travels is 64 bytes a row."""
+    connection, local = found.connection, folder / "artifact.parquet"
+    connection.execute(query("audit", "hold_vectors"))
+    for artifact_id, artifact in _artifacts(found):
+        try:
+            found.store.get(artifact.name, local, artifact.sha256)
+            with connection.transaction():
+                _hold(found, local, artifact_id)
+        except ArtifactCorrupt as error:
+            found.objects.append(LostObject(artifact.name, str(error)))
+            found.lost_artifacts.append(artifact.name)
+        finally:
+            local.unlink(missing_ok=True)
+    connection.execute(query("audit", "analyze_held"))
+
+
+def _look_for_images(found: Audited, pipeline_name: str) -> None:
+    found.more_objects = 0
+    if found.resolved.source.kind != "images":
+        return
+    named, count = lost_images(found.connection, found.store, found.table, pipeline_name, LISTED)
+    found.objects += [LostObject(name, reason) for name, reason in named]
+    found.more_objects = count - len(named)
+
+
+def _against_artifacts(found: Audited) -> None:
+    parts = {"table": found.table.identifier, "key_json": found.key_json}
+    found.connection.execute(query("audit", "other_vector", send=found.table.layout.send, **parts))
+    found.connection.execute(query("audit", "not_held", **parts))
+
+
+def _hold(found: Audited, artifact: Path, artifact_id: int) -> None:
+    layout = found.table.layout
+    with found.connection.cursor() as cursor, cursor.copy(query("audit", "copy_held")) as copy:
+        copy.set_types(["bytea", "bytea", "int8"])
+        for batch in artifacts.read_artifact(artifact):
+            wires = layout.wires(of_arrow(batch.column("embedding"), layout.dimensions))
+            for fingerprint, wire in zip(batch.column("fingerprint").to_pylist(), wires, strict=True):
+                copy.write_row((fingerprint, hashlib.sha256(wire).digest(), artifact_id))
+
+
+def _artifacts(found: Audited) -> Iterator[tuple[int, Artifact]]:
+    statement = query("audit", "artifacts", pipeline_id=sql.Literal(found.pipeline_id))
+    for artifact_id, name, sha256, rows, size in found.connection.execute(statement).fetchall():
+        yield artifact_id, Artifact(name=name, sha256=sha256, rows=rows, bytes=size)

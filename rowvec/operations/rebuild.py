@@ -1,0 +1,287 @@
+"""Rebuild: what the flow of that name does between its syncs: plan, compare, switch, go back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+from psycopg import sql
+
+from rowvec.errors import CostLimitExceeded, UsageError
+from rowvec.index.choice import IndexChoice
+from rowvec.index.recall import SEED
+from rowvec.ledger.runs import open_target
+from rowvec.operations import switch as generations
+from rowvec.operations.switch import Generation, Next
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.pipeline.sources import CHUNK
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.migrations import install
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable, count_rows
+from rowvec.search.query import search
+from rowvec.sync import dry_run
+from rowvec.sync.extract.stage import same_key
+from rowvec.sync.report import BILLED, SyncReport, What
+from rowvec.vectors.layout import Embeddings
+
+_QUESTIONS = 100
+# Of the table's pages so many are drawn that each question has a few to come from.
+_ROWS_A_QUESTION = 50
+# Of a table in chunks so many more are looked at, for several may be of one row.
+_HITS_A_ROW = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How the answers of two generations differ."""
+
+    k: int
+    questions: int
+    shared: float
+    """The mean share of the k nearest rows that both give; from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildReport:
+    """The outcome of a rebuild; ``as_json`` is what ``rowvec rebuild --json`` prints."""
+
+    pipeline: str
+    generation: int
+    table: str
+    """Where the new generation is read: the vector table's own name after the switch."""
+    switched: bool
+    retired_table: str | None
+    """The generation before, kept until ``rowvec rebuild --drop-old``."""
+    rows: int
+    what: What
+    """What was embedded; of images, ``tokens`` are the service's transactions."""
+    embedded: int
+    reused: int
+    tokens: int
+    cost_usd: float
+    recall_before: float | None
+    recall_after: float | None
+    comparison: Comparison
+    consistent: bool
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
+
+    def verdict(self) -> str:
+        """One sentence."""
+        shared = f"of the {self.comparison.k} nearest rows {self.comparison.shared:.0%} are the same"
+        if not self.switched:
+            return f"Built, not switched: {self.rows:,} vectors wait in {self.table}; {shared}."
+        return (
+            f"Switched: {self.table} has {self.rows:,} new vectors; {shared}. {self.retired_table} keeps the old ones."
+        )
+
+
+def plan_rebuild(pipeline: Pipeline) -> dict[str, Any]:
+    """What building the next generation would take, in rows, tokens and US dollars; nothing is spent or kept."""
+    return _planned(pipeline, generations.next_generation(pipeline))
+
+
+def _planned(pipeline: Pipeline, following: Next) -> dict[str, Any]:
+    found = dry_run.plan(following.pipeline)
+    with open_target(resolve(pipeline), "rowvec rebuild") as connection:
+        planned = next(g for g in generations.listed(connection, pipeline.name) if g.name == following.pipeline.name)
+        if following.begun is None:
+            written = sql.Identifier(planned.schema, planned.table).as_string(connection)
+            values = {"pipeline_id": planned.pipeline_id, "table": written}
+            connection.execute(query("generations", "forget_plan_only"), values)
+    return {
+        "generation": planned.number,
+        "table": f"{planned.schema}.{planned.table}",
+        "begun": following.begun is not None,
+        **found,
+    }
+
+
+def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline:
+    """The pipeline that builds the next generation, its cost looked at first.
+
+    Raises ``CostLimitExceeded`` before anything is spent or given up, ``UsageError`` where there is nothing to build,
+    ``PipelineBusy`` where another rebuild is at work.
+    """
+    following = generations.next_generation(pipeline)
+    if max_cost is not None:
+        found = _planned(pipeline, following)
+        if found["tokens"] and not found["cost_usd"]:
+            priced = "thousand_transactions" if found["what"] == "images" else "million_tokens"
+            raise UsageError(f"--max-cost needs the price of {pipeline.embedder.model}: set embedder.cost_per_{priced}")
+        if found["cost_usd"] > max_cost:
+            raise CostLimitExceeded(
+                f"this rebuild would embed {found['embedded']:,} {found['what']}, {found['tokens']:,} "
+                f"{BILLED[found['what']]}, for about "
+                f"${found['cost_usd']:,.2f}, and --max-cost allows ${max_cost:,.2f}; nothing was spent"
+            )
+    generations.begin(pipeline, following)
+    return following.pipeline
+
+
+def live_pipeline(pipeline: Pipeline) -> Pipeline:
+    """The pipeline by which the table that is read now is kept."""
+    with open_target(resolve(pipeline), "rowvec rebuild") as connection:
+        live = generations.live_of(generations.listed(connection, pipeline.name), pipeline)
+    return generations.by_settings(live, pipeline)
+
+
+def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
+    """Ask both generations for the neighbours of the same rows, each by its own vectors and its own index."""
+    k = pipeline.validation.recall.k
+    with open_target(resolve(pipeline), "rowvec compare") as connection:
+        known = generations.listed(connection, pipeline.name)
+        live, new = generations.live_of(known, pipeline), next(g for g in known if g.name == following.name)
+        tables = [generations.table_of(connection, pipeline, g) for g in (live, new)]
+        choices = [dry_run.present_index(connection, table, pipeline.index) for table in tables]
+        shares: list[float] = []
+        for key, vectors in _pairs(connection, tables[0], tables[1]):
+            answers = [
+                _neighbours(connection, table, choice, vector, key, k)
+                for table, choice, vector in zip(tables, choices, vectors, strict=True)
+            ]
+            most = max(len(answer) for answer in answers)
+            shares.append(len(answers[0] & answers[1]) / most if most else 1.0)
+    return Comparison(k=k, questions=len(shares), shared=mean(shares) if shares else 0.0)
+
+
+def switch(pipeline: Pipeline, following: Pipeline) -> str:
+    """Let the next generation be read; returns the name of the table that keeps the one before.
+
+    Raises ``PipelineBusy`` where a run of either is at work.
+    """
+    with open_target(resolve(pipeline), "rowvec switch") as connection:
+        known = generations.listed(connection, pipeline.name)
+        new = next((g for g in known if g.name == following.name), None)
+        if new is None:
+            return _switched_before(known, pipeline)
+        return _switch_to(connection, pipeline, known, new)
+
+
+def rollback(pipeline: Pipeline) -> str:
+    """Let the generation before be read again; returns the name of the table that keeps the one that was read.
+
+    It is as it was when it was switched away from: a sync, by the settings it was made by, brings it in step.
+    """
+    with open_target(resolve(pipeline), "rowvec rollback") as connection:
+        install(connection)
+        known = generations.listed(connection, pipeline.name)
+        retired = [g for g in known if g.state == "retired"]
+        if not retired:
+            raise UsageError(f"{pipeline.name} has no generation to go back to: it was dropped, or there never was one")
+        newest = max(retired, key=lambda g: (g.switched_at is not None, g.switched_at))
+        return _switch_to(connection, pipeline, known, newest)
+
+
+def finish_rebuild(
+    pipeline: Pipeline,
+    following: Pipeline,
+    syncs: list[SyncReport | None],
+    before: SyncReport,
+    comparison: Comparison,
+    retired: str | None,
+    started: float,
+) -> RebuildReport:
+    """The report of a rebuild; ``syncs`` are of the new generation, ``started`` is on the monotonic clock."""
+    done = [report for report in syncs if report is not None]
+    number = int(following.name.partition(".")[2])
+    named = pipeline.target.table if retired else following.target.table.replace('"', "")
+    return RebuildReport(
+        pipeline=pipeline.name,
+        generation=number,
+        table=named,
+        switched=retired is not None,
+        retired_table=retired,
+        rows=done[-1].rows,
+        what=done[-1].what,
+        embedded=sum(report.embedded for report in done),
+        reused=sum(report.reused for report in done),
+        tokens=sum(report.tokens for report in done),
+        cost_usd=sum(report.cost_usd for report in done),
+        recall_before=before.recall_at_k,
+        recall_after=done[-1].recall_at_k,
+        comparison=comparison,
+        consistent=all(report.consistent for report in done),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _switch_to(connection: Connection, pipeline: Pipeline, known: list[Generation], new: Generation) -> str:
+    live = generations.live_of(known, pipeline)
+    with generations.both_held(pipeline, live, new):
+        generations.copy_indexes(connection, live, new)
+        now, former = (
+            dry_run.present_index(connection, generations.table_of(connection, pipeline, g), pipeline.index)
+            for g in (new, live)
+        )
+        return generations.switch(connection, pipeline, new, now, former).retired_table
+
+
+def _switched_before(known: list[Generation], pipeline: Pipeline) -> str:
+    """A switch whose answer was lost, tried again: the next generation has the pipeline's own name by now."""
+    retired = next((g for g in known if g.state == "retired"), None)
+    if retired is None:
+        raise UsageError(f"the generation of {pipeline.name} that was being built is gone; run rowvec rebuild again")
+    return f"{retired.schema}.{retired.table}"
+
+
+def _neighbours(
+    connection: Connection,
+    table: VectorTable,
+    choice: IndexChoice,
+    vector: Embeddings,
+    key: tuple[Any, ...],
+    k: int,
+) -> set[tuple[Any, ...]]:
+    """Keys of the ``k`` source rows nearest to a row of the key ``key``, itself left out."""
+    names = [column.name for column in _source_key(table)]
+    # Several chunks of a row may be near.
+    wanted = (k + 1) * (1 if len(names) == len(table.key) else _HITS_A_ROW)
+    hits = search(connection, table, choice, vector, wanted)
+    rows = dict.fromkeys(tuple(hit.key[name] for name in names) for hit in hits)
+    rows.pop(key, None)
+    return set(list(rows)[:k])
+
+
+def _source_key(table: VectorTable) -> tuple[PgColumn, ...]:
+    """The key of the source's rows: that of the table without the number of the chunk."""
+    return tuple(column for column in table.key if column.name != CHUNK)
+
+
+def _pairs(
+    connection: Connection, live: VectorTable, new: VectorTable
+) -> list[tuple[tuple[Any, ...], tuple[Embeddings, Embeddings]]]:
+    """Keys of source rows with their vectors of both generations; of a row in chunks, its first."""
+    percent = min(100.0, 100.0 * _QUESTIONS * _ROWS_A_QUESTION / max(1, count_rows(connection, live)))
+    key = _source_key(live)
+    names = [sql.Identifier("l", c.name) for c in key]
+    first = [
+        sql.SQL(" AND {} = 0").format(sql.Identifier(side, CHUNK))
+        for side, table in (("l", live), ("n", new))
+        if len(table.key) > len(key)
+    ]
+    parts = {"live_send": live.layout.send, "next_send": new.layout.send}
+    parts |= {"live_norm": live.layout.norm, "next_norm": new.layout.norm}
+    statement = query(
+        "generations",
+        "pairs",
+        key=sql.SQL(", ").join(names),
+        live=live.identifier,
+        next=new.identifier,
+        same_key=same_key(key, "l", "n") + sql.SQL("").join(first),
+        key_text=sql.SQL(" || ' ' || ").join(sql.SQL("{}::text").format(name) for name in names),
+        percent=sql.Literal(percent),
+        seed=sql.Literal(SEED),
+        limit=sql.Literal(_QUESTIONS),
+        **parts,
+    )
+    rows = connection.execute(statement).fetchall()
+    return [(tuple(row[:-2]), (live.layout.of_wires([row[-2]])[0], new.layout.of_wires([row[-1]])[0])) for row in rows]

@@ -1,0 +1,370 @@
+"""Restore: the vector table and its ledger from the store alone, with no source and no call to an embedder."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from rowvec.errors import ArtifactCorrupt, UsageError
+from rowvec.ledger import pipelines
+from rowvec.ledger.journal import replay, unrecorded
+from rowvec.ledger.pipelines import PipelineId, RunId
+from rowvec.ledger.plans import key_json
+from rowvec.ledger.runs import Run, open_target, running
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable, find_table, make_schema
+from rowvec.runtime.home import home
+from rowvec.runtime.progress import tell
+from rowvec.store.artifact import Artifact, read_artifact
+from rowvec.store.manifest import Link, RunRecord, manifests_of, read_chain
+from rowvec.store.open import Store, open_store
+from rowvec.sync import load, validate
+from rowvec.sync.images.lost import check_images, take_in_images
+from rowvec.sync.index import serve
+from rowvec.sync.merge import publish, totals
+from rowvec.sync.report import Check, RestoreReport
+from rowvec.vectors.fingerprint import Identity
+from rowvec.vectors.layout import Layout
+
+# What a restore has no use for may lack its secrets: the machine of a bad day has not all variables set.
+NEEDED = frozenset({"target", "artifacts"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What came back, and what the manifest says there should be."""
+
+    table: VectorTable
+    manifest: str
+    rows: int
+    checksum: str
+    expected_rows: int
+    expected_checksum: str
+    artifacts: int
+    lost: tuple[str, ...]
+    """Artifacts that are missing or spoilt."""
+    missing: int
+    """Rows whose vector was in none of the others."""
+    missing_keys: tuple[str, ...]
+    seconds: float
+
+    def checks(self) -> list[Check]:
+        """What must hold of the table as far as the store can tell."""
+        lost = f"; lost or spoilt: {', '.join(self.lost[:3])}" if self.lost else ""
+        return [
+            Check(
+                name="nothing missing",
+                ok=not self.missing,
+                detail=f"all vectors were in {self.artifacts:,} artifact(s)"
+                if not self.missing
+                else f"{self.missing:,} row(s) have their vector in no artifact{lost}; rowvec sync embeds them again",
+                rows=self.missing_keys,
+            ),
+            Check(
+                name="counts",
+                ok=self.rows == self.expected_rows,
+                detail=f"the manifest says {self.expected_rows:,} rows, the vector table has {self.rows:,}",
+            ),
+            Check(
+                name="checksum",
+                ok=self.checksum == self.expected_checksum,
+                detail="keys and fingerprints are those of the manifest"
+                if self.checksum == self.expected_checksum
+                else "keys and fingerprints are not those of the manifest; rowvec sync brings them in step",
+            ),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    connection: Connection
+    store: Store
+    pipeline_id: PipelineId
+    run_id: RunId
+    table: VectorTable
+    staging: sql.Identifier
+    folder: Path
+
+
+def chain_of(pipeline: Pipeline, manifest: str | None = None) -> list[Link]:
+    """The manifests to restore from, oldest first: up to ``manifest``, or to the newest.
+
+    Raises ``UsageError`` where the store has none, or they are of another embedder or key than the pipeline's.
+    """
+    resolved = resolve(pipeline, NEEDED)
+    store = open_store(resolved.artifacts)
+    chain = read_chain(store, pipeline.name, manifest)
+    if not chain:
+        where = store.location(manifests_of(pipeline.name).removesuffix("/"))
+        raise UsageError(f"there is no manifest of the pipeline {pipeline.name} in {where}; is artifacts.url right?")
+    last = chain[-1].manifest
+    wanted = (pipeline.embedder.kind, pipeline.embedder.model, pipeline.embedder.dimensions)
+    if (last.identity.provider, last.identity.model, last.identity.dimensions) != wanted:
+        raise UsageError(
+            f"the artifacts are of {_named(last.identity)}, and the pipeline {pipeline.name} asks for "
+            f"{wanted[0]} {wanted[1]} with {wanted[2]} dimensions; restore with the pipeline file they were made by"
+        )
+    if tuple(name for name, _ in last.layout.key) != pipeline.source.vector_key:
+        raise UsageError(
+            f"the artifacts have the key ({', '.join(name for name, _ in last.layout.key)}), and the pipeline asks for "
+            f"({', '.join(pipeline.source.vector_key)}); restore with the pipeline file they were made by"
+        )
+    return chain
+
+
+@contextmanager
+def restoring(pipeline: Pipeline, manifest: str | None = None) -> Generator[Run]:
+    """A run that restores: known by the identity of what it restores, for no embedder is opened.
+
+    Raises as ``chain_of`` and ``running`` do.
+    """
+    chain = chain_of(pipeline, manifest)
+    # The runs that come back are to have their numbers, as far as those are free.
+    highest = max(run.run_id for link in chain for run in link.manifest.runs)
+    identity = chain[-1].manifest.identity
+    with running(pipeline, "restore", needed=NEEDED, identity=identity, above=highest) as run:
+        yield run
+
+
+def restore_rows(pipeline: Pipeline, run: Run, manifest: str | None = None) -> Restored:
+    """Build the vector table and the ledger's entries; the table appears whole, in one transaction.
+
+    Raises ``UsageError`` where the table has rows already. Memory is constant, but for a manifest's list of artifacts.
+    """
+    started = time.monotonic()
+    resolved = resolve(pipeline, NEEDED)
+    chain = chain_of(pipeline, manifest)
+    last = chain[-1].manifest
+    table = VectorTable.of(pipeline, _columns(last.layout.key), _columns(last.layout.metadata))
+    with open_target(resolved, "rowvec restore") as connection, tempfile.TemporaryDirectory(dir=home()) as folder:
+        work = _Work(
+            connection=connection,
+            store=open_store(resolved.artifacts),
+            pipeline_id=run.pipeline_id,
+            run_id=run.run_id,
+            table=table,
+            staging=sql.Identifier("rowvec", f"staging_{run.run_id}"),
+            folder=Path(folder),
+        )
+        _refuse_rows(connection, table)
+        replay(connection, work.store, chain, work.folder)
+        connection.execute(query("restore", "drop_tables"))
+        renumbered = _add_runs(work, chain)
+        load.create_staging(connection, run.run_id, table, work.staging, direct=True)
+        artifacts, lost = _load(work, chain)
+        make_schema(connection, table.schema)
+        missing, keys = _left_over(work)
+        with connection.transaction():
+            if find_table(connection, table):
+                connection.execute(query("restore", "lock", table=table.identifier))
+                _refuse_rows(connection, table)
+                connection.execute(query("restore", "drop_empty", table=table.identifier))
+            publish(connection, table, work.staging)
+            rows, checksum = totals(connection, table, table.identifier)
+            # Where all is as the manifest says, the journal goes on from it; else the next run begins it anew.
+            whole = bool(missing or renumbered or manifest)
+            layout = Jsonb(asdict(last.layout))
+            values = {"pipeline_id": run.pipeline_id, "whole": whole, "layout": layout}
+            connection.execute(query("restore", "told_as_far"), values)
+            connection.execute(query("journal", "forget_table", unrecorded=unrecorded(run.pipeline_id)))
+        connection.execute(query("journal", "drop_state"))
+        if pipeline.source.kind == "images":
+            take_in_images(connection, work.store, pipeline.name)
+    return Restored(
+        table=table,
+        manifest=chain[-1].name,
+        rows=rows,
+        checksum=checksum,
+        expected_rows=last.counts["rows"],
+        expected_checksum=last.checksum,
+        artifacts=artifacts,
+        lost=tuple(lost),
+        missing=missing,
+        missing_keys=keys,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _refuse_rows(connection: Connection, table: VectorTable) -> None:
+    if not find_table(connection, table):
+        return
+    row = connection.execute(query("restore", "rows_there", table=table.identifier)).fetchone()
+    if row and row[0]:
+        raise UsageError(
+            f"the vector table {table.schema}.{table.name} has rows, and a restore only makes one from nothing; "
+            "rowvec audit --repair mends single rows, or drop the table first"
+        )
+
+
+def _add_runs(work: _Work, chain: list[Link]) -> int:
+    """Bring the runs back into the ledger; returns how many had to take another number."""
+    work.connection.execute(query("restore", "run_numbers"))
+    links = {link.manifest.run_id: link for link in chain}
+    renumbered = 0
+    for record in {record.run_id: record for link in chain for record in link.manifest.runs}.values():
+        number = _number(work, record)
+        if number is None:
+            continue
+        renumbered += number != record.run_id
+        if number != record.run_id:
+            work.connection.execute(query("restore", "add_number"), {"old": record.run_id, "new": number})
+        link = links.get(record.run_id)
+        values = {
+            "run_id": number,
+            "pipeline_id": work.pipeline_id,
+            "cause": record.cause,
+            "state": record.state,
+            "started_at": record.started_at,
+            "finished_at": record.finished_at,
+            "report": Jsonb({"embedded": record.embedded, "tokens": record.tokens, "cost_usd": record.cost_usd}),
+            "manifest": link and link.name,
+            "manifest_sha256": link and link.sha256,
+        }
+        work.connection.execute(query("restore", "add_run"), values)
+    return renumbered
+
+
+def _number(work: _Work, record: RunRecord) -> int | None:
+    """The number a run gets here; None where the ledger has it already."""
+    values: dict[str, Any] = {
+        "run_id": record.run_id,
+        "pipeline_id": work.pipeline_id,
+        "started_at": record.started_at,
+    }
+    known = work.connection.execute(query("restore", "known_run"), values).fetchone()
+    if known is None:
+        return record.run_id
+    if known[0]:
+        return None
+    row = work.connection.execute(query("restore", "next_run")).fetchone()
+    return row[0] if row else None
+
+
+def _load(work: _Work, chain: list[Link]) -> tuple[int, list[str]]:
+    """All artifacts, one after the other; returns how many were read, and the names of those that could not be."""
+    held = {one.name: (one, link.manifest.run_id) for link in chain for one in link.manifest.artifacts}
+    embedding = PgColumn("embedding", work.table.embedding_type)
+    work.connection.execute(query("restore", "vectors_table", embedding_type=embedding.type_sql))
+    lost: list[str] = []
+    for number, (artifact, run_id) in enumerate(held.values()):
+        tell("restore", "artifacts", number, len(held))
+        local = work.folder / "artifact.parquet"
+        try:
+            work.store.get(artifact.name, local, artifact.sha256)
+            _load_artifact(work, local, artifact, run_id)
+        except ArtifactCorrupt:
+            lost.append(artifact.name)
+        finally:
+            local.unlink(missing_ok=True)
+    tell("restore", "artifacts", len(held), len(held))
+    return len(held) - len(lost), lost
+
+
+def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) -> None:
+    table, connection = work.table, work.connection
+    columns = (
+        PgColumn("content", "text"),
+        PgColumn("embedding", table.embedding_type),
+        PgColumn("fingerprint", "bytea"),
+    )
+    with connection.transaction():
+        connection.execute(query("restore", "empty_vectors"))
+        load.copy_rows(connection, sql.Identifier("restored_vectors"), columns, _distinct(local, table.layout))
+        connection.execute(query("merge", "analyze_table", table=sql.Identifier("restored_vectors")))
+        row = connection.execute(
+            query("restore", "add_artifact"),
+            {"pipeline_id": work.pipeline_id, "run_id": work.run_id, **asdict(artifact)},
+        ).fetchone()
+        parts = {"pipeline_id": sql.Literal(work.pipeline_id), "run_id": sql.Literal(run_id)}
+        connection.execute(query("restore", "add_embeddings", artifact_id=sql.Literal(row and row[0]), **parts))
+        bits = query("restore", "bits", dimensions=sql.Literal(table.dimensions)) if table.bits else sql.SQL("")
+        facts = (sql.SQL("{}, ").format(sql.Identifier("s", c.name)) for c in (*table.key, *table.metadata))
+        statement = query(
+            "restore",
+            "add_rows",
+            staging=work.staging,
+            columns=sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns),
+            facts=sql.SQL("").join(facts),
+            bits=bits,
+        )
+        connection.execute(statement)
+        connection.execute(query("restore", "forget_restored"))
+
+
+def _distinct(artifact: Path, layout: Layout) -> Iterator[pa.RecordBatch]:
+    """The artifact's rows, each fingerprint once: equal texts stand next to each other."""
+    previous: bytes | None = None
+    for batch in read_artifact(artifact, layout):
+        fingerprints = batch.column("fingerprint").to_pylist()
+        kept = np.array([a != b for a, b in zip(fingerprints, [previous, *fingerprints], strict=False)], np.bool_)
+        previous = fingerprints[-1] if fingerprints else previous
+        yield batch.filter(pa.array(kept)).select(["content", "embedding", "fingerprint"])
+
+
+def _left_over(work: _Work) -> tuple[int, tuple[str, ...]]:
+    row = work.connection.execute(query("restore", "left_over")).fetchone()
+    keys = work.connection.execute(query("restore", "left_keys", key_json=key_json(work.table.key, "s"))).fetchall()
+    return (row[0] if row else 0), tuple(key for (key,) in keys)
+
+
+def _columns(pairs: tuple[tuple[str, str], ...]) -> tuple[PgColumn, ...]:
+    return tuple(PgColumn(name, pg_type) for name, pg_type in pairs)
+
+
+def _named(identity: Identity) -> str:
+    return f"{identity.provider} {identity.model} with {identity.dimensions} dimensions"
+
+
+def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreReport:
+    """Make the restored table one to search, check it, and record the verdict."""
+    started = time.monotonic()
+    resolved = resolve(pipeline, NEEDED)
+    with open_target(resolved, "rowvec restore") as connection:
+        indexed = serve(connection, restored.table, resolved)
+        checks = [
+            *restored.checks(),
+            *validate.check_table(connection, restored.table, None),
+            *([check_images(connection, restored.table, pipeline)] if pipeline.source.kind == "images" else []),
+            *validate.check_serving(connection, restored.table, indexed.choice, indexed.recall, indexed.said),
+        ]
+        seconds = {"restore": restored.seconds, "index": indexed.seconds}
+        seconds["validate"] = time.monotonic() - started - indexed.seconds
+        seconds["total"] = time.monotonic() - run.started
+        report = RestoreReport(
+            run_id=run.run_id,
+            pipeline=pipeline.name,
+            manifest=restored.manifest,
+            rows=restored.rows,
+            missing=restored.missing,
+            artifacts=restored.artifacts,
+            lost=restored.lost,
+            embedded=0,
+            consistent=all(check.ok for check in checks),
+            k=pipeline.validation.recall.k,
+            recall_at_k=next((check.value for check in checks if check.name == "recall"), None),
+            checksum=restored.checksum,
+            checks=tuple(checks),
+            seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        )
+        pipelines.finish_run(
+            connection,
+            run.run_id,
+            "succeeded" if report.consistent else "failed",
+            report=report.as_json(),
+            checks=[asdict(check) for check in checks],
+        )
+    return report

@@ -1,0 +1,167 @@
+"""Reading a pipeline file: YAML in, a Pipeline out, and errors that name file, line and key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from rowvec.errors import UsageError
+from rowvec.pipeline.model import Pipeline
+
+
+class _Loader(yaml.SafeLoader):
+    """As YAML 1.2 has it: only true and false are truth values, so that ``on``, a key of the index, is a word."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 # PyYAML's own attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_KINDS = frozenset(
+    {"postgres", "csv", "parquet", "images"}
+    | {"openai", "azure_openai", "local", "column", "local_image", "azure_vision", "openai_images"}
+)
+
+_WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+# Far above what a person writes, far below what hurts.
+_LONGEST = 1_000_000
+_DEEPEST = 32
+_QUOTED = re.compile(r"'[^']{2,}'")
+_MOST_VALUES = 10_000
+_PATH = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)+\b")
+
+
+def load(path: Path) -> Pipeline:
+    """The pipeline of a file, its relative paths made absolute from the file's folder. References stay as they are.
+
+    Raises ``UsageError`` with one line for each mistake.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({_reason(error)})") from None
+    try:
+        _refuse_oddities(path, text)
+        node = yaml.compose(text, Loader=_Loader)
+        _check_nodes(path, node)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 # a safe loader, with fewer truth values
+    except ValueError as error:
+        # A number of thousands of digits, the 45th of a month.
+        raise UsageError(f"{path}: not YAML: a value in it cannot be read ({error}); put it in quotes") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        # The parser quotes what it stumbles over, and that may be a secret that was not put in quotes.
+        problem = _QUOTED.sub("a word", error.problem or "it cannot be parsed")
+        raise UsageError(f"{path}:{line}: not YAML: {problem}; put values that begin with a sign in quotes") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: holds no pipeline; it must be a mapping with name, source, embedder and target")
+    try:
+        pipeline = Pipeline.model_validate(data)
+    except ValidationError as error:
+        mistakes = sorted(_explained(node, cast("dict[str, Any]", e)) for e in error.errors())
+        raise UsageError("\n".join(f"{path}:{line}: {what}" for line, what in mistakes)) from None
+    return _anchored(pipeline, path.absolute().parent)
+
+
+def _anchored(pipeline: Pipeline, folder: Path) -> Pipeline:
+    def absolute(url: str) -> str:
+        return url if "://" in url or url.startswith(("${", "{{")) else str(folder / url)
+
+    artifacts = pipeline.artifacts.model_copy(update={"url": absolute(pipeline.artifacts.url)})
+    source = pipeline.source
+    if source.kind != "postgres":
+        source = source.model_copy(update={"path": absolute(source.path)})
+    if source.kind == "images" and source.images is not None:
+        source = source.model_copy(update={"images": absolute(source.images)})
+    return pipeline.model_copy(update={"artifacts": artifacts, "source": source})
+
+
+def _explained(node: yaml.Node | None, error: dict[str, Any]) -> tuple[int, str]:
+    """The line of a mistake, and what it is: the key, and what to do."""
+    # In the path of a tagged union Pydantic names the tag too, which is no key of the file.
+    keys = [part for i, part in enumerate(error["loc"]) if i != 1 or part not in _KINDS]
+    line, found = _line_of(node, keys)
+    message = error["msg"].removeprefix("Value error, ")
+    if not keys:
+        # What is wrong between two parts names them by their paths: the first that the file has is where to look.
+        named = (_line_of(node, list(path.split("."))) for path in _PATH.findall(message))
+        line = next((there for there, whole in named if whole), line)
+    if error["type"] == "extra_forbidden":
+        message = "unknown key; `rowvec schema` lists the known ones"
+    where = ".".join(str(key) for key in keys) or "the file"
+    return line, f"{where}: {message if found or error['type'] != 'missing' else 'is missing'}"
+
+
+def _line_of(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, bool]:
+    """The line (from 1) of the deepest part of the path that the file has, and whether it has all of it."""
+    line = node.start_mark.line + 1 if node else 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            entry = next(((k, v) for k, v in node.value if k.value == key), None)
+            if entry is None:
+                return line, False
+            line, node = entry[0].start_mark.line + 1, entry[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1 if node else line
+        else:
+            return line, False
+    return line, True
+
+
+def _refuse_oddities(path: Path, text: str) -> None:
+    """What no pipeline needs, and what takes YAML's readers to pieces: tags that make objects, and depth."""
+    if len(text) > _LONGEST:
+        raise UsageError(f"{path}: has {len(text):,} characters, and a pipeline file at most {_LONGEST:,}")
+    depth = 0
+    # Events come from a loop; everything after them is a recursion.
+    for event in yaml.parse(text, Loader=_Loader):
+        where = f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}"
+        tag: object = getattr(event, "tag", None)
+        if tag not in (None, "!", "tag:yaml.org,2002:str"):
+            raise UsageError(f"{where}: not YAML for a pipeline: a value begins with ! (a tag); put it in quotes")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise UsageError(f"{where}: is nested more than {_DEEPEST} deep, which no pipeline is")
+
+
+def _check_nodes(path: Path, root: yaml.Node | None) -> None:
+    """Keys are words, and stand once: YAML forbids a key twice, and PyYAML takes the last one.
+
+    What aliases repeat is counted as often as it is repeated: ten lines of them can stand for a billion values.
+    """
+    waiting, seen = [root] if root else [], 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise UsageError(f"{path}: stands for more than {_MOST_VALUES:,} values, aliases and all; no pipeline does")
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(path, node)
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+def _check_keys(path: Path, node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        where = f"{path}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in _WORDS:
+            written = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            raise UsageError(f"{where}: {written} is no key; keys are words, in quotes if need be")
+        if key.value in seen:
+            raise UsageError(f"{where}: {key.value}: this key stands here twice")
+        seen.add(key.value)
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or "no such file") if isinstance(error, OSError) else "not UTF-8"

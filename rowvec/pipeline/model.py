@@ -1,0 +1,238 @@
+"""The pipeline: what is embedded, how, and where it goes. One YAML file, and the parameter of every flow."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from pydantic import Field, field_validator, model_validator
+
+from rowvec.pipeline.embedders import Embedder, OpenAIEmbedder
+from rowvec.pipeline.parts import (
+    Part,
+    Text,
+    any_of,
+    no_literal_credential,
+    no_literal_secret,
+    table_identifier,
+    table_name,
+)
+from rowvec.pipeline.sources import RENAME, Source
+from rowvec.vectors.layout import MOST_DIMENSIONS, Precision
+
+HYBRID_COLUMNS = frozenset({"score", "vector_rank", "text_rank"})
+"""Columns that a hybrid search adds to its results."""
+
+IMAGE_EMBEDDERS = ("azure_vision", "openai_images", "local_image")
+"""Kinds of embedders that make vectors of images."""
+
+
+class Target(Part):
+    """The vector table."""
+
+    url: str | None = Field(
+        default=None,
+        repr=False,
+        description="The database's DSN, as ${NAME}. Left out: ROWVEC_DATABASE_URL, else the embedded Postgres.",
+    )
+    table: str = Field(description="The vector table, with its schema: vectors.articles. Made when missing.")
+    precision: Precision = Field(
+        default="float32",
+        description="float32 (vector), float16 (halfvec), or sparse (sparsevec), for which the source has the vectors.",
+    )
+    bits: bool = Field(
+        default=True, description="Keep bit(n), one bit a dimension, beside the embedding; never beside a sparse one."
+    )
+    metric: Literal["cosine", "l2", "inner_product"] = Field(
+        default="cosine", description="The distance searched by: cosine, l2 or inner_product."
+    )
+    distribution_column: Text | None = Field(
+        default=None,
+        description="With Citus: the column of the key by which the table is spread over the nodes. Left out, or where "
+        "the database has no Citus: an ordinary table.",
+    )
+
+    _url_has_no_secret = field_validator("url")(no_literal_secret)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sparse_has_no_bits(cls, given: Any) -> Any:
+        """Left out, they are off: the default is for vectors that have a sign in every dimension."""
+        if isinstance(given, dict) and cast("dict[str, Any]", given).get("precision") == "sparse":
+            return {"bits": False, **given}
+        return given
+
+    @field_validator("table")
+    @classmethod
+    def _table_parses(cls, value: str) -> str:
+        schema, _ = table_identifier(table_name(value))
+        if schema in ("rowvec", "information_schema") or schema.startswith("pg_"):
+            raise ValueError(f"the schema {schema} is not for vector tables; name another one, such as vectors")
+        return value
+
+    @model_validator(mode="after")
+    def _bits_of_dense_vectors(self) -> Target:
+        if self.bits and self.precision == "sparse":
+            raise ValueError(
+                "bits is true, and pgvector makes none of sparse vectors; set it to false, or leave it out"
+            )
+        return self
+
+
+class Artifacts(Part):
+    """Where what was paid for is kept."""
+
+    url: str = Field(
+        default="./artifacts",
+        repr=False,
+        description="A folder, or https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX. A relative folder is "
+        "relative to the pipeline file.",
+    )
+    credential: str | None = Field(
+        default=None,
+        repr=False,
+        description="For a blob URL: a connection string, an account key or a SAS token, as ${NAME}. Left out: "
+        "azure-identity.",
+    )
+
+    _no_secret = field_validator("url")(no_literal_secret)
+    _credential_is_a_reference = field_validator("credential")(no_literal_credential)
+
+
+class Index(Part):
+    """How the vectors are found fast."""
+
+    kind: Literal["auto", "none", "hnsw", "ivfflat"] = Field(
+        default="auto", description="auto (by rows and dimensions, or as tuned), none, hnsw or ivfflat."
+    )
+    on: Literal["auto", "bits", "float"] = Field(
+        default="auto", description="What the index is built on: auto, bits or float."
+    )
+    m: int = Field(default=16, ge=2, le=100, description="HNSW: links a node.")
+    ef_construction: int | None = Field(
+        default=None,
+        ge=4,
+        le=1000,
+        description="HNSW: candidates while building; left out: 64, and 128 on bits and sparse vectors.",
+    )
+    lists: int | None = Field(default=None, ge=1, le=32768, description="IVFFlat: lists; left out: by rows.")
+    oversampling: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Bits: shortlist of k times this, reranked exactly; left out: 8, and 4 from 1,024 dimensions up.",
+    )
+
+
+class Search(Part):
+    """What stands beside the vectors for those who search."""
+
+    hybrid: bool = Field(
+        default=False, description="Keep a full text index too, and rank words and vectors together on demand."
+    )
+    language: str = Field(
+        default="english",
+        pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$",
+        description="With hybrid: a text search configuration of the target database (english, german, simple).",
+    )
+
+
+class Recall(Part):
+    """The recall@k an index must reach against exact search."""
+
+    k: int = Field(default=10, ge=1, le=1000, description="Neighbours looked at.")
+    at_least: float = Field(default=0.95, ge=0, le=1, description="The run fails below.")
+    queries: int = Field(default=100, ge=1, le=10_000, description="Rows sampled as queries.")
+
+
+class Validation(Part):
+    """What must hold before a run calls itself done."""
+
+    recall: Recall = Field(default=Recall(), description="Recall of the index against exact search.")
+    max_delete_fraction: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="A run that would delete a larger share of the vector table stops and asks.",
+    )
+
+
+class Pipeline(Part):
+    """One vector table and where its vectors come from."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$", description="Lower case; names runs, plans and artifacts.")
+    source: Source = Field(description="The rows.", json_schema_extra=any_of)
+    embedder: Embedder = Field(description="What makes a vector of a text.", json_schema_extra=any_of)
+    target: Target = Field(description="The vector table.")
+    artifacts: Artifacts = Field(default=Artifacts(), description="Where what was paid for is kept.")
+    index: Index = Field(default=Index(), description="How the vectors are found fast.")
+    search: Search = Field(default=Search(), description="What stands beside the vectors for those who search.")
+    validation: Validation = Field(default=Validation(), description="What must hold before a run calls itself done.")
+
+    @model_validator(mode="after")
+    def _content_or_vectors(self) -> Pipeline:
+        self._check_images()
+        if self.source.content is None and self.embedder.kind != "column":
+            raise ValueError("source.content is needed: the template of the text to embed")
+        if self.index.on == "bits" and not self.target.bits:
+            raise ValueError("index.on is bits, but target.bits is false")
+        self._check_chunks()
+        column = self.target.distribution_column
+        if column is not None and column not in self.source.key:
+            raise ValueError(f"target.distribution_column, {column!r}, is no column of source.key, which Citus wants")
+        self._check_layout()
+        taken = HYBRID_COLUMNS.intersection((*self.source.key, *self.source.metadata)) if self.search.hybrid else ()
+        if taken:
+            raise ValueError(f"column {min(taken)!r} has the name of a column that hybrid search gives; {RENAME}")
+        return self
+
+    def _check_images(self) -> None:
+        images, kind = self.source.kind == "images", self.embedder.kind
+        if images and kind not in (*IMAGE_EMBEDDERS, "column"):
+            raise ValueError(
+                f"source.kind is images, and an embedder of kind {kind} takes texts; use "
+                f"{' or '.join(IMAGE_EMBEDDERS)}, or column where the source has the vectors"
+            )
+        if not images and kind in IMAGE_EMBEDDERS:
+            raise ValueError(f"an embedder of kind {kind} takes images; set source.kind to images")
+        if kind == "azure_vision" and self.target.metric != "cosine":
+            # They are near 92 long for images and shorter for texts: by any other distance length would rank them.
+            raise ValueError(
+                f"target.metric is {self.target.metric}, and vectors of azure_vision differ in length: only cosine "
+                "ranks them by what they show"
+            )
+        if images and self.search.hybrid:
+            raise ValueError("search.hybrid ranks by words, and images have none; leave it out")
+
+    def _check_layout(self) -> None:
+        dimensions = self.embedder.dimensions
+        if self.target.precision != "sparse":
+            if dimensions > MOST_DIMENSIONS:
+                raise ValueError(
+                    f"embedder.dimensions is {dimensions:,}, and pgvector holds no more than {MOST_DIMENSIONS:,} "
+                    "unless target.precision is sparse"
+                )
+            return
+        if self.embedder.kind != "column":
+            raise ValueError(
+                f"target.precision is sparse, and the embedder {self.embedder.kind} gives dense vectors; sparse ones "
+                "come from the source, with the embedder column"
+            )
+        if self.index.kind == "ivfflat":
+            raise ValueError("index.kind is ivfflat, which pgvector cannot build on sparse vectors; set it to auto")
+
+    def _check_chunks(self) -> None:
+        chunks, embedder = self.source.chunks, self.embedder
+        if chunks is None:
+            return
+        if embedder.kind == "column":
+            raise ValueError("source.chunks is set, and the vectors come with the rows: there is nothing to split")
+        if isinstance(embedder, OpenAIEmbedder) and chunks.tokens > embedder.max_input_tokens:
+            raise ValueError(
+                f"source.chunks.tokens, {chunks.tokens}, is more than embedder.max_input_tokens, "
+                f"{embedder.max_input_tokens}"
+            )
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the pipeline file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Pipeline.model_json_schema()}

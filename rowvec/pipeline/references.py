@@ -1,0 +1,76 @@
+"""``${NAME}`` and ``${prefect.blocks.secret.NAME}``: where a pipeline names a secret without holding it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from rowvec.errors import UsageError
+from rowvec.pipeline.model import Pipeline
+
+# A block may be written with two braces too, as Prefect writes it: in a file of our own, not in a prefect.yaml, where
+# Prefect would put the block's value itself into the parameters when it deploys, for all to read.
+_REFERENCE = re.compile(
+    r"\$\{(?P<variable>\w+)\}|\$\{prefect\.blocks\.secret\.(?P<block>[\w-]+)\}"
+    r"|\{\{\s*prefect\.blocks\.secret\.(?P<braced>[\w-]+)\s*\}\}"
+)
+
+# With these unset their key falls back to a default of its own, so a reference to them may be left hanging.
+_OPTIONAL = frozenset({"OPENAI_BASE_URL"})
+
+ReadBlock = Callable[[str], str]
+
+
+def resolve(pipeline: Pipeline, needed: frozenset[str] | None = None) -> Pipeline:
+    """The pipeline with every reference replaced by its value: for use in memory, never to be logged or stored.
+
+    Only in the ``needed`` parts, where they are given: what a job has no use for may be missing. Raises
+    ``UsageError`` naming the key and the variable or block that is missing.
+    """
+    return Pipeline.model_construct(
+        name=pipeline.name,
+        **{
+            part: _resolved(part, getattr(pipeline, part))
+            if needed is None or part in needed
+            else getattr(pipeline, part)
+            for part in Pipeline.model_fields
+            if part != "name"
+        },
+    )
+
+
+def _resolved(path: str, part: Any) -> Any:
+    # model_copy does not validate again: a value such as a DSN with its password is right here and wrong in a file.
+    changed = {
+        key: _replaced(f"{path}.{key}", value)
+        for key, value in part
+        # A template has braces of its own: "${price}" is a dollar sign and a column.
+        if isinstance(value, str) and key != "content" and _REFERENCE.search(value)
+    }
+    return part.model_copy(update=changed)
+
+
+def _replaced(key: str, text: str) -> str | None:
+    for variable in (match["variable"] for match in _REFERENCE.finditer(text)):
+        if variable in _OPTIONAL and text == f"${{{variable}}}" and variable not in os.environ:
+            return None
+    return _REFERENCE.sub(lambda match: _value(key, match), text)
+
+
+def _value(key: str, match: re.Match[str]) -> str:
+    variable, block = match["variable"], match["block"] or match["braced"]
+    if block is not None:
+        return _block_reader(key, block)(block)
+    if not os.environ.get(variable):
+        raise UsageError(f"{key}: the environment variable {variable} is not set; export it, or name another one")
+    return os.environ[variable]
+
+
+def _block_reader(key: str, block: str) -> ReadBlock:
+    """The reader that the orchestration layer registers; the core itself knows nothing of Prefect."""
+    for point in entry_points(group="rowvec.secrets"):
+        return point.load()
+    raise UsageError(f"{key}: the block {block} can be read only where Prefect is installed")

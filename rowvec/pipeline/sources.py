@@ -1,0 +1,222 @@
+"""The sources a pipeline can read: where its rows are, what their key is, and what of them is embedded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rowvec.pipeline import template
+from rowvec.pipeline.parts import LONGEST_NAME, Part, Text, no_literal_credential, no_literal_secret, table_name
+
+CHUNK = "chunk"
+"""The number of a row's chunk, from 0: the last column of the key where contents are split."""
+
+RESERVED_COLUMNS = frozenset(
+    {
+        "content",
+        "embedding",
+        "embedding_bits",
+        "fingerprint",
+        "metadata_hash",
+        "run_id",
+        "embedded_at",
+        CHUNK,
+        "distance",
+    }
+)
+"""Columns the vector table has of its own; a key or metadata column cannot take their names."""
+
+_SYSTEM_COLUMNS = frozenset({"tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"})
+"""Columns that every table of Postgres has; a file or a query may call one of its own so."""
+
+RENAME = "rename it in a query, or in the file"
+
+
+class Chunks(Part):
+    """Long contents in several vectors, one a chunk."""
+
+    tokens: int = Field(
+        default=512, ge=16, le=8192, description="The most tokens a chunk has, as the embedder counts them."
+    )
+    overlap: int = Field(
+        default=64, ge=0, description="Tokens a chunk repeats of the one before, at most; up to half of tokens."
+    )
+
+    @model_validator(mode="after")
+    def _overlap_leaves_room(self) -> Chunks:
+        if self.overlap > self.tokens // 2:
+            raise ValueError(f"overlap {self.overlap} is more than half of tokens {self.tokens}")
+        return self
+
+
+class _RowSource(Part):
+    key: list[Text] = Field(min_length=1, description="The columns that tell a row from every other. One or more.")
+    metadata: list[Text] = Field(
+        default=[],
+        description="Columns carried along for filtering and display. A change in them costs no embedding.",
+    )
+    empty: Literal["skip", "reject", "fail"] = Field(
+        default="skip",
+        description="What becomes of a row whose content is empty or white space only: skip (no vector, and an old "
+        "one goes), reject (the same, and the row is listed in the rejects), fail (the run stops before it spends).",
+    )
+
+    chunks: Chunks | None = Field(
+        default=None,
+        description="Splits contents into chunks, each with a vector of its own; the vector table's key then ends in "
+        "the chunk's number. Left out: one vector a row, whatever its length.",
+    )
+
+    @property
+    def vector_key(self) -> tuple[str, ...]:
+        """The key of the vector table."""
+        return (*self.key, CHUNK) if self.chunks else tuple(self.key)
+
+    @model_validator(mode="after")
+    def _columns_are_ours_to_name(self) -> _RowSource:
+        named = [*self.key, *self.metadata]
+        for name in named:
+            if name in RESERVED_COLUMNS or name.startswith("rowvec_"):
+                raise ValueError(f"column {name!r} has the name of a column of the vector table; {RENAME}")
+            if name in _SYSTEM_COLUMNS:
+                raise ValueError(f"column {name!r} has the name of a system column of Postgres; {RENAME}")
+            if len(name.encode()) > LONGEST_NAME:
+                raise ValueError(
+                    f"column {name[:20]!r}... has a name of more than {LONGEST_NAME} bytes, which Postgres would cut; "
+                    + RENAME
+                )
+            if named.count(name) > 1:
+                raise ValueError(f"column {name!r} is named twice in key and metadata")
+        return self
+
+
+class _TextSource(_RowSource):
+    content: str | None = Field(
+        default=None,
+        description='Template of the text to embed: column names in braces, e.g. "{title}\\n{body}". NULL renders as '
+        "the empty string. Optional only with the column embedder.",
+    )
+
+    @field_validator("content")
+    @classmethod
+    def _content_parses(cls, value: str | None) -> str | None:
+        if value is not None:
+            template.parse(value)
+        return value
+
+
+class PostgresSource(_TextSource):
+    """Rows of a table or a query, rendered and hashed by the database that holds them."""
+
+    kind: Literal["postgres"]
+    table: str | None = Field(default=None, description="The table or view, with its schema: public.articles.")
+    query: str | None = Field(default=None, description="A SELECT instead of a table.")
+    url: str | None = Field(
+        default=None,
+        repr=False,
+        description="The database's DSN, as ${NAME}. Left out: the target's database.",
+    )
+
+    _url_has_no_secret = field_validator("url")(no_literal_secret)
+
+    @field_validator("table")
+    @classmethod
+    def _table_parses(cls, value: str | None) -> str | None:
+        return value if value is None else table_name(value)
+
+    @model_validator(mode="after")
+    def _one_of_table_and_query(self) -> PostgresSource:
+        if (self.table is None) == (self.query is None):
+            raise ValueError("name either table or query")
+        return self
+
+
+class _FileSource(_TextSource):
+    path: str = Field(
+        repr=False,
+        description="A file, a glob (read in the order of names), or a blob URL. A relative path is relative to the "
+        "pipeline file.",
+    )
+    credential: str | None = Field(
+        default=None,
+        repr=False,
+        description="For a blob URL: SAS or connection string, as ${NAME}. Left out: azure-identity.",
+    )
+
+    _path_has_no_secret = field_validator("path")(no_literal_secret)
+    _credential_is_a_reference = field_validator("credential")(no_literal_credential)
+
+
+class _Delimited(Part):
+    delimiter: str = Field(
+        default=",",
+        pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x7f]$",
+        description="The ASCII character between fields; not a quote, nor the end of a line.",
+    )
+    types: dict[str, Literal["text", "bigint", "double precision", "boolean", "date", "timestamptz"]] = Field(
+        default={}, description="Postgres types of key and metadata columns; what is not named is text."
+    )
+
+
+class CsvSource(_FileSource, _Delimited):
+    """Rows of CSV files with a header line, UTF-8."""
+
+    kind: Literal["csv"]
+
+
+class ParquetSource(_FileSource):
+    """Rows of Parquet files; columns keep their types."""
+
+    kind: Literal["parquet"]
+
+
+class ImageContent(Part):
+    """Which column says where a row's image is."""
+
+    image: Text = Field(description="The column with the image: its path, or its blob URL.")
+
+
+class ImagesSource(_RowSource, _Delimited):
+    """A folder of images, or a CSV or Parquet file with a column that says where each row's image is."""
+
+    kind: Literal["images"]
+    path: str = Field(
+        repr=False,
+        description="A folder, read with all its folders; or a CSV or Parquet file, a glob of them, or its blob URL. A "
+        "relative path is relative to the pipeline file.",
+    )
+    content: ImageContent = Field(description="Where the image is: {image: COLUMN}.")
+    images: str | None = Field(
+        default=None,
+        repr=False,
+        description="With a CSV or Parquet file: the folder, or blob URL, that its images are in. Left out: the folder "
+        "or container prefix that the file itself is in.",
+    )
+    credential: str | None = Field(
+        default=None,
+        repr=False,
+        description="For blob URLs: SAS or connection string, as ${NAME}. Left out: azure-identity.",
+    )
+    max_bytes: int = Field(
+        default=20_000_000, gt=0, le=500_000_000, description="A larger image file is set aside, unread."
+    )
+    max_pixels: int = Field(
+        default=50_000_000,
+        gt=0,
+        le=89_000_000,
+        description="An image that says it has more is set aside before it is decoded.",
+    )
+
+    _path_has_no_secret = field_validator("path", "images")(no_literal_secret)
+    _credential_is_a_reference = field_validator("credential")(no_literal_credential)
+
+    @model_validator(mode="after")
+    def _is_not_split(self) -> ImagesSource:
+        if self.chunks is not None:
+            raise ValueError("chunks are for texts; an image has one vector")
+        return self
+
+
+# In this order: see ``rowvec.pipeline.parts.any_of``.
+Source = Annotated[PostgresSource | ParquetSource | CsvSource | ImagesSource, Field(discriminator="kind")]

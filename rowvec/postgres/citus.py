@@ -1,0 +1,32 @@
+"""Azure Cosmos DB for PostgreSQL, and any Postgres with Citus: a vector table spread over the cluster's nodes."""
+
+from __future__ import annotations
+
+from psycopg import errors as pg
+
+from rowvec.errors import TargetError
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+
+
+def distribute(connection: Connection, table: VectorTable) -> bool:
+    """Spread a vector table that was made a moment ago over the nodes, by the pipeline's distribution column.
+
+    In the transaction that makes it. Returns False, and does nothing, where the pipeline names no column or the
+    database has no Citus: one pipeline file serves a laptop and a cluster. Raises ``TargetError`` where Citus refuses.
+    """
+    if table.distribution is None:
+        return False
+    row = connection.execute(query("citus", "there")).fetchone()
+    if not (row and row[0]):
+        return False
+    values = {"table": table.identifier.as_string(connection), "column": table.distribution}
+    try:
+        connection.execute(query("citus", "distribute"), values)
+    except (pg.FeatureNotSupported, pg.ObjectNotInPrerequisiteState, pg.InvalidTableDefinition) as error:
+        raise TargetError(
+            f"Citus cannot distribute {table.schema}.{table.name} by {table.distribution}: "
+            f"{error.diag.message_primary}; change target.distribution_column, or leave it out"
+        ) from error
+    return True

@@ -1,0 +1,89 @@
+"""What runs tell OpenTelemetry: a span a run and a stage, and figures; nothing unless the OTEL_* variables ask for it.
+
+By the API alone, which does nothing where no SDK is set up. No span and no metric has a row's content, its key, or a
+sentence that could hold one: names of pipelines, stages and classes, and numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import Status, StatusCode
+
+from rowvec.runtime import telemetry_export
+from rowvec.sync.report import SyncReport
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_KINDS = ("new", "changed", "metadata_only", "deleted", "unchanged", "embedded", "reused")
+
+
+@contextmanager
+def span(name: str, **attributes: str | int) -> Generator[None]:
+    """A span around a piece of work, ended as an error by what is raised in it: by its class, not by its message."""
+    telemetry_export.start()
+    tracer = trace.get_tracer("rowvec")
+    told = {f"rowvec.{key}": value for key, value in attributes.items()}
+    with tracer.start_as_current_span(
+        name, attributes=told, record_exception=False, set_status_on_exception=False
+    ) as current:
+        try:
+            yield
+        except BaseException as error:
+            current.set_attribute("error.type", type(error).__name__)
+            current.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            raise
+
+
+def traced(stage: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a stage a span, named after it, with its pipeline, its run and its batch."""
+
+    def decorate(work: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(work)
+
+        @wraps(work)
+        def within_span(*args: P.args, **kwargs: P.kwargs) -> R:
+            with span(f"rowvec {stage}", stage=stage, **_of(signature.bind(*args, **kwargs).arguments)):
+                return work(*args, **kwargs)
+
+        return within_span
+
+    return decorate
+
+
+def record(report: SyncReport) -> None:
+    """The figures of a sync, once it has its verdict."""
+    meter = metrics.get_meter("rowvec")
+    of = {"rowvec.pipeline": report.pipeline}
+    rows = meter.create_counter("rowvec.rows", "{row}", "Rows by what became of them.")
+    for kind in _KINDS:
+        rows.add(getattr(report, kind), {**of, "rowvec.kind": kind})
+    meter.create_counter("rowvec.tokens", "{token}", "Tokens that were paid for.").add(report.tokens, of)
+    meter.create_counter("rowvec.cost", "USD", "What the embedder's provider bills.").add(report.cost_usd, of)
+    runs = meter.create_counter("rowvec.runs", "{run}", "Runs that came to a verdict.")
+    runs.add(1, {**of, "rowvec.consistent": report.consistent})
+    seconds = meter.create_histogram("rowvec.duration", "s", "Seconds of a run by stage; batches side by side add up.")
+    for stage, spent in report.seconds.items():
+        seconds.record(spent, {**of, "rowvec.stage": stage})
+    meter.create_gauge("rowvec.table.rows", "{row}", "Rows of the vector table.").set(report.rows, of)
+    meter.create_gauge("rowvec.rejects", "{row}", "Rows that are set aside.").set(report.rejected, of)
+    if report.recall_at_k is not None:
+        recall = meter.create_gauge("rowvec.recall", "1", "Recall at k of the index, by the run's sample.")
+        recall.set(report.recall_at_k, {**of, "rowvec.k": report.k})
+
+
+def _of(given: dict[str, Any]) -> dict[str, str | int]:
+    """Pipeline, run and batch among a stage's arguments: by their own names, or as a Run or a Batch has them."""
+    carrier = given.get("run") or given.get("batch")
+    found = {
+        "pipeline": given["pipeline"].name,
+        "run_id": given.get("run_id", getattr(carrier, "run_id", None)),
+        "batch": given.get("number", getattr(carrier, "number", None)),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,105 @@
+"""Hybrid search as an SQL function beside the vector table, so that any client can call it."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from rowvec.index.build import cut_name
+from rowvec.index.choice import IndexChoice
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.search.hybrid import DEPTH, LEAST_DEPTH, Hybrid, check_language, fused_statement
+from rowvec.search.query import LIMITS, MOST_K
+from rowvec.search.sql_function import (
+    COLUMNS,
+    arguments,
+    commented,
+    equal_to_filter,
+    generations,
+    install_search_function,
+    remove_function,
+    replace_function,
+    results,
+    vector_schema,
+    vector_type,
+)
+from rowvec.search.statement import distance_to
+
+SUFFIX = "_hybrid_search"
+"""What the function's name ends in."""
+
+_COMMENT = "rowvec: the rows that rank best by vector and by words together, best first"
+
+
+def install_hybrid_function(connection: Connection, table: VectorTable, choice: IndexChoice, hybrid: Hybrid) -> str:
+    """Make or renew ``<schema>.<table>_hybrid_search(query, words, k, filter)`` and the search function it stands on.
+
+    It gives the columns of the search function, ``score``, ``vector_rank`` and ``text_rank``, as ``hybrid_search``
+    does; returns its name, quoted. Raises ``TargetError`` where it cannot be replaced.
+    """
+    check_language(connection, hybrid.language)
+    install_search_function(connection, table, choice)
+
+    def create(name: sql.Identifier) -> int:
+        function = query(
+            "hybrid",
+            "function",
+            name=name,
+            arguments=arguments(
+                table,
+                [
+                    ("query", vector_type(table)),
+                    ("words", sql.SQL("text")),
+                    ("k", sql.SQL("integer DEFAULT 10")),
+                    ("filter", sql.SQL("jsonb DEFAULT NULL")),
+                ],
+            ),
+            results=results(
+                table, sql.SQL("score double precision"), sql.SQL("vector_rank bigint"), sql.SQL("text_rank bigint")
+            ),
+            vector_schema=vector_schema(connection),
+            body=sql.Literal(_body(connection, table, choice, hybrid).as_string(connection)),
+        )
+        connection.execute(function)
+        types = sql.SQL("{}, text, integer, jsonb").format(vector_type(table))
+        return commented(connection, name, types, _COMMENT)
+
+    return replace_function(connection, table, cut_name(table.name, SUFFIX), create)
+
+
+def drop_hybrid_function(connection: Connection, table: VectorTable) -> None:
+    """Drop it where it is there: the pipeline wants it no more."""
+    remove_function(connection, table, cut_name(table.name, SUFFIX))
+
+
+def _body(connection: Connection, table: VectorTable, choice: IndexChoice, hybrid: Hybrid) -> sql.Composed:
+    depth = sql.SQL("greatest({} * $3, {})").format(sql.Literal(DEPTH), sql.Literal(LEAST_DEPTH))
+    columns = (*table.key, *table.metadata)
+    nearest = query(
+        "hybrid",
+        "function_nearest",
+        columns=sql.SQL(", ").join([*(sql.Identifier("t", c.name) for c in columns), sql.Identifier("t", "content")]),
+        search=sql.Identifier(table.schema, cut_name(table.name, "_search")),
+        depth=depth,
+        most_k=sql.Literal(MOST_K),
+        oversampling=sql.Literal(choice.oversampling),
+    )
+    statement = fused_statement(
+        table,
+        hybrid,
+        nearest=nearest,
+        distance=distance_to(table, sql.SQL("$1")),
+        words=sql.SQL("$2"),
+        k=sql.SQL("$3"),
+        depth=depth,
+        condition=equal_to_filter(table),
+    )
+    return query(
+        "hybrid",
+        "function_body",
+        generations=generations(connection, table, SUFFIX, f"{COLUMNS}, score, vector_rank, text_rank"),
+        most_k=sql.Literal(MOST_K),
+        limits_message=sql.Literal(LIMITS),
+        statement=statement,
+    )

@@ -1,0 +1,89 @@
+"""Where each vector comes from, as a view beside the vector table: which model, run and artifact, at what cost."""
+
+from __future__ import annotations
+
+import hashlib
+
+from psycopg import errors as pg
+from psycopg import sql
+
+from rowvec.errors import TargetError
+from rowvec.index.build import cut_name
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+
+_LOCK = 0x72760005
+_COMMENT = "rowvec: where each vector comes from"
+_COLUMNS = (
+    ("provider", "text"),
+    ("model", "text"),
+    ("dimensions", "integer"),
+    ("fingerprint", "bytea"),
+    ("run_id", "bigint"),
+    ("embedded_at", "timestamp with time zone"),
+    ("artifact", "text"),
+    ("artifact_sha256", "text"),
+    ("paid_by_run", "bigint"),
+    ("paid_at", "timestamp with time zone"),
+    ("cost_usd", "real"),
+)
+
+
+def install_provenance(connection: Connection, table: VectorTable) -> str:
+    """Make ``<schema>.<table>_provenance``, or renew it where its definition is another; returns its name, quoted.
+
+    One row a vector: the key columns, then ``provider``, ``model``, ``dimensions``, ``fingerprint``, ``run_id`` and
+    ``embedded_at`` (the run that wrote the row, and when), ``artifact`` and ``artifact_sha256``, ``paid_by_run``,
+    ``paid_at`` and ``cost_usd`` (the run that had the content embedded, when it began, and the content's share of what
+    the provider asked). A name that a key column has already gets an underscore.
+
+    The view stands on a function, whose text is bound late: a view on the table itself would forbid to drop the table.
+    Raises ``TargetError`` where something else has the name, or depends on a view that must be renewed.
+    """
+    plain = cut_name(table.name, "_provenance")
+    name = sql.Identifier(table.schema, plain)
+    written = name.as_string(connection)
+    results, body = _results(table), _body(table)
+    definition = (results + body).as_string(connection)
+    comment = f"{_COMMENT} ({hashlib.sha256(definition.encode()).hexdigest()[:16]})"
+    with lost_connections_are_retriable(), connection.transaction():
+        connection.execute(query("provenance", "lock"), {"space": _LOCK, "name": written})
+        found = connection.execute(query("provenance", "ours"), {"schema": table.schema, "name": plain}).fetchall()
+        if [text for _, text in found] == [comment, comment]:
+            return written
+        if any(not (text or "").startswith(_COMMENT) for _, text in found):
+            raise TargetError(f"something else is called {table.schema}.{plain}; rename it, for the provenance view is")
+        try:
+            connection.execute(query("provenance", "drop_view", name=name))
+            connection.execute(query("provenance", "drop_function", name=name))
+        except pg.DependentObjectsStillExist as error:
+            raise TargetError(
+                f"the view {table.schema}.{plain} must be renewed and cannot be ({error.diag.message_primary}); "
+                "drop what depends on it, and run again"
+            ) from error
+        parts = {"results": results, "body": sql.Literal(body.as_string(connection))}
+        connection.execute(query("provenance", "function", name=name, **parts))
+        connection.execute(query("provenance", "view", name=name))
+        for kind in ("comment_view", "comment_function"):
+            connection.execute(query("provenance", kind, name=name, comment=sql.Literal(comment)))
+    return written
+
+
+def _results(table: VectorTable) -> sql.Composed:
+    taken = {column.name for column in table.key}
+    columns = [(c.name, c.type_sql) for c in table.key]
+    columns += [(f"{name}_" if name in taken else name, PgColumn(name, pg_type).type_sql) for name, pg_type in _COLUMNS]
+    return sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(name), kind) for name, kind in columns)
+
+
+def _body(table: VectorTable) -> sql.Composed:
+    return query(
+        "provenance",
+        "body",
+        key=sql.SQL("").join(sql.SQL("{}, ").format(sql.Identifier("t", c.name)) for c in table.key),
+        table=table.identifier,
+        schema=sql.Literal(table.schema),
+        name=sql.Literal(table.name),
+    )

@@ -1,0 +1,243 @@
+"""Images as a source: a folder becomes a table of its files, and a table gets, row by row, what its images are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rowvec.errors import RowError, SourceError
+from rowvec.images.content import content_of
+from rowvec.images.inspect import check
+from rowvec.pipeline.sources import ImagesSource
+from rowvec.runtime.progress import tell
+from rowvec.sources.formats.csv import CsvFormat
+from rowvec.sources.formats.parquet import ParquetFormat
+from rowvec.sources.formats.protocol import FileFormat
+from rowvec.sources.images.locations import Places, is_url
+from rowvec.sources.images.seen import ImageMemory
+
+CONTENT, REASON, DETAIL = "rowvec_content", "rowvec_reason", "rowvec_detail"
+"""What a row's image is, or why it is none."""
+PLACE, MEDIA_TYPE, BYTES = "rowvec_place", "rowvec_media_type", "rowvec_bytes"
+
+SEEN_COLUMNS = (CONTENT, PLACE, MEDIA_TYPE, BYTES)
+"""What is known of an image, in the order of ``SeenImage``."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ico"})
+"""What makes a file of a folder a row, in upper or lower case: there are notes and catalogues in folders of images."""
+
+# Files looked at at once: hashing leaves Python alone, and a mount or a blob store makes one wait.
+_THREADS = 8
+_LISTED_AT_ONCE = 1024
+
+_FOUND = pa.schema(
+    [
+        (CONTENT, pa.string()),
+        (REASON, pa.string()),
+        (DETAIL, pa.string()),
+        (PLACE, pa.string()),
+        (MEDIA_TYPE, pa.string()),
+        (BYTES, pa.int64()),
+    ]
+)
+_FOLDER = pa.schema(
+    [
+        ("image_file", pa.string()),
+        ("bytes", pa.int64()),
+        ("modified", pa.timestamp("us", "UTC")),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("media_type", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What was found in one place."""
+
+    place: str | None
+    sha256: str | None = None
+    media_type: str | None = None
+    width: int | None = None
+    height: int | None = None
+    bytes: int | None = None
+    modified: datetime | None = None
+    error: RowError | None = None
+
+
+class FolderFormat:
+    """See ``FileFormat``: of a folder, each image file a row. Only the name is known before a file is looked at."""
+
+    first_row = 1
+
+    def schema(self, path: Path) -> pa.Schema:
+        """See ``FileFormat``."""
+        del path
+        return _FOLDER
+
+    def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """See ``FileFormat``. Raises ``SourceError`` where a folder cannot be listed: its files are not gone."""
+        names: list[bytes] = []
+        for name in _files(os.fsencode(path)):
+            names.append(name)
+            if len(names) == _LISTED_AT_ONCE:
+                yield _listing(names, columns)
+                names = []
+        if names:
+            yield _listing(names, columns)
+
+
+class PreparedFormat:
+    """See ``FileFormat``: of what ``prepare`` has written."""
+
+    def __init__(self, first_row: int) -> None:
+        self.first_row = first_row
+
+    def schema(self, path: Path) -> pa.Schema:
+        """See ``FileFormat``."""
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_file(file).schema
+
+    def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """See ``FileFormat``."""
+        with pa.memory_map(str(path)) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number).select(list(columns))
+
+
+def format_of(source: ImagesSource) -> FileFormat:
+    """How the rows are read, by what the path is. Raises ``SourceError`` where that cannot be told."""
+    if not is_url(source.path) and Path(source.path).is_dir():
+        return FolderFormat()
+    name = source.path.lower().removesuffix(".gz").removesuffix(".zst")
+    if name.endswith((".csv", ".tsv", ".txt")):
+        return CsvFormat(source.delimiter, source.types)
+    if name.endswith((".parquet", ".pq")):
+        return ParquetFormat()
+    raise SourceError(f"source.path {source.path} is no folder that is there, and no name of a .csv or .parquet file")
+
+
+def prepare(
+    read: FileFormat,
+    path: Path,
+    columns: Sequence[str],
+    source: ImagesSource,
+    places: Places,
+    memory: ImageMemory,
+    into: Path,
+) -> None:
+    """Look at the image of every row and write the rows with what was found, as an Arrow file.
+
+    Memory: a batch of rows, and of images as many as there are threads, each at most ``max_bytes`` and its pixels.
+    """
+    image, done, listing = source.content.image, 0, isinstance(read, FolderFormat)
+    total = sum(batch.num_rows for batch in read.batches(path, [image]))
+    schema = pa.schema([read.schema(path).field(name) for name in columns])
+    with (
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="images") as pool,
+        pa.OSFile(str(into), "wb") as sink,
+        pa.ipc.new_file(sink, pa.schema([*schema, *_FOUND])) as out,
+    ):
+        for batch in read.batches(path, columns):
+            written = _texts(batch.column(image))
+            seen = list(pool.map(partial(look, places, source.max_pixels, memory), written))
+            out.write_batch(_with_found(batch, seen, listing=listing))
+            done += batch.num_rows
+            tell("read", "images", done, max(done, total))
+
+
+def look(places: Places, max_pixels: int, memory: ImageMemory, written: bytes | None) -> Seen:
+    """What is in the place that a row names; a place that is not named has no image, and that is no error.
+
+    What this run has read there, and nobody has touched since, is not read again.
+    """
+    if written is None or not written.strip():
+        return Seen(place=None)
+    try:
+        place = written.decode()
+    except UnicodeDecodeError:
+        error = RowError("unreadable", f"the path {written.decode(errors='backslashreplace')} is not UTF-8; rename it")
+        return Seen(place=None, error=error)
+    known = memory.known(place)
+    if known and places.mark(place) == known[0]:
+        return known[1]
+    try:
+        file = places.read(place)
+        checked = check(file.content, place, max_pixels)
+    except RowError as error:
+        return Seen(place=place, error=error)
+    seen = Seen(
+        place=place,
+        sha256=checked.sha256,
+        media_type=checked.media_type,
+        width=checked.width,
+        height=checked.height,
+        bytes=len(file.content),
+        modified=file.modified,
+    )
+    if file.mark is not None:
+        memory.remember(place, file.mark, seen)
+    return seen
+
+
+def _files(root: bytes) -> Iterator[bytes]:
+    """The image files under a folder, as paths relative to it: a folder at a time, in the order of names.
+
+    A folder that is a symbolic link is not entered, and what begins with a dot is nobody's image.
+    """
+
+    def stop(error: OSError) -> None:
+        raise SourceError(
+            f"the folder {os.fsdecode(error.filename)} cannot be listed: {error.strerror}; nothing was changed"
+        ) from None
+
+    for folder, folders, files in os.walk(root, onerror=stop):
+        folders[:] = sorted(name for name in folders if not name.startswith(b"."))
+        for name in sorted(files):
+            if not name.startswith(b".") and os.path.splitext(name)[1].decode("latin-1").lower() in SUFFIXES:  # noqa: PTH122 # bytes: a name need not be text
+                yield os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 # bytes
+        # A folder, a pipe or a link called x.jpg is looked at, and set aside, like a file.
+        for name in folders:
+            if os.path.splitext(name)[1].decode("latin-1").lower() in SUFFIXES:  # noqa: PTH122 # bytes
+                yield os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 # bytes
+
+
+def _listing(names: list[bytes], columns: Sequence[str]) -> pa.RecordBatch:
+    # As Arrow's readers give texts, unchecked: what is no UTF-8 is found, and set aside, with the rows of all files.
+    files = pa.array(names, pa.binary()).view(pa.string())
+    arrays = [files if name == "image_file" else pa.nulls(len(names), _FOLDER.field(name).type) for name in columns]
+    return pa.record_batch(arrays, names=list(columns))
+
+
+def _texts(column: pa.Array) -> list[bytes | None]:
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_binary()).to_pylist()
+
+
+def _with_found(batch: pa.RecordBatch, seen: list[Seen], *, listing: bool) -> pa.RecordBatch:
+    own: dict[str, Any] = {
+        CONTENT: [content_of(one.sha256) if one.sha256 else None for one in seen],
+        REASON: [one.error.reason if one.error else None for one in seen],
+        DETAIL: [one.error.detail if one.error else None for one in seen],
+        PLACE: [one.place for one in seen],
+        MEDIA_TYPE: [one.media_type for one in seen],
+        BYTES: [one.bytes for one in seen],
+    }
+    columns = {field.name: batch.column(field.name) for field in batch.schema}
+    if listing:
+        for field in batch.schema:
+            if field.name != "image_file":
+                columns[field.name] = pa.array([getattr(one, field.name) for one in seen], field.type)
+    arrays = [*columns.values(), *(pa.array(own[field.name], field.type) for field in _FOUND)]
+    return pa.record_batch(arrays, schema=pa.schema([*batch.schema, *_FOUND]))

@@ -1,0 +1,260 @@
+"""Embed: a batch of rows becomes a file of rows with vectors; what is known is reused, what cannot be is set aside."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from psycopg import sql
+
+from rowvec.embedders.protocol import Answer, Embedder
+from rowvec.errors import ArtifactCorrupt, RowError
+from rowvec.ledger import pipelines, rejects
+from rowvec.ledger.plans import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.store.artifact import read_vectors
+from rowvec.store.open import Store
+from rowvec.sync.vector_spool import VectorSpool, open_spool
+from rowvec.vectors.fingerprint import fingerprint as fingerprint_of
+from rowvec.vectors.layout import Embeddings, dense
+from rowvec.vectors.matryoshka import cut, longer_identities
+
+# Fingerprints looked up in one statement: an array of 10,000 is 0.4 MB.
+_LOOKUP = 10_000
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+Ask = Callable[[Iterator[str]], Iterator[Answer]]
+"""Gives an embedder's answers about a stream of contents, as ``Embedder.embed`` does about texts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """What became of a batch."""
+
+    rows: int
+    """Rows that have a vector now."""
+    embedded: int
+    """Distinct texts the embedder was sent and answered."""
+    rejected: int
+    tokens: int
+
+
+@dataclass(slots=True)
+class _Distinct:
+    """The distinct contents of a batch and their vectors."""
+
+    fingerprints: list[bytes]
+    of_row: npt.NDArray[np.int64]
+    vectors: VectorSpool
+    present: npt.NDArray[np.bool_]
+    rejected: dict[int, RowError]
+
+
+def embed_batch(
+    connection: Connection,
+    store: Store,
+    embedder: Embedder,
+    plan: Plan,
+    batch: int,
+    folder: Path,
+    progress: Progress | None = None,
+    ask: Ask | None = None,
+) -> Embedded:
+    """Write ``folder/embedded.arrow``: the batch's rows with their vectors, in the layout of an artifact.
+
+    No transaction is open while the embedder is asked, and what it answers is durable before the next is awaited,
+    where it costs money. A batch whose file is there already is not done again. ``ask`` asks the embedder, where
+    contents are not the texts to send: for those of images, see ``rowvec.sync.images.upload.opened_images``.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    distinct = _write_rows(connection, plan, batch, folder)
+    _reuse(connection, store, plan, distinct, folder)
+    missing = np.flatnonzero(~distinct.present)
+    column = VECTOR_TEXT if embedder.identity.provider == "column" else "content"
+    tokens = 0
+    for answer in (ask or embedder.embed)(_texts(folder / "rows.arrow", distinct, missing, column)):
+        tokens += answer.tokens
+        ids = _take(distinct, missing, answer)
+        if embedder.paid and len(ids):
+            known = [distinct.fingerprints[i] for i in ids]
+            # No provider that bills gives sparse vectors.
+            vectors = dense(answer.vectors)
+            pipelines.keep_answers(connection, plan.pipeline_id, plan.run_id, known, vectors, answer.tokens)
+        if progress:
+            progress(int(distinct.present.sum()) + len(distinct.rejected), len(distinct.fingerprints))
+    rows = _write_embedded(folder, plan, distinct)
+    rejected = _set_aside(connection, plan, folder, distinct)
+    return Embedded(rows=rows, embedded=int(distinct.present[missing].sum()), rejected=rejected, tokens=tokens)
+
+
+def _write_rows(connection: Connection, plan: Plan, batch: int, folder: Path) -> _Distinct:
+    """Fetch the rows to disk, so that the transaction that reads them ends before the embedder is asked."""
+    fingerprints: list[bytes] = []
+    of_row: list[npt.NDArray[np.int64]] = []
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, fetched_schema(plan.table)) as out:
+        for rows in fetch(connection, plan, batch):
+            out.write_batch(rows)
+            ids = np.empty(rows.num_rows, np.int64)
+            for i, fingerprint in enumerate(rows.column("fingerprint").to_pylist()):
+                if not fingerprints or fingerprint != fingerprints[-1]:
+                    fingerprints.append(fingerprint)
+                ids[i] = len(fingerprints) - 1
+            of_row.append(ids)
+    return _Distinct(
+        fingerprints=fingerprints,
+        of_row=np.concatenate(of_row) if of_row else np.empty(0, np.int64),
+        vectors=open_spool(folder, plan.table.layout, len(fingerprints)),
+        present=np.zeros(len(fingerprints), np.bool_),
+        rejected={},
+    )
+
+
+def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct, folder: Path) -> None:
+    """Fill in the vectors that were paid for before: by an unfinished run, or for a row with the same content."""
+    look_in_table = not plan.direct and pipelines.relies_on_table(connection, plan.pipeline_id)
+    for start in range(0, len(distinct.fingerprints), _LOOKUP):
+        wanted = distinct.fingerprints[start : start + _LOOKUP]
+        ids = {fingerprint: start + i for i, fingerprint in enumerate(wanted)}
+        for fingerprint, vector in pipelines.known_answers(connection, plan.pipeline_id, wanted).items():
+            _fill(distinct, [ids[fingerprint]], vector[None])
+        open_ids = [f for f in wanted if not distinct.present[ids[f]]]
+        for artifact, held in pipelines.known_in_artifacts(connection, plan.pipeline_id, open_ids).items():
+            before = int(distinct.present.sum())
+            found, vectors = _kept(connection, store, plan, artifact, held, folder)
+            _fill(distinct, [ids[fingerprint] for fingerprint in found], vectors)
+            # An artifact that is lost: the table may still have what it held.
+            look_in_table |= not plan.direct and int(distinct.present.sum()) - before < len(held)
+        _cut_from_longer(connection, store, plan, distinct, folder, range(start, start + len(wanted)))
+        if look_in_table:
+            still_open = [f for f in wanted if not distinct.present[ids[f]]]
+            found, vectors = _in_table(connection, plan, still_open)
+            _fill(distinct, [ids[fingerprint] for fingerprint in found], vectors)
+
+
+def _cut_from_longer(
+    connection: Connection, store: Store, plan: Plan, distinct: _Distinct, folder: Path, among: range
+) -> None:
+    """Fill in the vectors that another generation has, longer than they are wanted here."""
+    for identity in longer_identities(connection, plan.pipeline_id, plan.identity):
+        missing = np.array([i for i in among if not distinct.present[i]], np.int64)
+        digest = identity.digest()
+        texts = _texts(folder / "rows.arrow", distinct, missing, "content")
+        ids = {bytes(fingerprint_of(digest, text.encode())): int(i) for i, text in zip(missing, texts, strict=True)}
+        for artifact, held in pipelines.known_in_artifacts(connection, plan.pipeline_id, list(ids)).items():
+            found, vectors = _kept(connection, store, plan, artifact, held, folder)
+            if isinstance(vectors, np.ndarray):
+                _fill(distinct, [ids[longer] for longer in found], cut(vectors, plan.table.dimensions))
+
+
+def _kept(
+    connection: Connection, store: Store, plan: Plan, artifact: tuple[str, str], held: set[bytes], folder: Path
+) -> tuple[list[bytes], Embeddings]:
+    """Fingerprints and vectors from an artifact; one that is lost is forgotten: nobody is to count on it again."""
+    name, sha256 = artifact
+    local = folder / "reused.parquet"
+    try:
+        store.get(name, local, sha256)
+        return read_vectors(local, held)
+    except ArtifactCorrupt as error:
+        logger.warning("%s; what it held is looked for in the vector table, or embedded anew", error)
+        with connection.transaction():
+            pipelines.set_artifacts_lost(connection, plan.pipeline_id, lost=True)
+            pipelines.forget_artifact(connection, plan.pipeline_id, name)
+        return [], plan.table.layout.together([])
+    finally:
+        local.unlink(missing_ok=True)
+
+
+def _in_table(connection: Connection, plan: Plan, wanted: list[bytes]) -> tuple[list[bytes], Embeddings]:
+    """Vectors that only the table has, its ledger being lost: a scan of the table, so it is the last resort."""
+    layout = plan.table.layout
+    if not wanted:
+        return [], layout.together([])
+    parts = {"table": plan.table.identifier, "fingerprints": sql.Literal(wanted), "send": layout.send}
+    rows = connection.execute(query("ledger", "known_in_table", **parts)).fetchall()
+    return [fingerprint for fingerprint, _ in rows], layout.of_wires([sent for _, sent in rows])
+
+
+def _fill(distinct: _Distinct, ids: list[int], vectors: Embeddings) -> None:
+    rows = np.array(ids, np.int64)
+    distinct.vectors.put(rows, vectors)
+    distinct.present[rows] = True
+
+
+def _texts(rows: Path, distinct: _Distinct, missing: npt.NDArray[np.int64], column: str) -> Iterator[str]:
+    """The texts without a vector, each once, in the order of ``missing``; drawn from disk as they are asked for."""
+    if not len(missing):
+        return
+    first_row = np.searchsorted(distinct.of_row, missing)
+    start = position = 0
+    with pa.memory_map(str(rows)) as source:
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            block = reader.get_batch(number)
+            end = int(np.searchsorted(first_row, start + block.num_rows))
+            if end > position:
+                yield from block.column(column).take(pa.array(first_row[position:end] - start)).to_pylist()
+                position = end
+            start += block.num_rows
+
+
+def _take(distinct: _Distinct, missing: npt.NDArray[np.int64], answer: Answer) -> npt.NDArray[np.int64]:
+    ids = missing[answer.positions]
+    distinct.vectors.put(ids, answer.vectors)
+    distinct.present[ids] = True
+    distinct.rejected.update({int(missing[position]): error for position, error in answer.rejected.items()})
+    return ids
+
+
+def _write_embedded(folder: Path, plan: Plan, distinct: _Distinct) -> int:
+    schema = pa.schema([f for f in plan.table.artifact_schema if f.name != "embedding_bits"])
+    start = written = 0
+    with (
+        pa.memory_map(str(folder / "rows.arrow")) as source,
+        pa.OSFile(str(folder / "embedded.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as out,
+    ):
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            block = reader.get_batch(number)
+            ids = distinct.of_row[start : start + block.num_rows]
+            start += block.num_rows
+            mask = distinct.present[ids]
+            kept = block if mask.all() else block.filter(pa.array(mask))
+            embedding = plan.table.layout.to_arrow(distinct.vectors.take(ids[mask]))
+            columns = [embedding if f.name == "embedding" else kept.column(f.name) for f in schema]
+            if kept.num_rows:
+                out.write_batch(pa.record_batch(columns, schema=schema))
+            written += kept.num_rows
+    return written
+
+
+def _set_aside(connection: Connection, plan: Plan, folder: Path, distinct: _Distinct) -> int:
+    if not distinct.rejected:
+        return 0
+    bad = np.isin(distinct.of_row, np.fromiter(distinct.rejected, np.int64))
+    start = 0
+    with pa.memory_map(str(folder / "rows.arrow")) as source:
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            block = reader.get_batch(number)
+            mask = bad[start : start + block.num_rows]
+            ids = distinct.of_row[start : start + block.num_rows][mask]
+            start += block.num_rows
+            if len(ids):
+                keys = block.column(KEY_JSON).filter(pa.array(mask)).to_pylist()
+                found = [
+                    (k, distinct.fingerprints[i], distinct.rejected[int(i)]) for k, i in zip(keys, ids, strict=True)
+                ]
+                rejects.set_aside(connection, plan.pipeline_id, plan.run_id, found)
+    return int(bad.sum())

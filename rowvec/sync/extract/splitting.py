@@ -1,0 +1,174 @@
+"""Long contents in chunks: as many tokens as are allowed, cut at paragraphs, lines, sentences or words, with overlap.
+
+The splitter fills chunk after chunk from where it begins, so that a word more at the top of a text would move every cut
+below it, and all of it would be paid for again. Therefore a long text is first parted into sections at places that only
+the text around them decides on, and each section is split by itself: an edit changes the chunks of its own section.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import chain
+
+from semantic_text_splitter import TextSplitter
+
+from rowvec.pipeline.embedders import Embedder
+from rowvec.pipeline.sources import Chunks
+
+_LIBRARY = "semantic-text-splitter"
+
+# Raised whenever our own part in the splitting changes.
+_REVISION = 1
+
+# A token has about four characters. Sections have at least three chunks, and six on the average: of fewer, more chunks
+# would be short (the last of a section is); of more, an edit would be dearer.
+_REACH_CHARS = 3 * 4
+
+# The text before and behind a place that its lot is drawn from.
+_CONTEXT = 24
+
+# What no place parts (hexadecimal digits without end) is cut by length: the splitter looks at a section as a whole.
+_LONGEST_REACHES = 16
+
+_STOPS = ".!?\u2026\u3002\uff01\uff1f"
+"""What ends a sentence: the ellipsis too, and the marks of Chinese and Japanese, which no space follows."""
+
+_PLACE = re.compile("\\s+|(?<=[\u3002\uff01\uff1f])(?=\\S)")
+
+# Characters: where a chunk's repeated words may begin is looked for this far back for each of their tokens.
+_LONGEST_TOKEN = 8
+
+_WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splitting:
+    """How contents become chunks; equal digests give equal chunks."""
+
+    tokens: int
+    overlap: int
+    encoding: str
+    """The name of what counts the tokens."""
+    count: Callable[[str], int]
+    """Tokens of a text."""
+    _splitter: TextSplitter = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # A frozen dataclass is given its derived fields this way.
+        object.__setattr__(self, "_splitter", TextSplitter.from_callback(self.count, self.tokens - self.overlap))
+
+    def digest(self) -> bytes:
+        """32 bytes over all that the chunks of a text depend on besides the text.
+
+        The library's version is in it: after an upgrade all contents are split anew, and those chunks that came out
+        otherwise are the only ones that are paid for.
+        """
+        parts = [_LIBRARY, version(_LIBRARY), _REVISION, self.tokens, self.overlap, self.encoding]
+        return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+    def split(self, text: str) -> list[str]:
+        """The chunks of a text that is not blank, in their order, each of ``tokens`` tokens at most.
+
+        Together they hold all of the text but the white space between them.
+        """
+        made: list[str] = []
+        before = 0
+        for start, end in self._spans(text):
+            made.append(text[self._first_word(text, before, start, end) : end])
+            before = start
+        # What is white space to Unicode alone (a no-break space) is content to us: such a text is its own chunk.
+        return made or [text]
+
+    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where each chunk, less what it repeats, begins and ends."""
+        start, reach = 0, self.tokens * _REACH_CHARS
+        for end in chain(_cuts(text, reach), [len(text)]):
+            for first in range(start, end, _LONGEST_REACHES * reach):
+                section = text[first : min(end, first + _LONGEST_REACHES * reach)]
+                for offset, chunk in self._splitter.chunk_indices(section):
+                    yield first + offset, first + offset + len(chunk)
+            start = end
+
+    def _first_word(self, text: str, before: int, start: int, end: int) -> int:
+        """Where a chunk begins with the words it repeats: as many as ``overlap`` tokens are, of the chunk before.
+
+        The splitter's own overlap is of whole paragraphs where it cuts at paragraphs, and so mostly none.
+        """
+        if not (start and self.overlap):
+            return start
+        # A word that is cut in two by looking no further back does not count.
+        earliest = max(before, start - _LONGEST_TOKEN * self.overlap)
+        words = [earliest + found.start() for found in _WORD.finditer(text[earliest:start])]
+        if words and words[0] == earliest > before:
+            del words[0]
+        at = bisect_left(words, True, key=lambda word: self.count(text[word:start].rstrip()) <= self.overlap)
+        fitting = (word for word in words[at:] if self.count(text[word:end]) <= self.tokens)
+        return next(fitting, start)
+
+
+def splitting(chunks: Chunks, embedder: Embedder) -> Splitting:
+    """How a pipeline splits; tokens are counted as its embedder counts them."""
+    name, count = _counter(embedder)
+    return Splitting(tokens=chunks.tokens, overlap=chunks.overlap, encoding=name, count=count)
+
+
+def _counter(embedder: Embedder) -> tuple[str, Callable[[str], int]]:
+    # Imports are late: each brings its vocabulary, and a run needs one of them.
+    if embedder.kind == "local":
+        from rowvec.embedders.wordllama import load_model, pieces_of
+
+        tokenizer = load_model(embedder.dimensions).tokenizer
+        return embedder.model, lambda text: sum(
+            len(tokenizer.encode(piece, add_special_tokens=False).ids) for piece in pieces_of(text)
+        )
+    from rowvec.embedders.openai import tokens
+
+    return tokens.ENCODING, tokens.count
+
+
+def _cuts(text: str, reach: int) -> Iterator[int]:
+    """Places between sections, ascending, at least ``reach`` characters apart from each other and from both ends.
+
+    A place is cut at if it is the best within ``reach`` to both sides. Memory: the places within two reaches.
+    """
+    best: deque[tuple[int, int]] = deque()
+    """Place and worth, each less than all behind it: the first is the best of the window."""
+    undecided: deque[tuple[int, int]] = deque()
+
+    def decided(seen: int) -> Iterator[int]:
+        while undecided and undecided[0][0] + reach < seen:
+            place, _ = undecided.popleft()
+            while best[0][0] < place - reach:
+                best.popleft()
+            if best[0][0] == place and reach <= place <= len(text) - reach:
+                yield place
+
+    for place, worth in _places(text) if len(text) > 2 * reach else ():
+        yield from decided(place)
+        while best and best[-1][1] > worth:
+            best.pop()
+        best.append((place, worth))
+        undecided.append((place, worth))
+    yield from decided(len(text) + reach + 1)
+
+
+def _places(text: str) -> Iterator[tuple[int, int]]:
+    """Where a text may be cut, ascending, and what each place is worth: the less, the better.
+
+    An empty line is better than a line's end, that better than a sentence's, that better than a space; among equals the
+    lot decides, drawn from the text around the place.
+    """
+    for found in _PLACE.finditer(text):
+        place, gap = found.end(), found.group()
+        lines = gap.count("\n")
+        rank = 0 if lines > 1 else 1 if lines else 2 if text[found.start() - 1] in _STOPS else 3
+        around = text[max(0, place - _CONTEXT) : place + _CONTEXT]
+        yield place, rank << 32 | zlib.crc32(around.encode("utf-8", "surrogatepass"))

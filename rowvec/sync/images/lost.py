@@ -1,0 +1,112 @@
+"""Images that the store has lost: found by one listing of it, so that they are told of, and uploaded again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import islice
+
+from psycopg import sql
+
+from rowvec.images.content import KnownImage, objects_prefix, parted
+from rowvec.ledger.plans import key_json
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.parts import table_identifier
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable, is_there
+from rowvec.store.open import Store
+from rowvec.sync.images.upload import note_shown
+from rowvec.sync.report import Check
+
+_PAGE = 5000
+_LISTED = 100
+
+
+def forget_lost_images(connection: Connection, store: Store, pipeline: str) -> None:
+    """Look which images the store has, and have those uploaded again that it has no more, or not in their size.
+
+    One listing of the images of the pipeline, whatever their number of rows; memory is a page of it. Raises what
+    ``Store.sizes`` does: of a store that cannot be listed nothing is known.
+    """
+    listed_at = list_images(connection, store, pipeline)
+    connection.execute(query("images", "forget_lost"), {"family": _family(pipeline), "listed_at": listed_at})
+
+
+def wanting_images(connection: Connection, pipeline: Pipeline) -> tuple[int, int]:
+    """Of the images that rows of the vector table show: how many the store is not known to have, and how many the
+    ledger knows from the store alone, after a restore. None where there is no vector table yet."""
+    schema, name = table_identifier(pipeline.target.table)
+    if not is_there(connection, schema, name):
+        return 0, 0
+    note_shown(connection, [sql.Identifier(schema, name)])
+    row = connection.execute(query("images", "wanting"), {"family": _family(pipeline.name)}).fetchone()
+    return (row[0], row[1]) if row else (0, 0)
+
+
+def check_images(connection: Connection, table: VectorTable, pipeline: Pipeline) -> Check:
+    """Does the store have every image that a row shows, as far as this run has listed it and put images there?"""
+    wanting, _ = wanting_images(connection, pipeline)
+    if not wanting:
+        return Check(name="images", ok=True, detail="every image that a row shows is in the store")
+    parts = {"family": sql.Literal(_family(pipeline.name)), "limit": sql.Literal(_LISTED)}
+    statement = query("images", "wanting_keys", table=table.identifier, key_json=key_json(table.key, "t"), **parts)
+    return Check(
+        name="images",
+        ok=False,
+        detail=f"{wanting:,} image(s) that rows show are not in the store; rowvec sync uploads them where the source "
+        "has them",
+        rows=tuple(key for (key,) in connection.execute(statement).fetchall()),
+    )
+
+
+def lost_images(
+    connection: Connection, store: Store, table: VectorTable, pipeline: str, limit: int
+) -> tuple[list[tuple[str, str]], int]:
+    """Names of images that are to be in the store, with what is wrong, up to ``limit``; and how many there are."""
+    listed_at = list_images(connection, store, pipeline)
+    note_shown(connection, [table.identifier])
+    values = {"family": _family(pipeline), "listed_at": listed_at, "limit": limit}
+    rows = connection.execute(query("images", "lost"), values).fetchall()
+    named: list[tuple[str, str]] = []
+    for sha256, media_type, size, found, _ in rows:
+        # Of an image that the ledger does not know, nobody can say what its name ends in.
+        name = f"{objects_prefix(pipeline)}{sha256[:2]}/{sha256}"
+        if media_type:
+            name = KnownImage(sha256=sha256, media_type=media_type, bytes=size, place="").object_name(pipeline)
+        reason = "the image is not in the store"
+        if found is not None:
+            reason = f"the image has {found:,} bytes in the store, and {size:,} were put there"
+        named.append((name, f"{reason}; --repair uploads it again where the source has it"))
+    return named, rows[0][-1] if rows else 0
+
+
+def take_in_images(connection: Connection, store: Store, pipeline: str) -> None:
+    """Bring the images that the store has into the ledger: after a restore, so that they are not sent again, and are
+    pruned when nothing shows them."""
+    list_images(connection, store, pipeline)
+    connection.execute(query("images", "take_in"), {"family": _family(pipeline)})
+
+
+def list_images(connection: Connection, store: Store, pipeline: str) -> datetime | None:
+    """What images the store has, as the temporary table ``kept_images``; returns when the listing began.
+
+    No transaction is open while the store is asked.
+    """
+    row = connection.execute(query("images", "now")).fetchone()
+    connection.execute(query("images", "kept"))
+    found = store.sizes(objects_prefix(pipeline))
+    while page := list(islice(found, _PAGE)):
+        known = [(parts, size, name) for name, size in page if (parts := parted(name, pipeline))]
+        values = {
+            "sha256s": [sha256 for (sha256, _), _, _ in known],
+            "media_types": [media_type for (_, media_type), _, _ in known],
+            "sizes": [size for _, size, _ in known],
+            "names": [name for _, _, name in known],
+        }
+        connection.execute(query("images", "keep"), values)
+    connection.execute(query("images", "analyze_kept"))
+    return row[0] if row else None
+
+
+def _family(pipeline: str) -> str:
+    return pipeline.partition(".")[0]

@@ -1,0 +1,87 @@
+"""What makes a loaded table one to search: its index, as good as it has to be, and what stands beside it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rowvec.index.build import index_state
+from rowvec.index.choice import IndexChoice, choose
+from rowvec.index.history import look
+from rowvec.index.recall import RecallReport
+from rowvec.index.sparsity import sparsity_of
+from rowvec.index.tuning.results import find_tuning
+from rowvec.index.upkeep import keep_fit
+from rowvec.index.vacuum import vacuum_if_due
+from rowvec.index.wear import Reason
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index
+from rowvec.search.hybrid_function import drop_hybrid_function, install_hybrid_function
+from rowvec.search.provenance_view import install_provenance
+from rowvec.search.sql_function import install_search_function
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexed:
+    """The index a vector table has now, and how many rows it is for."""
+
+    choice: IndexChoice
+    rows: int
+    recall: RecallReport | None
+    """None where there is no index."""
+    seconds: float
+    reason: Reason | None = None
+    """Why one was built; None where none was."""
+    said: tuple[str, ...] = ()
+    """What was found and done to keep it fit, a sentence each: ``validate.check_serving`` hands it on."""
+
+
+def serve(
+    connection: Connection, table: VectorTable, pipeline: Pipeline, *, rebuild: bool = False, measure: bool = False
+) -> Indexed:
+    """See to it that the table has the index it is to have, its search function and its provenance view.
+
+    ``rebuild``: build the index anew though nothing is wrong with it. ``measure``: see ``upkeep.keep_fit``. The
+    connection must be in no transaction.
+    """
+    started = time.monotonic()
+    indexed = any(state.valid for state in index_state(connection, table))
+    looked = look(connection, table)
+    tuned = find_tuning(connection, table)
+    choice = choose(
+        looked.rows,
+        table.dimensions,
+        table.precision,
+        table.bits,
+        pipeline.index,
+        metric=table.metric,
+        indexed=indexed,
+        tuned=tuned.choice if tuned else None,
+        tuned_rows=tuned.rows if tuned else 0,
+        sparsity=sparsity_of(connection, table, indexed=indexed),
+    )
+    kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild, measure=measure)
+    vacuumed = vacuum_if_due(connection, table)
+    _install_functions(connection, table, pipeline, kept.choice)
+    install_provenance(connection, table)
+    return Indexed(
+        choice=kept.choice,
+        rows=looked.rows,
+        recall=kept.recall,
+        seconds=time.monotonic() - started,
+        reason=kept.reason,
+        said=(*kept.said, vacuumed) if vacuumed else kept.said,
+    )
+
+
+def _install_functions(connection: Connection, table: VectorTable, pipeline: Pipeline, choice: IndexChoice) -> None:
+    install_search_function(connection, table, choice)
+    if pipeline.search.hybrid:
+        hybrid = Hybrid(language=pipeline.search.language)
+        ensure_text_index(connection, table, hybrid)
+        install_hybrid_function(connection, table, choice, hybrid)
+    else:
+        drop_text_indexes(connection, table)
+        drop_hybrid_function(connection, table)

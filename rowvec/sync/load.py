@@ -1,0 +1,135 @@
+"""Load: a batch's artifact goes into staging by binary COPY, once, in constant memory."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from psycopg import sql
+from psycopg.copy import LibpqWriter
+
+from rowvec.errors import DatabaseUnavailable
+from rowvec.ledger.pipelines import RunId
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder, can_encode
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.progress import tell
+from rowvec.store.artifact import read_artifact
+
+SEND_BUFFER_BYTES = 4 * 1024 * 1024
+"""The server works on while we read and encode the next rows; docs/decisions/0002-binary-copy.md has the figures."""
+
+
+def direct_possible(table: VectorTable) -> bool:
+    """Whether all columns can be written in their own types, so that staging can become the vector table."""
+    return all(can_encode(column.pg_type) for column in table.columns)
+
+
+def create_staging(
+    connection: Connection, run_id: RunId, table: VectorTable, name: sql.Identifier, *, direct: bool
+) -> None:
+    """Make the empty table that a run's batches are loaded into: as the vector table itself where ``direct``.
+
+    What an earlier plan of the run left there goes, and with it the marks of its batches.
+    """
+    columns = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql)
+        for column in _staged_columns(table, direct=direct)
+    )
+    with lost_connections_are_retriable(), connection.transaction():
+        connection.execute(query("load", "forget_batches"), {"run_id": run_id})
+        connection.execute(query("load", "forget_staging", name=name))
+        connection.execute(query("load", "create" if direct else "create_unlogged", name=name, columns=columns))
+
+
+def load_batch(
+    connection: Connection,
+    run_id: RunId,
+    batch: int,
+    artifact: Path,
+    table: VectorTable,
+    into: sql.Identifier,
+    *,
+    direct: bool,
+) -> int:
+    """COPY an artifact into staging and mark the batch as loaded, in one transaction; returns its rows.
+
+    A batch that is marked already is not loaded again.
+    """
+    values = {"run_id": run_id, "batch": batch}
+    with lost_connections_are_retriable(), connection.transaction():
+        claimed = connection.execute(query("load", "claim"), values).fetchone()
+        if claimed is None:
+            row = connection.execute(query("load", "loaded_rows"), values).fetchone()
+            return row[0] if row else 0
+        constants = {"run_id": run_id, "embedded_at": claimed[0]} if direct else {}
+        columns = _staged_columns(table, direct=direct)
+        rows = copy_rows(connection, into, columns, _told(artifact, batch), constants)
+        connection.execute(query("load", "mark"), {**values, "rows": rows})
+        return rows
+
+
+def copy_rows(
+    connection: Connection,
+    table: sql.Identifier,
+    columns: Sequence[PgColumn],
+    batches: Iterable[pa.RecordBatch],
+    constants: Mapping[str, int] | None = None,
+) -> int:
+    """COPY record batches into a table; returns the number of rows, which the server must agree on.
+
+    Memory is that of one batch. See ``Encoder`` for ``constants``. Raises ``DatabaseUnavailable`` where the server took
+    another number of rows, for Postgres accepts a stream that is cut between two rows without a word; ``TargetError``
+    where it refuses a value. Either way, and where ``batches`` raises, no row is kept.
+    """
+    encoder = Encoder(columns, constants)
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in encoder.columns)
+    statement = query("load", "copy", table=table, columns=names)
+    given = 0
+    _widen_socket(connection)
+    with lost_connections_are_retriable(), connection.transaction(), connection.cursor() as cursor:
+        with cursor.copy(statement, writer=LibpqWriter(cursor)) as copy:
+            copy.write(HEADER)
+            for batch in batches:
+                for block in encoder.encode(batch):
+                    copy.write(block)
+                given += batch.num_rows
+            copy.write(TRAILER)
+        if cursor.rowcount != given:
+            raise DatabaseUnavailable(
+                f"the database took {cursor.rowcount:,} of {given:,} rows; the batch is loaded anew"
+            )
+    return given
+
+
+def _told(artifact: Path, batch: int) -> Iterator[pa.RecordBatch]:
+    """The artifact's record batches, whoever listens being told how many of its rows are on their way."""
+    total, done = pq.read_metadata(artifact).num_rows, 0
+    for block in read_artifact(artifact):
+        yield block
+        done += block.num_rows
+        tell("load", f"batch {batch}", done, total)
+
+
+def _widen_socket(connection: Connection) -> None:
+    """Let the server draw on ``SEND_BUFFER_BYTES`` while we read and encode; a system that allows less gives less."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
+        # TCP finds its own size, and would stop doing so; a Unix socket keeps the 200 KB it starts with.
+        if wire.family == socket.AF_UNIX:
+            with suppress(OSError):
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+
+def _staged_columns(table: VectorTable, *, direct: bool) -> tuple[PgColumn, ...]:
+    if direct:
+        return table.columns
+    own = {column.name for column in (*table.key, *table.metadata)}
+    # run_id and embedded_at are the merge's to say.
+    return tuple(PgColumn(c.name, c.travels_as) if c.name in own else c for c in table.columns[:-2])
