@@ -19,7 +19,7 @@ from benchmarks.syncers import Place, Syncer
 from benchmarks.texts import TEMPLATE, fill
 from rowvec.postgres.connection import Connection, connect
 from rowvec.runtime.home import start_postgres
-from tests import command
+from tests.support import cli_process
 
 if TYPE_CHECKING:
     # It warns when it is imported; rowvec.home knows what to do about that.
@@ -84,7 +84,7 @@ def open_arena(keep: Path | None = None) -> Generator[Arena]:
     folder.chmod(0o755)
     postgres = start_postgres(folder / "pg")
     try:
-        with command.serving(folder / "prefect") as prefect:
+        with cli_process.serving(folder / "prefect") as prefect:
             yield Arena(folder=folder, postgres=postgres, prefect_api=prefect.api)
     finally:
         if keep is not None:

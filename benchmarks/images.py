@@ -33,8 +33,8 @@ from rowvec.sources.images.locations import open_places
 from rowvec.store.open import open_store
 from rowvec.sync import stages
 from rowvec.sync.images import upload as images
-from tests.azurite import Container, serving
-from tests.drawn_images import fill
+from tests.support.images import fill
+from tests.support.servers.azurite import Container, serving
 
 SIDE = 96
 GOALS = {"rate": 0.80, "memory": 1.2}

@@ -25,7 +25,7 @@ from rowvec.embedders import open_embedder
 from rowvec.postgres.connection import connect
 from rowvec.postgres.migrations import install
 from rowvec.runtime.home import release_postgres, start_postgres
-from tests.asking import asking, config, texts
+from tests.support.paced_process import asking, config, texts
 
 KEY = "sk-pace"
 BURST_SECONDS = 6.0

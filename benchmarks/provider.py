@@ -91,7 +91,7 @@ def serving(account: Account) -> Generator[Provider]:
         f"--burst-seconds={_BURST_SECONDS}",
         *([f"--poison={account.poison}"] if account.poison else []),
     ]
-    command = [sys.executable, "-m", "tests.openai_server", *words]
+    command = [sys.executable, "-m", "tests.support.servers.openai_server", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 # ours
         try:
             assert process.stdout is not None

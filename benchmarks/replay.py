@@ -280,7 +280,7 @@ def ambiguous(connection: Connection) -> int:
 @contextmanager
 def counting_server() -> Generator[str]:
     """The address of an embeddings server in a process of its own, which remembers what it was sent."""
-    command = [sys.executable, "-m", "tests.openai_server", "--port", "0", "--key", "replayed"]
+    command = [sys.executable, "-m", "tests.support.servers.openai_server", "--port", "0", "--key", "replayed"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # our own test server
     try:
         line = server.stdout.readline() if server.stdout else ""

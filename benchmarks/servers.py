@@ -52,7 +52,7 @@ def _send_logs() -> None:
 @contextmanager
 def provider(*words: str) -> Generator[str]:
     """The origin of a server of OpenAI's protocol in a process of its own; ``words`` are its options."""
-    command = [sys.executable, "-m", "tests.openai_server", *words]
+    command = [sys.executable, "-m", "tests.support.servers.openai_server", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # ours
     try:
         assert process.stdout is not None

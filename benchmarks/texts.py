@@ -16,7 +16,7 @@ from psycopg import sql
 
 from benchmarks.provider import MODEL
 from rowvec.postgres.connection import Connection
-from tests.openai_server import vector
+from tests.support.servers.openai_server import vector
 
 REVISIONS = 3
 """How often 1 % of the rows can be changed, and 1 % deleted, each time other rows."""

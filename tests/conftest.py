@@ -19,13 +19,14 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
 from rowvec.runtime.home import start_postgres
-from tests import azurite as blob_server
-from tests import command, gallery
+from tests.support import cli_process
+from tests.support import paintings as gallery
+from tests.support.servers import azurite as blob_server
 
 # One blob server and one Prefect server a session, for whichever module asks first.
 azurite, container = blob_server.azurite, blob_server.container
-prefect_server = command.prefect_server
-prefect_api = command.prefect_api
+prefect_server = cli_process.prefect_server
+prefect_api = cli_process.prefect_api
 
 # The check of a commit tries the same cases each time; what new ones find is found at a developer's desk.
 hypothesis.settings.register_profile("desk", deadline=None)

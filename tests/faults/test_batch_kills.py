@@ -1,0 +1,110 @@
+"""The real command with batch jobs, killed where it hurts, and taken up by another machine: nothing is paid twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.request
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from tests.support import paintings
+from tests.support.cli_process import Command, PrefectServer, start, write_pipeline
+from tests.support.paintings import assert_in_step
+from tests.support.servers.openai_server import KEY, OpenAIServer, serve
+
+Rowvec = Callable[..., Command]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
+    """The provider, with its key in the environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serve(key=KEY) as opened:
+        yield opened
+
+
+@pytest.fixture
+def asked(server: OpenAIServer, tmp_path: Path) -> Pipeline:
+    """The gallery's pipeline, asked by jobs that are never waited for."""
+    embedder = {"kind": "openai", "model": "text-embedding-3-small", "dimensions": 96, "base_url": server.url}
+    batch = {"at_least": 5, "wait_minutes": 0}
+    return paintings.pipeline(str(tmp_path / "artifacts"), embedder={**embedder, "batch": batch})
+
+
+@pytest.fixture
+def rowvec(prefect_server: PrefectServer, asked: Pipeline, tmp_path: Path) -> Rowvec:
+    """Starts a sync of it on a machine of its own."""
+    file = write_pipeline(asked, tmp_path)
+
+    def sync(machine: str) -> Command:
+        home = tmp_path / machine
+        home.mkdir(exist_ok=True)
+        own = {"ROWVEC_HOME": str(home), "ROWVEC_DATABASE_URL": os.environ["ROWVEC_DATABASE_URL"]}
+        return start(prefect_server.api, "sync", file, "--json", **own)
+
+    return sync
+
+
+def states(api: str) -> set[tuple[str, str]]:
+    """Name and type of the states of the last flow runs, as Prefect's server has them."""
+    body = json.dumps({"sort": "EXPECTED_START_TIME_DESC", "limit": 20}).encode()
+    asked = urllib.request.Request(  # noqa: S310 # our own server
+        f"{api}/flow_runs/filter", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310 # our own server
+        return {(run["state_name"], run["state_type"]) for run in json.load(answer)}
+
+
+def summary(api: str, pipeline: str) -> str:
+    """The pipeline's last summary in Prefect's UI."""
+    body = json.dumps({"sort": "CREATED_DESC", "artifacts": {"key": {"any_": [f"{pipeline}-summary"]}}}).encode()
+    asked = urllib.request.Request(  # noqa: S310 # our own server
+        f"{api}/artifacts/filter", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310 # our own server
+        return json.load(answer)[0]["data"]
+
+
+def test_a_kill_between_submit_and_record_finds_the_job_again(
+    source: Connection, server: OpenAIServer, rowvec: Rowvec, prefect_server: PrefectServer
+) -> None:
+    server.batches.hold, server.batches.held_create = True, threading.Event()
+    rowvec("first").when(lambda: server.batches.held).kill()
+    assert source.execute("SELECT state, provider_id FROM rowvec.jobs").fetchall() == [("prepared", None)]
+    server.batches.held_create.set()
+    server.batches.held_create = None
+    left = rowvec("second").wait()
+    assert (left.status, left.json["awaiting"]) == (3, {"jobs": 1, "texts": 50}), left.stderr
+    assert "next sync goes on" in left.json["message"]
+    assert ("AwaitingBatch", "COMPLETED") in states(prefect_server.api)
+    said = summary(prefect_server.api, "paintings")
+    assert said.startswith("## Waiting: paintings is as it was")
+    assert "**Texts in them**: 50" in said
+    server.batches.finish()
+    done = rowvec("third").wait()
+    assert (done.status, done.json["embedded"], done.json["consistent"]) == (0, 50, True), done.stderr
+    assert summary(prefect_server.api, "paintings").startswith("## Consistent: ")
+    assert (len(server.batches.jobs), max(server.paid.values())) == (1, 1)
+    assert_in_step(source)
+
+
+def test_a_kill_between_download_and_answers_loses_nothing(
+    source: Connection, server: OpenAIServer, rowvec: Rowvec, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as keeper:
+        keeper.execute("LOCK TABLE rowvec.answers IN SHARE MODE")
+        waiting = "SELECT true FROM pg_locks WHERE NOT granted AND relation = 'rowvec.answers'::regclass"
+        rowvec("first").when(lambda: source.execute(waiting).fetchone()).kill()
+    assert source.execute("SELECT state, answered FROM rowvec.jobs").fetchall() == [("submitted", 0)]
+    done = rowvec("second").wait()
+    assert (done.status, done.json["embedded"], done.json["consistent"]) == (0, 50, True), done.stderr
+    assert (len(server.batches.jobs), max(server.paid.values())) == (1, 1)
+    assert done.json["tokens"] == server.tokens_billed
+    assert_in_step(source)

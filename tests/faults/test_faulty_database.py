@@ -1,0 +1,262 @@
+"""A database that cuts, locks, fills up and refuses: what the real command makes of each, and what it leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import LiteralString
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from rowvec.postgres.connection import Connection
+from tests.support import paintings
+from tests.support.cli_process import PrefectServer, write_pipeline
+from tests.support.fault_outcomes import Rowvec, failed, has_table, paid, refused, succeeded, waits
+from tests.support.paintings import assert_in_step
+from tests.support.servers.disposable import own_postgres
+from tests.support.servers.fault_proxy import DatabaseProxy, before_database, terminate
+from tests.support.servers.openai_server import KEY, OpenAIServer, serve
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
+    """An embedder that costs money, with its key in the environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serve(key=KEY) as opened:
+        yield opened
+
+
+@pytest.fixture
+def file(source: Connection, server: OpenAIServer, tmp_path: Path) -> Path:
+    """A pipeline file with a paid embedder."""
+    return write_pipeline(paid(server, str(tmp_path / "artifacts")), tmp_path)
+
+
+@pytest.fixture
+def rowvec(prefect_server: PrefectServer) -> Rowvec:
+    """The command, against the session's Prefect server."""
+    return Rowvec(prefect_server)
+
+
+@pytest.fixture
+def proxy(database_url: str, source: Connection, monkeypatch: pytest.MonkeyPatch) -> Generator[DatabaseProxy]:
+    """What stands before the database, as far as the command knows."""
+    with before_database(database_url) as opened:
+        monkeypatch.setenv("ROWVEC_DATABASE_URL", opened.url())
+        yield opened
+
+
+def test_a_copy_cut_in_its_middle_and_a_merge_that_is_terminated_are_done_anew(
+    source: Connection,
+    database_url: str,
+    proxy: DatabaseProxy,
+    server: OpenAIServer,
+    file: Path,
+    rowvec: Rowvec,
+) -> None:
+    # 50 rows of 96 floats are 20 kB and more: the cut is in the midst of them.
+    copying = proxy.cut(application="rowvec load 0", sent=15_000)
+    server.hold = threading.Event()
+    with psycopg.connect(database_url) as keeper:
+        running = rowvec.start("sync", file).when(lambda: server.most_at_once)
+        keeper.execute("LOCK TABLE paintings")
+        server.hold.set()
+        running.when(lambda: waits(source, "rowvec merge"))
+        assert terminate(source, "rowvec merge") == 1
+        keeper.rollback()
+        report = succeeded(running.wait())
+    assert copying.done == 1
+    assert (report["new"], report["embedded"], report["rows"]) == (50, 50, 50)
+    assert set(server.paid.values()) == {1}
+    assert_in_step(source)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "merge",
+        *(pytest.param(stage, marks=pytest.mark.soak) for stage in ("upload 0", "load 0", "validate")),
+        pytest.param("extract", marks=pytest.mark.soak),
+    ],
+)
+def test_a_commit_whose_acknowledgement_is_lost_is_not_done_twice(
+    source: Connection, proxy: DatabaseProxy, server: OpenAIServer, file: Path, rowvec: Rowvec, stage: str
+) -> None:
+    # The zero byte ends a statement; COMMIT alone is also in ON COMMIT DROP.
+    lost = proxy.cut(application=f"rowvec {stage}", unheard=b"COMMIT\0")
+    report = succeeded(rowvec("sync", file))
+    assert lost.done == 1
+    assert (report["new"], report["embedded"], report["rows"], report["consistent"]) == (50, 50, 50, True)
+    assert set(server.paid.values()) == {1}
+    assert_in_step(source)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "terminated",
+        pytest.param("restarted", marks=pytest.mark.soak),
+    ],
+)
+def test_sessions_that_end_while_the_embedder_thinks_cost_what_was_in_flight_and_no_more(
+    source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec, tmp_path: Path, cause: str
+) -> None:
+    at_once = 8
+    if cause == "terminated":
+        server.hold = threading.Event()
+        running = rowvec.start("sync", file).when(lambda: server.most_at_once)
+        assert terminate(source, "rowvec embed 0") == 1
+        server.hold.set()
+        report = succeeded(running.wait())
+        assert_in_step(source)
+    else:
+        with own_postgres() as own:
+            with psycopg.connect(own.url, autocommit=True) as connection:
+                connection.execute(paintings.SOURCE)
+                paintings.fill(connection, 50)
+            server.hold = threading.Event()
+            running = rowvec.start("sync", file, ROWVEC_DATABASE_URL=own.url).when(lambda: server.most_at_once)
+            own.kill()
+            own.start()
+            server.hold.set()
+            report = succeeded(running.wait())
+            with psycopg.connect(own.url, autocommit=True) as connection:
+                assert_in_step(connection)
+    assert (report["rows"], report["consistent"]) == (50, True)
+    assert len(server.paid) == 50
+    assert server.paid.total() <= 50 + at_once
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", ["extract", "load 0", "merge"])
+def test_a_session_that_is_terminated_in_a_stage_is_opened_anew(
+    source: Connection, database_url: str, server: OpenAIServer, file: Path, rowvec: Rowvec, stage: str
+) -> None:
+    # What a stage cannot do without, and the one before it can.
+    needed: dict[str, LiteralString] = {"extract": "paintings", "load 0": "rowvec.loaded", "merge": "vectors.paintings"}
+    succeeded(rowvec("sync", file))
+    paintings.fill(source, 20, start=51)
+    server.hold = threading.Event()
+    with psycopg.connect(database_url) as keeper:
+        if stage == "extract":
+            keeper.execute("LOCK TABLE paintings")
+            server.hold.set()
+            running = rowvec.start("sync", file)
+        else:
+            server.most_at_once = 0
+            running = rowvec.start("sync", file).when(lambda: server.most_at_once)
+            keeper.execute(sql.SQL("LOCK TABLE {}").format(sql.SQL(needed[stage])))
+            server.hold.set()
+        running.when(lambda: waits(source, f"rowvec {stage}"))
+        assert terminate(source, f"rowvec {stage}") == 1
+        keeper.rollback()
+        report = succeeded(running.wait())
+    assert (report["rows"], report["consistent"]) == (70, True)
+    assert set(server.paid.values()) == {1}
+    assert_in_step(source)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["53100", *(pytest.param(code, marks=pytest.mark.soak) for code in ("53200", "53400"))],
+    ids={"53100": "disk full", "53200": "out of memory", "53400": "temp_file_limit"}.get,
+)
+def test_a_database_out_of_room_stops_the_run_with_nothing_half_done(
+    source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec, code: str
+) -> None:
+    succeeded(rowvec("sync", file))
+    before = paintings.vectors(source)
+    # The server itself raises it, where the merge writes its first row.
+    source.execute(
+        sql.SQL(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$"
+            " BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = {}; END $$"
+        ).format(sql.Literal(code))
+    )
+    source.execute(
+        "CREATE TRIGGER no_room BEFORE INSERT ON vectors.paintings FOR EACH ROW EXECUTE FUNCTION full_disk()"
+    )
+    paintings.fill(source, 10, start=51)
+    source.execute("DELETE FROM paintings WHERE id < 5")
+    failed(source, rowvec("sync", file), "the database is out of room: could not extend file; free some and run again")
+    assert paintings.vectors(source) == before
+    source.execute("DROP TRIGGER no_room ON vectors.paintings")
+    report = succeeded(rowvec("sync", file))
+    assert (report["embedded"], report["reused"], report["deleted"]) == (0, 10, 4)
+    assert set(server.paid.values()) == {1}
+    assert_in_step(source)
+
+
+@pytest.fixture
+def role(connection: Connection) -> Generator[str]:
+    """A role that may log in, and nothing else."""
+    (name,) = connection.execute("SELECT 'limited_' || current_database()").fetchone() or ("",)
+    connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+    yield name
+    connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(name)))
+
+
+def test_what_a_role_may_not_do_is_said_and_once_it_may_the_run_is_paid_for_once(
+    source: Connection,
+    database_url: str,
+    server: OpenAIServer,
+    file: Path,
+    rowvec: Rowvec,
+    role: str,
+    tmp_path: Path,
+) -> None:
+    # As an administrator would give it out: the extension is there, rowvec's schema is the role's own to make.
+    source.execute("DROP SCHEMA rowvec CASCADE")
+    url = make_conninfo(database_url, user=role)
+
+    def refuses(*words: str) -> None:
+        refused(rowvec("sync", file, ROWVEC_DATABASE_URL=url), *words)
+
+    def allow(statement: str) -> None:
+        names = {"role": sql.Identifier(role), "database": sql.Identifier(source.info.dbname)}
+        source.execute(sql.SQL(statement).format(**names))  # pyright: ignore[reportArgumentType] # ours, below
+
+    refuses("permission denied", "docs/operations.md")
+    allow("GRANT CREATE, TEMPORARY ON DATABASE {database} TO {role}")
+    refuses("the source's table public.paintings cannot be read: permission denied for table paintings")
+    allow("GRANT SELECT ON paintings TO {role}; ALTER ROLE {role} CONNECTION LIMIT 1")
+    refuses("the database has no connection free", "too many connections for role")
+    allow("ALTER ROLE {role} CONNECTION LIMIT -1; ALTER ROLE {role} SET default_transaction_read_only = on")
+    refuses("the target database takes no writes", "default_transaction_read_only")
+    allow("ALTER ROLE {role} RESET default_transaction_read_only; ALTER ROLE {role} SET statement_timeout = '1ms'")
+    assert not has_table(source)
+    assert server.paid.total() == 0
+    report = succeeded(rowvec("sync", file, ROWVEC_DATABASE_URL=url))
+    assert (report["embedded"], report["consistent"]) == (50, True)
+    assert set(server.paid.values()) == {1}
+    assert_in_step(source)
+
+
+@pytest.mark.parametrize("table", ["paintings", "vectors.paintings"])
+@pytest.mark.soak
+def test_a_lock_held_for_long_is_waited_for_and_held_for_ever_ends_the_run(
+    source: Connection, database_url: str, server: OpenAIServer, file: Path, rowvec: Rowvec, table: LiteralString
+) -> None:
+    succeeded(rowvec("sync", file))
+    paintings.fill(source, 10, start=51)
+    lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(table))
+    with psycopg.connect(database_url) as keeper:
+        keeper.execute(lock)
+        running = rowvec.start("sync", file).when(lambda: waits(source, "rowvec extract"))
+        # It gives up once, and asks again.
+        running.when(lambda: not waits(source, "rowvec extract"))
+        running.when(lambda: waits(source, "rowvec extract"))
+        keeper.rollback()
+        assert succeeded(running.wait())["new"] == 10
+    paintings.fill(source, 10, start=61)
+    with psycopg.connect(database_url) as keeper:
+        keeper.execute(lock)
+        ended = rowvec.start("sync", file).wait(600)
+    failed(source, ended, "the database kept us waiting", "lock timeout", "pg_locks")
+    assert succeeded(rowvec("sync", file))["new"] == 10
+    assert set(server.paid.values()) == {1}
+    assert_in_step(source)

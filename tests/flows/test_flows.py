@@ -1,0 +1,139 @@
+"""The flow on a real Prefect API: what it runs, what it shows, how it fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from rowvec_flows.sync import sync
+
+from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused
+from rowvec.ledger.pipelines import RunId
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from rowvec.sync import batch as batch_stages
+from rowvec.sync import stages
+from rowvec.sync.merge import Merged
+from tests.support.paintings import assert_in_step, fill
+
+pytestmark = pytest.mark.flow
+
+
+def runs(state: str) -> list[FlowRun]:
+    """Flow runs in a state, the newest first."""
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=50)
+    return [run for run in found if run.state_name == state]
+
+
+def test_a_run_shows_its_stages_its_batches_and_its_verdict(
+    prefect_api: None, source: Connection, paintings: Pipeline
+) -> None:
+    report = sync(pipeline=paintings, cause="test")
+    assert (report.new, report.embedded, report.consistent) == (50, 50, True)
+    assert_in_step(source)
+    run = next(run for run in runs("Completed") if run.name == "paintings-test")
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=TaskRunFilter()
+        )
+        assert sorted(task.name for task in tasks) == sorted(
+            ["extract", "embed 0", "binarize 0", "upload 0", "load 0", "merge", "index", "validate"]
+        )
+        # A tag would cost each task run a question to the server, of up to 2 s.
+        assert all(not task.tags for task in tasks)
+        shown = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="paintings-%")),
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
+        )
+    kinds = ("summary", "checks", "history", "rejects")
+    # On a machine with much to do a run takes long enough to be watched.
+    progress = {f"paintings-{stage}" for stage in ("embed", "load", "index")}
+    assert {artifact.key for artifact in shown} - progress == {f"paintings-{kind}" for kind in kinds}
+    (summary,) = [artifact for artifact in shown if artifact.key == "paintings-summary"]
+    assert str(summary.data).startswith("## Consistent: 50 vectors agree with the source.")
+
+
+def test_several_batches_go_through_at_once(
+    prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 40)
+    fill(source, 350, start=51)
+    report = sync(pipeline=paintings, cause="batches")
+    assert (report.embedded, report.artifacts, report.rows) == (400, 10, 400)
+    assert_in_step(source)
+
+
+def test_a_retriable_failure_is_tried_again(
+    prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge_rows, failures = stages.merge_rows, iter([DatabaseUnavailable("the database restarted")])
+
+    def failing_once(pipeline: Pipeline, run_id: stages.RunId) -> Merged:
+        for failure in failures:
+            raise failure
+        return merge_rows(pipeline, run_id)
+
+    monkeypatch.setattr(stages, "merge_rows", failing_once)
+    assert sync(pipeline=paintings, cause="retry").consistent
+    assert_in_step(source)
+
+
+def test_a_fatal_failure_fails_the_run_at_once(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
+    sync(pipeline=paintings, cause="before")
+    source.execute("DELETE FROM paintings WHERE id > 1")
+    with pytest.raises(DeleteLimitExceeded, match="would delete 49 of 50"):
+        sync(pipeline=paintings, cause="emptied")
+    assert "paintings-emptied" in [run.name for run in runs("Failed")]
+    row = source.execute("SELECT state, error FROM rowvec.runs ORDER BY run_id DESC LIMIT 1").fetchone()
+    assert row is not None
+    assert row[0] == "failed"
+    assert row[1].startswith("this run would delete 49 of 50 vectors")
+
+
+def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
+    prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 25)
+    upload_rows, embed_rows = batch_stages.upload_rows, batch_stages.embed_rows
+    failed, states = threading.Event(), list[str]()
+
+    def failing_first(pipeline: Pipeline, batch: batch_stages.Batch) -> batch_stages.Batch:
+        if batch.number:
+            return upload_rows(pipeline, batch)
+        failed.set()
+        raise StoreRefused("the store is full")
+
+    def slow_second(pipeline: Pipeline, run_id: RunId, number: int, before: None) -> batch_stages.Batch:
+        if number:
+            assert failed.wait(60)
+            time.sleep(2)  # the flow has heard of it by now
+        batch = embed_rows(pipeline, run_id, number, before)
+        states.extend(row[0] for row in source.execute("SELECT state FROM rowvec.runs"))
+        return batch
+
+    monkeypatch.setattr(batch_stages, "upload_rows", failing_first)
+    monkeypatch.setattr(batch_stages, "embed_rows", slow_second)
+    with pytest.raises(StoreRefused, match="full"):
+        sync(pipeline=paintings, cause="second")
+    assert states == ["running", "running"]
+    assert source.execute("SELECT state FROM rowvec.runs").fetchall() == [("failed",)]
+
+
+def test_h16_an_inconsistent_run_is_a_failed_run(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
+    sync(pipeline=paintings, cause="before")
+    source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
+    with pytest.raises(Inconsistent, match="bits"):
+        sync(pipeline=paintings, cause="tampered")
+    assert "paintings-tampered" in [run.name for run in runs("Failed")]

@@ -1,0 +1,361 @@
+"""prefect.yaml as it stands on a stock server with a worker: a schedule fires, a run is watched, cancelled, killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psutil
+import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from rowvec.cli.demo.gallery import hang_once
+from tests.support.cli_process import CLI, serving
+
+ROOT = Path(__file__).parents[2]
+PREFECT = CLI.parent / "prefect"
+PATIENCE = 120
+LOCKED = 503
+
+pytestmark = [pytest.mark.flow, pytest.mark.xdist_group("operated")]
+
+
+@dataclass(slots=True)
+class Operated:
+    """A server with this repository's deployments, and a worker that can be killed."""
+
+    api: str
+    database: str
+    environment: dict[str, str]
+    folder: Path
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
+
+    def prefect(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Prefect's own command."""
+        return subprocess.run(  # noqa: S603 # ours
+            [PREFECT, "--no-prompt", *words],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def start_worker(self) -> None:
+        """One more."""
+        with (self.folder / "worker.log").open("ab") as log:
+            words = [PREFECT, "worker", "start", "--pool", "rowvec"]
+            worker = subprocess.Popen(words, env=self.environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603 # ours
+        self.workers.append(worker)
+
+    def ask(self, what: str, **body: Any) -> Any:
+        """The server's answer."""
+        return answered("POST", f"{self.api}/{what}", body)
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """A deployment by its flow and name."""
+        return answered("GET", f"{self.api}/deployments/name/{name}")
+
+    def run(self, name: str, **parameters: Any) -> str:
+        """Start a run of a deployment, as the custom-run form does; its id."""
+        deployment = self.deployment(name)["id"]
+        return self.ask(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
+
+    def flow_run(self, run_id: str) -> dict[str, Any]:
+        """A run as the server knows it."""
+        return answered("GET", f"{self.api}/flow_runs/{run_id}")
+
+    def wait(self, run_id: str, *states: str) -> dict[str, Any]:
+        """The run, once it is in a state of one of these types or names."""
+        wait_for(lambda: {(run := self.flow_run(run_id))["state_type"], run["state_name"]}.intersection(states))
+        return self.flow_run(run_id)
+
+    def process_of(self, run_id: str) -> psutil.Process:
+        """The process that a worker has started for a run."""
+        found: list[psutil.Process] = []
+
+        def there() -> bool:
+            for process in psutil.process_iter():
+                try:
+                    if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
+                        found.append(process)
+                except psutil.Error:
+                    continue
+            return bool(found)
+
+        wait_for(there)
+        # Asked for by its number at the time: the eldest is the worker's own child.
+        return min(found, key=lambda process: process.create_time())
+
+    def artifact(self, key: str) -> dict[str, Any]:
+        """The newest artifact of a key."""
+        named = {"key": {"any_": [key]}}
+        return self.ask("artifacts/filter", artifacts=named, sort="CREATED_DESC", limit=1)[0]
+
+    def logs(self, run_id: str) -> str:
+        """All that a run has logged."""
+        flow_run = {"flow_run_id": {"any_": [run_id]}}
+        return "\n".join(line["message"] for line in self.ask("logs/filter", logs=flow_run, limit=200))
+
+    def ledger(self) -> tuple[str, str | None]:
+        """State and error of the newest run in the ledger."""
+        with psycopg.connect(self.database) as connection:
+            row = connection.execute("SELECT state, error FROM rowvec.runs ORDER BY run_id DESC LIMIT 1").fetchone()
+        assert row is not None
+        return row
+
+    def leftovers(self) -> list[str]:
+        """Plan and staging tables."""
+        with psycopg.connect(self.database) as connection:
+            found = connection.execute("SELECT relname FROM pg_class WHERE relname ~ '^(plan|staging)_[0-9]+$'")
+            return [name for (name,) in found]
+
+    def edit(self, statement: str) -> None:
+        """Change the gallery."""
+        with psycopg.connect(self.database) as connection:
+            connection.execute(statement.encode())
+
+    @contextmanager
+    def held_at_merge(self) -> Generator[str]:
+        """A run, by its id, that stands before its merge for as long as this lasts: its vector table is locked."""
+        with psycopg.connect(self.database) as connection:
+            found = connection.execute("SELECT to_regclass('vectors.paintings')").fetchone()
+        if found == (None,):  # the first test that runs
+            self.wait(self.run("sync/paintings"), "COMPLETED")
+        self.edit("UPDATE paintings SET description = description || ' Seen again.' WHERE id % 5 = 0")
+        with (
+            closing(psycopg.connect(self.database)) as keeper,
+            psycopg.connect(self.database, autocommit=True) as watch,
+        ):
+            keeper.execute("LOCK TABLE vectors.paintings IN SHARE MODE")
+            run_id = self.run("sync/paintings")
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'rowvec merge' AND datname = %s"
+            wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone())
+            assert self.leftovers()
+            yield run_id
+
+
+def answered(method: str, url: str, body: Any = None) -> Any:
+    """The server's answer; asked again where its SQLite was locked for too long, as on a machine with much to do."""
+    found = httpx.request(method, url, json=body, timeout=PATIENCE)
+    for _ in range(4):
+        if found.status_code != LOCKED:
+            break
+        found = httpx.request(method, url, json=body, timeout=PATIENCE)
+    found.raise_for_status()
+    return found.json() if found.content else None
+
+
+def wait_for(holds: Callable[[], object]) -> None:
+    """Wait until something holds that is asked of a server: not so often that it has nothing else to do."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, "that never came to hold"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[Operated]:
+    """Everything started once: what a person does who follows deployments/README.md."""
+    folder = tmp_path_factory.mktemp("operated")
+    database = make_conninfo(cluster, dbname="operated")
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE operated TEMPLATE template_rowvec"))
+    hang_once(database)
+    quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with serving(folder / "prefect", **quick) as server:
+        environment = {
+            **os.environ,
+            **quick,
+            "PREFECT_HOME": str(folder / "client"),
+            "PREFECT_API_URL": server.api,
+            "ROWVEC_HOME": str(folder / "home"),
+            "ROWVEC_DATABASE_URL": database,
+            "ROWVEC_ARTIFACTS": str(folder / "artifacts"),
+            "CATALOGUE_PATH": str(folder / "catalogue.parquet"),
+            "PWD": str(ROOT),
+        }
+        it = Operated(api=server.api, database=database, environment=environment, folder=folder)
+        for words in (("work-pool", "create", "rowvec", "--type", "process"), ("deploy", "--all")):
+            done = it.prefect(*words)
+            assert done.returncode == 0, done.stdout + done.stderr
+        it.start_worker()
+        yield it
+        for worker in it.workers:
+            for process in [*_children(worker.pid), worker.pid]:
+                _kill(process)
+            worker.wait()
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute("DROP DATABASE operated WITH (FORCE)")
+
+
+def test_all_deployments_are_there_with_their_schedules_and_limits(operated: Operated) -> None:
+    found = operated.ask("deployments/filter")
+    flows = {flow["id"]: flow["name"] for flow in operated.ask("flows/filter")}
+    named = {f"{flows[one['flow_id']]}/{one['name']}": one for one in found}
+    assert set(named) == {
+        *(f"sync/{name}" for name in ("paintings", "articles", "catalogue", "images")),
+        *(f"{flow}/paintings" for flow in ("audit", "prune", "rebuild", "restore", "index")),
+    }
+    scheduled = {name for name, one in named.items() if any(s["active"] for s in one["schedules"])}
+    assert scheduled == {"sync/paintings", "audit/paintings", "prune/paintings"}
+    assert {one["global_concurrency_limit"]["limit"] for one in found} == {1}
+    # A secret is named, and a form has a field and its help for each key of the pipeline file.
+    assert named["sync/articles"]["parameters"]["pipeline"]["source"]["url"] == "${SOURCE_DATABASE_URL}"
+    schema = named["sync/paintings"]["parameter_openapi_schema"]
+    assert schema["properties"]["pipeline"]["description"].startswith("What is embedded, how, and where it goes")
+    assert "anyOf" in schema["definitions"]["Pipeline"]["properties"]["source"]
+
+
+def test_a_schedule_fires_and_its_run_shows_and_tells_what_it_did(operated: Operated) -> None:
+    deployment = operated.deployment("sync/paintings")["id"]
+    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    hourly = {"active": True, "schedule": {"interval": 3600, "anchor_date": soon}}
+    answered("POST", f"{operated.api}/deployments/{deployment}/schedules", [hourly])
+    done = {"name": {"any_": ["paintings-schedule"]}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    wait_for(lambda: operated.ask("flow_runs/filter", flow_runs=done))
+    run = operated.ask("flow_runs/filter", flow_runs=done)[0]
+    assert "auto-scheduled" in run["tags"]
+    assert operated.ledger() == ("succeeded", None)
+    shown = {key: operated.artifact(f"paintings-{key}") for key in ("summary", "checks", "history", "rejects")}
+    assert {artifact["flow_run_id"] for artifact in shown.values()} == {run["id"]}
+    summary = shown["summary"]["data"]
+    assert summary.startswith("## Consistent: 240 vectors agree with the source.")
+    assert f"/artifacts/artifact/{shown['checks']['id']}" in summary
+    assert "| rows | `█` | 240 | 240 | 240 |" in shown["history"]["data"]
+    sent = {"event": {"name": ["rowvec.sync.completed", "prefect.asset.materialization.succeeded"]}}
+    wait_for(lambda: operated.ask("events/filter", filter=sent)["total"] >= 2)
+    events = {event["event"]: event for event in operated.ask("events/filter", filter=sent)["events"]}
+    assert events["rowvec.sync.completed"]["resource"]["prefect.resource.id"] == "rowvec.pipeline.paintings"
+    assert events["rowvec.sync.completed"]["payload"]["rows"] == 240
+    asset = events["prefect.asset.materialization.succeeded"]
+    assert asset["resource"]["prefect.resource.id"] == "postgres://localhost/operated/vectors.paintings"
+    assert "postgres://localhost/operated/public.paintings" in {r["prefect.resource.id"] for r in asset["related"]}
+
+
+def test_a_run_by_hand_is_watched_and_an_expected_failure_is_a_sentence(operated: Operated) -> None:
+    watched = operated.prefect("deployment", "run", "sync/paintings", "--watch", "--watch-interval", "1")
+    assert "finished successfully" in watched.stdout
+    operated.edit("CREATE TABLE sold AS SELECT * FROM paintings WHERE id > 9")
+    operated.edit("DELETE FROM paintings WHERE id > 9")
+    run = operated.wait(operated.run("sync/paintings"), "FAILED")
+    operated.edit("INSERT INTO paintings SELECT * FROM sold")
+    operated.edit("DROP TABLE sold")
+    assert run["name"] == "paintings-manual"
+    assert run["state"]["message"].startswith("this run would delete 231 of 240 vectors")
+    summary = operated.artifact("paintings-summary")
+    assert summary["flow_run_id"] == run["id"]
+    assert summary["description"].startswith("FAILED: this run would delete")
+    wait_for(lambda: "Finished in state Failed" in operated.logs(run["id"]))
+    assert "Traceback" not in operated.logs(run["id"])
+
+
+def test_an_audit_that_finds_something_fails_and_one_with_repair_mends_it(operated: Operated) -> None:
+    operated.edit("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
+    found = operated.wait(operated.run("audit/paintings"), "FAILED", "COMPLETED")
+    assert (found["name"], found["state_type"]) == ("paintings-audit-manual", "FAILED")
+    assert "8: " in found["state"]["message"]
+    assert operated.artifact("paintings-audit")["description"] == "INCONSISTENT: 1 corrupt."
+    mended = operated.wait(operated.run("audit/paintings", repair=True), "FAILED", "COMPLETED")
+    assert mended["state_type"] == "COMPLETED"
+    assert operated.artifact("paintings-audit")["description"].endswith("1 repaired.")
+
+
+def test_an_event_starts_a_run_of_the_catalogue(operated: Operated) -> None:
+    wares = {"sku": ["a1", "b2"], "name": ["Anvil", "Bell"], "summary": ["to beat on", "to ring"], "price": [9.5, 3.0]}
+    pq.write_table(pa.table(wares), operated.folder / "catalogue.parquet")
+    written = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "catalogue.written",
+        "resource": {"prefect.resource.id": "catalogue"},
+    }
+    answered("POST", f"{operated.api}/events", [written])
+    named = {"name": {"any_": ["catalogue-event"]}}
+    wait_for(lambda: operated.ask("flow_runs/filter", flow_runs=named))
+    (run,) = operated.ask("flow_runs/filter", flow_runs=named)
+    assert operated.wait(run["id"], "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
+    assert operated.artifact("catalogue-summary")["data"].startswith("## Consistent: 2 vectors")
+
+
+def test_while_a_run_is_at_work_others_wait_or_are_skipped_by_their_policies(operated: Operated) -> None:
+    same = operated.deployment("sync/paintings")["parameters"]["pipeline"]
+    with operated.held_at_merge() as first:
+        # Of the same deployment, which lets them queue.
+        queued = operated.run("sync/paintings")
+        # Of others of the same pipeline: they meet at its lock.
+        skipped = operated.run("sync/articles", pipeline=same)
+        waiting = operated.run("prune/paintings")
+        message = operated.wait(skipped, "Skipped", "COMPLETED", "FAILED")["state"]["message"]
+        assert message == "skipped: another run of the pipeline paintings is at work"
+        assert operated.wait(waiting, "Waiting", "COMPLETED", "FAILED")["state_name"] == "Waiting"
+        # Of a deployment that has them cancelled.
+        cancelled = operated.wait(operated.run("prune/paintings"), "CANCELLED", "RUNNING")
+        assert "concurrency limit" in (cancelled["state"]["message"] or cancelled["state_name"])
+        assert operated.flow_run(queued)["state_name"] == "AwaitingConcurrencySlot"
+        assert operated.flow_run(first)["state_name"] == "Running"
+        # Skipped, and not failed: the summary of the pipeline is not touched.
+        assert not operated.artifact("paintings-summary")["description"].startswith("FAILED")
+    for run_id in (first, waiting, queued):
+        assert operated.wait(run_id, "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
+
+
+def test_a_run_that_is_cancelled_leaves_nothing_behind(operated: Operated) -> None:
+    with operated.held_at_merge() as run_id:
+        assert operated.prefect("flow-run", "cancel", run_id).returncode == 0
+        operated.wait(run_id, "CANCELLED")
+    wait_for(lambda: operated.ledger()[0] != "running")
+    assert operated.ledger()[0] in ("abandoned", "failed")
+    assert operated.leftovers() == []
+
+
+def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(operated: Operated) -> None:
+    with operated.held_at_merge() as run_id:
+        operated.process_of(run_id).kill()
+        operated.wait(run_id, "CRASHED")
+    wait_for(lambda: operated.ledger()[0] != "running")
+    assert operated.leftovers() == []
+    state, error = operated.ledger()
+    assert state == "abandoned"
+    assert error is not None
+    assert error.startswith(f"the flow run {run_id} was ended from outside: ")
+
+
+@pytest.mark.soak
+def test_a_run_whose_worker_is_killed_ends_and_another_worker_takes_the_next(operated: Operated) -> None:
+    with operated.held_at_merge() as run_id:
+        operated.workers[-1].send_signal(signal.SIGKILL)
+        operated.workers[-1].wait()
+        operated.start_worker()
+        operated.wait(run_id, "CRASHED")
+    assert operated.wait(operated.run("sync/paintings"), "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
+    assert operated.ledger() == ("succeeded", None)
+    assert operated.leftovers() == []
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,156 @@
+"""``rowvec up`` and ``rowvec down`` as a new user meets them: real Postgres, Prefect server and worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from rowvec.cli.stack.state import keeper_pid, read_state
+from tests.support.cli_process import Ended, start
+
+pytestmark = [pytest.mark.flow]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A ``ROWVEC_HOME`` and its commands."""
+
+    folder: Path
+
+    def rowvec(self, *words: str) -> Ended:
+        """The command's end."""
+        return start("", *words, ROWVEC_HOME=str(self.folder), ROWVEC_DATABASE_URL="").wait(300)
+
+    def processes(self) -> list[int]:
+        """All that work on this home."""
+        found: list[int] = []
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get("ROWVEC_HOME") == str(self.folder)
+                postgres = str(self.folder / "postgres") in process.cmdline()
+                if process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid() and (ours or postgres):
+                    found.append(process.pid)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture
+def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Home]:
+    """A home that nothing is left of."""
+    monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "1")
+    home = Home(tmp_path / "home")
+    home.folder.mkdir()
+    yield home
+    home.rowvec("down")
+    wait_for(lambda: not home.processes())
+
+
+@pytest.fixture
+def bystander() -> Generator[subprocess.Popen[bytes]]:
+    """A process that nobody here has started."""
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:  # noqa: S607 # any program
+        yield process
+        process.kill()
+
+
+def wait_for(holds: Callable[[], object], seconds: float = 180) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "that never came to hold"
+        time.sleep(0.3)
+
+
+def runs_at_work(home: Home) -> list[int]:
+    """Processes of flow runs."""
+    found: list[int] = []
+    for pid in home.processes():
+        with suppress(psutil.Error):
+            if "PREFECT__FLOW_RUN_ID" in psutil.Process(pid).environ():
+                found.append(pid)
+    return found
+
+
+def synced(api: str, *names: str) -> set[str]:
+    """Syncs of these names that have come to their end, by id."""
+    wanted = {"name": {"any_": names}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    # A server that starts again has runs to catch up with, and may take its time to answer.
+    found = httpx.post(f"{api}/flow_runs/filter", json={"flow_runs": wanted}, timeout=180).raise_for_status().json()
+    return {run["id"] for run in found}
+
+
+def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
+    bystander: subprocess.Popen[bytes],
+    stack: Home,  # in this order: the one must not inherit the other's home
+) -> None:
+    up = stack.rowvec("up", "--json")
+    assert up.status == 0, up.stderr
+    told = up.json
+    assert (told["phase"], told["started"], told["pipelines"]) == ("ready", True, ["paintings"])
+    assert "<html" in httpx.get(told["ui"], timeout=60, follow_redirects=True).text
+    again = stack.rowvec("up", "--json").json
+    assert (again["started"], again["ui"]) == (False, told["ui"])
+    deployed = httpx.post(f"{told['api']}/deployments/filter", json={}, timeout=60).json()
+    assert sorted(tag for one in deployed for tag in one["tags"] if tag != "rowvec") == sorted(
+        ["sync", "audit", "prune", "rebuild", "restore", "index"]
+    )
+    with psycopg.connect(told["database"]) as connection:
+        assert connection.execute("SELECT count(*) FROM paintings").fetchone() == (240,)
+    with closing(psycopg.connect(told["database"])) as holder:
+        # A run in the middle of its work, which the worker has given a session of its own.
+        holder.execute("LOCK TABLE paintings IN ACCESS EXCLUSIVE MODE")
+        (sync,) = [one["id"] for one in deployed if "sync" in one["tags"]]
+        httpx.post(f"{told['api']}/deployments/{sync}/create_flow_run", json={}, timeout=60).raise_for_status()
+        wait_for(lambda: runs_at_work(stack))
+        # The keeper gone without a word, as by the kernel: what it had started is ended all the same.
+        keeper = keeper_pid()
+        assert keeper is not None
+        os.kill(keeper, signal.SIGKILL)
+        assert stack.rowvec("down", "--json").json == {"ended": True}
+    wait_for(lambda: not stack.processes())
+    assert bystander.poll() is None
+    assert stack.rowvec("down", "--json").json == {"ended": False}
+    state = read_state()
+    assert state is not None
+    assert state.phase == "ended"
+
+
+def test_a_port_that_is_taken_is_named_and_nothing_is_started(stack: Home) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = stack.rowvec("up", "--port", str(port))
+    assert ended.status == 2
+    assert f"port {port} is taken by another program; give another one with --port" in ended.stderr
+    assert read_state() is None
+
+
+@pytest.mark.soak
+def test_its_data_survives_and_the_schedule_goes_on(stack: Home) -> None:
+    first = stack.rowvec("up", "--every", "1", "--json").json
+    wait_for(lambda: synced(first["api"], "paintings-up"))
+    wait_for(lambda: synced(first["api"], "paintings-schedule"))
+    before = synced(first["api"], "paintings-up", "paintings-schedule")
+    assert stack.rowvec("down").status == 0
+    wait_for(lambda: not stack.processes())
+    second = stack.rowvec("up", "--every", "1", "--json").json
+    assert before <= synced(second["api"], "paintings-up", "paintings-schedule")
+    wait_for(lambda: synced(second["api"], "paintings-schedule") - before)
+    with psycopg.connect(second["database"]) as connection:
+        assert connection.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (240,)

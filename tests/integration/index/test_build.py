@@ -1,0 +1,330 @@
+"""The index is made, mended and replaced without a moment in which readers have none."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from dataclasses import replace
+from typing import LiteralString
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg import errors as pg
+from psycopg import sql
+
+from rowvec.errors import DatabaseUnavailable, TargetError
+from rowvec.index.build import cut_name, ensure_index, index_state
+from rowvec.index.build_memory import build_memory, fewer_lists, needed_memory
+from rowvec.index.choice import IndexChoice
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.search.query import search
+from tests.support.vector_tables import create, filled, vector_table
+
+NONE = IndexChoice(kind="none", reason="")
+BITS = IndexChoice(kind="hnsw", on="bits", opclass="bit_hamming_ops", reason="")
+FLOAT = IndexChoice(kind="hnsw", on="float", opclass="vector_cosine_ops", reason="")
+IVFFLAT = IndexChoice(kind="ivfflat", on="float", opclass="vector_cosine_ops", lists=10, reason="")
+HALFVEC = IndexChoice(kind="hnsw", on="halfvec", opclass="halfvec_cosine_ops", reason="")
+PREFIX = replace(FLOAT, prefix=8)
+HALF_PREFIX = replace(HALFVEC, prefix=8)
+
+
+def oid(connection: Connection, name: str) -> int:
+    row = connection.execute("SELECT %s::regclass::oid::bigint", (sql.Identifier(name).as_string(),)).fetchone()
+    assert row
+    return row[0]
+
+
+@pytest.mark.parametrize("readers", [True, False])
+def test_made_when_missing_and_left_alone_when_it_fits(connection: Connection, readers: bool) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    small = replace(FLOAT, m=8)
+    for choice in (BITS, FLOAT, IVFFLAT, HALFVEC, PREFIX, HALF_PREFIX, small, replace(small, ef_construction=32)):
+        made = ensure_index(connection, table, choice, readers=readers)
+        assert made.built
+        assert made.index
+        assert made.index.present.prefix == choice.prefix
+        assert (made.index.kind, made.index.on, made.index.valid) == (choice.kind, choice.on, True)
+        again = ensure_index(connection, table, choice, readers=readers)
+        assert (again.built, again.dropped, again.index) == (False, (), made.index)
+        assert [state.name for state in index_state(connection, table)] == [made.index.name]
+    gone = ensure_index(connection, table, NONE, readers=readers)
+    assert (gone.index, gone.built, len(gone.dropped)) == (None, False, 1)
+    assert index_state(connection, table) == []
+
+
+def test_an_invalid_index_is_not_trusted_for_its_name(connection: Connection) -> None:
+    """H15: a name says nothing; indisvalid does."""
+    table = vector_table(16)
+    filled(connection, table, 500)
+    first = ensure_index(connection, table, BITS).index
+    assert first
+    connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (first.name,))
+    before = oid(connection, first.name)
+    report = ensure_index(connection, table, BITS)
+    assert report.built
+    assert report.dropped == (first.name,)
+    assert report.index
+    assert report.index.valid
+    assert oid(connection, report.index.name) != before
+    assert len(index_state(connection, table)) == 1
+
+
+def test_indexes_of_others_are_used_but_never_dropped(connection: Connection) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    connection.execute("CREATE INDEX by_hand ON items USING hnsw (embedding vector_cosine_ops)")
+    connection.execute("CREATE INDEX partial ON items USING hnsw (embedding_bits bit_hamming_ops) WHERE year > 1500")
+    report = ensure_index(connection, table, FLOAT)
+    assert (report.built, report.index and report.index.name) == (False, "by_hand")
+    report = ensure_index(connection, table, BITS)
+    assert report.built  # the partial one serves only some searches
+    assert report.dropped == ()
+    assert {state.name for state in index_state(connection, table)} >= {"by_hand", "partial"}
+    assert ensure_index(connection, table, NONE).dropped == ((report.index.name,) if report.index else ())
+    assert {state.name for state in index_state(connection, table)} == {"by_hand", "partial"}
+
+
+def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connection, database_url: str) -> None:
+    """H12, H14: the new index is valid before the old one goes; a worn one is rebuilt the same way."""
+    table = vector_table(32)
+    vectors = filled(connection, table, 4_000)
+    ensure_index(connection, table, BITS)
+    stop, seen, empty = threading.Event(), list[int](), list[int]()
+
+    def read() -> None:
+        with connect(database_url) as reader:
+            while not stop.is_set():
+                row = reader.execute(
+                    "SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
+                    " JOIN pg_am AS a ON a.oid = c.relam"
+                    " WHERE i.indrelid = 'items'::regclass AND a.amname = 'hnsw' AND i.indisvalid AND i.indisready"
+                ).fetchone()
+                seen.append(row[0] if row else 0)
+                if len(search(reader, table, BITS, vectors[1], 10)) != 10:
+                    empty.append(1)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        for choice in (FLOAT, BITS):
+            assert ensure_index(connection, table, choice).built
+        before = index_state(connection, table)
+        rebuilt = ensure_index(connection, table, BITS, rebuild=True)
+        assert rebuilt.dropped == tuple(state.name for state in before)
+    finally:
+        stop.set()
+        thread.join()
+    assert min(seen) >= 1
+    assert len(seen) > 20
+    assert empty == []
+    assert len(index_state(connection, table)) == 1
+
+
+def test_what_a_killed_build_leaves_is_cleared(connection: Connection, database_url: str) -> None:
+    table = vector_table(64, bits=False)
+    filled(connection, table, 6_000)
+    # An old transaction keeps the build waiting, so that it is surely under way when its backend is ended.
+    with connect(database_url) as old, connect(database_url) as builder:
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1 FROM items LIMIT 1")
+        failed: list[BaseException] = []
+
+        def build() -> None:
+            try:
+                ensure_index(builder, table, FLOAT)
+            except DatabaseUnavailable as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=build)
+        thread.start()
+        while not index_state(connection, table):
+            time.sleep(0.01)
+        connection.execute("SELECT pg_terminate_backend(%s)", (builder.info.backend_pid,))
+        thread.join()
+        assert failed
+    (left,) = index_state(connection, table)
+    assert not left.valid
+    # And what REINDEX CONCURRENTLY leaves when it is killed.
+    connection.execute(
+        sql.SQL("ALTER INDEX {} RENAME TO {}").format(*map(sql.Identifier, (left.name, left.name + "_ccnew")))
+    )
+    report = ensure_index(connection, table, FLOAT)
+    assert report.built
+    assert report.dropped == (left.name + "_ccnew",)
+    assert [state.valid for state in index_state(connection, table)] == [True]
+
+
+def test_a_build_that_is_under_way_is_waited_for(connection: Connection, database_url: str) -> None:
+    """The backend of a killed client builds on; a second build beside it would be paid for twice."""
+    table = vector_table(16, bits=False)
+    filled(connection, table, 1_000)
+    with connect(database_url) as old, connect(database_url) as first:
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1 FROM items LIMIT 1")
+        building = threading.Thread(target=ensure_index, args=(first, table, FLOAT))
+        building.start()
+        while not index_state(connection, table):
+            time.sleep(0.01)
+        phases: list[str] = []
+
+        def seen(_: float, phase: str) -> None:
+            phases.append(phase)
+            # It cannot but come to this while there is an older transaction.
+            if "waiting" in phase:
+                old.rollback()
+
+        report = ensure_index(connection, table, FLOAT, seen)
+        building.join()
+    assert not report.built
+    assert report.index
+    assert any("waiting" in phase for phase in phases)
+
+
+def test_a_lock_that_is_not_to_be_had_ends_the_build(
+    connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.index.build._CONCURRENT_LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr("rowvec.index.build._CLEARING_LOCK_TIMEOUT", "100ms")
+    table = vector_table(16)
+    filled(connection, table, 100)
+    patience = connection.execute("SHOW lock_timeout").fetchone()
+    with connect(database_url) as old:
+        old.execute("BEGIN")
+        old.execute("UPDATE items SET year = 1 WHERE id = 1")
+        with pytest.raises(DatabaseUnavailable, match="lock timeout"):
+            ensure_index(connection, table, BITS)
+    assert [state.valid for state in index_state(connection, table)] == [False]  # that writer kept it from going, too
+    assert connection.execute("SHOW lock_timeout").fetchone() == patience
+    assert connection.execute("SHOW min_parallel_table_scan_size").fetchone() == ("8MB",)
+    assert ensure_index(connection, table, BITS).built
+    assert [state.valid for state in index_state(connection, table)] == [True]
+
+
+def test_progress_is_reported_while_it_builds(connection: Connection, database_url: str) -> None:
+    table = vector_table(128, bits=False)
+    filled(connection, table, 10_000)
+    heard: list[tuple[float, str]] = []
+    report = ensure_index(connection, table, FLOAT, lambda share, phase: heard.append((share, phase)))
+    assert report.built
+    assert heard[-1] == (1.0, "done")
+    assert any(phase.startswith("building index") for _, phase in heard)
+    assert all(0 <= share <= 1 for share, _ in heard)
+
+
+def test_large_builds_use_workers_though_the_table_looks_small(connection: Connection) -> None:
+    table = vector_table(600, bits=True)
+    create(connection, table)
+    connection.execute(
+        "INSERT INTO items SELECT i, 'a', 1, '', v, binary_quantize(v)::bit(600), 'f', 'm', 1, now() FROM"
+        " generate_series(1, 20000) AS i,"
+        " LATERAL (SELECT array_agg(sin(i * j))::real[]::vector AS v FROM generate_series(1, 600) AS j) AS x"
+    )
+    connection.execute("ANALYZE items")
+    connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+    notices: list[str] = []
+    connection.execute("SET client_min_messages = debug1")
+    ensure_index(connection, table, replace(BITS, m=4, ef_construction=8), readers=False)
+    assert any("parallel worker" in notice for notice in notices)
+
+
+def test_no_table_no_index(connection: Connection) -> None:
+    with pytest.raises(TargetError, match=r"public\.items"):
+        ensure_index(connection, vector_table(4), BITS)
+    assert index_state(connection, vector_table(4)) == []
+
+
+def test_awkward_names(connection: Connection) -> None:
+    table = VectorTable(
+        schema='we "ird%',
+        name="50% {of} it's " + "é" * 24,
+        key=(PgColumn("%s", "text"),),
+        metadata=(),
+        dimensions=8,
+    )
+    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(table.schema)))
+    create(connection, table)
+    for choice in (BITS, FLOAT):
+        assert ensure_index(connection, table, choice).built
+    assert search(connection, table, FLOAT, np.ones(8, np.float32), 1, where="\"%s\" = 'x'") == []
+
+
+@given(table=st.text(min_size=1, max_size=63), other=st.text(min_size=1, max_size=63))
+def test_names_fit_and_differ(table: str, other: str) -> None:
+    suffix: LiteralString = "_rowvec_01234567_12"
+    try:
+        (table + other).encode()
+    except UnicodeEncodeError:
+        return  # no name in Postgres
+    cut = cut_name(table, suffix)
+    assert len(cut.encode()) <= 63
+    assert cut.endswith(suffix)
+    assert table == other or cut != cut_name(other, suffix)
+
+
+@given(
+    rows=st.integers(0, 10**10),
+    dimensions=st.integers(1, 16_000),
+    configured=st.integers(2**20, 2**40),
+    allowed=st.integers(2**20, 2**40),
+    choice=st.sampled_from([BITS, FLOAT, IVFFLAT, HALFVEC]),
+)
+def test_a_build_takes_no_more_than_it_may(
+    rows: int, dimensions: int, configured: int, allowed: int, choice: IndexChoice
+) -> None:
+    memory = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed)
+    assert configured <= memory <= max(configured, allowed)
+    assert memory <= build_memory(rows * 2, dimensions, choice, configured=configured, allowed=allowed)
+
+
+@pytest.mark.parametrize(("lists", "less"), [(60, "4MB"), (400, "12MB")])
+def test_the_memory_that_lists_take_is_reckoned_as_the_server_reckons_it(
+    connection: Connection, lists: int, less: LiteralString
+) -> None:
+    """pgvector refuses with what it needs, rounded up to MB: ours is a little more, and never less.
+
+    ``less`` is enough for the rows that it draws, which it asks for first.
+    """
+    filled(connection, vector_table(64), 12_000)
+    choice = replace(IVFFLAT, lists=lists)
+    connection.execute(f"SET maintenance_work_mem = '{less}'".encode())
+    with pytest.raises(pg.ProgramLimitExceeded) as refused:
+        connection.execute(
+            f"CREATE INDEX ON items USING ivfflat (embedding vector_cosine_ops) WITH (lists = {lists})".encode()
+        )
+    told = re.search(r"memory required is (\d+) MB", str(refused.value))
+    assert told
+    wanted = int(told[1]) * 2**20
+    assert wanted - 2**20 <= needed_memory(12_000, 64, choice) <= wanted * 1.1
+
+
+def test_lists_that_do_not_fit_in_memory_are_refused_with_the_number_that_does(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.index.build_memory._SMALLEST_MEMORY", 2**20)
+    monkeypatch.setattr("rowvec.index.build_memory.memory_here", lambda _: 64 * 2**20)  # pyright: ignore[reportUnknownLambdaType] # a machine of 64 MiB
+    table = vector_table(64)
+    filled(connection, table, 12_000)
+    connection.execute("SET maintenance_work_mem = '1MB'")
+    choice = replace(IVFFLAT, lists=400)
+    with pytest.raises(TargetError, match=r"its lists take about 2\d MiB .* and there are 16 MiB") as refused:
+        ensure_index(connection, table, choice)
+    fewer = int(str(refused.value).split("set index.lists to ")[1].split()[0])
+    assert 0 < fewer < 400
+    assert ensure_index(connection, table, replace(choice, lists=fewer)).built
+    assert not ensure_index(connection, table, replace(choice, lists=fewer)).built
+
+
+@given(rows=st.integers(0, 10**8), lists=st.integers(1, 32_768), given_bytes=st.integers(2**20, 2**36))
+def test_fewer_lists_are_the_most_that_fit(rows: int, lists: int, given_bytes: int) -> None:
+    choice = replace(IVFFLAT, lists=lists)
+    fewer = fewer_lists(rows, 1_536, choice, given_bytes)
+    assert 0 <= fewer <= lists
+    assert fewer == 0 or needed_memory(rows, 1_536, replace(choice, lists=fewer)) <= given_bytes
+    assert fewer == lists or needed_memory(rows, 1_536, replace(choice, lists=fewer + 1)) > given_bytes

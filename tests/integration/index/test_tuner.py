@@ -1,0 +1,124 @@
+"""The tuner measures on a copy, within its budget, and disturbs nobody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rowvec.errors import PipelineBusy, UsageError
+from rowvec.index.build import index_state
+from rowvec.index.tuning.results import find_tuning, store_tuning
+from rowvec.index.tuning.tuner import Budget, tune
+from rowvec.pipeline.model import Recall
+from rowvec.postgres.connection import Connection, connect
+from rowvec.runtime.progress import listening
+from tests.support.vector_tables import create, filled, vector_table
+
+# Time enough for a busy machine: what is left over is not used.
+SMALL = Budget(seconds=600, memory=2**30, rows=2_000)
+
+
+def samples(connection: Connection) -> list[str]:
+    """Copies that tuners have made."""
+    rows = connection.execute("SELECT relname FROM pg_class WHERE relname ~ '^tuning_[0-9]+$'").fetchall()
+    return [name for (name,) in rows]
+
+
+@pytest.mark.parametrize("bits", [True, False])
+def test_it_measures_a_copy_and_keeps_the_choice(connection: Connection, bits: bool) -> None:
+    table = vector_table(128, bits=bits)
+    filled(connection, table, 3_000)
+    found = tune(connection, table, Recall(k=5, queries=100), SMALL)
+    assert (found.rows, found.k) == (3_000, 5)
+    assert 1_800 <= found.sampled_rows <= 2_000
+    names = {m.name.partition(",")[0] for m in found.measured}
+    assert {"bits hnsw", "halfvec hnsw", "float hnsw", "first 64 hnsw", "halfvec ivfflat"} <= names
+    for m in found.measured:
+        assert 0 <= m.low <= m.recall <= m.high <= 1
+        assert m.bytes > 0
+        assert m.per_second > 0
+    # More effort finds more, nearly: indexes are drawn by lot.
+    bits_recalls = [m.recall for m in found.measured if m.name.startswith("bits hnsw,")]
+    assert bits_recalls[-1] >= bits_recalls[0]
+    assert index_state(connection, table) == []
+    assert samples(connection) == []
+    assert find_tuning(connection, table) is None
+    store_tuning(connection, table, found)
+    kept = find_tuning(connection, table)
+    assert kept is not None
+    assert (kept.choice, kept.rows) == (found.choice, 3_000)
+    # Vectors of another kind are not what was tuned.
+    assert find_tuning(connection, vector_table(64, bits=bits)) is None
+
+
+def test_what_a_killed_tuner_left_is_cleared_and_two_do_not_meet(connection: Connection, database_url: str) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+    oid = connection.execute("SELECT 'public.items'::regclass::oid::bigint").fetchone()
+    assert oid is not None
+    connection.execute(f"CREATE TABLE rowvec.tuning_{oid[0]} (left_behind int)".encode())
+    with connect(database_url) as other:
+        other.execute("SELECT pg_advisory_lock(%s, hashtext('public.items'))", (0x72760006,))
+        with pytest.raises(PipelineBusy, match="another tuner"):
+            tune(connection, table, Recall(), SMALL)
+        # A session's locks outlive its close() for a moment.
+        other.execute("SELECT pg_advisory_unlock_all()")
+    found = tune(connection, table, Recall(), SMALL)
+    assert found.measured
+    assert samples(connection) == []
+
+
+def test_a_budget_too_small_says_what_was_not_measured(connection: Connection) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+    found = tune(connection, table, Recall(), Budget(seconds=0.001, rows=1_000))
+    assert found.measured == ()
+    assert len(found.skipped) >= 3
+    assert {why for _, why in found.skipped} == {"no time was left for it"}
+    assert found.choice.kind == "none"
+
+
+def test_a_tuning_without_time_does_not_replace_one_that_had_it(connection: Connection) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+    thorough = tune(connection, table, Recall(), SMALL)
+    graph = next(m.choice for m in thorough.measured if m.choice.kind == "hnsw")
+    assert store_tuning(connection, table, replace(thorough, choice=graph)).kept is None
+    hasty = store_tuning(connection, table, tune(connection, table, Recall(), Budget(seconds=0.001, rows=1_000)))
+    assert "stays" in (hasty.kept or "")
+    kept = find_tuning(connection, table)
+    assert kept is not None
+    assert kept.choice == graph
+    # One that had the time does, whatever it chose.
+    assert store_tuning(connection, table, thorough).kept is None
+    assert find_tuning(connection, table) != kept
+
+
+def test_a_graph_that_just_misses_is_drawn_again(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+    drawn: list[str] = []
+
+    def listener(stage: str, part: str, done: int, total: int) -> None:
+        if stage == "tune" and done < total and part.startswith("building"):
+            drawn.append(part)
+
+    # So little effort that bits alone miss, and any miss is near enough.
+    monkeypatch.setattr("rowvec.index.tuning.candidates._OVERSAMPLING", (1,))
+    monkeypatch.setattr("rowvec.index.tuning.tuner._NEARLY", 1.0)
+    with listening(listener):
+        found = tune(connection, table, Recall(at_least=1.0), SMALL)
+    best = {m.name.partition(",")[0]: m.recall for m in found.measured if m.choice.kind == "hnsw"}
+    missed = {name for name, recall in best.items() if recall < 1.0}
+    again = {part.removeprefix("building ").partition(",")[0] for part in drawn if part.endswith("drawn again")}
+    assert missed <= again
+    assert 0 < len(again) < len(drawn)
+    assert len({m.name for m in found.measured}) == len(found.measured)
+
+
+def test_a_small_table_is_not_tuned(connection: Connection) -> None:
+    table = vector_table(16)
+    create(connection, table)
+    with pytest.raises(UsageError, match="too few"):
+        tune(connection, table, Recall(), SMALL)

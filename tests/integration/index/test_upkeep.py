@@ -1,0 +1,349 @@
+"""The index is kept fit: each build has its reason, is judged beside the one it replaces, and is written down."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from dataclasses import replace
+from typing import Any, LiteralString
+
+import pytest
+from psycopg import sql
+
+from rowvec.index.build import ensure_index, index_state
+from rowvec.index.choice import IndexChoice
+from rowvec.index.history import look
+from rowvec.index.recall import RecallReport, measure
+from rowvec.index.upkeep import Kept, keep_fit
+from rowvec.index.vacuum import vacuum_if_due
+from rowvec.index.wear import TRIES
+from rowvec.pipeline.model import Recall
+from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.sync.validate import check_serving, measured_recall
+from tests.support.vector_tables import clustered, fill, filled, vector_table
+
+NONE = IndexChoice(kind="none", reason="Small.")
+BITS = IndexChoice(kind="hnsw", on="bits", opclass="bit_hamming_ops", oversampling=64, reason="")
+FLOAT = IndexChoice(kind="hnsw", on="float", opclass="vector_cosine_ops", reason="")
+LISTS = IndexChoice(kind="ivfflat", on="float", opclass="vector_cosine_ops", lists=4, lists_by_rows=True, reason="")
+WANTED = Recall(k=10, at_least=0.9, queries=20)
+
+
+@pytest.fixture(autouse=True)
+def decided_by_few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thousand queries decide of a real table, a few decide of one made to be plainly good or bad."""
+    monkeypatch.setattr("rowvec.sync.validate._DECIDING_QUERIES", 20)
+
+
+def kept(connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall = WANTED, **how: Any) -> Kept:
+    return keep_fit(connection, table, choice, look(connection, table), wanted, **how)
+
+
+def why(outcome: Kept) -> str | None:
+    return outcome.reason and outcome.reason.why
+
+
+def recorded(connection: Connection) -> list[tuple[Any, ...]]:
+    return connection.execute("SELECT why, outcome FROM rowvec.index_builds ORDER BY build_id").fetchall()
+
+
+def names(connection: Connection, table: VectorTable) -> list[str]:
+    return [state.name for state in index_state(connection, table)]
+
+
+def test_it_is_built_once_and_then_only_for_a_reason(connection: Connection) -> None:
+    table = vector_table(16)
+    filled(connection, table, 1_000)
+    first = kept(connection, table, FLOAT)
+    assert why(first) == "missing"
+    assert first.recall is not None
+    assert first.recall.passed
+    (name,) = names(connection, table)
+    again = kept(connection, table, FLOAT)
+    assert (why(again), again.said) == (
+        None,
+        (f"{name} was left alone: of 1,000 vectors 0 are gone or replaced, and 0 came",),
+    )
+    # Growth wears nothing; rows that later runs gave other vectors do, and so do those that went.
+    fill(connection, table, clustered(500, 16, seed=8), first=1_000)
+    connection.execute("UPDATE items SET run_id = 2 WHERE id >= 1000 OR id < 50")
+    grown = kept(connection, table, FLOAT)
+    assert why(grown) is None
+    assert grown.said[0].endswith("of 1,000 vectors 50 are gone or replaced, and 550 came")
+    connection.execute("DELETE FROM items WHERE id BETWEEN 100 AND 149")
+    worn = kept(connection, table, FLOAT)
+    assert why(worn) == "worn"
+    assert "(worn: of 1,000 vectors 100 are gone or replaced, and 550 came)" in worn.said[0]
+    assert why(kept(connection, table, FLOAT)) is None
+    assert why(kept(connection, table, FLOAT, asked=True)) == "asked"
+    assert why(kept(connection, table, BITS)) == "other choice"
+    connection.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", names(connection, table)
+    )
+    assert why(kept(connection, table, BITS)) == "invalid"
+    assert why(kept(connection, table, LISTS)) == "other choice"
+    assert why(kept(connection, table, replace(LISTS, lists=9))) == "outgrown"
+    dropped = kept(connection, table, NONE)
+    assert (dropped.recall, names(connection, table)) == (None, [])
+    assert dropped.said[0].endswith(": Small.")
+    assert [row[0] for row in recorded(connection)] == [
+        "missing", "worn", "asked", "other choice", "invalid", "other choice", "outgrown",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recall]:
+    """What was asked for, each time that a recall was really measured."""
+    asked: list[Recall] = []
+
+    def counted(*arguments: Any, **how: Any) -> RecallReport | None:
+        asked.append(arguments[3])
+        return measured_recall(*arguments, **how)
+
+    monkeypatch.setattr("rowvec.index.upkeep.measured_recall", counted)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        ("UPDATE items SET embedding = (SELECT embedding FROM items WHERE id = 5) WHERE id = 7", {}),
+        ("UPDATE items SET content = content WHERE id = 7", {}),
+        ("WITH gone AS (DELETE FROM items WHERE id = 7 RETURNING *) INSERT INTO items SELECT * FROM gone", {}),
+        ("DELETE FROM items WHERE id = 7", {}),
+        ("VACUUM items", {}),
+        ("VACUUM (FULL) items", {}),
+        ("REINDEX TABLE items", {}),
+        (None, {"wanted": WANTED.model_copy(update={"k": 5})}),
+        (None, {"wanted": WANTED.model_copy(update={"queries": 21})}),
+        (None, {"choice": replace(FLOAT, ef_search=300)}),
+        (None, {"measure": True}),
+    ],
+)
+def test_a_recall_stands_until_something_has_changed(
+    connection: Connection, measured: list[Recall], change: LiteralString | None, how: dict[str, Any]
+) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    first = kept(connection, table, FLOAT).recall
+    assert len(measured) == 1
+    stands = kept(connection, table, FLOAT, WANTED.model_copy(update={"queries": 10})).recall
+    assert first is not None
+    assert stands is not None
+    assert len(measured) == 1
+    assert stands.recall == pytest.approx(first.recall)
+    assert (stands.k, stands.queries, stands.passed) == (first.k, first.queries, True)
+    (*_, check) = check_serving(connection, table, FLOAT, stands)
+    assert "nothing was written or vacuumed since" in check.detail
+    if change:
+        connection.execute(change)
+    again = dict[str, Any](choice=FLOAT, wanted=WANTED) | how
+    kept(connection, table, **again)
+    assert len(measured) == 2
+    again["measure"] = False
+    kept(connection, table, **again)
+    assert len(measured) == 2
+
+
+def test_a_recall_that_was_too_little_does_not_stand(connection: Connection, measured: list[Recall]) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    kept(connection, table, FLOAT)
+    connection.execute("UPDATE rowvec.index_builds SET recall = 0.5")
+    again = kept(connection, table, FLOAT)
+    assert len(measured) == 2
+    assert again.recall is not None
+    assert again.recall.passed
+    # Measured, and found good: nothing is built for what the ledger says.
+    assert recorded(connection) == [("missing", "serves")]
+
+
+def test_without_statistics_no_recall_stands(connection: Connection, measured: list[Recall]) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    kept(connection, table, FLOAT)
+    connection.execute("SELECT pg_stat_reset_single_table_counters('items'::regclass)")
+    for times in (2, 3):
+        kept(connection, table, FLOAT)
+        assert len(measured) == times
+
+
+def test_what_another_session_writes_ends_a_recall(
+    connection: Connection, database_url: str, measured: list[Recall]
+) -> None:
+    table = vector_table(16)
+    filled(connection, table, 500)
+    kept(connection, table, FLOAT)
+    with connect(database_url) as other:
+        other.execute("UPDATE items SET embedding = (SELECT embedding FROM items WHERE id = 5) WHERE id = 7")
+    kept(connection, table, FLOAT)
+    assert len(measured) == 2
+
+
+def test_a_table_that_outgrows_exact_search_says_so(connection: Connection) -> None:
+    table = vector_table(8)
+    filled(connection, table, 200)
+    assert kept(connection, table, NONE).reason is None
+    connection.execute("UPDATE items SET run_id = 2 WHERE id > 100")
+    assert why(kept(connection, table, FLOAT)) == "outgrown"
+
+
+def test_an_index_of_somebody_elses_is_watched_from_when_it_is_found(connection: Connection) -> None:
+    table = vector_table(8)
+    filled(connection, table, 200)
+    connection.execute("CREATE INDEX by_hand ON items USING hnsw (embedding vector_cosine_ops)")
+    assert why(kept(connection, table, FLOAT)) is None
+    connection.execute("UPDATE items SET run_id = 2 WHERE id < 40")
+    assert why(kept(connection, table, FLOAT)) == "worn"
+    assert why(kept(connection, table, FLOAT)) is None  # the newer one serves, and is not dropped for the older
+    assert recorded(connection) == [("found", "serves"), ("worn", "serves")]
+    assert len(names(connection, table)) == 2
+
+
+def test_an_index_that_lacks_rows_is_built_anew_for_its_recall(connection: Connection) -> None:
+    table = vector_table(16)
+    filled(connection, table, 600)
+    kept(connection, table, FLOAT)
+    (poor,) = names(connection, table)
+    ready = sql.SQL("UPDATE pg_index SET indisready = {} WHERE indexrelid = {}::regclass")
+    connection.execute(ready.format(False, poor))
+    fill(connection, table, clustered(600, 16), first=600)  # each vector again: half of all neighbours are in no index
+    connection.execute(ready.format(True, poor))
+    strict = WANTED.model_copy(update={"at_least": 0.99})
+    mended = kept(connection, table, FLOAT, strict)
+    assert why(mended) == "recall"
+    assert mended.recall is not None
+    assert mended.recall.passed
+    assert poor not in names(connection, table)
+    assert recorded(connection) == [("missing", "replaced"), ("recall", "serves")]
+
+
+def test_a_new_index_that_finds_less_goes_again_and_the_old_one_stays(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = vector_table(32)
+    filled(connection, table, 1_000)
+    kept(connection, table, FLOAT)
+    before = names(connection, table)
+    poor = replace(BITS, oversampling=1)
+    with caplog.at_level(logging.WARNING, "rowvec.index.upkeep"):
+        outcome = kept(connection, table, poor)
+    assert names(connection, table) == before
+    assert (outcome.choice.on, outcome.recall and outcome.recall.passed) == ("float", True)
+    assert len(outcome.said) == TRIES
+    assert re.search(r"was dropped again: \w+ finds \d\.\d{3} and stays", outcome.said[0])
+    assert "was dropped again" in caplog.text
+    assert recorded(connection) == [("missing", "serves"), *[("other choice", "refused"), *[("recall", "refused")] * 2]]
+    # What the run's report says, and that what serves is sound.
+    checks = check_serving(connection, table, outcome.choice, outcome.recall, outcome.said)
+    assert all(check.ok for check in checks)
+    assert "was dropped again" in next(check.detail for check in checks if check.name == "index_kept_fit")
+    # The next run knows, until the rows are others.
+    again = kept(connection, table, poor)
+    assert len(recorded(connection)) == 1 + TRIES
+    assert "the last 3 builds over much the same rows found too little" in again.said[0]
+    connection.execute("UPDATE items SET run_id = 2 WHERE id < 150")
+    kept(connection, table, poor)
+    assert len(recorded(connection)) > 1 + TRIES
+
+
+@pytest.mark.parametrize("other", [FLOAT, replace(FLOAT, m=32), replace(FLOAT, m=4, ef_construction=8)])
+def test_h12_a_new_index_is_measured_while_the_old_one_serves(connection: Connection, other: IndexChoice) -> None:
+    """By itself the planner takes the cheaper of two alike: the old one where the new one has more links."""
+    table = vector_table(16)
+    filled(connection, table, 1_000)
+    kept(connection, table, FLOAT)
+    (old,) = names(connection, table)
+    measured: list[str | None] = []
+
+    def approve(new: Any) -> bool:
+        assert names(connection, table) == [old, new.name]
+        assert all(state.valid for state in index_state(connection, table))
+        measured.append(measure(connection, table, other, WANTED, newest=True).index)
+        measured.append(new.name)
+        return False
+
+    report = ensure_index(connection, table, other, rebuild=True, approve=approve)
+    assert measured[0] == measured[1]
+    assert (report.refused, report.index and report.index.name) == (True, old)
+    assert names(connection, table) == [old]
+    assert connection.execute("SHOW random_page_cost").fetchone() == ("4",)
+
+
+def test_vacuum_comes_after_many_rows_died_and_waits_for_nobody(connection: Connection, database_url: str) -> None:
+    table = vector_table(8)
+    filled(connection, table, 3_000)
+    connection.execute("ALTER TABLE items SET (autovacuum_enabled = false)")
+    kept(connection, table, FLOAT)
+    assert vacuum_if_due(connection, table) is None
+    connection.execute("DELETE FROM items WHERE id < 1200")
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    with connect(database_url) as other:
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE items IN SHARE UPDATE EXCLUSIVE MODE")
+        said = vacuum_if_due(connection, table)
+        assert said is not None
+        assert said.startswith("1,200 dead rows were not vacuumed: skipping vacuum of")
+        other.execute("ROLLBACK")
+    said = vacuum_if_due(connection, table)
+    assert said is not None
+    assert said.startswith("vacuumed 1,200 dead rows in ")
+    assert vacuum_if_due(connection, table) is None
+
+
+def test_a_build_that_will_spill_is_foreseen_and_one_that_did_is_told(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rowvec.index.build_memory._SMALLEST_MEMORY", 2**20)
+    monkeypatch.setattr("rowvec.index.build_memory.memory_here", lambda _: 4 * 2**20)  # pyright: ignore[reportUnknownLambdaType] # a machine of 4 MiB
+    table = vector_table(64, bits=False)
+    filled(connection, table, 2_000)
+    connection.execute("SET maintenance_work_mem = '1MB'")
+    with caplog.at_level(logging.WARNING, "rowvec.index.build"):
+        outcome = kept(connection, table, FLOAT)
+    said = " ".join(outcome.said)
+    assert "to be built in memory it needs about 3 MiB and has 1 MiB" in said
+    assert re.search(r"it ran out of memory after [\d,]+ vectors", said)
+    assert "the index on public.items will not fit" in caplog.messages[0]
+    row = connection.execute("SELECT memory_needed, memory_given, spilled_after FROM rowvec.index_builds").fetchone()
+    assert row is not None
+    assert row[0] > row[1] == 2**20
+    assert 0 < row[2] < 2_000
+    assert outcome.recall is not None
+    assert outcome.recall.passed
+    assert connection.execute("SHOW client_min_messages").fetchone() == ("warning",)
+
+
+def test_h12_readers_are_served_by_a_valid_index_while_it_is_kept_fit(
+    connection: Connection, database_url: str
+) -> None:
+    table = vector_table(16)
+    filled(connection, table, 1_000)
+    kept(connection, table, FLOAT)
+    stop, valid = threading.Event(), list[int]()
+
+    def read() -> None:
+        with connect(database_url) as reader:
+            while not stop.is_set():
+                row = reader.execute(
+                    "SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
+                    " JOIN pg_am AS a ON a.oid = c.relam"
+                    " WHERE i.indrelid = 'items'::regclass AND a.amname = 'hnsw' AND i.indisvalid AND i.indisready"
+                ).fetchone()
+                valid.append(row[0] if row else 0)
+                time.sleep(0.001)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        connection.execute("UPDATE items SET run_id = 2 WHERE id < 150")
+        assert why(kept(connection, table, FLOAT)) == "worn"
+        assert why(kept(connection, table, replace(FLOAT, m=8))) == "other choice"
+        kept(connection, table, replace(BITS, oversampling=1))  # refused
+    finally:
+        stop.set()
+        reading.join()
+    assert min(valid) >= 1

@@ -1,0 +1,123 @@
+"""What is drawn of past runs, what is told of an outcome, and what is left of a dead run, without Prefect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rowvec_tasks import events
+
+from rowvec.cli.stack.deployments import prefect_file
+from rowvec.errors import CostLimitExceeded, DeleteLimitExceeded, Inconsistent, QuotaExhausted
+from rowvec.ledger.cleanup import clear
+from rowvec.ledger.history import bars, look_back
+from rowvec.ledger.runs import running
+from rowvec.ledger.workdir import spool
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection, connect
+from rowvec.sync.alarms import Alarm, of_error, of_sync
+from rowvec.sync.report import Check
+from rowvec.sync.stages import extract_rows
+from tests.support.paintings import pipeline as gallery_pipeline
+from tests.support.paintings import sync
+
+FIGURES = st.one_of(st.none(), st.floats(min_value=0, max_value=1e12), st.integers(min_value=0, max_value=10**12))
+
+
+@given(st.lists(FIGURES, max_size=30))
+def test_a_bar_stands_for_each_run_and_a_higher_one_for_more(values: list[float | None]) -> None:
+    drawn = bars(values)
+    assert len(drawn) == len(values)
+    known = sorted((value, mark) for value, mark in zip(values, drawn, strict=True) if value is not None)
+    assert [mark for _, mark in known] == sorted(mark for _, mark in known)
+    assert all(mark == "·" for value, mark in zip(values, drawn, strict=True) if value is None)
+
+
+def test_the_history_shows_runs_that_failed_too_and_none_that_only_planned(
+    source: Connection, paintings: Pipeline
+) -> None:
+    sync(paintings)
+    source.execute("DELETE FROM paintings WHERE id > 1")
+    try:
+        sync(paintings)
+    except DeleteLimitExceeded:
+        history = look_back(paintings)
+    else:
+        raise AssertionError("it was to fail")
+    assert [(run.outcome, run.rows) for run in history.runs] == [("FAILED", None), ("ok", 50)]
+    shown = history.as_markdown()
+    assert "| rows | `█·` | 50 | 50 | 50 |" in shown
+    assert "Last failure, run 2: this run would delete 49 of 50 vectors" in shown
+
+
+def test_what_is_told_tells_a_worse_index_from_a_wrong_table(source: Connection, paintings: Pipeline) -> None:
+    report = sync(paintings)
+    assert [alarm.name for alarm in of_sync(report)] == ["rowvec.sync.completed"]
+    recall = Check(name="recall", ok=False, detail="0.8 of 10")
+    wrong = Check(name="checksum", ok=False, detail="differs", rows=tuple(map(str, range(50))))
+    low = replace(report, consistent=False, checks=(recall,))
+    both = replace(report, consistent=False, checks=(recall, wrong))
+    assert [alarm.name for alarm in of_sync(low)] == ["rowvec.sync.recall_low"]
+    assert [alarm.name for alarm in of_sync(both)] == ["rowvec.sync.inconsistent", "rowvec.sync.recall_low"]
+    assert len(of_sync(both)[0].payload["checks"][0]["rows"]) == 10
+    for error, by in ((CostLimitExceeded("it would cost $9"), "rowvec"), (QuotaExhausted("no money"), "provider")):
+        (alarm,) = of_error(error)
+        assert (alarm.name, alarm.payload["limit_of"]) == ("rowvec.sync.budget_exceeded", by)
+    assert of_error(Inconsistent("x")) == []
+
+
+def test_a_generation_that_is_built_is_not_the_pipeline_that_is_to_be_synced(
+    paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for the pipeline's next sync would wait for ever for that of a name that is synced once."""
+    sent: list[str] = []
+
+    def note(resource: dict[str, str], **_: object) -> None:
+        sent.append(resource["prefect.resource.id"])
+
+    monkeypatch.setattr(events, "emit_event", note)
+    alarm = Alarm(name="rowvec.sync.completed", sentence="", payload={})
+    events.tell(paintings, [alarm])
+    events.tell(paintings.model_copy(update={"name": f"{paintings.name}.2"}), [alarm])
+    assert sent == ["rowvec.pipeline.paintings", "rowvec.generation.paintings.2"]
+
+
+def test_what_a_dead_run_left_is_cleared_and_a_run_at_work_is_left_alone(
+    source: Connection, database_url: str, paintings: Pipeline
+) -> None:
+    with running(paintings, "test") as run:
+        extract_rows(paintings, run)
+        assert clear(paintings, "crashed").runs == ()
+        assert _tables(source) == 2
+    # As a killed process leaves it: at work in the ledger, its lock gone, its files there.
+    with connect(database_url) as connection:
+        source.execute("UPDATE rowvec.runs SET state = 'running', finished_at = NULL")
+        folder = spool(connection, run.run_id)
+        done = clear(paintings, "the flow run x was ended from outside: Crashed")
+        row = connection.execute("SELECT state, error FROM rowvec.runs").fetchone()
+    assert done.runs == (run.run_id,)
+    assert len(done.tables) == 2
+    assert row == ("abandoned", "the flow run x was ended from outside: Crashed")
+    assert (_tables(source), folder.exists()) == (0, False)
+    assert clear(paintings, "again") == clear(gallery_pipeline("elsewhere", target={"table": "v.other"}), "never ran")
+
+
+def test_what_up_deploys_names_secrets_and_holds_none(tmp_path: Path) -> None:
+    pipeline = gallery_pipeline(str(tmp_path), target={"url": "${MY_DSN}"})
+    made = prefect_file([pipeline], tmp_path, 15, datetime(2026, 1, 1, tzinfo=UTC))
+    flows = {one["entrypoint"]: one for one in made["deployments"]}
+    assert len(flows) == 6
+    assert flows["rowvec_flows.sync:sync"]["parameters"]["pipeline"]["target"]["url"] == "${MY_DSN}"
+    assert flows["rowvec_flows.sync:sync"]["schedules"] == [
+        {"slug": "up", "interval": 900, "anchor_date": "2026-01-01T00:00:00+00:00"}
+    ]
+    assert Pipeline.model_validate(flows["rowvec_flows.audit:audit"]["parameters"]["pipeline"]) == pipeline
+
+
+def _tables(connection: Connection) -> int:
+    row = connection.execute("SELECT count(*) FROM pg_class WHERE relname ~ '^(plan|staging)_[0-9]+$'").fetchone()
+    return row[0] if row else 0

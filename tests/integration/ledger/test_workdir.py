@@ -1,0 +1,60 @@
+"""Files of runs on their way to the store: two databases that number their runs alike do not meet in one home."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import ExitStack
+
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from rowvec.ledger.runs import running
+from rowvec.ledger.workdir import database_name, spooled
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection, connect
+from rowvec.runtime.home import home
+from rowvec.sync import stages
+from rowvec.sync.batch import binarize_rows, embed_rows, load_rows, upload_rows
+from tests.support.paintings import SOURCE, assert_in_step, fill
+
+
+@pytest.fixture
+def elsewhere(cluster: str) -> Generator[str]:
+    """The DSN of another database of the same server, with other paintings."""
+    name = sql.Identifier("elsewhere")
+    with connect(cluster) as administrator:
+        administrator.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec").format(name))
+        url = make_conninfo(cluster, dbname="elsewhere")
+        with connect(url) as connection:
+            connection.execute(SOURCE)
+            fill(connection, 30, start=1001)
+        yield url
+        administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+def test_runs_of_two_databases_side_by_side_keep_their_files_apart(
+    source: Connection, paintings: Pipeline, elsewhere: str
+) -> None:
+    urls = [os.environ["ROWVEC_DATABASE_URL"], elsewhere]
+    pipelines = [
+        paintings.model_copy(update={"target": paintings.target.model_copy(update={"url": url})}) for url in urls
+    ]
+    with ExitStack() as stack:
+        runs = [stack.enter_context(running(pipeline, "test")) for pipeline in pipelines]
+        assert runs[0].run_id == runs[1].run_id
+        both = list(zip(pipelines, runs, strict=True))
+        for pipeline, run in both:
+            assert stages.extract_rows(pipeline, run).batches == 1
+        batches = [embed_rows(pipeline, run.run_id, 0) for pipeline, run in both]
+        assert len(list(home().glob("spool/*/*/batch-0/embedded.arrow"))) == 2
+        for (pipeline, run), embedded in zip(both, batches, strict=True):
+            load_rows(pipeline, upload_rows(pipeline, binarize_rows(pipeline, embedded)))
+            assert stages.merge_rows(pipeline, run.run_id).missing == ()
+    assert_in_step(source)
+    with connect(elsewhere) as connection:
+        assert_in_step(connection)
+        assert connection.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (30,)
+        assert database_name(connection) != database_name(source)
+        assert spooled(connection, runs[0].run_id).parent != spooled(source, runs[0].run_id).parent

@@ -1,0 +1,221 @@
+"""The audit finds what does not agree, names it, and a repair mends it from artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rowvec.operations.audit import run_audit
+from rowvec.operations.repair import prepare_repair
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from rowvec.store.manifest import read_chain
+from rowvec.store.open import open_store
+from rowvec.sync.report import SyncReport
+from tests.support import paintings as gallery
+from tests.support.cli_process import PrefectServer, start, write_pipeline
+from tests.support.paintings import assert_in_step, fill, sync, vectors
+
+
+@pytest.fixture
+def synced(source: Connection, paintings: Pipeline) -> Connection:
+    sync(paintings)
+    return source
+
+
+def repair(pipeline: Pipeline) -> SyncReport:
+    """What the command does."""
+    prepare_repair(pipeline)
+    return sync(pipeline)
+
+
+def test_a_sound_table_is_consistent(synced: Connection, paintings: Pipeline) -> None:
+    fill(synced, 5, start=60)
+    synced.execute("UPDATE paintings SET author = 'other' WHERE id = 3")
+    synced.execute("DELETE FROM paintings WHERE id = 4")
+    sync(paintings)
+    assert run_audit(paintings).as_json() == {
+        "consistent": True,
+        "missing": 0,
+        "stale": 0,
+        "orphaned": 0,
+        "corrupt": 0,
+        "repaired": 0,
+        "rows": [],
+        "objects": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("tampering", "kind"),
+    [
+        ("DELETE FROM vectors.paintings WHERE id = 3", "missing"),
+        ("DELETE FROM paintings WHERE id = 3", "orphaned"),
+        ("UPDATE paintings SET title = 'other' WHERE id = 3", "stale"),
+        ("UPDATE paintings SET author = 'other' WHERE id = 3", "stale"),
+        ("UPDATE vectors.paintings SET content = 'other' WHERE id = 3", "corrupt"),
+        ("UPDATE vectors.paintings SET content = NULL WHERE id = 3", "corrupt"),
+        ("UPDATE vectors.paintings SET author = 'other' WHERE id = 3", "corrupt"),
+        ("UPDATE vectors.paintings SET year = NULL WHERE id = 3", "corrupt"),
+        ("UPDATE vectors.paintings SET fingerprint = sha256('x') WHERE id = 3", "stale"),
+        ("UPDATE vectors.paintings SET metadata_hash = sha256('x') WHERE id = 3", "corrupt"),
+        ("UPDATE vectors.paintings SET metadata_hash = NULL WHERE id = 3", "corrupt"),
+        ("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 3", "corrupt"),
+        (
+            "UPDATE vectors.paintings SET embedding ="
+            " (SELECT ('[' || string_agg((-x)::text, ',') || ']')::vector FROM unnest(embedding::real[]) AS x)"
+            " WHERE id = 3",
+            "corrupt",
+        ),
+        (
+            "UPDATE vectors.paintings AS t SET embedding = o.embedding, embedding_bits = o.embedding_bits"
+            " FROM vectors.paintings AS o WHERE t.id = 3 AND o.id = 4",
+            "corrupt",
+        ),
+        ("UPDATE vectors.paintings SET run_id = 999 WHERE id = 3", "corrupt"),
+        ("UPDATE vectors.paintings SET embedded_at = embedded_at + interval '1 microsecond' WHERE id = 3", "corrupt"),
+        ("DELETE FROM paintings WHERE id = 3; DELETE FROM vectors.paintings WHERE id = 3", "corrupt"),
+    ],
+)
+def test_h8_any_drift_of_any_column_is_found_and_repaired(
+    synced: Connection, paintings: Pipeline, tampering: str, kind: str
+) -> None:
+    before = vectors(synced)
+    synced.execute(tampering.encode())
+    found = run_audit(paintings)
+    assert [(f.kind, f.key) for f in found.findings] == [(kind, ("3",))]
+    assert found.counts == {**dict.fromkeys(found.counts, 0), kind: 1}
+    assert repair(paintings).embedded <= (kind == "stale")
+    assert run_audit(paintings).consistent
+    assert_in_step(synced)
+    if "FROM paintings" not in tampering and "UPDATE paintings" not in tampering:
+        assert vectors(synced) == before
+
+
+def test_a_row_that_no_run_wrote_is_found_though_its_content_is_right(synced: Connection, paintings: Pipeline) -> None:
+    """Another run's number, which does exist: only the journal knows better."""
+    fill(synced, 1, start=60)
+    sync(paintings)
+    synced.execute("UPDATE vectors.paintings SET run_id = 2 WHERE id = 3")
+    (found,) = run_audit(paintings).findings
+    assert (found.key, found.reason) == (("3",), "its run_id is not the one that its run recorded")
+    repair(paintings)
+    assert run_audit(paintings).consistent
+
+
+def test_a_row_that_is_wrong_in_two_ways_is_mended_of_both(
+    synced: Connection, paintings: Pipeline, tmp_path: Path
+) -> None:
+    """The source has other metadata by now, which is the reason that is named; its bits are wrong all the same."""
+    synced.execute("UPDATE paintings SET year = 1 WHERE id IN (3, 4)")
+    synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 3")
+    assert run_audit(paintings).counts["stale"] == 2
+    assert repair(paintings).embedded == 0
+    assert run_audit(paintings).consistent
+    synced.execute("UPDATE paintings SET year = 2 WHERE id = 4")
+    for path in (tmp_path / "artifacts").rglob("*.parquet"):
+        path.unlink()
+    assert repair(paintings).embedded == 0
+    assert run_audit(paintings).consistent
+    assert_in_step(synced)
+
+
+def test_all_findings_are_counted_and_mended_and_a_hundred_are_named(synced: Connection, paintings: Pipeline) -> None:
+    fill(synced, 250, start=60)
+    sync(paintings)
+    synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits")
+    found = run_audit(paintings)
+    assert (found.counts["corrupt"], len(found.findings), found.total) == (300, 100, 300)
+    assert repair(paintings).embedded == 0
+    assert run_audit(paintings).consistent
+
+
+@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_lost_or_spoilt_artifact_is_written_again_from_the_table(
+    source: Connection, tmp_path: Path, lost: bool, precision: str
+) -> None:
+    """What is paid for is what exists nowhere: here, nothing."""
+    pipeline = gallery.pipeline(str(tmp_path / "artifacts"), target={"precision": precision})
+    sync(pipeline)
+    for path in (tmp_path / "artifacts").rglob("*.parquet"):
+        content = path.read_bytes()
+        path.unlink()
+        if not lost:
+            path.write_bytes(content[:2000] + b"\xff" + content[2001:])
+    before = vectors(source)
+    found = run_audit(pipeline)
+    assert (found.counts["corrupt"], len(found.objects)) == (50, 1)
+    report = repair(pipeline)
+    assert (report.embedded, report.unchanged) == (0, 50)
+    assert run_audit(pipeline).consistent
+    assert vectors(source) == before
+    source.execute("DROP TABLE vectors.paintings")
+    assert sync(pipeline).embedded == 0
+    assert vectors(source) == before
+    assert run_audit(pipeline).consistent
+
+
+def test_only_what_exists_nowhere_is_embedded_again(synced: Connection, paintings: Pipeline, tmp_path: Path) -> None:
+    for path in (tmp_path / "artifacts").rglob("*.parquet"):
+        path.unlink()
+    synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id <= 3")
+    assert repair(paintings).embedded == 3
+    assert run_audit(paintings).consistent
+    assert_in_step(synced)
+
+
+def test_a_lost_artifact_whose_vectors_are_in_another_one_too_costs_nothing(
+    synced: Connection, paintings: Pipeline, tmp_path: Path
+) -> None:
+    (first,) = (tmp_path / "artifacts").rglob("*.parquet")
+    synced.execute("DROP TABLE vectors.paintings")
+    fill(synced, 1, start=60)
+    sync(paintings)
+    first.unlink()
+    synced.execute("DELETE FROM vectors.paintings WHERE id <= 3")
+    assert repair(paintings).embedded == 0
+    assert run_audit(paintings).consistent
+
+
+@pytest.mark.parametrize("suffix", ["json", "zst"])
+def test_a_lost_manifest_or_journal_entry_is_found_and_the_journal_begun_anew(
+    synced: Connection, paintings: Pipeline, tmp_path: Path, suffix: str
+) -> None:
+    synced.execute("UPDATE paintings SET author = 'other' WHERE id = 3")
+    sync(paintings)
+    lost = min((tmp_path / "artifacts").rglob(f"*.{suffix}"), key=lambda path: path.stat().st_mtime_ns)
+    lost.unlink()
+    found = run_audit(paintings)
+    assert (found.total, len(found.objects)) == (1, 1)
+    assert lost.name in found.objects[0].reason
+    assert repair(paintings).manifest is not None
+    assert run_audit(paintings).consistent
+    (link,) = read_chain(open_store(paintings.artifacts), "paintings")
+    assert link.manifest.journal.rows == 50
+
+
+@pytest.mark.flow
+def test_the_command_names_the_rows_and_mends_them(
+    synced: Connection, paintings: Pipeline, prefect_server: PrefectServer, tmp_path: Path
+) -> None:
+    file = write_pipeline(paintings, tmp_path)
+    synced.execute("DELETE FROM vectors.paintings WHERE id = 3")
+    synced.execute("UPDATE vectors.paintings SET content = 'other' WHERE id = 4")
+    ended = start(prefect_server.api, "audit", file, "--json").wait()
+    assert ended.status == 1
+    assert (ended.json["missing"], ended.json["corrupt"], ended.json["repaired"]) == (1, 1, 0)
+    assert {(row["key"][0], row["kind"]) for row in ended.json["rows"]} == {("3", "missing"), ("4", "corrupt")}
+    mended = start(prefect_server.api, "audit", file, "--repair", "--json").wait()
+    assert (mended.status, mended.json["consistent"], mended.json["repaired"]) == (0, True, 2)
+    assert_in_step(synced)
+
+
+def test_a_rejected_row_is_not_missing(synced: Connection, paintings: Pipeline) -> None:
+    synced.execute(
+        "INSERT INTO rowvec.rejects (pipeline_id, key, fingerprint, reason, detail, run_id)"
+        " SELECT 1, '[\"3\"]', fingerprint, 'too_long', 'for a test', 1 FROM vectors.paintings WHERE id = 3"
+    )
+    synced.execute("DELETE FROM vectors.paintings WHERE id = 3")
+    assert run_audit(paintings).counts["missing"] == 0

@@ -1,0 +1,91 @@
+"""The hot statements go by their index: no sequential scan where the table is large and the question small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from psycopg import sql
+
+from rowvec.ledger.plans import key_json
+from rowvec.ledger.runs import running
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.sync import stages
+from tests.support.images import fill as fill_images
+from tests.support.paintings import fill, sync
+
+
+def explained(connection: Connection, statement: sql.Composed, values: dict[str, object] | None = None) -> str:
+    rows = connection.execute(sql.SQL("EXPLAIN (COSTS OFF) ") + statement, values).fetchall()
+    return "\n".join(line for (line,) in rows)
+
+
+def test_a_batch_is_fetched_by_its_index(
+    source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 200)
+    fill(source, 20_000, start=100)
+    with running(paintings, "test") as run:
+        plan = stages.extract_rows(paintings, run)
+        assert plan.batches == 64
+        source.execute(sql.SQL("ANALYZE {}").format(plan.rows))
+        statement = query(
+            "plan",
+            "fetch",
+            columns=sql.SQL("id"),
+            key_json=key_json(plan.table.key),
+            plan=plan.rows,
+            batch=sql.Literal(7),
+        )
+        found = explained(source, statement)
+    assert "Seq Scan" not in found
+    assert "rowvec_batch = 7" in found
+
+
+@pytest.mark.parametrize("block", ["known_in_artifacts", "known_answers"])
+def test_what_was_paid_for_is_found_by_its_index(
+    source: Connection, paintings: Pipeline, tmp_path: Path, block: str
+) -> None:
+    fill(source, 20_000, start=100)
+    sync(paintings)
+    source.execute("INSERT INTO rowvec.answers SELECT pipeline_id, fingerprint, ''::bytea, 1 FROM rowvec.embeddings")
+    source.execute("ANALYZE rowvec.embeddings, rowvec.answers")
+    values: dict[str, object] = {"pipeline_id": 1, "fingerprints": [bytes([i]) * 32 for i in range(100)]}
+    found = explained(source, query("ledger", block), values)
+    assert "Seq Scan on embeddings" not in found
+    assert "Seq Scan on answers" not in found
+
+
+def test_nothing_changed_leaves_no_rows_and_sends_none(source: Connection, paintings: Pipeline) -> None:
+    fill(source, 5_000, start=100)
+    sync(paintings)
+    with running(paintings, "test") as run:
+        plan = stages.extract_rows(paintings, run)
+        assert plan.counts.unchanged == 5_050
+        assert not plan.counts.anything
+        assert source.execute(sql.SQL("SELECT count(*) FROM {}").format(plan.rows)).fetchone() == (0,)
+
+
+def test_images_to_upload_are_not_compared_with_every_row_of_their_batch(source: Connection, tmp_path: Path) -> None:
+    """Before anybody has analysed the plan's table or the images': as in a first run."""
+    fill_images(tmp_path / "drawn", 30)
+    content = {"image": "image_file"}
+    images = Pipeline.model_validate(
+        {
+            "name": "drawn",
+            "source": {"kind": "images", "path": str(tmp_path / "drawn"), "key": ["image_file"], "content": content},
+            "embedder": {"kind": "local_image"},
+            "target": {"table": "vectors.drawn"},
+            "artifacts": {"url": str(tmp_path / "artifacts")},
+        }
+    )
+    with running(images, "test") as run:
+        plan = stages.extract_rows(images, run)
+        shown = query("images", "in_batch", plan=plan.rows, batch=sql.Literal(0))
+        statement = query("images", "count_to_upload", family=sql.Literal("drawn"), shown=shown)
+        found = explained(source, statement)
+        assert source.execute(statement).fetchone() == (30,)
+    assert "hashed SubPlan" in found
+    assert "Nested Loop" not in found

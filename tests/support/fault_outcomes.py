@@ -1,0 +1,114 @@
+"""What the command makes of a fault: how it is run, and what must be true when it has ended well, or has not."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.connection import Connection
+from tests.support import paintings
+from tests.support.cli_process import CLI, Command, Ended, PrefectServer, start
+from tests.support.servers.openai_server import OpenAIServer
+
+
+class Rowvec:
+    """The command, against the session's Prefect server, in the environment of the test."""
+
+    def __init__(self, server: PrefectServer) -> None:
+        self._api = server.api
+
+    def __call__(self, *words: str | Path, **environment: str) -> Ended:
+        return self.start(*words, **environment).wait()
+
+    def start(self, *words: str | Path, **environment: str) -> Command:
+        """The command at work."""
+        return start(self._api, *words, "--json", **environment)
+
+    def within(self, script: str, folder: Path, *words: str | Path) -> Ended:
+        """In a mount namespace of its own, which goes with the command; ``$0`` of the shell script is the folder."""
+        # Whoever is root already would lose, in a user namespace, the right to go to other users' sockets.
+        shell = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
+        probe = subprocess.run(  # noqa: S603 # ours
+            [*shell, 'mount -t tmpfs none "$0"', folder], check=False, capture_output=True, text=True
+        )
+        if probe.returncode:
+            pytest.skip(f"nothing can be mounted here: {probe.stderr.strip()}")
+        process = subprocess.Popen(  # noqa: S603 # ours
+            [*shell, script, folder, CLI, *words, "--json"],
+            env={**os.environ, "PREFECT_API_URL": self._api},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        return Command(process).wait()
+
+
+def paid(server: OpenAIServer, artifacts: str | Artifacts) -> Pipeline:
+    """The gallery with an embedder that costs money, four texts a request, two requests at once."""
+    embedder = {
+        "kind": "openai",
+        "model": "text-embedding-3-small",
+        "dimensions": 96,
+        "base_url": server.url,
+        "max_batch_inputs": 4,
+        "concurrency": 2,
+    }
+    place = Artifacts(url=artifacts) if isinstance(artifacts, str) else artifacts
+    return paintings.pipeline("./unused", embedder=embedder).model_copy(update={"artifacts": place})
+
+
+def last_line(ended: Ended) -> str:
+    """What a person reads; the lines before it tell of progress, and of nothing else."""
+    *before, last = ended.stderr.splitlines() or [""]
+    assert all(
+        re.match(r"(extract|images|embed|load|index|restore) .*: (\d+ of \d+|done)$", line) for line in before
+    ), ended
+    return last
+
+
+def succeeded(ended: Ended) -> dict[str, Any]:
+    """The report of a command that ended well, and said nothing on stderr but how far it was."""
+    assert ended.status == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert not ended.stderr or re.search(r": (\d+ of \d+|done)$", last_line(ended)), ended
+    return ended.json
+
+
+def refused(ended: Ended, *words: str) -> str:
+    """The one sentence that the command failed with; it holds the words."""
+    assert ended.status == 1, f"{ended.stdout}\n{ended.stderr}"
+    sentence = last_line(ended)
+    assert sentence.startswith("rowvec: "), ended
+    sentence = sentence.removeprefix("rowvec: ")
+    assert all(word in sentence for word in words), ended
+    assert ended.json == {"error": sentence}
+    return sentence
+
+
+def failed(connection: Connection, ended: Ended, *words: str) -> None:
+    """It failed with one sentence that holds the words, and the ledger says the same of the run."""
+    sentence = refused(ended, *words)
+    row = connection.execute("SELECT state, error FROM rowvec.runs ORDER BY run_id DESC LIMIT 1").fetchone()
+    assert row == ("failed", sentence)
+
+
+def has_table(connection: Connection) -> bool:
+    """Whether there is a vector table."""
+    return connection.execute("SELECT to_regclass('vectors.paintings')").fetchone() != (None,)
+
+
+def waits(connection: Connection, application: str) -> bool:
+    """Whether a session of this database waits for a lock."""
+    statement = (
+        "SELECT FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = %s AND wait_event_type = 'Lock'"
+    )
+    return connection.execute(statement, (application,)).fetchone() is not None

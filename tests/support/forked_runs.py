@@ -1,0 +1,244 @@
+"""Runs as processes of their own, cheap enough to kill by hundreds, and the embedder's server that they talk to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+import traceback
+import urllib.request
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from rowvec.pipeline import Pipeline
+from tests.support.reference_model import POISON
+from tests.support.servers.openai_server import KEY, Fault, OpenAIServer
+
+By = Literal["flow", "plain"]
+"""``flow``: by Prefect, as ``rowvec sync`` does it; ``plain``: the same stages one after the other, without it."""
+Job = Literal["sync", "audit", "repair"]
+
+# What a run imports late would be imported by each fork anew.
+_PRELOAD = [
+    "pytest",
+    "rowvec_flows.sync",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.concurrency.sync",
+    "prefect.telemetry.run_telemetry",
+    "prefect.utilities.visualization",
+    "fastapi",
+    "anyio._backends._asyncio",
+    "openai.resources.embeddings",
+    "httpcore2",
+    "truststore",
+    "numpy.ma",
+    "rowvec.operations.audit",
+    "rowvec.operations.repair",
+    "rowvec.store.folder",
+    "rowvec.embedders.openai.texts",
+    "tests.support.paintings",
+    "tests.support.forked_runs",
+]
+_IS_FORKSERVER = "ROWVEC_TESTS_FORKSERVER"
+_QUIET = {
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    _IS_FORKSERVER: "1",
+}
+_PATIENCE_SECONDS = 120
+
+_context = multiprocessing.get_context("forkserver")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    state: Literal["done", "failed", "killed"]
+    error: str = ""
+    """The name of the error's class."""
+    message: str = ""
+    report: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the command would print."""
+
+    def __str__(self) -> str:
+        return self.state if self.state != "failed" else f"failed, {self.error}: {self.message}"
+
+
+@dataclass(slots=True)
+class Fork:
+    """A run at work."""
+
+    process: ForkServerProcess
+    _answer: Any  # of multiprocessing's kinds of pipe, which have no type in common
+    _log: Path
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it is not over."""
+        return self.process.is_alive()
+
+    def kill(self) -> None:
+        """SIGKILL; nothing where it is over."""
+        self.process.kill()
+
+    def wait(self) -> Outcome:
+        """How it ended, by itself or by ``kill``."""
+        outcome = None
+        if self._answer.poll(_PATIENCE_SECONDS):
+            try:
+                outcome = self._answer.recv()
+            except EOFError:
+                outcome = None
+        else:
+            self.process.kill()
+        self.process.join(_PATIENCE_SECONDS)
+        code = self.process.exitcode
+        self.process.close()
+        self._answer.close()
+        if outcome is None and code != -9:
+            pytest.fail(f"a run ended with {code} and said nothing: {self._log.read_text()[-3000:]}")
+        return outcome or Outcome(state="killed")
+
+
+@dataclass(frozen=True, slots=True)
+class Forks:
+    """Starts runs; their environment is the test's own besides what is given here."""
+
+    def start(self, job: Job, by: By, pipeline: Pipeline, environment: dict[str, str], log: Path) -> Fork:
+        """A run of its own process; what it prints goes to ``log``."""
+        ours, theirs = _context.Pipe(duplex=False)
+        work = (job, by, pipeline.model_dump_json(exclude_none=True), environment, str(log), theirs)
+        process = _context.Process(target=_work, args=work, daemon=True)
+        process.start()
+        theirs.close()
+        return Fork(process, ours, log)
+
+
+@contextmanager
+def forks(api: str) -> Generator[Forks]:
+    """A process that forks runs which report to this Prefect API."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in {**_QUIET, "PREFECT_API_URL": api}.items():
+            patched.setenv(name, value)
+        _context.set_forkserver_preload(_PRELOAD)
+        forkserver.ensure_running()
+    yield Forks()
+
+
+def wait_for(holds: Callable[[], object]) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < end, "that never came to hold"
+        time.sleep(0.005)
+
+
+def _work(job: Job, by: By, written: str, environment: dict[str, str], log: str, answer: Connection) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    # Late: only a fork needs them, and it has them already.
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        try:
+            report = _done(job, by, Pipeline.model_validate_json(written))
+            answer.send(Outcome(state="done", report=report))
+        except Exception as error:  # noqa: BLE001 # whatever it is, the test decides what it means
+            traceback.print_exc()
+            answer.send(Outcome(state="failed", error=type(error).__name__, message=str(error)))
+    answer.close()
+
+
+def _done(job: Job, by: By, pipeline: Pipeline) -> dict[str, Any]:
+    """What the command does, and what it prints."""
+    from rowvec.operations.audit import run_audit
+    from rowvec.operations.repair import prepare_repair
+
+    if job == "sync":
+        return _sync(by, pipeline)
+    if job == "audit":
+        return run_audit(pipeline).as_json()
+    found = prepare_repair(pipeline)
+    if found.consistent:
+        return found.as_json()
+    _sync(by, pipeline)
+    left = run_audit(pipeline)
+    return left.as_json(found.total - left.total)
+
+
+def _sync(by: By, pipeline: Pipeline) -> dict[str, Any]:
+    if by == "flow":
+        from rowvec_flows.sync import sync as flow
+
+        return flow(pipeline=pipeline, cause="model").as_json()
+    from tests.support import paintings
+
+    return paintings.sync(pipeline).as_json()
+
+
+class CountingServer(OpenAIServer):
+    """Remembers which faults befell which texts, and knows when nobody is connected any more."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._guard = threading.Lock()
+        self._open = 0
+        self.befallen: list[tuple[Fault, tuple[str, ...]]] = []
+
+    def fault_for(self, texts: list[str]) -> Fault | None:
+        """See ``OpenAIServer``."""
+        fault = super().fault_for(texts)
+        if fault is not None:
+            self.befallen.append((fault, tuple(texts)))
+        return fault
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A connection is taken."""
+        with self._guard:
+            self._open += 1
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """A connection, until it is closed."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._guard:
+                self._open -= 1
+
+    def settle(self) -> None:
+        """Return once every request of clients that are gone is on record: connections are taken in their order."""
+        with urllib.request.urlopen(f"{self.origin}/stats", timeout=30):  # noqa: S310 # our own server
+            pass
+        wait_for(lambda: not self._open)
+
+
+@contextmanager
+def counting_server() -> Generator[CountingServer]:
+    """A server that one session's sequences share, one after the other."""
+    with CountingServer(key=KEY, poison=POISON, latency=0.01) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+if os.environ.get(_IS_FORKSERVER):
+    from rowvec.embedders.openai.tokens import count
+
+    count("The vocabulary is loaded at the first use.")

@@ -1,0 +1,201 @@
+"""How an account is divided: never more than there is, nobody starves, and what a dead process had comes back."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rowvec.embedders.rate_limit.limiter import HEADROOM, Account, Pace, Schedule, Use
+from rowvec.embedders.rate_limit.shares import Grant, Lease, divided, grant, wanted
+from tests.support.fake_clock import JumpingClock
+
+LEASE = 6.0
+SMALL = 1e-9
+PARTS = st.floats(0, 1)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=20))
+def test_parts_add_up_and_nobody_starves(wants: list[float]) -> None:
+    parts = divided(wants)
+    assert sum(parts) == pytest.approx(1)
+    for part, want in zip(parts, wants, strict=True):
+        assert part >= min(want, 1 / len(wants)) - SMALL
+        if part < want - SMALL:
+            # Who has less than wanted has as much as anybody.
+            assert part >= max(parts) - SMALL
+
+
+@given(st.lists(PARTS, max_size=10), PARTS)
+def test_who_wants_more_never_gets_less(others: list[float], want: float) -> None:
+    assert divided([1.0, *others])[0] >= divided([want, *others])[0] - SMALL
+
+
+def test_a_process_alone_has_all_and_an_idle_one_costs_little() -> None:
+    assert divided([]) == []
+    assert divided([0.02]) == [1.0]
+    assert divided([1.0, 0.02]) == pytest.approx([0.98, 0.02])
+    assert divided([1.0, 1.0, 0.1]) == pytest.approx([0.45, 0.45, 0.1])
+    assert grant(1.0, []) == Grant(due=1.0, granted=1.0)
+    newcomer = grant(1.0, [Lease(wanted=1.0, granted=1.0)])
+    assert newcomer == Grant(due=0.5, granted=0.0)
+    assert not newcomer.is_whole
+
+
+@dataclass(slots=True)
+class Process:
+    """One that uses an account, as it sees itself."""
+
+    share: float = 0.0
+    renewed_at: float = -LEASE
+    alive: bool = True
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 3), st.integers(0, 5), PARTS, st.sampled_from(["renew", "renew", "renew", "kill"])),
+        max_size=60,
+    )
+)
+def test_processes_never_have_more_than_all_and_come_to_their_due(
+    events: list[tuple[float, int, float, str]],
+) -> None:
+    """Leases end a little earlier for their holders, whose clock starts before the ledger's does."""
+    now, processes, ledger = 0.0, [Process() for _ in range(6)], dict[int, tuple[float, Lease]]()
+
+    def renew(i: int, want: float) -> Grant:
+        others = [lease for j, (ends, lease) in ledger.items() if j != i and ends > now]
+        given = grant(want, others)
+        ledger[i] = (now + LEASE, Lease(wanted=want, granted=given.granted))
+        processes[i].share, processes[i].renewed_at = given.granted, now
+        return given
+
+    for seconds, i, want, action in events:
+        now += seconds
+        if action == "kill":
+            processes[i].alive = False
+        elif processes[i].alive:
+            renew(i, want)
+        holding = [p.share for p in processes if p.alive and now < p.renewed_at + LEASE]
+        assert sum(holding) <= 1 + SMALL
+    # What dead ones had comes back with the end of their leases; then everybody has their part in two rounds.
+    now += LEASE
+    alive = [i for i, process in enumerate(processes) if process.alive]
+    given: list[Grant] = []
+    for _ in range(3):
+        given = [renew(i, 1.0) for i in alive]
+    if alive:
+        assert all(one.is_whole for one in given)
+        assert sum(one.granted for one in given) == pytest.approx(1)
+
+
+def test_who_is_held_up_wants_all_and_who_is_not_what_it_used() -> None:
+    assert wanted(Use(spent=0.1, throttled=True), 1.0, 0.5, 0.0) == 1.0
+    assert wanted(Use(spent=0.5, throttled=False), 1.0, 0.5, 0.0) == 1.0, "one thread alone never waits for another"
+    modest = wanted(Use(spent=0.2, throttled=False), 1.0, 0.5, 0.0)
+    assert 0.2 < modest < 0.3
+    assert wanted(Use(spent=0.2, throttled=False), 1.0, modest, modest) == pytest.approx(modest)
+    assert wanted(Use(spent=0.0, throttled=False), 2.0, 1.0, 1.0) == pytest.approx(0.5)
+    assert 0 < wanted(Use(spent=0.0, throttled=False), 60.0, 1.0, 1.0) < 0.05
+
+
+class Divider:
+    """A ``Sharing`` that says what it is told to."""
+
+    def __init__(self) -> None:
+        self.rests: list[float] = []
+
+    def asked(self) -> None:
+        """Nothing is awaited."""
+
+    def rested(self, seconds: float) -> None:
+        """Remember."""
+        self.rests.append(seconds)
+
+
+class ChangingClock(JumpingClock):
+    """While somebody waits, the share changes; sums up what it has allowed."""
+
+    def __init__(self, shares: list[float]) -> None:
+        super().__init__()
+        self.shares, self.divider, self.allowed = shares, Divider(), 0.0
+        self.pace: Pace | None = None
+
+    def wait(self, seconds: float, stop: threading.Event) -> None:
+        """As ever, and then it is another one's turn to have more."""
+        super().wait(seconds, stop)
+        assert self.pace is not None
+        self.allowed += seconds * self.pace.share
+        if self.shares:
+            self.pace.divide(self.divider, self.shares.pop())
+
+
+@given(
+    st.integers(60, 6000),
+    st.lists(st.one_of(st.just(0.0), st.floats(0.01, 1)), max_size=100),
+    st.lists(st.integers(1, 5000), min_size=5, max_size=60),
+)
+def test_however_a_share_changes_no_more_leaves_than_it_allows(
+    per_minute: int, shares: list[float], requests: list[int]
+) -> None:
+    schedule = Schedule(requests_per_minute=per_minute, tokens_per_minute=100_000)
+    clock = ChangingClock([1.0, *shares])
+    clock.pace = pace = Pace(schedule, clock)
+    pace.divide(clock.divider, 1.0)
+    spent = 0.0
+    for tokens in requests:
+        pace.wait_turn(tokens, threading.Event())
+        assert spent <= clock.allowed + 1e-6
+        spent += schedule.cost(tokens)
+
+
+def test_a_share_of_a_limit_is_kept_and_used() -> None:
+    clock = JumpingClock()
+    pace, divider = Pace(Schedule(requests_per_minute=600), clock), Divider()
+    pace.divide(divider, 0.25)
+    for _ in range(101):
+        pace.wait_turn(1, threading.Event())
+    assert clock.time == pytest.approx(100 * 0.1 / HEADROOM / 0.25)
+    use = pace.use()
+    assert use.spent / clock.time == pytest.approx(0.25, rel=0.02)
+    assert not use.throttled, "nobody waits"
+    pace.divide(divider, None)
+    assert pace.share == 1.0
+
+
+def test_two_who_divide_are_both_kept_to() -> None:
+    pace, one, other = Pace(Schedule(requests_per_minute=600), JumpingClock()), Divider(), Divider()
+    pace.divide(one, 0.5)
+    pace.divide(other, 0.2)
+    assert pace.share == 0.2
+    pace.divide(other, None)
+    assert pace.share == 0.5
+
+
+def test_a_complaint_is_told_to_others_and_one_heard_of_twice_is_one() -> None:
+    clock = JumpingClock()
+    pace, divider = Pace(Schedule(requests_per_minute=600), clock), Divider()
+    pace.divide(divider, 1.0)
+    pace.complained(pace.wait_turn(1, threading.Event()), "rate_limited", 7.0)
+    assert divider.rests == [7.0]
+    pace.rest_with_others(30.0)
+    pace.rest_with_others(30.0)
+    pace.wait_turn(1, threading.Event())
+    assert clock.time == pytest.approx(30.0)
+
+
+def test_an_account_is_told_apart_by_its_key_and_never_shows_it() -> None:
+    account = Account(address="https://host/v1", model="m", secret="sk-secret")  # noqa: S106 # not one
+    assert "sk-secret" not in repr(account)
+    assert "word" not in repr(Account(address="https://user:word@host/v1", model="m", secret=""))
+    assert account.digest() == Account(address="https://host/v1/", model="m", secret="sk-secret").digest()  # noqa: S106
+    others = [
+        ("https://host/v2", "m", "sk-secret"),
+        ("https://host/v1", "n", "sk-secret"),
+        ("https://host/v1", "m", ""),
+    ]
+    digests = {Account(address=a, model=m, secret=s).digest() for a, m, s in others}
+    assert len(digests | {account.digest()}) == 4

@@ -1,0 +1,59 @@
+"""What is public is documented: every command, every key of the pipeline file, every named block of SQL is used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+from pydantic import BaseModel
+
+from rowvec.cli.app import app
+from rowvec.pipeline import embedders, model, sources
+
+ROOT = Path(__file__).parents[2]
+PARTS = [
+    value
+    for module in (model, sources, embedders)
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, BaseModel) and value.__module__ == module.__name__
+]
+KEYS = sorted({(part.__name__, key) for part in PARTS for key in part.model_fields if part is not model.Pipeline})
+
+
+@pytest.mark.parametrize(("part", "key"), KEYS)
+def test_every_key_of_the_pipeline_file_is_documented(part: str, key: str) -> None:
+    assert f"`{key}`" in (ROOT / "docs/pipeline.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("part", "key"), [k for k in KEYS if k[1] != "kind"])
+def test_every_key_explains_itself_in_the_json_schema(part: str, key: str) -> None:
+    field = next(p for p in PARTS if p.__name__ == part).model_fields[key]
+    assert field.description
+    assert field.description.endswith((".", "]."))
+
+
+def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:
+    commands = set(getattr(typer.main.get_command(app), "commands"))  # noqa: B009 # click's Group is untyped here
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert set(re.findall(r"^rowvec (\w+)", readme, re.MULTILINE)) == commands
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"(?:`|^)make (\w+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_every_named_block_of_sql_is_used() -> None:
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "rowvec").rglob("*.py"))
+    for file in (ROOT / "rowvec/sql").glob("*.sql"):
+        for name in re.findall(r"^-- name: (\w+)", file.read_text("utf-8"), re.MULTILINE):
+            assert f'"{name}"' in code or name.startswith("migration_"), f"{file.name}: {name}"
