@@ -2,7 +2,8 @@
 
 In a test: ``with serve(faults=[rate_limited(2)]) as server: ...``, then look at ``server.texts`` and
 ``server.requests``. As a process: ``python -m tests.support.servers.openai_server --port 0`` prints
-its address; ``GET /stats`` answers with counts, ``POST /faults`` takes a JSON list of faults (the fields of ``Fault``), ``POST /reset`` forgets it all.
+its address; ``GET /stats`` answers with counts, ``POST /faults`` takes a JSON list of faults (the fields of
+``Fault``), ``POST /reset`` forgets it all.
 Inputs may be images, in the forms that ``tests/support/servers/openai_image_inputs.py`` reads.
 """
 
