@@ -18,7 +18,7 @@ from benchmarks.provider import Account, Provider
 from benchmarks.syncers import Place, Syncer
 from benchmarks.texts import TEMPLATE, fill
 from rowvec.postgres.connection import Connection, connect
-from rowvec.runtime.home import start_postgres
+from rowvec.postgres.embedded import start_postgres
 from tests.support import cli_process
 
 if TYPE_CHECKING:

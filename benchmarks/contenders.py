@@ -10,9 +10,9 @@ from pgvector import Bit, HalfVector, Vector
 from psycopg import sql
 
 from benchmarks.synthetic import Floats
-from rowvec.index.build import indexed_expression
-from rowvec.index.choice import LIMIT_VECTOR, IndexChoice, On, opclass
+from rowvec.index.choice import LIMIT_VECTOR, opclass
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_index import IndexChoice, On, indexed_expression
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.sql_function import install_search_function
 

@@ -28,7 +28,7 @@ from benchmarks.outcome import conclude, options
 from rowvec.embedders import open_embedder
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.runtime.home import start_postgres
+from rowvec.postgres.embedded import start_postgres
 from rowvec.sync.dry_run import plan
 
 GOALS = {"beside": 2.0, "apart": 2.0, "memory beside": 1.2, "memory apart": 1.2}

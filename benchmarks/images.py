@@ -31,7 +31,7 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import connect, target_url
 from rowvec.sources.images.locations import open_places
 from rowvec.store.open import open_store
-from rowvec.sync import stages
+from rowvec.sync.extract import stage
 from rowvec.sync.images import upload as images
 from tests.support.images import fill
 from tests.support.servers.azurite import Container, serving
@@ -75,7 +75,7 @@ def planned(pipeline: Pipeline) -> Generator[Callable[[list[str]], Measured]]:
     resolved = resolve(pipeline)
     assert resolved.source.kind == "images"
     with running(pipeline, "benchmark") as run, connect(target_url(None)) as connection:
-        plan = stages.extract_rows(pipeline, run)
+        plan = stage.extract_rows(pipeline, run)
         store, places = open_store(resolved.artifacts), open_places(resolved.source)
         stored = open_plan(connection, resolved, run.run_id)
 

@@ -24,14 +24,16 @@ from benchmarks.bulk_loaders import TABLE, load_with_pgpq, load_with_pgvector
 from benchmarks.memory import forget_peak, peak_mb
 from benchmarks.outcome import conclude, options
 from benchmarks.peer_stores import Rows, peer_stores
-from rowvec.ledger.pipelines import RunId
+from rowvec.ledger.runs import RunId
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.embedded import start_postgres
 from rowvec.postgres.migrations import install
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.runtime.home import start_postgres
-from rowvec.store.artifact import read_artifact, write_artifact, write_bits
-from rowvec.sync.load import create_staging, load_batch
+from rowvec.store.artifact import read_artifact, write_artifact
+from rowvec.sync.binarize import write_bits
+from rowvec.sync.load import load_batch
+from rowvec.sync.staging import create_staging
 from rowvec.vectors.fingerprint import Identity
 
 DIMENSIONS = (256, 1536, 3072)

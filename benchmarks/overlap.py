@@ -33,9 +33,10 @@ from benchmarks.servers import prefect_server, provider
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.runtime.home import start_postgres
-from rowvec.sync import batch as batch_stages
-from rowvec.sync import stages
+from rowvec.postgres.embedded import start_postgres
+from rowvec.sync import batch as batch_stage
+from rowvec.sync import binarize, embed, index, load, merge, upload, validate
+from rowvec.sync.extract import stage as stage_stage
 from rowvec.sync.report import SyncReport
 
 GOALS = {"of_slowest": 1.15, "orchestration": 0.03}
@@ -140,11 +141,11 @@ def _by_stages(pipeline: Pipeline) -> float:
 
     started = time.perf_counter()
     with running(pipeline, "benchmark") as run, ThreadPoolExecutor(4 * (BATCHES_IN_FLIGHT + 1)) as threads:
-        plan = stages.extract_rows(pipeline, run)
-        chains: deque[Future[batch_stages.Batch]] = deque()
-        done: list[batch_stages.Batch] = []
-        embedded: list[Future[batch_stages.Batch]] = []
-        at_once = batch_stages.embedded_at_once(pipeline)
+        plan = stage_stage.extract_rows(pipeline, run)
+        chains: deque[Future[batch_stage.Batch]] = deque()
+        done: list[batch_stage.Batch] = []
+        embedded: list[Future[batch_stage.Batch]] = []
+        at_once = batch_stage.embedded_at_once(pipeline)
         for number in range(plan.batches):
             before = embedded[-at_once] if number >= at_once else None
             embedded.append(threads.submit(_embed_after, pipeline, run, number, before))
@@ -152,37 +153,37 @@ def _by_stages(pipeline: Pipeline) -> float:
             if len(chains) > BATCHES_IN_FLIGHT:
                 done.append(chains.popleft().result())
         done.extend(chain.result() for chain in chains)
-        merged = stages.merge_rows(pipeline, run.run_id)
-        one = stages.Round(plan=plan, batches=tuple(done), merged=merged)
-        report = stages.validate_rows(pipeline, run, [one], stages.index_rows(pipeline, run.run_id))
+        merged = merge.merge_rows(pipeline, run.run_id)
+        one = merge.Round(plan=plan, batches=tuple(done), merged=merged)
+        report = validate.validate_rows(pipeline, run, [one], index.index_rows(pipeline, run.run_id))
     assert report.consistent
     return time.perf_counter() - started
 
 
 def _embed_after(
-    pipeline: Pipeline, run: Run, number: int, before: Future[batch_stages.Batch] | None
-) -> batch_stages.Batch:
+    pipeline: Pipeline, run: Run, number: int, before: Future[batch_stage.Batch] | None
+) -> batch_stage.Batch:
     if before is not None:
         before.result()
-    return batch_stages.embed_rows(pipeline, run.run_id, number)
+    return embed.embed_rows(pipeline, run.run_id, number)
 
 
-def _rest(pipeline: Pipeline, embedded: Future[batch_stages.Batch]) -> batch_stages.Batch:
-    batch = batch_stages.binarize_rows(pipeline, embedded.result())
-    return batch_stages.load_rows(pipeline, batch_stages.upload_rows(pipeline, batch))
+def _rest(pipeline: Pipeline, embedded: Future[batch_stage.Batch]) -> batch_stage.Batch:
+    batch = binarize.binarize_rows(pipeline, embedded.result())
+    return load.load_rows(pipeline, upload.upload_rows(pipeline, batch))
 
 
 def _one_by_one(pipeline: Pipeline) -> dict[str, float]:
     """Seconds of each stage over all batches, with nothing beside it: by the run's own report."""
     with running(pipeline, "benchmark") as run:
-        plan = stages.extract_rows(pipeline, run)
-        batches = [batch_stages.embed_rows(pipeline, run.run_id, number) for number in range(plan.batches)]
-        batches = [batch_stages.binarize_rows(pipeline, batch) for batch in batches]
-        batches = [batch_stages.upload_rows(pipeline, batch) for batch in batches]
-        batches = [batch_stages.load_rows(pipeline, batch) for batch in batches]
-        merged = stages.merge_rows(pipeline, run.run_id)
-        one = stages.Round(plan=plan, batches=tuple(batches), merged=merged)
-        report = stages.validate_rows(pipeline, run, [one], stages.index_rows(pipeline, run.run_id))
+        plan = stage_stage.extract_rows(pipeline, run)
+        batches = [embed.embed_rows(pipeline, run.run_id, number) for number in range(plan.batches)]
+        batches = [binarize.binarize_rows(pipeline, batch) for batch in batches]
+        batches = [upload.upload_rows(pipeline, batch) for batch in batches]
+        batches = [load.load_rows(pipeline, batch) for batch in batches]
+        merged = merge.merge_rows(pipeline, run.run_id)
+        one = merge.Round(plan=plan, batches=tuple(batches), merged=merged)
+        report = validate.validate_rows(pipeline, run, [one], index.index_rows(pipeline, run.run_id))
     assert report.consistent
     return {stage: seconds for stage, seconds in report.seconds.items() if stage != "total"}
 

@@ -23,8 +23,8 @@ from benchmarks.outcome import conclude, options
 from benchmarks.servers import provider
 from rowvec.embedders import open_embedder
 from rowvec.postgres.connection import connect
+from rowvec.postgres.embedded import release_postgres, start_postgres
 from rowvec.postgres.migrations import install
-from rowvec.runtime.home import release_postgres, start_postgres
 from tests.support.paced_process import asking, config, texts
 
 KEY = "sk-pace"

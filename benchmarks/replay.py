@@ -34,9 +34,11 @@ from rowvec.errors import DeleteLimitExceeded
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.runtime.home import start_postgres
-from rowvec.sync import batch as batch_stages
-from rowvec.sync import stages
+from rowvec.postgres.embedded import start_postgres
+from rowvec.sync import batch as batch_stage
+from rowvec.sync import binarize, embed, index, load, merge, upload, validate
+from rowvec.sync import report as report_stage
+from rowvec.sync.extract import stage
 from rowvec.sync.report import SyncReport
 
 DATA = "ROWVEC_REPLAY_DATA"
@@ -238,17 +240,17 @@ def sync(pipeline: Pipeline) -> SyncReport:
         rounds = [_round(pipeline, run)]
         while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:
             rounds.append(_round(pipeline, run))
-        indexed = stages.index_rows(pipeline, run.run_id)
-        return stages.conclude(stages.validate_rows(pipeline, run, rounds, indexed))
+        indexed = index.index_rows(pipeline, run.run_id)
+        return report_stage.conclude(validate.validate_rows(pipeline, run, rounds, indexed))
 
 
-def _round(pipeline: Pipeline, run: Run) -> stages.Round:
-    plan = stages.extract_rows(pipeline, run)
-    batches: list[batch_stages.Batch] = []
+def _round(pipeline: Pipeline, run: Run) -> merge.Round:
+    plan = stage.extract_rows(pipeline, run)
+    batches: list[batch_stage.Batch] = []
     for number in range(plan.batches):
-        batch = batch_stages.binarize_rows(pipeline, batch_stages.embed_rows(pipeline, run.run_id, number))
-        batches.append(batch_stages.load_rows(pipeline, batch_stages.upload_rows(pipeline, batch)))
-    return stages.Round(plan=plan, batches=tuple(batches), merged=stages.merge_rows(pipeline, run.run_id))
+        batch = binarize.binarize_rows(pipeline, embed.embed_rows(pipeline, run.run_id, number))
+        batches.append(load.load_rows(pipeline, upload.upload_rows(pipeline, batch)))
+    return merge.Round(plan=plan, batches=tuple(batches), merged=merge.merge_rows(pipeline, run.run_id))
 
 
 def wrong_rows(connection: Connection) -> list[int]:

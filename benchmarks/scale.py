@@ -28,7 +28,7 @@ from benchmarks.growth import Form, Law, fit, power
 from benchmarks.outcome import conclude, options
 from benchmarks.servers import prefect_server
 from rowvec.postgres.connection import Connection, connect
-from rowvec.runtime.home import start_postgres
+from rowvec.postgres.embedded import start_postgres
 
 SIZES = (10_000, 50_000, 100_000, 200_000, 500_000, 2_000_000)
 QUICK = (5_000, 20_000)

@@ -31,13 +31,13 @@ from benchmarks.outcome import conclude, options
 from benchmarks.requests import Rate, measure_rate, start_worker
 from benchmarks.synthetic import BLOCK_ROWS, Floats, Spectrum
 from rowvec.index.build import ensure_index, index_state
-from rowvec.index.choice import IndexChoice
 from rowvec.index.recall import distances, interval
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.embedded import start_postgres
 from rowvec.postgres.migrations import install
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, create_table
-from rowvec.runtime.home import start_postgres
 from rowvec.sync.binarize import binarize
 from rowvec.sync.load import copy_rows
 

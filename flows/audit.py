@@ -10,7 +10,7 @@ from rowvec_tasks.events import tell
 from rowvec_tasks.flow_body import ended, job, run_name
 from rowvec_tasks.hooks import clear_up
 
-from rowvec.operations.audit_report import AuditReport, conclude_audit
+from rowvec.operations.audit import AuditReport, conclude_audit
 from rowvec.pipeline import Pipeline
 
 

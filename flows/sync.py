@@ -16,14 +16,14 @@ from rowvec_tasks.flow_body import cause_of, job, run_name
 from rowvec_tasks.hooks import clear_up
 from rowvec_tasks.when_busy import WAIT_MINUTES, WhenBusy
 
+from rowvec.ledger.generations import effective
 from rowvec.ledger.runs import Run, running
-from rowvec.operations.switch import effective
 from rowvec.pipeline import Pipeline
 from rowvec.sync.batch import Batch, embedded_at_once
 from rowvec.sync.batch_api.ask import asks_ahead
 from rowvec.sync.cluster import batch_weight, check_reachable
-from rowvec.sync.report import SyncReport
-from rowvec.sync.stages import Round, conclude
+from rowvec.sync.merge import Round
+from rowvec.sync.report import SyncReport, conclude
 
 # While batches embed, the ones before them are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2

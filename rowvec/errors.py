@@ -27,10 +27,7 @@ RowvecError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from rowvec.sync.report import RestoreReport, SyncReport
+from typing import Literal
 
 RejectReason = Literal[
     "too_long",
@@ -135,7 +132,7 @@ class PipelineBusy(FatalError):
 class Inconsistent(FatalError):
     """A check failed after the merge."""
 
-    def __init__(self, message: str, report: SyncReport | RestoreReport | None = None) -> None:
+    def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)
         self.report = report
         """The run's report, with the checks that failed and the rows they name."""

@@ -7,7 +7,7 @@ from rowvec_tasks.names import artifact_key
 
 from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.ledger.history import History, look_back
-from rowvec.operations.audit_report import AuditReport
+from rowvec.operations.audit import AuditReport
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline import Pipeline

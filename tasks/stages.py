@@ -11,9 +11,8 @@ from rowvec_tasks.policy import stage
 from rowvec_tasks.progress import expect
 
 from rowvec.index.tuning.tuner import Budget
-from rowvec.ledger.pipelines import RunId
 from rowvec.ledger.plans import Plan
-from rowvec.ledger.runs import Run
+from rowvec.ledger.runs import Run, RunId
 from rowvec.operations import audit as auditing
 from rowvec.operations import index as index_commands
 from rowvec.operations import prune as retention
@@ -24,15 +23,23 @@ from rowvec.operations.rebuild import Comparison
 from rowvec.operations.restore import Restored, restore_rows
 from rowvec.operations.restore import finish_restore as finish
 from rowvec.pipeline import Pipeline
-from rowvec.sync import batch as batch_stages
-from rowvec.sync import cluster, stages
+from rowvec.sync import binarize as binarize_stage
+from rowvec.sync import cluster
+from rowvec.sync import embed as embed_stage
+from rowvec.sync import index as index_stage
+from rowvec.sync import load as load_stage
+from rowvec.sync import merge as merge_stage
+from rowvec.sync import upload as upload_stage
+from rowvec.sync import validate as validate_stage
 from rowvec.sync.batch import Batch
 from rowvec.sync.batch_api import ask as asking
 from rowvec.sync.batch_api.ask import Ahead
+from rowvec.sync.extract import stage as stage_stage
+from rowvec.sync.images import lost
+from rowvec.sync.images import upload as images_upload
 from rowvec.sync.index import Indexed
-from rowvec.sync.merge import Merged
+from rowvec.sync.merge import Merged, Round
 from rowvec.sync.report import RestoreReport, SyncReport
-from rowvec.sync.stages import Round
 
 Handed = Callable[[], Batch]
 """What the stage before has made of a batch: the ``result`` of its future, which is waited for. Of a future that is
@@ -42,7 +49,7 @@ given itself Prefect asks its server for the state, a request for each stage of 
 @stage("extract")
 def extract(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     """Find what changed, and store the plan."""
-    plan = stages.extract_rows(pipeline, run, weight)
+    plan = stage_stage.extract_rows(pipeline, run, weight)
     expect(plan.batches)
     return plan
 
@@ -63,58 +70,58 @@ def batch(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
 @stage("images {number}")
 def images(pipeline: Pipeline, run: Run, number: int) -> Batch:
     """Put a batch's images into the store."""
-    return batch_stages.upload_image_files(pipeline, run.run_id, number)
+    return images_upload.upload_image_files(pipeline, run.run_id, number)
 
 
 @stage("images again")
 def lost_images(pipeline: Pipeline, run: Run) -> int:
     """Put images into the store again that it has lost."""
-    return stages.upload_lost_images(pipeline, run.run_id)
+    return lost.upload_lost_images(pipeline, run.run_id)
 
 
 @stage("embed {number}")
 def embed(pipeline: Pipeline, run: Run, number: int, before: Handed | None = None) -> Batch:
     """Give a batch's rows their vectors."""
-    return batch_stages.embed_rows(pipeline, run.run_id, number, before() if before else None)
+    return embed_stage.embed_rows(pipeline, run.run_id, number, before() if before else None)
 
 
 @stage("binarize {number}")
 def binarize(pipeline: Pipeline, number: int, embedded: Handed) -> Batch:
     """One bit a dimension, beside the vectors."""
     del number  # for the run's name, which is made before the batch is there
-    return batch_stages.binarize_rows(pipeline, embedded())
+    return binarize_stage.binarize_rows(pipeline, embedded())
 
 
 @stage("upload {number}")
 def upload(pipeline: Pipeline, number: int, binarized: Handed) -> Batch:
     """Keep the batch as an immutable Parquet object."""
     del number  # as above
-    return batch_stages.upload_rows(pipeline, binarized())
+    return upload_stage.upload_rows(pipeline, binarized())
 
 
 @stage("load {number}")
 def load(pipeline: Pipeline, number: int, uploaded: Handed) -> Batch:
     """COPY the batch into staging."""
     del number  # as above
-    return batch_stages.load_rows(pipeline, uploaded())
+    return load_stage.load_rows(pipeline, uploaded())
 
 
 @stage("merge")
 def merge(pipeline: Pipeline, run: Run) -> Merged:
     """Bring staging into the vector table, in one transaction."""
-    return stages.merge_rows(pipeline, run.run_id)
+    return merge_stage.merge_rows(pipeline, run.run_id)
 
 
 @stage("index")
 def index(pipeline: Pipeline, run: Run) -> Indexed:
     """Build or rebuild the index where it has to be."""
-    return stages.index_rows(pipeline, run.run_id)
+    return index_stage.index_rows(pipeline, run.run_id)
 
 
 @stage("validate")
 def validate(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     """Check what must hold, and record the verdict."""
-    return stages.validate_rows(pipeline, run, rounds, indexed)
+    return validate_stage.validate_rows(pipeline, run, rounds, indexed)
 
 
 @stage("restore")

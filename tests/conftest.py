@@ -17,8 +17,8 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.embedded import start_postgres
 from rowvec.postgres.migrations import install
-from rowvec.runtime.home import start_postgres
 from tests.support import cli_process
 from tests.support import paintings as gallery
 from tests.support.servers import azurite as blob_server

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rowvec.cli.loading import uncollected
+from rowvec.cli.flow_loader import uncollected
 
 __all__ = ["main"]
 

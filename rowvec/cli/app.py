@@ -16,16 +16,21 @@ from rowvec.cli.output import emit, err, fail
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.cli.stack import commands as stack_commands
 from rowvec.errors import AwaitingJobs, Inconsistent, RowvecError, UsageError
-from rowvec.operations import index as index_commands
+from rowvec.index.tuning.results import Tuning
+from rowvec.index.tuning.tuner import Budget
+from rowvec.operations import index as index_stage
 from rowvec.operations import prune as retention
 from rowvec.operations import rebuild as rebuilding
+from rowvec.operations import rejects as rejects_stage
+from rowvec.operations import search as search_stage
 from rowvec.operations import search_pictures, switch
 from rowvec.operations.audit import run_audit
+from rowvec.operations.index import PICTURES
 from rowvec.operations.repair import prepare_repair
 from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline.file import load
 from rowvec.sync import dry_run
-from rowvec.sync.report import SyncReport
+from rowvec.sync.report import RestoreReport, SyncReport
 
 app = typer.Typer(
     name="rowvec",
@@ -98,7 +103,7 @@ def search(
     """Search the vector table by meaning, or by what an image is like."""
     pipeline, question = load(file), _question(query, image)
     search_pictures.check_outputs(pipeline, grid, html)
-    found = dry_run.search(pipeline, question, k, where, mode, words)
+    found = search_stage.search(pipeline, question, k, where, mode, words)
     search_pictures.show_pictures(pipeline, question, where, found["results"], grid, html)
     emit(found, as_json, lambda: render.search(str(question), found))
 
@@ -175,18 +180,18 @@ def index(
     """See to the index: build what is missing, worn or wrong, and tell how it does; or find out which is best."""
     pipeline = load(file)
     given = {"--seconds": seconds, "--memory": memory, "--rows": rows, "--plot": plot}
-    index_commands.check_options(tune=tune, rebuild=rebuild, given=[name for name, value in given.items() if value])
+    check_options(tune=tune, rebuild=rebuild, given=[name for name, value in given.items() if value])
     if plot:
-        index_commands.check_plot(plot)
+        check_plot(plot)
     if tune:
         with shown_progress(err):
-            tuning = index_commands.tune(pipeline, index_commands.budget(seconds, memory, rows))
+            tuning = index_stage.tune(pipeline, budget(seconds, memory, rows))
         emit(tuning.as_json(), as_json, lambda: render.tuning(tuning))
         if plot:
-            index_commands.draw(tuning, plot)
+            draw(tuning, plot)
         return
     with shown_progress(err):
-        found = index_commands.see_to_index(pipeline, rebuild=rebuild)
+        found = index_stage.see_to_index(pipeline, rebuild=rebuild)
     emit(found, as_json, lambda: render.index(found))
 
 
@@ -232,7 +237,7 @@ def rejects(
     as_json: AsJson = False,
 ) -> None:
     """List the rows that cannot be embedded, with the reasons."""
-    found = dry_run.rejects(load(file), retry=retry)
+    found = rejects_stage.rejects(load(file), retry=retry)
     emit(found, as_json, lambda: render.rejects(found))
 
 
@@ -283,14 +288,14 @@ def _question(query: str | None, image: Path | None) -> str | Path:
 
 
 def _tell_inconsistent(error: Inconsistent, as_json: bool) -> None:
-    if error.report is None:
-        fail(str(error), as_json)
-        return
     report = error.report
     if isinstance(report, SyncReport):
         emit(report.as_json(), as_json, lambda: render.sync(report))
-    else:
+    elif isinstance(report, RestoreReport):
         emit(report.as_json(), as_json, lambda: render.restore(report))
+    else:
+        fail(str(error), as_json)
+        return
     err.print(f"rowvec: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -299,3 +304,36 @@ def _with_limit(pipeline: Pipeline, limit: float | None) -> Pipeline:
         return pipeline
     changed: dict[str, Any] = {"max_delete_fraction": limit}
     return pipeline.model_copy(update={"validation": pipeline.validation.model_copy(update=changed)})
+
+
+def check_options(*, tune: bool, rebuild: bool, given: list[str]) -> None:
+    """Raise ``UsageError`` for options that would be without effect."""
+    if given and not tune:
+        raise UsageError(f"{given[0]} is for --tune: give both, or neither")
+    if tune and rebuild:
+        raise UsageError("--tune measures and --rebuild builds: tune first, then run rowvec index --rebuild")
+
+
+def budget(seconds: float | None, mebibytes: int | None, rows: int | None) -> Budget:
+    """What a tuner may spend, by what was given of it."""
+    usual = Budget()
+    return Budget(
+        seconds=seconds or usual.seconds,
+        memory=mebibytes * 2**20 if mebibytes else usual.memory,
+        rows=rows or usual.rows,
+    )
+
+
+def check_plot(into: Path) -> None:
+    """Raise ``UsageError`` where no picture could be written: before the tuner works for minutes, not after."""
+    if into.suffix not in PICTURES or not into.parent.is_dir():
+        raise UsageError(
+            f"--plot {into} cannot be written; name a file that ends in {', '.join(PICTURES)}, in a folder there is"
+        )
+
+
+def draw(tuning: Tuning, into: Path) -> None:
+    """Recall against latency and size as a picture. Raises ``UsageError`` where it cannot be written."""
+    from rowvec.cli.tuning_plot import plot  # late: matplotlib takes a second
+
+    plot(tuning, into)

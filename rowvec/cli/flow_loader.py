@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import entry_points
 from typing import Any
 
-from rowvec.cli.loading import uncollected
 from rowvec.errors import AwaitingJobs, UsageError
 
 _SETTINGS = {
@@ -46,3 +47,17 @@ def _ended(flow: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return run
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """What is made in here is not looked through for garbage, now or later.
+
+    Of the start of a command, nearly all of it imports, that is a tenth: docs/performance.md.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

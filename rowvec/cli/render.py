@@ -9,7 +9,8 @@ from rowvec.images.content import is_image
 from rowvec.index.tuning.results import Tuning
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
-from rowvec.sync.report import BILLED, Check, RestoreReport, SyncReport
+from rowvec.pipeline.model import BILLED
+from rowvec.sync.report import Check, RestoreReport, SyncReport
 
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
 _TEXT_WIDTH = 200

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import from_json
 
-from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.checks import defect, usable
+from rowvec.embedders.protocol import Answer
 from rowvec.embedders.provider.budget import FREE, Purse
-from rowvec.embedders.provider.response import defect, usable
 from rowvec.embedders.sparse_text import is_sparse, read_sparse
 from rowvec.errors import RowError
 from rowvec.pipeline import embedders
 from rowvec.vectors.fingerprint import Identity
+from rowvec.vectors.layout import Vectors
 
 _PREPROCESSING = 1
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image as pillow
 
-from rowvec.embedders.protocol import Vectors
+from rowvec.vectors.layout import Vectors
 
 DIMENSIONS = 256
 

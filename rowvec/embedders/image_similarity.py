@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from rowvec.embedders.checks import defect, usable
 from rowvec.embedders.image_descriptor import DIMENSIONS, SIDE, describe
-from rowvec.embedders.protocol import Answer, Image, Vectors
+from rowvec.embedders.protocol import Answer, Image
 from rowvec.embedders.provider.budget import FREE, Purse
-from rowvec.embedders.provider.response import defect, usable
 from rowvec.errors import RowError, UsageError
 from rowvec.images.decode import decoded
 from rowvec.pipeline import embedders
 from rowvec.vectors.fingerprint import Identity
+from rowvec.vectors.layout import Vectors
 
 # 1: decoded on white, the right way up, and described as in descriptor.py.
 _PREPROCESSING = 1

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rowvec.embedders.provider.budget import FREE, Purse
-from rowvec.embedders.rate_limit.limiter import Account, Pace
 from rowvec.errors import RowError
 from rowvec.vectors.fingerprint import Identity
-from rowvec.vectors.layout import Embeddings, Vectors
-
-__all__ = ["Answer", "Embedder", "Vectors"]
+from rowvec.vectors.layout import Embeddings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,19 +81,4 @@ class ImageEmbedder(Embedder, Protocol):
         An image that cannot be decoded, or that the provider refuses, is rejected alone. What ``read`` raises, a
         ``RowError`` apart, passes through.
         """
-        ...
-
-
-@runtime_checkable
-class Paced(Protocol):
-    """An embedder that keeps to the limits of an account."""
-
-    @property
-    def account(self) -> Account:
-        """Whose limits."""
-        ...
-
-    @property
-    def pace(self) -> Pace:
-        """What its requests wait for."""
         ...

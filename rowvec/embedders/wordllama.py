@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from rowvec.embedders.checks import refusal
-from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.checks import defect, refusal, usable
+from rowvec.embedders.protocol import Answer
 from rowvec.embedders.provider.budget import FREE, Purse
-from rowvec.embedders.provider.response import defect, usable
 from rowvec.errors import RowError
 from rowvec.pipeline import embedders
 from rowvec.vectors.fingerprint import Identity
+from rowvec.vectors.layout import Vectors
 
 # 1: texts are cut into pieces of _PIECE_CHARS, the vector is the sum over all tokens, made one long.
 _PREPROCESSING = 1

@@ -6,20 +6,11 @@ import re
 from dataclasses import dataclass
 
 from rowvec.errors import TargetError
+from rowvec.store.protocol import SUFFIXES
 
 _PREFIX = "sha256:"
 _CONTENT = re.compile(rf"{_PREFIX}([0-9a-f]{{64}})")
 
-SUFFIXES = {
-    "image/jpeg": "jpg",
-    "image/png": "png",
-    "image/gif": "gif",
-    "image/webp": "webp",
-    "image/bmp": "bmp",
-    "image/tiff": "tif",
-    "image/x-icon": "ico",
-}
-"""What an object's name ends in, by what its bytes are."""
 
 _MEDIA_TYPES = {suffix: media_type for media_type, suffix in SUFFIXES.items()}
 _OBJECT = re.compile(r"([0-9a-f]{2})/([0-9a-f]{64})\.([a-z]+)")

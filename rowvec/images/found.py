@@ -14,7 +14,7 @@ import PIL.Image as pillow
 from rowvec.errors import ArtifactCorrupt, RowError, UsageError
 from rowvec.images.content import objects_prefix, sha256_of
 from rowvec.images.decode import decoded
-from rowvec.store.open import Store
+from rowvec.store.protocol import Store
 
 MOST_PICTURES = 200
 """On one page or grid; who wants to look at more looks at none."""

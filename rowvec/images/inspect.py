@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import PIL.Image as pillow
 
 from rowvec.errors import RowError
-from rowvec.images.content import SUFFIXES
 from rowvec.images.decode import BROKEN, FORMATS
+from rowvec.store.protocol import SUFFIXES
 
 # Pillow has other names for two of them.
 _MEDIA_TYPES = {"image/vnd.microsoft.icon": "image/x-icon", "image/mpo": "image/jpeg"}

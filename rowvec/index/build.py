@@ -19,9 +19,11 @@ from psycopg import sql
 from rowvec.errors import TargetError
 from rowvec.index.build_memory import BuildMemory, foresee, memory_here, spilled_after
 from rowvec.index.build_progress import Progress, wait_for_other_builds, watched
-from rowvec.index.choice import IndexChoice, Kind, On, fits
+from rowvec.index.choice import fits
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice, Kind, On, column
 from rowvec.postgres.vector_table import VectorTable
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,6 @@ _CONCURRENT_LOCK_TIMEOUT = "30min"
 _PLAIN_LOCK_TIMEOUT = "30s"
 _CLEARING_LOCK_TIMEOUT = "5s"
 
-_LONGEST_NAME = 63
 _PREFIX = re.compile(r"\bsubvector\(embedding, 1, (\d+)\)")
 _OURS = re.compile(r"_rowvec_[0-9a-f]{8}(_\d+)?(_cc(new|old)\d*)?$")
 
@@ -90,18 +91,6 @@ class IndexReport:
     spilled_after: int | None
     """Vectors after which the build ran out of memory; None where it did not."""
     seconds: float
-
-
-def cut_name(table: str, suffix: str) -> str:
-    """``table`` and ``suffix`` as one name of at most 63 bytes; a name that had to be cut keeps a digest of the whole.
-
-    Postgres itself cuts without a word, and two long names can then be one.
-    """
-    if len((table + suffix).encode()) <= _LONGEST_NAME:
-        return table + suffix
-    digest = "_" + hashlib.sha256(table.encode()).hexdigest()[:8]
-    room = _LONGEST_NAME - len((digest + suffix).encode())
-    return table.encode()[:room].decode(errors="ignore") + digest + suffix
 
 
 def index_state(connection: Connection, table: VectorTable) -> list[IndexState]:
@@ -188,11 +177,11 @@ def _build(
         name=sql.Identifier(name),
         table=table.identifier,
         kind=sql.Identifier(choice.kind),
-        column=_column(table, choice),
+        column=column(table, choice),
         opclass=sql.Identifier(choice.opclass),
         options=_options(choice),
     )
-    memory = foresee(connection, rows, table.layout.mean_elements(connection, table.identifier), choice)
+    memory = foresee(connection, rows, table.mean_elements(connection), choice)
     if memory.is_refused:
         raise TargetError(f"the index on {table.schema}.{table.name} cannot be built: {memory.written()}")
     if memory.spills:
@@ -241,25 +230,6 @@ def _drop(connection: Connection, table: VectorTable, name: str, *, readers: boo
 
 def _concurrently(readers: bool) -> sql.SQL:
     return sql.SQL("CONCURRENTLY" if readers else "")
-
-
-def _column(table: VectorTable, choice: IndexChoice) -> sql.Composable:
-    if choice.on == "bits":
-        return sql.SQL("embedding_bits")
-    return indexed_expression(table, choice, sql.SQL("embedding")) or sql.SQL("embedding")
-
-
-def indexed_expression(table: VectorTable, choice: IndexChoice, of: sql.Composable) -> sql.Composed | None:
-    """What an index on floats holds of ``of``, an embedding; None where that is the embedding as it is stored.
-
-    A query must say it word for word, or the planner would not know the index.
-    """
-    if not choice.prefix and choice.on == "float":
-        return None
-    half = choice.on == "halfvec" or table.precision == "float16"
-    cut = sql.SQL("subvector({}, 1, {})").format(of, sql.Literal(choice.prefix)) if choice.prefix else of
-    cast = sql.SQL("({}::halfvec({}))" if half else "({}::vector({}))")
-    return cast.format(cut, sql.Literal(choice.prefix or table.dimensions))
 
 
 def _options(choice: IndexChoice) -> sql.Composed:

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 
 # pgvector holds the graph in memory while it builds: each element's own fields, and 16 bytes for each of 2m links at
 # the bottom and m on each of the few levels above.

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from rowvec.index.build import index_state
-from rowvec.index.choice import IndexChoice, fits
+from rowvec.index.choice import fits
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.query import explain
 
@@ -97,7 +98,7 @@ def conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
     """Name of each check: the condition that a bad row meets, and what holds otherwise."""
     embedding = sql.SQL("t.embedding")
     norm = sql.SQL("{}({})").format(table.layout.norm, embedding)
-    found, wanted = table.layout.dimensions_of(embedding), sql.Literal(table.dimensions)
+    found, wanted = table.dimensions_of(embedding), sql.Literal(table.dimensions)
     checks = {
         "embedding_missing": (query("vector_checks", "missing"), "every row has its vector"),
         "dimensions": (

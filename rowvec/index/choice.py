@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from rowvec.errors import UsageError
 from rowvec.pipeline.model import Index
+from rowvec.postgres.vector_index import IndexChoice, Kind, On
 from rowvec.postgres.vector_table import Metric
 from rowvec.vectors.layout import Layout, Precision
-
-Kind = Literal["none", "hnsw", "ivfflat"]
-On = Literal["bits", "float", "halfvec"]
 
 # What pgvector can index, in dimensions.
 LIMIT_VECTOR = 2_000
@@ -54,33 +51,6 @@ _OUTGROWN = 10
 _OUTGROWN_NONE = 2
 
 _OPERATORS: dict[Metric, str] = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexChoice:
-    """The index a vector table is to have, and why."""
-
-    kind: Kind
-    on: On = "float"
-    """``bits``: the column ``embedding_bits``; ``float``: ``embedding`` as stored; ``halfvec``: ``embedding`` cast."""
-    opclass: str = ""
-    m: int = 16
-    ef_construction: int = 64
-    lists: int = 0
-    lists_by_rows: bool = False
-    """IVFFlat: nobody asked for this very number, so an index with half or twice as many is as good."""
-    prefix: int = 0
-    """The index holds that many leading dimensions alone, and the search reranks by the whole vector; 0: it holds all.
-
-    For models that put what matters first (Matryoshka).
-    """
-    oversampling: int = 8
-    """Candidates reranked exactly for each row wanted, where the index holds bits or a prefix."""
-    ef_search: int = 0
-    """HNSW: candidates looked at, if more are not wanted anyway; 0: 200."""
-    probes: int = 0
-    """IVFFlat: lists looked at first; 0: by lists and oversampling."""
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

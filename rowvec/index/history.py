@@ -9,12 +9,12 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.index.build import IndexReport
-from rowvec.index.choice import IndexChoice
 from rowvec.index.recall import RecallReport
 from rowvec.index.wear import Reason, Tried, Wear
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 
 # pg_stat_force_next_flush came with PostgreSQL 15; before, statistics were late by half a second.

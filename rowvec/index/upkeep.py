@@ -8,15 +8,15 @@ from typing import Any
 
 from rowvec.index import history
 from rowvec.index.build import IndexReport, IndexState, ensure_index, index_state
-from rowvec.index.choice import IndexChoice, fits
+from rowvec.index.choice import fits
 from rowvec.index.history import Looked
-from rowvec.index.recall import RecallReport
+from rowvec.index.recall import RecallReport, measured_recall, remedy
 from rowvec.index.wear import TRIES, Reason, in_vain, is_worse, reason_to_build, too_little
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.progress import tell
-from rowvec.sync.validate import measured_recall, remedy
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rowvec.index.choice import IndexChoice, fits
+from rowvec.index.choice import fits
 from rowvec.index.recall import RecallReport
+from rowvec.postgres.vector_index import IndexChoice
 
 Why = Literal["missing", "invalid", "other choice", "outgrown", "worn", "recall", "asked", "found"]
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from rowvec.errors import PipelineBusy
 from rowvec.ledger import pipelines
-from rowvec.ledger.pipelines import PipelineId, RunId
-from rowvec.ledger.runs import open_target
+from rowvec.ledger import runs as runs_stage
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.runs import RunId
 from rowvec.ledger.workdir import spooled
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, target_url
+from rowvec.postgres.connection import Connection, open_target, target_url
 from rowvec.postgres.queries import query
 
 _NEEDED = frozenset({"target"})
@@ -45,10 +46,10 @@ def clear(pipeline: Pipeline, why: str) -> Cleared:
             return Cleared()
         family = connection.execute(query("ledger", "family"), {"name": pipeline.name}).fetchall()
         for pipeline_id, name in family:
-            with suppress(PipelineBusy), pipelines.exclusively(target_url(resolved.target.url), name, pipeline_id):
+            with suppress(PipelineBusy), runs_stage.exclusively(target_url(resolved.target.url), name, pipeline_id):
                 dead = _close(connection, pipeline_id, why)
                 runs += dead
-                tables += pipelines.clear_leftovers(connection, pipeline_id, _NO_RUN)
+                tables += runs_stage.clear_leftovers(connection, pipeline_id, _NO_RUN)
     return Cleared(runs=tuple(runs), tables=tuple(tables))
 
 
@@ -56,6 +57,6 @@ def _close(connection: Connection, pipeline_id: PipelineId, why: str) -> list[Ru
     rows = connection.execute(query("ledger", "unfinished"), {"pipeline_id": pipeline_id}).fetchall()
     dead = [RunId(run_id) for (run_id,) in rows]
     for run_id in dead:
-        pipelines.finish_run(connection, run_id, "abandoned", error=why)
+        runs_stage.finish_run(connection, run_id, "abandoned", error=why)
         shutil.rmtree(spooled(connection, run_id), ignore_errors=True)
     return dead

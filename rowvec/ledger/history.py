@@ -10,9 +10,9 @@ from psycopg.rows import class_row
 
 from rowvec.ledger import pipelines
 from rowvec.ledger.rejects import Reject, listed
-from rowvec.ledger.runs import open_target
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import open_target
 from rowvec.postgres.queries import query
 
 _NEEDED = frozenset({"target"})

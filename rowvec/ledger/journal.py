@@ -20,14 +20,15 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.errors import TargetError
-from rowvec.ledger.pipelines import PipelineId, RunId
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.runs import RunId
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.store.artifact import Artifact
 from rowvec.store.manifest import JournalEntry, Layout, Link, Manifest, RunRecord, write_manifest
-from rowvec.store.open import Store, file_checksum
+from rowvec.store.protocol import Store, file_checksum
 from rowvec.vectors.fingerprint import Identity
 
 # What a journal entry's rows end with, after key and metadata.

@@ -11,14 +11,16 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.errors import TargetError
-from rowvec.ledger.pipelines import PipelineId, RunId
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.reuse import paid_for
+from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.vectors.fingerprint import Identity
-from rowvec.vectors.matryoshka import paid_for
 
 # Prefect's server spends about 20 ms of CPU on each task run, and the next flow waits for the backlog: 64 batches of
 # four stages stay under 300 task runs. A batch of fewer rows than the minimum is less than a second's work.
@@ -171,12 +173,6 @@ def sample_texts(connection: Connection, plan: Plan, limit: int) -> tuple[list[s
     total = connection.execute(query("plan", "unpaid_characters", **parts)).fetchone()
     count, characters = total or (0, 0)
     return texts, count, characters
-
-
-def key_json(key: tuple[PgColumn, ...], alias: str | None = None) -> sql.Composed:
-    """The key as the rejects hold it: a JSON array of texts."""
-    parts = (sql.Identifier(alias, c.name) if alias else sql.Identifier(c.name) for c in key)
-    return sql.SQL("jsonb_build_array({})").format(sql.SQL(", ").join(sql.SQL("{}::text").format(p) for p in parts))
 
 
 def _columns(pairs: list[list[Any]]) -> tuple[PgColumn, ...]:

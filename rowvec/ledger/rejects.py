@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from rowvec.errors import RowError
-from rowvec.ledger.pipelines import PipelineId, RunId
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.runs import RunId
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal, NewType
+
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from rowvec.embedders import open_embedder
-from rowvec.errors import AwaitingJobs, RowvecError
+from rowvec.errors import AwaitingJobs, PipelineBusy, RowvecError
 from rowvec.ledger import pipelines
-from rowvec.ledger.pipelines import PipelineId, RunId
+from rowvec.ledger.pipelines import PipelineId, one
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, connect, lost_connections_are_retriable, target_url
+from rowvec.postgres.connection import Connection, connect, lost_connections_are_retriable, open_target, target_url
 from rowvec.postgres.migrations import install
+from rowvec.postgres.queries import query
 from rowvec.runtime.telemetry import span
 from rowvec.runtime.telemetry_export import flush
 from rowvec.vectors.fingerprint import Identity
@@ -28,19 +34,6 @@ class Run:
     pipeline_id: PipelineId
     started: float
     """On the monotonic clock of the machine that runs the flow."""
-
-
-@contextmanager
-def open_target(pipeline: Pipeline, application: str = "rowvec") -> Generator[Connection]:
-    """A connection to the vector table's database; the pipeline's references must be resolved.
-
-    What the database raises meanwhile becomes one of our errors.
-    """
-    with (
-        lost_connections_are_retriable(),
-        connect(target_url(pipeline.target.url), application=application) as connection,
-    ):
-        yield connection
 
 
 @contextmanager
@@ -66,11 +59,11 @@ def running(
     with open_target(resolved) as connection:
         install(connection)
         pipeline_id = pipelines.register(connection, pipeline, identity, settled=by_the_file)
-    with pipelines.exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
+    with exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
         with open_target(resolved) as connection:
-            pipelines.number_above(connection, above)
-            run_id = pipelines.start_run(connection, pipeline_id, cause)
-            pipelines.clear_leftovers(connection, pipeline_id, run_id)
+            number_above(connection, above)
+            run_id = start_run(connection, pipeline_id, cause)
+            clear_leftovers(connection, pipeline_id, run_id)
         try:
             with span("rowvec run", pipeline=pipeline.name, run_id=run_id, cause=cause):
                 yield Run(run_id=run_id, pipeline_id=pipeline_id, started=started)
@@ -87,6 +80,108 @@ def _record_failure(resolved: Pipeline, run_id: RunId, error: BaseException) -> 
     try:
         with open_target(resolved) as connection:
             state = "waiting" if isinstance(error, AwaitingJobs) else "failed"
-            pipelines.finish_run(connection, run_id, state, error=sentence)
+            finish_run(connection, run_id, state, error=sentence)
     except RowvecError as unreachable:
         error.add_note(f"the ledger could not be told: {unreachable}")
+
+
+RunId = NewType("RunId", int)
+
+
+State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting"]
+
+
+_LOCK_SPACE = 0x72760001
+"""Advisory locks of runs: (this, pipeline_id). The merge has a space of its own."""
+
+
+_PLAN_LOCK_SPACE = 0x72760003
+"""Advisory locks of ``rowvec plan`` at work: (this, run_id)."""
+
+
+def number_above(connection: Connection, number: int) -> None:
+    """Leave the numbers up to this one to runs that come back from a store; those given already stay given."""
+    if number:
+        connection.execute(query("ledger", "number_above"), {"number": number})
+
+
+def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, state: State = "running") -> RunId:
+    """A new run."""
+    return RunId(one(connection, "start", pipeline_id=pipeline_id, cause=cause, state=state))
+
+
+def start_plan(connection: Connection, pipeline_id: PipelineId) -> RunId:
+    """A new plan, which nobody clears away while this connection is open."""
+    return RunId(one(connection, "start_plan", pipeline_id=pipeline_id, space=_PLAN_LOCK_SPACE))
+
+
+def finish_run(
+    connection: Connection,
+    run_id: RunId,
+    state: State,
+    *,
+    report: object = None,
+    checks: object = None,
+    error: str | None = None,
+    manifest: str | None = None,
+    manifest_sha256: str | None = None,
+) -> None:
+    """Close a run with its report, or with the sentence it failed with."""
+    connection.execute(
+        query("ledger", "finish"),
+        {
+            "run_id": run_id,
+            "state": state,
+            "report": None if report is None else Jsonb(report),
+            "checks": None if checks is None else Jsonb(checks),
+            "error": error,
+            "manifest": manifest,
+            "manifest_sha256": manifest_sha256,
+        },
+    )
+
+
+@contextmanager
+def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]:
+    """Hold the pipeline for one run, on a connection of its own.
+
+    The lock belongs to that session, so it goes with a killed process and nobody has to clean up after it. Raises
+    ``PipelineBusy`` where another run holds it for longer than a session that has just ended needs to be gone.
+    """
+    values = {"space": _LOCK_SPACE, "pipeline_id": pipeline_id}
+    with connect(url, application="rowvec lock") as holder:
+        with lost_connections_are_retriable():
+            try:
+                holder.execute(query("ledger", "lock_patience"))
+                holder.execute(query("ledger", "lock"), values)
+            except pg.LockNotAvailable:
+                raise PipelineBusy(
+                    f"another run of the pipeline {name} is at work; wait for it, or stop it first"
+                ) from None
+        yield
+        # Said, and not left to the closing of the connection: the next run may come before the server notices that.
+        # A session that a restarted server has ended holds nothing any more.
+        with suppress(pg.OperationalError):
+            holder.execute(query("ledger", "unlock"), values)
+
+
+def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
+    """Mark what killed runs left as abandoned and drop their tables; returns the names of the tables dropped."""
+    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": _PLAN_LOCK_SPACE}
+    connection.execute(query("ledger", "abandoned"), values)
+    return _drop_tables(connection, pipeline_id, run_id)
+
+
+def supersede_plans(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> None:
+    """Drop the plans that ``rowvec plan`` left before this one; runs at work are not touched."""
+    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": _PLAN_LOCK_SPACE}
+    connection.execute(query("ledger", "supersede"), values)
+    _drop_tables(connection, pipeline_id, run_id)
+
+
+def _drop_tables(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
+    values = {"pipeline_id": pipeline_id, "run_id": run_id}
+    tables = [row[0] for row in connection.execute(query("ledger", "leftovers"), values)]
+    for table in tables:
+        connection.execute(query("ledger", "drop", table=sql.Identifier("rowvec", table)))
+    return tables

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from rowvec.embedders.provider.budget import Hold
 from rowvec.errors import BudgetExceeded, RetriableError, UsageError
-from rowvec.ledger.pipelines import RunId
-from rowvec.ledger.runs import open_target
+from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import AzureVisionEmbedder, Budget, OpenAIEmbedder, OpenAIImagesEmbedder
 from rowvec.pipeline.model import IMAGE_EMBEDDERS
-from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable, open_target
 from rowvec.postgres.queries import query
 
 _LOCK_SPACE = 0x72760004

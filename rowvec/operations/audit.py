@@ -14,17 +14,16 @@ from typing import Any, Literal
 from psycopg import sql
 
 from rowvec.embedders import open_embedder
-from rowvec.errors import ArtifactCorrupt, PipelineBusy
+from rowvec.errors import ArtifactCorrupt, Inconsistent, PipelineBusy
 from rowvec.index.checks import conditions
 from rowvec.ledger import pipelines
+from rowvec.ledger.generations import effective
 from rowvec.ledger.journal import replay, unrecorded
 from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.plans import key_json
-from rowvec.ledger.runs import open_target
-from rowvec.operations.switch import effective
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, without_blocking
+from rowvec.postgres.connection import Connection, open_target, without_blocking
+from rowvec.postgres.fragments import key_json, same_key
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
@@ -32,9 +31,12 @@ from rowvec.runtime.home import home
 from rowvec.store import artifact as artifacts
 from rowvec.store.artifact import Artifact
 from rowvec.store.manifest import read_chain
-from rowvec.store.open import Store, open_store
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
+from rowvec.sync.alarms import Alarm
 from rowvec.sync.extract.chunks import is_joined, source_rows
-from rowvec.sync.extract.stage import bring_chunks_up_to_date, compare, same_key
+from rowvec.sync.extract.joined import compare
+from rowvec.sync.extract.stage import bring_chunks_up_to_date
 from rowvec.sync.images.lost import lost_images
 from rowvec.sync.merge import totals
 from rowvec.vectors.fingerprint import Identity
@@ -216,7 +218,7 @@ def _compare_at_once(found: Audited, *, joined: bool) -> None:
 
 
 def _against_source_apart(found: Audited) -> None:
-    from rowvec.sync.extract.by_hash import compare_apart  # late: pyarrow's file readers are needed only here
+    from rowvec.sync.extract.recheck import compare_apart  # late: pyarrow's file readers are needed only here
 
     rows = compare_apart(found.connection, found.resolved, found.identity, found.pipeline_id, found.table).found
     values = {
@@ -331,3 +333,61 @@ def _artifacts(found: Audited) -> Iterator[tuple[int, Artifact]]:
     statement = query("audit", "artifacts", pipeline_id=sql.Literal(found.pipeline_id))
     for artifact_id, name, sha256, rows, size in found.connection.execute(statement).fetchall():
         yield artifact_id, Artifact(name=name, sha256=sha256, rows=rows, bytes=size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditReport:
+    """The outcome of one audit; ``as_json`` is what ``rowvec audit --json`` prints."""
+
+    pipeline: str
+    found: Audit
+    """As it is now: after a repair, what is left."""
+    repaired: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return self.found.as_json(self.repaired)
+
+    def verdict(self) -> str:
+        """One sentence, verdict first."""
+        mended = f" {self.repaired:,} repaired." if self.repaired else ""
+        if self.found.consistent:
+            return f"Consistent: source, artifacts and vector table agree.{mended}"
+        counts = [f"{self.found.counts[kind]:,} {kind}" for kind in KINDS if self.found.counts[kind]]
+        if self.found.lost:
+            counts.append(f"{self.found.lost:,} object(s) lost or spoilt")
+        return f"INCONSISTENT: {', '.join(counts)}.{mended}"
+
+    def as_markdown(self) -> str:
+        """For a person with ten seconds."""
+        kinds = " | ".join(KINDS)
+        counts = " | ".join(f"{self.found.counts[kind]:,}" for kind in KINDS)
+        lines = [
+            f"## {self.verdict()}",
+            "",
+            f"| {kinds} | objects | repaired |",
+            f"|{'--:|' * (len(KINDS) + 2)}",
+            f"| {counts} | {self.found.lost:,} | {self.repaired:,} |",
+        ]
+        if not self.found.consistent:
+            lines += ["", "Run it again with `repair` to mend them: from artifacts first, paying for what is nowhere."]
+        return "\n".join(lines)
+
+    def alarms(self) -> list[Alarm]:
+        """What others are to be told."""
+        if self.found.consistent:
+            return []
+        counts = {**self.found.counts, "objects": self.found.lost, "repaired": self.repaired}
+        return [Alarm(name="rowvec.audit.inconsistent", sentence=self.verdict(), payload=counts)]
+
+
+def conclude_audit(report: AuditReport) -> AuditReport:
+    """The report of an audit that found nothing, or left nothing. Raises ``Inconsistent`` otherwise."""
+    if report.found.consistent:
+        return report
+    named = [f"{', '.join(map(str, finding.key))}: {finding.reason}" for finding in report.found.findings[:3]]
+    named += [f"{lost.name}: {lost.reason}" for lost in report.found.objects[:3]]
+    raise Inconsistent(
+        f"the audit of {report.pipeline} found it {report.verdict().rstrip('.')} ({'; '.join(named)}); "
+        f"run the audit with repair to mend it"
+    )

@@ -16,16 +16,16 @@ from psycopg import sql
 
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.images.content import KnownImage
-from rowvec.ledger import pipelines
+from rowvec.ledger import pipelines, reuse, runs
 from rowvec.ledger.journal import FACTS, Closing, copy_entry, record, replay
 from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.runs import Run, open_target, running
+from rowvec.ledger.runs import Run, running
 from rowvec.ledger.workdir import spool
 from rowvec.operations.prune_images import forget_images, unneeded_images
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
@@ -33,7 +33,9 @@ from rowvec.runtime.home import home
 from rowvec.store import artifact as artifacts
 from rowvec.store.artifact import Artifact, read_artifact
 from rowvec.store.manifest import Link, read_chain, read_link
-from rowvec.store.open import Store, open_store
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
+from rowvec.sync import binarize
 from rowvec.sync.merge import totals
 from rowvec.vectors.fingerprint import Identity
 
@@ -107,7 +109,7 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
         for owner, name, _ in found:
             # First the object: a kill in between leaves an entry that the next prune finds again, not a lost object.
             held.store.delete(name)
-            pipelines.forget_artifact(held.connection, owner, name)
+            reuse.forget_artifact(held.connection, owner, name)
         images = unneeded_images(held.connection, pipeline.name, identity, older_than)
         forget_images(held.connection, held.store, pipeline.name, images)
         _close(held, run, identity, anew=compacted > 0 or any(owner == held.pipeline_id for owner, _, _ in found))
@@ -228,7 +230,7 @@ def _write_together(held: _Ledger, run: Run, identity: Identity, batch: int, gro
                 if any(kept):
                     out.write_batch(block.filter(pa.array(kept)).select(schema.names).cast(schema))
     if table.bits:
-        artifacts.write_bits(spooled, bits, table.dimensions, table.precision)
+        binarize.write_bits(spooled, bits, table.dimensions, table.precision)
     written = artifacts.write_artifact(spooled, bits if table.bits else None, parquet, table, held.pipeline, identity)
     artifacts.upload(held.store, parquet, written)
     with held.connection.transaction():
@@ -262,7 +264,7 @@ def _close(held: _Ledger, run: Run, identity: Identity, *, anew: bool) -> None:
     with held.connection.transaction():
         if recorded:
             recorded.tell(held.connection)
-        pipelines.finish_run(
+        runs.finish_run(
             held.connection,
             run.run_id,
             "succeeded",

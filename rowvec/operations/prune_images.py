@@ -9,7 +9,7 @@ from psycopg import sql
 from rowvec.images.content import KnownImage
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
-from rowvec.store.open import Store
+from rowvec.store.protocol import Store
 from rowvec.sync.images.upload import note_shown
 from rowvec.vectors.fingerprint import Identity
 

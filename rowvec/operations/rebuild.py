@@ -10,23 +10,26 @@ from typing import Any
 from psycopg import sql
 
 from rowvec.errors import CostLimitExceeded, UsageError
-from rowvec.index.choice import IndexChoice
 from rowvec.index.recall import SEED
-from rowvec.ledger.runs import open_target
-from rowvec.operations import switch as generations
-from rowvec.operations.switch import Generation, Next
+from rowvec.index.tuning import results
+from rowvec.ledger import generations
+from rowvec.ledger.generations import Generation
+from rowvec.operations import switch as switch_stage
+from rowvec.operations.switch import Next
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import BILLED, What
 from rowvec.pipeline.references import resolve
 from rowvec.pipeline.sources import CHUNK
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.fragments import same_key
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.search.query import search
 from rowvec.sync import dry_run
-from rowvec.sync.extract.stage import same_key
-from rowvec.sync.report import BILLED, SyncReport, What
+from rowvec.sync.report import SyncReport
 from rowvec.vectors.layout import Embeddings
 
 _QUESTIONS = 100
@@ -86,7 +89,7 @@ class RebuildReport:
 
 def plan_rebuild(pipeline: Pipeline) -> dict[str, Any]:
     """What building the next generation would take, in rows, tokens and US dollars; nothing is spent or kept."""
-    return _planned(pipeline, generations.next_generation(pipeline))
+    return _planned(pipeline, switch_stage.next_generation(pipeline))
 
 
 def _planned(pipeline: Pipeline, following: Next) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
     Raises ``CostLimitExceeded`` before anything is spent or given up, ``UsageError`` where there is nothing to build,
     ``PipelineBusy`` where another rebuild is at work.
     """
-    following = generations.next_generation(pipeline)
+    following = switch_stage.next_generation(pipeline)
     if max_cost is not None:
         found = _planned(pipeline, following)
         if found["tokens"] and not found["cost_usd"]:
@@ -123,7 +126,7 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
                 f"{BILLED[found['what']]}, for about "
                 f"${found['cost_usd']:,.2f}, and --max-cost allows ${max_cost:,.2f}; nothing was spent"
             )
-    generations.begin(pipeline, following)
+    switch_stage.begin(pipeline, following)
     return following.pipeline
 
 
@@ -140,8 +143,8 @@ def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
     with open_target(resolve(pipeline), "rowvec compare") as connection:
         known = generations.listed(connection, pipeline.name)
         live, new = generations.live_of(known, pipeline), next(g for g in known if g.name == following.name)
-        tables = [generations.table_of(connection, pipeline, g) for g in (live, new)]
-        choices = [dry_run.present_index(connection, table, pipeline.index) for table in tables]
+        tables = [switch_stage.table_of(connection, pipeline, g) for g in (live, new)]
+        choices = [results.present_index(connection, table, pipeline.index) for table in tables]
         shares: list[float] = []
         for key, vectors in _pairs(connection, tables[0], tables[1]):
             answers = [
@@ -216,13 +219,13 @@ def finish_rebuild(
 
 def _switch_to(connection: Connection, pipeline: Pipeline, known: list[Generation], new: Generation) -> str:
     live = generations.live_of(known, pipeline)
-    with generations.both_held(pipeline, live, new):
-        generations.copy_indexes(connection, live, new)
+    with switch_stage.both_held(pipeline, live, new):
+        switch_stage.copy_indexes(connection, live, new)
         now, former = (
-            dry_run.present_index(connection, generations.table_of(connection, pipeline, g), pipeline.index)
+            results.present_index(connection, switch_stage.table_of(connection, pipeline, g), pipeline.index)
             for g in (new, live)
         )
-        return generations.switch(connection, pipeline, new, now, former).retired_table
+        return switch_stage.switch(connection, pipeline, new, now, former).retired_table
 
 
 def _switched_before(known: list[Generation], pipeline: Pipeline) -> str:

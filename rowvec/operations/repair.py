@@ -10,16 +10,17 @@ import pyarrow as pa
 from psycopg import sql
 
 from rowvec.embedders import open_embedder
-from rowvec.ledger import pipelines
+from rowvec.ledger import reuse, runs
+from rowvec.ledger.generations import effective
 from rowvec.ledger.journal import begin_anew, unrecorded
 from rowvec.ledger.runs import Run, running
 from rowvec.ledger.workdir import spool
 from rowvec.operations.audit import Audit, Audited, audited
-from rowvec.operations.switch import effective
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import query
-from rowvec.sources.postgres import names
 from rowvec.store import artifact as artifacts
+from rowvec.sync import binarize
 
 _FETCH_ROWS = 2048
 # 50,000 rows: an artifact of 3,072 dimensions then has 600 MB.
@@ -37,18 +38,18 @@ def prepare_repair(pipeline: Pipeline) -> Audit:
     with running(pipeline, "repair") as run, audited(pipeline) as found:
         report = found.report()
         if found.lost_artifacts:
-            pipelines.set_artifacts_lost(found.connection, found.pipeline_id, lost=True)
+            reuse.set_artifacts_lost(found.connection, found.pipeline_id, lost=True)
         for name in found.lost_artifacts:
             # Its place must be free: the same rows may give the same bytes again, and an object is never overwritten.
             found.store.delete(name)
-            pipelines.forget_artifact(found.connection, found.pipeline_id, name)
+            reuse.forget_artifact(found.connection, found.pipeline_id, name)
         with found.connection.transaction():
             found.connection.execute(query("audit", "point_elsewhere", pipeline_id=sql.Literal(found.pipeline_id)))
         _salvage(found, pipeline, run)
-        pipelines.set_artifacts_lost(found.connection, found.pipeline_id, lost=False)
+        reuse.set_artifacts_lost(found.connection, found.pipeline_id, lost=False)
         _retell(found)
         found.connection.execute(query("audit", "void", table=found.table.identifier, key_json=found.key_json))
-        pipelines.finish_run(found.connection, run.run_id, "succeeded", report=report.as_json())
+        runs.finish_run(found.connection, run.run_id, "succeeded", report=report.as_json())
     return report
 
 
@@ -65,13 +66,13 @@ def _salvage(found: Audited, pipeline: Pipeline, run: Run) -> None:
             for block in taken:
                 out.write_batch(block)
         if found.table.bits:
-            artifacts.write_bits(spooled, bits, found.table.dimensions, found.table.precision)
+            binarize.write_bits(spooled, bits, found.table.dimensions, found.table.precision)
         artifact = artifacts.write_artifact(
             spooled, bits if found.table.bits else None, parquet, found.table, pipeline.name, identity
         )
         artifacts.upload(found.store, parquet, artifact)
         fingerprints = [fingerprint for block in taken for fingerprint in block.column("fingerprint").to_pylist()]
-        pipelines.add_artifact(found.connection, found.pipeline_id, run.run_id, batch, artifact, fingerprints, 0.0)
+        reuse.add_artifact(found.connection, found.pipeline_id, run.run_id, batch, artifact, fingerprints, 0.0)
     shutil.rmtree(folder)
 
 

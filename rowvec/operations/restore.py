@@ -16,23 +16,25 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.errors import ArtifactCorrupt, UsageError
-from rowvec.ledger import pipelines
+from rowvec.ledger import runs
 from rowvec.ledger.journal import replay, unrecorded
-from rowvec.ledger.pipelines import PipelineId, RunId
-from rowvec.ledger.plans import key_json
-from rowvec.ledger.runs import Run, open_target, running
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.runs import Run, RunId, running
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table, make_schema
 from rowvec.runtime.home import home
 from rowvec.runtime.progress import tell
 from rowvec.store.artifact import Artifact, read_artifact
 from rowvec.store.manifest import Link, RunRecord, manifests_of, read_chain
-from rowvec.store.open import Store, open_store
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
 from rowvec.sync import load, validate
+from rowvec.sync import staging as staging_stage
 from rowvec.sync.images.lost import check_images, take_in_images
 from rowvec.sync.index import serve
 from rowvec.sync.merge import publish, totals
@@ -164,7 +166,7 @@ def restore_rows(pipeline: Pipeline, run: Run, manifest: str | None = None) -> R
         replay(connection, work.store, chain, work.folder)
         connection.execute(query("restore", "drop_tables"))
         renumbered = _add_runs(work, chain)
-        load.create_staging(connection, run.run_id, table, work.staging, direct=True)
+        staging_stage.create_staging(connection, run.run_id, table, work.staging, direct=True)
         artifacts, lost = _load(work, chain)
         make_schema(connection, table.schema)
         missing, keys = _left_over(work)
@@ -360,7 +362,7 @@ def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreR
             checks=tuple(checks),
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
         )
-        pipelines.finish_run(
+        runs.finish_run(
             connection,
             run.run_id,
             "succeeded" if report.consistent else "failed",

@@ -10,53 +10,29 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, Literal, LiteralString, cast
+from typing import LiteralString, cast
 
 from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import DatabaseUnavailable, TargetError, UsageError
-from rowvec.index.build import cut_name
-from rowvec.index.choice import IndexChoice
-from rowvec.ledger import pipelines
-from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.runs import open_target
+from rowvec.ledger import reuse, runs
+from rowvec.ledger.generations import Generation, as_generation, listed, live_of, same_vectors, url
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, target_url, without_blocking
+from rowvec.postgres.connection import Connection, open_target, without_blocking
+from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, stored_table
 from rowvec.search.hybrid import Hybrid
 from rowvec.search.hybrid_function import install_hybrid_function
 from rowvec.search.provenance_view import install_provenance
 from rowvec.search.sql_function import install_search_function
 from rowvec.sync.extract.chunks import chunk_table
-from rowvec.vectors.fingerprint import Identity
 
-State = Literal["live", "building", "retired", "dropped"]
-
-# Settings that neither the vectors nor their layout depend on: a sync takes them as they are.
-_FREE = ("name", "artifacts", "index", "search", "validation")
 _FUNCTIONS = ("_search", "_hybrid_search", "_provenance")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """One build of a vector table."""
-
-    pipeline_id: PipelineId
-    name: str
-    number: int
-    state: State
-    schema: str
-    table: str
-    identity: Identity
-    settings: Pipeline | None
-    """The pipeline as of its last run; None in a ledger of before there were generations, until the next run."""
-    created_at: datetime
-    switched_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +43,6 @@ class Switched:
     """As it was before: it is read now by the table's own name."""
     retired: Generation
     retired_table: str
-
-
-def listed(connection: Connection, family: str) -> list[Generation]:
-    """All generations of a pipeline, the newest first."""
-    rows = connection.execute(query("generations", "of_family"), {"family": family}).fetchall()
-    return [_generation(row) for row in rows]
-
-
-def live_of(generations: list[Generation], pipeline: Pipeline) -> Generation:
-    """The one that is read. Raises ``UsageError`` where there is none yet."""
-    live = next((g for g in generations if g.state == "live"), None)
-    if live is None:
-        raise UsageError(f"the pipeline {pipeline.name} has no vector table yet; run rowvec sync first")
-    return live
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,21 +71,21 @@ def next_generation(pipeline: Pipeline) -> Next:
             raise UsageError(
                 f"there is no vector table {live.schema}.{live.table} to build anew; run rowvec sync first"
             )
-        if live.settings is not None and _same_vectors(live.settings, pipeline):
+        if live.settings is not None and same_vectors(live.settings, pipeline):
             raise UsageError(
                 f"{live.schema}.{live.table} is built by these very settings: change the pipeline file to build "
                 "another generation, or run rowvec index --rebuild if it is the index that is worn"
             )
         check_in_the_way(connection, live)
         kept = [g for g in known if g.state in ("building", "retired")]
-        begun = next((g for g in kept if g.settings is not None and _same_vectors(g.settings, pipeline)), None)
+        begun = next((g for g in kept if g.settings is not None and same_vectors(g.settings, pipeline)), None)
         if begun is not None:
-            following = _as_generation(pipeline, begun.name, begun.schema, begun.table)
+            following = as_generation(pipeline, begun.name, begun.schema, begun.table)
         else:
             # One that was only planned leaves its number to the next.
-            planned = known[0].state == "dropped" and not pipelines.has_artifacts(connection, known[0].pipeline_id)
+            planned = known[0].state == "dropped" and not reuse.has_artifacts(connection, known[0].pipeline_id)
             number = known[0].number + (0 if planned else 1)
-            following = _as_generation(
+            following = as_generation(
                 pipeline, f"{pipeline.name}.{number}", live.schema, cut_name(live.table, f"__{number}")
             )
         given_up = tuple(g for g in kept if g.state == "building" and g is not begun)
@@ -137,37 +99,9 @@ def begin(pipeline: Pipeline, following: Next) -> None:
     """
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         for old in following.given_up:
-            with pipelines.exclusively(_url(pipeline), old.name, old.pipeline_id):
+            with runs.exclusively(url(pipeline), old.name, old.pipeline_id):
                 drop(connection, old)
         connection.execute(query("generations", "build"), {"name": following.pipeline.name})
-
-
-def effective(pipeline: Pipeline) -> Pipeline:
-    """What a sync is to go by: the file, or, while a generation by the file is being built, what is read now goes by.
-
-    So a scheduled sync keeps readers' table in step during a rebuild that takes a day, whichever file it was given.
-    """
-    if "." in pipeline.name:
-        return pipeline
-    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec generations") as connection:
-        # Before the first run, and for a role that only searches, there is nothing to know.
-        readable = pipelines.is_readable(connection, "pipelines", "settings")
-        known = listed(connection, pipeline.name) if readable else []
-    building = any(
-        g.state == "building" and g.settings is not None and _same_vectors(g.settings, pipeline) for g in known
-    )
-    live = next((g for g in known if g.state == "live"), None)
-    if not building or live is None or live.settings is None or _same_vectors(live.settings, pipeline):
-        return pipeline
-    return by_settings(live, pipeline)
-
-
-def by_settings(generation: Generation, pipeline: Pipeline) -> Pipeline:
-    """The pipeline that keeps a generation in step: its own source and vectors, and all else as the file has it now."""
-    if generation.settings is None:
-        return pipeline
-    now = {part: getattr(pipeline, part) for part in _FREE if part != "name"}
-    return generation.settings.model_copy(update=now)
 
 
 def check_in_the_way(connection: Connection, live: Generation) -> None:
@@ -207,7 +141,7 @@ def both_held(pipeline: Pipeline, one: Generation, other: Generation) -> Generat
     """No run of either generation meanwhile. Raises ``PipelineBusy`` where one is at work."""
     with ExitStack() as held:
         for generation in sorted((one, other), key=lambda g: g.pipeline_id):
-            held.enter_context(pipelines.exclusively(_url(pipeline), generation.name, generation.pipeline_id))
+            held.enter_context(runs.exclusively(url(pipeline), generation.name, generation.pipeline_id))
         yield
 
 
@@ -254,7 +188,7 @@ def retire_for_good(pipeline: Pipeline) -> list[str]:
         install(connection)
         old = [g for g in listed(connection, pipeline.name) if g.state in ("building", "retired")]
         for generation in old:
-            with pipelines.exclusively(_url(pipeline), generation.name, generation.pipeline_id):
+            with runs.exclusively(url(pipeline), generation.name, generation.pipeline_id):
                 drop(connection, generation)
     return [f"{g.schema}.{g.table}" for g in old]
 
@@ -262,7 +196,7 @@ def retire_for_good(pipeline: Pipeline) -> list[str]:
 def table_of(connection: Connection, pipeline: Pipeline, generation: Generation) -> VectorTable:
     """A generation's table as it is in the database."""
     settings = generation.settings or pipeline
-    named = _as_generation(settings, generation.name, generation.schema, generation.table)
+    named = as_generation(settings, generation.name, generation.schema, generation.table)
     return stored_table(connection, resolve(named, frozenset({"target"})))
 
 
@@ -332,50 +266,6 @@ def _drop_beside(connection: Connection, schema: str, table: str) -> None:
     for block in ("drop_views", "drop_functions"):
         for (statement,) in connection.execute(query("generations", block), values).fetchall():
             connection.execute(sql.SQL(cast("LiteralString", statement)))
-
-
-def _url(pipeline: Pipeline) -> str:
-    return target_url(resolve(pipeline, frozenset({"target"})).target.url)
-
-
-def _same_vectors(one: Pipeline, other: Pipeline) -> bool:
-    """Whether two pipelines make the same vectors in the same layout, names aside."""
-    return _essence(one) == _essence(other)
-
-
-def _essence(pipeline: Pipeline) -> dict[str, Any]:
-    written = pipeline.model_dump(mode="json", exclude_none=True)
-    kept = {name: part for name, part in written.items() if name not in _FREE}
-    return {**kept, "target": {name: value for name, value in kept["target"].items() if name not in ("table", "url")}}
-
-
-def _as_generation(pipeline: Pipeline, name: str, schema: str, table: str) -> Pipeline:
-    """The same pipeline into another table. ``model_copy`` does not look at the name's form, and the dot is ours."""
-    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))
-    target = pipeline.target.model_copy(update={"table": quoted})
-    return pipeline.model_copy(update={"name": name, "target": target})
-
-
-def _generation(row: tuple[Any, ...]) -> Generation:
-    pipeline_id, name, number, state, schema, table, identity, settings, created_at, switched_at = row
-    return Generation(
-        pipeline_id=pipeline_id,
-        name=name,
-        number=number,
-        state=state,
-        schema=schema,
-        table=table,
-        identity=Identity(**identity),
-        settings=_read(settings, name),
-        created_at=created_at,
-        switched_at=switched_at,
-    )
-
-
-def _read(settings: dict[str, Any] | None, name: str) -> Pipeline | None:
-    if settings is None:
-        return None
-    return Pipeline.model_validate({**settings, "name": name.partition(".")[0]}).model_copy(update={"name": name})
 
 
 def _exists(connection: Connection, schema: str, table: str) -> bool:

@@ -156,6 +156,13 @@ class Validation(Part):
     )
 
 
+What = Literal["texts", "images"]
+
+
+BILLED: dict[What, str] = {"texts": "tokens", "images": "transactions"}
+"""What an embedder counts, by what it is asked about; reports call the number ``tokens``, whichever it is."""
+
+
 class Pipeline(Part):
     """One vector table and where its vectors come from."""
 
@@ -167,6 +174,11 @@ class Pipeline(Part):
     index: Index = Field(default=Index(), description="How the vectors are found fast.")
     search: Search = Field(default=Search(), description="What stands beside the vectors for those who search.")
     validation: Validation = Field(default=Validation(), description="What must hold before a run calls itself done.")
+
+    @property
+    def what(self) -> What:
+        """What the pipeline embeds."""
+        return "images" if self.source.kind == "images" else "texts"
 
     @model_validator(mode="after")
     def _content_or_vectors(self) -> Pipeline:

@@ -14,7 +14,8 @@ from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
 
 from rowvec.errors import DatabaseUnavailable, TargetError
-from rowvec.runtime.home import embedded_database_url
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.embedded import embedded_database_url
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -155,3 +156,16 @@ def _torn(url: str) -> bool:
 
 def _first_line(error: psycopg.Error) -> str:
     return (error.diag.message_primary or str(error)).strip().splitlines()[0] if str(error) else type(error).__name__
+
+
+@contextmanager
+def open_target(pipeline: Pipeline, application: str = "rowvec") -> Generator[Connection]:
+    """A connection to the vector table's database; the pipeline's references must be resolved.
+
+    What the database raises meanwhile becomes one of our errors.
+    """
+    with (
+        lost_connections_are_retriable(),
+        connect(target_url(pipeline.target.url), application=application) as connection,
+    ):
+        yield connection

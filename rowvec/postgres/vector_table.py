@@ -16,6 +16,7 @@ from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.sources import CHUNK
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.copy_encoder import can_encode
 from rowvec.postgres.queries import query
 from rowvec.vectors.layout import Layout, Precision
 
@@ -72,6 +73,19 @@ class VectorTable:
     def embedding_type(self) -> str:
         """``vector(n)``, ``halfvec(n)`` or ``sparsevec(n)``."""
         return f"{self.layout.type_name}({self.dimensions})"
+
+    def dimensions_of(self, vector: sql.Composable) -> sql.Composed:
+        """The dimensions of one of this table's vectors, as SQL: pgvector's own function does not take sparse ones."""
+        return query(
+            "vector_layout", "dimensions_sparse" if self.layout.is_sparse else "dimensions_dense", vector=vector
+        )
+
+    def mean_elements(self, connection: Connection) -> int:
+        """``layout.elements`` by a sample of the table's own vectors; for sparse ones twice the number of nonzeros."""
+        if not self.layout.is_sparse:
+            return self.dimensions
+        row = connection.execute(query("vector_layout", "nonzeros", table=self.identifier)).fetchone()
+        return max(1, round(2 * row[0])) if row and row[0] is not None else self.layout.elements
 
     @property
     def columns(self) -> tuple[PgColumn, ...]:
@@ -189,3 +203,8 @@ def count_rows(connection: Connection, table: VectorTable) -> int:
 
 def _other_layout(name: str) -> str:
     return f"rowvec rebuild builds {name} anew beside the one that is read, from its artifacts where they serve"
+
+
+def direct_possible(table: VectorTable) -> bool:
+    """Whether all columns can be written in their own types, so that staging can become the vector table."""
+    return all(can_encode(column.pg_type) for column in table.columns)

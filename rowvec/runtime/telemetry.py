@@ -12,16 +12,13 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from rowvec.runtime import telemetry_export
-from rowvec.sync.report import SyncReport
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_KINDS = ("new", "changed", "metadata_only", "deleted", "unchanged", "embedded", "reused")
 
 
 @contextmanager
@@ -55,27 +52,6 @@ def traced(stage: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return within_span
 
     return decorate
-
-
-def record(report: SyncReport) -> None:
-    """The figures of a sync, once it has its verdict."""
-    meter = metrics.get_meter("rowvec")
-    of = {"rowvec.pipeline": report.pipeline}
-    rows = meter.create_counter("rowvec.rows", "{row}", "Rows by what became of them.")
-    for kind in _KINDS:
-        rows.add(getattr(report, kind), {**of, "rowvec.kind": kind})
-    meter.create_counter("rowvec.tokens", "{token}", "Tokens that were paid for.").add(report.tokens, of)
-    meter.create_counter("rowvec.cost", "USD", "What the embedder's provider bills.").add(report.cost_usd, of)
-    runs = meter.create_counter("rowvec.runs", "{run}", "Runs that came to a verdict.")
-    runs.add(1, {**of, "rowvec.consistent": report.consistent})
-    seconds = meter.create_histogram("rowvec.duration", "s", "Seconds of a run by stage; batches side by side add up.")
-    for stage, spent in report.seconds.items():
-        seconds.record(spent, {**of, "rowvec.stage": stage})
-    meter.create_gauge("rowvec.table.rows", "{row}", "Rows of the vector table.").set(report.rows, of)
-    meter.create_gauge("rowvec.rejects", "{row}", "Rows that are set aside.").set(report.rejected, of)
-    if report.recall_at_k is not None:
-        recall = meter.create_gauge("rowvec.recall", "1", "Recall at k of the index, by the run's sample.")
-        recall.set(report.recall_at_k, {**of, "rowvec.k": report.k})
 
 
 def _of(given: dict[str, Any]) -> dict[str, str | int]:

@@ -8,10 +8,10 @@ from typing import Any
 from psycopg import sql
 
 from rowvec.errors import TargetError, UsageError
-from rowvec.index.build import cut_name
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.query import Hit, ask, cursor_for_vectors, hit_of, opened, percent_signs_doubled, refused_values
 from rowvec.search.statement import distance_to

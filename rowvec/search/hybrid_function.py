@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from rowvec.index.build import cut_name
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.hybrid import DEPTH, LEAST_DEPTH, Hybrid, check_language, fused_statement
 from rowvec.search.query import LIMITS, MOST_K

@@ -8,9 +8,9 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import TargetError
-from rowvec.index.build import cut_name
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 

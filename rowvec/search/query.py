@@ -16,10 +16,10 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 from rowvec.errors import UsageError
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.copy_types import overflows_half
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.statement import Filtered, Mode, Statement, by_index, filter_plan, shortlist_length, statement
 from rowvec.search.where import EVERYTHING, Where, parse_where

@@ -11,11 +11,11 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import TargetError
-from rowvec.index.build import cut_name
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.query import LIMITS, MOST_K, MOST_OVERSAMPLING
 from rowvec.search.statement import Filtered, by_index, filter_plan, shortlist_length, statement
@@ -168,7 +168,7 @@ def generations(connection: Connection, table: VectorTable, suffix: str, columns
             "search",
             "function_former",
             dimensions=sql.Literal(row[1]),
-            asked=table.layout.dimensions_of(sql.SQL("$1")),
+            asked=table.dimensions_of(sql.SQL("$1")),
             function=sql.Literal(function.as_string(connection)),
             again=sql.Literal(_call(table, function, columns).as_string(connection)),
         )

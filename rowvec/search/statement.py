@@ -7,9 +7,8 @@ from typing import Literal
 
 from psycopg import sql
 
-from rowvec.index.build import indexed_expression
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.queries import blocks, query
+from rowvec.postgres.vector_index import IndexChoice, indexed_expression
 from rowvec.postgres.vector_table import Metric, VectorTable
 
 Mode = Literal["adaptive", "exact", "ann", "bits"]

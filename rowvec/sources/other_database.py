@@ -12,21 +12,22 @@ import pyarrow as pa
 from psycopg import sql
 
 from rowvec.errors import DatabaseUnavailable, RejectReason, RowError, SourceError, TargetError
-from rowvec.ledger.plans import FETCH_ROWS, key_json
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
-from rowvec.postgres.fragments import key_digest
+from rowvec.postgres.fragments import key_digest, key_json, names
 from rowvec.postgres.queries import query
 from rowvec.sources.diff import Block, Changes, Words
 from rowvec.sources.hash_stream import copied_pairs, unpack_digests
-from rowvec.sources.postgres import SourceQuery, describe, names
+from rowvec.sources.postgres import SourceQuery, describe
 from rowvec.sources.protocol import ACTIONS, Action, Reject, SeenImage, row_schema
 from rowvec.vectors.fingerprint import Digested
 
 # Digests in one statement, 9 MB of it. Each statement hashes the whole source again, for no index knows the digests.
 _ASKED_ROWS = 250_000
+# Rows fetched at once: a few megabytes of text.
+_FETCH_ROWS = 2048
 
 
 class RemoteSource:
@@ -121,9 +122,9 @@ class RemoteSource:
 
     def _blocks(self, statement: sql.Composed) -> Iterator[list[tuple[object, ...]]]:
         with _own_faults(), self._connection.cursor(name="source", binary=True) as cursor:
-            cursor.itersize = FETCH_ROWS
+            cursor.itersize = _FETCH_ROWS
             cursor.execute(statement)
-            while rows := cursor.fetchmany(FETCH_ROWS):
+            while rows := cursor.fetchmany(_FETCH_ROWS):
                 yield rows
 
 

@@ -14,6 +14,7 @@ from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.columns import PgColumn, listed
 from rowvec.postgres.connection import Connection, target_url
+from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import query
 
 NOT_BLANK = "[^ \t\n\r\f\v]"
@@ -76,13 +77,6 @@ class SourceQuery:
             "something": self.something,
             "single": sql.SQL("true") if self.unique else single,
         }
-
-
-def names(columns: tuple[PgColumn, ...], alias: str | None = None) -> sql.Composed:
-    """``"a", "b"``, or with an alias ``t."a", t."b"``."""
-    return sql.SQL(", ").join(
-        sql.Identifier(alias, column.name) if alias else sql.Identifier(column.name) for column in columns
-    )
 
 
 def is_beside(pipeline: Pipeline) -> bool:

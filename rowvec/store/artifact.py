@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from rowvec.errors import ArtifactCorrupt
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.store.open import Store, file_checksum, open_store
-from rowvec.sync.binarize import write_bits
+from rowvec.store.protocol import Store, file_checksum
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Embeddings, Layout, is_layout, of_arrow
 
@@ -231,16 +230,3 @@ def _check_layout(path: Path, schema: pa.Schema) -> None:
     vectors = is_layout(embedding) and pa.types.is_struct(embedding) == (told == SPARSE_FORMAT)
     if not vectors or types.get("fingerprint") != pa.binary(32):
         raise ArtifactCorrupt(f"{path} says {told.decode()}, but has not the columns of one")
-
-
-__all__ = [
-    "FORMAT",
-    "Artifact",
-    "Store",
-    "open_store",
-    "read_artifact",
-    "read_vectors",
-    "upload",
-    "write_artifact",
-    "write_bits",
-]

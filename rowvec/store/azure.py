@@ -21,9 +21,8 @@ from azure.core.exceptions import (
 from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetry
 
 from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
-from rowvec.images.content import SUFFIXES
 from rowvec.store.azure_account import Place, credential_of, place_of
-from rowvec.store.open import checked_name, checked_prefix, disk_faults, settle
+from rowvec.store.protocol import SUFFIXES, checked_name, checked_prefix, disk_faults, settle
 
 # A request's share of an object, and so the memory of a transfer (two blocks are under way in an upload).
 _BLOCK = 4 << 20
@@ -67,7 +66,7 @@ class _Digests:
 
 @dataclass(frozen=True, slots=True)
 class AzureStore:
-    """See ``rowvec.store.open.Store``. The container is made, private, when the first object is put."""
+    """See ``rowvec.store.protocol.Store``. The container is made, private, when the first object is put."""
 
     client: ContainerClient
     place: Place

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential, TokenCredential
 
 from rowvec.errors import UsageError
-from rowvec.store.open import checked_name
+from rowvec.store.protocol import checked_name
 
 _CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(?:-[a-z0-9]+)*|\$root")
 _RIGHT_URL = "write https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX"

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from rowvec.errors import ArtifactCorrupt
-from rowvec.store.open import checked_name, checked_prefix, disk_faults, file_checksum, settle
+from rowvec.store.protocol import checked_name, checked_prefix, disk_faults, file_checksum, settle
 
 _BLOCK = 1 << 20
 _REMEDY = "mend that, or set artifacts.url"
@@ -29,7 +29,7 @@ _Opened = Callable[[], BinaryIO]
 
 @dataclass(frozen=True, slots=True)
 class FolderStore:
-    """See ``rowvec.store.open.Store``. The folder is made when the first object is put."""
+    """See ``rowvec.store.protocol.Store``. The folder is made when the first object is put."""
 
     root: Path
 

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, Field, NonNegativeInt, TypeAdapter, Validati
 
 from rowvec.errors import ArtifactCorrupt
 from rowvec.store.artifact import Artifact
-from rowvec.store.open import Store, checked_name
+from rowvec.store.protocol import Store, checked_name
 from rowvec.vectors.fingerprint import Identity
 
 # To the microsecond and in UTC, so that names are in the order of time even where a database and its numbers were lost.

@@ -11,7 +11,7 @@ from azure.core.exceptions import AzureError
 from azure.storage.blob import BlobSasPermissions, BlobServiceClient, ContainerClient, generate_blob_sas
 
 from rowvec.store.azure import AzureStore
-from rowvec.store.open import Store
+from rowvec.store.protocol import Store
 
 LINK_LIFETIME = timedelta(hours=1)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rowvec.pipeline import Pipeline
+from rowvec.runtime.telemetry import traced
+from rowvec.sync.batch import Batch
 from rowvec.vectors.layout import Precision
 
 # Rows worked on at once: 1,024 vectors of 1,536 dimensions are 6 MB, their comparison another 1.5.
@@ -49,3 +53,17 @@ def _bits_of(batch: pa.RecordBatch, dimensions: int, precision: Precision) -> pa
         with np.errstate(over="ignore", under="ignore"):
             packed[start : start + _ROWS] = binarize(kept if precision == "float32" else kept.astype(np.float16))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(packed.shape[1]), len(packed), [None, pa.py_buffer(packed)])
+
+
+@traced("binarize")
+def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
+    """One bit a dimension, beside the vectors."""
+    started = time.monotonic()
+    if batch.rows and pipeline.target.bits:
+        write_bits(
+            batch.folder / "embedded.arrow",
+            batch.folder / "bits.arrow",
+            pipeline.embedder.dimensions,
+            pipeline.target.precision,
+        )
+    return batch.after("binarize", started)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 from rowvec.errors import UsageError
-from rowvec.ledger.pipelines import RunId
+from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
-from rowvec.sources.images.locations import is_url
-from rowvec.sync import batch as batch_stages
+from rowvec.sources.images.file import is_url
+from rowvec.sync import binarize, embed, load, upload
 from rowvec.sync.batch import Batch
+from rowvec.sync.images import upload as images_upload
 
 # A task on a cluster costs up to 0.4 s, a hundred times that of a thread: where nobody bills or paces us, a batch of
 # the usual size is about a second's work.
@@ -54,8 +55,8 @@ def work_through(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     Done again, by whichever machine, it pays for nothing that was answered, and loads nothing twice.
     """
     check_reachable(pipeline)
-    batch = batch_stages.upload_image_files(pipeline, run_id, number)
-    batch = batch_stages.embed_rows(pipeline, run_id, number, batch)
-    batch = batch_stages.binarize_rows(pipeline, batch)
-    batch = batch_stages.upload_rows(pipeline, batch)
-    return batch_stages.load_rows(pipeline, batch)
+    batch = images_upload.upload_image_files(pipeline, run_id, number)
+    batch = embed.embed_rows(pipeline, run_id, number, batch)
+    batch = binarize.binarize_rows(pipeline, batch)
+    batch = upload.upload_rows(pipeline, batch)
+    return load.load_rows(pipeline, batch)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +15,35 @@ import numpy.typing as npt
 import pyarrow as pa
 from psycopg import sql
 
+from rowvec.embedders.cache import opened_embedder, opened_image_embedder
 from rowvec.embedders.protocol import Answer, Embedder
+from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.rate_limit.shared import shared_pace
 from rowvec.errors import ArtifactCorrupt, RowError
-from rowvec.ledger import pipelines, rejects
-from rowvec.ledger.plans import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
-from rowvec.postgres.connection import Connection
+from rowvec.ledger import rejects, reuse
+from rowvec.ledger.plans import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema, open_plan
+from rowvec.ledger.reuse import longer_identities
+from rowvec.ledger.runs import RunId
+from rowvec.ledger.spending import open_purse
+from rowvec.ledger.workdir import database_name
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.queries import query
+from rowvec.runtime.progress import tell
+from rowvec.runtime.telemetry import traced
+from rowvec.sources.images.locations import open_places
 from rowvec.store.artifact import read_vectors
-from rowvec.store.open import Store
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
+from rowvec.sync.batch import Batch
+from rowvec.sync.batch_api import jobs
+from rowvec.sync.batch_api.ask import asks_ahead
+from rowvec.sync.images import upload
 from rowvec.sync.vector_spool import VectorSpool, open_spool
 from rowvec.vectors.fingerprint import fingerprint as fingerprint_of
 from rowvec.vectors.layout import Embeddings, dense
-from rowvec.vectors.matryoshka import cut, longer_identities
+from rowvec.vectors.matryoshka import cut
 
 # Fingerprints looked up in one statement: an array of 10,000 is 0.4 MB.
 _LOOKUP = 10_000
@@ -89,7 +108,7 @@ def embed_batch(
             known = [distinct.fingerprints[i] for i in ids]
             # No provider that bills gives sparse vectors.
             vectors = dense(answer.vectors)
-            pipelines.keep_answers(connection, plan.pipeline_id, plan.run_id, known, vectors, answer.tokens)
+            reuse.keep_answers(connection, plan.pipeline_id, plan.run_id, known, vectors, answer.tokens)
         if progress:
             progress(int(distinct.present.sum()) + len(distinct.rejected), len(distinct.fingerprints))
     rows = _write_embedded(folder, plan, distinct)
@@ -121,14 +140,14 @@ def _write_rows(connection: Connection, plan: Plan, batch: int, folder: Path) ->
 
 def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct, folder: Path) -> None:
     """Fill in the vectors that were paid for before: by an unfinished run, or for a row with the same content."""
-    look_in_table = not plan.direct and pipelines.relies_on_table(connection, plan.pipeline_id)
+    look_in_table = not plan.direct and reuse.relies_on_table(connection, plan.pipeline_id)
     for start in range(0, len(distinct.fingerprints), _LOOKUP):
         wanted = distinct.fingerprints[start : start + _LOOKUP]
         ids = {fingerprint: start + i for i, fingerprint in enumerate(wanted)}
-        for fingerprint, vector in pipelines.known_answers(connection, plan.pipeline_id, wanted).items():
+        for fingerprint, vector in reuse.known_answers(connection, plan.pipeline_id, wanted).items():
             _fill(distinct, [ids[fingerprint]], vector[None])
         open_ids = [f for f in wanted if not distinct.present[ids[f]]]
-        for artifact, held in pipelines.known_in_artifacts(connection, plan.pipeline_id, open_ids).items():
+        for artifact, held in reuse.known_in_artifacts(connection, plan.pipeline_id, open_ids).items():
             before = int(distinct.present.sum())
             found, vectors = _kept(connection, store, plan, artifact, held, folder)
             _fill(distinct, [ids[fingerprint] for fingerprint in found], vectors)
@@ -150,7 +169,7 @@ def _cut_from_longer(
         digest = identity.digest()
         texts = _texts(folder / "rows.arrow", distinct, missing, "content")
         ids = {bytes(fingerprint_of(digest, text.encode())): int(i) for i, text in zip(missing, texts, strict=True)}
-        for artifact, held in pipelines.known_in_artifacts(connection, plan.pipeline_id, list(ids)).items():
+        for artifact, held in reuse.known_in_artifacts(connection, plan.pipeline_id, list(ids)).items():
             found, vectors = _kept(connection, store, plan, artifact, held, folder)
             if isinstance(vectors, np.ndarray):
                 _fill(distinct, [ids[longer] for longer in found], cut(vectors, plan.table.dimensions))
@@ -168,8 +187,8 @@ def _kept(
     except ArtifactCorrupt as error:
         logger.warning("%s; what it held is looked for in the vector table, or embedded anew", error)
         with connection.transaction():
-            pipelines.set_artifacts_lost(connection, plan.pipeline_id, lost=True)
-            pipelines.forget_artifact(connection, plan.pipeline_id, name)
+            reuse.set_artifacts_lost(connection, plan.pipeline_id, lost=True)
+            reuse.forget_artifact(connection, plan.pipeline_id, name)
         return [], plan.table.layout.together([])
     finally:
         local.unlink(missing_ok=True)
@@ -258,3 +277,53 @@ def _set_aside(connection: Connection, plan: Plan, folder: Path, distinct: _Dist
                 ]
                 rejects.set_aside(connection, plan.pipeline_id, plan.run_id, found)
     return int(bad.sum())
+
+
+@traced("embed")
+def embed_rows(pipeline: Pipeline, run_id: RunId, number: int, before: Batch | None = None) -> Batch:
+    """Fetch a batch and give its rows vectors; ``before`` is the batch as its images were uploaded."""
+    started, batch = time.monotonic(), before or Batch(run_id=run_id, number=number)
+    resolved = resolve(pipeline)
+    embedder = opened_embedder(resolved.embedder)
+    with (
+        open_target(resolved, f"rowvec embed {number}") as connection,
+        _purse(resolved, run_id, embedder) as purse,
+        shared_pace(resolved.target.url, embedder),
+    ):
+        batch = replace(batch, database=database_name(connection))
+        done = embed_batch(
+            connection,
+            open_store(resolved.artifacts),
+            embedder,
+            open_plan(connection, resolved, run_id),
+            number,
+            batch.folder,
+            lambda done, total: tell("embed", f"batch {number}", done, total),
+            _asking(resolved, connection, run_id, batch.folder, purse),
+        )
+    return batch.after(
+        "embed", started, rows=done.rows, embedded=done.embedded, rejected=done.rejected, tokens=done.tokens
+    )
+
+
+def _purse(pipeline: Pipeline, run_id: RunId, embedder: Embedder) -> AbstractContextManager[Purse]:
+    """What requests are paid from, on a connection of its own; without one where nothing costs anything."""
+    return open_purse(pipeline, run_id, embedder.cost) if embedder.paid else nullcontext(FREE)
+
+
+def _asking(pipeline: Pipeline, connection: Connection, run_id: RunId, folder: Path, purse: Purse) -> Ask:
+    """How an embedder is asked about contents: about the images they name, or about the texts they are."""
+    if pipeline.source.kind == "images" and pipeline.embedder.kind != "column":
+        seeing = opened_image_embedder(pipeline.embedder)
+        store, places = open_store(pipeline.artifacts), open_places(pipeline.source, listed=False)
+
+        def ask(contents: Iterator[str]) -> Iterator[Answer]:
+            opened = upload.opened_images(connection, store, places, pipeline.name, folder, contents)
+            return seeing.embed_images(opened, purse)
+
+        return ask
+    embedder = opened_embedder(pipeline.embedder)
+    if not asks_ahead(pipeline):
+        return lambda texts: embedder.embed(texts, purse)
+    pipeline_id = open_plan(connection, pipeline, run_id).pipeline_id
+    return lambda texts: jobs.embed_the_rest(connection, pipeline_id, embedder, purse, texts)

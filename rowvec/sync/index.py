@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from rowvec.index.build import index_state
-from rowvec.index.choice import IndexChoice, choose
+from rowvec.index.choice import choose
 from rowvec.index.history import look
 from rowvec.index.recall import RecallReport
 from rowvec.index.sparsity import sparsity_of
@@ -14,9 +14,14 @@ from rowvec.index.tuning.results import find_tuning
 from rowvec.index.upkeep import keep_fit
 from rowvec.index.vacuum import vacuum_if_due
 from rowvec.index.wear import Reason
+from rowvec.ledger.plans import open_plan
+from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import Connection
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.telemetry import traced
 from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index
 from rowvec.search.hybrid_function import drop_hybrid_function, install_hybrid_function
 from rowvec.search.provenance_view import install_provenance
@@ -85,3 +90,11 @@ def _install_functions(connection: Connection, table: VectorTable, pipeline: Pip
     else:
         drop_text_indexes(connection, table)
         drop_hybrid_function(connection, table)
+
+
+@traced("index")
+def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
+    """See to it that the vector table has the index it is to have, and the search function that uses it."""
+    resolved = resolve(pipeline)
+    with open_target(resolved, "rowvec index") as connection:
+        return serve(connection, open_plan(connection, resolved, run_id).table, resolved)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,39 +16,25 @@ from psycopg import sql
 from psycopg.copy import LibpqWriter
 
 from rowvec.errors import DatabaseUnavailable
-from rowvec.ledger.pipelines import RunId
+from rowvec.ledger.plans import open_plan
+from rowvec.ledger.runs import RunId
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection, lost_connections_are_retriable
-from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder, can_encode
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable, open_target
+from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.progress import tell
+from rowvec.runtime.telemetry import traced
 from rowvec.store.artifact import read_artifact
+from rowvec.store.open import open_store
+from rowvec.store.protocol import file_checksum
+from rowvec.sync.batch import Batch
+from rowvec.sync.staging import staged_columns
 
 SEND_BUFFER_BYTES = 4 * 1024 * 1024
 """The server works on while we read and encode the next rows; docs/decisions/0002-binary-copy.md has the figures."""
-
-
-def direct_possible(table: VectorTable) -> bool:
-    """Whether all columns can be written in their own types, so that staging can become the vector table."""
-    return all(can_encode(column.pg_type) for column in table.columns)
-
-
-def create_staging(
-    connection: Connection, run_id: RunId, table: VectorTable, name: sql.Identifier, *, direct: bool
-) -> None:
-    """Make the empty table that a run's batches are loaded into: as the vector table itself where ``direct``.
-
-    What an earlier plan of the run left there goes, and with it the marks of its batches.
-    """
-    columns = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql)
-        for column in _staged_columns(table, direct=direct)
-    )
-    with lost_connections_are_retriable(), connection.transaction():
-        connection.execute(query("load", "forget_batches"), {"run_id": run_id})
-        connection.execute(query("load", "forget_staging", name=name))
-        connection.execute(query("load", "create" if direct else "create_unlogged", name=name, columns=columns))
 
 
 def load_batch(
@@ -70,7 +58,7 @@ def load_batch(
             row = connection.execute(query("load", "loaded_rows"), values).fetchone()
             return row[0] if row else 0
         constants = {"run_id": run_id, "embedded_at": claimed[0]} if direct else {}
-        columns = _staged_columns(table, direct=direct)
+        columns = staged_columns(table, direct=direct)
         rows = copy_rows(connection, into, columns, _told(artifact, batch), constants)
         connection.execute(query("load", "mark"), {**values, "rows": rows})
         return rows
@@ -127,9 +115,17 @@ def _widen_socket(connection: Connection) -> None:
                 wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
-def _staged_columns(table: VectorTable, *, direct: bool) -> tuple[PgColumn, ...]:
-    if direct:
-        return table.columns
-    own = {column.name for column in (*table.key, *table.metadata)}
-    # run_id and embedded_at are the merge's to say.
-    return tuple(PgColumn(c.name, c.travels_as) if c.name in own else c for c in table.columns[:-2])
+@traced("load")
+def load_rows(pipeline: Pipeline, batch: Batch) -> Batch:
+    """COPY the artifact into staging: from this machine's copy if it is still there, else from the store."""
+    started = time.monotonic()
+    if batch.artifact is not None:
+        resolved, parquet = resolve(pipeline), batch.folder / "artifact.parquet"
+        if not parquet.exists() or file_checksum(parquet) != batch.artifact.sha256:
+            batch.folder.mkdir(parents=True, exist_ok=True)
+            open_store(resolved.artifacts).get(batch.artifact.name, parquet, batch.artifact.sha256)
+        with open_target(resolved, f"rowvec load {batch.number}") as connection:
+            plan = open_plan(connection, resolved, batch.run_id)
+            load_batch(connection, batch.run_id, batch.number, parquet, plan.table, plan.staging, direct=plan.direct)
+    shutil.rmtree(batch.folder, ignore_errors=True)
+    return batch.after("load", started)

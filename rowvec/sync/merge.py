@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass, replace
 
 from psycopg import errors as pg
 from psycopg import sql
 
-from rowvec.errors import MergeConflict, TargetError
+from rowvec.errors import MergeConflict, TargetError, UsageError
+from rowvec.index.build import drop_indexes
+from rowvec.index.choice import LIMIT_NONZEROS, Sparsity
+from rowvec.index.sparsity import widest
 from rowvec.ledger.journal import begin_anew, unrecorded
-from rowvec.ledger.plans import Plan, key_json
+from rowvec.ledger.plans import Plan, open_plan
+from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Index
+from rowvec.pipeline.references import resolve
 from rowvec.postgres.citus import distribute
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection, without_blocking
-from rowvec.postgres.fragments import key_digest
+from rowvec.postgres.connection import Connection, open_target, without_blocking
+from rowvec.postgres.fragments import is_exact, key_digest, key_json, names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.sources.postgres import is_beside, names
+from rowvec.runtime.telemetry import traced
+from rowvec.sources.postgres import is_beside
+from rowvec.sync.batch import Batch
 from rowvec.sync.extract.chunks import ChunkedQuery, Rows, is_joined, source_rows
-from rowvec.sync.extract.stage import bring_chunks_up_to_date, check_loss, is_exact, same_key
+from rowvec.sync.extract.request import check_loss
+from rowvec.sync.extract.stage import bring_chunks_up_to_date
 
 _LOCK_SPACE = 0x72760002
 """Advisory locks of merges: (this, pipeline_id)."""
@@ -64,9 +75,7 @@ def merge(connection: Connection, pipeline: Pipeline, plan: Plan) -> Merged:
         # The chunks stand for the source: they are to be as it is now, or nearly.
         bring_chunks_up_to_date(connection, pipeline, plan.identity, plan.pipeline_id)
     elif source.kind in _MOVING and not joined:
-        from rowvec.sync.extract.by_hash import (
-            moved as moved_since,  # late: pyarrow's file readers are needed only here
-        )
+        from rowvec.sync.extract.recheck import moved as moved_since
 
         moved = moved_since(connection, pipeline, plan)
     try:
@@ -100,7 +109,7 @@ def compare(connection: Connection, pipeline: Pipeline, plan: Plan, merged: Merg
     A file does not change under a run (one that does is an error), so what differs is missing. Rows of another
     database, and images, may have changed since they were read: they are the next round's.
     """
-    from rowvec.sync.extract.by_hash import compare_apart  # late: pyarrow's file readers are needed only here
+    from rowvec.sync.extract.recheck import compare_apart  # late: pyarrow's file readers are needed only here
 
     found = compare_apart(connection, pipeline, plan.identity, plan.pipeline_id, plan.table, plan)
     connection.execute(query("merge", "drop", table=plan.rows))
@@ -380,3 +389,55 @@ def _same(plan: Plan, left: str, right: str, *, cast_right: bool = False) -> sql
 def _cast(alias: str, column: PgColumn) -> sql.Composed:
     """A staged column in its own type: exotic ones travel as text."""
     return sql.SQL("{}::{}").format(sql.Identifier(alias, column.name), column.type_sql)
+
+
+def make_room(connection: Connection, plan: Plan, wanted: Index) -> str | None:
+    """Before a merge: an index that cannot take what is staged goes, or the merge would fail; what there is to say.
+
+    Searches are exact from then on. Raises ``UsageError`` where the pipeline insists on the index.
+    """
+    table = plan.table
+    if not plan.batches or not table.layout.is_sparse:
+        return None
+    most, key = widest(connection, table, plan.staging)
+    if most <= LIMIT_NONZEROS:
+        return None
+    found = Sparsity(mean=0, most=most, key=key)
+    if wanted.kind == "hnsw":
+        raise UsageError(found.refused())
+    dropped = drop_indexes(connection, table)
+    return f"dropped {', '.join(dropped)}: {found.written()}" if dropped else None
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One plan, its batches, and the merge that ended it."""
+
+    plan: Plan
+    batches: tuple[Batch, ...]
+    merged: Merged
+    images_again: int = 0
+    """Those that were put into the store a second time, for it had lost them."""
+
+    @property
+    def seconds(self) -> tuple[tuple[str, float], ...]:
+        """Time spent in the stages that are not a batch's."""
+        return (("extract", self.plan.seconds), ("merge", self.merged.seconds))
+
+
+@traced("merge")
+def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
+    """One transaction, after which the vector table agrees with the source."""
+    started = time.monotonic()
+    resolved = resolve(pipeline)
+    with open_target(resolved, "rowvec merge") as connection:
+        plan = open_plan(connection, resolved, run_id)
+        if said := make_room(connection, plan, resolved.index):
+            logger.warning("%s.%s: %s", plan.table.schema, plan.table.name, said)
+        merged = merge(connection, resolved, plan)
+        if not is_joined(resolved):
+            merged = compare(connection, resolved, plan, merged)
+    return replace(merged, seconds=time.monotonic() - started)

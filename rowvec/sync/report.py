@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from rowvec.pipeline import Pipeline
+from opentelemetry import metrics
 
-What = Literal["texts", "images"]
-BILLED: dict[What, str] = {"texts": "tokens", "images": "transactions"}
-"""What an embedder counts, by what it is asked about; reports call the number ``tokens``, whichever it is."""
+from rowvec.errors import Inconsistent
+from rowvec.pipeline.model import BILLED, What
+
+_KINDS = ("new", "changed", "metadata_only", "deleted", "unchanged", "embedded", "reused")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +106,6 @@ class SyncReport:
         return "\n".join(lines)
 
 
-def what_of(pipeline: Pipeline) -> What:
-    """What a pipeline embeds."""
-    return "images" if pipeline.source.kind == "images" else "texts"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
     """The outcome of one restore; ``as_json`` is what ``rowvec restore --json`` prints."""
@@ -170,3 +166,38 @@ class RestoreReport:
 def _by_stage(seconds: dict[str, float]) -> str:
     """Stages overlap: batches are at several of them at once, so that they add up to more than the whole."""
     return ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items() if stage != "total")
+
+
+def record(report: SyncReport) -> None:
+    """The figures of a sync, once it has its verdict."""
+    meter = metrics.get_meter("rowvec")
+    of = {"rowvec.pipeline": report.pipeline}
+    rows = meter.create_counter("rowvec.rows", "{row}", "Rows by what became of them.")
+    for kind in _KINDS:
+        rows.add(getattr(report, kind), {**of, "rowvec.kind": kind})
+    meter.create_counter("rowvec.tokens", "{token}", "Tokens that were paid for.").add(report.tokens, of)
+    meter.create_counter("rowvec.cost", "USD", "What the embedder's provider bills.").add(report.cost_usd, of)
+    runs = meter.create_counter("rowvec.runs", "{run}", "Runs that came to a verdict.")
+    runs.add(1, {**of, "rowvec.consistent": report.consistent})
+    seconds = meter.create_histogram("rowvec.duration", "s", "Seconds of a run by stage; batches side by side add up.")
+    for stage, spent in report.seconds.items():
+        seconds.record(spent, {**of, "rowvec.stage": stage})
+    meter.create_gauge("rowvec.table.rows", "{row}", "Rows of the vector table.").set(report.rows, of)
+    meter.create_gauge("rowvec.rejects", "{row}", "Rows that are set aside.").set(report.rejected, of)
+    if report.recall_at_k is not None:
+        recall = meter.create_gauge("rowvec.recall", "1", "Recall at k of the index, by the run's sample.")
+        recall.set(report.recall_at_k, {**of, "rowvec.k": report.k})
+
+
+R = TypeVar("R", SyncReport, RestoreReport)
+
+
+def conclude(report: R) -> R:
+    """The report of a run that succeeded. Raises ``Inconsistent`` with it otherwise."""
+    if report.consistent:
+        return report
+    first = report.failed_checks[0]
+    rows = f" (rows {', '.join(first.rows[:5])})" if first.rows else ""
+    raise Inconsistent(
+        f"run {report.run_id} of {report.pipeline} is inconsistent: {first.name}: {first.detail}{rows}", report
+    )

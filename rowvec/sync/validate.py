@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from rowvec.index.checks import VectorCheck, check_index, check_vectors
-from rowvec.index.choice import IndexChoice
-from rowvec.index.recall import RecallReport, measure
-from rowvec.ledger import pipelines
-from rowvec.ledger.plans import Plan
-from rowvec.pipeline.model import Recall
-from rowvec.postgres.connection import Connection
-from rowvec.postgres.vector_table import VectorTable
-from rowvec.store.open import Store
-from rowvec.sync.merge import Merged
-from rowvec.sync.report import Check
+import shutil
+import time
+from dataclasses import asdict, replace
 
-# Their 95 % interval is about two points wide at a recall of 0.95.
-_DECIDING_QUERIES = 1000
+from rowvec.embedders.cache import opened_embedder
+from rowvec.embedders.protocol import Embedder
+from rowvec.index.checks import VectorCheck, check_index, check_vectors
+from rowvec.index.recall import RecallReport, remedy
+from rowvec.ledger import journal, rejects, reuse, runs
+from rowvec.ledger.journal import Closing
+from rowvec.ledger.plans import Plan, open_plan
+from rowvec.ledger.runs import Run
+from rowvec.ledger.workdir import spool, spooled
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.vector_index import IndexChoice
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.telemetry import traced
+from rowvec.sources.images.seen import forget_run, run_name
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
+from rowvec.sync.batch_api import jobs
+from rowvec.sync.batch_api.jobs import Collected
+from rowvec.sync.images.lost import check_images
+from rowvec.sync.index import Indexed
+from rowvec.sync.merge import Merged, Round
+from rowvec.sync.report import Check, SyncReport, record
 
 
 def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
@@ -62,7 +76,7 @@ def check_table(connection: Connection, table: VectorTable, run_id: int | None) 
 
 def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
     """Is everything this run paid for in the store, whole?"""
-    written = pipelines.artifacts_of(connection, plan.run_id)
+    written = reuse.artifacts_of(connection, plan.run_id)
     lost = [a.name for a in written if store.checksum(a.name) != a.sha256]
     detail = f"{len(written):,} artifact(s) of this run are in the store"
     if lost:
@@ -96,34 +110,121 @@ def check_serving(
     return [*checks, Check(name="recall", ok=recall.passed, detail=detail, value=value)]
 
 
-def remedy(choice: IndexChoice) -> str:
-    """What raises the recall of an index like this one."""
-    tuned = "let rowvec index --tune find the effort, or set index.kind to none, which searches exactly"
-    if choice.kind == "ivfflat":
-        return tuned
-    if choice.on == "bits" or choice.prefix:
-        return "raise index.m, index.ef_construction or index.oversampling, or set index.on to float"
-    return f"raise index.m and index.ef_construction, or {tuned}"
-
-
-def measured_recall(
-    connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall, *, newest: bool = False
-) -> RecallReport | None:
-    """What the index finds of what an exact search finds; None where there is no index.
-
-    ``newest``: of several that serve the search, the youngest (see ``recall.measure``).
-    """
-    if choice.kind == "none":
-        return None
-    recall = measure(connection, table, choice, wanted, choice.oversampling, newest=newest)
-    if recall.passed or wanted.queries >= _DECIDING_QUERIES:
-        return recall
-    # A hundred queries can miss by chance; a run should fail for what is so.
-    more = wanted.model_copy(update={"queries": _DECIDING_QUERIES})
-    return measure(connection, table, choice, more, choice.oversampling, newest=newest)
-
-
 def _check(found: VectorCheck) -> Check:
     keys = tuple("(" + ", ".join(key) + ")" for key in found.rows)
     detail = found.detail if found.passed else f"{found.count:,} row(s) fail it: {found.detail}"
     return Check(name=found.name, ok=found.passed, detail=detail, rows=keys)
+
+
+# Reading every vector of a large table back would cost more than the run did: beyond this many rows a run checks what
+# it wrote itself, and the daily audit the rest.
+_ALL_ROWS = 200_000
+
+
+@traced("validate")
+def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
+    """Check what must hold, write the manifest, and record the verdict in the ledger."""
+    started = time.monotonic()
+    resolved = resolve(pipeline)
+    store = open_store(resolved.artifacts)
+    with open_target(resolved, "rowvec validate") as connection:
+        plan = open_plan(connection, resolved, run.run_id)
+        merged = rounds[-1].merged
+        checks = [
+            *check_merge(merged, of_files=resolved.source.kind != "postgres"),
+            *check_table(connection, plan.table, None if indexed.rows <= _ALL_ROWS else plan.run_id),
+            check_artifacts(connection, store, plan),
+            *([check_images(connection, plan.table, pipeline)] if resolved.source.kind == "images" else []),
+            *check_serving(connection, plan.table, indexed.choice, indexed.recall, indexed.said),
+        ]
+        report = _report(pipeline, run, rounds, indexed, checks, opened_embedder(resolved.embedder))
+        report = _with_jobs(report, jobs.unreported(connection, run.pipeline_id))
+        report = replace(report, rejected=rejects.count(connection, run.pipeline_id))
+        recorded = journal.record(connection, store, _closing(plan, report), spool(connection, plan.run_id))
+        seconds = {**report.seconds, "validate": round(time.monotonic() - started, 3)}
+        seconds["total"] = round(time.monotonic() - run.started, 3)
+        report = replace(report, manifest=recorded and recorded.name, seconds=seconds)
+        with connection.transaction():
+            if recorded:
+                recorded.tell(connection)
+            jobs.report(connection, run.pipeline_id, run.run_id)
+            runs.finish_run(
+                connection,
+                run.run_id,
+                "succeeded" if report.consistent else "failed",
+                report=report.as_json(),
+                checks=[asdict(check) for check in checks],
+                manifest=recorded and recorded.name,
+                manifest_sha256=recorded and recorded.sha256,
+            )
+        shutil.rmtree(spooled(connection, run.run_id), ignore_errors=True)
+    forget_run(run_name(run.run_id))
+    record(report)
+    return report
+
+
+def _report(
+    pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed, checks: list[Check], embedder: Embedder
+) -> SyncReport:
+    first, last = rounds[0].plan.counts, rounds[-1]
+    batches = [batch for one in rounds for batch in one.batches]
+    embedded, tokens = sum(b.embedded for b in batches), sum(b.tokens for b in batches)
+    seconds: dict[str, float] = {}
+    spent = [pair for one in rounds for pair in one.seconds] + [pair for batch in batches for pair in batch.seconds]
+    for stage, value in [*spent, ("index", indexed.seconds)]:
+        seconds[stage] = seconds.get(stage, 0.0) + value
+    recall = next((check.value for check in checks if check.name == "recall"), None)
+    return SyncReport(
+        run_id=run.run_id,
+        pipeline=pipeline.name,
+        new=sum(one.plan.counts.new for one in rounds),
+        changed=sum(one.plan.counts.changed for one in rounds),
+        metadata_only=sum(one.plan.counts.metadata_only for one in rounds),
+        deleted=sum(one.plan.counts.deleted for one in rounds),
+        unchanged=first.unchanged,
+        rejected=0,
+        embedded=embedded,
+        reused=sum(b.rows for b in batches) - embedded,
+        what=pipeline.what,
+        images=sum(b.images for b in batches) + sum(one.images_again for one in rounds),
+        tokens=tokens,
+        cost_usd=embedder.cost(tokens),
+        pending=last.merged.pending,
+        rows=last.merged.table_rows,
+        consistent=all(check.ok for check in checks),
+        k=pipeline.validation.recall.k,
+        recall_at_k=recall,
+        checksum=last.merged.table_checksum,
+        artifacts=sum(b.artifact is not None for b in batches),
+        manifest=None,
+        checks=tuple(checks),
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+    )
+
+
+def _with_jobs(report: SyncReport, brought: Collected) -> SyncReport:
+    """The report with what jobs have answered since the last one, which its batches found among the answers."""
+    return replace(
+        report,
+        embedded=report.embedded + brought.texts,
+        reused=max(0, report.reused - brought.texts),
+        tokens=report.tokens + brought.tokens,
+        cost_usd=report.cost_usd + brought.usd,
+    )
+
+
+def _closing(plan: Plan, report: SyncReport) -> Closing:
+    """What the run's manifest is to say."""
+    names = ("new", "changed", "metadata_only", "deleted", "unchanged", "rows", "rejected")
+    return Closing(
+        run_id=plan.run_id,
+        pipeline_id=plan.pipeline_id,
+        pipeline=report.pipeline,
+        table=plan.table,
+        identity=plan.identity,
+        counts={name: getattr(report, name) for name in names},
+        checksum=report.checksum,
+        embedded=report.embedded,
+        tokens=report.tokens,
+        cost_usd=report.cost_usd,
+    )

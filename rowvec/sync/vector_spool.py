@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rowvec.store.open import disk_faults
+from rowvec.store.protocol import disk_faults
 from rowvec.vectors.layout import Embeddings, Layout, Vectors, dense
 from rowvec.vectors.sparse import SparseVectors, ends_of, spread
 

@@ -11,8 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from psycopg import sql
 
-from rowvec.postgres.connection import Connection
-from rowvec.postgres.queries import query
 from rowvec.vectors import sparse
 from rowvec.vectors.sparse import SparseVectors
 
@@ -64,11 +62,6 @@ class Layout:
         """The function that gives a vector's norm."""
         return sql.SQL("vector_norm" if self.precision == "float32" else "l2_norm")
 
-    def dimensions_of(self, vector: sql.Composable) -> sql.Composed:
-        """A vector's dimensions, as SQL: pgvector's own function for it knows no sparse ones."""
-        block = "dimensions_sparse" if self.is_sparse else "dimensions_dense"
-        return query("vector_layout", block, vector=vector)
-
     @property
     def arrow(self) -> pa.DataType:
         """In artifacts float32 whatever the precision: what was paid for is kept whole.
@@ -83,13 +76,6 @@ class Layout:
     def elements(self) -> int:
         """Numbers that a distance looks at; of sparse vectors a typical figure."""
         return min(_SPARSE_ELEMENTS, 2 * self.dimensions) if self.is_sparse else self.dimensions
-
-    def mean_elements(self, connection: Connection, table: sql.Identifier) -> int:
-        """``elements`` of a table's own vectors, by some of them; twice a sparse one's nonzeros."""
-        if not self.is_sparse:
-            return self.dimensions
-        row = connection.execute(query("vector_layout", "nonzeros", table=table)).fetchone()
-        return max(1, round(2 * row[0])) if row and row[0] is not None else self.elements
 
     def adopt(self, vectors: Embeddings) -> Embeddings:
         """Vectors ``(n, d)`` in this layout, whichever they came in; values stay float32."""

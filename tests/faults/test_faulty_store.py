@@ -18,7 +18,7 @@ from rowvec.errors import ArtifactCorrupt
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection
 from rowvec.store.folder import FolderStore
-from rowvec.store.open import file_checksum
+from rowvec.store.protocol import file_checksum
 from tests.support import paintings
 from tests.support.cli_process import PrefectServer, write_pipeline
 from tests.support.fault_outcomes import Rowvec, failed, has_table, last_line, paid, succeeded, waits

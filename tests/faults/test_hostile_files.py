@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rowvec.errors import SourceError
+from rowvec.operations import rejects
 from rowvec.postgres.connection import Connection
 from rowvec.sources.diff import Block, diff
 from rowvec.sources.files.pg_text import pg_text, pg_type
 from rowvec.sources.formats.csv import CsvFormat
-from rowvec.sync import dry_run
 from tests.integration.sources.test_files import opened, pipeline, read
 from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.paintings import sync
@@ -431,7 +431,7 @@ def test_rows_without_keys_do_not_fill_the_disk(tmp_path: Path) -> None:
 _HOLD = """
 import sys
 from pathlib import Path
-from rowvec.sources.passing import passing_folder
+from rowvec.sources.files.temp_folder import passing_folder
 with passing_folder(Path(sys.argv[1])) as place:
     (place / "spill").write_bytes(b"x" * 1000)
     print(place, flush=True)
@@ -483,7 +483,7 @@ def test_the_command_says_one_sentence_about_a_hostile_file(
     path.write_bytes(b"id,text\n1,a\n2,\xff\n3,nul\0\n4,d\n")
     ended = start(prefect_server.api, "sync", file, "--json").wait()
     assert (ended.status, ended.json["rejected"], ended.json["rows"]) == (0, 2, 2), ended
-    listed = dry_run.rejects(good, retry=False)["rejects"]
+    listed = rejects.rejects(good, retry=False)["rejects"]
     assert {(r["key"][0], r["detail"][:39]) for r in listed} == {
         ("2", "row 3 of rows.csv has in column 'text' "),
         ("3", "row 4 of rows.csv has in column 'text' "),

@@ -17,10 +17,10 @@ from PIL import Image
 
 from rowvec.errors import RowError, SourceError, UsageError
 from rowvec.images.inspect import check
+from rowvec.operations.rejects import rejects
 from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection
 from rowvec.sources.images.locations import FolderPlaces
-from rowvec.sync.dry_run import rejects
 from tests.integration.sync.test_images import contents, local, pipeline
 from tests.support.images import draw, fill, save
 from tests.support.paintings import sync

@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import RowvecError, SourceError, UsageError
+from rowvec.operations import search
 from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
@@ -197,7 +198,7 @@ def test_any_name_goes_through_the_whole_job(
 
     first, second = _quoted(names.metadata[0]), _quoted(names.metadata[1])
     asked = f"{first} = 'author 2' AND {second} BETWEEN 20 AND 80 OR {_quoted(names.keys[1])} LIKE 'key 1_'"
-    hits = dry_run.search(made, "title 5", 5, asked, "adaptive")["results"]
+    hits = search.search(made, "title 5", 5, asked, "adaptive")["results"]
     wanted = [key for key, (a, n, *_) in table.rows.items() if (a == "author 2" and 20 <= n <= 80) or "key 1" in key[1]]
     assert {(hit[names.keys[0]], hit[names.keys[1]]) for hit in hits} <= set(wanted)
     assert len(hits) == min(5, len(wanted))
@@ -342,7 +343,7 @@ def test_a_metadata_type_may_have_an_odd_name_too(source: Connection, paintings:
     assert sync(made).new == 50
     source.execute("UPDATE paintings SET kind = 'a' WHERE id = 3")
     assert sync(made).metadata_only == 1
-    found = dry_run.search(made, "x", 5, "kind = 'a' AND days = '{a%b}'", "adaptive")["results"]
+    found = search.search(made, "x", 5, "kind = 'a' AND days = '{a%b}'", "adaptive")["results"]
     assert [hit["id"] for hit in found] == [3]
 
 

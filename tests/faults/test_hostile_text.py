@@ -17,6 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import ArtifactCorrupt, SourceError, StoreRefused, UsageError
+from rowvec.operations import rejects, search
 from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
@@ -24,8 +25,7 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.search.where import parse_where
 from rowvec.store.folder import FolderStore
-from rowvec.store.open import checked_name, file_checksum
-from rowvec.sync import dry_run
+from rowvec.store.protocol import checked_name, file_checksum
 from tests.support import paintings as gallery
 from tests.support.cli_process import CLI, write_pipeline
 from tests.support.paintings import sync
@@ -64,7 +64,7 @@ def test_odd_texts_are_kept_to_the_last_character(
     assert sync(made).unchanged == len(_ODD)
     for text in _ODD:
         written = text.replace("'", "''")
-        (hit,) = dry_run.search(made, f"look: {text}", 3, f"author = '{written}'", "adaptive")["results"]
+        (hit,) = search.search(made, f"look: {text}", 3, f"author = '{written}'", "adaptive")["results"]
         assert hit["author"] == text
 
 
@@ -216,7 +216,7 @@ def test_a_key_longer_than_an_index_can_hold_is_one_row_set_aside(source: Connec
     report = sync(made)
     assert (report.rows, report.rejected, report.consistent) == (2, 4, True)
     assert source.execute("SELECT octet_length(id) FROM vectors.files ORDER BY 1").fetchall() == [(5,), (2600,)]
-    listed = dry_run.rejects(made, retry=False)["rejects"]
+    listed = rejects.rejects(made, retry=False)["rejects"]
     assert all(len(reject["key"][0]) < 300 for reject in listed)
     assert {reject["reason"] for reject in listed} == {"unreadable"}
     assert any("row 3 of rows.parquet has more than the 2,600 bytes" in reject["detail"] for reject in listed)
@@ -307,7 +307,7 @@ def test_a_hostile_filter_is_refused(source: Connection, paintings: Pipeline, wh
     if where.endswith(("9999", "'abc'")):
         sync(paintings)
         with pytest.raises(UsageError, match="--where"):
-            dry_run.search(paintings, "x", 3, where, "exact")
+            search.search(paintings, "x", 3, where, "exact")
     elif where:
         with pytest.raises(UsageError, match="--where") as refused:
             parse_where(where, columns)
@@ -337,7 +337,7 @@ def test_values_are_only_values(source: Connection, paintings: Pipeline) -> None
     source.execute("UPDATE paintings SET author = $$'; DROP TABLE paintings; -- %s {x}$$ WHERE id = 7")
     sync(paintings)
     for where in ("author = '''; DROP TABLE paintings; -- %s {x}'", "author LIKE '''; DROP%%s {x_' AND year > -1000"):
-        (hit,) = dry_run.search(paintings, "x", 5, where, "adaptive")["results"]
+        (hit,) = search.search(paintings, "x", 5, where, "adaptive")["results"]
         assert hit["id"] == 7
     assert source.execute("SELECT count(*) FROM paintings").fetchone() == (50,)
 

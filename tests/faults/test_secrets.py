@@ -47,7 +47,7 @@ from pydantic import SecretStr
 from rowvec.errors import DatabaseUnavailable, TargetError, UsageError
 from rowvec.pipeline.file import load
 from rowvec.postgres.connection import connect
-from rowvec.runtime.home import start_postgres
+from rowvec.postgres.embedded import start_postgres
 from rowvec.store.azure_account import credential_of, place_of
 from tests.support.cli_process import Command, Ended, PrefectServer, start
 from tests.support.servers.azurite import Container

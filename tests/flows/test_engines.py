@@ -16,9 +16,9 @@ from rowvec_flows.sync import sync
 from rowvec_tasks.engines import Cluster, chosen_cluster, on_cluster
 
 from rowvec.errors import ClusterUnavailable, UsageError
-from rowvec.ledger.pipelines import PipelineId, RunId
+from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import MIN_BATCH_ROWS, count_batches
-from rowvec.ledger.runs import Run
+from rowvec.ledger.runs import Run, RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection

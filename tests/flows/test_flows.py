@@ -19,11 +19,11 @@ from prefect.client.schemas.sorting import FlowRunSort
 from rowvec_flows.sync import sync
 
 from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused
-from rowvec.ledger.pipelines import RunId
+from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync import batch as batch_stages
-from rowvec.sync import stages
+from rowvec.sync import batch as batch_stage
+from rowvec.sync import embed, merge, upload
 from rowvec.sync.merge import Merged
 from tests.support.paintings import assert_in_step, fill
 
@@ -78,14 +78,14 @@ def test_several_batches_go_through_at_once(
 def test_a_retriable_failure_is_tried_again(
     prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge_rows, failures = stages.merge_rows, iter([DatabaseUnavailable("the database restarted")])
+    merge_rows, failures = merge.merge_rows, iter([DatabaseUnavailable("the database restarted")])
 
-    def failing_once(pipeline: Pipeline, run_id: stages.RunId) -> Merged:
+    def failing_once(pipeline: Pipeline, run_id: RunId) -> Merged:
         for failure in failures:
             raise failure
         return merge_rows(pipeline, run_id)
 
-    monkeypatch.setattr(stages, "merge_rows", failing_once)
+    monkeypatch.setattr(merge, "merge_rows", failing_once)
     assert sync(pipeline=paintings, cause="retry").consistent
     assert_in_step(source)
 
@@ -106,16 +106,16 @@ def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
     prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 25)
-    upload_rows, embed_rows = batch_stages.upload_rows, batch_stages.embed_rows
+    upload_rows, embed_rows = upload.upload_rows, embed.embed_rows
     failed, states = threading.Event(), list[str]()
 
-    def failing_first(pipeline: Pipeline, batch: batch_stages.Batch) -> batch_stages.Batch:
+    def failing_first(pipeline: Pipeline, batch: batch_stage.Batch) -> batch_stage.Batch:
         if batch.number:
             return upload_rows(pipeline, batch)
         failed.set()
         raise StoreRefused("the store is full")
 
-    def slow_second(pipeline: Pipeline, run_id: RunId, number: int, before: None) -> batch_stages.Batch:
+    def slow_second(pipeline: Pipeline, run_id: RunId, number: int, before: None) -> batch_stage.Batch:
         if number:
             assert failed.wait(60)
             time.sleep(2)  # the flow has heard of it by now
@@ -123,8 +123,8 @@ def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
         states.extend(row[0] for row in source.execute("SELECT state FROM rowvec.runs"))
         return batch
 
-    monkeypatch.setattr(batch_stages, "upload_rows", failing_first)
-    monkeypatch.setattr(batch_stages, "embed_rows", slow_second)
+    monkeypatch.setattr(upload, "upload_rows", failing_first)
+    monkeypatch.setattr(embed, "embed_rows", slow_second)
     with pytest.raises(StoreRefused, match="full"):
         sync(pipeline=paintings, cause="second")
     assert states == ["running", "running"]

@@ -11,17 +11,19 @@ import psycopg
 import pytest
 
 from rowvec.errors import Inconsistent
+from rowvec.ledger.generations import effective
 from rowvec.ledger.runs import Run, running
 from rowvec.operations.rebuild import RebuildReport, begin_rebuild, compare, finish_rebuild, live_pipeline, switch
-from rowvec.operations.switch import effective
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync import batch as batch_stages
-from rowvec.sync import stages
+from rowvec.sync import binarize, embed, index, load, merge, upload, validate
 from rowvec.sync.batch import Batch
 from rowvec.sync.batch_api.ask import ask_ahead, asks_ahead
-from rowvec.sync.report import SyncReport
-from rowvec.sync.stages import Round, conclude
+from rowvec.sync.extract import stage as extract
+from rowvec.sync.images import lost
+from rowvec.sync.images import upload as images_upload
+from rowvec.sync.merge import Round
+from rowvec.sync.report import SyncReport, conclude
 
 SOURCE = """
     CREATE TABLE paintings (id int PRIMARY KEY, title text, description text, author text, year int)
@@ -64,7 +66,7 @@ def sync(pipeline: Pipeline) -> SyncReport:
         rounds = [bring_up_to_date(pipeline, run)]
         while rounds[-1].merged.pending and len(rounds) < 3:
             rounds.append(bring_up_to_date(pipeline, run))
-        return conclude(stages.validate_rows(pipeline, run, rounds, stages.index_rows(pipeline, run.run_id)))
+        return conclude(validate.validate_rows(pipeline, run, rounds, index.index_rows(pipeline, run.run_id)))
 
 
 def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: bool = True) -> RebuildReport:
@@ -84,21 +86,21 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: boo
 
 def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
     """One round."""
-    plan = stages.extract_rows(pipeline, run)
+    plan = extract.extract_rows(pipeline, run)
     if asks_ahead(pipeline):
         ask_ahead(pipeline, run).conclude(pipeline)
-    again = stages.upload_lost_images(pipeline, run.run_id) if plan.lost_images else 0
+    again = lost.upload_lost_images(pipeline, run.run_id) if plan.lost_images else 0
     done = tuple(through_stages(pipeline, run, number) for number in range(plan.batches))
-    return Round(plan=plan, batches=done, merged=stages.merge_rows(pipeline, run.run_id), images_again=again)
+    return Round(plan=plan, batches=done, merged=merge.merge_rows(pipeline, run.run_id), images_again=again)
 
 
 def through_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:
     """One batch through all its stages."""
-    images = batch_stages.upload_image_files(pipeline, run.run_id, number)
-    batch = batch_stages.embed_rows(pipeline, run.run_id, number, images)
-    batch = batch_stages.binarize_rows(pipeline, batch)
-    batch = batch_stages.upload_rows(pipeline, batch)
-    return batch_stages.load_rows(pipeline, batch)
+    images = images_upload.upload_image_files(pipeline, run.run_id, number)
+    batch = embed.embed_rows(pipeline, run.run_id, number, images)
+    batch = binarize.binarize_rows(pipeline, batch)
+    batch = upload.upload_rows(pipeline, batch)
+    return load.load_rows(pipeline, batch)
 
 
 def vectors(connection: Connection) -> dict[int, tuple[str, str, str]]:
@@ -126,7 +128,7 @@ class Died(BaseException):
 @contextmanager
 def dying_after(stage: str, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Whoever runs a stage meanwhile dies as soon as it is done; the context must end so."""
-    module = batch_stages if hasattr(batch_stages, stage) else stages
+    module = next(m for m in (extract, embed, binarize, upload, load, merge, index, validate) if hasattr(m, stage))
     real = getattr(module, stage)
 
     def die(*arguments: object) -> None:

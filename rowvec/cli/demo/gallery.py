@@ -12,12 +12,12 @@ from typing import Any
 
 from rowvec.cli import render
 from rowvec.cli.output import out
+from rowvec.operations import search
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection, connect, target_url
 from rowvec.postgres.queries import query
 from rowvec.runtime.home import home
-from rowvec.sync import dry_run
 from rowvec.sync.report import SyncReport
 
 QUESTIONS = (
@@ -83,7 +83,7 @@ def _sync(sync: Flow, pipeline: Pipeline, title: str, quiet: bool) -> SyncReport
 
 
 def _search(pipeline: Pipeline, text: str, where: str | None, quiet: bool) -> dict[str, Any]:
-    found = dry_run.search(pipeline, text, 5, where, "adaptive")
+    found = search.search(pipeline, text, 5, where, "adaptive")
     if not quiet:
         out.print()
         render.search(text if where is None else f"{text}” where “{where}", found)

@@ -43,7 +43,7 @@ def _deployment(
 ) -> _Deployment:
     return {
         "name": pipeline.name,
-        "entrypoint": f"flows.{flow}:{flow}",
+        "entrypoint": f"rowvec_flows.{flow}:{flow}",
         "description": description,
         "tags": ["rowvec", flow],
         # References unresolved, as in the file: parameters can be read by everybody who sees the UI.

@@ -29,7 +29,8 @@ from rowvec.cli.stack.state import (
     write_state,
 )
 from rowvec.errors import RowvecError, TargetError
-from rowvec.runtime.home import home, release_postgres, start_postgres
+from rowvec.postgres.embedded import release_postgres, start_postgres
+from rowvec.runtime.home import home
 
 _SERVER_SECONDS = 120.0
 _ANSWER_SECONDS = 60.0

@@ -22,7 +22,8 @@ from rowvec.cli.stack.deployments import prefect_file
 from rowvec.cli.stack.state import StackState, keeper_pid, read_state, stack_folder, write_state
 from rowvec.errors import TargetError, UsageError
 from rowvec.pipeline.file import load
-from rowvec.runtime.home import home, release_postgres, start_postgres
+from rowvec.postgres.embedded import release_postgres, start_postgres
+from rowvec.runtime.home import home
 
 FIRST_PORT = 4200
 _PORTS = 100

@@ -13,10 +13,9 @@ import numpy as np
 from rowvec.embedders.azure_vision.requests import DIMENSIONS, Endpoint, Item, Understanding, VisionRequests
 from rowvec.embedders.checks import refusal
 from rowvec.embedders.protocol import Answer, Image
-from rowvec.embedders.provider.azure_login import ENTRA, entra_token, header_value
 from rowvec.embedders.provider.budget import FREE, Purse
 from rowvec.embedders.provider.concurrency import in_flight
-from rowvec.embedders.provider.endpoint import web_address
+from rowvec.embedders.provider.endpoint import ENTRA, entra_token, header_value, web_address
 from rowvec.embedders.rate_limit.limiter import Account, Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.errors import RowError
 from rowvec.pipeline.embedders import AzureVisionEmbedder

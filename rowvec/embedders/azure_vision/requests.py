@@ -13,12 +13,14 @@ import tenacity
 from pydantic import BaseModel, ValidationError
 
 from rowvec.embedders.azure_vision.errors import Said, read_error, vision_error
-from rowvec.embedders.protocol import Answer, Image, Vectors
+from rowvec.embedders.checks import defect, usable
+from rowvec.embedders.protocol import Answer, Image
 from rowvec.embedders.provider.budget import FREE, Purse
-from rowvec.embedders.provider.response import WrongDimensions, defect, usable
+from rowvec.embedders.provider.response import WrongDimensions
 from rowvec.embedders.provider.retry import heed, patient
 from rowvec.embedders.rate_limit.limiter import Clock, Pace
 from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RowError, RowvecError
+from rowvec.vectors.layout import Vectors
 
 DIMENSIONS = 1024
 

@@ -14,14 +14,15 @@ import openai
 import tenacity
 from openai.types import Batch
 
+from rowvec.embedders.checks import usable
 from rowvec.embedders.openai.batch_files import ENDPOINT, AnswerLine, read_line
 from rowvec.embedders.openai.client import Endpoint, refusal
 from rowvec.embedders.openai.requests import Understanding
-from rowvec.embedders.protocol import Vectors
 from rowvec.embedders.provider.refusal import LONGEST_MESSAGE, Refusal, meaning
-from rowvec.embedders.provider.response import read_value, usable
+from rowvec.embedders.provider.response import read_value
 from rowvec.embedders.rate_limit.limiter import Clock
 from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RetriableError, RowError, RowvecError
+from rowvec.vectors.layout import Vectors
 
 ProviderState = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled", "lost"

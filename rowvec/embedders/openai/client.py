@@ -13,7 +13,7 @@ import openai
 
 from rowvec.embedders.openai.packing import Sized
 from rowvec.embedders.openai.requests import Asked
-from rowvec.embedders.provider.azure_login import ENTRA
+from rowvec.embedders.provider.endpoint import ENTRA
 from rowvec.embedders.provider.refusal import Refusal, own_sentence, shown
 from rowvec.pipeline.embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 

@@ -20,10 +20,9 @@ from rowvec.embedders.checks import refusal
 from rowvec.embedders.openai.image_inputs import Wording, body
 from rowvec.embedders.openai.requests import Asked, Requests, Understanding
 from rowvec.embedders.protocol import Answer, Image
-from rowvec.embedders.provider.azure_login import header_value
 from rowvec.embedders.provider.budget import FREE, Purse
 from rowvec.embedders.provider.concurrency import in_flight
-from rowvec.embedders.provider.endpoint import web_address
+from rowvec.embedders.provider.endpoint import header_value, web_address
 from rowvec.embedders.provider.refusal import Refusal, refusal_in
 from rowvec.embedders.rate_limit.limiter import Account, Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.errors import RowError

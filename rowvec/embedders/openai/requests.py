@@ -10,11 +10,12 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import tenacity
 
+from rowvec.embedders.checks import defect, usable
 from rowvec.embedders.openai.packing import Sized, halves
 from rowvec.embedders.protocol import Answer
 from rowvec.embedders.provider.budget import FREE, Hold, Purse
 from rowvec.embedders.provider.refusal import Refusal, meaning
-from rowvec.embedders.provider.response import Reply, WrongDimensions, defect, read, usable
+from rowvec.embedders.provider.response import Reply, WrongDimensions, read
 from rowvec.embedders.provider.retry import heed, patient
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, Turn
 from rowvec.errors import EmbedderRefused, RowError, RowvecError

@@ -17,15 +17,15 @@ from rowvec.embedders.openai import tokens as tokenizer
 from rowvec.embedders.openai.packing import Limits, Sized, limits_of, pack
 from rowvec.embedders.openai.prices import cost_per_million_tokens
 from rowvec.embedders.openai.requests import PROBE, Requests, Understanding
-from rowvec.embedders.protocol import Answer, Vectors
-from rowvec.embedders.provider.azure_login import entra_token, header_value
+from rowvec.embedders.protocol import Answer
 from rowvec.embedders.provider.budget import FREE, Purse
 from rowvec.embedders.provider.concurrency import in_flight
-from rowvec.embedders.provider.endpoint import web_address
+from rowvec.embedders.provider.endpoint import entra_token, header_value, web_address
 from rowvec.embedders.rate_limit.limiter import Account, Clock, Pace, Schedule, SystemClock, pace_of
 from rowvec.errors import RowError, UsageError
 from rowvec.pipeline.embedders import OpenAIEmbedder
 from rowvec.vectors.fingerprint import Identity
+from rowvec.vectors.layout import Vectors
 
 if TYPE_CHECKING:
     # Late where they are needed: a run that embeds nothing asks for the identity alone, and needs no client.

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
-from rowvec.embedders.protocol import Vectors
 from rowvec.errors import EmbedderUnavailable
-
-_SMALLEST = np.finfo(np.float32).tiny
+from rowvec.vectors.layout import Vectors
 
 
 class WrongDimensions(EmbedderUnavailable):
@@ -89,28 +86,6 @@ def _reply(body: _Body, expected: int, dimensions: int) -> Reply:
             raise WrongDimensions(row.size)
     vectors = np.stack(rows)[order] if rows else np.empty((0, dimensions), np.float32)
     return Reply(vectors, body.usage.prompt_tokens if body.usage else None, body.model)
-
-
-def usable(vectors: Vectors) -> npt.NDArray[np.bool_]:
-    """``(n,)``: which rows have a direction that float32 arithmetic, pgvector's too, can tell.
-
-    The square of the norm is formed in float32 as pgvector forms it: where it is NaN, infinite or vanishes, the
-    cosine distance is NaN and no search ever finds the row.
-    """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        squared = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float32)
-    return np.isfinite(squared) & (squared >= _SMALLEST)
-
-
-def defect(vector: Vectors) -> str:
-    """What is wrong with a row that is not usable."""
-    if np.isnan(vector).any():
-        return "the vector holds NaN"
-    if np.isinf(vector).any():
-        return "the vector holds an infinity"
-    if not vector.any():
-        return "the vector is zero"
-    return "the vector's norm is beyond what float32 can hold"
 
 
 def _numbers(embedding: str | list[Any]) -> Vectors:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 # Clocks and networks jitter: asking for the very last per cent of a limit is answered with 429s.
 HEADROOM = 0.97
@@ -296,3 +296,18 @@ def pace_of(account: Account, requests_per_minute: float | None, tokens_per_minu
     del account  # it only tells paces apart
     schedule = Schedule(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
     return Pace(schedule, SystemClock())
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """An embedder that keeps to the limits of an account."""
+
+    @property
+    def account(self) -> Account:
+        """Whose limits."""
+        ...
+
+    @property
+    def pace(self) -> Pace:
+        """What its requests wait for."""
+        ...

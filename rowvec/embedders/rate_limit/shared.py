@@ -14,9 +14,8 @@ from uuid import uuid4
 
 import psycopg
 
-from rowvec.embedders.protocol import Paced
 from rowvec.embedders.rate_limit.leases import LEASE_SECONDS, Holder, leave, open_pace_ledger, renew
-from rowvec.embedders.rate_limit.limiter import Account, Pace
+from rowvec.embedders.rate_limit.limiter import Account, Pace, Paced
 from rowvec.embedders.rate_limit.shares import wanted
 from rowvec.errors import RowvecError
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable, target_url

@@ -11,11 +11,10 @@ from rowvec.index.choice import (
     LIMIT_BITS,
     LIMIT_HALFVEC,
     LIMIT_VECTOR,
-    IndexChoice,
-    On,
     lists_for,
     opclass,
 )
+from rowvec.postgres.vector_index import IndexChoice, On
 from rowvec.postgres.vector_table import VectorTable
 
 _EF_SEARCH = (40, 64, 100, 200, 400, 800)

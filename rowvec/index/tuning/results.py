@@ -8,11 +8,14 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from rowvec.index.choice import IndexChoice
+from rowvec.index.build import index_state
+from rowvec.index.choice import fits, oversampling_for
 from rowvec.index.tuning.candidates import Measured
 from rowvec.ledger import pipelines
+from rowvec.pipeline.model import Index
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 
 
@@ -114,3 +117,15 @@ def _of(table: VectorTable) -> dict[str, object]:
         "metric": table.metric,
     }
     return {"schema": table.schema, "table": table.name, "layout": Jsonb(layout)}
+
+
+def present_index(connection: Connection, table: VectorTable, wanted: Index) -> IndexChoice:
+    """What a search can go by: the valid index that is there, with the effort that was tuned for it; else none."""
+    oversampling = oversampling_for(wanted, table.dimensions)
+    tuned = find_tuning(connection, table) if wanted.kind == "auto" and wanted.on == "auto" else None
+    for state in reversed(index_state(connection, table)):
+        if state.valid and not state.partial:
+            if tuned and fits(state.present, tuned.choice):
+                return tuned.choice
+            return replace(state.present, oversampling=oversampling)
+    return IndexChoice(kind="none", oversampling=oversampling, reason="There is no index.")

@@ -18,7 +18,7 @@ from psycopg import sql
 from rowvec.errors import PipelineBusy, UsageError
 from rowvec.index.build import ensure_index, index_state
 from rowvec.index.build_memory import foresee
-from rowvec.index.choice import LIMIT_NONZEROS, IndexChoice
+from rowvec.index.choice import LIMIT_NONZEROS
 from rowvec.index.recall import SEED, Questions, interval, questions
 from rowvec.index.sparsity import sparsity_of
 from rowvec.index.tuning.candidates import (
@@ -34,6 +34,7 @@ from rowvec.index.tuning.results import Tuning
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.runtime.progress import tell
 from rowvec.search.query import search

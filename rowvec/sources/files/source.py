@@ -28,7 +28,8 @@ from rowvec.sources.files.temp_folder import passing_folder
 from rowvec.sources.formats.csv import CsvFormat
 from rowvec.sources.formats.parquet import ParquetFormat
 from rowvec.sources.formats.protocol import FileFormat
-from rowvec.sources.images.locations import is_url, open_places
+from rowvec.sources.images.file import is_url
+from rowvec.sources.images.locations import open_places
 from rowvec.sources.images.seen import ImageMemory, memory_of
 from rowvec.sources.images.table import CONTENT, DETAIL, REASON, SEEN_COLUMNS, PreparedFormat, format_of, prepare
 from rowvec.sources.protocol import ACTIONS, Reject, SeenImage

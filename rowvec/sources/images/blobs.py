@@ -11,7 +11,7 @@ from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import ContainerClient
 
 from rowvec.errors import RowError, SourceError, StoreUnavailable, UsageError
-from rowvec.sources.images.locations import ImageFile, is_url, too_many_bytes
+from rowvec.sources.images.file import ImageFile, is_url, too_many_bytes
 from rowvec.sources.images.seen import Mark
 from rowvec.store.azure_account import Credential, Place, credential_of, place_of
 

@@ -8,10 +8,10 @@ import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from rowvec.errors import RowError, SourceError
 from rowvec.pipeline.sources import ImagesSource
+from rowvec.sources.images.file import ImageFile, Places, is_url, too_many_bytes
 from rowvec.sources.images.seen import Mark, is_settled, mark_of, now_ns
 
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -24,32 +24,6 @@ _ITS_OWN = {
     errno.ENAMETOOLONG: "has a longer name than a file can have",
 }
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image file as it was read."""
-
-    content: bytes
-    modified: datetime
-    mark: Mark | None = None
-    """By which these bytes are known again; None where they may change without it."""
-
-
-class Places(Protocol):
-    """Where a source's images are."""
-
-    def read(self, written: str) -> ImageFile:
-        """The image that a source writes so, whole; called from several threads.
-
-        Raises ``RowError``, naming it, where it is not there, is no file, is larger than allowed or lies outside;
-        ``SourceError`` or ``StoreUnavailable`` where nothing is known of it just now.
-        """
-        ...
-
-    def mark(self, written: str) -> Mark | None:
-        """The mark of the image that is there now, which is not read; None where there is none to be had."""
-        ...
 
 
 def open_places(source: ImagesSource, *, listed: bool = True) -> Places:
@@ -117,16 +91,6 @@ class FolderPlaces:
         if not path.is_relative_to(self.root):
             raise RowError("unreadable", f"{written} leads out of {self.root}, where images are read")
         return path
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is a blob's URL."""
-    return path.lower().startswith(("https://", "http://"))
-
-
-def too_many_bytes(written: str, size: int, limit: int) -> RowError:
-    """The sentence for an image file that is larger than allowed."""
-    return RowError("image_too_large", f"{written} has {size:,} bytes, and source.max_bytes allows {limit:,}")
 
 
 def _root_of(path: str) -> str:

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 from rowvec.runtime.home import home
 
 if TYPE_CHECKING:  # what is remembered is made by what remembers it
-    from rowvec.sources.images.table import Seen
+    pass
+from dataclasses import dataclass
+from datetime import datetime
+
+from rowvec.errors import RowError
 
 Mark = tuple[int | str, ...]
 """What tells whether an image is still the one that was read; equal marks, equal bytes."""
@@ -99,3 +103,17 @@ def _is_local(device: int) -> bool:
     parted = (line.partition(" - ") for line in lines)
     kinds = {after.split()[0] for before, _, after in parted if before.split()[2] == wanted}
     return bool(kinds) and kinds <= _LOCAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What was found in one place."""
+
+    place: str | None
+    sha256: str | None = None
+    media_type: str | None = None
+    width: int | None = None
+    height: int | None = None
+    bytes: int | None = None
+    modified: datetime | None = None
+    error: RowError | None = None

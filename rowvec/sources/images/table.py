@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from rowvec.runtime.progress import tell
 from rowvec.sources.formats.csv import CsvFormat
 from rowvec.sources.formats.parquet import ParquetFormat
 from rowvec.sources.formats.protocol import FileFormat
-from rowvec.sources.images.locations import Places, is_url
-from rowvec.sources.images.seen import ImageMemory
+from rowvec.sources.images.file import Places, is_url
+from rowvec.sources.images.seen import ImageMemory, Seen
 
 CONTENT, REASON, DETAIL = "rowvec_content", "rowvec_reason", "rowvec_detail"
 """What a row's image is, or why it is none."""
@@ -58,20 +56,6 @@ _FOLDER = pa.schema(
         ("media_type", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What was found in one place."""
-
-    place: str | None
-    sha256: str | None = None
-    media_type: str | None = None
-    width: int | None = None
-    height: int | None = None
-    bytes: int | None = None
-    modified: datetime | None = None
-    error: RowError | None = None
 
 
 class FolderFormat:

@@ -22,13 +22,13 @@ from rowvec.embedders.openai.prices import BATCH_SHARE
 from rowvec.embedders.rate_limit.limiter import Clock, SystemClock
 from rowvec.errors import AwaitingJobs, EmbedderRefused, FatalError, RowError
 from rowvec.ledger.plans import Plan, open_plan
-from rowvec.ledger.runs import Run, open_target
+from rowvec.ledger.runs import Run
 from rowvec.ledger.spending import Account, account_of, check_price, left, spent_by
 from rowvec.ledger.workdir import spool
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import BatchApi, OpenAIEmbedder
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, open_target
 from rowvec.sync.batch_api import jobs
 from rowvec.sync.batch_api.jobs import Job
 

@@ -16,15 +16,16 @@ from rowvec.embedders.openai.prices import BATCH_SHARE
 from rowvec.embedders.protocol import Answer, Embedder
 from rowvec.embedders.provider.budget import Hold, Purse
 from rowvec.errors import RejectReason, RowError
-from rowvec.ledger import pipelines
-from rowvec.ledger.pipelines import PipelineId, RunId, relies_on_table
+from rowvec.ledger import reuse
+from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import FETCH_ROWS, Plan
+from rowvec.ledger.reuse import paid_for, relies_on_table
+from rowvec.ledger.runs import RunId
 from rowvec.ledger.spending import Account, reserve, settle
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.fingerprint import fingerprint as fingerprint_of
-from rowvec.vectors.matryoshka import paid_for
 
 if TYPE_CHECKING:
     from rowvec.embedders.openai.batch_api import Outcome  # which brings the client that a sync may not need
@@ -139,7 +140,7 @@ def keep(connection: Connection, job: Job, pipeline_id: PipelineId, outcomes: li
         billed = [f for f, o in own.items() if o.vector is None and o.tokens]
         if good:
             vectors, tokens = np.stack(list(good.values())), sum(own[f].tokens for f in good)
-            pipelines.keep_answers(connection, pipeline_id, job.run_id, list(good), vectors, tokens, BATCH_SHARE)
+            reuse.keep_answers(connection, pipeline_id, job.run_id, list(good), vectors, tokens, BATCH_SHARE)
         connection.execute(query("jobs", "answered"), {**values, "fingerprints": list(good)})
         connection.execute(query("jobs", "give_back"), {**values, "fingerprints": billed})
         _refuse(connection, job, refused)

@@ -22,9 +22,10 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.sources import CHUNK, PostgresSource
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, without_blocking
+from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table
-from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content, is_beside, names
+from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content, is_beside
 from rowvec.sync.extract.splitting import Splitting, splitting
 from rowvec.vectors.fingerprint import Identity
 

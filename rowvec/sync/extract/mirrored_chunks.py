@@ -16,10 +16,10 @@ from rowvec.sources.diff import Block
 from rowvec.sources.hash_stream import copied_pairs
 from rowvec.sources.postgres import metadata_hash
 from rowvec.sources.protocol import ApartSource
-from rowvec.sync.extract.by_hash import check_empty, mark, opened, set_aside_rejects, take
 from rowvec.sync.extract.chunks import CHUNK_COLUMN, add_chunks, chunk_table, make_table
+from rowvec.sync.extract.hashed_source import mark, opened, set_aside_rejects, take
+from rowvec.sync.extract.request import Request, check_empty
 from rowvec.sync.extract.splitting import Splitting, splitting
-from rowvec.sync.extract.stage import Request
 
 
 def mirror_source(

@@ -8,13 +8,20 @@ from itertools import islice
 from psycopg import sql
 
 from rowvec.images.content import KnownImage, objects_prefix, parted
-from rowvec.ledger.plans import key_json
+from rowvec.ledger.plans import open_plan
+from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
-from rowvec.postgres.connection import Connection
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, is_there
-from rowvec.store.open import Store
+from rowvec.runtime.progress import tell
+from rowvec.sources.images.locations import open_places
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
+from rowvec.sync.images import upload
 from rowvec.sync.images.upload import note_shown
 from rowvec.sync.report import Check
 
@@ -110,3 +117,21 @@ def list_images(connection: Connection, store: Store, pipeline: str) -> datetime
 
 def _family(pipeline: str) -> str:
     return pipeline.partition(".")[0]
+
+
+def upload_lost_images(pipeline: Pipeline, run_id: RunId) -> int:
+    """Put images into the store again that has lost them; returns how many. Those of the plan are its batches'."""
+    resolved = resolve(pipeline)
+    if resolved.source.kind != "images":
+        return 0
+    with open_target(resolved, "rowvec images") as connection:
+        plan = open_plan(connection, resolved, run_id)
+        uploaded = upload.upload_lost_images(
+            connection,
+            open_store(resolved.artifacts),
+            open_places(resolved.source, listed=False),
+            plan.table,
+            pipeline.name,
+            lambda done, total: tell("images", "lost", done, total),
+        )
+        return uploaded.images

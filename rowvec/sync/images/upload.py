@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,13 +19,21 @@ from psycopg import sql
 from rowvec.embedders.protocol import Image
 from rowvec.errors import ArtifactCorrupt, RowError
 from rowvec.images.content import KnownImage, sha256_of
-from rowvec.ledger.plans import Plan
-from rowvec.postgres.connection import Connection
+from rowvec.ledger.plans import Plan, open_plan
+from rowvec.ledger.runs import RunId
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.sources.images.locations import Places
+from rowvec.runtime.progress import tell
+from rowvec.runtime.telemetry import traced
+from rowvec.sources.images.file import Places
+from rowvec.sources.images.locations import open_places
 from rowvec.sources.protocol import SeenImage
-from rowvec.store.open import Store
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
+from rowvec.sync.batch import Batch
 
 # The blob client has room for ten connections; a folder's disk is as fast with fewer.
 THREADS = 8
@@ -249,3 +258,23 @@ def _note_uploaded(connection: Connection, pipeline: str, images: list[KnownImag
 
 def _family(pipeline: str) -> sql.Literal:
     return sql.Literal(pipeline.partition(".")[0])
+
+
+@traced("images")
+def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
+    """Put a batch's images into the store, before anything is paid for them or a row shows them."""
+    started, batch = time.monotonic(), Batch(run_id=run_id, number=number)
+    resolved = resolve(pipeline)
+    if resolved.source.kind != "images":
+        return batch
+    with open_target(resolved, f"rowvec images {number}") as connection:
+        uploaded = upload_images(
+            connection,
+            open_store(resolved.artifacts),
+            open_places(resolved.source, listed=False),
+            open_plan(connection, resolved, run_id),
+            pipeline.name,
+            number,
+            lambda done, total: tell("images", f"batch {number}", done, total),
+        )
+    return batch.after("images", started, images=uploaded.images)

@@ -26,15 +26,15 @@ from rowvec.errors import UsageError
 from rowvec.images.found import FoundPicture, found_pictures
 from rowvec.images.grid import draw_grid
 from rowvec.images.page import write_page
+from rowvec.operations.search import search
 from rowvec.operations.search_pictures import check_outputs, show_pictures
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.store.azure import AzureStore, open_container
 from rowvec.store.azure_account import Place
 from rowvec.store.folder import FolderStore
-from rowvec.store.open import Store
+from rowvec.store.protocol import Store
 from rowvec.store.signed_links import links
-from rowvec.sync.dry_run import search
 from tests.support.cli_process import write_pipeline
 from tests.support.images import save
 from tests.support.paintings import pipeline as text_pipeline

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from rowvec.embedders import embed_image_query, embed_query, open_embedder, open_image_embedder
 from rowvec.embedders.openai.image_inputs import Wording, body, media_type_of
 from rowvec.embedders.openai.images import OpenAIImages
-from rowvec.embedders.protocol import Answer, Image, Vectors
+from rowvec.embedders.protocol import Answer, Image
 from rowvec.embedders.provider.refusal import meaning, refusal_in
 from rowvec.errors import (
     BudgetExceeded,
@@ -34,11 +34,12 @@ from rowvec.errors import (
     SourceError,
     UsageError,
 )
+from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import OpenAIImagesEmbedder
 from rowvec.postgres.connection import Connection
-from rowvec.sync.dry_run import plan, search
-from rowvec.vectors.layout import dense
+from rowvec.sync.dry_run import plan
+from rowvec.vectors.layout import Vectors, dense
 from tests.support.fake_clock import JumpingClock
 from tests.support.images import fill, save
 from tests.support.paintings import sync

@@ -22,7 +22,7 @@ import pytest
 
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders.openai.texts import OpenAIApi
-from rowvec.embedders.protocol import Answer, Vectors
+from rowvec.embedders.protocol import Answer
 from rowvec.embedders.provider.retry import LONGEST_REST
 from rowvec.errors import (
     EmbedderRefused,
@@ -36,7 +36,7 @@ from rowvec.errors import (
     UsageError,
 )
 from rowvec.pipeline.embedders import AzureOpenAIEmbedder, OpenAIEmbedder
-from rowvec.vectors.layout import dense
+from rowvec.vectors.layout import Vectors, dense
 from tests.support.fake_clock import JumpingClock
 from tests.support.servers.disposable import wait_for
 from tests.support.servers.openai_server import (
@@ -538,7 +538,7 @@ def test_a_run_that_embeds_nothing_imports_no_client() -> None:
 import sys
 import rowvec_flows.sync
 from rowvec.embedders import open_embedder
-from rowvec.pipeline_embedders import OpenAIEmbedder
+from rowvec.pipeline.embedders import OpenAIEmbedder
 part = OpenAIEmbedder(kind="openai", model="text-embedding-3-small", dimensions=256)
 embedder = open_embedder(part.model_copy(update={"api_key": "sk-any"}))
 embedder.identity, embedder.cost(1)

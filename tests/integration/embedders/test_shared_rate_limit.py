@@ -14,9 +14,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import LockNotAvailable
 
 from rowvec.embedders import open_embedder
-from rowvec.embedders.protocol import Paced
 from rowvec.embedders.rate_limit.leases import Holder, leave, open_pace_ledger, renew
-from rowvec.embedders.rate_limit.limiter import Account
+from rowvec.embedders.rate_limit.limiter import Account, Paced
 from rowvec.embedders.rate_limit.shared import RENEW_SECONDS, shared_pace
 from rowvec.embedders.rate_limit.shares import Grant
 from rowvec.errors import DatabaseUnavailable

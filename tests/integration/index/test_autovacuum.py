@@ -13,9 +13,10 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import LocalEmbedder
 from rowvec.postgres import connection as database
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync import stages
+from rowvec.sync import index, merge, validate
+from rowvec.sync.extract import stage
+from rowvec.sync.merge import Round
 from rowvec.sync.report import SyncReport
-from rowvec.sync.stages import Round
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, through_stages
 from tests.support.servers.disposable import own_postgres, wait_for
@@ -73,12 +74,12 @@ def test_generations_change_places_beside_an_autovacuum(
 
 def _sync_beside_autovacuum(connection: Connection, pipeline: Pipeline) -> SyncReport:
     with running(pipeline, "test") as run:
-        plan = stages.extract_rows(pipeline, run)
+        plan = stage.extract_rows(pipeline, run)
         batches = tuple(through_stages(pipeline, run, number) for number in range(plan.batches))
         _have_vacuumed(connection, f"rowvec.staging_{run.run_id}")
-        merged = stages.merge_rows(pipeline, run.run_id)
+        merged = merge.merge_rows(pipeline, run.run_id)
         one = Round(plan=plan, batches=batches, merged=merged)
-        return stages.validate_rows(pipeline, run, [one], stages.index_rows(pipeline, run.run_id))
+        return validate.validate_rows(pipeline, run, [one], index.index_rows(pipeline, run.run_id))
 
 
 def _have_vacuumed(connection: Connection, table: str) -> None:

@@ -16,11 +16,12 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import DatabaseUnavailable, TargetError
-from rowvec.index.build import cut_name, ensure_index, index_state
+from rowvec.index.build import ensure_index, index_state
 from rowvec.index.build_memory import build_memory, fewer_lists, needed_memory
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.fragments import cut_name
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.query import search
 from tests.support.vector_tables import create, filled, vector_table

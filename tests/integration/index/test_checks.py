@@ -8,9 +8,9 @@ import pytest
 
 from rowvec.index.build import ensure_index
 from rowvec.index.checks import MOST_ROWS, check_index, check_vectors
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Precision
 from tests.support.vector_tables import create, filled, vector_table
 

@@ -12,7 +12,7 @@ from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_table import stored_table
-from rowvec.sync import stages
+from rowvec.sync import index, validate
 from tests.support import paintings as gallery
 
 ROWS = 1_500
@@ -73,7 +73,7 @@ def test_h19_dead_entries_cut_recall_and_a_sync_mends_it(source: Connection, ind
         # As the merge leaves it: the dead are looked at first, and the living do not come back.
         assert recall(source, queries) < 0.7
         assert min(len(found) for found in plain_search(source, THROUGH_INDEX, queries)) < 10
-        report = stages.validate_rows(indexed, run, [done], stages.index_rows(indexed, run.run_id))
+        report = validate.validate_rows(indexed, run, [done], index.index_rows(indexed, run.run_id))
     assert report.consistent
     assert report.deleted == ROWS * 9 // 10
     assert recall(source, queries) > 0.95

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from rowvec.cli.app import check_plot, draw
 from rowvec.errors import PipelineBusy, UsageError
 from rowvec.index.tuning.tuner import Budget
 from rowvec.ledger.runs import running
-from rowvec.operations.index import check_plot, draw, see_to_index, tune
+from rowvec.operations.index import see_to_index, tune
+from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index
 from rowvec.postgres.connection import Connection
-from rowvec.sync.dry_run import search
 from tests.integration.index.test_tuner import SMALL
 from tests.support.paintings import fill, sync
 

@@ -9,12 +9,12 @@ from typing import Any
 from psycopg.rows import dict_row
 
 from rowvec.index.build import ensure_index
-from rowvec.index.choice import IndexChoice
 from rowvec.index.history import look
 from rowvec.index.upkeep import keep_fit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from tests.support import paintings as gallery
 from tests.support.vector_tables import filled, vector_table

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rowvec.index.build import ensure_index
-from rowvec.index.choice import IndexChoice
 from rowvec.index.recall import distances, interval, measure
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric
 from tests.support.vector_tables import clustered, create, fill, filled, vector_table
 

@@ -13,16 +13,16 @@ import pytest
 from psycopg import sql
 
 from rowvec.index.build import ensure_index, index_state
-from rowvec.index.choice import IndexChoice
 from rowvec.index.history import look
-from rowvec.index.recall import RecallReport, measure
+from rowvec.index.recall import RecallReport, measure, measured_recall
 from rowvec.index.upkeep import Kept, keep_fit
 from rowvec.index.vacuum import vacuum_if_due
 from rowvec.index.wear import TRIES
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.sync.validate import check_serving, measured_recall
+from rowvec.sync.validate import check_serving
 from tests.support.vector_tables import clustered, fill, filled, vector_table
 
 NONE = IndexChoice(kind="none", reason="Small.")
@@ -35,7 +35,7 @@ WANTED = Recall(k=10, at_least=0.9, queries=20)
 @pytest.fixture(autouse=True)
 def decided_by_few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a thousand queries decide of a real table, a few decide of one made to be plainly good or bad."""
-    monkeypatch.setattr("rowvec.sync.validate._DECIDING_QUERIES", 20)
+    monkeypatch.setattr("rowvec.index.recall._DECIDING_QUERIES", 20)
 
 
 def kept(connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall = WANTED, **how: Any) -> Kept:

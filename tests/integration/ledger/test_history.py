@@ -20,8 +20,8 @@ from rowvec.ledger.workdir import spool
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.sync.alarms import Alarm, of_error, of_sync
+from rowvec.sync.extract.stage import extract_rows
 from rowvec.sync.report import Check
-from rowvec.sync.stages import extract_rows
 from tests.support.paintings import pipeline as gallery_pipeline
 from tests.support.paintings import sync
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rowvec.errors import AwaitingJobs, BudgetExceeded, UsageError
 from rowvec.ledger import spending
-from rowvec.ledger.pipelines import RunId
+from rowvec.ledger.runs import RunId
 from rowvec.ledger.spending import Account, LedgerPurse, Spent, left, passed
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import Budget

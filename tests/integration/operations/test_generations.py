@@ -19,10 +19,11 @@ from rowvec.ledger.runs import running
 from rowvec.operations.audit import run_audit
 from rowvec.operations.prune import prune
 from rowvec.operations.rebuild import begin_rebuild, plan_rebuild, rollback, switch
+from rowvec.operations.search import search
 from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync.dry_run import plan, search
+from rowvec.sync.dry_run import plan
 from tests.support import paintings as gallery
 from tests.support.fault_outcomes import paid
 from tests.support.servers.disposable import wait_for

@@ -143,7 +143,7 @@ def library(
         "name": "articles",
         "source": {
             "kind": "csv",
-            "path": str(ROOT / "rowvec/demo/paintings.csv"),
+            "path": str(ROOT / "rowvec/cli/demo/paintings.csv"),
             "key": ["id"],
             "content": "{title}\n{description}",
             "metadata": ["author", "year"],

@@ -17,8 +17,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from rowvec.index.build import ensure_index
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.query import explain, search
 from rowvec.search.sql_function import install_search_function

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from rowvec.errors import UsageError
 from rowvec.index.build import ensure_index
-from rowvec.index.choice import IndexChoice
+from rowvec.operations import search as dry_run
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Search
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search, text_index_name
 from rowvec.search.hybrid_function import install_hybrid_function
 from rowvec.search.query import search
-from rowvec.sync import dry_run
 from tests.support.paintings import sync
 from tests.support.vector_tables import filled, vector_table
 

@@ -15,10 +15,11 @@ from psycopg import sql
 
 from rowvec.errors import TargetError, UsageError
 from rowvec.index.build import ensure_index
-from rowvec.index.choice import IndexChoice, choose
+from rowvec.index.choice import choose
 from rowvec.pipeline.model import Index
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric, Precision, VectorTable
 from rowvec.search.query import Mode, explain, search
 from rowvec.search.sql_function import install_search_function

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from rowvec.index.build import ensure_index
-from rowvec.index.choice import IndexChoice
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.search.sql_function import install_search_function
 from tests.support.vector_tables import clustered, create, vector_table
 

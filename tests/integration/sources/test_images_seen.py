@@ -17,10 +17,11 @@ from hypothesis import given
 from rowvec.postgres.connection import Connection
 from rowvec.sources.images import seen as image_memory
 from rowvec.sources.images.blobs import BlobPlaces
-from rowvec.sources.images.locations import FolderPlaces, ImageFile
+from rowvec.sources.images.file import ImageFile
+from rowvec.sources.images.locations import FolderPlaces
 from rowvec.sources.images.seen import ImageMemory, is_settled, mark_of, memory_of
 from rowvec.sources.images.table import look
-from rowvec.sync import stages
+from rowvec.sync import merge as merge_stage
 from tests.integration.sync.test_images import contents, expected, local, pipeline
 from tests.support.images import draw, fill
 from tests.support.paintings import sync
@@ -118,7 +119,7 @@ def test_an_edit_that_keeps_size_and_time_is_noticed_within_a_run(
     sync(paintings)
     overwrite(folder / "same 0.bmp", 900)
     time.sleep(0.2)
-    merge_rows, compare, edits = stages.merge_rows, stages.compare, [901, 902, 903]
+    merge_rows, compare, edits = merge_stage.merge_rows, merge_stage.compare, [901, 902, 903]
 
     def merge(*arguments: Any) -> Any:
         if len(edits) == 3:
@@ -131,8 +132,8 @@ def test_an_edit_that_keeps_size_and_time_is_noticed_within_a_run(
             overwrite(folder / "same 2.bmp", edits.pop())
         return compare(*arguments)
 
-    monkeypatch.setattr(stages, "merge_rows", merge)
-    monkeypatch.setattr(stages, "compare", compared)
+    monkeypatch.setattr(merge_stage, "merge_rows", merge)
+    monkeypatch.setattr(merge_stage, "compare", compared)
     assert sync(paintings).consistent
     assert not edits
     assert contents(source) == expected(folder)

@@ -27,7 +27,8 @@ from rowvec.pipeline.model import Artifacts
 from rowvec.store import azure
 from rowvec.store.azure import open_container
 from rowvec.store.azure_account import place_of
-from rowvec.store.open import Store, open_store
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
 from tests.support.servers.azurite import Container
 
 MIB = 1 << 20
@@ -172,8 +173,8 @@ def test_of_16_racing_writers_one_creates_and_all_succeed(store: Store, tmp_path
 _TRANSFER = """
 import sys
 from pathlib import Path
-from rowvec.pipeline import Artifacts
-from rowvec.stores import open_store
+from rowvec.pipeline.model import Artifacts
+from rowvec.store.open import open_store
 
 def peak():  # getrusage would give the parent's, which a child inherits
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

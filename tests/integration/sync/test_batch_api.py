@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rowvec.errors import AwaitingJobs, EmbedderRefused, QuotaExhausted
+from rowvec.operations import rejects
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.sync import dry_run
@@ -156,7 +157,7 @@ def test_poison_in_a_job_is_set_aside(source: Connection, server: OpenAIServer, 
     report = sync(asked)
     assert (report.rows, report.rejected, report.consistent) == (45, 5, True)
     assert directly(server) == 0
-    found = dry_run.rejects(asked, retry=True)["rejects"]
+    found = rejects.rejects(asked, retry=True)["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {(str(i), "invalid_input") for i in range(10, 51, 10)}
     server.poison = None
     assert sync(asked).rejected == 0

@@ -21,6 +21,8 @@ from rowvec.embedders.openai import tokens
 from rowvec.embedders.wordllama import load_model
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.ledger.runs import running
+from rowvec.operations import rejects as rejects_stage
+from rowvec.operations import search
 from rowvec.operations.audit import run_audit
 from rowvec.operations.repair import prepare_repair
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
@@ -29,8 +31,9 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import LocalEmbedder, OpenAIEmbedder
 from rowvec.pipeline.sources import Chunks
 from rowvec.postgres.connection import Connection
-from rowvec.sync import dry_run, stages
+from rowvec.sync import index, merge, validate
 from rowvec.sync.extract import chunks
+from rowvec.sync.extract import stage as stage_stage
 from rowvec.sync.extract.splitting import Splitting, splitting
 from tests.support import paintings
 from tests.support.paintings import Died, dying_after, sync
@@ -276,22 +279,22 @@ def test_a_row_that_changes_while_its_chunks_are_embedded_waits_for_the_next_rou
     texts.publish()
     pipeline = texts.pipeline()
     with running(pipeline, "test") as run:
-        plan = stages.extract_rows(pipeline, run)
+        plan = stage_stage.extract_rows(pipeline, run)
         batches = tuple(paintings.through_stages(pipeline, run, number) for number in range(plan.batches))
         texts.put(1, prose(60, seed=1).replace("river", "ocean"), "author 1")
         texts.put(2, prose(40, seed=2), "changed meanwhile")
         texts.target.execute("DELETE FROM texts WHERE id = 3")
         texts.put(6, prose(12, seed=6))
         texts.publish()
-        merged = stages.merge_rows(pipeline, run.run_id)
+        merged = merge.merge_rows(pipeline, run.run_id)
         stored = texts.target.execute("SELECT id, chunk, content FROM vectors.texts").fetchall()
         wanted = texts.wanted()
         # Nothing stale and no orphan, whatever is not there yet.
         assert all(wanted[id_][number] == content for id_, number, content in stored)
         assert {id_ for id_, _, _ in stored} >= {2, 4}
         assert merged.pending > 0
-        rounds = [stages.Round(plan=plan, batches=batches, merged=merged), paintings.bring_up_to_date(pipeline, run)]
-        report = stages.validate_rows(pipeline, run, rounds, stages.index_rows(pipeline, run.run_id))
+        rounds = [merge.Round(plan=plan, batches=batches, merged=merged), paintings.bring_up_to_date(pipeline, run)]
+        report = validate.validate_rows(pipeline, run, rounds, index.index_rows(pipeline, run.run_id))
     assert (report.consistent, report.pending) == (True, 0)
     texts.assert_in_step()
     assert texts.sync().embedded == 0
@@ -315,18 +318,18 @@ def test_rows_that_go_before_the_merge_are_a_loss_and_rows_that_change_are_none(
         beside.put(id_, prose(20, seed=id_ + 10), f"author {id_}")
     pipeline = beside.pipeline()
     with running(pipeline, "test") as run:
-        plan = stages.extract_rows(pipeline, run)
+        plan = stage_stage.extract_rows(pipeline, run)
         for number in range(plan.batches):
             paintings.through_stages(pipeline, run, number)
         beside.target.execute("UPDATE texts SET text = text || ' And more.' WHERE id <= 3")
-        assert stages.merge_rows(pipeline, run.run_id).pending == 3
+        assert merge.merge_rows(pipeline, run.run_id).pending == 3
     beside.sync()
     beside.assert_in_step()
     with running(pipeline, "test") as run:
-        stages.extract_rows(pipeline, run)
+        stage_stage.extract_rows(pipeline, run)
         beside.target.execute("DELETE FROM texts WHERE id <= 3")
         with pytest.raises(DeleteLimitExceeded):
-            stages.merge_rows(pipeline, run.run_id)
+            merge.merge_rows(pipeline, run.run_id)
 
 
 @pytest.mark.parametrize("stage", ["extract_rows", "embed_rows", "merge_rows"])
@@ -369,7 +372,7 @@ def test_a_run_that_dies_while_it_splits_leaves_no_row_half_split(
 
     with monkeypatch.context() as patched:
         patched.setattr(chunks, "add_chunks", die)
-        patched.setattr("rowvec.chunks_apart.add_chunks", die)
+        patched.setattr("rowvec.sync.extract.mirrored_chunks.add_chunks", die)
         with pytest.raises(Died):
             texts.sync()
     split = texts.target.execute("SELECT count(DISTINCT id) FROM rowvec.chunks_1").fetchone()
@@ -417,7 +420,7 @@ def test_a_poisonous_chunk_is_set_aside_alone_under_its_number(texts: Texts) -> 
     report = texts.sync()
     numbers = [str(n) for n, chunk in enumerate(texts.wanted()[2]) if "POISON" in chunk]
     assert (report.rejected, report.consistent) == (len(numbers), True)
-    rejects = dry_run.rejects(texts.pipeline(), retry=False)["rejects"]
+    rejects = rejects_stage.rejects(texts.pipeline(), retry=False)["rejects"]
     assert [r["key"] for r in rejects] == [["2", number] for number in numbers]
     assert texts.sync().rejected == len(numbers)
     texts.put(2, long, "author 2")
@@ -431,7 +434,7 @@ def test_rows_that_share_a_key_or_are_blank_are_set_aside_by_their_own_key(texts
     texts.target.execute("INSERT INTO texts VALUES (1, %s, 'another')", (prose(9),))
     pipeline = texts.pipeline(empty="reject")
     report = texts.sync(pipeline)
-    rejects = dry_run.rejects(pipeline, retry=False)["rejects"]
+    rejects = rejects_stage.rejects(pipeline, retry=False)["rejects"]
     assert {(tuple(r["key"]), r["reason"]) for r in rejects} == {(("1",), "duplicate_key"), (("5",), "empty")}
     assert set(texts.stored()) == {2, 3, 4}
     texts.target.execute("DELETE FROM texts WHERE id = 5 OR author = 'another'")
@@ -516,7 +519,7 @@ def test_an_upgrade_of_the_splitter_splits_anew_and_pays_for_what_differs(
     texts.sync()
     paid = len(server.paid)
     before = texts.target.execute("SELECT DISTINCT rowvec_row FROM rowvec.chunks_1").fetchall()
-    monkeypatch.setattr("rowvec.splitting.version", str.upper)
+    monkeypatch.setattr("rowvec.sync.extract.splitting.version", str.upper)
     report = texts.sync()
     after = texts.target.execute("SELECT DISTINCT rowvec_row FROM rowvec.chunks_1").fetchall()
     assert not set(before) & set(after)
@@ -528,11 +531,11 @@ def test_a_search_says_which_chunk_it_found(beside: Texts) -> None:
     beside.sync()
     pipeline = beside.pipeline()
     chunk = beside.stored()[2][3]
-    (first, *_) = dry_run.search(pipeline, chunk, 3, None, "exact")["results"]
+    (first, *_) = search.search(pipeline, chunk, 3, None, "exact")["results"]
     assert (first["id"], first["chunk"], first["content"], first["author"]) == (2, 3, chunk, "author 2")
     rows = beside.target.execute("SELECT id, chunk FROM vectors.texts_search(%s, 1)", (str(vector_of(chunk)),))
     assert rows.fetchall() == [(2, 3)]
-    results = dry_run.search(pipeline, chunk, 5, "chunk = 0", "exact")["results"]
+    results = search.search(pipeline, chunk, 5, "chunk = 0", "exact")["results"]
     assert {r["chunk"] for r in results} == {0}
 
 

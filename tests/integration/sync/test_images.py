@@ -22,12 +22,14 @@ from rowvec.embedders import open_image_embedder
 from rowvec.embedders.protocol import Image
 from rowvec.operations.audit import run_audit
 from rowvec.operations.prune import prune
+from rowvec.operations.rejects import rejects
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection
 from rowvec.store.open import open_store
-from rowvec.sync import batch, stages
-from rowvec.sync.dry_run import plan, rejects
+from rowvec.sync import embed as batch
+from rowvec.sync import merge as stages
+from rowvec.sync.dry_run import plan
 from rowvec.vectors.layout import dense
 from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.images import fill, save

@@ -17,16 +17,18 @@ import pytest
 from psycopg import sql
 
 from rowvec.errors import ArtifactCorrupt, DatabaseUnavailable, RetriableError, TargetError
-from rowvec.ledger import pipelines
-from rowvec.ledger.pipelines import RunId
+from rowvec.ledger import pipelines, runs
+from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.copy_encoder import Encoder
-from rowvec.postgres.vector_table import Precision, VectorTable
-from rowvec.store.artifact import read_artifact, write_artifact, write_bits
+from rowvec.postgres.vector_table import Precision, VectorTable, direct_possible
+from rowvec.store.artifact import read_artifact, write_artifact
 from rowvec.sync import load
-from rowvec.sync.load import copy_rows, create_staging, direct_possible, load_batch
+from rowvec.sync.binarize import write_bits
+from rowvec.sync.load import copy_rows, load_batch
+from rowvec.sync.staging import create_staging
 from rowvec.vectors.fingerprint import Identity
 
 _IDENTITY = Identity(provider="local", model="wordllama", dimensions=16, preprocessing=1)
@@ -37,11 +39,12 @@ _LOAD_ALONE = """
 import resource, sys
 from pathlib import Path
 from psycopg import sql
-from rowvec.columns import PgColumn
-from rowvec.database import connect
-from rowvec.ledger import RunId
-from rowvec.load import create_staging, load_batch
-from rowvec.vector_table import VectorTable
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import connect
+from rowvec.ledger.runs import RunId
+from rowvec.sync.load import load_batch
+from rowvec.sync.staging import create_staging
+from rowvec.postgres.vector_table import VectorTable
 
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -64,7 +67,7 @@ with connect(url) as connection:
 @pytest.fixture
 def run(connection: Connection, paintings: Pipeline) -> RunId:
     """A run in the ledger, for the marks of its batches."""
-    return pipelines.start_run(connection, pipelines.register(connection, paintings, _IDENTITY), "test")
+    return runs.start_run(connection, pipelines.register(connection, paintings, _IDENTITY), "test")
 
 
 def test_a_batch_that_is_marked_is_not_loaded_again(connection: Connection, run: RunId, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from rowvec.errors import PipelineBusy, QuotaExhausted
 from rowvec.ledger.runs import running
+from rowvec.operations import rejects
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.sync import dry_run
@@ -65,7 +66,7 @@ def test_h2_one_poison_row_in_each_request_stays_one_poison_row(
     source.execute("UPDATE paintings SET title = 'POISON ' || id WHERE id % 5 = 0")
     report = sync(paid)
     assert (report.rows, report.rejected, report.consistent) == (40, 10, True)
-    found = dry_run.rejects(paid, retry=False)["rejects"]
+    found = rejects.rejects(paid, retry=False)["rejects"]
     assert {r["key"][0] for r in found} == {str(i) for i in range(5, 51, 5)}
     assert {r["reason"] for r in found} == {"invalid_input"}
     sent = len(server.texts)
@@ -74,7 +75,7 @@ def test_h2_one_poison_row_in_each_request_stays_one_poison_row(
     source.execute("UPDATE paintings SET title = 'mended' WHERE id = 5")
     mended = sync(paid)
     assert (mended.rejected, mended.embedded, mended.rows) == (9, 1, 41)
-    dry_run.rejects(paid, retry=True)
+    rejects.rejects(paid, retry=True)
     assert sync(paid).rejected == 9
     assert len(server.texts) > sent + 1
 

@@ -15,14 +15,16 @@ from psycopg.conninfo import make_conninfo
 from rowvec.embedders import open_embedder
 from rowvec.errors import SourceError, TargetError
 from rowvec.ledger.runs import running
+from rowvec.operations import rejects
 from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_table import stored_table
 from rowvec.sources.hash_stream import key_digest
-from rowvec.sync import dry_run, stages
-from rowvec.sync.extract.by_hash import compare_apart, moved
+from rowvec.sync import merge
+from rowvec.sync.extract import stage
+from rowvec.sync.extract.recheck import compare_apart, moved
 from tests.support import paintings
 from tests.support.paintings import assert_in_step, fill, sync, vectors
 
@@ -137,7 +139,7 @@ def test_empty_content_is_listed_or_stops_the_run_by_policy(source: Connection, 
     apart.write()
     listing = apart.pipeline(str(tmp_path / "artifacts"), empty="reject")
     assert sync(listing).rejected == 2
-    found = dry_run.rejects(listing, retry=False)["rejects"]
+    found = rejects.rejects(listing, retry=False)["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {("1", "empty"), ("2", "empty")}
     source.execute("UPDATE paintings SET title = 'there' WHERE id = 1")
     apart.write()
@@ -299,7 +301,7 @@ def test_rows_that_move_after_the_plan_are_known(source: Connection, apart: Apar
     source.execute("DELETE FROM paintings WHERE id IN (11, 12)")
     apart.write()
     with running(kept, "test") as run:
-        plan = stages.extract_rows(kept, run)
+        plan = stage.extract_rows(kept, run)
         assert moved(source, resolve(kept), plan) == []
         source.execute("UPDATE paintings SET title = 'two' WHERE id = 1")
         source.execute("UPDATE paintings SET year = 1 WHERE id = 2")
@@ -337,7 +339,7 @@ def test_h1_rows_of_another_database_that_change_while_they_are_embedded(
         sync(pipeline)
         source.execute("UPDATE paintings SET title = 'edited before' WHERE id <= 10")
         apart.write()
-    merge_rows, left = stages.merge_rows, [change]
+    merge_rows, left = merge.merge_rows, [change]
 
     def merge_after_a_change(*arguments: Any) -> Any:
         while left:
@@ -346,7 +348,7 @@ def test_h1_rows_of_another_database_that_change_while_they_are_embedded(
                 other.execute(left.pop().encode())
         return merge_rows(*arguments)
 
-    monkeypatch.setattr(stages, "merge_rows", merge_after_a_change)
+    monkeypatch.setattr(merge, "merge_rows", merge_after_a_change)
     report = sync(pipeline)
     assert (report.pending, report.consistent) == (0, True)
     assert_in_step(source)

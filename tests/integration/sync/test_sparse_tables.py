@@ -22,9 +22,11 @@ from pydantic import ValidationError
 from rowvec.errors import UsageError
 from rowvec.index.build import ensure_index, index_state
 from rowvec.index.checks import check_index, check_vectors
-from rowvec.index.choice import LIMIT_NONZEROS, IndexChoice, Sparsity, choose
+from rowvec.index.choice import LIMIT_NONZEROS, Sparsity, choose
 from rowvec.index.recall import measure
 from rowvec.index.tuning.tuner import Budget, tune
+from rowvec.operations import rejects
+from rowvec.operations import search as search_stage
 from rowvec.operations.audit import run_audit
 from rowvec.operations.index import see_to_index
 from rowvec.operations.prune import prune
@@ -34,10 +36,10 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index, Recall
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.search.query import explain, search
 from rowvec.search.sql_function import install_search_function
 from rowvec.store.artifact import SPARSE_FORMAT
-from rowvec.sync import dry_run
 from rowvec.vectors import sparse
 from rowvec.vectors.layout import Layout
 from rowvec.vectors.sparse import SparseVectors
@@ -219,7 +221,7 @@ def test_bad_vectors_of_every_kind_are_set_aside_one_by_one(source: Connection, 
     ours = pipeline(tmp_path, 20_000)
     report = paintings.sync(ours)
     assert (report.rows, report.rejected) == (41, 9)
-    listed = {int(r["key"][0]): r for r in dry_run.rejects(ours, retry=False)["rejects"]}
+    listed = {int(r["key"][0]): r for r in rejects.rejects(ours, retry=False)["rejects"]}
     assert listed.keys() == bad.keys()
     for id_, (_, detail) in bad.items():
         assert listed[id_]["reason"] == "invalid_vector"
@@ -315,11 +317,11 @@ def test_an_index_is_built_when_the_rows_are_many(given: Connection, tmp_path: P
     assert paintings.sync(ours).consistent
     assert see_to_index(ours, rebuild=True)["built"]
     question = one(given, "SELECT given::text FROM paintings WHERE id = 2")
-    nearest = dry_run.search(ours, question, 2, None, "ann")["results"]
+    nearest = search_stage.search(ours, question, 2, None, "ann")["results"]
     assert [found["id"] for found in nearest] == [1, 2]
     assert one(given, "SELECT held FROM rowvec.indexes WHERE index_name IS NOT NULL") == "float"
     with pytest.raises(UsageError, match="vector of 30522 numbers"):
-        dry_run.search(ours, "the sea", 3, None, "exact")
+        search_stage.search(ours, "the sea", 3, None, "exact")
 
 
 _WIDE = (
@@ -341,7 +343,7 @@ def test_a_vector_too_wide_for_the_index_ends_it_and_not_the_run(
         report = paintings.sync(ours)
     assert "the row (7) has 1,001 nonzeros, and pgvector indexes sparse vectors of at most 1,000" in caplog.text
     assert (report.consistent, one(given, table_name), one(given, _AGREE)) == (True, 0, 50)
-    assert dry_run.search(ours, "{1:1}/30522", 1, None, "adaptive")["results"][0]["id"] == 7
+    assert search_stage.search(ours, "{1:1}/30522", 1, None, "adaptive")["results"][0]["id"] == 7
     (said,) = [check.detail for check in report.checks if check.name == "index"]
     assert "the row (7) has 1,001 nonzeros" in said.lower()
     given.execute("UPDATE paintings SET given = '{1:1}/30522' WHERE id = 7")

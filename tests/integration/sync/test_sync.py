@@ -10,11 +10,14 @@ import pytest
 from rowvec.errors import DeleteLimitExceeded, Inconsistent, SourceError, TargetError
 from rowvec.index.build import index_state
 from rowvec.ledger.runs import Run, running
+from rowvec.operations import rejects, search
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_table import stored_table
-from rowvec.sync import dry_run, stages
+from rowvec.sync import dry_run, merge
+from rowvec.sync.extract import stage
 from rowvec.sync.merge import Merged
+from rowvec.sync.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync, vectors
 
@@ -89,7 +92,7 @@ def test_empty_content_is_listed_or_stops_the_run_by_policy(source: Connection, 
     source.execute("UPDATE paintings SET title = '', description = '' WHERE id <= 2")
     listing = gallery.pipeline(str(tmp_path / "artifacts"), source={"empty": "reject"})
     assert sync(listing).rejected == 2
-    found = dry_run.rejects(listing, retry=False)["rejects"]
+    found = rejects.rejects(listing, retry=False)["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {("1", "empty"), ("2", "empty")}
     source.execute("UPDATE paintings SET title = 'there' WHERE id = 1")
     assert sync(listing).rejected == 1
@@ -195,11 +198,11 @@ def test_h17_contents_swapped_between_rows_follow_their_keys(source: Connection,
 def _sync_with_a_change(paintings: Pipeline, source: Connection, change: str) -> tuple[Run, Merged]:
     """One round of a sync whose source changes between extract and merge."""
     with running(paintings, "test") as run:
-        plan = stages.extract_rows(paintings, run)
+        plan = stage.extract_rows(paintings, run)
         for number in range(plan.batches):
             gallery.through_stages(paintings, run, number)
         source.execute(change.encode())
-        return run, stages.merge_rows(paintings, run.run_id)
+        return run, merge.merge_rows(paintings, run.run_id)
 
 
 @pytest.mark.parametrize("first_load", [True, False])
@@ -264,14 +267,14 @@ def test_a_merge_with_nothing_to_do_sees_what_came_since_the_plan(
 def test_a_run_goes_round_again_for_what_changed_meanwhile(
     source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge_rows, changes = stages.merge_rows, iter(["UPDATE paintings SET title = 'late' WHERE id = 3"])
+    merge_rows, changes = merge.merge_rows, iter(["UPDATE paintings SET title = 'late' WHERE id = 3"])
 
     def merge_after_a_change(*args: object) -> Merged:
         for change in list(changes)[:1]:
             source.execute(change.encode())
         return merge_rows(*args)  # pyright: ignore[reportArgumentType] # passed through as it came
 
-    monkeypatch.setattr(stages, "merge_rows", merge_after_a_change)
+    monkeypatch.setattr(merge, "merge_rows", merge_after_a_change)
     report = sync(paintings)
     assert (report.pending, report.rows) == (0, 50)
     assert_in_step(source)
@@ -298,7 +301,7 @@ def test_h16_a_run_that_leaves_the_table_inconsistent_fails(source: Connection, 
     source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id IN (8, 9)")
     with pytest.raises(Inconsistent, match=r"bits.*\(8\)") as failure:
         sync(paintings)
-    assert failure.value.report is not None
+    assert isinstance(failure.value.report, SyncReport)
     assert not failure.value.report.consistent
     state = source.execute("SELECT state, error FROM rowvec.runs ORDER BY run_id DESC LIMIT 1").fetchone()
     assert state is not None
@@ -354,7 +357,7 @@ def test_a_query_with_doubtful_keys_sets_them_aside(source: Connection, tmp_path
     )
     report = sync(loose)
     assert (report.rows, report.rejected) == (9, 2)
-    found = {(r["key"][0], r["reason"]) for r in dry_run.rejects(loose, retry=False)["rejects"]}
+    found = {(r["key"][0], r["reason"]) for r in rejects.rejects(loose, retry=False)["rejects"]}
     assert found == {("1", "duplicate_key"), (None, "null_key")}
     source.execute("DELETE FROM loose WHERE title = 'again' OR id IS NULL")
     report = sync(loose)
@@ -412,7 +415,7 @@ def test_hostile_names(source: Connection, tmp_path: Path) -> None:
     update = f"UPDATE {quoted} SET \"or'der\" = 'other' WHERE {name} = '1'"  # noqa: S608 # ours
     source.execute(update.encode())
     assert sync(weird).changed == 1
-    assert len(dry_run.search(weird, "text", 3, "\"or'der\" = 'other'", "adaptive")["results"]) == 1
+    assert len(search.search(weird, "text", 3, "\"or'der\" = 'other'", "adaptive")["results"]) == 1
 
 
 def test_a_lost_ledger_is_made_good_from_the_vector_table(source: Connection, paintings: Pipeline) -> None:
@@ -438,7 +441,7 @@ def test_a_source_with_nothing_to_embed_gives_an_empty_table(
     source.execute(change.encode())
     report = sync(paintings)
     assert (report.rows, report.new, report.consistent) == (0, 0, True)
-    assert dry_run.search(paintings, "anything", 3, None, "adaptive")["results"] == []
+    assert search.search(paintings, "anything", 3, None, "adaptive")["results"] == []
     fill(source, 3, start=700)
     assert sync(paintings).embedded == 3
     assert source.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (3,)

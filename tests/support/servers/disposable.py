@@ -21,7 +21,7 @@ import psutil
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from rowvec.runtime.home import start_postgres
+from rowvec.postgres.embedded import start_postgres
 from tests.support.servers import azurite
 
 _PATIENCE_SECONDS = 60

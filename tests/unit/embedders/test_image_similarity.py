@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import ImageDraw
 
 from rowvec.embedders import embed_image_query, embed_query, open_embedder, open_image_embedder
-from rowvec.embedders.protocol import Answer, Image, Vectors
+from rowvec.embedders.protocol import Answer, Image
 from rowvec.errors import RowError, UsageError
 from rowvec.images.decode import decoded
 from rowvec.pipeline.embedders import LocalEmbedder, LocalImageEmbedder
-from rowvec.vectors.layout import dense
+from rowvec.vectors.layout import Vectors, dense
 
 CONFIG = LocalImageEmbedder(kind="local_image")
 

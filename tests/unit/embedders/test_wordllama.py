@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders import wordllama as module
-from rowvec.embedders.protocol import Embedder, Vectors
+from rowvec.embedders.protocol import Embedder
 from rowvec.pipeline import embedders
-from rowvec.vectors.layout import dense
+from rowvec.vectors.layout import Vectors, dense
 
 TEXTS = ["The Night Watch", "a field of poppies near Argenteuil", "日本 🦖", "x", "<s> <unk>", "word " * 3000]
 LONG = "storm at sea " * 2000 + "tax law " * 2000 + "poppies " * 2000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.index.choice import IndexChoice, choose
+from rowvec.index.choice import choose
 from rowvec.index.tuning.candidates import (
     FAST_ENOUGH,
     UNNOTICED_MS,
@@ -19,6 +19,7 @@ from rowvec.index.tuning.candidates import (
     variations,
 )
 from rowvec.pipeline.model import Index
+from rowvec.postgres.vector_index import IndexChoice
 from tests.support.vector_tables import vector_table
 
 SLOW_MS = 1_000.0

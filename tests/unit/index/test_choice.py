@@ -13,11 +13,11 @@ from rowvec.index.choice import (
     LIMIT_BITS,
     LIMIT_HALFVEC,
     LIMIT_VECTOR,
-    IndexChoice,
     choose,
     fits,
 )
 from rowvec.pipeline.model import Index
+from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric, Precision
 
 ROWS = st.integers(0, 10**10)

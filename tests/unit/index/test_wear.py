@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.index.choice import IndexChoice
 from rowvec.index.recall import RecallReport
 from rowvec.index.wear import (
     DEAD_SHARE,
@@ -24,6 +23,7 @@ from rowvec.index.wear import (
     too_little,
     vacuum_due,
 )
+from rowvec.postgres.vector_index import IndexChoice
 
 NONE = IndexChoice(kind="none", reason="")
 FLOAT = IndexChoice(kind="hnsw", on="float", opclass="vector_cosine_ops", reason="It suits.")

@@ -23,8 +23,9 @@ from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.columns import PG_TYPE, PgColumn
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.store import artifact as artifacts
-from rowvec.store.artifact import Artifact, open_store, read_artifact, read_vectors, upload, write_artifact, write_bits
-from rowvec.sync.binarize import binarize
+from rowvec.store.artifact import Artifact, read_artifact, read_vectors, upload, write_artifact
+from rowvec.store.open import open_store
+from rowvec.sync.binarize import binarize, write_bits
 from rowvec.vectors.fingerprint import Identity
 
 IDENTITY = Identity(provider="local", model="wordllama", dimensions=12, preprocessing=1)
@@ -262,7 +263,7 @@ def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
 _WRITE_AND_READ = """
 import sys, threading, time
 from pathlib import Path
-from rowvec.artifacts import read_artifact
+from rowvec.store.artifact import read_artifact
 from tests.unit.store.test_artifact import rows, table, write
 
 most = 0

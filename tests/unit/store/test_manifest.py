@@ -24,7 +24,8 @@ from rowvec.store.manifest import (
     read_manifest,
     write_manifest,
 )
-from rowvec.store.open import Store, open_store
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
 from rowvec.vectors.fingerprint import Identity
 
 MANIFEST = Manifest(

@@ -1,0 +1,125 @@
+"""The generations of a vector table in the ledger, and which of them is live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from rowvec.errors import UsageError
+from rowvec.ledger import pipelines
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import Connection, open_target, target_url
+from rowvec.postgres.queries import query
+from rowvec.vectors.fingerprint import Identity
+
+State = Literal["live", "building", "retired", "dropped"]
+
+
+# Settings that neither the vectors nor their layout depend on: a sync takes them as they are.
+_FREE = ("name", "artifacts", "index", "search", "validation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One build of a vector table."""
+
+    pipeline_id: PipelineId
+    name: str
+    number: int
+    state: State
+    schema: str
+    table: str
+    identity: Identity
+    settings: Pipeline | None
+    """The pipeline as of its last run; None in a ledger of before there were generations, until the next run."""
+    created_at: datetime
+    switched_at: datetime | None
+
+
+def listed(connection: Connection, family: str) -> list[Generation]:
+    """All generations of a pipeline, the newest first."""
+    rows = connection.execute(query("generations", "of_family"), {"family": family}).fetchall()
+    return [_generation(row) for row in rows]
+
+
+def live_of(generations: list[Generation], pipeline: Pipeline) -> Generation:
+    """The one that is read. Raises ``UsageError`` where there is none yet."""
+    live = next((g for g in generations if g.state == "live"), None)
+    if live is None:
+        raise UsageError(f"the pipeline {pipeline.name} has no vector table yet; run rowvec sync first")
+    return live
+
+
+def effective(pipeline: Pipeline) -> Pipeline:
+    """What a sync is to go by: the file, or, while a generation by the file is being built, what is read now goes by.
+
+    So a scheduled sync keeps readers' table in step during a rebuild that takes a day, whichever file it was given.
+    """
+    if "." in pipeline.name:
+        return pipeline
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec generations") as connection:
+        # Before the first run, and for a role that only searches, there is nothing to know.
+        readable = pipelines.is_readable(connection, "pipelines", "settings")
+        known = listed(connection, pipeline.name) if readable else []
+    building = any(
+        g.state == "building" and g.settings is not None and same_vectors(g.settings, pipeline) for g in known
+    )
+    live = next((g for g in known if g.state == "live"), None)
+    if not building or live is None or live.settings is None or same_vectors(live.settings, pipeline):
+        return pipeline
+    return by_settings(live, pipeline)
+
+
+def by_settings(generation: Generation, pipeline: Pipeline) -> Pipeline:
+    """The pipeline that keeps a generation in step: its own source and vectors, and all else as the file has it now."""
+    if generation.settings is None:
+        return pipeline
+    now = {part: getattr(pipeline, part) for part in _FREE if part != "name"}
+    return generation.settings.model_copy(update=now)
+
+
+def url(pipeline: Pipeline) -> str:
+    return target_url(resolve(pipeline, frozenset({"target"})).target.url)
+
+
+def same_vectors(one: Pipeline, other: Pipeline) -> bool:
+    """Whether two pipelines make the same vectors in the same layout, names aside."""
+    return _essence(one) == _essence(other)
+
+
+def _essence(pipeline: Pipeline) -> dict[str, Any]:
+    written = pipeline.model_dump(mode="json", exclude_none=True)
+    kept = {name: part for name, part in written.items() if name not in _FREE}
+    return {**kept, "target": {name: value for name, value in kept["target"].items() if name not in ("table", "url")}}
+
+
+def as_generation(pipeline: Pipeline, name: str, schema: str, table: str) -> Pipeline:
+    """The same pipeline into another table. ``model_copy`` does not look at the name's form, and the dot is ours."""
+    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))
+    target = pipeline.target.model_copy(update={"table": quoted})
+    return pipeline.model_copy(update={"name": name, "target": target})
+
+
+def _generation(row: tuple[Any, ...]) -> Generation:
+    pipeline_id, name, number, state, schema, table, identity, settings, created_at, switched_at = row
+    return Generation(
+        pipeline_id=pipeline_id,
+        name=name,
+        number=number,
+        state=state,
+        schema=schema,
+        table=table,
+        identity=Identity(**identity),
+        settings=_read(settings, name),
+        created_at=created_at,
+        switched_at=switched_at,
+    )
+
+
+def _read(settings: dict[str, Any] | None, name: str) -> Pipeline | None:
+    if settings is None:
+        return None
+    return Pipeline.model_validate({**settings, "name": name.partition(".")[0]}).model_copy(update={"name": name})

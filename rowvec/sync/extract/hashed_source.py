@@ -1,0 +1,132 @@
+"""Keys and hashes of a source outside the target database, copied beside the vector table."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import pyarrow as pa
+from psycopg import sql
+
+from rowvec.ledger.rejects import set_aside
+from rowvec.ledger.runs import RunId
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
+from rowvec.postgres.fragments import key_digest, names
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.home import home
+from rowvec.sources.diff import Block, Words, diff
+from rowvec.sources.files.source import open_files
+from rowvec.sources.hash_stream import copied_pairs, unpack_digests
+from rowvec.sources.images.seen import run_name
+from rowvec.sources.other_database import open_remote
+from rowvec.sources.postgres import fingerprint_of_content, metadata_hash
+from rowvec.sources.protocol import ApartSource, Reject
+from rowvec.sync.extract.request import Request
+from rowvec.vectors.fingerprint import Digested, Identity
+
+_SET_ASIDE_AT_ONCE = 1000
+
+
+_DIGESTS_AT_ONCE = 65_536
+
+
+@contextmanager
+def opened(
+    connection: Connection, pipeline: Pipeline, identity: Digested, run_id: RunId | None = None
+) -> Generator[ApartSource]:
+    """The pipeline's source, described and ready to be read; by a run it may have been read before."""
+    source = pipeline.source
+    if source.kind == "postgres":
+        with open_remote(pipeline, source, identity, connection) as remote:
+            yield remote
+    else:
+        from rowvec.sources.files.download import fetcher  # late: Azure's client takes half a second to import
+
+        run = None if run_id is None else run_name(run_id)
+        folder = home() / "spool"
+        folder.mkdir(exist_ok=True)
+        with open_files(pipeline, source, identity, folder, fetcher(source.credential), run) as files:
+            yield files
+
+
+def stored_pairs(connection: Connection, pipeline: Pipeline, identity: Identity, table: VectorTable) -> Iterator[Block]:
+    # With the source's own vectors, the fingerprint covers a text that the table does not keep.
+    own = pipeline.embedder.kind == "column"
+    pairs = query(
+        "extract_apart",
+        "stored_pairs",
+        digest=key_digest(table.key),
+        fingerprint=sql.SQL("fingerprint") if own else fingerprint_of_content(identity.digest()),
+        metadata_hash=metadata_hash(table.metadata),
+        table=table.identifier,
+    )
+    return copied_pairs(connection, pairs)
+
+
+def mark(source: ApartSource, wanted: Iterator[Block], stored: Iterator[Block]) -> list[Words]:
+    """Let the source know what the diff found; returns the digests of vectors whose row is gone."""
+    gone: list[Words] = []
+    for changes in diff(wanted, stored):
+        source.mark(changes)
+        if len(changes.deleted):
+            gone.append(changes.deleted)
+    return gone
+
+
+def take(
+    connection: Connection,
+    source: ApartSource,
+    key: tuple[PgColumn, ...],
+    metadata: tuple[PgColumn, ...],
+    gone: list[Words],
+) -> None:
+    """Copy what changed into temporary tables, ``taken`` and ``gone``."""
+    columns = (
+        PgColumn("rowvec_action", "text"),
+        *(PgColumn(c.name, c.travels_as) for c in (*key, *metadata)),
+        *(PgColumn(name, "text") for name in ("content", "rowvec_vector")),
+        *(PgColumn(name, "bytea") for name in ("fingerprint", "metadata_hash")),
+    )
+    typed = sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in columns)
+    connection.execute(query("extract_apart", "taken", columns=typed))
+    connection.execute(query("extract_apart", "gone"))
+    _copy(connection, "copy_taken", columns, source.rows())
+    _copy(connection, "copy_gone", (PgColumn("digest", "bytea"),), _digest_batches(gone))
+    connection.execute(query("extract_apart", "analyze"))
+
+
+def _copy(
+    connection: Connection, statement: str, columns: tuple[PgColumn, ...], batches: Iterable[pa.RecordBatch]
+) -> None:
+    encoder = Encoder(columns)
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(query("extract_apart", statement, columns=names(encoder.columns))) as copy,
+    ):
+        copy.write(HEADER)
+        for batch in batches:
+            for block in encoder.encode(batch):
+                copy.write(block)
+        copy.write(TRAILER)
+
+
+def _digest_batches(digests: list[Words]) -> Iterator[pa.RecordBatch]:
+    for words in digests:
+        for start in range(0, len(words), _DIGESTS_AT_ONCE):
+            part = unpack_digests(words[start : start + _DIGESTS_AT_ONCE])
+            yield pa.record_batch([pa.array(part, pa.binary())], names=["digest"])
+
+
+def set_aside_rejects(connection: Connection, request: Request, rejects: Iterator[Reject]) -> None:
+    """List the rows that cannot have a vector of their own; forget those that can by now."""
+    while chunk := list(islice(rejects, _SET_ASIDE_AT_ONCE)):
+        # Many rows may share a key that is NULL: one line in the rejects stands for them.
+        rows = [(key, None, error) for key, error in dict(chunk).items()]
+        set_aside(connection, request.pipeline_id, request.run_id, rows)
+    parts = {"pipeline_id": sql.Literal(request.pipeline_id), "run_id": sql.Literal(request.run_id)}
+    connection.execute(query("extract", "forget_mended", **parts))

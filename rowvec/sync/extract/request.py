@@ -1,0 +1,119 @@
+"""What an extract is asked for, its limits, and the plan it stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
+from rowvec.ledger.journal import begin_anew
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.plans import Counts, Plan, plan_rows, store
+from rowvec.ledger.reuse import paid_for
+from rowvec.ledger.runs import RunId
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.citus import distribute
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable, create_table, direct_possible
+from rowvec.sources.protocol import ApartSource
+from rowvec.vectors.fingerprint import Identity
+
+
+def check_empty(pipeline: Pipeline, source: ApartSource) -> None:
+    """Raise ``SourceError`` where there are rows without content and the pipeline says that there must be none."""
+    if pipeline.source.empty == "fail" and source.blank:
+        raise SourceError(
+            f"{source.blank:,} row(s) have empty content and source.empty is fail; mend them, or set it to skip "
+            "or reject"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What an extract works on."""
+
+    pipeline: Pipeline
+    """With its references resolved."""
+    identity: Identity
+    pipeline_id: PipelineId
+    run_id: RunId
+    note_all_images: bool = False
+    """Whether to note where all rows have their images, and not those that are new or changed alone."""
+    batch_weight: int = 1
+    """See ``count_batches``."""
+
+
+def check_deletes(counts: Counts, pipeline: Pipeline) -> None:
+    """Refuse a plan that would delete more than the pipeline allows: a table half loaded looks like this."""
+    stored = counts.unchanged + counts.changed + counts.metadata_only + counts.deleted
+    allowed = pipeline.validation.max_delete_fraction
+    if stored and counts.deleted / stored > allowed:
+        raise DeleteLimitExceeded(
+            f"this run would delete {counts.deleted:,} of {stored:,} vectors ({counts.deleted / stored:.0%}), and "
+            f"validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If the rows are meant to go, "
+            "run once with --max-delete-fraction 1"
+        )
+
+
+def check_loss(gone: int, stored: int, pipeline: Pipeline) -> None:
+    """Refuse a merge for a source that was emptied since it was planned; going back costs nothing that was paid for."""
+    allowed = pipeline.validation.max_delete_fraction
+    if stored and gone / stored > allowed:
+        raise DeleteLimitExceeded(
+            f"the source has lost rows since the plan was made: the merge would delete {gone:,} of {stored:,} vectors, "
+            f"and validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If they are meant to go, "
+            "run once with --max-delete-fraction 1"
+        )
+
+
+def store_plan(
+    connection: Connection,
+    request: Request,
+    table: VectorTable,
+    changes: tuple[int, int, int, int],
+    batches: int,
+    *,
+    exists: bool,
+) -> Plan:
+    """Index the plan's rows, count what is paid for, and record the plan."""
+    new, changed, metadata_only, deleted = changes
+    rows, pipeline_id = plan_rows(request.run_id), sql.Literal(request.pipeline_id)
+    connection.execute(query("extract", "index_plan", plan=rows))
+    paid = paid_for(connection, request.pipeline_id, request.identity)
+    texts, known = row(connection, query("extract", "count_texts", plan=rows, paid_for=paid))
+    direct = not exists and direct_possible(table)
+    if not exists and not direct and (new or changed):
+        create_table(connection, table)
+        distribute(connection, table)
+        begin_anew(connection, request.pipeline_id)
+    stored = row(connection, query("extract", "count_rows", table=table.identifier))[0] if exists else 0
+    rejected = row(connection, query("extract", "count_rejects", pipeline_id=pipeline_id))[0]
+    plan = Plan(
+        run_id=request.run_id,
+        pipeline_id=request.pipeline_id,
+        table=table,
+        identity=request.identity,
+        counts=Counts(
+            new=new,
+            changed=changed,
+            metadata_only=metadata_only,
+            deleted=deleted,
+            unchanged=stored - changed - metadata_only - deleted,
+            rejected=rejected,
+            texts=texts,
+            known=known,
+        ),
+        batches=batches,
+        direct=direct,
+    )
+    store(connection, plan)
+    return plan
+
+
+def row(connection: Connection, statement: sql.Composed) -> tuple[int, ...]:
+    row = connection.execute(statement).fetchone()
+    if row is None:
+        raise TargetError("the database gave no answer to a count; is it a pooler that cuts results?")
+    return row

@@ -1,0 +1,36 @@
+"""The staging table that a run loads its rows into."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from rowvec.ledger.runs import RunId
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable
+
+
+def create_staging(
+    connection: Connection, run_id: RunId, table: VectorTable, name: sql.Identifier, *, direct: bool
+) -> None:
+    """Make the empty table that a run's batches are loaded into: as the vector table itself where ``direct``.
+
+    What an earlier plan of the run left there goes, and with it the marks of its batches.
+    """
+    columns = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql)
+        for column in staged_columns(table, direct=direct)
+    )
+    with lost_connections_are_retriable(), connection.transaction():
+        connection.execute(query("load", "forget_batches"), {"run_id": run_id})
+        connection.execute(query("load", "forget_staging", name=name))
+        connection.execute(query("load", "create" if direct else "create_unlogged", name=name, columns=columns))
+
+
+def staged_columns(table: VectorTable, *, direct: bool) -> tuple[PgColumn, ...]:
+    if direct:
+        return table.columns
+    own = {column.name for column in (*table.key, *table.metadata)}
+    # run_id and embedded_at are the merge's to say.
+    return tuple(PgColumn(c.name, c.travels_as) if c.name in own else c for c in table.columns[:-2])
