@@ -30,9 +30,9 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import connect, target_url
 from rowvec.sources.images.locations import open_places
-from rowvec.store.open import open_store
 from rowvec.sync.extract import stage
 from rowvec.sync.images import upload as images
+from rowvec.sync.work import Work
 from tests.support.images import fill
 from tests.support.servers.azurite import Container, serving
 
@@ -75,18 +75,15 @@ def planned(pipeline: Pipeline) -> Generator[Callable[[list[str]], Measured]]:
     resolved = resolve(pipeline)
     assert resolved.source.kind == "images"
     with running(pipeline, "benchmark") as run, connect(target_url(None)) as connection:
-        plan = stage.extract_rows(pipeline, run)
-        store, places = open_store(resolved.artifacts), open_places(resolved.source)
-        stored = open_plan(connection, resolved, run.run_id)
+        plan = stage.run(pipeline, run)
+        places = open_places(resolved.source)
+        work = Work(pipeline=resolved, connection=connection, plan=open_plan(connection, resolved, run.run_id))
 
         def upload(names: list[str]) -> Measured:
             connection.execute("UPDATE rowvec.images SET uploaded_at = now()")
             connection.execute("UPDATE rowvec.images SET uploaded_at = NULL WHERE place = ANY (%s)", (names,))
             started, worked = time.monotonic(), time.process_time()
-            done = [
-                images.upload_images(connection, store, places, stored, pipeline.name, number).images
-                for number in range(plan.batches)
-            ]
+            done = [images.upload_images(work, places, number).images for number in range(plan.batches)]
             return Measured(seconds=time.monotonic() - started, cpu=time.process_time() - worked, images=sum(done))
 
         yield upload

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +30,12 @@ import pyarrow.parquet as pq
 from benchmarks import plots
 from benchmarks.outcome import conclude, options
 from benchmarks.servers import prefect_server, provider
-from rowvec.ledger.runs import Run, running
+from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
-from rowvec.sync import batch as batch_stage
-from rowvec.sync import binarize, embed, index, load, merge, upload, validate
-from rowvec.sync.extract import stage as stage_stage
+from rowvec.sync import order
+from rowvec.sync.batch import Batch, embedded_at_once
 from rowvec.sync.report import SyncReport
 
 GOALS = {"of_slowest": 1.15, "orchestration": 0.03}
@@ -140,50 +139,50 @@ def _by_stages(pipeline: Pipeline) -> float:
     from rowvec_flows.sync import BATCHES_IN_FLIGHT  # late, as above
 
     started = time.perf_counter()
-    with running(pipeline, "benchmark") as run, ThreadPoolExecutor(4 * (BATCHES_IN_FLIGHT + 1)) as threads:
-        plan = stage_stage.extract_rows(pipeline, run)
-        chains: deque[Future[batch_stage.Batch]] = deque()
-        done: list[batch_stage.Batch] = []
-        embedded: list[Future[batch_stage.Batch]] = []
-        at_once = batch_stage.embedded_at_once(pipeline)
-        for number in range(plan.batches):
-            before = embedded[-at_once] if number >= at_once else None
-            embedded.append(threads.submit(_embed_after, pipeline, run, number, before))
-            chains.append(threads.submit(_rest, pipeline, embedded[-1]))
-            if len(chains) > BATCHES_IN_FLIGHT:
-                done.append(chains.popleft().result())
-        done.extend(chain.result() for chain in chains)
-        merged = merge.merge_rows(pipeline, run.run_id)
-        one = merge.Round(plan=plan, batches=tuple(done), merged=merged)
-        report = validate.validate_rows(pipeline, run, [one], index.index_rows(pipeline, run.run_id))
+    with ThreadPoolExecutor(4 * (BATCHES_IN_FLIGHT + 1)) as threads:
+
+        def batches(pipeline: Pipeline, run: Run, count: int) -> list[Batch]:
+            chains: deque[Future[Batch]] = deque()
+            done: list[Batch] = []
+            embedded: list[Future[Batch]] = []
+            at_once = embedded_at_once(pipeline)
+            for number in range(count):
+                before = embedded[-at_once] if number >= at_once else None
+                embedded.append(threads.submit(_embed_after, pipeline, run, number, before))
+                chains.append(threads.submit(_rest, pipeline, embedded[-1]))
+                if len(chains) > BATCHES_IN_FLIGHT:
+                    done.append(chains.popleft().result())
+            return done + [chain.result() for chain in chains]
+
+        report = order.sync(pipeline, "benchmark", replace(order.IN_PROCESS, batches=batches))
     assert report.consistent
     return time.perf_counter() - started
 
 
-def _embed_after(
-    pipeline: Pipeline, run: Run, number: int, before: Future[batch_stage.Batch] | None
-) -> batch_stage.Batch:
+def _embed_after(pipeline: Pipeline, run: Run, number: int, before: Future[Batch] | None) -> Batch:
     if before is not None:
         before.result()
-    return embed.embed_rows(pipeline, run.run_id, number)
+    return order.BATCH_STAGES["embed"].run(pipeline, Batch(run_id=run.run_id, number=number))
 
 
-def _rest(pipeline: Pipeline, embedded: Future[batch_stage.Batch]) -> batch_stage.Batch:
-    batch = binarize.binarize_rows(pipeline, embedded.result())
-    return load.load_rows(pipeline, upload.upload_rows(pipeline, batch))
+def _rest(pipeline: Pipeline, embedded: Future[Batch]) -> Batch:
+    batch = embedded.result()
+    names = order.batch_stages(pipeline)
+    for name in names[names.index("embed") + 1 :]:
+        batch = order.BATCH_STAGES[name].run(pipeline, batch)
+    return batch
 
 
 def _one_by_one(pipeline: Pipeline) -> dict[str, float]:
-    """Seconds of each stage over all batches, with nothing beside it: by the run's own report."""
-    with running(pipeline, "benchmark") as run:
-        plan = stage_stage.extract_rows(pipeline, run)
-        batches = [embed.embed_rows(pipeline, run.run_id, number) for number in range(plan.batches)]
-        batches = [binarize.binarize_rows(pipeline, batch) for batch in batches]
-        batches = [upload.upload_rows(pipeline, batch) for batch in batches]
-        batches = [load.load_rows(pipeline, batch) for batch in batches]
-        merged = merge.merge_rows(pipeline, run.run_id)
-        one = merge.Round(plan=plan, batches=tuple(batches), merged=merged)
-        report = validate.validate_rows(pipeline, run, [one], index.index_rows(pipeline, run.run_id))
+    """Seconds of each stage over all batches, while nothing else runs: by the run's own report."""
+
+    def batches(pipeline: Pipeline, run: Run, count: int) -> list[Batch]:
+        done = [Batch(run_id=run.run_id, number=number) for number in range(count)]
+        for name in order.batch_stages(pipeline):
+            done = [order.BATCH_STAGES[name].run(pipeline, batch) for batch in done]
+        return done
+
+    report = order.sync(pipeline, "benchmark", replace(order.IN_PROCESS, batches=batches))
     assert report.consistent
     return {stage: seconds for stage, seconds in report.seconds.items() if stage != "total"}
 

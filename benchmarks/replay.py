@@ -31,14 +31,10 @@ import pyarrow.parquet as pq
 
 from rowvec.embedders import open_embedder
 from rowvec.errors import DeleteLimitExceeded
-from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
-from rowvec.sync import batch as batch_stage
-from rowvec.sync import binarize, embed, index, load, merge, upload, validate
-from rowvec.sync import report as report_stage
-from rowvec.sync.extract import stage
+from rowvec.sync import order
 from rowvec.sync.report import SyncReport
 
 DATA = "ROWVEC_REPLAY_DATA"
@@ -236,21 +232,7 @@ def _allowed(connection: Connection, pipeline: Pipeline, step: Step) -> tuple[Pi
 
 def sync(pipeline: Pipeline) -> SyncReport:
     """The main job without an orchestrator. Raises ``Inconsistent`` as the flow does."""
-    with running(pipeline, "replay") as run:
-        rounds = [_round(pipeline, run)]
-        while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:
-            rounds.append(_round(pipeline, run))
-        indexed = index.index_rows(pipeline, run.run_id)
-        return report_stage.conclude(validate.validate_rows(pipeline, run, rounds, indexed))
-
-
-def _round(pipeline: Pipeline, run: Run) -> merge.Round:
-    plan = stage.extract_rows(pipeline, run)
-    batches: list[batch_stage.Batch] = []
-    for number in range(plan.batches):
-        batch = binarize.binarize_rows(pipeline, embed.embed_rows(pipeline, run.run_id, number))
-        batches.append(load.load_rows(pipeline, upload.upload_rows(pipeline, batch)))
-    return merge.Round(plan=plan, batches=tuple(batches), merged=merge.merge_rows(pipeline, run.run_id))
+    return order.sync(pipeline, "replay")
 
 
 def wrong_rows(connection: Connection) -> list[int]:

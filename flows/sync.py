@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import Any, cast
 
 from prefect import flow
@@ -12,7 +13,7 @@ from rowvec_tasks import stages
 from rowvec_tasks.artifacts import show
 from rowvec_tasks.engines import chosen_cluster, on_cluster
 from rowvec_tasks.events import tell_sync
-from rowvec_tasks.flow_body import cause_of, job, run_name
+from rowvec_tasks.flow_body import cause_of, job_with_policy, run_name
 from rowvec_tasks.hooks import clear_up
 from rowvec_tasks.when_busy import WAIT_MINUTES, WhenBusy
 
@@ -20,17 +21,15 @@ from rowvec.ledger.generations import effective
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.sync.batch import Batch, embedded_at_once
-from rowvec.sync.batch_api.ask import asks_ahead
 from rowvec.sync.cluster import batch_weight, check_reachable
-from rowvec.sync.merge import Round
+from rowvec.sync.order import Stages, batch_stages, through_all_rounds
 from rowvec.sync.report import SyncReport, conclude
 
 # While batches embed, the ones before them are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2
-# Rows that are written while a round runs are the next round's; a source that never rests is left to the next run.
-MAX_ROUNDS = 3
 
-Chain = list[PrefectFuture[Batch]]
+Chain = dict[str, PrefectFuture[Batch]]
+"""The future of each stage of one batch, by the name of the stage."""
 
 
 @flow(
@@ -42,7 +41,7 @@ Chain = list[PrefectFuture[Batch]]
     on_cancellation=[clear_up],
     on_crashed=[clear_up],
 )
-@job
+@job_with_policy
 def sync(
     pipeline: Pipeline, cause: str | None = None, when_busy: WhenBusy = "wait", wait_minutes: float = WAIT_MINUTES
 ) -> SyncReport:
@@ -54,67 +53,66 @@ def sync(
         when_busy: While another run of the pipeline is at work: wait for it, skip this run, or fail.
         wait_minutes: How long to wait for it at most; then the run fails.
     """
-    del when_busy, wait_minutes  # the job's: it calls this again when the other run is over
+    del when_busy, wait_minutes  # `job_with_policy` reads them: it calls this again once the other run has ended
     pipeline = effective(pipeline)
     with running(pipeline, cause_of(cause)) as run:
-        rounds = [bring_up_to_date(pipeline, run)]
-        while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:
-            rounds.append(bring_up_to_date(pipeline, run))
-        report = stages.validate(pipeline, run, rounds, stages.index(pipeline, run))
+        report = through_all_rounds(pipeline, run, as_tasks(pipeline))
         show(pipeline, report)
         tell_sync(pipeline, report)
         return conclude(report)
 
 
-def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
-    """One plan, its batches through all stages, one merge."""
+def as_tasks(pipeline: Pipeline) -> Stages:
+    """Every stage as a Prefect task; batches on a cluster if one is configured, else on threads of this process."""
     cluster = chosen_cluster()
     if cluster:
         check_reachable(pipeline)
-    plan = stages.extract(pipeline, run, batch_weight(pipeline) if cluster else 1)
-    if asks_ahead(pipeline):
-        stages.ask_ahead(pipeline, run).conclude(pipeline)
-    again = stages.lost_images(pipeline, run) if plan.lost_images else 0
-    done = on_cluster(cluster, pipeline, run, plan.batches) if cluster else in_threads(pipeline, run, plan.batches)
-    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run), images_again=again)
+    return Stages(
+        extract=partial(stages.extract, weight=batch_weight(pipeline) if cluster else 1),
+        ask_ahead=stages.ask_ahead,
+        lost_images=stages.lost_images,
+        batches=partial(on_cluster, cluster) if cluster else in_threads,
+        merge=stages.merge,
+        index=stages.index,
+        validate=stages.validate,
+    )
 
 
 def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
-    """All batches through their stages in this process, a few at a time."""
+    """Take all batches through their stages in this process, a few at a time."""
     chains: deque[Chain] = deque()
     done: list[Batch] = []
     at_once = embedded_at_once(pipeline)
     try:
         for number in range(batches):
-            chains.append(submit(pipeline, run, number, after=chains[-at_once] if len(chains) >= at_once else None))
+            chains.append(submit(pipeline, run, number, after=chains[-at_once] if len(chains) >= at_once else {}))
             if len(chains) > BATCHES_IN_FLIGHT:
                 done.append(finished(chains.popleft()))
         done.extend(finished(chain) for chain in chains)
     except Exception:
         # What is still at work pays and writes for this run, so the pipeline is held until it has ended.
-        wait([future for chain in chains for future in chain])
+        wait([future for chain in chains for future in chain.values()])
         raise
     return done
 
 
-def submit(pipeline: Pipeline, run: Run, number: int, after: Chain | None) -> Chain:
-    """Queue a batch's stages; it is embedded when ``after`` has been, for the embedder has its own concurrency."""
-    # Its images, where it has any, are uploaded while the batch before it is embedded.
-    images = [stages.images.submit(pipeline, run, number)] if pipeline.source.kind == "images" else []
-    first = [*images, *(after[-4:-3] if after else [])]
-    embedded = stages.embed.submit(pipeline, run, number, images[0].result if images else None, wait_for=first)
-    bits = stages.binarize.submit(pipeline, number, embedded.result, wait_for=[embedded])
-    uploaded = stages.upload.submit(pipeline, number, bits.result, wait_for=[bits])
-    return [
-        *images,
-        embedded,
-        bits,
-        uploaded,
-        stages.load.submit(pipeline, number, uploaded.result, wait_for=[uploaded]),
-    ]
+def submit(pipeline: Pipeline, run: Run, number: int, after: Chain) -> Chain:
+    """Queue a batch's stages, each after the one before; it is embedded only when the batch ``after`` has been.
+
+    The embedder has a concurrency of its own. A batch's images are uploaded while the batch before is embedded.
+    """
+    chain: Chain = {}
+    before: PrefectFuture[Batch] | None = None
+    for name in batch_stages(pipeline):
+        wait_for = [before] if before else []
+        if name == "embed" and name in after:
+            wait_for.append(after[name])
+        result = before.result if before else None
+        before = chain[name] = stages.OF_BATCH[name].submit(pipeline, run, number, result, wait_for=wait_for)
+    return chain
 
 
 def finished(chain: Chain) -> Batch:
     """The batch at the end of its chain; the first stage that failed raises its own error."""
-    results: list[Any] = [future.result() for future in chain]
+    results: list[Any] = [future.result() for future in chain.values()]
     return results[-1]

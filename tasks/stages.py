@@ -1,4 +1,4 @@
-"""One Prefect task a stage: its name and its retries. What it does: ``rowvec.sync.stages``, ``rowvec.sync.batch``."""
+"""One Prefect task per stage: its name and its retries. What a stage does is in the module of its name in the core."""
 
 from __future__ import annotations
 
@@ -6,37 +6,31 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from prefect import Task
 from rowvec_tasks.logging_filter import tell_sentences
 from rowvec_tasks.policy import stage
 from rowvec_tasks.progress import expect
 
+from rowvec.index.tuning.results import Tuning
 from rowvec.index.tuning.tuner import Budget
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run, RunId
-from rowvec.operations import audit as auditing
-from rowvec.operations import index as index_commands
-from rowvec.operations import prune as retention
 from rowvec.operations import rebuild, repair
-from rowvec.operations.audit import Audit
-from rowvec.operations.prune import Pruned
+from rowvec.operations.audit import Audit, run_audit
+from rowvec.operations.index import maintain, tune
+from rowvec.operations.prune import Pruned, prune
 from rowvec.operations.rebuild import Comparison
-from rowvec.operations.restore import Restored, restore_rows
-from rowvec.operations.restore import finish_restore as finish
+from rowvec.operations.restore import Restored, finish_restore, restore_rows
 from rowvec.pipeline import Pipeline
-from rowvec.sync import binarize as binarize_stage
-from rowvec.sync import cluster
-from rowvec.sync import embed as embed_stage
+from rowvec.sync import cluster, order
 from rowvec.sync import index as index_stage
-from rowvec.sync import load as load_stage
 from rowvec.sync import merge as merge_stage
-from rowvec.sync import upload as upload_stage
 from rowvec.sync import validate as validate_stage
 from rowvec.sync.batch import Batch
-from rowvec.sync.batch_api import ask as asking
+from rowvec.sync.batch_api import ask
 from rowvec.sync.batch_api.ask import Ahead
-from rowvec.sync.extract import stage as stage_stage
+from rowvec.sync.extract import stage as extract_stage
 from rowvec.sync.images import lost
-from rowvec.sync.images import upload as images_upload
 from rowvec.sync.index import Indexed
 from rowvec.sync.merge import Merged, Round
 from rowvec.sync.report import RestoreReport, SyncReport
@@ -49,7 +43,7 @@ given itself Prefect asks its server for the state, a request for each stage of 
 @stage("extract")
 def extract(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     """Find what changed, and store the plan."""
-    plan = stage_stage.extract_rows(pipeline, run, weight)
+    plan = extract_stage.run(pipeline, run, weight)
     expect(plan.batches)
     return plan
 
@@ -57,7 +51,7 @@ def extract(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
 @stage("jobs")
 def ask_ahead(pipeline: Pipeline, run: Run) -> Ahead:
     """Have the provider's Batch API answer what it can; see how far it is."""
-    return asking.ask_ahead(pipeline, run)
+    return ask.run(pipeline, run)
 
 
 @stage("batch {number}")
@@ -67,61 +61,73 @@ def batch(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     return cluster.work_through(pipeline, run_id, number)
 
 
-@stage("images {number}")
-def images(pipeline: Pipeline, run: Run, number: int) -> Batch:
-    """Put a batch's images into the store."""
-    return images_upload.upload_image_files(pipeline, run.run_id, number)
-
-
 @stage("images again")
 def lost_images(pipeline: Pipeline, run: Run) -> int:
     """Put images into the store again that it has lost."""
-    return lost.upload_lost_images(pipeline, run.run_id)
+    return lost.run(pipeline, run.run_id)
+
+
+@stage("images {number}")
+def images(pipeline: Pipeline, run: Run, number: int, before: Handed | None = None) -> Batch:
+    """Put a batch's images into the store."""
+    return _batch_stage("images", pipeline, run, number, before)
 
 
 @stage("embed {number}")
 def embed(pipeline: Pipeline, run: Run, number: int, before: Handed | None = None) -> Batch:
     """Give a batch's rows their vectors."""
-    return embed_stage.embed_rows(pipeline, run.run_id, number, before() if before else None)
+    return _batch_stage("embed", pipeline, run, number, before)
 
 
 @stage("binarize {number}")
-def binarize(pipeline: Pipeline, number: int, embedded: Handed) -> Batch:
-    """One bit a dimension, beside the vectors."""
-    del number  # for the run's name, which is made before the batch is there
-    return binarize_stage.binarize_rows(pipeline, embedded())
+def binarize(pipeline: Pipeline, run: Run, number: int, before: Handed | None = None) -> Batch:
+    """Make one bit per dimension of each vector."""
+    return _batch_stage("binarize", pipeline, run, number, before)
 
 
 @stage("upload {number}")
-def upload(pipeline: Pipeline, number: int, binarized: Handed) -> Batch:
+def upload(pipeline: Pipeline, run: Run, number: int, before: Handed | None = None) -> Batch:
     """Keep the batch as an immutable Parquet object."""
-    del number  # as above
-    return upload_stage.upload_rows(pipeline, binarized())
+    return _batch_stage("upload", pipeline, run, number, before)
 
 
 @stage("load {number}")
-def load(pipeline: Pipeline, number: int, uploaded: Handed) -> Batch:
+def load(pipeline: Pipeline, run: Run, number: int, before: Handed | None = None) -> Batch:
     """COPY the batch into staging."""
-    del number  # as above
-    return load_stage.load_rows(pipeline, uploaded())
+    return _batch_stage("load", pipeline, run, number, before)
+
+
+OF_BATCH: dict[str, Task[..., Batch]] = {
+    "images": images,
+    "embed": embed,
+    "binarize": binarize,
+    "upload": upload,
+    "load": load,
+}
+"""The task of each of ``rowvec.sync.order.BATCH_STAGES``."""
+
+
+def _batch_stage(name: str, pipeline: Pipeline, run: Run, number: int, before: Handed | None) -> Batch:
+    batch = before() if before else Batch(run_id=run.run_id, number=number)
+    return order.BATCH_STAGES[name].run(pipeline, batch)
 
 
 @stage("merge")
 def merge(pipeline: Pipeline, run: Run) -> Merged:
     """Bring staging into the vector table, in one transaction."""
-    return merge_stage.merge_rows(pipeline, run.run_id)
+    return merge_stage.run(pipeline, run.run_id)
 
 
 @stage("index")
 def index(pipeline: Pipeline, run: Run) -> Indexed:
     """Build or rebuild the index where it has to be."""
-    return index_stage.index_rows(pipeline, run.run_id)
+    return index_stage.run(pipeline, run.run_id)
 
 
 @stage("validate")
 def validate(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     """Check what must hold, and record the verdict."""
-    return validate_stage.validate_rows(pipeline, run, rounds, indexed)
+    return validate_stage.run(pipeline, run, rounds, indexed)
 
 
 @stage("restore")
@@ -131,60 +137,60 @@ def restore(pipeline: Pipeline, run: Run, manifest: str | None) -> Restored:
 
 
 @stage("validate restore")
-def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreReport:
-    """Index it, check it, and record the verdict."""
-    return finish(pipeline, run, restored)
+def validate_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreReport:
+    """Build the index, check the table, and record the verdict."""
+    return finish_restore(pipeline, run, restored)
 
 
 @stage("begin rebuild")
 def begin_rebuild(pipeline: Pipeline, max_cost: float | None) -> Pipeline:
-    """Find what builds the next generation, and what it would cost."""
+    """Find the settings that build the next generation, and refuse to spend more than ``max_cost`` US dollars."""
     return rebuild.begin_rebuild(pipeline, max_cost)
 
 
 @stage("live pipeline")
 def live_pipeline(pipeline: Pipeline) -> Pipeline:
-    """The settings of what is read now."""
+    """Read the settings of the live generation."""
     return rebuild.live_pipeline(pipeline)
 
 
 @stage("compare")
 def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
-    """Ask both generations about the same rows."""
+    """Measure the recall of both generations with the same rows as queries."""
     return rebuild.compare(pipeline, following)
 
 
 @stage("switch")
 def switch(pipeline: Pipeline, following: Pipeline) -> str:
-    """Let the next generation be read, in one transaction."""
+    """Make the next generation the live one, in one transaction."""
     return rebuild.switch(pipeline, following)
 
 
 @stage("audit")
 def audit(pipeline: Pipeline) -> Audit:
     """Compare source, artifacts and vector table both ways."""
-    return auditing.run_audit(pipeline)
+    return run_audit(pipeline)
 
 
 @stage("prepare repair")
 def prepare_repair(pipeline: Pipeline) -> Audit:
-    """The same, and make right what a sync cannot."""
+    """Audit, and repair what a sync alone cannot."""
     return repair.prepare_repair(pipeline)
 
 
 @stage("prune")
-def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool, compact: bool) -> Pruned:
-    """Let go of what is old and not needed in the store."""
-    return retention.prune(pipeline, older_than, apply=apply, compact=compact)
+def prune_store(pipeline: Pipeline, older_than: timedelta, *, apply: bool, compact: bool) -> Pruned:
+    """Delete from the store what is old and no longer needed."""
+    return prune(pipeline, older_than, apply=apply, compact=compact)
 
 
-@stage("see to index")
-def see_to_index(pipeline: Pipeline, *, rebuild_it: bool) -> dict[str, Any]:
-    """Build what is missing, worn or wrong."""
-    return index_commands.see_to_index(pipeline, rebuild=rebuild_it)
+@stage("maintain index")
+def maintain_index(pipeline: Pipeline, *, rebuild_it: bool) -> dict[str, Any]:
+    """Build the index if it is missing, worn or wrong."""
+    return maintain(pipeline, rebuild=rebuild_it)
 
 
 @stage("tune index")
-def tune(pipeline: Pipeline, budget: Budget) -> dict[str, Any]:
-    """Measure which index suits the table's vectors, and keep the choice for syncs."""
-    return index_commands.tune(pipeline, budget).as_json()
+def tune_index(pipeline: Pipeline, budget: Budget) -> Tuning:
+    """Measure which index suits the table's vectors, and store the choice for syncs."""
+    return tune(pipeline, budget)

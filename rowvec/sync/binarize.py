@@ -56,7 +56,7 @@ def _bits_of(batch: pa.RecordBatch, dimensions: int, precision: Precision) -> pa
 
 
 @traced("binarize")
-def binarize_rows(pipeline: Pipeline, batch: Batch) -> Batch:
+def run(pipeline: Pipeline, batch: Batch) -> Batch:
     """One bit a dimension, beside the vectors."""
     started = time.monotonic()
     if batch.rows and pipeline.target.bits:

@@ -9,9 +9,8 @@ from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.sources.images.file import is_url
-from rowvec.sync import binarize, embed, load, upload
 from rowvec.sync.batch import Batch
-from rowvec.sync.images import upload as images_upload
+from rowvec.sync.order import through_all_stages
 
 # A task on a cluster costs up to 0.4 s, a hundred times that of a thread: where nobody bills or paces us, a batch of
 # the usual size is about a second's work.
@@ -55,8 +54,4 @@ def work_through(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     Done again, by whichever machine, it pays for nothing that was answered, and loads nothing twice.
     """
     check_reachable(pipeline)
-    batch = images_upload.upload_image_files(pipeline, run_id, number)
-    batch = embed.embed_rows(pipeline, run_id, number, batch)
-    batch = binarize.binarize_rows(pipeline, batch)
-    batch = upload.upload_rows(pipeline, batch)
-    return load.load_rows(pipeline, batch)
+    return through_all_stages(pipeline, run_id, number)

@@ -1,4 +1,7 @@
-"""Embed: a batch of rows becomes a file of rows with vectors; what is known is reused, what cannot be is set aside."""
+"""The embed stage: a batch of rows becomes a file of rows with vectors.
+
+Vectors that were paid for before are reused, and a row whose content cannot be embedded is rejected.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,22 @@ from rowvec.embedders.provider.budget import FREE, Purse
 from rowvec.embedders.rate_limit.shared import shared_pace
 from rowvec.errors import ArtifactCorrupt, RowError
 from rowvec.ledger import rejects, reuse
-from rowvec.ledger.plans import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema, open_plan
+from rowvec.ledger.plans import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
 from rowvec.ledger.reuse import longer_identities
-from rowvec.ledger.runs import RunId
 from rowvec.ledger.spending import open_purse
 from rowvec.ledger.workdir import database_name
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.queries import query
 from rowvec.runtime.progress import tell
 from rowvec.runtime.telemetry import traced
 from rowvec.sources.images.locations import open_places
 from rowvec.store.artifact import read_vectors
-from rowvec.store.open import open_store
-from rowvec.store.protocol import Store
 from rowvec.sync.batch import Batch
 from rowvec.sync.batch_api import jobs
 from rowvec.sync.batch_api.ask import asks_ahead
 from rowvec.sync.images import upload
 from rowvec.sync.vector_spool import VectorSpool, open_spool
+from rowvec.sync.work import Work, open_stage
 from rowvec.vectors.fingerprint import fingerprint as fingerprint_of
 from rowvec.vectors.layout import Embeddings, dense
 from rowvec.vectors.matryoshka import cut
@@ -50,7 +49,6 @@ _LOOKUP = 10_000
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 Ask = Callable[[Iterator[str]], Iterator[Answer]]
 """Gives an embedder's answers about a stream of contents, as ``Embedder.embed`` does about texts."""
 
@@ -78,50 +76,42 @@ class _Distinct:
     rejected: dict[int, RowError]
 
 
-def embed_batch(
-    connection: Connection,
-    store: Store,
-    embedder: Embedder,
-    plan: Plan,
-    batch: int,
-    folder: Path,
-    progress: Progress | None = None,
-    ask: Ask | None = None,
-) -> Embedded:
+def embed_batch(work: Work, number: int, folder: Path, ask: Ask) -> Embedded:
     """Write ``folder/embedded.arrow``: the batch's rows with their vectors, in the layout of an artifact.
 
-    No transaction is open while the embedder is asked, and what it answers is durable before the next is awaited,
-    where it costs money. A batch whose file is there already is not done again. ``ask`` asks the embedder, where
-    contents are not the texts to send: for those of images, see ``rowvec.sync.images.upload.opened_images``.
+    No transaction is open while the embedder is asked. If an answer costs money, it is durable before the next one is
+    awaited. ``ask`` asks the embedder about contents.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    distinct = _write_rows(connection, plan, batch, folder)
-    _reuse(connection, store, plan, distinct, folder)
+    plan, embedder = work.plan, opened_embedder(work.pipeline.embedder)
+    distinct = _write_rows(work, number, folder)
+    _reuse(work, distinct, folder)
     missing = np.flatnonzero(~distinct.present)
     column = VECTOR_TEXT if embedder.identity.provider == "column" else "content"
     tokens = 0
-    for answer in (ask or embedder.embed)(_texts(folder / "rows.arrow", distinct, missing, column)):
+    for answer in ask(_texts(folder / "rows.arrow", distinct, missing, column)):
         tokens += answer.tokens
         ids = _take(distinct, missing, answer)
         if embedder.paid and len(ids):
             known = [distinct.fingerprints[i] for i in ids]
             # No provider that bills gives sparse vectors.
             vectors = dense(answer.vectors)
-            reuse.keep_answers(connection, plan.pipeline_id, plan.run_id, known, vectors, answer.tokens)
-        if progress:
-            progress(int(distinct.present.sum()) + len(distinct.rejected), len(distinct.fingerprints))
+            reuse.keep_answers(work.connection, plan.pipeline_id, plan.run_id, known, vectors, answer.tokens)
+        done = int(distinct.present.sum()) + len(distinct.rejected)
+        tell("embed", f"batch {number}", done, len(distinct.fingerprints))
     rows = _write_embedded(folder, plan, distinct)
-    rejected = _set_aside(connection, plan, folder, distinct)
+    rejected = _keep_rejects(work, folder, distinct)
     return Embedded(rows=rows, embedded=int(distinct.present[missing].sum()), rejected=rejected, tokens=tokens)
 
 
-def _write_rows(connection: Connection, plan: Plan, batch: int, folder: Path) -> _Distinct:
+def _write_rows(work: Work, batch: int, folder: Path) -> _Distinct:
     """Fetch the rows to disk, so that the transaction that reads them ends before the embedder is asked."""
     fingerprints: list[bytes] = []
     of_row: list[npt.NDArray[np.int64]] = []
+    plan = work.plan
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, fetched_schema(plan.table)) as out:
-        for rows in fetch(connection, plan, batch):
+        for rows in fetch(work.connection, plan, batch):
             out.write_batch(rows)
             ids = np.empty(rows.num_rows, np.int64)
             for i, fingerprint in enumerate(rows.column("fingerprint").to_pylist()):
@@ -138,8 +128,9 @@ def _write_rows(connection: Connection, plan: Plan, batch: int, folder: Path) ->
     )
 
 
-def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct, folder: Path) -> None:
+def _reuse(work: Work, distinct: _Distinct, folder: Path) -> None:
     """Fill in the vectors that were paid for before: by an unfinished run, or for a row with the same content."""
+    connection, plan = work.connection, work.plan
     look_in_table = not plan.direct and reuse.relies_on_table(connection, plan.pipeline_id)
     for start in range(0, len(distinct.fingerprints), _LOOKUP):
         wanted = distinct.fingerprints[start : start + _LOOKUP]
@@ -149,43 +140,41 @@ def _reuse(connection: Connection, store: Store, plan: Plan, distinct: _Distinct
         open_ids = [f for f in wanted if not distinct.present[ids[f]]]
         for artifact, held in reuse.known_in_artifacts(connection, plan.pipeline_id, open_ids).items():
             before = int(distinct.present.sum())
-            found, vectors = _kept(connection, store, plan, artifact, held, folder)
+            found, vectors = _kept(work, artifact, held, folder)
             _fill(distinct, [ids[fingerprint] for fingerprint in found], vectors)
             # An artifact that is lost: the table may still have what it held.
             look_in_table |= not plan.direct and int(distinct.present.sum()) - before < len(held)
-        _cut_from_longer(connection, store, plan, distinct, folder, range(start, start + len(wanted)))
+        _cut_from_longer(work, distinct, folder, range(start, start + len(wanted)))
         if look_in_table:
             still_open = [f for f in wanted if not distinct.present[ids[f]]]
-            found, vectors = _in_table(connection, plan, still_open)
+            found, vectors = _in_table(work, still_open)
             _fill(distinct, [ids[fingerprint] for fingerprint in found], vectors)
 
 
-def _cut_from_longer(
-    connection: Connection, store: Store, plan: Plan, distinct: _Distinct, folder: Path, among: range
-) -> None:
-    """Fill in the vectors that another generation has, longer than they are wanted here."""
+def _cut_from_longer(work: Work, distinct: _Distinct, folder: Path, among: range) -> None:
+    """Fill in vectors by shortening the longer ones that another generation has for the same contents."""
+    connection, plan = work.connection, work.plan
     for identity in longer_identities(connection, plan.pipeline_id, plan.identity):
         missing = np.array([i for i in among if not distinct.present[i]], np.int64)
         digest = identity.digest()
         texts = _texts(folder / "rows.arrow", distinct, missing, "content")
         ids = {bytes(fingerprint_of(digest, text.encode())): int(i) for i, text in zip(missing, texts, strict=True)}
         for artifact, held in reuse.known_in_artifacts(connection, plan.pipeline_id, list(ids)).items():
-            found, vectors = _kept(connection, store, plan, artifact, held, folder)
+            found, vectors = _kept(work, artifact, held, folder)
             if isinstance(vectors, np.ndarray):
                 _fill(distinct, [ids[longer] for longer in found], cut(vectors, plan.table.dimensions))
 
 
-def _kept(
-    connection: Connection, store: Store, plan: Plan, artifact: tuple[str, str], held: set[bytes], folder: Path
-) -> tuple[list[bytes], Embeddings]:
-    """Fingerprints and vectors from an artifact; one that is lost is forgotten: nobody is to count on it again."""
+def _kept(work: Work, artifact: tuple[str, str], held: set[bytes], folder: Path) -> tuple[list[bytes], Embeddings]:
+    """Fingerprints and vectors from an artifact; a lost one leaves the ledger, so that no later run relies on it."""
     name, sha256 = artifact
+    connection, plan = work.connection, work.plan
     local = folder / "reused.parquet"
     try:
-        store.get(name, local, sha256)
+        work.store.get(name, local, sha256)
         return read_vectors(local, held)
     except ArtifactCorrupt as error:
-        logger.warning("%s; what it held is looked for in the vector table, or embedded anew", error)
+        logger.warning("%s; what it held is taken from the vector table, or embedded again", error)
         with connection.transaction():
             reuse.set_artifacts_lost(connection, plan.pipeline_id, lost=True)
             reuse.forget_artifact(connection, plan.pipeline_id, name)
@@ -194,13 +183,13 @@ def _kept(
         local.unlink(missing_ok=True)
 
 
-def _in_table(connection: Connection, plan: Plan, wanted: list[bytes]) -> tuple[list[bytes], Embeddings]:
-    """Vectors that only the table has, its ledger being lost: a scan of the table, so it is the last resort."""
-    layout = plan.table.layout
+def _in_table(work: Work, wanted: list[bytes]) -> tuple[list[bytes], Embeddings]:
+    """Vectors that only the table has because the ledger is lost: a scan of the table, so this is the last resort."""
+    table, layout = work.plan.table, work.plan.table.layout
     if not wanted:
         return [], layout.together([])
-    parts = {"table": plan.table.identifier, "fingerprints": sql.Literal(wanted), "send": layout.send}
-    rows = connection.execute(query("ledger", "known_in_table", **parts)).fetchall()
+    parts = {"table": table.identifier, "fingerprints": sql.Literal(wanted), "send": layout.send}
+    rows = work.connection.execute(query("ledger", "known_in_table", **parts)).fetchall()
     return [fingerprint for fingerprint, _ in rows], layout.of_wires([sent for _, sent in rows])
 
 
@@ -258,7 +247,8 @@ def _write_embedded(folder: Path, plan: Plan, distinct: _Distinct) -> int:
     return written
 
 
-def _set_aside(connection: Connection, plan: Plan, folder: Path, distinct: _Distinct) -> int:
+def _keep_rejects(work: Work, folder: Path, distinct: _Distinct) -> int:
+    """Record the rows whose content the embedder cannot take; returns how many."""
     if not distinct.rejected:
         return 0
     bad = np.isin(distinct.of_row, np.fromiter(distinct.rejected, np.int64))
@@ -275,55 +265,42 @@ def _set_aside(connection: Connection, plan: Plan, folder: Path, distinct: _Dist
                 found = [
                     (k, distinct.fingerprints[i], distinct.rejected[int(i)]) for k, i in zip(keys, ids, strict=True)
                 ]
-                rejects.set_aside(connection, plan.pipeline_id, plan.run_id, found)
+                rejects.set_aside(work.connection, work.plan.pipeline_id, work.plan.run_id, found)
     return int(bad.sum())
 
 
 @traced("embed")
-def embed_rows(pipeline: Pipeline, run_id: RunId, number: int, before: Batch | None = None) -> Batch:
-    """Fetch a batch and give its rows vectors; ``before`` is the batch as its images were uploaded."""
-    started, batch = time.monotonic(), before or Batch(run_id=run_id, number=number)
-    resolved = resolve(pipeline)
-    embedder = opened_embedder(resolved.embedder)
-    with (
-        open_target(resolved, f"rowvec embed {number}") as connection,
-        _purse(resolved, run_id, embedder) as purse,
-        shared_pace(resolved.target.url, embedder),
-    ):
-        batch = replace(batch, database=database_name(connection))
-        done = embed_batch(
-            connection,
-            open_store(resolved.artifacts),
-            embedder,
-            open_plan(connection, resolved, run_id),
-            number,
-            batch.folder,
-            lambda done, total: tell("embed", f"batch {number}", done, total),
-            _asking(resolved, connection, run_id, batch.folder, purse),
-        )
+def run(pipeline: Pipeline, batch: Batch) -> Batch:
+    """Fetch a batch's rows and give them vectors."""
+    started = time.monotonic()
+    with open_stage(pipeline, batch.run_id, f"embed {batch.number}") as work:
+        embedder = opened_embedder(work.pipeline.embedder)
+        with _purse(work, embedder) as purse, shared_pace(work.pipeline.target.url, embedder):
+            batch = replace(batch, database=database_name(work.connection))
+            done = embed_batch(work, batch.number, batch.folder, _asking(work, batch.folder, purse))
     return batch.after(
         "embed", started, rows=done.rows, embedded=done.embedded, rejected=done.rejected, tokens=done.tokens
     )
 
 
-def _purse(pipeline: Pipeline, run_id: RunId, embedder: Embedder) -> AbstractContextManager[Purse]:
-    """What requests are paid from, on a connection of its own; without one where nothing costs anything."""
-    return open_purse(pipeline, run_id, embedder.cost) if embedder.paid else nullcontext(FREE)
+def _purse(work: Work, embedder: Embedder) -> AbstractContextManager[Purse]:
+    """What requests are paid from, on a connection of its own; without one if nothing costs anything."""
+    return open_purse(work.pipeline, work.plan.run_id, embedder.cost) if embedder.paid else nullcontext(FREE)
 
 
-def _asking(pipeline: Pipeline, connection: Connection, run_id: RunId, folder: Path, purse: Purse) -> Ask:
-    """How an embedder is asked about contents: about the images they name, or about the texts they are."""
+def _asking(work: Work, folder: Path, purse: Purse) -> Ask:
+    """How the embedder is asked about contents: about the images that they name, or about the texts that they are."""
+    pipeline = work.pipeline
     if pipeline.source.kind == "images" and pipeline.embedder.kind != "column":
         seeing = opened_image_embedder(pipeline.embedder)
-        store, places = open_store(pipeline.artifacts), open_places(pipeline.source, listed=False)
+        store, places = work.store, open_places(pipeline.source, listed=False)
 
         def ask(contents: Iterator[str]) -> Iterator[Answer]:
-            opened = upload.opened_images(connection, store, places, pipeline.name, folder, contents)
+            opened = upload.opened_images(work.connection, store, places, pipeline.name, folder, contents)
             return seeing.embed_images(opened, purse)
 
         return ask
     embedder = opened_embedder(pipeline.embedder)
     if not asks_ahead(pipeline):
         return lambda texts: embedder.embed(texts, purse)
-    pipeline_id = open_plan(connection, pipeline, run_id).pipeline_id
-    return lambda texts: jobs.embed_the_rest(connection, pipeline_id, embedder, purse, texts)
+    return lambda texts: jobs.embed_the_rest(work.connection, work.plan.pipeline_id, embedder, purse, texts)

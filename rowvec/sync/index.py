@@ -14,11 +14,9 @@ from rowvec.index.tuning.results import find_tuning
 from rowvec.index.upkeep import keep_fit
 from rowvec.index.vacuum import vacuum_if_due
 from rowvec.index.wear import Reason
-from rowvec.ledger.plans import open_plan
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.telemetry import traced
@@ -26,6 +24,7 @@ from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index
 from rowvec.search.hybrid_function import drop_hybrid_function, install_hybrid_function
 from rowvec.search.provenance_view import install_provenance
 from rowvec.search.sql_function import install_search_function
+from rowvec.sync.work import open_stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +92,7 @@ def _install_functions(connection: Connection, table: VectorTable, pipeline: Pip
 
 
 @traced("index")
-def index_rows(pipeline: Pipeline, run_id: RunId) -> Indexed:
+def run(pipeline: Pipeline, run_id: RunId) -> Indexed:
     """See to it that the vector table has the index it is to have, and the search function that uses it."""
-    resolved = resolve(pipeline)
-    with open_target(resolved, "rowvec index") as connection:
-        return serve(connection, open_plan(connection, resolved, run_id).table, resolved)
+    with open_stage(pipeline, run_id, "index") as work:
+        return serve(work.connection, work.plan.table, work.pipeline)

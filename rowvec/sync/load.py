@@ -16,22 +16,20 @@ from psycopg import sql
 from psycopg.copy import LibpqWriter
 
 from rowvec.errors import DatabaseUnavailable
-from rowvec.ledger.plans import open_plan
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection, lost_connections_are_retriable, open_target
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.progress import tell
 from rowvec.runtime.telemetry import traced
-from rowvec.store.artifact import read_artifact
-from rowvec.store.open import open_store
+from rowvec.store.artifact import Artifact, read_artifact
 from rowvec.store.protocol import file_checksum
 from rowvec.sync.batch import Batch
 from rowvec.sync.staging import staged_columns
+from rowvec.sync.work import Work, open_stage
 
 SEND_BUFFER_BYTES = 4 * 1024 * 1024
 """The server works on while we read and encode the next rows; docs/decisions/0002-binary-copy.md has the figures."""
@@ -116,16 +114,29 @@ def _widen_socket(connection: Connection) -> None:
 
 
 @traced("load")
-def load_rows(pipeline: Pipeline, batch: Batch) -> Batch:
+def run(pipeline: Pipeline, batch: Batch) -> Batch:
     """COPY the artifact into staging: from this machine's copy if it is still there, else from the store."""
     started = time.monotonic()
     if batch.artifact is not None:
-        resolved, parquet = resolve(pipeline), batch.folder / "artifact.parquet"
-        if not parquet.exists() or file_checksum(parquet) != batch.artifact.sha256:
-            batch.folder.mkdir(parents=True, exist_ok=True)
-            open_store(resolved.artifacts).get(batch.artifact.name, parquet, batch.artifact.sha256)
-        with open_target(resolved, f"rowvec load {batch.number}") as connection:
-            plan = open_plan(connection, resolved, batch.run_id)
-            load_batch(connection, batch.run_id, batch.number, parquet, plan.table, plan.staging, direct=plan.direct)
+        with open_stage(pipeline, batch.run_id, f"load {batch.number}") as work:
+            parquet = _local_copy(work, batch.artifact, batch.folder)
+            load_batch(
+                work.connection,
+                batch.run_id,
+                batch.number,
+                parquet,
+                work.plan.table,
+                work.plan.staging,
+                direct=work.plan.direct,
+            )
     shutil.rmtree(batch.folder, ignore_errors=True)
     return batch.after("load", started)
+
+
+def _local_copy(work: Work, artifact: Artifact, folder: Path) -> Path:
+    """The artifact on this machine's disk, fetched from the store if another machine has written it."""
+    parquet = folder / "artifact.parquet"
+    if not parquet.exists() or file_checksum(parquet) != artifact.sha256:
+        folder.mkdir(parents=True, exist_ok=True)
+        work.store.get(artifact.name, parquet, artifact.sha256)
+    return parquet

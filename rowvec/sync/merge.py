@@ -14,15 +14,15 @@ from rowvec.index.build import drop_indexes
 from rowvec.index.choice import LIMIT_NONZEROS, Sparsity
 from rowvec.index.sparsity import widest
 from rowvec.ledger.journal import begin_anew, unrecorded
-from rowvec.ledger.plans import Plan, open_plan
+from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index
-from rowvec.pipeline.references import resolve
 from rowvec.postgres.citus import distribute
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection, open_target, without_blocking
+from rowvec.postgres.connection import Connection, without_blocking
 from rowvec.postgres.fragments import is_exact, key_digest, key_json, names, same_key
+from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.telemetry import traced
@@ -31,9 +31,7 @@ from rowvec.sync.batch import Batch
 from rowvec.sync.extract.chunks import ChunkedQuery, Rows, is_joined, source_rows
 from rowvec.sync.extract.request import check_loss
 from rowvec.sync.extract.stage import bring_chunks_up_to_date
-
-_LOCK_SPACE = 0x72760002
-"""Advisory locks of merges: (this, pipeline_id)."""
+from rowvec.sync.work import open_stage
 
 # Sources whose rows come and go while a run is at work. A CSV or Parquet file that changes is an error instead.
 _MOVING = frozenset({"postgres", "images"})
@@ -162,7 +160,7 @@ def _begin(connection: Connection, plan: Plan) -> None:
     # Before the snapshot, for which an index build anywhere in the database would wait.
     tables = [plan.rows, plan.staging] if plan.batches or plan.direct else [plan.rows]
     connection.execute(query("merge", "keep", tables=sql.SQL(", ").join(tables)))
-    connection.execute(query("merge", "lock"), {"space": _LOCK_SPACE, "pipeline_id": plan.pipeline_id})
+    connection.execute(query("merge", "lock"), {"space": LockSpace.MERGE, "pipeline_id": plan.pipeline_id})
 
 
 def _remember_keys(connection: Connection, plan: Plan) -> None:
@@ -429,15 +427,14 @@ class Round:
 
 
 @traced("merge")
-def merge_rows(pipeline: Pipeline, run_id: RunId) -> Merged:
+def run(pipeline: Pipeline, run_id: RunId) -> Merged:
     """One transaction, after which the vector table agrees with the source."""
     started = time.monotonic()
-    resolved = resolve(pipeline)
-    with open_target(resolved, "rowvec merge") as connection:
-        plan = open_plan(connection, resolved, run_id)
-        if said := make_room(connection, plan, resolved.index):
-            logger.warning("%s.%s: %s", plan.table.schema, plan.table.name, said)
-        merged = merge(connection, resolved, plan)
-        if not is_joined(resolved):
-            merged = compare(connection, resolved, plan, merged)
+    with open_stage(pipeline, run_id, "merge") as work:
+        connection, plan = work.connection, work.plan
+        if notes := make_room(connection, plan, work.pipeline.index):
+            logger.warning("%s.%s: %s", plan.table.schema, plan.table.name, notes)
+        merged = merge(connection, work.pipeline, plan)
+        if not is_joined(work.pipeline):
+            merged = compare(connection, work.pipeline, plan, merged)
     return replace(merged, seconds=time.monotonic() - started)

@@ -7,29 +7,27 @@ import time
 from dataclasses import asdict, replace
 
 from rowvec.embedders.cache import opened_embedder
-from rowvec.embedders.protocol import Embedder
 from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
 from rowvec.ledger import journal, rejects, reuse, runs
 from rowvec.ledger.journal import Closing
-from rowvec.ledger.plans import Plan, open_plan
+from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run
 from rowvec.ledger.workdir import spool, spooled
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.telemetry import traced
 from rowvec.sources.images.seen import forget_run, run_name
-from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
+from rowvec.sync.batch import Batch
 from rowvec.sync.batch_api import jobs
-from rowvec.sync.batch_api.jobs import Collected
 from rowvec.sync.images.lost import check_images
 from rowvec.sync.index import Indexed
 from rowvec.sync.merge import Merged, Round
 from rowvec.sync.report import Check, SyncReport, record
+from rowvec.sync.work import Work, open_stage
 
 
 def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
@@ -122,25 +120,13 @@ _ALL_ROWS = 200_000
 
 
 @traced("validate")
-def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
+def run(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     """Check what must hold, write the manifest, and record the verdict in the ledger."""
     started = time.monotonic()
-    resolved = resolve(pipeline)
-    store = open_store(resolved.artifacts)
-    with open_target(resolved, "rowvec validate") as connection:
-        plan = open_plan(connection, resolved, run.run_id)
-        merged = rounds[-1].merged
-        checks = [
-            *check_merge(merged, of_files=resolved.source.kind != "postgres"),
-            *check_table(connection, plan.table, None if indexed.rows <= _ALL_ROWS else plan.run_id),
-            check_artifacts(connection, store, plan),
-            *([check_images(connection, plan.table, pipeline)] if resolved.source.kind == "images" else []),
-            *check_serving(connection, plan.table, indexed.choice, indexed.recall, indexed.said),
-        ]
-        report = _report(pipeline, run, rounds, indexed, checks, opened_embedder(resolved.embedder))
-        report = _with_jobs(report, jobs.unreported(connection, run.pipeline_id))
-        report = replace(report, rejected=rejects.count(connection, run.pipeline_id))
-        recorded = journal.record(connection, store, _closing(plan, report), spool(connection, plan.run_id))
+    with open_stage(pipeline, run.run_id, "validate") as work:
+        connection, plan = work.connection, work.plan
+        report = _report(work, run, rounds, indexed)
+        recorded = journal.record(connection, work.store, _closing(plan, report), spool(connection, plan.run_id))
         seconds = {**report.seconds, "validate": round(time.monotonic() - started, 3)}
         seconds["total"] = round(time.monotonic() - run.started, 3)
         report = replace(report, manifest=recorded and recorded.name, seconds=seconds)
@@ -153,7 +139,7 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
                 run.run_id,
                 "succeeded" if report.consistent else "failed",
                 report=report.as_json(),
-                checks=[asdict(check) for check in checks],
+                checks=[asdict(check) for check in report.checks],
                 manifest=recorded and recorded.name,
                 manifest_sha256=recorded and recorded.sha256,
             )
@@ -163,54 +149,60 @@ def validate_rows(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: In
     return report
 
 
-def _report(
-    pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed, checks: list[Check], embedder: Embedder
-) -> SyncReport:
-    first, last = rounds[0].plan.counts, rounds[-1]
+def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
+    connection, table = work.connection, work.plan.table
+    kind = work.pipeline.source.kind
+    return [
+        *check_merge(merged, of_files=kind != "postgres"),
+        *check_table(connection, table, None if indexed.rows <= _ALL_ROWS else work.plan.run_id),
+        check_artifacts(connection, work.store, work.plan),
+        *([check_images(connection, table, work.pipeline)] if kind == "images" else []),
+        *check_serving(connection, table, indexed.choice, indexed.recall, indexed.said),
+    ]
+
+
+def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
+    merged, checks = rounds[-1].merged, _checks(work, rounds[-1].merged, indexed)
+    plans = [one.plan.counts for one in rounds]
     batches = [batch for one in rounds for batch in one.batches]
+    # What Batch API jobs have answered since the last report; the batches found it among the answers, as reused.
+    of_jobs = jobs.unreported(work.connection, run.pipeline_id)
     embedded, tokens = sum(b.embedded for b in batches), sum(b.tokens for b in batches)
-    seconds: dict[str, float] = {}
-    spent = [pair for one in rounds for pair in one.seconds] + [pair for batch in batches for pair in batch.seconds]
-    for stage, value in [*spent, ("index", indexed.seconds)]:
-        seconds[stage] = seconds.get(stage, 0.0) + value
-    recall = next((check.value for check in checks if check.name == "recall"), None)
     return SyncReport(
         run_id=run.run_id,
-        pipeline=pipeline.name,
-        new=sum(one.plan.counts.new for one in rounds),
-        changed=sum(one.plan.counts.changed for one in rounds),
-        metadata_only=sum(one.plan.counts.metadata_only for one in rounds),
-        deleted=sum(one.plan.counts.deleted for one in rounds),
-        unchanged=first.unchanged,
-        rejected=0,
-        embedded=embedded,
-        reused=sum(b.rows for b in batches) - embedded,
-        what=pipeline.what,
+        pipeline=work.pipeline.name,
+        new=sum(counts.new for counts in plans),
+        changed=sum(counts.changed for counts in plans),
+        metadata_only=sum(counts.metadata_only for counts in plans),
+        deleted=sum(counts.deleted for counts in plans),
+        unchanged=plans[0].unchanged,
+        rejected=rejects.count(work.connection, run.pipeline_id),
+        embedded=embedded + of_jobs.texts,
+        reused=max(0, sum(b.rows for b in batches) - embedded - of_jobs.texts),
+        what=work.pipeline.what,
         images=sum(b.images for b in batches) + sum(one.images_again for one in rounds),
-        tokens=tokens,
-        cost_usd=embedder.cost(tokens),
-        pending=last.merged.pending,
-        rows=last.merged.table_rows,
+        tokens=tokens + of_jobs.tokens,
+        cost_usd=opened_embedder(work.pipeline.embedder).cost(tokens) + of_jobs.usd,
+        pending=merged.pending,
+        rows=merged.table_rows,
         consistent=all(check.ok for check in checks),
-        k=pipeline.validation.recall.k,
-        recall_at_k=recall,
-        checksum=last.merged.table_checksum,
+        k=work.pipeline.validation.recall.k,
+        recall_at_k=next((check.value for check in checks if check.name == "recall"), None),
+        checksum=merged.table_checksum,
         artifacts=sum(b.artifact is not None for b in batches),
         manifest=None,
         checks=tuple(checks),
-        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        seconds=_seconds(rounds, batches, indexed),
     )
 
 
-def _with_jobs(report: SyncReport, brought: Collected) -> SyncReport:
-    """The report with what jobs have answered since the last one, which its batches found among the answers."""
-    return replace(
-        report,
-        embedded=report.embedded + brought.texts,
-        reused=max(0, report.reused - brought.texts),
-        tokens=report.tokens + brought.tokens,
-        cost_usd=report.cost_usd + brought.usd,
-    )
+def _seconds(rounds: list[Round], batches: list[Batch], indexed: Indexed) -> dict[str, float]:
+    """Seconds by stage, added up over rounds and batches."""
+    spent = [pair for one in rounds for pair in one.seconds] + [pair for batch in batches for pair in batch.seconds]
+    seconds: dict[str, float] = {}
+    for stage, value in [*spent, ("index", indexed.seconds)]:
+        seconds[stage] = seconds.get(stage, 0.0) + value
+    return {stage: round(value, 3) for stage, value in seconds.items()}
 
 
 def _closing(plan: Plan, report: SyncReport) -> Closing:

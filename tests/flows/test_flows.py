@@ -17,13 +17,14 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from rowvec_flows.sync import sync
+from rowvec_tasks import stages
 
 from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.sync import batch as batch_stage
-from rowvec.sync import embed, merge, upload
+from rowvec.sync import embed, merge, order, upload
 from rowvec.sync.merge import Merged
 from tests.support.paintings import assert_in_step, fill
 
@@ -75,17 +76,22 @@ def test_several_batches_go_through_at_once(
     assert_in_step(source)
 
 
+def test_the_flow_has_a_task_for_each_stage_of_a_batch_in_the_cores_order() -> None:
+    assert list(stages.OF_BATCH) == list(order.BATCH_STAGES)
+    assert [task.fn.__name__ for task in stages.OF_BATCH.values()] == list(order.BATCH_STAGES)
+
+
 def test_a_retriable_failure_is_tried_again(
     prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge_rows, failures = merge.merge_rows, iter([DatabaseUnavailable("the database restarted")])
+    merge_run, failures = merge.run, iter([DatabaseUnavailable("the database restarted")])
 
     def failing_once(pipeline: Pipeline, run_id: RunId) -> Merged:
         for failure in failures:
             raise failure
-        return merge_rows(pipeline, run_id)
+        return merge_run(pipeline, run_id)
 
-    monkeypatch.setattr(merge, "merge_rows", failing_once)
+    monkeypatch.setattr(merge, "run", failing_once)
     assert sync(pipeline=paintings, cause="retry").consistent
     assert_in_step(source)
 
@@ -106,25 +112,25 @@ def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
     prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 25)
-    upload_rows, embed_rows = upload.upload_rows, embed.embed_rows
+    upload_run, embed_run = upload.run, embed.run
     failed, states = threading.Event(), list[str]()
 
     def failing_first(pipeline: Pipeline, batch: batch_stage.Batch) -> batch_stage.Batch:
         if batch.number:
-            return upload_rows(pipeline, batch)
+            return upload_run(pipeline, batch)
         failed.set()
         raise StoreRefused("the store is full")
 
-    def slow_second(pipeline: Pipeline, run_id: RunId, number: int, before: None) -> batch_stage.Batch:
-        if number:
+    def slow_second(pipeline: Pipeline, batch: batch_stage.Batch) -> batch_stage.Batch:
+        if batch.number:
             assert failed.wait(60)
             time.sleep(2)  # the flow has heard of it by now
-        batch = embed_rows(pipeline, run_id, number, before)
+        batch = embed_run(pipeline, batch)
         states.extend(row[0] for row in source.execute("SELECT state FROM rowvec.runs"))
         return batch
 
-    monkeypatch.setattr(upload, "upload_rows", failing_first)
-    monkeypatch.setattr(embed, "embed_rows", slow_second)
+    monkeypatch.setattr(upload, "run", failing_first)
+    monkeypatch.setattr(embed, "run", slow_second)
     with pytest.raises(StoreRefused, match="full"):
         sync(pipeline=paintings, cause="second")
     assert states == ["running", "running"]

@@ -11,19 +11,12 @@ import psycopg
 import pytest
 
 from rowvec.errors import Inconsistent
-from rowvec.ledger.generations import effective
-from rowvec.ledger.runs import Run, running
 from rowvec.operations.rebuild import RebuildReport, begin_rebuild, compare, finish_rebuild, live_pipeline, switch
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync import binarize, embed, index, load, merge, upload, validate
-from rowvec.sync.batch import Batch
-from rowvec.sync.batch_api.ask import ask_ahead, asks_ahead
+from rowvec.sync import index, merge, order, validate
 from rowvec.sync.extract import stage as extract
-from rowvec.sync.images import lost
-from rowvec.sync.images import upload as images_upload
-from rowvec.sync.merge import Round
-from rowvec.sync.report import SyncReport, conclude
+from rowvec.sync.report import SyncReport
 
 SOURCE = """
     CREATE TABLE paintings (id int PRIMARY KEY, title text, description text, author text, year int)
@@ -60,13 +53,8 @@ def pipeline(artifacts: str, **parts: dict[str, Any]) -> Pipeline:
 
 
 def sync(pipeline: Pipeline) -> SyncReport:
-    """What the flow does, one stage after the other. Raises ``Inconsistent`` as the flow does."""
-    pipeline = effective(pipeline)
-    with running(pipeline, "test") as run:
-        rounds = [bring_up_to_date(pipeline, run)]
-        while rounds[-1].merged.pending and len(rounds) < 3:
-            rounds.append(bring_up_to_date(pipeline, run))
-        return conclude(validate.validate_rows(pipeline, run, rounds, index.index_rows(pipeline, run.run_id)))
+    """One sync without an orchestrator. Raises ``Inconsistent`` as the flow does."""
+    return order.sync(pipeline, "test")
 
 
 def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: bool = True) -> RebuildReport:
@@ -82,25 +70,6 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: boo
         retired = switch(pipeline, following)
         syncs.append(sync(pipeline))
     return finish_rebuild(pipeline, following, syncs, before, comparison, retired, started)
-
-
-def bring_up_to_date(pipeline: Pipeline, run: Run) -> Round:
-    """One round."""
-    plan = extract.extract_rows(pipeline, run)
-    if asks_ahead(pipeline):
-        ask_ahead(pipeline, run).conclude(pipeline)
-    again = lost.upload_lost_images(pipeline, run.run_id) if plan.lost_images else 0
-    done = tuple(through_stages(pipeline, run, number) for number in range(plan.batches))
-    return Round(plan=plan, batches=done, merged=merge.merge_rows(pipeline, run.run_id), images_again=again)
-
-
-def through_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:
-    """One batch through all its stages."""
-    images = images_upload.upload_image_files(pipeline, run.run_id, number)
-    batch = embed.embed_rows(pipeline, run.run_id, number, images)
-    batch = binarize.binarize_rows(pipeline, batch)
-    batch = upload.upload_rows(pipeline, batch)
-    return load.load_rows(pipeline, batch)
 
 
 def vectors(connection: Connection) -> dict[int, tuple[str, str, str]]:
@@ -127,16 +96,16 @@ class Died(BaseException):
 
 @contextmanager
 def dying_after(stage: str, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
-    """Whoever runs a stage meanwhile dies as soon as it is done; the context must end so."""
-    module = next(m for m in (extract, embed, binarize, upload, load, merge, index, validate) if hasattr(m, stage))
-    real = getattr(module, stage)
+    """The process that runs this stage dies as soon as the stage is done; the body of the context must run it."""
+    modules: dict[str, Any] = {**order.BATCH_STAGES, "extract": extract, "merge": merge, "index": index, "validate": validate}
+    real = modules[stage].run
 
     def die(*arguments: object) -> None:
         real(*arguments)
         raise Died
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, stage, die)
+        patched.setattr(modules[stage], "run", die)
         with pytest.raises(Died):
             yield
 

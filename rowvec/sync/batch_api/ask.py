@@ -123,7 +123,7 @@ def price_share(pipeline: Pipeline, texts: int) -> float:
     return BATCH_SHARE if how is not None and texts >= how.at_least else 1.0
 
 
-def ask_ahead(pipeline: Pipeline, run: Run, clock: Clock | None = None) -> Ahead:
+def run(pipeline: Pipeline, run: Run, clock: Clock | None = None) -> Ahead:
     """Collect what jobs have answered, make those that are wanted, and wait for them as long as the pipeline says.
 
     Raises a ``FatalError``, ``BudgetExceeded`` among them, or a ``RetriableError``: after each it can be called anew.

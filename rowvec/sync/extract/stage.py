@@ -69,7 +69,7 @@ def bring_chunks_up_to_date(
 
 
 @traced("extract")
-def extract_rows(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
+def run(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     """Compare source and vector table; the plan is stored and waits for its batches to be worked on.
 
     ``weight``: how many times its usual least size a batch is to have.

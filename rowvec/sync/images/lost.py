@@ -8,22 +8,20 @@ from itertools import islice
 from psycopg import sql
 
 from rowvec.images.content import KnownImage, objects_prefix, parted
-from rowvec.ledger.plans import open_plan
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
-from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, is_there
 from rowvec.runtime.progress import tell
 from rowvec.sources.images.locations import open_places
-from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
 from rowvec.sync.images import upload
 from rowvec.sync.images.upload import note_shown
 from rowvec.sync.report import Check
+from rowvec.sync.work import open_stage
 
 _PAGE = 5000
 _LISTED = 100
@@ -119,18 +117,17 @@ def _family(pipeline: str) -> str:
     return pipeline.partition(".")[0]
 
 
-def upload_lost_images(pipeline: Pipeline, run_id: RunId) -> int:
-    """Put images into the store again that has lost them; returns how many. Those of the plan are its batches'."""
-    resolved = resolve(pipeline)
-    if resolved.source.kind != "images":
-        return 0
-    with open_target(resolved, "rowvec images") as connection:
-        plan = open_plan(connection, resolved, run_id)
+def run(pipeline: Pipeline, run_id: RunId) -> int:
+    """Upload again the images that the store has lost, except those of planned rows; returns how many there were."""
+    with open_stage(pipeline, run_id, "images") as work:
+        source = work.pipeline.source
+        if source.kind != "images":
+            return 0
         uploaded = upload.upload_lost_images(
-            connection,
-            open_store(resolved.artifacts),
-            open_places(resolved.source, listed=False),
-            plan.table,
+            work.connection,
+            work.store,
+            open_places(source, listed=False),
+            work.plan.table,
             pipeline.name,
             lambda done, total: tell("images", "lost", done, total),
         )

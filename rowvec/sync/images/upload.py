@@ -19,11 +19,8 @@ from psycopg import sql
 from rowvec.embedders.protocol import Image
 from rowvec.errors import ArtifactCorrupt, RowError
 from rowvec.images.content import KnownImage, sha256_of
-from rowvec.ledger.plans import Plan, open_plan
-from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.progress import tell
@@ -31,9 +28,9 @@ from rowvec.runtime.telemetry import traced
 from rowvec.sources.images.file import Places
 from rowvec.sources.images.locations import open_places
 from rowvec.sources.protocol import SeenImage
-from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
 from rowvec.sync.batch import Batch
+from rowvec.sync.work import Work, open_stage
 
 # The blob client has room for ten connections; a folder's disk is as fast with fewer.
 THREADS = 8
@@ -77,23 +74,15 @@ def note_images(connection: Connection, pipeline: str, seen: Iterable[list[SeenI
             connection.execute(statement)
 
 
-def upload_images(
-    connection: Connection,
-    store: Store,
-    places: Places,
-    plan: Plan,
-    pipeline: str,
-    batch: int,
-    progress: Progress | None = None,
-) -> Uploaded:
+def upload_images(work: Work, places: Places, batch: int, progress: Progress | None = None) -> Uploaded:
     """Put the images of a batch into the store, several at once; what is known to be there is not sent.
 
     No transaction is open meanwhile, and what is there is noted as it goes: a run that is killed goes on from there,
     on whichever machine. Memory: an image a thread. Raises what ``Store.put_bytes`` and ``Places.read`` do, but for
     images that are gone or have other bytes by now.
     """
-    shown = query("images", "in_batch", plan=plan.rows, batch=sql.Literal(batch))
-    return _upload_shown(connection, store, places, pipeline, shown, progress)
+    shown = query("images", "in_batch", plan=work.plan.rows, batch=sql.Literal(batch))
+    return _upload_shown(work.connection, work.store, places, work.pipeline.name, shown, progress)
 
 
 def upload_lost_images(
@@ -261,20 +250,17 @@ def _family(pipeline: str) -> sql.Literal:
 
 
 @traced("images")
-def upload_image_files(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
-    """Put a batch's images into the store, before anything is paid for them or a row shows them."""
-    started, batch = time.monotonic(), Batch(run_id=run_id, number=number)
-    resolved = resolve(pipeline)
-    if resolved.source.kind != "images":
-        return batch
-    with open_target(resolved, f"rowvec images {number}") as connection:
+def run(pipeline: Pipeline, batch: Batch) -> Batch:
+    """Put a batch's images into the store, before an embedder is paid for them and before a row shows them."""
+    started = time.monotonic()
+    with open_stage(pipeline, batch.run_id, f"images {batch.number}") as work:
+        source = work.pipeline.source
+        if source.kind != "images":
+            return batch
         uploaded = upload_images(
-            connection,
-            open_store(resolved.artifacts),
-            open_places(resolved.source, listed=False),
-            open_plan(connection, resolved, run_id),
-            pipeline.name,
-            number,
-            lambda done, total: tell("images", f"batch {number}", done, total),
+            work,
+            open_places(source, listed=False),
+            batch.number,
+            lambda done, total: tell("images", f"batch {batch.number}", done, total),
         )
     return batch.after("images", started, images=uploaded.images)

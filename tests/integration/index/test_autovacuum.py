@@ -16,9 +16,10 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.sync import index, merge, validate
 from rowvec.sync.extract import stage
 from rowvec.sync.merge import Round
+from rowvec.sync.order import through_all_stages
 from rowvec.sync.report import SyncReport
 from tests.support import paintings as gallery
-from tests.support.paintings import assert_in_step, fill, through_stages
+from tests.support.paintings import assert_in_step, fill
 from tests.support.servers.disposable import own_postgres, wait_for
 
 ROWS = 3_000
@@ -74,12 +75,12 @@ def test_generations_change_places_beside_an_autovacuum(
 
 def _sync_beside_autovacuum(connection: Connection, pipeline: Pipeline) -> SyncReport:
     with running(pipeline, "test") as run:
-        plan = stage.extract_rows(pipeline, run)
-        batches = tuple(through_stages(pipeline, run, number) for number in range(plan.batches))
+        plan = stage.run(pipeline, run)
+        batches = tuple(through_all_stages(pipeline, run.run_id, number) for number in range(plan.batches))
         _have_vacuumed(connection, f"rowvec.staging_{run.run_id}")
-        merged = merge.merge_rows(pipeline, run.run_id)
+        merged = merge.run(pipeline, run.run_id)
         one = Round(plan=plan, batches=batches, merged=merged)
-        return validate.validate_rows(pipeline, run, [one], index.index_rows(pipeline, run.run_id))
+        return validate.run(pipeline, run, [one], index.run(pipeline, run.run_id))
 
 
 def _have_vacuumed(connection: Connection, table: str) -> None:

@@ -13,6 +13,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_table import stored_table
 from rowvec.sync import index, validate
+from rowvec.sync.order import IN_PROCESS, bring_up_to_date
 from tests.support import paintings as gallery
 
 ROWS = 1_500
@@ -69,11 +70,11 @@ def test_h19_dead_entries_cut_recall_and_a_sync_mends_it(source: Connection, ind
     rows = source.execute("SELECT embedding::text FROM vectors.paintings WHERE id % 10 = 0 ORDER BY id LIMIT 30")
     queries = [row[0] for row in rows.fetchall()]
     with running(indexed, "test") as run:
-        done = gallery.bring_up_to_date(indexed, run)
+        done = bring_up_to_date(indexed, run, IN_PROCESS)
         # As the merge leaves it: the dead are looked at first, and the living do not come back.
         assert recall(source, queries) < 0.7
         assert min(len(found) for found in plain_search(source, THROUGH_INDEX, queries)) < 10
-        report = validate.validate_rows(indexed, run, [done], index.index_rows(indexed, run.run_id))
+        report = validate.run(indexed, run, [done], index.run(indexed, run.run_id))
     assert report.consistent
     assert report.deleted == ROWS * 9 // 10
     assert recall(source, queries) > 0.95

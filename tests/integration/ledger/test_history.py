@@ -20,7 +20,7 @@ from rowvec.ledger.workdir import spool
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.sync.alarms import Alarm, of_error, of_sync
-from rowvec.sync.extract.stage import extract_rows
+from rowvec.sync.extract import stage as extract
 from rowvec.sync.report import Check
 from tests.support.paintings import pipeline as gallery_pipeline
 from tests.support.paintings import sync
@@ -90,7 +90,7 @@ def test_what_a_dead_run_left_is_cleared_and_a_run_at_work_is_left_alone(
     source: Connection, database_url: str, paintings: Pipeline
 ) -> None:
     with running(paintings, "test") as run:
-        extract_rows(paintings, run)
+        extract.run(paintings, run)
         assert clear(paintings, "crashed").runs == ()
         assert _tables(source) == 2
     # As a killed process leaves it: at work in the ledger, its lock gone, its files there.

@@ -57,7 +57,7 @@ def test_a_run_that_changes_nothing_tells_nothing(source: Connection, paintings:
     assert manifests(paintings) == 1
 
 
-@pytest.mark.parametrize("stage", ["upload_rows", "merge_rows", "index_rows", "validate_rows"])
+@pytest.mark.parametrize("stage", ["upload", "merge", "index", "validate"])
 def test_what_a_killed_run_did_is_told_by_the_next(
     source: Connection, paintings: Pipeline, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

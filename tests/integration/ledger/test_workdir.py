@@ -15,12 +15,9 @@ from rowvec.ledger.workdir import database_name, spooled
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.runtime.home import home
-from rowvec.sync import merge
-from rowvec.sync.binarize import binarize_rows
-from rowvec.sync.embed import embed_rows
+from rowvec.sync import binarize, embed, load, merge, upload
+from rowvec.sync.batch import Batch
 from rowvec.sync.extract import stage
-from rowvec.sync.load import load_rows
-from rowvec.sync.upload import upload_rows
 from tests.support.paintings import SOURCE, assert_in_step, fill
 
 
@@ -50,12 +47,12 @@ def test_runs_of_two_databases_side_by_side_keep_their_files_apart(
         assert runs[0].run_id == runs[1].run_id
         both = list(zip(pipelines, runs, strict=True))
         for pipeline, run in both:
-            assert stage.extract_rows(pipeline, run).batches == 1
-        batches = [embed_rows(pipeline, run.run_id, 0) for pipeline, run in both]
+            assert stage.run(pipeline, run).batches == 1
+        batches = [embed.run(pipeline, Batch(run_id=run.run_id, number=0)) for pipeline, run in both]
         assert len(list(home().glob("spool/*/*/batch-0/embedded.arrow"))) == 2
         for (pipeline, run), embedded in zip(both, batches, strict=True):
-            load_rows(pipeline, upload_rows(pipeline, binarize_rows(pipeline, embedded)))
-            assert merge.merge_rows(pipeline, run.run_id).missing == ()
+            load.run(pipeline, upload.run(pipeline, binarize.run(pipeline, embedded)))
+            assert merge.run(pipeline, run.run_id).missing == ()
     assert_in_step(source)
     with connect(elsewhere) as connection:
         assert_in_step(connection)

@@ -194,7 +194,7 @@ def test_a_row_whose_image_cannot_be_had_fails_the_run(
         del pipeline, run_id
         return 0
 
-    monkeypatch.setattr("rowvec.sync.images.lost.upload_lost_images", nothing)
+    monkeypatch.setattr("rowvec.sync.images.lost.run", nothing)
     with pytest.raises(Inconsistent, match=r"images: 1 image\(s\) that rows show are not in the store"):
         sync(paintings)
 

@@ -28,7 +28,7 @@ def test_a_batch_is_fetched_by_its_index(
     monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 200)
     fill(source, 20_000, start=100)
     with running(paintings, "test") as run:
-        plan = stage.extract_rows(paintings, run)
+        plan = stage.run(paintings, run)
         assert plan.batches == 64
         source.execute(sql.SQL("ANALYZE {}").format(plan.rows))
         statement = query(
@@ -62,7 +62,7 @@ def test_nothing_changed_leaves_no_rows_and_sends_none(source: Connection, paint
     fill(source, 5_000, start=100)
     sync(paintings)
     with running(paintings, "test") as run:
-        plan = stage.extract_rows(paintings, run)
+        plan = stage.run(paintings, run)
         assert plan.counts.unchanged == 5_050
         assert not plan.counts.anything
         assert source.execute(sql.SQL("SELECT count(*) FROM {}").format(plan.rows)).fetchone() == (0,)
@@ -82,7 +82,7 @@ def test_images_to_upload_are_not_compared_with_every_row_of_their_batch(source:
         }
     )
     with running(images, "test") as run:
-        plan = stage.extract_rows(images, run)
+        plan = stage.run(images, run)
         shown = query("images", "in_batch", plan=plan.rows, batch=sql.Literal(0))
         statement = query("images", "count_to_upload", family=sql.Literal("drawn"), shown=shown)
         found = explained(source, statement)

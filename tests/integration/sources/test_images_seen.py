@@ -119,20 +119,20 @@ def test_an_edit_that_keeps_size_and_time_is_noticed_within_a_run(
     sync(paintings)
     overwrite(folder / "same 0.bmp", 900)
     time.sleep(0.2)
-    merge_rows, compare, edits = merge_stage.merge_rows, merge_stage.compare, [901, 902, 903]
+    merge_run, compare, edits = merge_stage.run, merge_stage.compare, [901, 902, 903]
 
     def merge(*arguments: Any) -> Any:
         if len(edits) == 3:
             overwrite(folder / "same 0.bmp", edits.pop())
             overwrite(folder / "same 1.bmp", edits.pop())
-        return merge_rows(*arguments)
+        return merge_run(*arguments)
 
     def compared(*arguments: Any) -> Any:
         if len(edits) == 1:
             overwrite(folder / "same 2.bmp", edits.pop())
         return compare(*arguments)
 
-    monkeypatch.setattr(merge_stage, "merge_rows", merge)
+    monkeypatch.setattr(merge_stage, "run", merge)
     monkeypatch.setattr(merge_stage, "compare", compared)
     assert sync(paintings).consistent
     assert not edits

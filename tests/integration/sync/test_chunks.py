@@ -35,6 +35,7 @@ from rowvec.sync import index, merge, validate
 from rowvec.sync.extract import chunks
 from rowvec.sync.extract import stage as stage_stage
 from rowvec.sync.extract.splitting import Splitting, splitting
+from rowvec.sync.order import IN_PROCESS, bring_up_to_date, through_all_stages
 from tests.support import paintings
 from tests.support.paintings import Died, dying_after, sync
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve, vector
@@ -279,22 +280,22 @@ def test_a_row_that_changes_while_its_chunks_are_embedded_waits_for_the_next_rou
     texts.publish()
     pipeline = texts.pipeline()
     with running(pipeline, "test") as run:
-        plan = stage_stage.extract_rows(pipeline, run)
-        batches = tuple(paintings.through_stages(pipeline, run, number) for number in range(plan.batches))
+        plan = stage_stage.run(pipeline, run)
+        batches = tuple(through_all_stages(pipeline, run.run_id, number) for number in range(plan.batches))
         texts.put(1, prose(60, seed=1).replace("river", "ocean"), "author 1")
         texts.put(2, prose(40, seed=2), "changed meanwhile")
         texts.target.execute("DELETE FROM texts WHERE id = 3")
         texts.put(6, prose(12, seed=6))
         texts.publish()
-        merged = merge.merge_rows(pipeline, run.run_id)
+        merged = merge.run(pipeline, run.run_id)
         stored = texts.target.execute("SELECT id, chunk, content FROM vectors.texts").fetchall()
         wanted = texts.wanted()
         # Nothing stale and no orphan, whatever is not there yet.
         assert all(wanted[id_][number] == content for id_, number, content in stored)
         assert {id_ for id_, _, _ in stored} >= {2, 4}
         assert merged.pending > 0
-        rounds = [merge.Round(plan=plan, batches=batches, merged=merged), paintings.bring_up_to_date(pipeline, run)]
-        report = validate.validate_rows(pipeline, run, rounds, index.index_rows(pipeline, run.run_id))
+        rounds = [merge.Round(plan=plan, batches=batches, merged=merged), bring_up_to_date(pipeline, run, IN_PROCESS)]
+        report = validate.run(pipeline, run, rounds, index.run(pipeline, run.run_id))
     assert (report.consistent, report.pending) == (True, 0)
     texts.assert_in_step()
     assert texts.sync().embedded == 0
@@ -318,21 +319,21 @@ def test_rows_that_go_before_the_merge_are_a_loss_and_rows_that_change_are_none(
         beside.put(id_, prose(20, seed=id_ + 10), f"author {id_}")
     pipeline = beside.pipeline()
     with running(pipeline, "test") as run:
-        plan = stage_stage.extract_rows(pipeline, run)
+        plan = stage_stage.run(pipeline, run)
         for number in range(plan.batches):
-            paintings.through_stages(pipeline, run, number)
+            through_all_stages(pipeline, run.run_id, number)
         beside.target.execute("UPDATE texts SET text = text || ' And more.' WHERE id <= 3")
-        assert merge.merge_rows(pipeline, run.run_id).pending == 3
+        assert merge.run(pipeline, run.run_id).pending == 3
     beside.sync()
     beside.assert_in_step()
     with running(pipeline, "test") as run:
-        stage_stage.extract_rows(pipeline, run)
+        stage_stage.run(pipeline, run)
         beside.target.execute("DELETE FROM texts WHERE id <= 3")
         with pytest.raises(DeleteLimitExceeded):
-            merge.merge_rows(pipeline, run.run_id)
+            merge.run(pipeline, run.run_id)
 
 
-@pytest.mark.parametrize("stage", ["extract_rows", "embed_rows", "merge_rows"])
+@pytest.mark.parametrize("stage", ["extract", "embed", "merge"])
 def test_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
     texts: Texts, server: OpenAIServer, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

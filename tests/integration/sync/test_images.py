@@ -277,24 +277,24 @@ def test_a_file_that_changes_under_a_run_is_the_next_rounds(
     paintings = pipeline(few, local(tmp_path))
     files = sorted(path for path in few.rglob("*") if path.is_file())
     first = files[0].read_bytes()
-    embed_rows, merge_rows = batch.embed_rows, stages.merge_rows
+    embed_run, merge_run = batch.run, stages.run
     waiting = {"embed", "merge"}
 
     def embed(*arguments: Any) -> Any:
         if "embed" in waiting:
             waiting.remove("embed")
             save(500, files[0])
-        return embed_rows(*arguments)
+        return embed_run(*arguments)
 
     def merge(*arguments: Any) -> Any:
         if "merge" in waiting:
             waiting.remove("merge")
             save(501, files[1])
             files[2].unlink()
-        return merge_rows(*arguments)
+        return merge_run(*arguments)
 
-    monkeypatch.setattr(batch, "embed_rows", embed)
-    monkeypatch.setattr(stages, "merge_rows", merge)
+    monkeypatch.setattr(batch, "run", embed)
+    monkeypatch.setattr(stages, "run", merge)
     report = sync(paintings)
     assert report.consistent
     assert report.rejected == 0
@@ -316,16 +316,16 @@ def test_embedding_elsewhere_takes_images_from_the_store(
 ) -> None:
     """The machine that embeds has no such folder; neither has the one that merges: the folder is only back then."""
     paintings = pipeline(few, local(tmp_path))
-    embed_rows = batch.embed_rows
+    embed_run = batch.run
 
     def embed(*arguments: Any) -> Any:
         few.rename(tmp_path / "elsewhere")
         try:
-            return embed_rows(*arguments)
+            return embed_run(*arguments)
         finally:
             (tmp_path / "elsewhere").rename(few)
 
-    monkeypatch.setattr(batch, "embed_rows", embed)
+    monkeypatch.setattr(batch, "run", embed)
     report = sync(paintings)
     assert (report.embedded, report.rejected) == (10, 0)
     assert contents(source) == expected(few)

@@ -107,7 +107,7 @@ def test_a_used_up_quota_stops_at_once_and_what_was_paid_is_kept(
 
 
 @pytest.mark.parametrize(
-    "stage", ["embed_rows", "binarize_rows", "upload_rows", "load_rows", "merge_rows", "index_rows"]
+    "stage", ["embed", "binarize", "upload", "load", "merge", "index"]
 )
 def test_h5_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
     source: Connection, paid: Pipeline, server: OpenAIServer, stage: str, monkeypatch: pytest.MonkeyPatch

@@ -301,7 +301,7 @@ def test_rows_that_move_after_the_plan_are_known(source: Connection, apart: Apar
     source.execute("DELETE FROM paintings WHERE id IN (11, 12)")
     apart.write()
     with running(kept, "test") as run:
-        plan = stage.extract_rows(kept, run)
+        plan = stage.run(kept, run)
         assert moved(source, resolve(kept), plan) == []
         source.execute("UPDATE paintings SET title = 'two' WHERE id = 1")
         source.execute("UPDATE paintings SET year = 1 WHERE id = 2")
@@ -339,16 +339,16 @@ def test_h1_rows_of_another_database_that_change_while_they_are_embedded(
         sync(pipeline)
         source.execute("UPDATE paintings SET title = 'edited before' WHERE id <= 10")
         apart.write()
-    merge_rows, left = merge.merge_rows, [change]
+    merge_run, left = merge.run, [change]
 
     def merge_after_a_change(*arguments: Any) -> Any:
         while left:
             source.execute(left[0].encode())
             with connect(second_url) as other:
                 other.execute(left.pop().encode())
-        return merge_rows(*arguments)
+        return merge_run(*arguments)
 
-    monkeypatch.setattr(merge, "merge_rows", merge_after_a_change)
+    monkeypatch.setattr(merge, "run", merge_after_a_change)
     report = sync(pipeline)
     assert (report.pending, report.consistent) == (0, True)
     assert_in_step(source)

@@ -28,7 +28,7 @@ from rowvec.index.tuning.tuner import Budget, tune
 from rowvec.operations import rejects
 from rowvec.operations import search as search_stage
 from rowvec.operations.audit import run_audit
-from rowvec.operations.index import see_to_index
+from rowvec.operations.index import maintain
 from rowvec.operations.prune import prune
 from rowvec.operations.rebuild import rollback
 from rowvec.operations.repair import prepare_repair
@@ -315,7 +315,7 @@ def test_an_index_is_built_when_the_rows_are_many(given: Connection, tmp_path: P
     assert report.recall_at_k == 1.0
     given.execute("UPDATE paintings SET given = (SELECT given FROM paintings WHERE id = 2) WHERE id = 1")
     assert paintings.sync(ours).consistent
-    assert see_to_index(ours, rebuild=True)["built"]
+    assert maintain(ours, rebuild=True)["built"]
     question = one(given, "SELECT given::text FROM paintings WHERE id = 2")
     nearest = search_stage.search(ours, question, 2, None, "ann")["results"]
     assert [found["id"] for found in nearest] == [1, 2]

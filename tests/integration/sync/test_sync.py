@@ -17,6 +17,7 @@ from rowvec.postgres.vector_table import stored_table
 from rowvec.sync import dry_run, merge
 from rowvec.sync.extract import stage
 from rowvec.sync.merge import Merged
+from rowvec.sync.order import through_all_stages
 from rowvec.sync.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync, vectors
@@ -198,11 +199,11 @@ def test_h17_contents_swapped_between_rows_follow_their_keys(source: Connection,
 def _sync_with_a_change(paintings: Pipeline, source: Connection, change: str) -> tuple[Run, Merged]:
     """One round of a sync whose source changes between extract and merge."""
     with running(paintings, "test") as run:
-        plan = stage.extract_rows(paintings, run)
+        plan = stage.run(paintings, run)
         for number in range(plan.batches):
-            gallery.through_stages(paintings, run, number)
+            through_all_stages(paintings, run.run_id, number)
         source.execute(change.encode())
-        return run, merge.merge_rows(paintings, run.run_id)
+        return run, merge.run(paintings, run.run_id)
 
 
 @pytest.mark.parametrize("first_load", [True, False])
@@ -267,14 +268,14 @@ def test_a_merge_with_nothing_to_do_sees_what_came_since_the_plan(
 def test_a_run_goes_round_again_for_what_changed_meanwhile(
     source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge_rows, changes = merge.merge_rows, iter(["UPDATE paintings SET title = 'late' WHERE id = 3"])
+    merge_run, changes = merge.run, iter(["UPDATE paintings SET title = 'late' WHERE id = 3"])
 
     def merge_after_a_change(*args: object) -> Merged:
         for change in list(changes)[:1]:
             source.execute(change.encode())
-        return merge_rows(*args)  # pyright: ignore[reportArgumentType] # passed through as it came
+        return merge_run(*args)  # pyright: ignore[reportArgumentType] # passed through as it came
 
-    monkeypatch.setattr(merge, "merge_rows", merge_after_a_change)
+    monkeypatch.setattr(merge, "run", merge_after_a_change)
     report = sync(paintings)
     assert (report.pending, report.rows) == (0, 50)
     assert_in_step(source)
