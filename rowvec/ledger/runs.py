@@ -19,6 +19,7 @@ from rowvec.ledger.pipelines import PipelineId, one
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, connect, lost_connections_are_retriable, open_target, target_url
+from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.runtime.telemetry import span
@@ -91,14 +92,6 @@ RunId = NewType("RunId", int)
 State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting"]
 
 
-_LOCK_SPACE = 0x72760001
-"""Advisory locks of runs: (this, pipeline_id). The merge has a space of its own."""
-
-
-_PLAN_LOCK_SPACE = 0x72760003
-"""Advisory locks of ``rowvec plan`` at work: (this, run_id)."""
-
-
 def number_above(connection: Connection, number: int) -> None:
     """Leave the numbers up to this one to runs that come back from a store; those given already stay given."""
     if number:
@@ -112,7 +105,7 @@ def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, state
 
 def start_plan(connection: Connection, pipeline_id: PipelineId) -> RunId:
     """A new plan, which nobody clears away while this connection is open."""
-    return RunId(one(connection, "start_plan", pipeline_id=pipeline_id, space=_PLAN_LOCK_SPACE))
+    return RunId(one(connection, "start_plan", pipeline_id=pipeline_id, space=LockSpace.PLAN))
 
 
 def finish_run(
@@ -148,7 +141,7 @@ def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]
     The lock belongs to that session, so it goes with a killed process and nobody has to clean up after it. Raises
     ``PipelineBusy`` where another run holds it for longer than a session that has just ended needs to be gone.
     """
-    values = {"space": _LOCK_SPACE, "pipeline_id": pipeline_id}
+    values = {"space": LockSpace.RUN, "pipeline_id": pipeline_id}
     with connect(url, application="rowvec lock") as holder:
         with lost_connections_are_retriable():
             try:
@@ -167,14 +160,14 @@ def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]
 
 def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
     """Mark what killed runs left as abandoned and drop their tables; returns the names of the tables dropped."""
-    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": _PLAN_LOCK_SPACE}
+    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": LockSpace.PLAN}
     connection.execute(query("ledger", "abandoned"), values)
     return _drop_tables(connection, pipeline_id, run_id)
 
 
 def supersede_plans(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> None:
     """Drop the plans that ``rowvec plan`` left before this one; runs at work are not touched."""
-    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": _PLAN_LOCK_SPACE}
+    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": LockSpace.PLAN}
     connection.execute(query("ledger", "supersede"), values)
     _drop_tables(connection, pipeline_id, run_id)
 

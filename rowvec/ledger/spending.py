@@ -15,10 +15,8 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import AzureVisionEmbedder, Budget, OpenAIEmbedder, OpenAIImagesEmbedder
 from rowvec.pipeline.model import IMAGE_EMBEDDERS
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable, open_target
+from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
-
-_LOCK_SPACE = 0x72760004
-"""Advisory locks of whoever reserves: (this, hash of the family)."""
 
 # A sum of floats that is a billionth of a dollar over its limit is not.
 _TOLERANCE = 1e-9
@@ -88,7 +86,7 @@ def spent_by(connection: Connection, account: Account) -> Spent:
 def reserve(connection: Connection, account: Account, usd: float) -> Hold:
     """Set money apart, in a transaction of the caller's or one of its own. Raises ``BudgetExceeded``."""
     with connection.transaction():
-        connection.execute(query("spending", "lock"), {"space": _LOCK_SPACE, "family": account.family})
+        connection.execute(query("spending", "lock"), {"space": LockSpace.SPENDING, "family": account.family})
         spent = spent_by(connection, account)
         key = passed(account.budget, spent, usd)
         if key is not None:

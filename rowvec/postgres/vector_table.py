@@ -17,6 +17,7 @@ from rowvec.pipeline.sources import CHUNK
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.copy_encoder import can_encode
+from rowvec.postgres.fragments import definitions, names
 from rowvec.postgres.queries import query
 from rowvec.vectors.layout import Layout, Precision
 
@@ -188,11 +189,8 @@ def make_schema(connection: Connection, schema: str) -> None:
 
 def create_table(connection: Connection, table: VectorTable) -> None:
     """Make the vector table, empty, with its primary key, in its schema; for a load that cannot go straight into it."""
-    columns = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql) for column in table.columns
-    )
-    key = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.key)
-    connection.execute(query("vector_table", "create", table=table.identifier, columns=columns, key=key))
+    parts = {"columns": definitions(table.columns), "key": names(table.key)}
+    connection.execute(query("vector_table", "create", table=table.identifier, **parts))
 
 
 def count_rows(connection: Connection, table: VectorTable) -> int:

@@ -10,11 +10,11 @@ from psycopg import sql
 from rowvec.errors import TargetError
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
-from rowvec.postgres.fragments import cut_name
+from rowvec.postgres.fragments import cut_name, definitions
+from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 
-_LOCK = 0x72760005
 _COMMENT = "rowvec: where each vector comes from"
 _COLUMNS = (
     ("provider", "text"),
@@ -49,7 +49,7 @@ def install_provenance(connection: Connection, table: VectorTable) -> str:
     definition = (results + body).as_string(connection)
     comment = f"{_COMMENT} ({hashlib.sha256(definition.encode()).hexdigest()[:16]})"
     with lost_connections_are_retriable(), connection.transaction():
-        connection.execute(query("provenance", "lock"), {"space": _LOCK, "name": written})
+        connection.execute(query("provenance", "lock"), {"space": LockSpace.PROVENANCE_VIEW, "name": written})
         found = connection.execute(query("provenance", "ours"), {"schema": table.schema, "name": plain}).fetchall()
         if [text for _, text in found] == [comment, comment]:
             return written
@@ -73,9 +73,8 @@ def install_provenance(connection: Connection, table: VectorTable) -> str:
 
 def _results(table: VectorTable) -> sql.Composed:
     taken = {column.name for column in table.key}
-    columns = [(c.name, c.type_sql) for c in table.key]
-    columns += [(f"{name}_" if name in taken else name, PgColumn(name, pg_type).type_sql) for name, pg_type in _COLUMNS]
-    return sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(name), kind) for name, kind in columns)
+    columns = (PgColumn(f"{name}_" if name in taken else name, pg_type) for name, pg_type in _COLUMNS)
+    return definitions((*table.key, *columns))
 
 
 def _body(table: VectorTable) -> sql.Composed:

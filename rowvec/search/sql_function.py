@@ -14,6 +14,7 @@ from rowvec.errors import TargetError
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.fragments import cut_name
+from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
@@ -33,7 +34,6 @@ _LENGTH = re.compile(r"\([^)]*\)")
 COLUMNS: LiteralString = "content, distance"
 """What the function gives beside key and metadata."""
 
-_LOCK = 0x72760004
 _COMMENT = 'rowvec: the rows nearest to a vector, nearest first; filter is equality on columns, {"column": value}'
 
 
@@ -56,7 +56,9 @@ def replace_function(
     """
     name = sql.Identifier(table.schema, plain)
     with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
-        connection.execute(query("search", "function_lock"), {"space": _LOCK, "name": name.as_string(connection)})
+        connection.execute(
+            query("search", "function_lock"), {"space": LockSpace.SEARCH_FUNCTION, "name": name.as_string(connection)}
+        )
         ours = query("search", "our_functions")
         before = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
         try:

@@ -33,14 +33,12 @@ from rowvec.index.tuning.candidates import (
 from rowvec.index.tuning.results import Tuning
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.runtime.progress import tell
 from rowvec.search.query import search
-
-_LOCK_SPACE = 0x72760006
-"""Advisory locks of tuners: (this, hash of the table's name)."""
 
 # Enough for an interval of two points at a recall of 0.95.
 _QUERIES = 400
@@ -254,7 +252,7 @@ def _step(part: str) -> Generator[None]:
 @contextmanager
 def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) -> Generator[VectorTable]:
     """A copy of ``wanted`` rows, with bits whether the table keeps them or not, if its vectors can have any."""
-    lock = {"space": _LOCK_SPACE, "table": f"{table.schema}.{table.name}"}
+    lock = {"space": LockSpace.TUNER, "table": f"{table.schema}.{table.name}"}
     held = connection.execute(query("tuner", "lock"), lock).fetchone()
     if not (held and held[0]):
         raise PipelineBusy(f"another tuner is at work on {table.schema}.{table.name}; wait for it, or stop it first")

@@ -12,6 +12,7 @@ from rowvec.index.tuning.results import find_tuning, store_tuning
 from rowvec.index.tuning.tuner import Budget, tune
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.locks import LockSpace
 from rowvec.runtime.progress import listening
 from tests.support.vector_tables import create, filled, vector_table
 
@@ -59,7 +60,7 @@ def test_what_a_killed_tuner_left_is_cleared_and_two_do_not_meet(connection: Con
     assert oid is not None
     connection.execute(f"CREATE TABLE rowvec.tuning_{oid[0]} (left_behind int)".encode())
     with connect(database_url) as other:
-        other.execute("SELECT pg_advisory_lock(%s, hashtext('public.items'))", (0x72760006,))
+        other.execute("SELECT pg_advisory_lock(%s, hashtext('public.items'))", (LockSpace.TUNER,))
         with pytest.raises(PipelineBusy, match="another tuner"):
             tune(connection, table, Recall(), SMALL)
         # A session's locks outlive its close() for a moment.
