@@ -1,4 +1,4 @@
-"""Source, artifacts and vector table compared both ways, and mended where that is asked for."""
+"""Compares source, artifacts and vector table both ways, and repairs what it finds if asked to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from rowvec_flows.sync import sync
 from rowvec_tasks import stages
 from rowvec_tasks.artifacts import show_audit
 from rowvec_tasks.events import tell
-from rowvec_tasks.flow_body import ended, job, run_name
+from rowvec_tasks.flow_body import job, run_name
 from rowvec_tasks.hooks import clear_up
 
+from rowvec.errors import raise_if_awaiting
 from rowvec.operations.audit import AuditReport, conclude_audit
 from rowvec.pipeline import Pipeline
 
@@ -17,15 +18,17 @@ from rowvec.pipeline import Pipeline
 @flow(name="audit", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
 @job
 def audit(pipeline: Pipeline, repair: bool = False) -> AuditReport:
-    """Compare source, artifacts and vector table both ways; the run fails where something is not right.
+    """Compare source, artifacts and vector table both ways; the run fails if they disagree.
+
+    Raises ``Inconsistent`` if something is wrong, or is still wrong after the repair.
 
     Args:
         pipeline: What is audited: the content of a pipeline file.
-        repair: Whether to mend what is found, from artifacts first, paying only for what exists nowhere.
+        repair: Whether to repair what is found, from artifacts first; only vectors that exist nowhere are paid for.
     """
     found, repaired = (stages.prepare_repair if repair else stages.audit)(pipeline), 0
     if repair and not found.consistent:
-        ended(sync(pipeline, cause="repair"))
+        raise_if_awaiting(sync(pipeline, cause="repair"))
         left = stages.audit(pipeline)
         repaired, found = found.total - left.total, left
     report = AuditReport(pipeline=pipeline.name, found=found, repaired=repaired)

@@ -1,4 +1,4 @@
-"""The index seen to, or the one found out that suits the table's vectors."""
+"""Maintains the index, or measures which index suits the table's vectors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rowvec_tasks.artifacts import show_index
 from rowvec_tasks.flow_body import job, run_name
 from rowvec_tasks.hooks import clear_up
 
+from rowvec.index.tuning.results import Tuning
 from rowvec.index.tuning.tuner import Budget
 from rowvec.pipeline import Pipeline
 
@@ -23,20 +24,23 @@ def index(
     memory_mib: int = 2048,
     rows: int = 200_000,
     rebuild: bool = False,
-) -> dict[str, Any]:
-    """Build what is missing, worn or wrong; or measure which index is best.
+) -> Tuning | dict[str, Any]:
+    """Build the index if it is missing, worn or wrong; or measure which index is best.
+
+    Returns the measurements with ``tune``, otherwise the state of the index, as ``rowvec index --json`` prints it.
 
     Args:
-        pipeline: Whose index is seen to: the content of a pipeline file.
+        pipeline: Whose index is maintained: the content of a pipeline file.
         tune: Whether to measure which index suits these vectors, and keep the choice for syncs.
-        seconds: With tune, what it may take.
-        memory_mib: With tune, MiB that one build may take.
-        rows: With tune, rows that are copied at most.
-        rebuild: Whether to build the index anew though nothing is wrong with it.
+        seconds: With tune, the seconds that the measurements may take.
+        memory_mib: With tune, the MiB of memory that one build may take.
+        rows: With tune, the number of rows to measure on, at most.
+        rebuild: Whether to rebuild the index even if nothing is wrong with it.
     """
     if tune:
-        found = stages.tune(pipeline, Budget(seconds=seconds, memory=memory_mib * 2**20, rows=rows))
-    else:
-        found = stages.see_to_index(pipeline, rebuild_it=rebuild)
+        tuning = stages.tune_index(pipeline, Budget(seconds=seconds, memory=memory_mib * 2**20, rows=rows))
+        show_index(pipeline, tuning.as_json())
+        return tuning
+    found = stages.maintain_index(pipeline, rebuild_it=rebuild)
     show_index(pipeline, found)
     return found

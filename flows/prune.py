@@ -1,4 +1,4 @@
-"""What is old and not needed in the store goes."""
+"""Deletes from the store what is old and no longer needed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def prune(pipeline: Pipeline, older_than_days: float = 30, apply: bool = False, 
 
     Args:
         pipeline: Whose store is pruned: the content of a pipeline file.
-        older_than_days: Days that runs stay restorable, and artifacts are kept.
-        apply: Whether to delete; if not, the run only tells what would go.
-        compact: Whether to write small artifacts into large ones first; with apply.
+        older_than_days: For so many days runs stay restorable and artifacts are kept.
+        apply: Whether to delete; if not, the run only reports what it would delete.
+        compact: Whether to merge small artifacts into large ones first; only together with apply.
     """
-    found = stages.prune(pipeline, timedelta(days=older_than_days), apply=apply, compact=compact)
+    found = stages.prune_store(pipeline, timedelta(days=older_than_days), apply=apply, compact=compact)
     show_pruned(pipeline, found)
     return found

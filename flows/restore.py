@@ -1,4 +1,4 @@
-"""The vector table from the store alone: no source is read, and no embedder asked."""
+"""Rebuilds the vector table from the store alone: it reads no source and calls no embedder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rowvec.sync.report import RestoreReport, conclude
 @flow(name="restore", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
 @job
 def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
-    """Build the vector table from its artifacts.
+    """Build the vector table from its artifacts. Raises ``Inconsistent`` if a check fails afterwards.
 
     Args:
-        pipeline: What is restored, and where it goes: the content of a pipeline file.
-        manifest: The name of the manifest to go by in the store; left out: the newest.
+        pipeline: What is restored, and into which table: the content of a pipeline file.
+        manifest: The name of the manifest in the store to restore from; left out: the newest one.
     """
     with restoring(pipeline, manifest) as run:
-        report = stages.finish_restore(pipeline, run, stages.restore(pipeline, run, manifest))
+        report = stages.validate_restore(pipeline, run, stages.restore(pipeline, run, manifest))
         show(pipeline, report)
         return conclude(report)

@@ -27,7 +27,9 @@ RowvecError
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
+
+R = TypeVar("R")
 
 RejectReason = Literal[
     "too_long",
@@ -147,6 +149,14 @@ class AwaitingJobs(RowvecError):
         """Unfinished jobs of the pipeline."""
         self.texts = texts
         """Texts in them."""
+
+
+def raise_if_awaiting(result: R | AwaitingJobs) -> R:
+    """The result of a flow that was called as a function. Raises ``AwaitingJobs`` if the flow has left work to a later
+    run."""
+    if isinstance(result, AwaitingJobs):
+        raise result
+    return result
 
 
 class RowError(RowvecError):

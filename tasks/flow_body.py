@@ -1,4 +1,4 @@
-"""How every flow begins and ends in Prefect: progress shown, and an expected failure told as a sentence."""
+"""How every flow begins and ends in Prefect: progress is shown, and an expected failure is told in one sentence."""
 
 from __future__ import annotations
 
@@ -13,67 +13,83 @@ from rowvec_tasks.artifacts import show_waiting
 from rowvec_tasks.events import tell_failure
 from rowvec_tasks.logging_filter import tell_sentences
 from rowvec_tasks.progress import published
-from rowvec_tasks.when_busy import in_turn
+from rowvec_tasks.when_busy import run_alone
 
 from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.pipeline import Pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
-R = TypeVar("R")
 
 AWAITING = "AwaitingBatch"
-"""The state, of Prefect's type Completed, of a run that a later one goes on with."""
+"""Name of the state of a run that ends before it is done and that a later run finishes; its type is Completed."""
 
 _SCHEDULED = "auto-scheduled"
-"""The tag that Prefect's scheduler gives the runs it makes."""
+"""The tag that Prefect's scheduler gives to the runs that it creates."""
+_POLICY = ("when_busy", "wait_minutes")
+"""The parameters of a flow whose caller chooses its policy; ``run_alone`` takes them by the same names."""
 
 
 def cause_of(given: str | None) -> str:
-    """Why a run is there, in a word: as it was told, else by who made it."""
+    """Why a run exists, in one word: as its caller said, otherwise ``schedule`` or ``manual``."""
     tags: list[str] = flow_run.get_tags()
     return given or ("schedule" if _SCHEDULED in tags else "manual")
 
 
 def run_name() -> str:
-    """What the UI calls a run: its pipeline and its cause; for jobs other than a sync, the job."""
+    """What the UI calls a run: pipeline and cause of a sync; pipeline, flow and cause of every other flow."""
     parameters: dict[str, Any] = flow_run.get_parameters()
     pipeline = parameters["pipeline"]
     name = pipeline.name if isinstance(pipeline, Pipeline) else pipeline["name"]
-    job_name = flow_run.get_flow_name()
+    flow_name = flow_run.get_flow_name()
     cause = cause_of(parameters.get("cause"))
-    return f"{name}-{cause}" if job_name == "sync" else f"{name}-{job_name}-{cause}"
+    return f"{name}-{cause}" if flow_name == "sync" else f"{name}-{flow_name}-{cause}"
 
 
 def job(body: F) -> F:
-    """Wrap a flow's body, whose first parameter is the pipeline.
+    """Wrap the body of a flow whose first parameter is the pipeline.
 
-    An error of ours ends the run Failed with the error's own sentence as its message: raised through Prefect it would
-    be a page of traceback in the logs, and its message begin with the name of a class. Whoever calls the flow gets the
-    error itself. Anything else is a mistake of ours, and its traceback is wanted. Where another run of the pipeline is
-    at work, ``rowvec_tasks.when_busy`` says what becomes of this one.
+    A ``RowvecError`` ends the run as Failed, with the error's own sentence as its message. Raised through Prefect, the
+    error would be a page of traceback in the logs, and its message would begin with the name of a class. The caller of
+    the flow gets the error itself. Any other exception is a defect of ours: Prefect logs its traceback. If another run
+    of the pipeline is at work, the runs of a deployment wait, and all others fail.
     """
+    return _wrap(body, ())
+
+
+def job_with_policy(body: F) -> F:
+    """As ``job``, for a flow whose parameters ``when_busy`` and ``wait_minutes`` say what it does if it finds another
+    run at work.
+
+    Raises ``TypeError`` at import if the flow lacks one of the two parameters.
+    """
+    missing = [name for name in _POLICY if name not in inspect.signature(body).parameters]
+    if missing:
+        raise TypeError(f"the flow {body.__name__} has no parameter {' and no parameter '.join(missing)}")
+    return _wrap(body, _POLICY)
+
+
+def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
+    signature = inspect.signature(body, eval_str=True)
 
     @wraps(body)
-    def told(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
+    def run(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
         tell_sentences()
+        given = signature.bind(pipeline, *args, **kwargs)
+        given.apply_defaults()
+        policy = {name: given.arguments[name] for name in policy_parameters}
         try:
             with published(pipeline.name):
-                return in_turn(pipeline.name, lambda: body(pipeline, *args, **kwargs))
+                return run_alone(pipeline.name, lambda: body(pipeline, *args, **kwargs), **policy)
         except AwaitingJobs as pause:
             show_waiting(pipeline, pause)
-            # No failure, and no success either: whoever calls gets the pause as the result, see ``ended``.
+            # Neither a failure nor a success: a caller gets the pause as the result, and should pass it to
+            # ``raise_if_awaiting``.
             return Completed(name=AWAITING, message=str(pause), data=pause)
         except RowvecError as error:
             tell_failure(pipeline, error)
             return Failed(message=str(error), data=error)
 
-    # Prefect makes a form of the signature, and would look for the names of its types here, where `told` is written.
-    cast("Any", told).__signature__ = inspect.signature(body, eval_str=True)
-    return cast("F", told)
-
-
-def ended(result: R | AwaitingJobs) -> R:
-    """What a flow called as a function has come to. Raises ``AwaitingJobs`` where a later run is to go on with it."""
-    if isinstance(result, AwaitingJobs):
-        raise result
-    return result
+    # Prefect makes a form from the signature. Without this line it would look up the names of the types in this
+    # module, where `run` is written, and not in the flow's.
+    cast("Any", run).__signature__ = signature
+    return cast("F", run)

@@ -1,4 +1,4 @@
-"""One run a pipeline: what a run does that finds another one at work, by the policy it was started with."""
+"""One run per pipeline at a time: what a run does if another run of the same pipeline is at work."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ WhenBusy = Literal["wait", "skip", "fail"]
 
 WAIT_MINUTES = 60.0
 WAIT = "wait"
-"""What the terminal calls the stage."""
+"""The stage under which the terminal shows a run that waits."""
 SKIPPED = "Skipped"
+"""Name of the state of a run that did nothing because another run was at work."""
 WAITING = "Waiting"
-"""Names of states: of one that let another run be, and of one that waits its turn."""
+"""Name of the state of a run that waits until the other run has ended."""
 
-# Each look asks for the lock for three seconds more, and holds no snapshot in between: an index build waits for those.
+# Each attempt asks for the lock for three more seconds. Between attempts the run holds no snapshot: an index build
+# waits for every older snapshot.
 _LOOK_SECONDS = 5.0
 _MINUTE = 60.0
 
@@ -35,82 +37,82 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a run waits for another one, and what it does then."""
+class BusyPolicy:
+    """What a run does while another run of its pipeline is at work, and for how long it waits."""
 
     when_busy: WhenBusy
     since: float
+    """When this run began to wait, in seconds on the monotonic clock."""
     until: float
-    """On the monotonic clock; for ``wait``."""
-    within: bool = False
-    """Whether it is a run within another one, which cannot do without it."""
+    """When it stops waiting, in seconds on the monotonic clock; only ``wait`` reads it."""
+    nested: bool = False
+    """Whether this run is a part of another run, which needs its result: it is never skipped."""
 
     def next_step(self, now: float) -> WhenBusy:
-        """What to do now that another run is at work."""
+        """What to do at the time ``now``, if another run is at work."""
         if self.when_busy == "skip":
-            return "fail" if self.within else "skip"
+            return "fail" if self.nested else "skip"
         return "wait" if self.when_busy == "wait" and now < self.until else "fail"
 
 
-_inherited: ContextVar[Patience | None] = ContextVar("patience", default=None)
+_outer: ContextVar[BusyPolicy | None] = ContextVar("busy_policy", default=None)
+"""The policy of the run that this run is a part of."""
 
 
-def in_turn(pipeline: str, work: Callable[[], Any]) -> Any:
-    """What ``work`` returns, once no other run of the pipeline is at work; a state where it is skipped.
+def run_alone(
+    pipeline: str, work: Callable[[], Any], when_busy: WhenBusy | None = None, wait_minutes: float = WAIT_MINUTES
+) -> Any:
+    """Call ``work``, and call it again while it raises ``PipelineBusy`` and the policy is to wait.
 
-    ``work`` is called again after each wait: it takes the pipeline's lock before it does anything. Raises
-    ``PipelineBusy`` where the policy is to fail, or the time is over.
+    ``work`` must take the pipeline's lock before it does anything else. Returns what ``work`` returns, or the state
+    *Skipped* if the policy is ``skip``. A run within another run has the policy of the outer run, whatever is given
+    here. With ``when_busy`` None, runs of a deployment wait and all other runs fail. Raises ``PipelineBusy`` if the
+    policy is ``fail``, or if the other run is still at work after ``wait_minutes``.
     """
-    patience, rested = _patience(), False
-    token = _inherited.set(replace(patience, within=True))
+    policy, is_told = _outer.get() or _policy(when_busy, wait_minutes), False
+    token = _outer.set(replace(policy, nested=True))
     try:
         while True:
             try:
                 return work()
             except PipelineBusy as error:
-                step = patience.next_step(time.monotonic())
+                step = policy.next_step(time.monotonic())
                 if step == "fail":
                     raise
                 if step == "skip":
                     return Cancelled(
                         name=SKIPPED, message=f"skipped: another run of the pipeline {pipeline} is at work"
                     )
-                if not rested:
-                    _tell_waiting(str(error))
-                    rested = True
-            _show(patience)
+                if not is_told:
+                    _set_state_waiting(str(error))
+                    is_told = True
+            _show_progress(policy)
             time.sleep(_LOOK_SECONDS)
     finally:
-        _inherited.reset(token)
+        _outer.reset(token)
 
 
-def _patience() -> Patience:
-    """This run's, by its parameters; where it has none, a deployment's runs wait and those of a command do not."""
-    inherited = _inherited.get()
-    if inherited is not None:
-        return inherited
-    given: dict[str, Any] = flow_run.get_parameters()
-    # Prefect asks its server for the deployment: not where the parameters say it.
-    when_busy: WhenBusy = given.get("when_busy") or ("wait" if deployment.get_id() else "fail")
-    minutes = float(given.get("wait_minutes", WAIT_MINUTES))
+def _policy(when_busy: WhenBusy | None, wait_minutes: float) -> BusyPolicy:
+    # Prefect asks its server for the deployment, so the run does that only if it needs to know.
+    chosen: WhenBusy = when_busy or ("wait" if deployment.get_id() else "fail")
     now = time.monotonic()
-    return Patience(when_busy=when_busy, since=now, until=now + minutes * _MINUTE)
+    return BusyPolicy(when_busy=chosen, since=now, until=now + wait_minutes * _MINUTE)
 
 
-def _show(patience: Patience) -> None:
-    """For the terminal; who looks at the UI sees the run's state."""
-    waited, total = time.monotonic() - patience.since, patience.until - patience.since
+def _show_progress(policy: BusyPolicy) -> None:
+    """Show on the terminal how long the run has waited; in the UI the run's state says that it waits."""
+    waited, total = time.monotonic() - policy.since, policy.until - policy.since
     tell(WAIT, "for another run, seconds", int(waited), int(total))
 
 
-def _tell_waiting(why: str) -> None:
-    logger.info("waiting: %s", why)
+def _set_state_waiting(reason: str) -> None:
+    logger.info("waiting: %s", reason)
     run_id = flow_run.get_id()
     if run_id is None:
         return
     try:
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(run_id, Running(name=WAITING, message=why))
+            client.set_flow_run_state(run_id, Running(name=WAITING, message=reason))
     except (httpx.HTTPError, PrefectException) as error:
-        # A run does not fail because nobody can see that it waits.
-        logger.warning("that this run waits is not shown: %s", error)
+        # The run goes on: that its state is not shown is no reason to fail.
+        logger.warning("the UI does not show that this run waits: %s", error)

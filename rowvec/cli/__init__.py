@@ -1,14 +1,14 @@
-"""The command line: ``rowvec COMMAND``. Exit status 0 done, 1 the job failed or found an inconsistency, 2 wrong use."""
+"""The command line, ``rowvec COMMAND``. Exit status: 0 done, 1 failed or inconsistent, 2 wrong use, 3 awaiting jobs."""
 
 from __future__ import annotations
 
-from rowvec.cli.flow_loader import uncollected
+from rowvec.cli.collector import collector_paused
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    with uncollected():
+    with collector_paused():
         from rowvec.cli.app import main as run
     run()

@@ -1,4 +1,4 @@
-"""The commands, and how each ends."""
+"""The commands, and the exit status with which each ends."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from typing import Annotated, Any
 import typer
 
 from rowvec.cli import render
-from rowvec.cli.flow_loader import load_flow
+from rowvec.cli.flow_loader import load_flow, run_flow
+from rowvec.cli.index_command import index
+from rowvec.cli.options import AsJson, File
 from rowvec.cli.output import emit, err, fail
 from rowvec.cli.progress_bars import shown_progress
-from rowvec.cli.stack import commands as stack_commands
+from rowvec.cli.stack.commands import down, up
 from rowvec.errors import AwaitingJobs, Inconsistent, RowvecError, UsageError
-from rowvec.index.tuning.results import Tuning
-from rowvec.index.tuning.tuner import Budget
-from rowvec.operations import index as index_stage
-from rowvec.operations import prune as retention
-from rowvec.operations import rebuild as rebuilding
-from rowvec.operations import rejects as rejects_stage
-from rowvec.operations import search as search_stage
-from rowvec.operations import search_pictures, switch
-from rowvec.operations.audit import run_audit
-from rowvec.operations.index import PICTURES
-from rowvec.operations.repair import prepare_repair
+from rowvec.operations import search_pictures
+from rowvec.operations.audit import AuditReport, conclude_audit, run_audit
+from rowvec.operations.prune import Pruned, prune
+from rowvec.operations.rebuild import RebuildReport, plan_rebuild, rollback
+from rowvec.operations.rejects import rejects
+from rowvec.operations.search import search
+from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline.file import load
 from rowvec.sync import dry_run
@@ -41,48 +39,43 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-# Neither done nor failed: a script that would read the vector table must be able to tell.
+# Neither done nor failed: a script that goes on to read the vector table must be able to tell this apart.
 _AWAITING = 3
-
-File = Annotated[Path, typer.Argument(help="The pipeline file.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
-MaxDelete = Annotated[
-    float | None,
-    typer.Option("--max-delete-fraction", min=0, max=1, help="For this once, instead of the pipeline's own limit."),
-]
 
 
 @app.command()
 def sync(
     file: File,
     as_json: AsJson = False,
-    max_delete_fraction: MaxDelete = None,
+    max_delete_fraction: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Replaces the pipeline's own limit, in this run only."),
+    ] = None,
     wait: Annotated[
-        float, typer.Option("--wait", min=0, help="Minutes to wait while another run of the pipeline is at work.")
+        float, typer.Option("--wait", min=0, help="Minutes to wait if another run of the pipeline is at work.")
     ] = 0,
 ) -> None:
-    """Bring the vector table in step with its source: the main job."""
+    """Bring the vector table in step with its source: the main command."""
     pipeline = _with_limit(load(file), max_delete_fraction)
-    flow = load_flow("sync")
-    with shown_progress(err):
-        report = flow(pipeline=pipeline, cause="command", when_busy="wait" if wait else "fail", wait_minutes=wait)
+    when_busy = "wait" if wait else "fail"
+    report: SyncReport = run_flow("sync", pipeline=pipeline, cause="command", when_busy=when_busy, wait_minutes=wait)
     emit(report.as_json(), as_json, lambda: render.sync(report))
 
 
 @app.command()
 def plan(file: File, as_json: AsJson = False) -> None:
-    """Tell what a sync would do: rows, tokens, cost. Spends nothing."""
+    """Show what a sync would do: rows, tokens, cost. Spends nothing."""
     found = dry_run.plan(load(file))
     emit(found, as_json, lambda: render.plan(found))
 
 
-@app.command()
-def search(
+@app.command("search")
+def search_rows(
     file: File,
     query: Annotated[
-        str | None, typer.Argument(help="What to look for; left out with --image.", show_default=False)
+        str | None, typer.Argument(help="What to look for; leave it out with --image.", show_default=False)
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="Look for what is like the image in this file.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Look for rows that are like the image in this file.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many results.")] = 10,
     where: Annotated[
         str | None,
@@ -92,18 +85,18 @@ def search(
         str, typer.Option(help="adaptive (shortlist by the index, exact rerank), exact, ann, bits, hybrid.")
     ] = "adaptive",
     words: Annotated[
-        str | None, typer.Option(help="With --mode hybrid: the words to look for, if not those of the query.")
+        str | None, typer.Option(help="With --mode hybrid: the words to look for, if they differ from the query.")
     ] = None,
     grid: Annotated[
         Path | None, typer.Option(help="Draw the images found side by side into this file (.png, .svg).")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the images found as a page into this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the images found into this file, as a page.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search the vector table by meaning, or by what an image is like."""
+    """Search the vector table by meaning, or by similarity to an image."""
     pipeline, question = load(file), _question(query, image)
     search_pictures.check_outputs(pipeline, grid, html)
-    found = search_stage.search(pipeline, question, k, where, mode, words)
+    found = search(pipeline, question, k, where, mode, words)
     search_pictures.show_pictures(pipeline, question, where, found["results"], grid, html)
     emit(found, as_json, lambda: render.search(str(question), found))
 
@@ -111,133 +104,110 @@ def search(
 @app.command()
 def audit(
     file: File,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what is found, from artifacts first.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what is found, from artifacts first.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare source, artifacts and vector table both ways."""
+    """Compare source, artifacts and vector table both ways.
+
+    With --repair it is a run in the Prefect UI. Without it is not: the command only reads, which takes about a second
+    on a small table, and to start a run takes Prefect 2 to 10 seconds.
+    """
     pipeline = load(file)
-    found = prepare_repair(pipeline) if repair else run_audit(pipeline)
-    repaired = 0
-    if repair and not found.consistent:
-        flow = load_flow("sync")
-        with shown_progress(err):
-            flow(pipeline=pipeline, cause="repair", when_busy="fail")
-        left = run_audit(pipeline)
-        repaired, found = found.total - left.total, left
-    emit(found.as_json(repaired), as_json, lambda: render.audit(found.as_json(repaired)))
-    if not found.consistent:
-        raise typer.Exit(1)
+    if repair:
+        report: AuditReport = run_flow("audit", pipeline=pipeline, repair=True)
+    else:
+        report = conclude_audit(AuditReport(pipeline=pipeline.name, found=run_audit(pipeline)))
+    emit(report.as_json(), as_json, lambda: render.audit(report.as_json()))
 
 
 @app.command()
 def restore(
     file: File,
     manifest: Annotated[
-        str | None, typer.Option(help="Restore the table as of this manifest, by its name in the store.")
+        str | None, typer.Option(help="Restore the table as of this manifest; give its name in the store.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build the vector table from its artifacts alone: no source is read, no embedder asked."""
-    pipeline = load(file)
-    flow = load_flow("restore")
-    with shown_progress(err):
-        report = flow(pipeline=pipeline, manifest=manifest)
+    """Build the vector table from its artifacts alone: reads no source and calls no embedder."""
+    report: RestoreReport = run_flow("restore", pipeline=load(file), manifest=manifest)
     emit(report.as_json(), as_json, lambda: render.restore(report))
 
 
-@app.command()
-def prune(
+@app.command("prune")
+def prune_store(
     file: File,
     older_than: Annotated[
-        float, typer.Option("--older-than", min=0, help="Days that runs stay restorable, and artifacts are kept.")
+        float, typer.Option("--older-than", min=0, help="For so many days runs stay restorable and artifacts are kept.")
     ] = 30,
-    apply: Annotated[bool, typer.Option("--apply", help="Do it; without, only tell what would go.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Delete; without it, the command only lists what it would delete.")
+    ] = False,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Write small artifacts into large ones first; with --apply.")
+        bool, typer.Option("--compact", help="Merge small artifacts into large ones first; only with --apply.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete artifacts and manifests that are old and that nothing needs."""
-    found = retention.prune(load(file), timedelta(days=older_than), apply=apply, compact=compact)
+    """Delete artifacts and manifests that are old and no longer needed.
+
+    With --apply it is a run in the Prefect UI. Without it is not: the command only lists what it would delete, in about
+    a second, and to start a run takes Prefect 2 to 10 seconds.
+    """
+    pipeline = load(file)
+    if apply:
+        found: Pruned = run_flow("prune", pipeline=pipeline, older_than_days=older_than, apply=True, compact=compact)
+    else:
+        found = prune(pipeline, timedelta(days=older_than), compact=compact)
     emit(found.as_json(), as_json, lambda: render.prune(found))
 
 
-@app.command()
-def index(
-    file: File,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Measure which index suits these vectors, and keep the choice for syncs.")
-    ] = False,
-    seconds: Annotated[float | None, typer.Option(min=1, help="With --tune: what it may take; 600.")] = None,
-    memory: Annotated[int | None, typer.Option(min=64, help="With --tune: MiB that one build may take; 2,048.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1000, help="With --tune: rows copied at most; 200,000.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="With --tune: draw recall against latency and size into this file (.png, .svg).")
-    ] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it anew though nothing is wrong with it.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """See to the index: build what is missing, worn or wrong, and tell how it does; or find out which is best."""
-    pipeline = load(file)
-    given = {"--seconds": seconds, "--memory": memory, "--rows": rows, "--plot": plot}
-    check_options(tune=tune, rebuild=rebuild, given=[name for name, value in given.items() if value])
-    if plot:
-        check_plot(plot)
-    if tune:
-        with shown_progress(err):
-            tuning = index_stage.tune(pipeline, budget(seconds, memory, rows))
-        emit(tuning.as_json(), as_json, lambda: render.tuning(tuning))
-        if plot:
-            draw(tuning, plot)
-        return
-    with shown_progress(err):
-        found = index_stage.see_to_index(pipeline, rebuild=rebuild)
-    emit(found, as_json, lambda: render.index(found))
+app.command()(index)
 
 
 @app.command()
 def rebuild(
     file: File,
-    plan_only: Annotated[bool, typer.Option("--plan", help="Tell what it would take. Spends nothing.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Show what it would cost. Spends nothing.")] = False,
     max_cost: Annotated[
         float | None, typer.Option("--max-cost", min=0, help="US dollars; a rebuild that would cost more is refused.")
     ] = None,
-    no_switch: Annotated[bool, typer.Option("--no-switch", help="Build and compare; run again to switch.")] = False,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Let the generation before be read again.")] = False,
+    no_switch: Annotated[
+        bool, typer.Option("--no-switch", help="Build and compare only; run again to switch.")
+    ] = False,
+    roll_back: Annotated[
+        bool, typer.Option("--rollback", help="Make the generation before the live one again.")
+    ] = False,
     drop_old: Annotated[
-        bool, typer.Option("--drop-old", help="Drop the generations that are not read; --rollback is then gone.")
+        bool, typer.Option("--drop-old", help="Drop the generations that are not live; --rollback is then impossible.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build the next generation of the vector table beside the one that is read, and switch to it."""
+    """Build the next generation of the vector table next to the live one, and switch to it."""
     pipeline = load(file)
-    if sum((plan_only, rollback, drop_old)) > 1:
+    if sum((plan_only, roll_back, drop_old)) > 1:
         raise UsageError("--plan, --rollback and --drop-old exclude each other; give one of them")
     if plan_only:
-        found = rebuilding.plan_rebuild(pipeline)
+        found = plan_rebuild(pipeline)
         emit(found, as_json, lambda: render.rebuild_plan(found))
-    elif rollback:
-        kept = rebuilding.rollback(pipeline)
-        done = {"rolled_back": True, "retired_table": kept}
-        emit(done, as_json, lambda: render.rolled_back(pipeline.target.table, kept))
+    elif roll_back:
+        retired = rollback(pipeline)
+        done = {"rolled_back": True, "retired_table": retired}
+        emit(done, as_json, lambda: render.rolled_back(pipeline.target.table, retired))
     elif drop_old:
-        dropped = {"dropped": switch.retire_for_good(pipeline)}
+        dropped = {"dropped": retire_for_good(pipeline)}
         emit(dropped, as_json, lambda: render.dropped(dropped["dropped"]))
     else:
-        flow = load_flow("rebuild")
-        with shown_progress(err):
-            report = flow(pipeline=pipeline, max_cost=max_cost, switch=not no_switch)
+        report: RebuildReport = run_flow("rebuild", pipeline=pipeline, max_cost=max_cost, switch=not no_switch)
         emit(report.as_json(), as_json, lambda: render.rebuild(report))
 
 
-@app.command()
-def rejects(
+@app.command("rejects")
+def list_rejects(
     file: File,
     retry: Annotated[bool, typer.Option("--retry", help="Let the next sync try all of them again.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the rows that cannot be embedded, with the reasons."""
-    found = rejects_stage.rejects(load(file), retry=retry)
+    found = rejects(load(file), retry=retry)
     emit(found, as_json, lambda: render.rejects(found))
 
 
@@ -257,20 +227,20 @@ def demo(as_json: AsJson = False) -> None:
     emit(report, as_json, lambda: None)
 
 
-app.command()(stack_commands.up)
-app.command()(stack_commands.down)
+app.command()(up)
+app.command()(down)
 
 
 def main() -> None:
-    """Run the command line and exit with its status; wrong words are typer's to explain, with status 2."""
+    """Run the command line and exit with its status. Typer explains wrong arguments, with status 2."""
     as_json = "--json" in sys.argv
     try:
         app()
     except Inconsistent as error:
-        _tell_inconsistent(error, as_json)
+        _show_inconsistent(error, as_json)
         sys.exit(1)
-    except AwaitingJobs as awaited:
-        found: dict[str, Any] = {"awaiting": {"jobs": awaited.jobs, "texts": awaited.texts}, "message": str(awaited)}
+    except AwaitingJobs as pause:
+        found: dict[str, Any] = {"awaiting": {"jobs": pause.jobs, "texts": pause.texts}, "message": str(pause)}
         emit(found, as_json, lambda: render.awaiting(found["message"]))
         sys.exit(_AWAITING)
     except RowvecError as error:
@@ -287,8 +257,13 @@ def _question(query: str | None, image: Path | None) -> str | Path:
     return question
 
 
-def _tell_inconsistent(error: Inconsistent, as_json: bool) -> None:
+def _show_inconsistent(error: Inconsistent, as_json: bool) -> None:
+    """Print the report that the error carries, or its message if it has none."""
     report = error.report
+    if isinstance(report, AuditReport):
+        # An audit's report names all that is wrong; the error would only repeat it.
+        emit(report.as_json(), as_json, lambda: render.audit(report.as_json()))
+        return
     if isinstance(report, SyncReport):
         emit(report.as_json(), as_json, lambda: render.sync(report))
     elif isinstance(report, RestoreReport):
@@ -304,36 +279,3 @@ def _with_limit(pipeline: Pipeline, limit: float | None) -> Pipeline:
         return pipeline
     changed: dict[str, Any] = {"max_delete_fraction": limit}
     return pipeline.model_copy(update={"validation": pipeline.validation.model_copy(update=changed)})
-
-
-def check_options(*, tune: bool, rebuild: bool, given: list[str]) -> None:
-    """Raise ``UsageError`` for options that would be without effect."""
-    if given and not tune:
-        raise UsageError(f"{given[0]} is for --tune: give both, or neither")
-    if tune and rebuild:
-        raise UsageError("--tune measures and --rebuild builds: tune first, then run rowvec index --rebuild")
-
-
-def budget(seconds: float | None, mebibytes: int | None, rows: int | None) -> Budget:
-    """What a tuner may spend, by what was given of it."""
-    usual = Budget()
-    return Budget(
-        seconds=seconds or usual.seconds,
-        memory=mebibytes * 2**20 if mebibytes else usual.memory,
-        rows=rows or usual.rows,
-    )
-
-
-def check_plot(into: Path) -> None:
-    """Raise ``UsageError`` where no picture could be written: before the tuner works for minutes, not after."""
-    if into.suffix not in PICTURES or not into.parent.is_dir():
-        raise UsageError(
-            f"--plot {into} cannot be written; name a file that ends in {', '.join(PICTURES)}, in a folder there is"
-        )
-
-
-def draw(tuning: Tuning, into: Path) -> None:
-    """Recall against latency and size as a picture. Raises ``UsageError`` where it cannot be written."""
-    from rowvec.cli.tuning_plot import plot  # late: matplotlib takes a second
-
-    plot(tuning, into)

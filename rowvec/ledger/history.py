@@ -1,8 +1,7 @@
-"""The last runs of a pipeline side by side, as figures and as a drawing that any page of text can show."""
+"""The last runs of a pipeline next to each other, as figures that any page of Markdown can show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,8 +17,6 @@ from rowvec.postgres.queries import query
 _NEEDED = frozenset({"target"})
 _RUNS = 20
 _REJECTS = 100
-_BARS = "▁▂▃▄▅▆▇█"
-_MISSING = "·"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +51,7 @@ class History:
     """The rows that are set aside, the newest first, up to 100."""
 
     def as_markdown(self) -> str:
-        """The figures as rows of bars, the newest run at the right, and then run by run."""
+        """The least, the greatest and the last value of each figure, and then one line per run."""
         shown = list(reversed(self.runs))
         figures: list[tuple[str, list[float | None], str]] = [
             ("rows", [run.rows for run in shown], ",.0f"),
@@ -63,18 +60,11 @@ class History:
             ("seconds", [run.seconds for run in shown], ",.1f"),
             ("recall@k", [run.recall_at_k for run in shown], ".3f"),
         ]
-        lines = [
-            f"## The last {len(shown)} runs",
-            "",
-            "| | oldest → newest | least | most | last |",
-            "|:--|:--|--:|--:|--:|",
-        ]
+        lines = [f"## The last {len(shown)} runs", "", "| | least | most | last |", "|:--|--:|--:|--:|"]
         for name, values, form in figures:
             known = [value for value in values if value is not None]
-            least, most, last = (
-                (f"{min(known):{form}}", f"{max(known):{form}}", f"{known[-1]:{form}}") if known else ("-", "-", "-")
-            )
-            lines.append(f"| {name} | `{bars(values)}` | {least} | {most} | {last} |")
+            cells = (f"{value:{form}}" for value in (min(known), max(known), known[-1])) if known else "---"
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines += ["", "| run | started (UTC) | cause | outcome | rows | embedded | reused | $ | s | recall |"]
         lines += ["|--:|:--|:--|:--|--:|--:|--:|--:|--:|--:|", *(_row(run) for run in self.runs)]
         failed = next((run for run in self.runs if run.error and run.state != "waiting"), None)
@@ -95,19 +85,6 @@ def look_back(pipeline: Pipeline) -> History:
         past = tuple(runs.execute(query("history", "last_runs"), values))
         rejects = listed(connection, pipeline_id, _REJECTS)
     return History(runs=past, rejects=tuple(rejects))
-
-
-def bars(values: Sequence[float | None]) -> str:
-    """A character a value, from the lowest bar for nothing to the highest for the most; a dot where none is known."""
-    known = [value for value in values if value is not None]
-    most = max(known, default=0.0)
-    drawn = ""
-    for value in values:
-        if value is None:
-            drawn += _MISSING
-        else:
-            drawn += _BARS[round((len(_BARS) - 1) * max(value, 0.0) / most)] if most > 0 else _BARS[0]
-    return drawn
 
 
 def _row(run: PastRun) -> str:

@@ -1,4 +1,4 @@
-"""What ``rowvec index`` does: see to the index, or find out which one suits."""
+"""What ``rowvec index`` does: maintain the index, or measure which index suits the vectors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rowvec.postgres.vector_table import stored_table
 from rowvec.sync.index import serve
 
 _NEEDED = frozenset({"target"})
-PICTURES = (".png", ".svg", ".pdf")
 
 
-def see_to_index(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]:
-    """Build what is missing, worn or wrong, as a sync does, and tell how the index is.
+def maintain(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]:
+    """Build the index if it is missing, worn or wrong, as a sync does, and return its state.
 
-    Raises ``PipelineBusy`` where a run is at work on the table.
+    With ``rebuild`` the index is built again even if nothing is wrong with it. Raises ``PipelineBusy`` if a run is at
+    work on the table, and ``UsageError`` if there is no vector table yet.
     """
     resolved = resolve(pipeline, _NEEDED)
     with open_target(resolved, "rowvec index") as connection:
@@ -46,13 +46,16 @@ def see_to_index(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]
         "built": indexed.reason is not None,
         "built_because": asdict(indexed.reason) if indexed.reason else None,
         "reason": indexed.choice.reason,
-        "said": list(indexed.said),
+        "said": list(indexed.notes),
         "seconds": round(indexed.seconds, 3),
     }
 
 
 def tune(pipeline: Pipeline, budget: Budget) -> Tuning:
-    """Measure which index suits the table's own vectors, and keep the choice where a sync finds it."""
+    """Measure which index suits the table's own vectors, and store the choice, so that the next sync builds that index.
+
+    Raises ``UsageError`` if there is no vector table yet.
+    """
     resolved = resolve(pipeline, _NEEDED)
     with open_target(resolved, "rowvec tune") as connection:
         install(connection)

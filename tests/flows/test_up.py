@@ -17,7 +17,7 @@ import psutil
 import psycopg
 import pytest
 
-from rowvec.cli.stack.state import keeper_pid, read_state
+from rowvec.cli.stack.state import read_state, supervisor_pid
 from tests.support.cli_process import Ended, start
 
 pytestmark = [pytest.mark.flow]
@@ -117,10 +117,10 @@ def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
         (sync,) = [one["id"] for one in deployed if "sync" in one["tags"]]
         httpx.post(f"{told['api']}/deployments/{sync}/create_flow_run", json={}, timeout=60).raise_for_status()
         wait_for(lambda: runs_at_work(stack))
-        # The keeper gone without a word, as by the kernel: what it had started is ended all the same.
-        keeper = keeper_pid()
-        assert keeper is not None
-        os.kill(keeper, signal.SIGKILL)
+        # The supervisor is killed, as by the kernel: `down` ends what it had started all the same.
+        supervisor = supervisor_pid()
+        assert supervisor is not None
+        os.kill(supervisor, signal.SIGKILL)
         assert stack.rowvec("down", "--json").json == {"ended": True}
     wait_for(lambda: not stack.processes())
     assert bystander.poll() is None

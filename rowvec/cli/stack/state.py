@@ -1,4 +1,4 @@
-"""What ``rowvec up`` has started, written down where the next ``up`` and ``down`` find it."""
+"""What ``rowvec up`` has started, in a file in which the next ``up`` and ``down`` find it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from rowvec.runtime.home import home
 Phase = Literal["starting", "ready", "failed", "ended"]
 
 _TERM_SECONDS = 20.0
-_LOOKS = 20
-_LOOK_SECONDS = 0.05
+_ATTEMPTS = 20
+_ATTEMPT_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process of ours: a number may be given to another one later, so its birth is part of its name."""
+    """A process that we started. The system may give its number to another process later, so its creation time is part
+    of its identity."""
 
     pid: int
     created: float
+    """Seconds since the epoch."""
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """A process that is there."""
+        """The running process of this number. Raises ``psutil.NoSuchProcess`` if there is none."""
         return cls(pid, psutil.Process(pid).create_time())
 
     @property
     def alive(self) -> bool:
-        """Whether it is still that one, and at work."""
+        """Whether the number still belongs to this process, and the process is running."""
         try:
             found = psutil.Process(self.pid)
             return found.create_time() == self.created and found.status() != psutil.STATUS_ZOMBIE
@@ -46,9 +48,9 @@ class Process:
             return False
 
     def end(self) -> None:
-        """End it and all it has started: asked first, and then made to. Nothing where it is gone already."""
+        """End the process and its descendants, with SIGTERM and then SIGKILL. Does nothing if it has ended."""
         if self.alive:
-            # A worker gives each run a session of its own: it is a descendant, and in no group of ours.
+            # A worker starts each run in a session of its own: a descendant, but not in the worker's process group.
             started = descendants(self.pid)
             os.kill(self.pid, signal.SIGTERM)
             with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
@@ -58,7 +60,7 @@ class Process:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """All that a process has started, and they in turn."""
+    """The children of a process, their children, and so on."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -66,14 +68,14 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def kill_all(processes: list[psutil.Process]) -> None:
-    """End those that are still there; psutil sees to it that a number given anew is not meant."""
+    """Kill the processes that still run; psutil makes sure that a number was not given to another process since."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def end_group(leader: int) -> None:
-    """End what is left of a process's session, the process itself being gone a moment ago at most."""
+    """Kill what is left of a process's group; the process itself must run or have ended just now."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 
@@ -85,23 +87,23 @@ class StackState:
     phase: Phase
     port: int
     sentence: str = ""
-    """What it is at, or why it failed."""
+    """What the stack is doing, or why it failed."""
     database: str | None = None
-    """The embedded Postgres; None where ROWVEC_DATABASE_URL names one, which may hold a password."""
+    """URL of the embedded Postgres; None if ROWVEC_DATABASE_URL names a database, because that may hold a password."""
     pipelines: tuple[str, ...] = ()
     gallery: bool = False
-    """Whether it is the demo's own pipeline, whose source has to be made."""
+    """Whether the pipeline is the demo's own, whose source table has to be created."""
     every_minutes: int = 0
     children: dict[str, Process] = field(default_factory=dict[str, Process])
 
     @property
     def ui(self) -> str:
-        """Where the UI is."""
+        """Address of the UI."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def api(self) -> str:
-        """What PREFECT_API_URL is to be for commands of the same machine."""
+        """What PREFECT_API_URL should be for commands on the same machine."""
         return f"{self.ui}/api"
 
     def as_json(self) -> dict[str, Any]:
@@ -118,14 +120,14 @@ class StackState:
 
 
 def stack_folder() -> Path:
-    """Where state and logs are."""
+    """The folder of the state and the logs; created if it is missing."""
     folder = home() / "stack"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def read_state() -> StackState | None:
-    """What was written last; None where there never was a stack."""
+    """The state that was written last; None if there never was a stack."""
     try:
         found: dict[str, Any] = json.loads((stack_folder() / "state.json").read_text("utf-8"))
     except FileNotFoundError:
@@ -136,7 +138,7 @@ def read_state() -> StackState | None:
 
 
 def write_state(state: StackState, **changes: Any) -> StackState:
-    """Write the state with these changes, whole or not at all; returns it."""
+    """Write the state with these changes, atomically; returns it."""
     changed = replace(state, **changes)
     new = stack_folder() / "state.json.new"
     new.write_text(json.dumps(asdict(changed), indent=2), "utf-8")
@@ -145,8 +147,9 @@ def write_state(state: StackState, **changes: Any) -> StackState:
 
 
 @contextmanager
-def kept() -> Generator[bool]:
-    """Keep the stack; False where another process keeps it. The lock is the process's and goes with it, however."""
+def supervising() -> Generator[bool]:
+    """Become the supervisor of the stack; False if another process is. The system releases the lock with the process,
+    however it ends."""
     with (stack_folder() / "lock").open("a") as lock:
         if not _locked(lock, fcntl.LOCK_EX):
             yield False
@@ -157,10 +160,10 @@ def kept() -> Generator[bool]:
         yield True
 
 
-def keeper_pid() -> int | None:
-    """The process that keeps the stack; None where nobody does."""
+def supervisor_pid() -> int | None:
+    """The number of the process that supervises the stack; None if there is none."""
     with (stack_folder() / "lock").open("a+") as lock:
-        # Shared: who only asks must not be taken for a keeper by another who asks.
+        # Shared: another process that asks at the same moment must not take this one for the supervisor.
         if _locked(lock, fcntl.LOCK_SH):
             return None
         lock.seek(0)
@@ -169,12 +172,12 @@ def keeper_pid() -> int | None:
 
 
 def _locked(lock: IO[str], how: int) -> bool:
-    # Whoever only looks holds it for a moment.
-    for _ in range(_LOOKS if how == fcntl.LOCK_EX else 1):
+    # A process in `supervisor_pid` holds the lock only for a moment, so the supervisor tries again.
+    for _ in range(_ATTEMPTS if how == fcntl.LOCK_EX else 1):
         try:
             fcntl.flock(lock, how | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_ATTEMPT_SECONDS)
         else:
             return True
     return False

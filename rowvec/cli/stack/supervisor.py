@@ -1,4 +1,4 @@
-"""The process behind ``rowvec up``: holds Postgres, the Prefect server and a worker until ``rowvec down``."""
+"""The process behind ``rowvec up``: it runs Postgres, the Prefect server and a worker until ``rowvec down``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from rowvec.cli.stack.state import (
     StackState,
     descendants,
     end_group,
-    kept,
     kill_all,
     read_state,
     stack_folder,
+    supervising,
     write_state,
 )
 from rowvec.errors import RowvecError, TargetError
@@ -35,15 +35,16 @@ from rowvec.runtime.home import home
 _SERVER_SECONDS = 120.0
 _ANSWER_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
-# A server or worker that ends by itself is started again; one that cannot stay up must not fill the disk with logs.
+# The supervisor starts a server or worker again that ended by itself. It rests before that: a process that cannot stay
+# up must not fill the disk with logs.
 _REST_SECONDS = 5.0
 
 
 class _Ended(Exception):
-    """``rowvec down`` asked for it."""
+    """``rowvec down`` has asked the supervisor to end."""
 
 
-class _Keeper:
+class _Supervisor:
     def __init__(self, state: StackState, stop: threading.Event) -> None:
         self._state = state
         self._stop = stop
@@ -56,29 +57,29 @@ class _Keeper:
         }
 
     def start(self) -> None:
-        """All of it, in the order in which each needs the others."""
-        self.tell(sentence="starting the Prefect server")
+        """Start server and worker, in the order in which they need each other."""
+        self.update(sentence="starting the Prefect server")
         self._start("server")
         self._wait_for_server()
-        self.tell(sentence="applying the deployments")
+        self.update(sentence="applying the deployments")
         self._prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         self._prefect("deploy", "--all", "--prefect-file", str(self._folder / "prefect.yaml"))
-        self.tell(sentence="starting a worker")
+        self.update(sentence="starting a worker")
         self._start("worker")
         self._sync_once()
-        self.tell(phase="ready", sentence="running")
+        self.update(phase="ready", sentence="running")
 
-    def keep(self) -> None:
-        """Start again what ends by itself, until it is all to end."""
+    def watch(self) -> None:
+        """Start server or worker again if it ends by itself, until ``rowvec down``."""
         while not self._stop.wait(_LOOK_SECONDS):
             for name, process in list(self._processes.items()):
                 if process.poll() is not None and not self._stop.wait(_REST_SECONDS):
-                    # Flow runs of a worker that was killed are nobody's any more.
+                    # No process would end the flow runs of a worker that was killed.
                     end_group(process.pid)
                     self._start(name)
 
     def end(self) -> None:
-        """The worker before the server that it reports to."""
+        """End the worker first, then the server that it reports to."""
         for name in ("worker", "server"):
             if name in self._processes:
                 process = self._processes[name]
@@ -93,15 +94,15 @@ class _Keeper:
                 kill_all(started)
                 process.wait()
 
-    def tell(self, **changes: Any) -> None:
-        """Write down what has changed; a good place to notice that it is all to end."""
+    def update(self, **changes: Any) -> None:
+        """Write the changed state. Raises ``_Ended`` after ``rowvec down``, so that a start ends early."""
         if self._stop.is_set():
             raise _Ended
         self._state = write_state(self._state, **changes)
 
     def _start(self, name: str) -> None:
         with (self._folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603 # Prefect's own command, with words of our own
+            process = subprocess.Popen(  # noqa: S603 # Prefect's own command with our arguments
                 [sys.executable, "-m", "prefect", *self._commands[name]],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -119,14 +120,14 @@ class _Keeper:
             if self._stop.wait(0.2):
                 raise _Ended
             if self._processes["server"].poll() is not None:
-                raise TargetError(f"the Prefect server ended at once; its last words are in {self._folder}/server.log")
+                raise TargetError(f"the Prefect server ended at once; the reason is in {self._folder}/server.log")
             with suppress(httpx.HTTPError):
                 httpx.get(f"{self._state.api}/health", timeout=5).raise_for_status()
                 return
         raise TargetError(f"the Prefect server did not answer in time; see {self._folder}/server.log")
 
     def _sync_once(self) -> None:
-        # A schedule that is anchored a moment ahead has passed by before a slow machine has applied it.
+        # A schedule that begins in a moment would not do: a slow machine applies it too late.
         api = self._state.api
         try:
             with httpx.Client(timeout=_ANSWER_SECONDS) as client:
@@ -141,7 +142,7 @@ class _Keeper:
 
     def _prefect(self, *words: str) -> None:
         with (self._folder / "deploy.log").open("ab") as log:
-            done = subprocess.run(  # noqa: S603 # Prefect's own command, with words of our own
+            done = subprocess.run(  # noqa: S603 # Prefect's own command with our arguments
                 [sys.executable, "-m", "prefect", "--no-prompt", *words],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -150,11 +151,11 @@ class _Keeper:
                 check=False,
             )
         if done.returncode:
-            raise TargetError(f"prefect {words[0]} failed; what it said is in {self._folder}/deploy.log")
+            raise TargetError(f"prefect {words[0]} failed; its output is in {self._folder}/deploy.log")
 
 
 def environment(state: StackState) -> Mapping[str, str]:
-    """What server, worker and the runs see: Prefect with a home of its own, and this ``ROWVEC_HOME``."""
+    """Environment of server, worker and runs: Prefect with a home of its own, and this ``ROWVEC_HOME``."""
     return {
         **os.environ,
         "ROWVEC_HOME": str(home()),
@@ -166,26 +167,29 @@ def environment(state: StackState) -> Mapping[str, str]:
     }
 
 
-def keep(state: StackState, stop: threading.Event) -> None:
-    """Start everything, keep it until ``stop`` is set, and end it, whatever happens in between."""
+def supervise(state: StackState, stop: threading.Event) -> None:
+    """Start everything, run it until ``stop`` is set, and end it, whatever happens meanwhile.
+
+    Raises ``TargetError`` if a part does not start.
+    """
     postgres = None
-    keeper = _Keeper(state, stop)
+    supervisor = _Supervisor(state, stop)
     try:
         if not os.environ.get("ROWVEC_DATABASE_URL"):
             postgres = start_postgres(home() / "postgres")
-            keeper.tell(database=postgres.get_uri())
+            supervisor.update(database=postgres.get_uri())
             if state.gallery:
                 hang_once(postgres.get_uri())
-        keeper.start()
-        keeper.keep()
+        supervisor.start()
+        supervisor.watch()
     finally:
-        keeper.end()
+        supervisor.end()
         if postgres is not None:
             release_postgres(postgres)
 
 
 def main() -> None:
-    """The process: detached by ``rowvec up``, ended by ``rowvec down`` with SIGTERM."""
+    """Run the supervisor: ``rowvec up`` starts it detached, ``rowvec down`` ends it with SIGTERM."""
     stop = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -193,12 +197,12 @@ def main() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    with kept() as mine:
+    with supervising() as mine:
         state = read_state()
         if not mine or state is None:
             sys.exit(1)
         try:
-            keep(state, stop)
+            supervise(state, stop)
             ended = "ended", "rowvec down"
         except _Ended:
             ended = "ended", "rowvec down"

@@ -1,4 +1,4 @@
-"""``rowvec index``: the index seen to, tuned, and the choice that a sync goes by."""
+"""``rowvec index``: the index is maintained or tuned, and syncs follow the choice."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.cli.app import check_plot, draw
+from rowvec.cli.index_command import check_plot, draw
 from rowvec.errors import PipelineBusy, UsageError
 from rowvec.index.tuning.tuner import Budget
 from rowvec.ledger.runs import running
-from rowvec.operations.index import see_to_index, tune
+from rowvec.operations.index import maintain, tune
 from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index
@@ -26,7 +26,7 @@ def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
 ) -> None:
     fill(source, 1_500, start=51)
     sync(paintings)
-    assert see_to_index(paintings)["index"] is None
+    assert maintain(paintings)["index"] is None
     tuning = tune(paintings, SMALL)
     assert tuning.choice.kind == "none"  # of so few rows
     # As if a search of them had been slow.
@@ -38,15 +38,15 @@ def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
     )
     report = sync(paintings)
     assert report.recall_at_k is not None
-    seen = see_to_index(paintings)
+    seen = maintain(paintings)
     assert (seen["kind"], seen["on"], seen["built"]) == (chosen.choice.kind, chosen.choice.on, False)
     assert len(search(paintings, "the number 7", 3, None, "adaptive")["results"]) == 3
     shown = source.execute("SELECT index_name, held, tuned_choice ->> 'on', state FROM rowvec.indexes").fetchall()
     assert shown == [(seen["index"], chosen.choice.on, chosen.choice.on, "live")]
     # A pipeline that names its index is obeyed.
-    named = see_to_index(paintings.model_copy(update=BITS))
+    named = maintain(paintings.model_copy(update=BITS))
     assert (named["on"], named["built"]) == ("bits", True)
-    again = see_to_index(paintings.model_copy(update=BITS), rebuild=True)
+    again = maintain(paintings.model_copy(update=BITS), rebuild=True)
     assert again["built_because"]["why"] == "asked"
     for ending in ("png", "svg"):
         draw(tuning, tmp_path / f"tuned.{ending}")
@@ -60,9 +60,9 @@ def test_nothing_is_built_under_a_run_and_nothing_tuned_without_a_table(
     source: Connection, paintings: Pipeline
 ) -> None:
     with pytest.raises(UsageError, match="rowvec sync first"):
-        see_to_index(paintings)
+        maintain(paintings)
     with pytest.raises(UsageError, match="rowvec sync first"):
         tune(paintings, Budget())
     sync(paintings)
     with running(paintings, "test"), pytest.raises(PipelineBusy):
-        see_to_index(paintings)
+        maintain(paintings)

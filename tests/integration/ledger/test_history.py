@@ -1,4 +1,4 @@
-"""What is drawn of past runs, what is told of an outcome, and what is left of a dead run, without Prefect."""
+"""What is shown of past runs, what is told of an outcome, and what is left of a dead run, without Prefect."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rowvec_tasks import events
 
 from rowvec.cli.stack.deployments import prefect_file
 from rowvec.errors import CostLimitExceeded, DeleteLimitExceeded, Inconsistent, QuotaExhausted
 from rowvec.ledger.cleanup import clear
-from rowvec.ledger.history import bars, look_back
+from rowvec.ledger.history import look_back
 from rowvec.ledger.runs import running
-from rowvec.ledger.workdir import spool
+from rowvec.ledger.workdir import make_workdir
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.sync.alarms import Alarm, of_error, of_sync
@@ -24,17 +22,6 @@ from rowvec.sync.extract import stage as extract
 from rowvec.sync.report import Check
 from tests.support.paintings import pipeline as gallery_pipeline
 from tests.support.paintings import sync
-
-FIGURES = st.one_of(st.none(), st.floats(min_value=0, max_value=1e12), st.integers(min_value=0, max_value=10**12))
-
-
-@given(st.lists(FIGURES, max_size=30))
-def test_a_bar_stands_for_each_run_and_a_higher_one_for_more(values: list[float | None]) -> None:
-    drawn = bars(values)
-    assert len(drawn) == len(values)
-    known = sorted((value, mark) for value, mark in zip(values, drawn, strict=True) if value is not None)
-    assert [mark for _, mark in known] == sorted(mark for _, mark in known)
-    assert all(mark == "·" for value, mark in zip(values, drawn, strict=True) if value is None)
 
 
 def test_the_history_shows_runs_that_failed_too_and_none_that_only_planned(
@@ -50,7 +37,7 @@ def test_the_history_shows_runs_that_failed_too_and_none_that_only_planned(
         raise AssertionError("it was to fail")
     assert [(run.outcome, run.rows) for run in history.runs] == [("FAILED", None), ("ok", 50)]
     shown = history.as_markdown()
-    assert "| rows | `█·` | 50 | 50 | 50 |" in shown
+    assert "| rows | 50 | 50 | 50 |" in shown
     assert "Last failure, run 2: this run would delete 49 of 50 vectors" in shown
 
 
@@ -96,7 +83,7 @@ def test_what_a_dead_run_left_is_cleared_and_a_run_at_work_is_left_alone(
     # As a killed process leaves it: at work in the ledger, its lock gone, its files there.
     with connect(database_url) as connection:
         source.execute("UPDATE rowvec.runs SET state = 'running', finished_at = NULL")
-        folder = spool(connection, run.run_id)
+        folder = make_workdir(connection, run.run_id)
         done = clear(paintings, "the flow run x was ended from outside: Crashed")
         row = connection.execute("SELECT state, error FROM rowvec.runs").fetchone()
     assert done.runs == (run.run_id,)

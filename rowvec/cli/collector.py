@@ -1,0 +1,21 @@
+"""Imports with Python's garbage collector paused: they create half a million objects, nearly all of them permanent."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+@contextmanager
+def collector_paused() -> Generator[None]:
+    """Within this context no garbage is collected, and objects that are created in it are never examined afterwards.
+
+    This saves a tenth of the start of a command, which is nearly all imports: docs/performance.md.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
