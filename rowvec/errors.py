@@ -1,28 +1,28 @@
-"""Every failure that rowvec expects, in one tree whose branches alone decide what happens next.
+"""Every failure that rowvec expects, in one tree; the branch of an error decides what happens next.
 
 RowvecError
-├── RetriableError            the same call may succeed later: tried again with a growing, jittered wait
+├── RetriableError            the same call may succeed later: retried after a growing, jittered wait
 │   ├── RateLimited           the provider says when to come back (``retry_after``)
-│   ├── EmbedderUnavailable   5xx, time-out, a cut connection, an answer that cannot be read
+│   ├── EmbedderUnavailable   5xx, time-out, a cut connection, an unreadable answer
 │   ├── StoreUnavailable      the blob store did not answer, or answered 5xx
-│   ├── DatabaseUnavailable   the connection was lost, or a lock was not had in time
-│   ├── MergeConflict         somebody else wrote the vector table: the merge is done anew
-│   └── ClusterUnavailable    the Dask or Ray cluster does not answer, or lost those who worked on a batch
-├── FatalError                trying again changes nothing: the run stops, and its message says what to do
+│   ├── DatabaseUnavailable   the connection was lost, or a lock was not granted in time
+│   ├── MergeConflict         another session wrote the vector table: the merge is repeated
+│   └── ClusterUnavailable    the Dask or Ray cluster does not answer, or has lost the workers of a batch
+├── FatalError                the same call would fail again: the run stops, and its message says what to do
 │   ├── UsageError            wrong use: a bad pipeline file, a missing variable (exit status 2)
-│   ├── QuotaExhausted        the provider wants money, not patience
+│   ├── QuotaExhausted        the provider asks for money; waiting does not help
 │   ├── EmbedderRefused       key, permission or model is wrong
 │   ├── SourceError           the source cannot be read as the pipeline says
 │   ├── TargetError           the target database or its vector table cannot be used
-│   ├── StoreRefused          the blob store says no: permission, container, name
+│   ├── StoreRefused          the blob store refuses: permission, container or name
 │   ├── ArtifactCorrupt       an object's bytes do not agree with their checksum
-│   ├── CostLimitExceeded     the run would cost more than it may
-│   │   └── BudgetExceeded    the next request would pass ``embedder.budget``
+│   ├── CostLimitExceeded     the run would cost more than its limit
+│   │   └── BudgetExceeded    the next request would exceed ``embedder.budget``
 │   ├── DeleteLimitExceeded   the run would delete more than ``validation.max_delete_fraction``
-│   ├── PipelineBusy          another run of the same pipeline is at work
-│   └── Inconsistent          a check failed: the vectors are not what the source says
-├── AwaitingJobs              nothing is wrong: a provider's Batch API is at work, and a later run goes on
-└── RowError                  one row is set aside in ``rowvec.rejects``; the others go on
+│   ├── PipelineBusy          another run of the same pipeline is running
+│   └── Inconsistent          a check failed: the vectors do not agree with the source
+├── AwaitingJobs              not an error: jobs at a provider's Batch API are unfinished, and a later run continues
+└── RowError                  one row is rejected into ``rowvec.rejects``; the other rows continue
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RejectReason = Literal[
 
 
 class RowvecError(Exception):
-    """The root: its message is one sentence for a person, naming what failed and what to do."""
+    """The root. The message is one sentence for a person that names what failed and what to do."""
 
 
 class RetriableError(RowvecError):
@@ -56,11 +56,11 @@ class RetriableError(RowvecError):
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Seconds to wait, when the other side named them."""
+        """Seconds to wait, if the other side named them."""
 
 
 class RateLimited(RetriableError):
-    """The provider asks for a slower pace."""
+    """The provider asks for fewer requests per minute."""
 
 
 class EmbedderUnavailable(RetriableError):
@@ -72,19 +72,19 @@ class StoreUnavailable(RetriableError):
 
 
 class DatabaseUnavailable(RetriableError):
-    """The database went away or kept a lock from us."""
+    """The connection to the database was lost, or another session held a lock for too long."""
 
 
 class MergeConflict(RetriableError):
-    """The vector table was written by somebody else between our reading and our writing."""
+    """Another session wrote the vector table between the run's reading and its writing."""
 
 
 class ClusterUnavailable(RetriableError):
-    """The cluster that batches are worked on does not answer, or lost its workers."""
+    """The cluster that works on batches does not answer, or has lost its workers."""
 
 
 class FatalError(RowvecError):
-    """Trying again changes nothing."""
+    """The same call would fail again."""
 
 
 class UsageError(FatalError):
@@ -96,7 +96,7 @@ class QuotaExhausted(FatalError):
 
 
 class EmbedderRefused(FatalError):
-    """The embedder will not serve us as configured."""
+    """The embedder refuses requests with this configuration."""
 
 
 class SourceError(FatalError):
@@ -108,7 +108,7 @@ class TargetError(FatalError):
 
 
 class StoreRefused(FatalError):
-    """The blob store will not serve us as configured."""
+    """The blob store refuses requests with this configuration."""
 
 
 class ArtifactCorrupt(FatalError):
@@ -116,19 +116,19 @@ class ArtifactCorrupt(FatalError):
 
 
 class CostLimitExceeded(FatalError):
-    """What a run would cost is more than it may."""
+    """The run would cost more than its limit."""
 
 
 class BudgetExceeded(CostLimitExceeded):
-    """The next request would pass the pipeline's budget; what was paid for is kept."""
+    """The next request would exceed the pipeline's budget; answers that were paid for are kept."""
 
 
 class DeleteLimitExceeded(FatalError):
-    """More rows would be deleted than the pipeline allows in one run."""
+    """The run would delete more rows than the pipeline allows in one run."""
 
 
 class PipelineBusy(FatalError):
-    """Another run of the same pipeline is at work."""
+    """Another run of the same pipeline is running."""
 
 
 class Inconsistent(FatalError):
@@ -141,14 +141,14 @@ class Inconsistent(FatalError):
 
 
 class AwaitingJobs(RowvecError):
-    """A run that ends before it is done, for jobs at the provider are not; the next run goes on where it stopped."""
+    """The run ends early because jobs at the provider are unfinished; the next run continues where it stopped."""
 
     def __init__(self, message: str, *, jobs: int, texts: int) -> None:
         super().__init__(message)
         self.jobs = jobs
         """Unfinished jobs of the pipeline."""
         self.texts = texts
-        """Texts in them."""
+        """Texts in these jobs."""
 
 
 def raise_if_awaiting(result: R | AwaitingJobs) -> R:
@@ -160,7 +160,7 @@ def raise_if_awaiting(result: R | AwaitingJobs) -> R:
 
 
 class RowError(RowvecError):
-    """One row cannot be embedded; it is set aside with this reason."""
+    """One row cannot be embedded; it is rejected with this reason."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

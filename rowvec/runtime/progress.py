@@ -1,4 +1,4 @@
-"""Who wants to see how far a stage is: the terminal and Prefect listen, the stages only tell."""
+"""Progress callbacks: stages report how far they are, and the terminal and Prefect subscribe."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 Listener = Callable[[str, str, int, int], None]
-"""Called with stage, what of it (a batch, a phase), done, and total; from any thread."""
+"""Called from any thread with the stage, its part (a batch or a phase), the count done, and the total."""
 
 _listeners: list[Listener] = []
 
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None]:
-    """Have ``listener`` told of all progress in this process meanwhile."""
+    """Call ``listener`` for all progress in this process while the context is open."""
     _listeners.append(listener)
     try:
         yield
@@ -22,6 +22,6 @@ def listening(listener: Listener) -> Generator[None]:
 
 
 def tell(stage: str, part: str, done: int, total: int) -> None:
-    """Tell all listeners."""
+    """Report progress to all listeners."""
     for listener in list(_listeners):
         listener(stage, part, done, total)

@@ -1,7 +1,7 @@
-"""What runs tell OpenTelemetry: a span a run and a stage, and figures; nothing unless the OTEL_* variables ask for it.
+"""OpenTelemetry: one span per run and per stage; nothing is sent unless the OTEL_* variables ask for it.
 
-By the API alone, which does nothing where no SDK is set up. No span and no metric has a row's content, its key, or a
-sentence that could hold one: names of pipelines, stages and classes, and numbers.
+This uses the API alone, which does nothing without a configured SDK. Spans hold names of pipelines, stages and classes,
+and numbers. They never hold a row's content, its key, or a sentence that could contain one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ R = TypeVar("R")
 
 @contextmanager
 def span(name: str, **attributes: str | int) -> Generator[None]:
-    """A span around a piece of work, ended as an error by what is raised in it: by its class, not by its message."""
+    """A span around a piece of work. If the work raises, the span records the error's class and not its message."""
     telemetry_export.start()
     tracer = trace.get_tracer("rowvec")
-    told = {f"rowvec.{key}": value for key, value in attributes.items()}
+    named = {f"rowvec.{key}": value for key, value in attributes.items()}
     with tracer.start_as_current_span(
-        name, attributes=told, record_exception=False, set_status_on_exception=False
+        name, attributes=named, record_exception=False, set_status_on_exception=False
     ) as current:
         try:
             yield
@@ -39,7 +39,7 @@ def span(name: str, **attributes: str | int) -> Generator[None]:
 
 
 def traced(stage: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a stage a span, named after it, with its pipeline, its run and its batch."""
+    """Wrap a stage in a span with its name, its pipeline, its run and its batch."""
 
     def decorate(work: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(work)
@@ -55,7 +55,7 @@ def traced(stage: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _of(given: dict[str, Any]) -> dict[str, str | int]:
-    """Pipeline, run and batch among a stage's arguments: by their own names, or as a Run or a Batch has them."""
+    """The pipeline, run and batch among a stage's arguments, by their own names or as fields of a Run or a Batch."""
     carrier = given.get("run") or given.get("batch")
     found = {
         "pipeline": given["pipeline"].name,

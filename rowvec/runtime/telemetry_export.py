@@ -1,4 +1,4 @@
-"""Sets up OpenTelemetry's SDK where the standard OTEL_* variables ask for it: an extra, imported only then."""
+"""Sets up OpenTelemetry's SDK if the standard OTEL_* variables ask for it; the SDK is an extra and imported late."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from opentelemetry.util.types import AttributeValue
 _ENDPOINTS = {
     signal: ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") for signal in ("TRACES", "METRICS")
 }
-# A collector that is away costs a run no more than this at its end.
+# A collector that does not answer delays the end of a run by at most this time.
 _FLUSH_MILLISECONDS = 5000
 
 logger = logging.getLogger(__name__)
 
 
 def wanted(signal: str) -> bool:
-    """Whether ``TRACES`` or ``METRICS`` are to be sent: an endpoint is named, and nothing says otherwise."""
+    """Whether ``TRACES`` or ``METRICS`` should be sent: an endpoint is set, and no variable switches them off."""
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if os.environ.get(f"OTEL_{signal}_EXPORTER", "otlp") != "otlp":
@@ -29,10 +29,10 @@ def wanted(signal: str) -> bool:
 
 @cache
 def start() -> None:
-    """Send spans and metrics of this process by OTLP over HTTP, where that is wanted; the first call decides.
+    """Send spans and metrics of this process by OTLP over HTTP, if the variables ask for it; the first call decides.
 
-    A provider that is there already, as under ``opentelemetry-instrument``, is left to do it. Intervals, headers, the
-    service's name and the rest are the SDK's own variables.
+    If a provider exists already, for example under ``opentelemetry-instrument``, it does the work. Intervals, headers
+    and the service's name come from the SDK's own variables.
     """
     if not (wanted("TRACES") or wanted("METRICS")):
         return
@@ -58,8 +58,8 @@ def start() -> None:
 
 
 def flush() -> None:
-    """Send what there is: a run's process may end in ways that leave no time for it."""
+    """Send everything that is recorded, because a run's process may end without time for it."""
     for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
-        # The API's own providers have nothing to flush, and no such method.
+        # The API's own providers have nothing to flush and no such method.
         if callable(force := getattr(provider, "force_flush", None)):
             force(_FLUSH_MILLISECONDS)

@@ -1,4 +1,4 @@
-"""What makes two rows share a vector: sha256 over the embedder's identity and the content."""
+"""Fingerprints: sha256 over the embedder's identity and the content. Rows with the same one share a vector."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ class Identity:
     model: str
     dimensions: int
     preprocessing: int
-    """Raised whenever our own handling of the text before the model changes."""
+    """Increased whenever our own handling of the text before the model changes."""
 
     def __str__(self) -> str:
         return f"{self.provider} {self.model} with {self.dimensions:,} dimensions"
 
+    @property
+    def from_source(self) -> bool:
+        """Whether the source brings the vectors in a column, so that no model makes vectors of texts."""
+        return self.provider == "column"
+
     def digest(self) -> bytes:
-        """32 bytes; of fixed length, so that identity and content cannot run into each other."""
+        """32 bytes. The fixed length keeps identity and content apart in the hash."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
 
 
 class Digested(Protocol):
-    """What a content is hashed with: the identity of an embedder, or a way to split."""
+    """What a content is hashed together with: an embedder's identity, or a way to split."""
 
     def digest(self) -> bytes:
         """32 bytes."""

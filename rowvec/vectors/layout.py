@@ -1,4 +1,4 @@
-"""How a table's vectors are laid out, from the wire to the artifact: the one place that tells dense from sparse."""
+"""The layout of a table's vectors, on the wire and in artifacts: the one module that tells dense from sparse."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal, LiteralString
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pgvector import HalfVector, SparseVector, Vector
 from psycopg import sql
 
 from rowvec.vectors import sparse
@@ -21,7 +22,7 @@ Embeddings = Vectors | SparseVectors
 """Vectors ``(n, d)``, dense or sparse. A single one, such as a search's, is ``(d,)`` or ``SparseVectors`` of one."""
 
 AnyVectors = npt.NDArray[np.float32] | npt.NDArray[np.float64] | SparseVectors
-"""Vectors ``(n, d)`` to reckon with; double precision spares a copy."""
+"""Vectors ``(n, d)`` for arithmetic; accepting double precision saves a copy."""
 
 MOST_DIMENSIONS = 16_000
 """pgvector's ``VECTOR_MAX_DIM`` and ``HALFVEC_MAX_DIM``."""
@@ -31,20 +32,20 @@ _TYPES: dict[Precision, LiteralString] = {"float32": "vector", "float16": "halfv
 # Before the values of a dense vector in wire format: int16 dimensions, int16 zero.
 _DENSE_HEAD = 4
 
-# Numbers that a distance between two typical sparse vectors looks at: 128 nonzeros, an index and a value each.
+# Numbers that a distance between two typical sparse vectors reads: 128 nonzeros, an index and a value each.
 _SPARSE_ELEMENTS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The vectors of one table."""
+    """The layout of one table's vectors."""
 
     precision: Precision
     dimensions: int
 
     @property
     def is_sparse(self) -> bool:
-        """Whether nonzeros alone are kept."""
+        """Whether only nonzeros are kept."""
         return self.precision == "sparse"
 
     @property
@@ -64,9 +65,9 @@ class Layout:
 
     @property
     def arrow(self) -> pa.DataType:
-        """In artifacts float32 whatever the precision: what was paid for is kept whole.
+        """Artifacts hold float32 whatever the precision, because vectors that were paid for are kept in full.
 
-        Never NULL inside: Parquet then keeps no levels for the elements, and reads three times as fast.
+        The elements are never NULL, so that Parquet keeps no levels for them and reads three times as fast.
         """
         if self.is_sparse:
             return sparse.ARROW
@@ -74,11 +75,11 @@ class Layout:
 
     @property
     def elements(self) -> int:
-        """Numbers that a distance looks at; of sparse vectors a typical figure."""
+        """Numbers that one distance reads; a typical figure for sparse vectors."""
         return min(_SPARSE_ELEMENTS, 2 * self.dimensions) if self.is_sparse else self.dimensions
 
     def adopt(self, vectors: Embeddings) -> Embeddings:
-        """Vectors ``(n, d)`` in this layout, whichever they came in; values stay float32."""
+        """Vectors ``(n, d)`` of any layout, converted to this one; values stay float32."""
         if self.is_sparse:
             return vectors if isinstance(vectors, SparseVectors) else sparse.of_dense(vectors)
         return dense(vectors)
@@ -111,11 +112,22 @@ class Layout:
         """The vectors of values that pgvector has sent; float16 becomes float32."""
         if self.is_sparse:
             return sparse.of_wires(sent, self.dimensions)
-        found = [np.frombuffer(one, self._wire, offset=_DENSE_HEAD) for one in sent]
-        return np.array(found, np.float32).reshape(len(found), self.dimensions)
+        kind = HalfVector if self.precision == "float16" else Vector
+        found = np.empty((len(sent), self.dimensions), np.float32)
+        for row, one in enumerate(sent):
+            found[row] = kind.from_binary(one).to_numpy()
+        return found
+
+    def to_pgvector(self, vector: Embeddings) -> Vector | HalfVector | SparseVector:
+        """A single vector as the value of pgvector's own Python class, for a statement's parameter."""
+        one = self.question(vector)
+        if isinstance(one, SparseVectors):
+            nonzeros = zip(one.indices.tolist(), one.values.tolist(), strict=True)
+            return SparseVector(dict(nonzeros), self.dimensions)
+        return HalfVector(one) if self.precision == "float16" else Vector(one)
 
     def together(self, parts: Sequence[Embeddings]) -> Embeddings:
-        """All vectors of some, one after the other, in this layout."""
+        """Several groups of vectors as one, in this layout."""
         adopted = [self.adopt(part) for part in parts]
         if self.is_sparse:
             return sparse.together([p for p in adopted if isinstance(p, SparseVectors)], self.dimensions)
@@ -129,7 +141,7 @@ class Layout:
         return sparse.of_dense(vector[None]) if self.is_sparse else vector
 
     def unit(self) -> Embeddings:
-        """A single vector along the first dimension: for questions whose answers do not matter."""
+        """A single vector along the first dimension, for searches whose results do not matter."""
         one = SparseVectors(self.dimensions, np.array([0, 1]), np.zeros(1, np.int32), np.ones(1, np.float32))
         return self.question(one)
 
@@ -139,19 +151,19 @@ class Layout:
 
 
 def dense(vectors: Embeddings) -> Vectors:
-    """Vectors ``(n, d)``, zeros and all."""
+    """Vectors ``(n, d)`` with their zeros."""
     return vectors.dense() if isinstance(vectors, SparseVectors) else vectors
 
 
 def of_arrow(array: pa.Array, dimensions: int) -> Embeddings:
-    """The vectors of an artifact's column, in the layout that it has. Raises ``ArtifactCorrupt``."""
+    """The vectors of an artifact's column, in the column's own layout. Raises ``ArtifactCorrupt``."""
     if pa.types.is_struct(array.type):
         return sparse.of_arrow(array, dimensions)
     return array.flatten().to_numpy().reshape(-1, dimensions)
 
 
 def is_layout(kind: pa.DataType) -> bool:
-    """Whether an artifact's vectors may be of this type: dense of any length, or sparse."""
+    """Whether this Arrow type can hold an artifact's vectors: dense of any length, or sparse."""
     if pa.types.is_fixed_size_list(kind):
         return kind.equals(Layout("float32", kind.list_size).arrow)
     return kind.equals(sparse.ARROW)
@@ -166,7 +178,7 @@ def squares(vectors: AnyVectors) -> npt.NDArray[np.float64]:
 
 
 def products(vectors: AnyVectors, queries: AnyVectors) -> npt.NDArray[np.float64]:
-    """``(q, n)`` inner products in double precision; both are of one layout."""
+    """``(q, n)`` inner products in double precision; both arguments have the same layout."""
     if isinstance(vectors, SparseVectors) and isinstance(queries, SparseVectors):
         return sparse.products(vectors, queries)
     if isinstance(vectors, SparseVectors) or isinstance(queries, SparseVectors):

@@ -1,4 +1,4 @@
-"""A shorter vector from a longer one that was paid for: models trained so (Matryoshka) put what matters first."""
+"""Shorter vectors from longer ones that were paid for: Matryoshka models put the important dimensions first."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from rowvec.vectors.fingerprint import Identity
 
 
 def can_be_cut(identity: Identity) -> bool:
-    """Whether the provider itself shortens this model's vectors by cutting them and making them one long.
+    """Whether the provider shortens this model's vectors by cutting them and scaling them to length 1.
 
-    OpenAI says so of text-embedding-3 and its successors; an Azure deployment's name does not tell the model.
+    OpenAI documents this for text-embedding-3 and later. The name of an Azure deployment does not tell its model.
     """
     if identity.provider == "openai":
         return identity.model.startswith("text-embedding-3")
@@ -19,7 +19,7 @@ def can_be_cut(identity: Identity) -> bool:
 
 
 def cut(vectors: npt.NDArray[np.float32], dimensions: int) -> npt.NDArray[np.float32]:
-    """The first ``dimensions`` of ``(n, d)`` vectors, each made one long again; ``(n, dimensions)``."""
+    """The first ``dimensions`` of ``(n, d)`` vectors, each scaled to length 1 again; ``(n, dimensions)``."""
     heads = vectors[:, :dimensions].astype(np.float64)
     norms = np.linalg.norm(heads, axis=1, keepdims=True)
     return (heads / np.where(norms > 0, norms, 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Sparse vectors: many at once as their nonzeros alone, and as the bytes that pgvector sends and receives for them."""
+"""Sparse vectors: many at once as their nonzeros, and as the bytes that pgvector sends and receives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_DIMENSIONS = 1_000_000_000
 MOST_NONZEROS = 16_000
 """pgvector's ``SPARSEVEC_MAX_DIM`` and ``SPARSEVEC_MAX_NNZ``."""
 
-# Of a value in wire format: dimensions, nonzeros, and a zero for what may come.
+# The head of a value in wire format: dimensions, nonzeros, and a reserved zero.
 _HEAD_WORDS = 3
 _WORD = 4
 
@@ -25,19 +25,20 @@ ARROW = pa.struct(
         pa.field("values", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
     ]
 )
-"""As in an artifact: indices counted from 0 and ascending, and the value at each; neither ever NULL nor zero."""
+"""The type in an artifact: ascending indices counted from 0, and the value at each; no value is NULL or zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseVectors:
-    """``n`` vectors of one length, the nonzeros of all of them one after the other.
+    """``n`` vectors of one length, as the nonzeros of all of them in sequence.
 
-    Each vector's indices ascend, none occurs twice, and no value is zero: that is for those to see to who make one.
+    Each vector's indices ascend without duplicates, and no value is zero. The code that creates an instance ensures
+    this.
     """
 
     dimensions: int
     starts: npt.NDArray[np.int64]
-    """``(n + 1,)``: where the nonzeros of each vector begin, from 0, and where the last one's end."""
+    """``(n + 1,)``: where the nonzeros of each vector begin, counted from 0, and where those of the last one end."""
     indices: npt.NDArray[np.int32]
     """``(m,)``: counted from 0."""
     values: npt.NDArray[np.float32]
@@ -47,7 +48,7 @@ class SparseVectors:
         return len(self.starts) - 1
 
     def __getitem__(self, which: int | slice | npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> SparseVectors:
-        """Some of the vectors, in the order asked for; a number gives one vector, still as ``SparseVectors``."""
+        """Some of the vectors, in the given order; a number gives one vector, also as ``SparseVectors``."""
         rows = np.atleast_1d(np.arange(len(self))[which])
         counts = self.nonzeros[rows]
         at = spread(self.starts[rows], counts)
@@ -58,12 +59,12 @@ class SparseVectors:
 
     @property
     def nonzeros(self) -> npt.NDArray[np.int64]:
-        """``(n,)``: how many each vector has."""
+        """``(n,)``: the number of nonzeros of each vector."""
         return np.diff(self.starts)
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
-        """``(m,)``: the vector that each nonzero is of."""
+        """``(m,)``: the number of the vector that each nonzero belongs to."""
         return np.repeat(np.arange(len(self)), self.nonzeros)
 
     def squares(self) -> npt.NDArray[np.float64]:
@@ -72,7 +73,7 @@ class SparseVectors:
         return np.bincount(self.rows, wide * wide, len(self)).astype(np.float64, copy=False)
 
     def dense(self) -> npt.NDArray[np.float32]:
-        """``(n, dimensions)``, zeros and all."""
+        """``(n, dimensions)``, with zeros."""
         found = np.zeros((len(self), self.dimensions), np.float32)
         found[self.rows, self.indices] = self.values
         return found
@@ -113,7 +114,7 @@ def of_dense(vectors: npt.NDArray[np.float32]) -> SparseVectors:
 
 
 def of_arrow(array: pa.Array, dimensions: int) -> SparseVectors:
-    """The vectors of an array of the type ``ARROW``. Raises ``ArtifactCorrupt`` where it holds no such vectors."""
+    """The vectors of an array of the type ``ARROW``. Raises ``ArtifactCorrupt`` if they are not valid."""
     lists = [array.field(name) for name in ("indices", "values")]
     starts, others = (one.offsets.to_numpy().astype(np.int64) for one in lists)
     found = SparseVectors(
@@ -131,7 +132,7 @@ def of_arrow(array: pa.Array, dimensions: int) -> SparseVectors:
 
 
 def of_wires(sent: Sequence[bytes], dimensions: int) -> SparseVectors:
-    """The vectors of values as pgvector's ``sparsevec_send`` writes them, which are sound."""
+    """The vectors of values that pgvector's ``sparsevec_send`` wrote, which are valid."""
     words = np.frombuffer(b"".join(sent), ">i4")
     counts = np.array([len(one) for one in sent], np.int64) // (2 * _WORD) - 1
     starts = ends_of(_HEAD_WORDS + 2 * counts)[:-1]
@@ -141,7 +142,7 @@ def of_wires(sent: Sequence[bytes], dimensions: int) -> SparseVectors:
 
 
 def together(parts: Sequence[SparseVectors], dimensions: int) -> SparseVectors:
-    """All vectors of some, one after the other."""
+    """Several groups of vectors as one."""
     counts = np.concatenate([np.empty(0, np.int64), *(part.nonzeros for part in parts)])
     indices = np.concatenate([np.empty(0, np.int32), *(part.indices for part in parts)])
     values = np.concatenate([np.empty(0, np.float32), *(part.values for part in parts)])
@@ -151,7 +152,7 @@ def together(parts: Sequence[SparseVectors], dimensions: int) -> SparseVectors:
 def products(vectors: SparseVectors, queries: SparseVectors) -> npt.NDArray[np.float64]:
     """``(q, n)`` inner products, in double precision.
 
-    By the dimension, as in a search engine's postings: only what a query and a vector share is looked at.
+    Works by dimension, like a search engine's postings: only dimensions that a query and a vector share are read.
     """
     order = np.argsort(vectors.indices, kind="stable")
     indices, rows = vectors.indices[order], vectors.rows[order]
@@ -167,7 +168,7 @@ def products(vectors: SparseVectors, queries: SparseVectors) -> npt.NDArray[np.f
 
 
 def spread(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """``(sum(counts),)``: for each start as many consecutive numbers from there as it counts."""
+    """``(sum(counts),)``: for each start, the next ``count`` consecutive numbers."""
     ends = ends_of(counts)
     return np.arange(ends[-1]) + np.repeat(starts - ends[:-1], counts)
 
