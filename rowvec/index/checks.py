@@ -13,6 +13,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.query import explain
+from rowvec.search.request import SearchRequest
 
 MOST_ROWS = 100
 """Offending keys that a check names."""
@@ -74,7 +75,7 @@ def check_index(connection: Connection, table: VectorTable, choice: IndexChoice)
         row = connection.execute(query("vector_checks", "any_vector", table=table.identifier)).fetchone()
         used: frozenset[str] = frozenset()
         if row is not None:
-            used = explain(connection, table, choice, table.layout.unit(), 10).indexes
+            used = explain(connection, table, choice, SearchRequest(table.layout.unit(), 10)).indexes
     broken = [s.name for s in states if not s.valid]
     missing = f"{name} has no valid {choice.kind} index on {choice.on}" + (
         f" ({', '.join(broken)} is invalid, a build that did not end)" if broken else ""

@@ -18,6 +18,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric, VectorTable
 from rowvec.search.query import explain, search
+from rowvec.search.request import SearchRequest
 from rowvec.vectors.layout import AnyVectors, Embeddings, products, squares
 from rowvec.vectors.sparse import SparseVectors
 
@@ -93,7 +94,8 @@ def measure(
             _neighbours(connection, table, choice, key, vector, recall.k, oversampling)
             for key, vector in zip(keys, vectors, strict=True)
         ]
-        plan = explain(connection, table, choice, vectors[0], recall.k + 1, oversampling=oversampling)
+        request = SearchRequest(vectors[0], recall.k + 1, oversampling=oversampling)
+        plan = explain(connection, table, choice, request)
         used = [state.name for state in index_state(connection, table) if state.name in plan.indexes]
         nearest = _nearest(connection, table, vectors, recall.k + 1)
     asked = Questions(keys=tuple(keys), vectors=vectors, nearest=nearest, k=recall.k)
@@ -197,7 +199,7 @@ def _neighbours(
     oversampling: int | None,
 ) -> list[float]:
     """Distances of the k rows that the search finds nearest, the row itself left out."""
-    hits = search(connection, table, choice, vector, k + 1, oversampling=oversampling)
+    hits = search(connection, table, choice, SearchRequest(vector, k + 1, oversampling=oversampling))
     return [hit.distance for hit in hits if tuple(hit.key.values()) != key][:k]
 
 

@@ -53,6 +53,23 @@ def live_of(generations: list[Generation], pipeline: Pipeline) -> Generation:
     return live
 
 
+@dataclass(frozen=True, slots=True)
+class GenerationBefore:
+    """The generation that was read before the one that is read now, and is kept."""
+
+    table: str
+    dimensions: int
+
+
+def generation_before(connection: Connection, schema: str, table: str) -> GenerationBefore | None:
+    """The generation that was read before the live table ``schema.table``; None if there is none, or no ledger."""
+    exists = connection.execute(query("generations", "ledger_exists")).fetchone()
+    if not (exists and exists[0]):
+        return None
+    row = connection.execute(query("generations", "before"), {"schema": schema, "table": table}).fetchone()
+    return GenerationBefore(*row) if row else None
+
+
 def effective(pipeline: Pipeline) -> Pipeline:
     """What a sync is to go by: the file, or, while a generation by the file is being built, what is read now goes by.
 

@@ -15,8 +15,10 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.vector_table import stored_table
 from rowvec.search.hybrid import Hybrid, HybridHit, hybrid_search
-from rowvec.search.query import Hit, Mode
+from rowvec.search.query import Hit
 from rowvec.search.query import search as search_table
+from rowvec.search.request import SearchRequest
+from rowvec.search.statement import Mode
 
 MODES: tuple[Mode, ...] = ("adaptive", "exact", "ann", "bits")
 
@@ -31,17 +33,13 @@ def search(
 ) -> dict[str, Any]:
     """The ``k`` rows nearest to a text, or to the image in a file: key and metadata columns, content and distance.
 
-    Mode ``hybrid`` ranks them together with those that hold the words (``words``, or the text itself), and adds the
+    Mode ``hybrid`` ranks them together with the rows that hold the words (``words``, or the text itself), and adds the
     score and both ranks.
+
+    Raises ``UsageError`` for an unknown mode, for words without mode ``hybrid``, for mode ``hybrid`` without a full
+    text index or with an image, and for what ``rowvec.search.query.search`` refuses.
     """
-    if mode != "hybrid" and mode not in MODES:
-        raise UsageError(f"there is no search mode {mode!r}; the modes are {', '.join(MODES)}, hybrid")
-    if words is not None and mode != "hybrid":
-        raise UsageError("--words are for --mode hybrid; give that, or leave them out")
-    if mode == "hybrid" and not pipeline.search.hybrid:
-        raise UsageError("--mode hybrid needs a full text index: set search.hybrid to true and run rowvec sync")
-    if mode == "hybrid" and isinstance(question, Path):
-        raise UsageError("--mode hybrid ranks by words, and an image has none; leave it out")
+    _check_mode(pipeline, question, mode, words)
     pipeline = effective(pipeline)
     resolved = resolve(pipeline)
     embedder = open_embedder(resolved.embedder)
@@ -55,12 +53,23 @@ def search(
         else:
             vector = embed_query(embedder, question)
         if mode == "hybrid":
-            hybrid = Hybrid(language=resolved.search.language)
-            fused = hybrid_search(connection, table, choice, hybrid, vector, words or str(question), k, where)
+            hybrid, request = Hybrid(language=resolved.search.language), SearchRequest(vector, k, where=where)
+            fused = hybrid_search(connection, table, choice, hybrid, words or str(question), request)
             return {"results": [{**_shown(one.hit), **_ranks(one)} for one in fused]}
-        chosen = MODES[MODES.index(mode)]
-        hits = search_table(connection, table, choice, vector, k, chosen, where)
+        request = SearchRequest(vector, k, MODES[MODES.index(mode)], where)
+        hits = search_table(connection, table, choice, request)
     return {"results": [_shown(hit) for hit in hits]}
+
+
+def _check_mode(pipeline: Pipeline, question: str | Path, mode: str, words: str | None) -> None:
+    if mode != "hybrid" and mode not in MODES:
+        raise UsageError(f"there is no search mode {mode!r}; the modes are {', '.join(MODES)}, hybrid")
+    if words is not None and mode != "hybrid":
+        raise UsageError("--words are for --mode hybrid; give that, or leave them out")
+    if mode == "hybrid" and not pipeline.search.hybrid:
+        raise UsageError("--mode hybrid needs a full text index: set search.hybrid to true and run rowvec sync")
+    if mode == "hybrid" and isinstance(question, Path):
+        raise UsageError("--mode hybrid ranks by words, and an image has none; leave it out")
 
 
 def _shown(hit: Hit) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.embedded import embedded_database_url
+from rowvec.postgres.queries import query
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -29,8 +30,8 @@ PINNED: LiteralString = """
     SET lock_timeout = '30s'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0
 """
 
-# How long a transaction is tried for its locks. Each try waits a second (sql/extract.sql, begin) and then lets go of
-# its snapshot, for which every CREATE INDEX CONCURRENTLY in the database would have to wait.
+# How long a transaction is tried for its locks. Each try waits a second for a lock (sql/transaction.sql) and
+# then gives up its snapshot, because every CREATE INDEX CONCURRENTLY in the database waits for old snapshots to end.
 LOCK_PATIENCE_SECONDS = 30.0
 
 # On a machine with much to do a millisecond passes quickly, and nobody sets less.
@@ -101,6 +102,15 @@ def without_blocking(attempt: Callable[[], T]) -> T:
             if time.monotonic() > end:
                 raise
             logger.info("the database kept us waiting: %s; trying again", _first_line(error))
+
+
+def use_one_snapshot(connection: Connection) -> None:
+    """Settle a transaction, which has just begun, for comparing whole tables; see ``sql/transaction.sql``.
+
+    The snapshot is that of the transaction's next query. A statement that waits a second for a lock fails, for
+    ``without_blocking`` to try the transaction again.
+    """
+    connection.execute(query("transaction", "begin"))
 
 
 def _translated(error: psycopg.Error) -> DatabaseUnavailable | TargetError:

@@ -1,52 +1,51 @@
-"""The schema ``rowvec`` in the target database: installed and migrated by whichever run comes first."""
+"""The schema ``rowvec`` in the target database: the first run that needs it installs it or migrates it."""
 
 from __future__ import annotations
 
 from psycopg import errors as pg
-from psycopg import sql
 
 from rowvec.errors import TargetError
 from rowvec.postgres.connection import MINIMUM_PGVECTOR, Connection
-from rowvec.postgres.queries import blocks
-
-_LOCK = 0x726F7776  # "rowv": one installer at a time, whatever the pipeline
+from rowvec.postgres.locks import LockSpace
+from rowvec.postgres.queries import blocks, query
 
 
 def install(connection: Connection) -> None:
-    """Bring the database to the newest migration; does nothing, and locks nothing, where that is already so.
+    """Bring the database to the newest migration; does nothing, and locks nothing, if it is there already.
 
-    Raises ``TargetError`` where pgvector is missing or older than ``MINIMUM_PGVECTOR``.
+    Raises ``TargetError`` if pgvector is missing or older than ``MINIMUM_PGVECTOR``.
     """
     migrations = sorted(
         int(name.removeprefix("migration_")) for name in blocks("schema") if name.startswith("migration_")
     )
-    if _applied(connection) >= migrations[-1]:
+    if _newest_applied(connection) >= migrations[-1]:
         _check_pgvector(connection)
         return
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.execute(query("schema", "lock"), {"lock": LockSpace.MIGRATION})
         _install_pgvector(connection)
         connection.execute(blocks("schema")["version_table"])
-        done = _applied(connection)
+        applied = _newest_applied(connection)
         for number in migrations:
-            if number > done:
+            if number > applied:
                 connection.execute(blocks("schema")[f"migration_{number}"])
-                connection.execute("INSERT INTO rowvec.migrations (number) VALUES (%s)", (number,))
+                connection.execute(query("schema", "note_migration"), {"number": number})
     _check_pgvector(connection)
 
 
-def _applied(connection: Connection) -> int:
-    exists = connection.execute("SELECT to_regclass('rowvec.migrations')").fetchone()
-    if exists is None or exists[0] is None:
+def _newest_applied(connection: Connection) -> int:
+    """The number of the newest migration that the database has; 0 if it has none."""
+    exists = connection.execute(query("schema", "has_version_table")).fetchone()
+    if not (exists and exists[0]):
         return 0
-    newest = connection.execute("SELECT coalesce(max(number), 0) FROM rowvec.migrations").fetchone()
+    newest = connection.execute(query("schema", "newest_migration")).fetchone()
     return newest[0] if newest else 0
 
 
 def _install_pgvector(connection: Connection) -> None:
     try:
         with connection.transaction():
-            connection.execute(sql.SQL(blocks("schema")["extension"]))
+            connection.execute(query("schema", "extension"))
     except (pg.InsufficientPrivilege, pg.FeatureNotSupported, pg.UndefinedFile) as error:
         raise TargetError(
             f"pgvector cannot be installed in the target database ({error.diag.message_primary}); "
@@ -55,10 +54,10 @@ def _install_pgvector(connection: Connection) -> None:
 
 
 def _check_pgvector(connection: Connection) -> None:
-    row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+    row = connection.execute(query("schema", "pgvector_version")).fetchone()
     version = tuple(int(part) for part in row[0].split(".")) if row else ()
     if version < MINIMUM_PGVECTOR:
-        wanted = ".".join(map(str, MINIMUM_PGVECTOR))
+        minimum = ".".join(map(str, MINIMUM_PGVECTOR))
         raise TargetError(
-            f"pgvector {row[0] if row else '(none)'} is too old: rowvec needs {wanted}; ALTER EXTENSION vector UPDATE"
+            f"pgvector {row[0] if row else '(none)'} is too old: rowvec needs {minimum}; ALTER EXTENSION vector UPDATE"
         )

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import sql
 
 from rowvec.errors import TargetError, UsageError
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
-from rowvec.postgres.fragments import cut_name
+from rowvec.postgres.fragments import cut_name, names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.query import Hit, ask, cursor_for_vectors, hit_of, opened, percent_signs_doubled, refused_values
-from rowvec.search.statement import distance_to
-from rowvec.vectors.layout import Embeddings
+from rowvec.search.query import Hit, hit_of, percent_signs_doubled, prepare, search_transaction
+from rowvec.search.request import SearchRequest, check_request
+from rowvec.search.statement import SearchValues, distance_to
 
-# A row at rank r of a list scores 1 / (60 + r), ranks from 1: the constant of Cormack, Clarke and Buettcher (SIGIR
-# 2009), which others use too. Larger, the lists' heads count less.
+# A row at rank r of a list, counted from 1, scores 1 / (60 + r): the constant of Cormack, Clarke and Buettcher (SIGIR
+# 2009), which others use too. With a larger one the heads of the lists count less.
 RRF_K = 60
 
-# Ranks of each list that take part. A row that neither list has so far up is no answer to anybody's question.
+# Ranks of each list that take part: the larger of DEPTH * k and LEAST_DEPTH. A row that both lists have further down
+# answers no question.
 DEPTH = 4
 LEAST_DEPTH = 50
 
@@ -30,10 +31,10 @@ _LOCK_TIMEOUT = "30min"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hybrid:
-    """What full text search needs to know."""
+    """How the contents are searched by their words."""
 
     language: str
-    """A text search configuration of the database: english, german, simple and so on."""
+    """The name of a text search configuration of the database: english, german, simple and so on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +42,13 @@ class HybridHit:
     """One row that was found, by its vector, its words or both."""
 
     hit: Hit
-    """Its distance is exact, also where the words alone found it."""
+    """Its distance is exact, even if only the words found the row."""
     score: float
     """The sum of 1 / (60 + rank) over the two lists."""
     vector_rank: int | None
-    """From 1; None where the vector did not find it."""
+    """Counted from 1; None if the vector did not find the row."""
     text_rank: int | None
+    """Counted from 1; None if the words did not find the row."""
 
 
 def text_index_name(table: VectorTable, hybrid: Hybrid) -> str:
@@ -55,10 +57,11 @@ def text_index_name(table: VectorTable, hybrid: Hybrid) -> str:
 
 
 def ensure_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid) -> bool:
-    """See to it that the table has a valid index on its content's words; returns whether it was built now.
+    """Build the index on the words of the contents, unless the table has a valid one; returns whether it was built.
 
-    Built CONCURRENTLY, beside readers and writers; what an interrupted build left is dropped first, and an index for
-    another language afterwards. Raises ``UsageError`` for a language that the database does not know.
+    It is built CONCURRENTLY, so readers and writers go on. An invalid index, which an interrupted build left, is
+    dropped first, and an index for another language afterwards. Raises ``UsageError`` for a language that the database
+    does not know, ``TargetError`` if the new index is not valid, and what ``lost_connections_are_retriable`` raises.
     """
     check_language(connection, hybrid.language)
     name = text_index_name(table, hybrid)
@@ -91,16 +94,16 @@ def ensure_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid
 
 
 def drop_text_indexes(connection: Connection, table: VectorTable) -> tuple[str, ...]:
-    """Drop what ``ensure_text_index`` made, for a pipeline that is hybrid no more; returns the names."""
+    """Drop what ``ensure_text_index`` built, for a pipeline that no longer wants it; returns the names."""
     with lost_connections_are_retriable():
-        names = tuple(_text_indexes(connection, table))
-        for name in names:
+        found = tuple(_text_indexes(connection, table))
+        for name in found:
             _drop(connection, table, name)
-    return names
+    return found
 
 
 def check_language(connection: Connection, language: str) -> None:
-    """Raises ``UsageError`` for a language that the database does not know."""
+    """Raise ``UsageError`` for a language that the database does not know."""
     with lost_connections_are_retriable():
         known = [str(row[0]) for row in connection.execute(query("hybrid", "languages")).fetchall()]
     if language not in known:
@@ -112,35 +115,29 @@ def hybrid_search(
     table: VectorTable,
     choice: IndexChoice,
     hybrid: Hybrid,
-    vector: Embeddings,
     words: str,
-    k: int,
-    where: str | None = None,
-    oversampling: int | None = None,
+    request: SearchRequest,
 ) -> list[HybridHit]:
-    """The ``k`` rows that rank best in nearness to ``vector`` and in matching ``words``, best first.
+    """The ``k`` rows that rank best in nearness to the request's vector and in matching ``words``, best first.
 
-    Reciprocal rank fusion of two lists of ``max(4 k, 50)`` rows: a row that only one of them has counts too. ``words``
-    are read as search engines read them (quotes, ``or``, ``-``). ``where`` holds for both lists. Equal scores are in
-    the order of the key. Raises ``UsageError`` as ``search`` does.
+    Reciprocal rank fusion of two lists of ``max(4 k, 50)`` rows; a row that only one list has counts too. ``words``
+    are read as search engines read them (quotes, ``or``, ``-``). The filter holds for both lists. Rows of equal score
+    are in the order of the key. Raises what ``search`` raises, and ``UsageError`` for words that Postgres cannot hold.
     """
-    asked = ask(table, choice, vector, k, "adaptive", where, oversampling, rows=depth_of(k))
+    checked = check_request(table, choice, request, rows=depth_of(request.k))
     if "\0" in words:
         raise UsageError("the words have a character that no text in Postgres can hold")
-    parameters = {**asked.parameters, "words": words}
-    with lost_connections_are_retriable(), refused_values(where), connection.transaction():
-        cursor = cursor_for_vectors(connection)
-        nearest, _ = opened(cursor, asked)
+    with search_transaction(connection, request.where) as cursor:
+        nearest, _ = prepare(cursor, checked)
         fused = fused_statement(
             table,
             hybrid,
+            replace(checked.values, k=sql.Literal(request.k)),
             nearest=nearest,
-            distance=distance_to(table, asked.vector),
             words=sql.Placeholder("words"),
-            k=sql.Literal(k),
-            depth=sql.Literal(depth_of(k)),
-            condition=asked.condition,
+            depth=sql.Literal(depth_of(request.k)),
         )
+        parameters = {**checked.parameters, "words": words}
         rows = cursor.execute(percent_signs_doubled(fused), parameters, prepare=False).fetchall()
     return [
         HybridHit(hit=hit_of(table, row[:-3]), score=float(row[-3]), vector_rank=row[-2], text_rank=row[-1])
@@ -156,42 +153,37 @@ def depth_of(k: int) -> int:
 def fused_statement(
     table: VectorTable,
     hybrid: Hybrid,
+    values: SearchValues,
     *,
     nearest: sql.Composable,
-    distance: sql.Composable,
     words: sql.Composable,
-    k: sql.Composable,
     depth: sql.Composable,
-    condition: sql.Composable,
 ) -> sql.Composed:
-    """The fusion of a vector search ``nearest`` with one by ``words``: its columns, score and both ranks."""
-    key = [sql.Identifier(c.name) for c in table.key]
-    columns = [*key, *(sql.Identifier(c.name) for c in table.metadata), sql.Identifier("content")]
+    """The fusion of a vector search ``nearest`` with one by ``words``: its columns, score and both ranks.
 
-    def of(alias: str, names: list[sql.Identifier]) -> sql.Composed:
-        return sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.Identifier(alias), name) for name in names)
-
+    Both give up to ``depth`` rows, and the fusion ``values.k``.
+    """
     return query(
         "hybrid",
         "fused",
         table=table.identifier,
         nearest=nearest,
-        key_t=of("t", key),
-        key=sql.SQL(", ").join(key),
-        columns=of("t", columns),
-        same_row=sql.SQL(" AND ").join(sql.SQL("t.{name} = f.{name}").format(name=name) for name in key),
+        key_t=names(table.key, "t"),
+        key=names(table.key),
+        columns=sql.SQL("{}, t.content").format(names((*table.key, *table.metadata), "t")),
+        same_row=same_key(table.key, "t", "f"),
         language=sql.Literal(hybrid.language),
         words=words,
-        distance=distance,
-        filter=condition,
+        distance=distance_to(table, values.vector),
+        filter=values.condition,
         depth=depth,
         rrf=sql.Literal(RRF_K),
-        k=k,
+        k=values.k,
     )
 
 
 def _text_indexes(connection: Connection, table: VectorTable) -> dict[str, bool]:
-    """Names of our full text indexes on the table, and whether each is valid."""
+    """The names of the full text indexes that rowvec built on the table, and whether each is valid."""
     rows: list[tuple[Any, ...]] = connection.execute(
         query("hybrid", "text_indexes"), {"schema": table.schema, "table": table.name}
     ).fetchall()

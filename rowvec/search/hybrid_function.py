@@ -1,16 +1,16 @@
-"""Hybrid search as an SQL function beside the vector table, so that any client can call it."""
+"""Hybrid search as an SQL function next to the vector table, so that any client can call it."""
 
 from __future__ import annotations
 
 from psycopg import sql
 
 from rowvec.postgres.connection import Connection
-from rowvec.postgres.fragments import cut_name
+from rowvec.postgres.fragments import cut_name, names
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.hybrid import DEPTH, LEAST_DEPTH, Hybrid, check_language, fused_statement
-from rowvec.search.query import LIMITS, MOST_K
+from rowvec.search.request import LIMITS, MOST_K
 from rowvec.search.sql_function import (
     COLUMNS,
     arguments,
@@ -24,19 +24,20 @@ from rowvec.search.sql_function import (
     vector_schema,
     vector_type,
 )
-from rowvec.search.statement import distance_to
+from rowvec.search.statement import SearchValues
 
 SUFFIX = "_hybrid_search"
-"""What the function's name ends in."""
+"""The end of the function's name, after that of the table."""
 
 _COMMENT = "rowvec: the rows that rank best by vector and by words together, best first"
 
 
 def install_hybrid_function(connection: Connection, table: VectorTable, choice: IndexChoice, hybrid: Hybrid) -> str:
-    """Make or renew ``<schema>.<table>_hybrid_search(query, words, k, filter)`` and the search function it stands on.
+    """Make or replace ``<schema>.<table>_hybrid_search(query, words, k, filter)`` and the search function it calls.
 
     It gives the columns of the search function, ``score``, ``vector_rank`` and ``text_rank``, as ``hybrid_search``
-    does; returns its name, quoted. Raises ``TargetError`` where it cannot be replaced.
+    does; returns its name, quoted. Raises ``TargetError`` if it cannot be replaced, ``UsageError`` for a language that
+    the database does not know.
     """
     check_language(connection, hybrid.language)
     install_search_function(connection, table, choice)
@@ -69,32 +70,28 @@ def install_hybrid_function(connection: Connection, table: VectorTable, choice: 
 
 
 def drop_hybrid_function(connection: Connection, table: VectorTable) -> None:
-    """Drop it where it is there: the pipeline wants it no more."""
+    """Drop the function, if it exists: the pipeline no longer wants it. Raises what ``remove_function`` raises."""
     remove_function(connection, table, cut_name(table.name, SUFFIX))
 
 
 def _body(connection: Connection, table: VectorTable, choice: IndexChoice, hybrid: Hybrid) -> sql.Composed:
     depth = sql.SQL("greatest({} * $3, {})").format(sql.Literal(DEPTH), sql.Literal(LEAST_DEPTH))
-    columns = (*table.key, *table.metadata)
     nearest = query(
         "hybrid",
         "function_nearest",
-        columns=sql.SQL(", ").join([*(sql.Identifier("t", c.name) for c in columns), sql.Identifier("t", "content")]),
+        columns=sql.SQL("{}, t.content").format(names((*table.key, *table.metadata), "t")),
         search=sql.Identifier(table.schema, cut_name(table.name, "_search")),
         depth=depth,
         most_k=sql.Literal(MOST_K),
         oversampling=sql.Literal(choice.oversampling),
     )
-    statement = fused_statement(
-        table,
-        hybrid,
-        nearest=nearest,
-        distance=distance_to(table, sql.SQL("$1")),
-        words=sql.SQL("$2"),
+    values = SearchValues(
+        vector=sql.SQL("$1"),
         k=sql.SQL("$3"),
-        depth=depth,
+        oversampling=sql.Literal(choice.oversampling),
         condition=equal_to_filter(table),
     )
+    statement = fused_statement(table, hybrid, values, nearest=nearest, words=sql.SQL("$2"), depth=depth)
     return query(
         "hybrid",
         "function_body",

@@ -8,27 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, LiteralString, cast
 
-import numpy as np
 import psycopg
+from pgvector import HalfVector, SparseVector, Vector
+from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
+from pgvector.psycopg.sparsevec import SparseVectorBinaryDumper
+from pgvector.psycopg.vector import VectorBinaryDumper
 from psycopg import errors as pg
 from psycopg import sql
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
 
 from rowvec.errors import UsageError
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
-from rowvec.postgres.copy_types import overflows_half
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.statement import Filtered, Mode, Statement, by_index, filter_plan, shortlist_length, statement
-from rowvec.search.where import EVERYTHING, Where, parse_where
-from rowvec.vectors.layout import Embeddings
-from rowvec.vectors.sparse import SparseVectors
-
-MOST_K = 10_000
-MOST_OVERSAMPLING = 64
-LIMITS = f"k must be from 1 to {MOST_K:,}, and oversampling from 1 to {MOST_OVERSAMPLING}"
+from rowvec.search.request import CheckedSearch, SearchRequest, check_request
+from rowvec.search.statement import Filtered, by_index, filter_plan, shortlist_length, statement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,63 +38,40 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """What the planner made of a search."""
+    """How the planner would run a search."""
 
     indexes: frozenset[str]
     sequential_shortlist: bool
-    """The shortlist reads the whole table, though it is there to avoid that."""
+    """The shortlist reads the whole table, although its purpose is to avoid that."""
     most_matches: int = 0
-    """The filter is taken for a narrow one: up to so many matching rows are ranked exactly, without the index."""
+    """The filter is expected to be narrow: up to this many matching rows are ranked exactly, without the index."""
     workers: bool = False
-    """Other processes take part: they start with every search, whether they are needed or not."""
+    """Parallel workers take part: they start with every search, even if they are not needed."""
 
 
-def search(
-    connection: Connection,
-    table: VectorTable,
-    choice: IndexChoice,
-    vector: Embeddings,
-    k: int,
-    mode: Mode = "adaptive",
-    where: str | None = None,
-    oversampling: int | None = None,
-) -> list[Hit]:
-    """The ``k`` rows nearest to ``vector`` (``(d,)``, or sparse), nearest first; fewer only where no more exist.
+def search(connection: Connection, table: VectorTable, choice: IndexChoice, request: SearchRequest) -> list[Hit]:
+    """The ``k`` rows nearest to the request's vector, nearest first; fewer only if the table has no more that match.
 
-    ``adaptive`` goes through the index of ``choice`` (on bits or a prefix: a shortlist of ``k * oversampling``, then
-    exact rerank by the whole vector), ``ann`` insists on an index on floats, ``bits`` orders by Hamming distance alone,
-    ``exact`` reads every row. Where the index brings fewer candidates than asked for, as under a narrow filter, the
-    search is exact after all.
-    ``oversampling`` is by default that of ``choice``; on floats it is the candidates looked at for each row wanted.
+    If the index brings fewer candidates than it should, as under a narrow filter, the search is exact after all.
 
-    Raises ``UsageError`` for a vector, filter, mode or number that does not fit the table.
+    Raises ``UsageError`` for a vector, filter, mode or number that does not fit the table, ``DatabaseUnavailable`` and
+    ``TargetError`` as ``lost_connections_are_retriable`` does.
     """
-    asked = ask(table, choice, vector, k, mode, where, oversampling)
-    with lost_connections_are_retriable(), refused_values(where), connection.transaction():
-        cursor = cursor_for_vectors(connection)
-        rows_of, _ = opened(cursor, asked)
-        # With a filter never prepared: a plan for any filter would fit none.
-        rows = cursor.execute(rows_of, asked.parameters, prepare=False if where else None).fetchall()
+    checked = check_request(table, choice, request)
+    with search_transaction(connection, request.where) as cursor:
+        nearest, _ = prepare(cursor, checked)
+        # With a filter the statement is never prepared: one plan for all filters would be wrong for most.
+        rows = cursor.execute(nearest, checked.parameters, prepare=False if request.where else None).fetchall()
     return [hit_of(table, row) for row in rows]
 
 
-def explain(
-    connection: Connection,
-    table: VectorTable,
-    choice: IndexChoice,
-    vector: Embeddings,
-    k: int,
-    mode: Mode = "adaptive",
-    where: str | None = None,
-    oversampling: int | None = None,
-) -> SearchPlan:
-    """How the database would run ``search`` with the same arguments; runs nothing."""
-    asked = ask(table, choice, vector, k, mode, where, oversampling)
-    with lost_connections_are_retriable(), refused_values(where), connection.transaction():
-        cursor = cursor_for_vectors(connection)
-        rows_of, most_matches = opened(cursor, asked)
-        explained = query("search", "explain", statement=rows_of)
-        row = cursor.execute(explained, asked.parameters, prepare=False).fetchone()
+def explain(connection: Connection, table: VectorTable, choice: IndexChoice, request: SearchRequest) -> SearchPlan:
+    """How the database would run ``search`` with the same request; runs nothing. Raises what ``search`` raises."""
+    checked = check_request(table, choice, request)
+    with search_transaction(connection, request.where) as cursor:
+        nearest, most_matches = prepare(cursor, checked)
+        explained = query("search", "explain", statement=nearest)
+        row = cursor.execute(explained, checked.parameters, prepare=False).fetchone()
     nodes = list(_nodes(row[0][0]["Plan"] if row else {}))
     shortlist = [inner for node in nodes if node.get("Subplan Name") == "CTE shortlist" for inner in _nodes(node)]
     return SearchPlan(
@@ -111,118 +82,56 @@ def explain(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A search that has been checked."""
+@contextmanager
+def search_transaction(connection: Connection, where: str | None) -> Generator[psycopg.Cursor[tuple[Any, ...]]]:
+    """A transaction for one search, with a cursor that can send query vectors.
 
-    table: VectorTable
-    choice: IndexChoice
-    mode: Mode
-    k: sql.Literal
-    oversampling: sql.Literal
-    where: Where | None
-    parameters: dict[str, Any]
-
-    @property
-    def vector(self) -> sql.Composed:
-        """The query vector as a parameter."""
-        embedding = next(column for column in self.table.columns if column.name == "embedding")
-        return sql.SQL("{}::{}").format(sql.Placeholder("query"), embedding.type_sql)
-
-    @property
-    def condition(self) -> sql.Composable:
-        """The filter, over the alias ``t``."""
-        return (self.where or EVERYTHING).condition
-
-    def statement(self, filtered: Filtered | None) -> Statement:
-        """The search as SQL, with parameters."""
-        return statement(
-            self.table,
-            self.choice,
-            self.mode,
-            vector=self.vector,
-            k=self.k,
-            oversampling=self.oversampling,
-            condition=self.condition,
-            filtered=filtered,
-        )
-
-
-def ask(
-    table: VectorTable,
-    choice: IndexChoice,
-    vector: Embeddings,
-    k: int,
-    mode: Mode,
-    where: str | None,
-    oversampling: int | None,
-    *,
-    rows: int | None = None,
-) -> Asked:
-    """Check a search; ``rows`` are to be found, where that is not ``k``. Raises ``UsageError``."""
-    oversampling = choice.oversampling if oversampling is None else oversampling
-    if not 1 <= k <= MOST_K or not 1 <= oversampling <= MOST_OVERSAMPLING:
-        raise UsageError(LIMITS)
-    if mode == "ann" and (choice.kind == "none" or choice.on == "bits"):
-        key = "index.kind to hnsw" if table.layout.is_sparse else "index.on to float"
-        raise UsageError(
-            f"{table.schema}.{table.name} has no index on float vectors, which mode ann needs: search with mode "
-            f"adaptive, or set {key} and run rowvec index"
-        )
-    if mode == "bits" and not table.bits:
-        remedy = "search with mode adaptive" if table.layout.is_sparse else "set target.bits to true"
-        raise UsageError(f"{table.schema}.{table.name} keeps no bits, which mode bits needs: {remedy}")
-    filtered = parse_where(where, (*table.key, *table.metadata)) if where else None
-    return Asked(
-        table=table,
-        choice=choice,
-        mode=mode,
-        k=sql.Literal(rows or k),
-        oversampling=sql.Literal(oversampling),
-        where=filtered,
-        parameters={"query": _wire(table, vector), **(filtered.parameters if filtered else {})},
-    )
-
-
-def cursor_for_vectors(connection: Connection) -> psycopg.Cursor[tuple[Any, ...]]:
-    """A cursor that can send the parameters of a search."""
-    cursor = connection.cursor()
-    cursor.adapters.register_dumper(_Wire, _WireDumper)
-    return cursor
-
-
-def opened(cursor: psycopg.Cursor[tuple[Any, ...]], asked: Asked) -> tuple[sql.Composed, int]:
-    """Settle the transaction's settings; returns the query, and up to how many matching rows it ranks exactly.
-
-    Only a filter costs a second look at the statistics.
+    Raises ``UsageError`` if a value of the filter ``where`` cannot be read as its column's type, or not be compared.
     """
-    if asked.where is None or not by_index(asked.choice, asked.mode):
-        opened = asked.statement(None)
-        cursor.execute(sql.SQL("SELECT {}").format(opened.settings))
-        return percent_signs_doubled(opened.rows), 0
-    estimate = query("search", "estimate", table=asked.table.identifier, filter=asked.where.condition)
-    row = cursor.execute(percent_signs_doubled(estimate), asked.where.parameters, prepare=False).fetchone()
+    with lost_connections_are_retriable(), _filter_errors(where), connection.transaction():
+        cursor = connection.cursor()
+        # In binary: as text, 3,072 numbers cost two milliseconds. Registered for this cursor alone and without a type:
+        # a cast in the statement names it, and other cursors keep reading vector columns as text.
+        cursor.adapters.register_dumper(Vector, VectorBinaryDumper)
+        cursor.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
+        cursor.adapters.register_dumper(SparseVector, SparseVectorBinaryDumper)
+        yield cursor
+
+
+def prepare(cursor: psycopg.Cursor[tuple[Any, ...]], checked: CheckedSearch) -> tuple[sql.Composed, int]:
+    """Make the transaction's settings; returns the query, and up to how many matching rows it ranks exactly.
+
+    Only a search with a filter through the index costs one more query, for the planner's estimate of the filter.
+    """
+    table, choice, mode, values = checked.table, checked.choice, checked.mode, checked.values
+    if checked.where is None or not by_index(choice, mode):
+        prepared = statement(table, choice, mode, values)
+        cursor.execute(sql.SQL("SELECT {}").format(prepared.settings))
+        return percent_signs_doubled(prepared.rows), 0
+    estimate = query("search", "estimate", table=table.identifier, filter=checked.where.condition)
+    row = cursor.execute(percent_signs_doubled(estimate), checked.where.parameters, prepare=False).fetchone()
     matching, everything = row[0][0]["Plan"]["Plans"] if row else ({}, {})
     plan = filter_plan(
-        asked.table,
+        table,
         rows=sql.Literal(float(everything["Plan Rows"])),
         matching=sql.Literal(float(matching["Plan Rows"])),
         cost=sql.Literal(float(matching["Total Cost"])),
-        shortlist=shortlist_length(asked.choice, asked.mode, asked.k, asked.oversampling),
+        shortlist=shortlist_length(choice, mode, values),
     )
-    told = Filtered(
+    filtered = Filtered(
         most_matches=sql.SQL("f.most_matches"), visits=sql.SQL("f.visits"), most_visits=sql.SQL("f.most_visits")
     )
-    settings = query("search", "filter_settings", settings=asked.statement(told).settings, plan=plan)
-    found = cursor.execute(settings).fetchone()
+    settings = statement(table, choice, mode, values, filtered).settings
+    found = cursor.execute(query("search", "filter_settings", settings=settings, plan=plan)).fetchone()
     most_matches = int(found[0]) if found else 0
-    settled = replace(told, most_matches=sql.Literal(most_matches))
-    return percent_signs_doubled(asked.statement(settled).rows), most_matches
+    filtered = replace(filtered, most_matches=sql.Literal(most_matches))
+    return percent_signs_doubled(statement(table, choice, mode, values, filtered).rows), most_matches
 
 
 def percent_signs_doubled(composed: sql.Composed) -> sql.Composed:
-    """A column may be called "50%": beside parameters, psycopg takes the sign in an identifier for a placeholder.
+    """Double the percent signs in identifiers, because a column may be called "50%".
 
+    In a statement with parameters, psycopg takes a percent sign in an identifier for a placeholder.
     https://www.psycopg.org/psycopg3/docs/basic/params.html says to double it; ``sql.Identifier`` does not.
     """
     parts: list[sql.Composable] = [
@@ -236,40 +145,8 @@ def percent_signs_doubled(composed: sql.Composed) -> sql.Composed:
     return sql.Composed(parts)
 
 
-class _Wire(bytes):
-    """A vector as pgvector sends it."""
-
-
-class _WireDumper(Dumper):
-    """In binary, its type left to the cast that stands beside it: as text, 3,072 numbers cost two milliseconds."""
-
-    format = Format.BINARY
-    oid = 0
-
-    def dump(self, obj: _Wire) -> bytes:
-        return obj
-
-
-def _wire(table: VectorTable, vector: Embeddings) -> _Wire:
-    shape = (vector.dimensions,) if isinstance(vector, SparseVectors) else vector.shape
-    if shape != (table.dimensions,):
-        raise UsageError(
-            f"the query vector has the shape {shape}, and {table.schema}.{table.name} holds vectors of "
-            f"{table.dimensions} dimensions"
-        )
-    numbers = vector.values if isinstance(vector, SparseVectors) else vector
-    if not np.isfinite(numbers).all():
-        raise UsageError("the query vector has a component that is no finite number")
-    if table.metric == "cosine" and not numbers.any():
-        raise UsageError("the query vector is zero: it has no direction, so nothing is near to it by cosine")
-    if table.precision == "float16" and overflows_half(numbers):
-        raise UsageError("the query vector has a component too large for float16, which the table's vectors are of")
-    (wire,) = table.layout.wires(vector if isinstance(vector, SparseVectors) else vector[None])
-    return _Wire(wire)
-
-
 def hit_of(table: VectorTable, row: tuple[Any, ...]) -> Hit:
-    """A row of a search's columns."""
+    """A row of a search: its key and metadata columns, content and distance."""
     keys = len(table.key)
     last = keys + len(table.metadata)
     return Hit(
@@ -287,8 +164,7 @@ def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def refused_values(where: str | None) -> Generator[None]:
-    """A value of the filter that its column's type cannot read, or cannot compare, is the user's to mend."""
+def _filter_errors(where: str | None) -> Generator[None]:
     try:
         yield
     except (pg.DataError, pg.UndefinedFunction) as error:

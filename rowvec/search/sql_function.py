@@ -1,28 +1,31 @@
-"""The search as an SQL function beside the vector table, so that any client can call it."""
+"""The search as an SQL function next to the vector table, so that any client can call it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import LiteralString, cast
 
 from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import TargetError
+from rowvec.ledger.generations import generation_before
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
-from rowvec.postgres.fragments import cut_name
+from rowvec.postgres.fragments import cut_name, definitions, names
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.query import LIMITS, MOST_K, MOST_OVERSAMPLING
-from rowvec.search.statement import Filtered, by_index, filter_plan, shortlist_length, statement
+from rowvec.search.request import LIMITS, MOST_K, MOST_OVERSAMPLING
+from rowvec.search.statement import Filtered, SearchValues, by_index, filter_plan, shortlist_length, statement
 from rowvec.search.where import cast_of
 
-# Types whose values are compared as themselves; those of others may have no equality (json, point), and go as text.
+# Types whose values a filter compares as they are. Other types may have no equality (json, point): a filter compares
+# their text.
 _COMPARED = frozenset(
     {
         "smallint", "integer", "bigint", "numeric", "boolean", "text", "character varying", "character", "uuid", "date",
@@ -32,16 +35,16 @@ _COMPARED = frozenset(
 _LENGTH = re.compile(r"\([^)]*\)")
 
 COLUMNS: LiteralString = "content, distance"
-"""What the function gives beside key and metadata."""
+"""The columns that the function gives after those of the key and the metadata."""
 
 _COMMENT = 'rowvec: the rows nearest to a vector, nearest first; filter is equality on columns, {"column": value}'
 
 
 def install_search_function(connection: Connection, table: VectorTable, choice: IndexChoice) -> str:
-    """Make or renew ``<schema>.<table>_search(query, k, oversampling, filter)``; returns its name, quoted.
+    """Make or replace ``<schema>.<table>_search(query, k, oversampling, filter)``; returns its name, quoted.
 
     It gives key and metadata columns, ``content`` and ``distance``, as ``search`` in mode ``adaptive`` does. One
-    transaction: callers meet the old function or the new one. Raises ``TargetError`` where it cannot be replaced.
+    transaction: callers meet the old function or the new one. Raises ``TargetError`` if it cannot be replaced.
     """
     plain = cut_name(table.name, "_search")
     return replace_function(connection, table, plain, lambda name: _create(connection, table, choice, name))
@@ -52,7 +55,8 @@ def replace_function(
 ) -> str:
     """Make the function ``plain`` in the table's schema by ``create``, which returns its oid; returns its quoted name.
 
-    What rowvec made of that name before with other arguments goes. Raises ``TargetError`` where it cannot.
+    Functions of that name with other arguments that rowvec made before are dropped. Raises ``TargetError`` if one of
+    them cannot be dropped or replaced, ``DatabaseUnavailable`` if the connection is lost.
     """
     name = sql.Identifier(table.schema, plain)
     with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
@@ -65,7 +69,7 @@ def replace_function(
             with connection.transaction():
                 made = create(name)
         except pg.InvalidFunctionDefinition:
-            # Other result columns, or another argument's name: that takes a new function.
+            # Other result columns, or another name of an argument: CREATE OR REPLACE cannot change those.
             _drop(connection, [signature for signature, _ in before])
             made = create(name)
         else:
@@ -74,7 +78,7 @@ def replace_function(
 
 
 def remove_function(connection: Connection, table: VectorTable, plain: str) -> None:
-    """Drop the function ``plain`` of the table's schema, if it is there and ours."""
+    """Drop the functions ``plain`` of the table's schema that rowvec made, if any; raises as ``replace_function``."""
     with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
         ours = query("search", "our_functions")
         found = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
@@ -83,7 +87,7 @@ def remove_function(connection: Connection, table: VectorTable, plain: str) -> N
 
 @contextmanager
 def _refusals(name: str) -> Generator[None]:
-    """Views may stand on the function, and another function may have its name."""
+    """Raise ``TargetError`` if a view depends on the function, or another function has its name."""
     try:
         yield
     except (pg.DependentObjectsStillExist, pg.InvalidFunctionDefinition) as error:
@@ -111,7 +115,7 @@ def _create(connection: Connection, table: VectorTable, choice: IndexChoice, nam
         ),
         results=results(table),
         seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
-        # By an index no workers: those of the exact search that is seldom needed would start with every call.
+        # No parallel workers with an index: those of the exact search, which is seldom needed, would start every time.
         workers=sql.SQL("DEFAULT" if choice.kind == "none" else "0"),
         vector_schema=vector_schema(connection),
         body=sql.Literal(body.as_string(connection)),
@@ -121,7 +125,7 @@ def _create(connection: Connection, table: VectorTable, choice: IndexChoice, nam
 
 
 def vector_schema(connection: Connection) -> sql.Identifier:
-    """Where pgvector is. Raises ``TargetError`` where it is not."""
+    """The schema that pgvector is installed in. Raises ``TargetError`` if it is not installed."""
     schema = connection.execute(query("search", "vector_schema")).fetchone()
     if schema is None:
         raise TargetError("the target database has no pgvector: let a sync install it")
@@ -130,12 +134,12 @@ def vector_schema(connection: Connection) -> sql.Identifier:
 
 def results(table: VectorTable, *more: sql.SQL) -> sql.Composed:
     """The columns that a search function gives."""
-    named = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*table.key, *table.metadata))
-    return sql.SQL(", ").join([*named, sql.SQL("content text"), sql.SQL("distance double precision"), *more])
+    own = definitions((*table.key, *table.metadata))
+    return sql.SQL(", ").join([own, sql.SQL("content text"), sql.SQL("distance double precision"), *more])
 
 
 def commented(connection: Connection, name: sql.Identifier, types: sql.Composed, comment: LiteralString) -> int:
-    """Mark a function as ours; returns its oid."""
+    """Give a function the comment by which ``our_functions`` knows it; returns its oid."""
     connection.execute(query("search", "comment_function", name=name, types=types, comment=sql.Literal(comment)))
     signature = sql.SQL("{} ({})").format(name, types).as_string(connection)
     found = connection.execute(query("search", "function_oid", signature=sql.Literal(signature))).fetchone()
@@ -144,32 +148,31 @@ def commented(connection: Connection, name: sql.Identifier, types: sql.Composed,
 
 def known_columns(table: VectorTable) -> sql.Composed:
     """The columns a filter may name, as a ``text[]``."""
-    names = (sql.Literal(c.name) for c in (*table.key, *table.metadata))
-    return sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(names))
+    known = (sql.Literal(c.name) for c in (*table.key, *table.metadata))
+    return sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(known))
 
 
 def equal_to_filter(table: VectorTable) -> sql.Composed:
-    """The condition that a row is as the filter, ``$4``, says."""
+    """The condition that a row has the values that the filter, ``$4``, names."""
     return sql.SQL(" AND ").join(_equals(column) for column in (*table.key, *table.metadata))
 
 
 def generations(connection: Connection, table: VectorTable, suffix: str, columns: LiteralString) -> sql.Composed:
-    """What a body does first, so that a switch of generations is no error to those who call meanwhile or later.
+    """The head of a body: a switch of generations is then no error to a caller during the switch or after it.
 
-    ``columns``: what the function ``<table><suffix>`` gives beside key and metadata.
+    ``columns``: what the function ``<table><suffix>`` gives after key and metadata.
     """
     written = table.identifier.as_string(connection)
     name = sql.Identifier(table.schema, cut_name(table.name, suffix))
-    oid, ledger = connection.execute(query("search", "table_oid"), {"table": written}).fetchone() or (None, False)
-    named = {"schema": table.schema, "table": table.name}
-    row = connection.execute(query("search", "former"), named).fetchone() if ledger else None
+    (oid,) = connection.execute(query("search", "table_oid"), {"table": written}).fetchone() or (None,)
+    before = generation_before(connection, table.schema, table.name)
     former: sql.Composable = sql.SQL("")
-    if row is not None and row[1] != table.dimensions and _has_columns(connection, table, row[0]):
-        function = sql.Identifier(table.schema, cut_name(row[0], suffix))
+    if before and before.dimensions != table.dimensions and _has_columns(connection, table, before.table):
+        function = sql.Identifier(table.schema, cut_name(before.table, suffix))
         former = query(
             "search",
             "function_former",
-            dimensions=sql.Literal(row[1]),
+            dimensions=sql.Literal(before.dimensions),
             asked=table.dimensions_of(sql.SQL("$1")),
             function=sql.Literal(function.as_string(connection)),
             again=sql.Literal(_call(table, function, columns).as_string(connection)),
@@ -186,18 +189,16 @@ def generations(connection: Connection, table: VectorTable, suffix: str, columns
 
 
 def _call(table: VectorTable, function: sql.Identifier, columns: LiteralString) -> sql.Composed:
-    carried = (sql.Identifier(c.name) for c in (*table.key, *table.metadata))
-    return sql.SQL("SELECT {} FROM {} ($1, $2, $3, $4)").format(
-        sql.SQL(", ").join([*carried, sql.SQL(columns)]), function
-    )
+    own = names((*table.key, *table.metadata))
+    return sql.SQL("SELECT {}, {} FROM {} ($1, $2, $3, $4)").format(own, sql.SQL(columns), function)
 
 
 def _has_columns(connection: Connection, table: VectorTable, former: str) -> bool:
-    """Whether the generation before has what this one gives, in the same types, and can be asked as this one is."""
+    """Whether the generation before gives the same columns in the same types, and takes the same type of query."""
     values = {"schema": table.schema, "table": former}
     stored = {(name, kind) for name, kind, _ in connection.execute(query("vector_table", "columns"), values)}
     kinds = {_LENGTH.sub("", kind) for name, kind in stored if name == "embedding"}
-    # Of pgvector's types ``vector`` alone is cast to the others without being told to.
+    # Of pgvector's types only ``vector`` is cast to the others implicitly.
     return (
         bool(kinds & {table.layout.type_name} or table.precision == "float32")
         and {(c.name, c.pg_type) for c in (*table.key, *table.metadata)} <= stored
@@ -206,19 +207,14 @@ def _has_columns(connection: Connection, table: VectorTable, former: str) -> boo
 
 def _body(table: VectorTable, choice: IndexChoice, first: sql.Composed) -> sql.Composed:
     columns = (*table.key, *table.metadata)
-    condition = equal_to_filter(table)
-    vector, k, oversampling = sql.SQL("$1"), sql.SQL("$2"), sql.SQL("$3")
-    everything = sql.SQL("true")
-    plain = statement(table, choice, "adaptive", vector=vector, k=k, oversampling=oversampling, condition=everything)
+    values = SearchValues(vector=sql.SQL("$1"), k=sql.SQL("$2"), oversampling=sql.SQL("$3"), condition=sql.SQL("true"))
+    plain = statement(table, choice, "adaptive", values)
     filtered = statement(
         table,
         choice,
         "adaptive",
-        vector=vector,
-        k=k,
-        oversampling=oversampling,
-        condition=condition,
-        filtered=Filtered(
+        replace(values, condition=equal_to_filter(table)),
+        Filtered(
             most_matches=sql.SQL("rowvec_most_matches"),
             visits=sql.SQL("rowvec_visits"),
             most_visits=sql.SQL("rowvec_most_visits"),
@@ -233,10 +229,10 @@ def _body(table: VectorTable, choice: IndexChoice, first: sql.Composed) -> sql.C
             name=sql.Literal(table.name),
             plan=filter_plan(
                 table,
-                rows=sql.SQL("told.rows"),
-                matching=sql.SQL("told.matching"),
-                cost=sql.SQL("told.cost"),
-                shortlist=shortlist_length(choice, "adaptive", k, oversampling),
+                rows=sql.SQL("estimate.rows"),
+                matching=sql.SQL("estimate.matching"),
+                cost=sql.SQL("estimate.cost"),
+                shortlist=shortlist_length(choice, "adaptive", values),
             ),
         )
     known = ", ".join(column.name for column in columns)
@@ -265,7 +261,7 @@ def _equals(column: PgColumn) -> sql.Composed:
 
 
 def arguments(table: VectorTable, wanted: list[tuple[LiteralString, sql.Composable]]) -> sql.Composed:
-    """The parameters; a name that a result column has already gets underscores, for the two share one space."""
+    """The parameters. A name that a result column has too gets underscores: both are variables of the function."""
     taken = {column.name for column in table.columns}
     named: list[sql.Composable] = []
     for name, rest in wanted:
@@ -283,6 +279,6 @@ def vector_type(table: VectorTable) -> sql.SQL:
 
 def _drop(connection: Connection, signatures: list[str]) -> None:
     for signature in signatures:
-        # The database's own text of a regprocedure, with quotes where they are needed.
+        # The text of a regprocedure, which the database itself wrote and quoted.
         written = sql.SQL(cast("LiteralString", signature))
         connection.execute(query("search", "drop_function", signature=written))

@@ -1,4 +1,4 @@
-"""A search as SQL, its values still open: Python puts parameters there, the SQL function its arguments."""
+"""A search as SQL whose values are still open: Python fills in parameters, the SQL function its arguments."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Literal
 
 from psycopg import sql
 
+from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import blocks, query
 from rowvec.postgres.vector_index import IndexChoice, indexed_expression
 from rowvec.postgres.vector_table import Metric, VectorTable
 
 Mode = Literal["adaptive", "exact", "ann", "bits"]
 
-# Candidates that the index looks at when nobody measured. On floats, 117,659 texts of 256 dimensions, 200 gave a recall
-# of 0.99, 100 one of 0.97. Where a shortlist is reranked its length decides: 200 in place of 40 cost three times the
+# Candidates that the index looks at if nobody measured. On floats, 117,659 texts of 256 dimensions, 200 gave a recall
+# of 0.99, 100 one of 0.97. If a shortlist is reranked, its length decides: 200 in place of 40 cost three times the
 # time at 20,000 x 3,072 for a hundredth of recall.
 DEFAULT_EF_SEARCH = 200
 DEFAULT_EF_SHORTLIST = 40
 
 # Microseconds, measured on two busy cores with 256 and 1,536 dimensions: to look at one entry of an HNSW index and its
 # row (12 to 30); to rank a row exactly (1 at 256, 7 to 14 at 1,536, where vectors are TOASTed); for one unit of the
-# planner's cost (1.5 to 5). What is wrong by a factor of two costs as much at the turning point, and less elsewhere.
+# planner's cost (1.5 to 5). An error of a factor of two costs as much at the turning point, and less elsewhere.
 _VISIT = 20.0
 _ROW = 1.0
 _ROW_DIMENSION = 0.006
@@ -35,11 +36,22 @@ _OPERATORS: dict[Metric, sql.SQL] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SearchValues:
+    """The values of a search, as SQL: literals and placeholders from Python, ``$1`` and so on in the SQL function."""
+
+    vector: sql.Composable
+    k: sql.Composable
+    oversampling: sql.Composable
+    condition: sql.Composable
+    """The filter, over the alias ``t``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Filtered:
-    """What ``filter_plan`` says of a filter, as SQL: each an integer."""
+    """What ``filter_plan`` computes for a filter, as SQL: each an integer."""
 
     most_matches: sql.Composable
-    """Up to so many matching rows are all ranked exactly; 0: the index is asked at once."""
+    """Up to this many matching rows are all ranked exactly; 0: the search goes to the index at once."""
     visits: sql.Composable
     """Entries that the index is expected to look at for its shortlist."""
     most_visits: sql.Composable
@@ -51,43 +63,31 @@ class Statement:
     """A search as SQL."""
 
     settings: sql.Composed
-    """Calls of ``set_config``, for the transaction that the rows are read in."""
+    """Calls of ``set_config``, for the transaction that reads the rows."""
     rows: sql.Composed
     """The query: key, metadata, content, distance."""
 
 
 def statement(
-    table: VectorTable,
-    choice: IndexChoice,
-    mode: Mode,
-    *,
-    vector: sql.Composable,
-    k: sql.Composable,
-    oversampling: sql.Composable,
-    condition: sql.Composable,
-    filtered: Filtered | None = None,
+    table: VectorTable, choice: IndexChoice, mode: Mode, values: SearchValues, filtered: Filtered | None = None
 ) -> Statement:
-    """The search with its values still open: parameters from Python, ``$1`` and so on in the SQL function.
-
-    ``filtered``: what is known of ``condition``; without, it is taken for one that most rows pass.
-    """
-    names = [sql.Identifier("t", c.name) for c in (*table.key, *table.metadata)]
+    """The search as SQL. Without ``filtered``, the condition is taken for one that most rows pass."""
+    columns = names((*table.key, *table.metadata), "t")
     hamming = mode == "bits"
     parts: dict[str, sql.Composable] = {
         "table": table.identifier,
-        "columns": sql.SQL(", ").join([*names, sql.Identifier("t", "content")]),
-        "key": sql.SQL(", ").join(names[: len(table.key)]),
-        "distance": _hamming(table, vector) if hamming else distance_to(table, vector),
-        "filter": condition,
-        "k": k,
+        "columns": sql.SQL("{}, t.content").format(columns),
+        "key": names(table.key, "t"),
+        "distance": _hamming(table, values.vector) if hamming else distance_to(table, values.vector),
+        "filter": values.condition,
+        "k": values.k,
     }
     if not by_index(choice, mode):
         settings = sql.SQL(blocks("search")["exact_settings"])
         return Statement(settings=sql.Composed([settings]), rows=query("search", "exact", **parts))
-    candidates = sql.SQL("({} * {})").format(k, oversampling)
-    shortlist = shortlist_length(choice, mode, k, oversampling)
-    effort = _effort(choice, shortlist, oversampling)
-    most_visits: sql.Composable = sql.SQL("greatest(20000, 4 * {})").format(candidates)
+    shortlist = shortlist_length(choice, mode, values)
+    effort = _effort(choice, shortlist, values.oversampling)
+    most_visits: sql.Composable = sql.SQL("greatest(20000, 4 * {})").format(_candidates(values))
     if filtered is not None:
         effort = sql.SQL("greatest({}, {})").format(effort, filtered.visits)
         most_visits = filtered.most_visits
@@ -97,31 +97,29 @@ def statement(
         "settings",
         effort=effort,
         most_visits=most_visits,
-        probes=_probes(choice, oversampling),
+        probes=_probes(choice, values.oversampling),
         lists=sql.Literal(max(choice.lists, 1)),
     )
     block = "approximate" if filtered is None else "filtered"
-    nearness = _nearness(table, choice, mode, vector)
+    nearness = _nearness(table, choice, mode, values.vector)
     return Statement(settings=settings, rows=query("search", block, nearness=nearness, shortlist=shortlist, **parts))
 
 
 def by_index(choice: IndexChoice, mode: Mode) -> bool:
-    """Whether a search asks the index at all."""
+    """Whether a search uses the index at all."""
     if mode == "exact" or choice.kind == "none":
         return False
     return mode != "bits" or choice.on == "bits"
 
 
-def shortlist_length(
-    choice: IndexChoice, mode: Mode, k: sql.Composable, oversampling: sql.Composable
-) -> sql.Composable:
-    """How many candidates the index is to bring for ``k`` rows."""
+def shortlist_length(choice: IndexChoice, mode: Mode, values: SearchValues) -> sql.Composable:
+    """How many candidates the index should bring for ``k`` rows."""
     if mode == "bits":
-        return k
+        return values.k
     if choice.on == "bits" or choice.prefix:
-        return sql.SQL("({} * {})").format(k, oversampling)
-    # An index gives its order only nearly (halves round, iterative scans come in batches): twice as many mend it.
-    return sql.SQL("({} * 2)").format(k)
+        return _candidates(values)
+    # An index gives its order only nearly: float16 rounds, and iterative scans come in batches. Twice as many fix it.
+    return sql.SQL("({} * 2)").format(values.k)
 
 
 def filter_plan(
@@ -153,22 +151,26 @@ def distance_to(table: VectorTable, vector: sql.Composable) -> sql.Composed:
     return sql.SQL("(t.embedding {} {})").format(_OPERATORS[table.metric], vector)
 
 
+def _candidates(values: SearchValues) -> sql.Composed:
+    return sql.SQL("({} * {})").format(values.k, values.oversampling)
+
+
 def _hamming(table: VectorTable, vector: sql.Composable) -> sql.Composed:
-    # In a SELECT of its own it is computed once, and not again for each candidate, whose order is told with it.
+    # In a SELECT of its own the bits are computed once, and not again for each candidate whose distance is compared.
     return sql.SQL("(t.embedding_bits <~> (SELECT binary_quantize({})::bit({})))").format(
         vector, sql.Literal(table.dimensions)
     )
 
 
 def _nearness(table: VectorTable, choice: IndexChoice, mode: Mode, vector: sql.Composable) -> sql.Composed:
-    """What the index is ordered by."""
+    """The expression that the index orders by."""
     if mode == "bits" or choice.on == "bits":
         return _hamming(table, vector)
     indexed = indexed_expression(table, choice, sql.SQL("t.embedding"))
-    asked = indexed_expression(table, choice, vector)
-    if indexed is None or asked is None:
+    queried = indexed_expression(table, choice, vector)
+    if indexed is None or queried is None:
         return distance_to(table, vector)
-    return sql.SQL("({} {} (SELECT {}))").format(indexed, _OPERATORS[table.metric], asked)
+    return sql.SQL("({} {} (SELECT {}))").format(indexed, _OPERATORS[table.metric], queried)
 
 
 def _effort(choice: IndexChoice, shortlist: sql.Composable, oversampling: sql.Composable) -> sql.Composed:
@@ -176,7 +178,7 @@ def _effort(choice: IndexChoice, shortlist: sql.Composable, oversampling: sql.Co
     if choice.on == "bits" or choice.prefix:
         least = sql.Literal(choice.ef_search or DEFAULT_EF_SHORTLIST)
         return sql.SQL("greatest({}, {})").format(least, shortlist)
-    # On whole floats there is no shortlist that oversampling would lengthen: it is effort alone, in proportion.
+    # On whole floats there is no shortlist that oversampling could lengthen: it scales the effort in proportion.
     return sql.SQL("greatest({} * {} / {}, {})").format(
         sql.Literal(choice.ef_search or DEFAULT_EF_SEARCH), oversampling, sql.Literal(choice.oversampling), shortlist
     )

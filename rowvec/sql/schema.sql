@@ -1,5 +1,20 @@
--- name: extension -- pgvector, where the role may install it and nobody has
+-- name: lock -- one process at a time installs or migrates
+SELECT pg_advisory_xact_lock(%(lock)s)
+
+-- name: extension -- pgvector, if it is not installed yet; the role may lack the right to install it
 CREATE EXTENSION IF NOT EXISTS vector;
+
+-- name: pgvector_version -- no row if pgvector is not installed
+SELECT extversion FROM pg_extension WHERE extname = 'vector'
+
+-- name: has_version_table
+SELECT to_regclass('rowvec.migrations') IS NOT NULL
+
+-- name: newest_migration
+SELECT coalesce(max(number), 0) FROM rowvec.migrations
+
+-- name: note_migration
+INSERT INTO rowvec.migrations (number) VALUES (%(number)s)
 
 -- name: version_table -- which migrations this database has had
 CREATE SCHEMA IF NOT EXISTS rowvec;

@@ -193,16 +193,8 @@ IF {asked} = {dimensions} AND to_regproc({function}) IS NOT NULL THEN
         RETURN;
     END IF;
 
--- name: former -- the generation that was read before this table, if it is kept
-SELECT old.table_name, (old.identity ->> 'dimensions')::int
-FROM rowvec.pipelines AS live
-JOIN rowvec.pipelines AS old USING (family)
-WHERE live.table_schema = %(schema)s AND live.table_name = %(table)s AND live.state = 'live' AND old.state = 'retired'
-ORDER BY old.switched_at DESC
-LIMIT 1
-
--- name: table_oid
-SELECT to_regclass(%(table)s)::oid::bigint, to_regclass('rowvec.pipelines') IS NOT NULL
+-- name: table_oid -- NULL if there is no such table
+SELECT to_regclass(%(table)s)::oid::bigint
 
 -- name: function_estimate -- in the body, for a search that could go through an index: from the columns' statistics, as
 -- a function that changes nothing may not EXPLAIN. A column's share is that of the value, if it is a common one, else an
@@ -237,7 +229,7 @@ FROM (
     LEFT JOIN pg_stats AS s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = asked.key
     WHERE n.nspname = {schema} AND c.relname = {name}
     GROUP BY c.oid, c.reltuples, c.relpages
-) AS told
+) AS estimate
 CROSS JOIN LATERAL ({plan}) AS f;
 
 -- name: filter_equals -- folded away at planning time for columns that the filter does not name

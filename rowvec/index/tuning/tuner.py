@@ -39,6 +39,7 @@ from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.runtime.progress import tell
 from rowvec.search.query import search
+from rowvec.search.request import SearchRequest
 
 # Enough for an interval of two points at a recall of 0.95.
 _QUERIES = 400
@@ -224,7 +225,8 @@ def _ask(work: _Work, choice: IndexChoice, number: int) -> tuple[list[list[float
     times: list[float] = []
     for key, vector in zip(work.asked.keys[:number], work.asked.vectors[:number], strict=True):
         started = time.perf_counter()
-        hits = search(work.connection, work.table, choice, vector, k + 1, mode, oversampling=choice.oversampling)
+        request = SearchRequest(vector, k + 1, mode, oversampling=choice.oversampling)
+        hits = search(work.connection, work.table, choice, request)
         times.append((time.perf_counter() - started) * 1000)
         answers.append([hit.distance for hit in hits if tuple(hit.key.values()) != key][:k])
     return answers, times

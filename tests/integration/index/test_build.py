@@ -24,6 +24,7 @@ from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.query import search
+from rowvec.search.request import SearchRequest
 from tests.support.vector_tables import create, filled, vector_table
 
 NONE = IndexChoice(kind="none", reason="")
@@ -108,7 +109,7 @@ def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connec
                     " WHERE i.indrelid = 'items'::regclass AND a.amname = 'hnsw' AND i.indisvalid AND i.indisready"
                 ).fetchone()
                 seen.append(row[0] if row else 0)
-                if len(search(reader, table, BITS, vectors[1], 10)) != 10:
+                if len(search(reader, table, BITS, SearchRequest(vectors[1], 10))) != 10:
                     empty.append(1)
 
     thread = threading.Thread(target=read)
@@ -253,7 +254,7 @@ def test_awkward_names(connection: Connection) -> None:
     create(connection, table)
     for choice in (BITS, FLOAT):
         assert ensure_index(connection, table, choice).built
-    assert search(connection, table, FLOAT, np.ones(8, np.float32), 1, where="\"%s\" = 'x'") == []
+    assert search(connection, table, FLOAT, SearchRequest(np.ones(8, np.float32), 1, where="\"%s\" = 'x'")) == []
 
 
 @given(table=st.text(min_size=1, max_size=63), other=st.text(min_size=1, max_size=63))

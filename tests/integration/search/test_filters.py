@@ -21,8 +21,9 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.query import explain, search
+from rowvec.search.request import SearchRequest
 from rowvec.search.sql_function import install_search_function
-from rowvec.search.statement import Filtered, filter_plan, statement
+from rowvec.search.statement import Filtered, SearchValues, filter_plan, statement
 from tests.support.vector_tables import clustered, create, fill, vector_table
 
 ROWS = 8_000
@@ -98,7 +99,7 @@ def recalls(filled: Filled, share: float, queries: range) -> float:
     found = wanted = 0
     for i in queries:
         true = filled.nearest(filled.vectors[i], share)
-        hits = search(filled.connection, filled.table, filled.choice, filled.vectors[i], K, where=where)
+        hits = search(filled.connection, filled.table, filled.choice, SearchRequest(filled.vectors[i], K, where=where))
         answers = [[hit.key["id"] for hit in hits]]
         if by_function is not None:
             rows = filled.connection.execute(
@@ -123,7 +124,9 @@ def enough(filled: Filled, share: float) -> float:
 @pytest.mark.parametrize("share", FILTERS)
 def test_k_near_rows_come_back_at_every_selectivity(filled: Filled, share: float) -> None:
     assert recalls(filled, share, QUERIES) >= enough(filled, share)
-    plan = explain(filled.connection, filled.table, filled.choice, filled.vectors[0], K, where=FILTERS[share][0])
+    plan = explain(
+        filled.connection, filled.table, filled.choice, SearchRequest(filled.vectors[0], K, where=FILTERS[share][0])
+    )
     assert (plan.most_matches > 0) == (share <= 0.1)
     assert not plan.sequential_shortlist
 
@@ -142,7 +145,14 @@ def test_the_same_after_deletes_that_no_vacuum_has_followed(filled: Filled, shar
 
 def test_fewer_than_k_are_all_that_there_are(filled: Filled) -> None:
     for where, n in (("year = 1777", 8), ("id IN (3, 4, 5)", 3), ("author = 'nobody'", 0), ("id > 7995", 4)):
-        assert len(search(filled.connection, filled.table, filled.choice, filled.vectors[0], 30, where=where)) == n
+        assert (
+            len(
+                search(
+                    filled.connection, filled.table, filled.choice, SearchRequest(filled.vectors[0], 30, where=where)
+                )
+            )
+            == n
+        )
 
 
 @pytest.mark.parametrize("most_matches", [0, 3])
@@ -150,16 +160,18 @@ def test_fewer_than_k_are_all_that_there_are(filled: Filled) -> None:
 def test_estimates_may_be_wrong(filled: Filled, share: float, most_matches: int) -> None:
     """A filter taken for wide that is narrow, and one taken for narrow that is wide: k near rows all the same."""
     year = np.flatnonzero(passing(share))
-    told = Filtered(most_matches=sql.Literal(most_matches), visits=sql.Literal(100), most_visits=sql.Literal(1_000))
+    estimate = Filtered(most_matches=sql.Literal(most_matches), visits=sql.Literal(100), most_visits=sql.Literal(1_000))
     rows = statement(
         filled.table,
         filled.choice,
         "adaptive",
-        vector=sql.SQL("{}::vector").format(sql.Literal(json.dumps(filled.vectors[5].tolist()))),
-        k=sql.Literal(K),
-        oversampling=sql.Literal(8),
-        condition=sql.SQL("t.id = ANY ({})").format(sql.Literal([int(i) for i in year])),
-        filtered=told,
+        SearchValues(
+            vector=sql.SQL("{}::vector").format(sql.Literal(json.dumps(filled.vectors[5].tolist()))),
+            k=sql.Literal(K),
+            oversampling=sql.Literal(8),
+            condition=sql.SQL("t.id = ANY ({})").format(sql.Literal([int(i) for i in year])),
+        ),
+        estimate,
     )
     with filled.connection.transaction():
         filled.connection.execute(sql.SQL("SELECT {}").format(rows.settings))

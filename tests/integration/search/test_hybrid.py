@@ -22,6 +22,7 @@ from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search, text_index_name
 from rowvec.search.hybrid_function import install_hybrid_function
 from rowvec.search.query import search
+from rowvec.search.request import SearchRequest
 from tests.support.paintings import sync
 from tests.support.vector_tables import filled, vector_table
 
@@ -69,7 +70,7 @@ def test_what_one_side_alone_finds_comes_up(connection: Connection) -> None:
     assert ensure_text_index(connection, table, ENGLISH)
     for choice in (NONE, BITS):
         ensure_index(connection, table, choice)
-        hits = hybrid_search(connection, table, choice, ENGLISH, vectors[5], "K491", 5)
+        hits = hybrid_search(connection, table, choice, ENGLISH, "K491", SearchRequest(vectors[5], 5))
         found = {hit.hit.key["id"]: hit for hit in hits}
         assert found[5].vector_rank == 1
         assert found[5].text_rank is None
@@ -78,12 +79,12 @@ def test_what_one_side_alone_finds_comes_up(connection: Connection) -> None:
         assert found[far].hit.distance > 1  # its own, though the vector did not find it
         assert len(hits) == 5
         # Words that say nothing leave the vector alone; quotes and minus are read.
-        plain = [hit.key["id"] for hit in search(connection, table, choice, vectors[5], 5)]
+        plain = [hit.key["id"] for hit in search(connection, table, choice, SearchRequest(vectors[5], 5))]
         for words in ("", "the of", "zebra", '"laid etching"', "K491 -paper"):
-            answer = hybrid_search(connection, table, choice, ENGLISH, vectors[5], words, 5)
+            answer = hybrid_search(connection, table, choice, ENGLISH, words, SearchRequest(vectors[5], 5))
             assert [hit.hit.key["id"] for hit in answer] == plain
     # Both filters are the same one.
-    hits = hybrid_search(connection, table, BITS, ENGLISH, vectors[5], "K491", 5, where=f"id <> {far}")
+    hits = hybrid_search(connection, table, BITS, ENGLISH, "K491", SearchRequest(vectors[5], 5, where=f"id <> {far}"))
     assert far not in {hit.hit.key["id"] for hit in hits}
 
 
@@ -106,9 +107,12 @@ def gallery(connection: Connection) -> tuple[Connection, VectorTable, npt.NDArra
 def test_the_fusion_is_the_published_one(gallery: Any, row: int, words: str, k: int, where: str) -> None:
     connection, table, vectors = gallery
     depth = max(4 * k, 50)
-    near = [hit.key["id"] for hit in search(connection, table, NONE, vectors[row], depth, where=where or None)]
+    near = [
+        hit.key["id"]
+        for hit in search(connection, table, NONE, SearchRequest(vectors[row], depth, where=where or None))
+    ]
     expected = fused(near, by_words(connection, words, where, depth), k)
-    hits = hybrid_search(connection, table, NONE, ENGLISH, vectors[row], words, k, where or None)
+    hits = hybrid_search(connection, table, NONE, ENGLISH, words, SearchRequest(vectors[row], k, where=where or None))
     assert [(hit.hit.key["id"], round(hit.score, 12)) for hit in hits] == [(i, round(s, 12)) for i, s in expected]
     if not where:
         rows = connection.execute(

@@ -21,9 +21,10 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric, Precision, VectorTable
-from rowvec.search.query import Mode, explain, search
+from rowvec.search.query import explain, search
+from rowvec.search.request import SearchRequest
 from rowvec.search.sql_function import install_search_function
-from rowvec.search.statement import statement
+from rowvec.search.statement import Mode, SearchValues, statement
 from tests.support.vector_tables import clustered, create, fill, filled, vector_table
 
 ROWS = 20_000
@@ -54,15 +55,18 @@ def test_the_index_is_used_and_finds_what_is_near(connection: Connection, choice
     modes: list[Mode] = ["adaptive", "bits" if choice.on == "bits" else "ann"]
     for mode in modes:
         for where in (None, "year >= 1500"):
-            plan = explain(connection, table, choice, vectors[5], 10, mode, where)
+            plan = explain(connection, table, choice, SearchRequest(vectors[5], 10, mode, where))
             assert index <= plan.indexes
             assert not plan.sequential_shortlist
     found = sum(
-        len(set(ids(search(connection, table, choice, vectors[i], 10))) & set(nearest(vectors, vectors[i], 10)))
+        len(
+            set(ids(search(connection, table, choice, SearchRequest(vectors[i], 10))))
+            & set(nearest(vectors, vectors[i], 10))
+        )
         for i in range(0, ROWS, 1000)
     )
     assert found / 200 > (0.5 if choice.on == "bits" else 0.9)  # 32 bits are few
-    hits = search(connection, table, choice, vectors[5], 10)
+    hits = search(connection, table, choice, SearchRequest(vectors[5], 10))
     assert ids(hits)[0] == 5
     assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
     assert hits[0].metadata == {"author": "author 5", "year": 1005}
@@ -80,7 +84,7 @@ def test_exact_search_is_exact(connection: Connection, metric: Metric, precision
         "l2": np.linalg.norm(x - q, axis=1),
         "inner_product": -(x @ q),
     }[metric]
-    hits = search(connection, table, NONE, vectors[7].astype(np.float32), 20, "exact")
+    hits = search(connection, table, NONE, SearchRequest(vectors[7].astype(np.float32), 20, "exact"))
     assert ids(hits) == [int(i) for i in np.argsort(distance)[:20]]
     assert [hit.distance for hit in hits] == pytest.approx(sorted(distance)[:20], abs=1e-4)
 
@@ -91,26 +95,26 @@ def test_k_rows_come_back_whenever_k_exist(connection: Connection, choice: Index
     vectors = filled(connection, table, ROWS)
     ensure_index(connection, table, choice)
     # A filter that one row in a thousand passes.
-    hits = search(connection, table, choice, vectors[3], 10, where="year = 1777")
+    hits = search(connection, table, choice, SearchRequest(vectors[3], 10, where="year = 1777"))
     assert len(hits) == 10
     assert {hit.metadata["year"] for hit in hits} == {1777}
     matching = np.arange(777, ROWS, 1000)
     true = {int(matching[i]) for i in nearest(vectors[matching], vectors[3], 10)}
     assert len(true & set(ids(hits))) >= 7
-    assert len(search(connection, table, choice, vectors[3], 30, where="year = 1777")) == 20
+    assert len(search(connection, table, choice, SearchRequest(vectors[3], 30, where="year = 1777"))) == 20
     # The 2,000 nearest are gone, and no vacuum has been.
     gone = nearest(vectors, vectors[3], 2_000)
     connection.execute("DELETE FROM items WHERE id = ANY (%s)", (gone,))
     for mode in ("adaptive", "bits") if choice.on == "bits" else ("adaptive", "ann"):
         with connection.transaction():
             before = connection.execute(SCANS).fetchone()
-            assert len(search(connection, table, choice, vectors[3], 10, mode)) == 10
+            assert len(search(connection, table, choice, SearchRequest(vectors[3], 10, mode))) == 10
             # The index brought them, going on where it would have ended; the table was not read whole.
             assert connection.execute(SCANS).fetchone() == before
     # All but 5 are gone.
     connection.execute("DELETE FROM items WHERE id NOT BETWEEN 100 AND 104")
     left = set(range(100, 105)) - set(gone)
-    assert set(ids(search(connection, table, choice, vectors[3], 10))) == left
+    assert set(ids(search(connection, table, choice, SearchRequest(vectors[3], 10)))) == left
 
 
 def test_over_2000_dimensions_the_index_over_halfvec_serves(connection: Connection) -> None:
@@ -120,10 +124,12 @@ def test_over_2000_dimensions_the_index_over_halfvec_serves(connection: Connecti
     report = ensure_index(connection, table, choice)
     assert choice.on == "halfvec"
     assert report.index
-    plan = explain(connection, table, choice, vectors[3], 10)
+    plan = explain(connection, table, choice, SearchRequest(vectors[3], 10))
     assert plan.indexes >= {report.index.name}
     assert not plan.sequential_shortlist
-    assert ids(search(connection, table, choice, vectors[3], 10, oversampling=32)) == nearest(vectors, vectors[3], 10)
+    assert ids(search(connection, table, choice, SearchRequest(vectors[3], 10, oversampling=32))) == nearest(
+        vectors, vectors[3], 10
+    )
 
 
 @pytest.mark.parametrize("where", [None, "year > 1200"])
@@ -134,8 +140,8 @@ def test_no_worker_starts_for_an_exact_search_that_is_seldom_needed(connection: 
     ensure_index(connection, table, BITS)
     for setting in ("parallel_setup_cost", "parallel_tuple_cost", "min_parallel_table_scan_size"):
         connection.execute("SELECT set_config(%s, '0', false)", (setting,))
-    assert explain(connection, table, NONE, vectors[3], 10).workers
-    assert not explain(connection, table, BITS, vectors[3], 10, where=where).workers
+    assert explain(connection, table, NONE, SearchRequest(vectors[3], 10)).workers
+    assert not explain(connection, table, BITS, SearchRequest(vectors[3], 10, where=where)).workers
 
 
 def served(connection: Connection, table: VectorTable, choice: IndexChoice, rows: int) -> None:
@@ -145,10 +151,10 @@ def served(connection: Connection, table: VectorTable, choice: IndexChoice, rows
     assert index
     install_search_function(connection, table, choice)
     for i in (3, 30):
-        plan = explain(connection, table, choice, vectors[i], 10)
+        plan = explain(connection, table, choice, SearchRequest(vectors[i], 10))
         assert index.name in plan.indexes
         assert not plan.sequential_shortlist
-        hits = search(connection, table, choice, vectors[i], 10)
+        hits = search(connection, table, choice, SearchRequest(vectors[i], 10))
         assert len(set(ids(hits)) & set(nearest(vectors, vectors[i], 10))) >= 9
         with connection.transaction():
             rows_of = call(connection, table.name, "%s", json.dumps(vectors[i].tolist()))
@@ -200,10 +206,10 @@ def test_an_index_on_the_leading_dimensions_is_reranked_by_the_whole_vector(
     install_search_function(connection, table, choice)
     found = [0, 0]
     for i in range(0, 4_000, 200):
-        plan = explain(connection, table, choice, vectors[i], 10, where="year >= 1000")
+        plan = explain(connection, table, choice, SearchRequest(vectors[i], 10, where="year >= 1000"))
         assert plan.indexes >= {index.name}
         assert not plan.sequential_shortlist
-        hits = search(connection, table, choice, vectors[i], 10)
+        hits = search(connection, table, choice, SearchRequest(vectors[i], 10))
         true = set(nearest(vectors, vectors[i], 10))
         found[0] += len(true & set(ids(hits)))
         found[1] += len(true & set(nearest(vectors[:, :16], vectors[i, :16], 10)))
@@ -221,10 +227,12 @@ def effort(connection: Connection, table: VectorTable, choice: IndexChoice, k: i
         table,
         choice,
         "adaptive",
-        vector=sql.Literal("[1]"),
-        k=sql.Literal(k),
-        oversampling=sql.Literal(oversampling),
-        condition=sql.SQL("true"),
+        SearchValues(
+            vector=sql.Literal("[1]"),
+            k=sql.Literal(k),
+            oversampling=sql.Literal(oversampling),
+            condition=sql.SQL("true"),
+        ),
     ).settings
     row = connection.execute(sql.SQL("SELECT {}").format(settings)).fetchone()
     assert row
@@ -257,10 +265,12 @@ def test_bits_over_toasted_vectors_still_go_through_the_index(connection: Connec
     report = ensure_index(connection, table, choice)
     assert report.index
     assert choice.on == "bits"
-    plan = explain(connection, table, choice, vectors[3], 10, where="year > 1200")
+    plan = explain(connection, table, choice, SearchRequest(vectors[3], 10, where="year > 1200"))
     assert plan.indexes >= {report.index.name}
     assert not plan.sequential_shortlist
-    assert ids(search(connection, table, choice, vectors[3], 10, oversampling=32)) == nearest(vectors, vectors[3], 10)
+    assert ids(search(connection, table, choice, SearchRequest(vectors[3], 10, oversampling=32))) == nearest(
+        vectors, vectors[3], 10
+    )
 
 
 def test_wrong_use_is_told(connection: Connection) -> None:
@@ -268,15 +278,15 @@ def test_wrong_use_is_told(connection: Connection) -> None:
     create(connection, table)
     ones = np.ones(8, np.float32)
     wrong: list[tuple[Callable[[], object], str]] = [
-        (lambda: search(connection, table, NONE, np.ones(9, np.float32), 3), r"shape \(9,\)"),
-        (lambda: search(connection, table, NONE, 0 * ones, 3), "zero"),
-        (lambda: search(connection, table, NONE, np.nan * ones, 3), "finite"),
-        (lambda: search(connection, table, NONE, ones, 0), "k must be"),
-        (lambda: search(connection, table, NONE, ones, 3, oversampling=65), "oversampling"),
-        (lambda: search(connection, table, NONE, ones, 3, "ann"), "no index on float"),
-        (lambda: search(connection, table, NONE, ones, 3, "bits"), "keeps no bits"),
-        (lambda: search(connection, table, NONE, ones, 3, where="year = 'soon'"), "soon"),
-        (lambda: search(connection, table, NONE, ones, 3, where="nobody = 1"), "nobody"),
+        (lambda: search(connection, table, NONE, SearchRequest(np.ones(9, np.float32), 3)), r"shape \(9,\)"),
+        (lambda: search(connection, table, NONE, SearchRequest(0 * ones, 3)), "zero"),
+        (lambda: search(connection, table, NONE, SearchRequest(np.nan * ones, 3)), "finite"),
+        (lambda: search(connection, table, NONE, SearchRequest(ones, 0)), "k must be"),
+        (lambda: search(connection, table, NONE, SearchRequest(ones, 3, oversampling=65)), "oversampling"),
+        (lambda: search(connection, table, NONE, SearchRequest(ones, 3, "ann")), "no index on float"),
+        (lambda: search(connection, table, NONE, SearchRequest(ones, 3, "bits")), "keeps no bits"),
+        (lambda: search(connection, table, NONE, SearchRequest(ones, 3, where="year = 'soon'")), "soon"),
+        (lambda: search(connection, table, NONE, SearchRequest(ones, 3, where="nobody = 1")), "nobody"),
     ]
     for use, message in wrong:
         with pytest.raises(UsageError, match=message):
@@ -296,7 +306,7 @@ def test_the_function_gives_what_search_gives(connection: Connection, database_u
     assert install_search_function(connection, table, choice) == '"public"."items_search"'
     install_search_function(connection, table, choice)
     text = "[" + ",".join(map(str, vectors[9].tolist())) + "]"
-    hits = search(connection, table, choice, vectors[9], 10)
+    hits = search(connection, table, choice, SearchRequest(vectors[9], 10))
     # A client of its own, with none of our settings, that has never loaded pgvector.
     with psycopg.connect(database_url) as stranger:
         rows = call(stranger, "items", "%s", text)
@@ -337,7 +347,12 @@ def test_the_function_is_replaced_when_its_columns_change(connection: Connection
     install_search_function(connection, table, NONE)
     assert call(connection, "items", "'[1,1,1,1]'") == [(1, "a", {"x": 1}, "q", "c", 0.0)]
     assert len(call(connection, "items", "query_ => '[1,1,1,1]', k_ => 1")) == 1
-    hits = search(connection, table, NONE, np.ones(4, np.float32), 1, where="\"50% Off {x}\" LIKE '%x%' AND k = 'a'")
+    hits = search(
+        connection,
+        table,
+        NONE,
+        SearchRequest(np.ones(4, np.float32), 1, where="\"50% Off {x}\" LIKE '%x%' AND k = 'a'"),
+    )
     assert [hit.metadata["50% Off {x}"] for hit in hits] == [{"x": 1}]
     # From vector to halfvec: one function is left, not two that a call cannot choose between.
     connection.execute("DROP TABLE items")
@@ -372,12 +387,12 @@ def test_a_table_with_vectors_missing(connection: Connection) -> None:
     connection.execute("UPDATE items SET embedding = NULL, embedding_bits = NULL WHERE id = 0")
     ensure_index(connection, table, BITS)
     for choice in (NONE, BITS):
-        assert sorted(ids(search(connection, table, choice, np.ones(4, np.float32), 10))) == [1, 2, 3]
+        assert sorted(ids(search(connection, table, choice, SearchRequest(np.ones(4, np.float32), 10)))) == [1, 2, 3]
 
 
 def test_settings_end_with_the_search(database_url: str, connection: Connection) -> None:
     table = vector_table(4)
     filled(connection, table, 10)
     with connect(database_url) as other:
-        search(other, table, BITS, np.ones(4, np.float32), 3)
+        search(other, table, BITS, SearchRequest(np.ones(4, np.float32), 3))
         assert other.execute("SHOW enable_seqscan").fetchone() == ("on",)

@@ -38,6 +38,7 @@ from rowvec.pipeline.model import Index, Recall
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.search.query import explain, search
+from rowvec.search.request import SearchRequest
 from rowvec.search.sql_function import install_search_function
 from rowvec.store.artifact import SPARSE_FORMAT
 from rowvec.vectors import sparse
@@ -160,8 +161,8 @@ def test_edits_are_followed_audited_repaired_and_restored(
 
     rows = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
     monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
-    with restoring(ours, None) as run:
-        restored = finish_restore(ours, run, restore_rows(ours, run, None))
+    with restoring(ours, None) as restore:
+        restored = finish_restore(ours, restore.run, restore_rows(ours, restore))
     assert (restored.consistent, restored.rows, restored.checksum) == (True, 46, last.checksum)
     with connect(empty) as there, connect(database_url) as here:
         assert there.execute(rows).fetchall() == here.execute(rows).fetchall()
@@ -266,7 +267,7 @@ def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Conne
     assert built is not None
     assert "sparsevec" in built.definition
     assert built.present.opclass == choice.opclass
-    plan = explain(connection, table, choice, vectors[3], 10)
+    plan = explain(connection, table, choice, SearchRequest(vectors[3], 10))
     assert plan.indexes == {built.name}
     assert not plan.sequential_shortlist
     found = measure(connection, table, choice, Recall(queries=50))
@@ -277,16 +278,17 @@ def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Conne
     assert [check.passed for check in (*check_vectors(connection, table), *check_index(connection, table, choice))] == [
         True
     ] * (6 if metric == "cosine" else 5)
-    near, exact = (search(connection, table, choice, vectors[3], 5, mode) for mode in ("ann", "exact"))
+    near, exact = (search(connection, table, choice, SearchRequest(vectors[3], 5, mode)) for mode in ("ann", "exact"))
     assert len(near) == len(exact) == 5
     assert all(a.distance >= b.distance - 1e-6 for a, b in zip(near, exact, strict=True))
-    dense = search(connection, table, choice, vectors[3].dense()[0], 5, "exact")
+    dense = search(connection, table, choice, SearchRequest(vectors[3].dense()[0], 5, "exact"))
     assert dense == exact
     assert all(
-        hit.metadata["year"] == 1003 for hit in search(connection, table, choice, vectors[3], 5, where="year = 1003")
+        hit.metadata["year"] == 1003
+        for hit in search(connection, table, choice, SearchRequest(vectors[3], 5, where="year = 1003"))
     )
     with pytest.raises(UsageError, match="keeps no bits, which mode bits needs: search with mode adaptive"):
-        search(connection, table, choice, vectors[3], 5, "bits")
+        search(connection, table, choice, SearchRequest(vectors[3], 5, "bits"))
     name = install_search_function(connection, table, choice)
     text = one(connection, "SELECT embedding::text FROM items WHERE id = 3")
     for filter_ in (None, json.dumps({"author": "author 3"})):
@@ -302,8 +304,14 @@ def test_recall_is_measured_exactly(connection: Connection) -> None:
     table = fill(connection, vectors)
     poor = choose(10**6, DIMENSIONS, "sparse", False, Index(kind="hnsw", m=2, ef_construction=4))
     ensure_index(connection, table, poor)
-    true = [{hit.key["id"] for hit in search(connection, table, NONE, v, 11)} - {i} for i, v in enumerate(vectors)]
-    found = [{hit.key["id"] for hit in search(connection, table, poor, v, 11)} - {i} for i, v in enumerate(vectors)]
+    true = [
+        {hit.key["id"] for hit in search(connection, table, NONE, SearchRequest(v, 11))} - {i}
+        for i, v in enumerate(vectors)
+    ]
+    found = [
+        {hit.key["id"] for hit in search(connection, table, poor, SearchRequest(v, 11))} - {i}
+        for i, v in enumerate(vectors)
+    ]
     wanted = np.mean([len(t & f) / 10 for t, f in zip(true, found, strict=True)])
     report = measure(connection, table, poor, Recall(queries=400))
     assert report.recall == pytest.approx(wanted, abs=0.002)
@@ -414,8 +422,8 @@ def test_artifacts_are_restored_in_either_precision(
     paintings.sync(pipeline(tmp_path, 50))
     monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
     dense = pipeline(tmp_path, 50, target={"precision": "float32", "bits": True})
-    with restoring(dense, None) as run:
-        assert finish_restore(dense, run, restore_rows(dense, run, None)).consistent
+    with restoring(dense, None) as restore:
+        assert finish_restore(dense, restore.run, restore_rows(dense, restore)).consistent
     with connect(empty) as there:
         assert one(there, "SELECT pg_typeof(embedding)::text FROM vectors.paintings LIMIT 1") == "vector"
         assert one(there, "SELECT embedding::sparsevec::text FROM vectors.paintings WHERE id = 3") == "{4:2,41:1}/50"
