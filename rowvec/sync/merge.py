@@ -20,7 +20,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index
 from rowvec.postgres.citus import distribute
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection, without_blocking
+from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import is_exact, key_digest, key_json, names, same_key
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
@@ -156,7 +156,7 @@ def _check_staging(connection: Connection, plan: Plan) -> None:
 
 
 def _begin(connection: Connection, plan: Plan) -> None:
-    connection.execute(query("extract", "begin"))
+    use_one_snapshot(connection)
     # Before the snapshot, for which an index build anywhere in the database would wait.
     tables = [plan.rows, plan.staging] if plan.batches or plan.direct else [plan.rows]
     connection.execute(query("merge", "keep", tables=sql.SQL(", ").join(tables)))
