@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from rowvec.ledger.journal import replay, unrecorded
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, open_target, without_blocking
+from rowvec.postgres.connection import Connection, open_target, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import key_json, same_key
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
@@ -34,11 +33,9 @@ from rowvec.store.manifest import read_chain
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
 from rowvec.sync.alarms import Alarm
-from rowvec.sync.extract.chunks import is_joined, source_rows
-from rowvec.sync.extract.joined import compare
-from rowvec.sync.extract.stage import bring_chunks_up_to_date
+from rowvec.sync.extract.open import open_source
 from rowvec.sync.images.lost import lost_images
-from rowvec.sync.merge import totals
+from rowvec.sync.totals import totals
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import of_arrow
 
@@ -199,43 +196,18 @@ def _compare(found: Audited, pipeline_name: str) -> None:
         _read_journal(found, pipeline_name, Path(folder))
         _read_artifacts(found, Path(folder))
     _look_for_images(found, pipeline_name)
-    joined = is_joined(found.resolved)
-    if not joined:
-        _against_source_apart(found)
-    elif found.resolved.source.chunks is not None:
-        bring_chunks_up_to_date(found.connection, found.resolved, found.identity, found.pipeline_id)
-    without_blocking(lambda: _compare_at_once(found, joined=joined))
+    source = open_source(found.connection, found.resolved, found.identity, found.pipeline_id)
+    add_differences = source.compare(found.table)
+    without_blocking(lambda: _compare_at_once(found, add_differences))
 
 
-def _compare_at_once(found: Audited, *, joined: bool) -> None:
+def _compare_at_once(found: Audited, add_differences: Callable[[], None]) -> None:
     with found.connection.transaction():
-        found.connection.execute(query("extract", "begin"))
-        if joined:
-            _against_source_joined(found)
+        use_one_snapshot(found.connection)
+        add_differences()
         _vectors(found)
         _against_journal(found)
         _against_artifacts(found)
-
-
-def _against_source_apart(found: Audited) -> None:
-    from rowvec.sync.extract.recheck import compare_apart  # late: pyarrow's file readers are needed only here
-
-    rows = compare_apart(found.connection, found.resolved, found.identity, found.pipeline_id, found.table).found
-    values = {
-        "keys": [json.dumps(key) for _, key, _ in rows],
-        "kinds": [kind for kind, _, _ in rows],
-        "reasons": [reason for _, _, reason in rows],
-    }
-    found.connection.execute(query("audit", "add_finding"), values)
-
-
-def _against_source_joined(found: Audited) -> None:
-    rows = source_rows(found.connection, found.resolved, found.identity, found.pipeline_id)
-    compare(found.connection, found.pipeline_id, rows, found.table, exists=True)
-    found.connection.execute(query("audit", "differences", key_json=key_json(found.table.key, "d")))
-    parts = {"rows": rows.rows, "table": found.table.identifier, "key_json": found.key_json}
-    same = same_key(found.table.key, "wanted", "t")
-    found.connection.execute(query("audit", "other_metadata_hash", same_key=same, **parts))
 
 
 def _vectors(found: Audited) -> None:
@@ -306,7 +278,7 @@ def _read_artifacts(found: Audited, folder: Path) -> None:
 
 def _look_for_images(found: Audited, pipeline_name: str) -> None:
     found.more_objects = 0
-    if found.resolved.source.kind != "images":
+    if found.resolved.what != "images":
         return
     named, count = lost_images(found.connection, found.store, found.table, pipeline_name, LISTED)
     found.objects += [LostObject(name, reason) for name, reason in named]
@@ -382,12 +354,13 @@ class AuditReport:
 
 
 def conclude_audit(report: AuditReport) -> AuditReport:
-    """The report of an audit that found nothing, or left nothing. Raises ``Inconsistent`` otherwise."""
+    """The report, if nothing is wrong or a repair has left nothing wrong. Raises ``Inconsistent`` with it otherwise."""
     if report.found.consistent:
         return report
     named = [f"{', '.join(map(str, finding.key))}: {finding.reason}" for finding in report.found.findings[:3]]
     named += [f"{lost.name}: {lost.reason}" for lost in report.found.objects[:3]]
     raise Inconsistent(
         f"the audit of {report.pipeline} found it {report.verdict().rstrip('.')} ({'; '.join(named)}); "
-        f"run the audit with repair to mend it"
+        "run the audit with repair",
+        report,
     )

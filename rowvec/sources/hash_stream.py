@@ -31,13 +31,13 @@ _ROW = np.dtype([("digest", ">u8", (2,)), ("fingerprint", "=u8", (4,)), ("metada
 
 def copied_pairs(connection: Connection, pairs: sql.Composed) -> Generator[Block]:
     """The blocks of a SELECT of ``digest``, ``fingerprint`` and ``metadata_hash``, ascending by digest."""
-    statement = query("extract_apart", "sorted", pairs=pairs)
+    statement = query("hash_stream", "sorted", pairs=pairs)
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         yield from pairs_from_copy(copy)
 
 
 def pairs_from_copy(chunks: Iterable[Buffer]) -> Iterator[Block]:
-    """The blocks of ``extract_apart.sorted``; chunks may be cut anywhere.
+    """The blocks of ``sorted`` in sql/hash_stream.sql; chunks may be cut anywhere.
 
     Raises ``DatabaseUnavailable`` where the stream stops before its end, ``TargetError`` where a hash has another
     length, or is NULL.
@@ -97,8 +97,8 @@ def pack_hashes(hashes: Iterable[bytes]) -> Words:
     return np.frombuffer(b"".join(hashes), "=u8").astype(np.uint64, copy=False).reshape(-1, 4)
 
 
-def key_digest(key: Iterable[str]) -> bytes:
-    """The digest of one key, given as the texts of its columns; what ``rowvec.key_digest`` computes as SQL."""
+def digest_of_key(key: Iterable[str]) -> bytes:
+    """The 16 bytes of a key, given as the texts of its columns; ``fragments.key_digest`` gives the same in SQL."""
     hashed = hashlib.sha256()
     for value in key:
         text = value.encode()

@@ -16,7 +16,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
-from rowvec.postgres.fragments import key_digest, key_json, names
+from rowvec.postgres.fragments import as_sent, key_digest, key_json, names
 from rowvec.postgres.queries import query
 from rowvec.sources.diff import Block, Changes, Words
 from rowvec.sources.hash_stream import copied_pairs, unpack_digests
@@ -31,7 +31,7 @@ _FETCH_ROWS = 2048
 
 
 class RemoteSource:
-    """See ``ApartSource``. Memory: 16 bytes for each row that changed, and some thousand rows."""
+    """See ``HashedSource``. Memory: 16 bytes for each row that changed, and some thousand rows."""
 
     def __init__(self, connection: Connection, source: PostgresSource, described: SourceQuery) -> None:
         self._connection, self._source, self._described = connection, source, described
@@ -41,38 +41,38 @@ class RemoteSource:
 
     @property
     def key(self) -> tuple[PgColumn, ...]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         return self._described.key
 
     @property
     def metadata(self) -> tuple[PgColumn, ...]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         return self._described.metadata
 
     @property
     def blank(self) -> int:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         with _own_faults():
             row = self._connection.execute(
-                query("extract_apart", "count_blank", blank=self._described.blank)
+                query("other_database", "count_blank", blank=self._described.blank)
             ).fetchone()
         return row[0] if row else 0
 
     def pairs(self) -> Iterator[Block]:
-        """See ``ApartSource``."""
-        pairs = query("extract_apart", "pairs", digest=self._digest, rows=self._described.rows)
+        """See ``HashedSource``."""
+        pairs = query("other_database", "pairs", digest=self._digest, rows=self._described.rows)
         with _own_faults():
             yield from copied_pairs(self._connection, pairs)
 
     def mark(self, changes: Changes) -> None:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         for action, rows in zip(ACTIONS, (changes.new, changes.changed, changes.metadata_only), strict=True):
             if len(rows):
                 self._marked[action].append(rows.digest)
         self._all_new &= not (len(changes.changed) or len(changes.metadata_only) or changes.unchanged)
 
     def rows(self) -> Iterator[pa.RecordBatch]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         for action, marked in self._marked.items():
             if not marked:
                 continue
@@ -84,18 +84,18 @@ class RemoteSource:
                 yield from self._fetch(action, unpack_digests(digests[start : start + _ASKED_ROWS]))
 
     def images(self, *, everything: bool = False) -> Iterator[list[SeenImage]]:
-        """See ``ApartSource``: a database has texts."""
+        """See ``HashedSource``: a database has texts."""
         return iter(())
 
     def rejects(self) -> Iterator[Reject]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         described = self._described
         parts = {"key_json": key_json(described.key), "relation": described.relation, "key": names(described.key)}
         if not described.unique:
             is_null = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(sql.Identifier(c.name)) for c in described.key)
-            yield from self._listed(query("extract_apart", "bad_keys", key_is_null=is_null, **parts))
+            yield from self._listed(query("other_database", "bad_keys", key_is_null=is_null, **parts))
         if self._source.empty == "reject":
-            blank = query("extract_apart", "blank_keys", key_json=parts["key_json"], blank=described.blank)
+            blank = query("other_database", "blank_keys", key_json=parts["key_json"], blank=described.blank)
             yield from self._listed(blank)
 
     def _listed(self, statement: sql.Composed) -> Iterator[Reject]:
@@ -104,14 +104,11 @@ class RemoteSource:
 
     def _fetch(self, action: Action, digests: list[bytes] | None) -> Iterator[pa.RecordBatch]:
         schema = row_schema(self.key, self.metadata)
-        columns = sql.SQL(", ").join(
-            sql.SQL("{}::{}").format(sql.Identifier(c.name), sql.SQL(c.travels_as)) for c in (*self.key, *self.metadata)
-        )
-        parts = {"columns": columns, "rows": self._described.rows}
-        statement = query("extract_apart", "rows", **parts)
+        parts = {"columns": as_sent((*self.key, *self.metadata)), "rows": self._described.rows}
+        statement = query("other_database", "rows", **parts)
         if digests is not None:
             asked = sql.SQL("{}::bytea[]").format(sql.Literal(digests))
-            statement = query("extract_apart", "rows_of", digest=self._digest, digests=asked, **parts)
+            statement = query("other_database", "rows_of", digest=self._digest, digests=asked, **parts)
         for rows in self._blocks(statement):
             values = [[action] * len(rows), *zip(*rows, strict=True)]
             yield pa.record_batch([pa.array(v, f.type) for v, f in zip(values, schema, strict=True)], schema)
@@ -139,7 +136,7 @@ def open_remote(
     """
     with _connected(source.url or "") as connection, connection.transaction():
         with _own_faults():
-            connection.execute(query("extract_apart", "begin_source"))
+            connection.execute(query("other_database", "begin_source"))
             described = describe(connection, pipeline, source, identity.digest())
         _check_types(target, (*described.key, *described.metadata))
         yield RemoteSource(connection, source, described)
@@ -154,7 +151,7 @@ def _connected(url: str) -> Connection:
 
 def _check_types(target: Connection, columns: tuple[PgColumn, ...]) -> None:
     for column in columns:
-        row = target.execute(query("extract_apart", "type_exists", pg_type=sql.Literal(column.pg_type))).fetchone()
+        row = target.execute(query("other_database", "type_exists", pg_type=sql.Literal(column.pg_type))).fetchone()
         if not (row and row[0]):
             raise TargetError(
                 f"the source's column {column.name} is {column.pg_type}, and the target's database has no such type; "

@@ -40,6 +40,16 @@ class SourceQuery:
     """Whether the database itself forbids two rows of one key, and NULL in it."""
 
     @property
+    def whole(self) -> SourceQuery:
+        """The rows before they are split: these are not split."""
+        return self
+
+    @property
+    def unsplit(self) -> sql.Composed:
+        """``SELECT`` the keys of rows whose present content is not split yet: none."""
+        return query("source", "none_unsplit", key=names(self.key), relation=self.relation)
+
+    @property
     def rows(self) -> sql.Composed:
         """``SELECT`` key, metadata, content, fingerprint and metadata_hash of every row that is to have a vector."""
         return query(
@@ -79,7 +89,7 @@ class SourceQuery:
         }
 
 
-def is_beside(pipeline: Pipeline) -> bool:
+def is_in_target_database(pipeline: Pipeline) -> bool:
     """Whether the source is in the target's own database, so that the two can be joined there."""
     source = pipeline.source
     return source.kind == "postgres" and (source.url is None or source.url == target_url(pipeline.target.url))

@@ -31,7 +31,7 @@ class SeenImage:
     bytes: int
 
 
-class ApartSource(Protocol):
+class HashedSource(Protocol):
     """A source that is being read: one snapshot, from the first pair to the last row."""
 
     @property

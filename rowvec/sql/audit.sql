@@ -14,44 +14,6 @@ DROP TABLE IF EXISTS findings, held
 SELECT max(merged_at), max(run_id) FILTER (WHERE merged_at IS NOT NULL)
 FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s
 
--- name: add_finding
-INSERT INTO findings (key, kind, reason, void)
-SELECT key::jsonb, kind, reason, kind = 'corrupt'
-FROM unnest(%(keys)s::text[], %(kinds)s::text[], %(reasons)s::text[]) AS f (key, kind, reason)
-ON CONFLICT DO NOTHING
-
--- name: differences -- what the diff of source and vector table means for an audit
-INSERT INTO findings (kind, reason, key, void)
-SELECT kind, reason, key, kind = 'corrupt' FROM (SELECT
-    CASE
-        WHEN rowvec_action = 'new' THEN 'missing'
-        WHEN rowvec_action = 'deleted' THEN 'orphaned'
-        WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM rowvec_stored_fingerprint THEN 'corrupt'
-        WHEN rowvec_action = 'metadata_only' AND metadata_hash IS NOT DISTINCT FROM rowvec_stored_metadata_hash THEN 'corrupt'
-        ELSE 'stale'
-    END AS kind,
-    CASE
-        WHEN rowvec_action = 'new' THEN 'the source has this row, the vector table has not'
-        WHEN rowvec_action = 'deleted' THEN 'the vector table has this row, the source has not'
-        WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM rowvec_stored_fingerprint
-            THEN 'the content in the vector table is not what its fingerprint was made of'
-        WHEN rowvec_action = 'changed' THEN 'the source has other content by now'
-        WHEN metadata_hash IS NOT DISTINCT FROM rowvec_stored_metadata_hash
-            THEN 'the metadata in the vector table is not what its hash was made of'
-        ELSE 'the source has other metadata by now'
-    END AS reason,
-    {key_json} AS key
-FROM diff AS d) AS found
-ON CONFLICT DO NOTHING
-
--- name: other_metadata_hash -- of rows in which nothing differs: a diff looks at the columns, which is cheaper
-INSERT INTO findings (kind, reason, key, void)
-SELECT 'corrupt', 'its metadata_hash is not that of its metadata', {key_json}, true
-FROM {table} AS t
-JOIN ({rows}) AS wanted ON {same_key}
-WHERE wanted.fingerprint = t.fingerprint AND wanted.metadata_hash IS DISTINCT FROM t.metadata_hash
-ON CONFLICT DO NOTHING
-
 -- name: vectors -- all checks of the vectors in one pass
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', CASE {reasons} END, {key_json}, true FROM {table} AS t WHERE {bad}

@@ -21,10 +21,6 @@ FROM (
     JOIN {chunks} AS c ON {same_row} AND c.rowvec_row = r.fingerprint
 ) AS split
 
--- name: waiting -- rows whose present content is not split yet
-SELECT {columns} FROM ({whole}) AS r
-WHERE NOT EXISTS (SELECT FROM {chunks} AS c WHERE {same_row} AND c.rowvec_row = r.fingerprint)
-
 -- name: forget -- chunks of rows that are gone, or have other content by now
 DELETE FROM {chunks} AS c
 WHERE NOT EXISTS (SELECT FROM ({whole}) AS r WHERE {same_row} AND r.fingerprint = c.rowvec_row)
@@ -39,24 +35,10 @@ ON CONFLICT DO NOTHING
 -- name: analyze
 ANALYZE {chunks}
 
--- name: lock -- one at a time, and before the snapshot is taken, which then shows what the other did
-LOCK TABLE {chunks} IN SHARE ROW EXCLUSIVE MODE
-
--- name: stored_pairs -- the rows that are split, by their first chunks
-SELECT {digest} AS digest, rowvec_row AS fingerprint, {metadata_hash} AS metadata_hash FROM {chunks} WHERE chunk = 0
-
--- name: forget_gone
-DELETE FROM {chunks} WHERE {digest} IN (SELECT digest FROM gone)
-
--- name: forget_changed
-DELETE FROM {chunks} AS t USING taken AS d WHERE d.rowvec_action = 'changed' AND {same_row}
-
--- name: update_metadata
-UPDATE {chunks} AS t SET {assignments} FROM taken AS d WHERE d.rowvec_action = 'metadata_only' AND {same_row}
-
--- name: taken
-SELECT {columns}, content, fingerprint FROM taken WHERE rowvec_action <> 'metadata_only'
-
 -- name: count_lost -- vectors that a plan deletes, and whose row is gone: not those of a text that became shorter
 SELECT count(*) FROM {plan} AS p
 WHERE p.rowvec_action = 'deleted' AND NOT EXISTS (SELECT FROM ({rows}) AS r WHERE {same_row})
+
+-- name: unsplit -- rows whose present content is not split yet
+SELECT {columns} FROM ({whole}) AS r
+WHERE NOT EXISTS (SELECT FROM {chunks} AS c WHERE {same_row} AND c.rowvec_row = r.fingerprint)

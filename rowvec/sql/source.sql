@@ -31,3 +31,6 @@ SELECT EXISTS (
 ({key}) NOT IN (
     SELECT {key} FROM {relation} AS source WHERE {whole_key} GROUP BY {key} HAVING count(*) > 1
 )
+
+-- name: none_unsplit -- contents are not split, so no row has to be split first; reads nothing
+SELECT {key} FROM {relation} AS source WHERE false

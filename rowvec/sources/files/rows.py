@@ -160,7 +160,7 @@ class Rendered:
         return [json.dumps([_shortened(c[row].as_py()) for c in columns], ensure_ascii=False) for row in rows]
 
     def taken(self, actions: list[str]) -> pa.RecordBatch:
-        """The rows as ``ApartSource.rows`` gives them."""
+        """The rows as ``HashedSource.rows`` gives them."""
         key, metadata = self._layout.key, self._layout.metadata
         schema = row_schema(key, metadata)
         vector = pa.nulls(self._rows, pa.large_string())

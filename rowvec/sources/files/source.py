@@ -77,7 +77,7 @@ class _Mark:
 
 
 class FileSource:
-    """See ``ApartSource``. Memory: a batch, a run of hashes that are sorted, and a byte for each row of the source."""
+    """See ``HashedSource``. Memory: a batch, a run of hashes that are sorted, and a byte for each row of the source."""
 
     def __init__(
         self,
@@ -101,21 +101,21 @@ class FileSource:
 
     @property
     def key(self) -> tuple[PgColumn, ...]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         return self._layout.key
 
     @property
     def metadata(self) -> tuple[PgColumn, ...]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         return self._layout.metadata
 
     @property
     def blank(self) -> int:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         return self._blank
 
     def pairs(self) -> Iterator[Block]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         rows = 0
         for path, first_row, batch in self._batches():
             rendered = Rendered(batch, self._layout)
@@ -133,7 +133,7 @@ class FileSource:
             )
 
     def mark(self, changes: Changes) -> None:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         kinds: tuple[Rows, ...] = (changes.new, changes.changed, changes.metadata_only)
         rows = self._next_sent(sum(map(len, kinds)) + len(changes.duplicates) + changes.unchanged)
         for fate, kind in enumerate(kinds, 1):
@@ -141,7 +141,7 @@ class FileSource:
         self._passed += len(rows)
 
     def rows(self) -> Iterator[pa.RecordBatch]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         first_row = 0
         for _, _, batch in self._batches():
             fates = self._fates[first_row : first_row + batch.num_rows]
@@ -153,7 +153,7 @@ class FileSource:
             raise _changed(self._marks[-1].path)
 
     def images(self, *, everything: bool = False) -> Iterator[list[SeenImage]]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         if self._layout.refusals is None:
             return
         first_row = 0
@@ -169,7 +169,7 @@ class FileSource:
                     yield seen
 
     def rejects(self) -> Iterator[Reject]:
-        """See ``ApartSource``."""
+        """See ``HashedSource``."""
         self._aside.seek(0)
         for line in self._aside:
             key, reason, detail = json.loads(line)

@@ -9,7 +9,7 @@ extract, merge and audit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,14 @@ from rowvec.ledger.plans import Plan
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.sources import CHUNK, PostgresSource
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection, without_blocking
-from rowvec.postgres.fragments import names
+from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
+from rowvec.postgres.fragments import names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table
-from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content, is_beside
+from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content
+from rowvec.sync.extract.joined import JoinedSource, reject_rows_without_content
+from rowvec.sync.extract.protocol import Rows
+from rowvec.sync.extract.request import Request
 from rowvec.sync.extract.splitting import Splitting, splitting
 from rowvec.vectors.fingerprint import Identity
 
@@ -74,14 +77,14 @@ class ChunkedQuery:
         )
 
     @property
-    def waiting(self) -> sql.Composed:
+    def unsplit(self) -> sql.Composed:
         """``SELECT`` the keys of rows whose present content is not split yet."""
-        return query("chunks", "waiting", columns=names(self.whole.key), **self._parts)
+        return query("chunks", "unsplit", columns=names(self.whole.key), **self._parts)
 
     @property
-    def unsplit(self) -> sql.Composed:
-        """``SELECT`` these rows, as ``_add`` takes them."""
-        return query("chunks", "waiting", columns=_as_texts(self.whole.key), **self._parts)
+    def unsplit_contents(self) -> sql.Composed:
+        """``SELECT`` these rows with their contents, as ``add_chunks`` takes them."""
+        return query("chunks", "unsplit", columns=_as_texts(self.whole.key), **self._parts)
 
     def forget(self, connection: Connection) -> None:
         """Drop the chunks that no row has any more."""
@@ -89,73 +92,69 @@ class ChunkedQuery:
 
     @property
     def _parts(self) -> dict[str, sql.Composable]:
-        return {"whole": self.whole.rows, "chunks": self.chunks, "same_row": same(self.whole.key, "c", "r")}
+        return {"whole": self.whole.rows, "chunks": self.chunks, "same_row": same_key(self.whole.key, "c", "r")}
 
 
-Rows = SourceQuery | ChunkedQuery
+class ChunkedSource(JoinedSource):
+    """A table, or a query, in the target's own database, joined to the chunks of its contents.
 
+    The join shows which contents have no chunks yet, so the merge need not split them first: their rows are pending.
+    """
 
-def is_joined(pipeline: Pipeline) -> bool:
-    """Whether source and vector table can be joined: the source itself, or the chunks that stand for it."""
-    return is_beside(pipeline) or pipeline.source.chunks is not None
+    def __init__(
+        self,
+        connection: Connection,
+        pipeline: Pipeline,
+        identity: Identity,
+        pipeline_id: PipelineId,
+        source: PostgresSource,
+    ) -> None:
+        super().__init__(connection, pipeline, identity, pipeline_id)
+        self._source = source
+        self._chunks = chunk_table(pipeline_id)
+
+    def describe(self) -> ChunkedQuery:
+        """See ``JoinedSource``."""
+        whole = describe(self.connection, self.pipeline, self._source, splitting_of(self.pipeline).digest())
+        return ChunkedQuery(whole=whole, chunks=self._chunks, identity=self.identity.digest())
+
+    def refresh(self, request: Request | None = None) -> None:
+        """Split the contents that are new.
+
+        No transaction is open while contents are split, and a run that is killed keeps what it has split. Raises as
+        ``describe``, and ``TargetError`` if the vector table has no chunks.
+        """
+        rows = self.describe()
+        # Look at the vector table first: one of another layout is refused before contents are split for it.
+        find_table(self.connection, VectorTable.of(self.pipeline, rows.key, rows.metadata))
+        make_table(self.connection, self.pipeline_id, rows.whole.key, (), versions=True)
+
+        def look(cursor: psycopg.ServerCursor[tuple[Any, ...]]) -> None:
+            with self.connection.transaction():
+                use_one_snapshot(self.connection)
+                rows.forget(self.connection)
+                cursor.execute(rows.unsplit_contents)
+
+        # The cursor outlives its transaction: the contents stay on the server's disk until they are fetched.
+        with self.connection.cursor(name="unsplit", binary=True, withhold=True) as cursor:
+            without_blocking(lambda: look(cursor))
+            add_chunks(self.connection, self._chunks, rows.whole.key, cursor, splitting_of(self.pipeline))
+
+    def refresh_for_merge(self) -> None:
+        """Nothing: the merge's snapshot shows the source itself."""
+
+    def reject_unusable(self, request: Request, rows: Rows) -> None:
+        """See ``JoinedSource``."""
+        reject_rows_without_content(self.connection, request, rows.whole)
+
+    def count_lost(self, plan: Plan) -> int:
+        """See ``SourceStrategy``."""
+        return count_lost(self.connection, plan, self.describe) if plan.counts.deleted else 0
 
 
 def chunk_table(pipeline_id: PipelineId) -> sql.Identifier:
     """The table with a pipeline's chunks."""
     return sql.Identifier(_SCHEMA, _table_name(pipeline_id))
-
-
-def source_rows(connection: Connection, pipeline: Pipeline, identity: Identity, pipeline_id: PipelineId) -> Rows:
-    """What the vector table is compared with where the two can be joined.
-
-    Raises ``SourceError`` where the source is not there as the pipeline says.
-    """
-    source, chunks = pipeline.source, chunk_table(pipeline_id)
-    if source.chunks is None or (source.kind == "postgres" and is_beside(pipeline)):
-        if source.kind != "postgres":
-            raise TypeError(source.kind)  # files are beside nothing
-        if source.chunks is None:
-            return describe(connection, pipeline, source, identity.digest())
-        return _chunked(connection, pipeline, source, identity, chunks)
-    types = _columns(connection, pipeline_id)
-    key, metadata = (tuple(PgColumn(n, types[n]) for n in named) for named in (source.vector_key, source.metadata))
-    return SourceQuery(
-        relation=chunks,
-        key=key,
-        metadata=metadata,
-        content=sql.SQL("source.content"),
-        something=sql.SQL("true"),
-        vector=None,
-        identity=identity.digest(),
-        unique=True,
-    )
-
-
-def split_contents(connection: Connection, pipeline: Pipeline, identity: Identity, pipeline_id: PipelineId) -> None:
-    """Bring the chunks of a source in the target's database up to date.
-
-    No transaction is open while contents are split, and what a run that was killed has split is kept. Raises as
-    ``source_rows``, and ``TargetError`` where the vector table has no chunks.
-    """
-    source, chunks = pipeline.source, chunk_table(pipeline_id)
-    if source.kind != "postgres" or source.chunks is None:
-        raise TypeError(source.kind)
-    rows = _chunked(connection, pipeline, source, identity, chunks)
-    # A vector table of another layout is refused before its contents are split.
-    find_table(connection, VectorTable.of(pipeline, rows.key, rows.metadata))
-    make_table(connection, pipeline_id, rows.whole.key, (), versions=True)
-    how = splitting(source.chunks, pipeline.embedder)
-
-    def look(cursor: psycopg.ServerCursor[tuple[Any, ...]]) -> None:
-        with connection.transaction():
-            connection.execute(query("extract", "begin"))
-            rows.forget(connection)
-            cursor.execute(rows.unsplit)
-
-    # The cursor outlives its transaction: the contents wait on the server's disk.
-    with connection.cursor(name="unsplit", binary=True, withhold=True) as cursor:
-        without_blocking(lambda: look(cursor))
-        add_chunks(connection, chunks, rows.whole.key, cursor, how)
 
 
 def make_table(
@@ -172,7 +171,7 @@ def make_table(
     """
     columns = (*key, *metadata)
     wanted = {c.name: c.pg_type for c in columns} | _OF_ITS_OWN
-    chunks, there = chunk_table(pipeline_id), _columns(connection, pipeline_id)
+    chunks, there = chunk_table(pipeline_id), column_types(connection, pipeline_id)
     if there and there != wanted:
         connection.execute(query("chunks", "drop", chunks=chunks))
     elif there:
@@ -207,33 +206,23 @@ def add_chunks(
         connection.execute(query("chunks", "analyze", chunks=chunks))
 
 
-def count_lost(connection: Connection, pipeline: Pipeline, plan: Plan) -> int:
-    """How many vectors a plan deletes whose row is gone; the others are of texts that became shorter."""
-    rows = source_rows(connection, pipeline, plan.identity, plan.pipeline_id)
-    every = rows.whole.rows if isinstance(rows, ChunkedQuery) else rows.rows
-    parts = {"plan": plan.rows, "rows": every, "same_row": same(plan.table.row_key, "p", "r")}
+def count_lost(connection: Connection, plan: Plan, describe_rows: Callable[[], Rows]) -> int:
+    """How many vectors a plan deletes because their row is gone; the other deleted ones are of shortened texts."""
+    every = describe_rows().whole.rows
+    parts = {"plan": plan.rows, "rows": every, "same_row": same_key(plan.table.row_key, "p", "r")}
     found = connection.execute(query("chunks", "count_lost", **parts)).fetchone()
     return found[0] if found else 0
 
 
-def same(key: tuple[PgColumn, ...], left: str, right: str) -> sql.Composed:
-    """``l.a = r.a AND l.b = r.b``."""
-    return sql.SQL(" AND ").join(
-        sql.SQL("{} = {}").format(sql.Identifier(left, c.name), sql.Identifier(right, c.name)) for c in key
-    )
-
-
-def _chunked(
-    connection: Connection, pipeline: Pipeline, source: PostgresSource, identity: Identity, chunks: sql.Identifier
-) -> ChunkedQuery:
-    if source.chunks is None:
+def splitting_of(pipeline: Pipeline) -> Splitting:
+    """How a pipeline with ``source.chunks`` splits its contents."""
+    if pipeline.source.chunks is None:
         raise TypeError("source.chunks")
-    how = splitting(source.chunks, pipeline.embedder)
-    whole = describe(connection, pipeline, source, how.digest())
-    return ChunkedQuery(whole=whole, chunks=chunks, identity=identity.digest())
+    return splitting(pipeline.source.chunks, pipeline.embedder)
 
 
-def _columns(connection: Connection, pipeline_id: PipelineId) -> dict[str, str]:
+def column_types(connection: Connection, pipeline_id: PipelineId) -> dict[str, str]:
+    """The columns of a pipeline's chunks with their types; none if there is no such table."""
     values = {"schema": _SCHEMA, "table": _table_name(pipeline_id)}
     return {name: pg_type for name, pg_type, _ in connection.execute(query("vector_table", "columns"), values)}
 

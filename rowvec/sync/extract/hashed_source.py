@@ -1,4 +1,4 @@
-"""Keys and hashes of a source outside the target database, copied beside the vector table."""
+"""Reading a source outside the target's database: the hashes of all rows, then the rows that changed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from itertools import islice
 import pyarrow as pa
 from psycopg import sql
 
-from rowvec.ledger.rejects import set_aside
+from rowvec.ledger.rejects import add_rejects
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
-from rowvec.postgres.fragments import key_digest, names
+from rowvec.postgres.fragments import definitions, key_digest, names
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.home import home
@@ -25,21 +25,24 @@ from rowvec.sources.hash_stream import copied_pairs, unpack_digests
 from rowvec.sources.images.seen import run_name
 from rowvec.sources.other_database import open_remote
 from rowvec.sources.postgres import fingerprint_of_content, metadata_hash
-from rowvec.sources.protocol import ApartSource, Reject
-from rowvec.sync.extract.request import Request
+from rowvec.sources.protocol import HashedSource, Reject
+from rowvec.sync.extract.request import Request, forget_fixed_rejects
 from rowvec.vectors.fingerprint import Digested, Identity
 
-_SET_ASIDE_AT_ONCE = 1000
-
-
+# Rejects written in one statement, and digests copied in one record batch.
+_REJECTS_AT_ONCE = 1000
 _DIGESTS_AT_ONCE = 65_536
 
 
 @contextmanager
-def opened(
+def open_hashed_source(
     connection: Connection, pipeline: Pipeline, identity: Digested, run_id: RunId | None = None
-) -> Generator[ApartSource]:
-    """The pipeline's source, described and ready to be read; by a run it may have been read before."""
+) -> Generator[HashedSource]:
+    """The pipeline's source, described and ready to be read.
+
+    ``run_id``: the run that reads it, which may have read it before and then reads no unchanged image again. Raises
+    ``SourceError`` if the source cannot be read as the pipeline says.
+    """
     source = pipeline.source
     if source.kind == "postgres":
         with open_remote(pipeline, source, identity, connection) as remote:
@@ -55,10 +58,11 @@ def opened(
 
 
 def stored_pairs(connection: Connection, pipeline: Pipeline, identity: Identity, table: VectorTable) -> Iterator[Block]:
+    """The hashes of the vector table's rows, ascending by key digest; a hash that does not fit its row is zeros."""
     # With the source's own vectors, the fingerprint covers a text that the table does not keep.
     own = pipeline.embedder.kind == "column"
     pairs = query(
-        "extract_apart",
+        "hashed_source",
         "stored_pairs",
         digest=key_digest(table.key),
         fingerprint=sql.SQL("fingerprint") if own else fingerprint_of_content(identity.digest()),
@@ -68,8 +72,8 @@ def stored_pairs(connection: Connection, pipeline: Pipeline, identity: Identity,
     return copied_pairs(connection, pairs)
 
 
-def mark(source: ApartSource, wanted: Iterator[Block], stored: Iterator[Block]) -> list[Words]:
-    """Let the source know what the diff found; returns the digests of vectors whose row is gone."""
+def mark_changes(source: HashedSource, wanted: Iterator[Block], stored: Iterator[Block]) -> list[Words]:
+    """Mark in the source the rows that the diff found; returns the key digests of vectors whose row is gone."""
     gone: list[Words] = []
     for changes in diff(wanted, stored):
         source.mark(changes)
@@ -78,26 +82,25 @@ def mark(source: ApartSource, wanted: Iterator[Block], stored: Iterator[Block]) 
     return gone
 
 
-def take(
+def copy_changes(
     connection: Connection,
-    source: ApartSource,
+    source: HashedSource,
     key: tuple[PgColumn, ...],
     metadata: tuple[PgColumn, ...],
     gone: list[Words],
 ) -> None:
-    """Copy what changed into temporary tables, ``taken`` and ``gone``."""
+    """Copy the marked rows and the digests into two temporary tables, ``taken`` and ``gone``."""
     columns = (
         PgColumn("rowvec_action", "text"),
         *(PgColumn(c.name, c.travels_as) for c in (*key, *metadata)),
         *(PgColumn(name, "text") for name in ("content", "rowvec_vector")),
         *(PgColumn(name, "bytea") for name in ("fingerprint", "metadata_hash")),
     )
-    typed = sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in columns)
-    connection.execute(query("extract_apart", "taken", columns=typed))
-    connection.execute(query("extract_apart", "gone"))
+    connection.execute(query("hashed_source", "taken", columns=definitions(columns)))
+    connection.execute(query("hashed_source", "gone"))
     _copy(connection, "copy_taken", columns, source.rows())
     _copy(connection, "copy_gone", (PgColumn("digest", "bytea"),), _digest_batches(gone))
-    connection.execute(query("extract_apart", "analyze"))
+    connection.execute(query("hashed_source", "analyze"))
 
 
 def _copy(
@@ -106,7 +109,7 @@ def _copy(
     encoder = Encoder(columns)
     with (
         connection.cursor() as cursor,
-        cursor.copy(query("extract_apart", statement, columns=names(encoder.columns))) as copy,
+        cursor.copy(query("hashed_source", statement, columns=names(encoder.columns))) as copy,
     ):
         copy.write(HEADER)
         for batch in batches:
@@ -122,11 +125,10 @@ def _digest_batches(digests: list[Words]) -> Iterator[pa.RecordBatch]:
             yield pa.record_batch([pa.array(part, pa.binary())], names=["digest"])
 
 
-def set_aside_rejects(connection: Connection, request: Request, rejects: Iterator[Reject]) -> None:
-    """List the rows that cannot have a vector of their own; forget those that can by now."""
-    while chunk := list(islice(rejects, _SET_ASIDE_AT_ONCE)):
-        # Many rows may share a key that is NULL: one line in the rejects stands for them.
+def reject_unusable(connection: Connection, request: Request, rejects: Iterator[Reject]) -> None:
+    """List the rows that cannot have a vector of their own, and forget the rejects that no longer apply."""
+    while chunk := list(islice(rejects, _REJECTS_AT_ONCE)):
+        # Many rows may share a key that is NULL: the rejects list the key once.
         rows = [(key, None, error) for key, error in dict(chunk).items()]
-        set_aside(connection, request.pipeline_id, request.run_id, rows)
-    parts = {"pipeline_id": sql.Literal(request.pipeline_id), "run_id": sql.Literal(request.run_id)}
-    connection.execute(query("extract", "forget_mended", **parts))
+        add_rejects(connection, request.pipeline_id, request.run_id, rows)
+    forget_fixed_rejects(connection, request)

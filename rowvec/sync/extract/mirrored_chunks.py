@@ -7,57 +7,97 @@ from collections.abc import Iterator
 from psycopg import sql
 
 from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.plans import Plan
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import Connection, without_blocking
-from rowvec.postgres.fragments import key_digest
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
+from rowvec.postgres.fragments import key_digest, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table
 from rowvec.sources.diff import Block
 from rowvec.sources.hash_stream import copied_pairs
-from rowvec.sources.postgres import metadata_hash
-from rowvec.sources.protocol import ApartSource
-from rowvec.sync.extract.chunks import CHUNK_COLUMN, add_chunks, chunk_table, make_table
-from rowvec.sync.extract.hashed_source import mark, opened, set_aside_rejects, take
+from rowvec.sources.postgres import SourceQuery, metadata_hash
+from rowvec.sources.protocol import HashedSource
+from rowvec.sync.extract.chunks import (
+    CHUNK_COLUMN,
+    add_chunks,
+    chunk_table,
+    column_types,
+    count_lost,
+    make_table,
+    splitting_of,
+)
+from rowvec.sync.extract.hashed_source import copy_changes, mark_changes, open_hashed_source, reject_unusable
+from rowvec.sync.extract.joined import JoinedSource
+from rowvec.sync.extract.protocol import Rows
 from rowvec.sync.extract.request import Request, check_empty
-from rowvec.sync.extract.splitting import Splitting, splitting
+from rowvec.sync.extract.splitting import Splitting
 
 
-def mirror_source(
-    connection: Connection, pipeline: Pipeline, pipeline_id: PipelineId, request: Request | None = None
-) -> None:
-    """Bring the chunks up to date with a source elsewhere, in one transaction; what has not changed does not travel.
+class MirroredSource(JoinedSource):
+    """A source outside the target's database, of which the table of chunks holds all that the join needs.
 
-    With a ``request`` the rows that cannot be split are set aside, as an extract does. Raises ``SourceError`` where the
-    source is not there as the pipeline says.
+    The table stands for the source, so it is brought up to date before every extract, merge and audit.
     """
-    if pipeline.source.chunks is None:
-        raise TypeError("source.chunks")
-    how = splitting(pipeline.source.chunks, pipeline.embedder)
-    without_blocking(lambda: _mirror(connection, pipeline, pipeline_id, how, request))
+
+    def describe(self) -> SourceQuery:
+        """See ``JoinedSource``: the table of chunks."""
+        source, types = self.pipeline.source, column_types(self.connection, self.pipeline_id)
+        key, metadata = (tuple(PgColumn(n, types[n]) for n in named) for named in (source.vector_key, source.metadata))
+        return SourceQuery(
+            relation=chunk_table(self.pipeline_id),
+            key=key,
+            metadata=metadata,
+            content=sql.SQL("source.content"),
+            something=sql.SQL("true"),
+            vector=None,
+            identity=self.identity.digest(),
+            unique=True,
+        )
+
+    def refresh(self, request: Request | None = None) -> None:
+        """Read and split what has changed in the source, in one transaction; the rest does not travel.
+
+        With a ``request`` the rows that cannot be split are listed as rejects, as an extract does. Raises
+        ``SourceError`` if the source is not there as the pipeline says.
+        """
+        how = splitting_of(self.pipeline)
+        without_blocking(lambda: _mirror(self.connection, self.pipeline, self.pipeline_id, how, request))
+
+    def refresh_for_merge(self) -> None:
+        """See ``JoinedSource``: the merge's snapshot shows the table of chunks alone."""
+        self.refresh()
+
+    def reject_unusable(self, request: Request, rows: Rows) -> None:
+        """Nothing: ``refresh`` has listed them."""
+
+    def count_lost(self, plan: Plan) -> int:
+        """See ``SourceStrategy``."""
+        return count_lost(self.connection, plan, self.describe) if plan.counts.deleted else 0
 
 
 def _mirror(
     connection: Connection, pipeline: Pipeline, pipeline_id: PipelineId, how: Splitting, request: Request | None
 ) -> None:
     chunks = chunk_table(pipeline_id)
-    with opened(connection, pipeline, how) as source:
+    with open_hashed_source(connection, pipeline, how) as source:
         find_table(connection, VectorTable.of(pipeline, (*source.key, CHUNK_COLUMN), source.metadata))
         make_table(connection, pipeline_id, source.key, source.metadata, versions=False)
         with connection.transaction():
-            connection.execute(query("extract", "begin"))
-            connection.execute(query("chunks", "lock", chunks=chunks))
-            gone = mark(source, source.pairs(), _stored_pairs(connection, source, chunks))
+            use_one_snapshot(connection)
+            connection.execute(query("mirrored_chunks", "lock", chunks=chunks))
+            gone = mark_changes(source, source.pairs(), _stored_pairs(connection, source, chunks))
             if request is not None:
                 check_empty(pipeline, source)
-            take(connection, source, source.key, source.metadata, gone)
+            copy_changes(connection, source, source.key, source.metadata, gone)
             if request is not None:
-                set_aside_rejects(connection, request, source.rejects())
+                reject_unusable(connection, request, source.rejects())
             _apply(connection, source, chunks, how)
 
 
-def _stored_pairs(connection: Connection, source: ApartSource, chunks: sql.Identifier) -> Iterator[Block]:
+def _stored_pairs(connection: Connection, source: HashedSource, chunks: sql.Identifier) -> Iterator[Block]:
     pairs = query(
-        "chunks",
+        "mirrored_chunks",
         "stored_pairs",
         digest=key_digest(source.key),
         metadata_hash=metadata_hash(source.metadata),
@@ -66,18 +106,16 @@ def _stored_pairs(connection: Connection, source: ApartSource, chunks: sql.Ident
     return copied_pairs(connection, pairs)
 
 
-def _apply(connection: Connection, source: ApartSource, chunks: sql.Identifier, how: Splitting) -> None:
+def _apply(connection: Connection, source: HashedSource, chunks: sql.Identifier, how: Splitting) -> None:
     columns = (*source.key, *source.metadata)
-    same_row = sql.SQL(" AND ").join(
-        sql.SQL("t.{0} = d.{0}::{1}").format(sql.Identifier(c.name), c.type_sql) for c in source.key
-    )
-    connection.execute(query("chunks", "forget_gone", chunks=chunks, digest=key_digest(source.key)))
-    connection.execute(query("chunks", "forget_changed", chunks=chunks, same_row=same_row))
+    same_row = same_key(source.key, "t", "d", cast_right=True)
+    connection.execute(query("mirrored_chunks", "forget_gone", chunks=chunks, digest=key_digest(source.key)))
+    connection.execute(query("mirrored_chunks", "forget_changed", chunks=chunks, same_row=same_row))
     if source.metadata:
         assigned = (sql.SQL("{0} = d.{0}::{1}").format(sql.Identifier(c.name), c.type_sql) for c in source.metadata)
         parts = {"assignments": sql.SQL(", ").join(assigned), "same_row": same_row}
-        connection.execute(query("chunks", "update_metadata", chunks=chunks, **parts))
+        connection.execute(query("mirrored_chunks", "update_metadata", chunks=chunks, **parts))
     with connection.cursor(name="taken", binary=True) as cursor:
         texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c.name)) for c in columns)
-        cursor.execute(query("chunks", "taken", columns=texts))
+        cursor.execute(query("mirrored_chunks", "taken", columns=texts))
         add_chunks(connection, chunks, columns, cursor, how)

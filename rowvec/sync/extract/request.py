@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
-from rowvec.ledger.journal import begin_anew
+from rowvec.ledger.journal import restart_journal
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Counts, Plan, plan_rows, store
 from rowvec.ledger.reuse import paid_for
@@ -17,15 +17,15 @@ from rowvec.postgres.citus import distribute
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, create_table, direct_possible
-from rowvec.sources.protocol import ApartSource
+from rowvec.sources.protocol import HashedSource
 from rowvec.vectors.fingerprint import Identity
 
 
-def check_empty(pipeline: Pipeline, source: ApartSource) -> None:
-    """Raise ``SourceError`` where there are rows without content and the pipeline says that there must be none."""
+def check_empty(pipeline: Pipeline, source: HashedSource) -> None:
+    """Raise ``SourceError`` if there are rows without content and the pipeline says that there must be none."""
     if pipeline.source.empty == "fail" and source.blank:
         raise SourceError(
-            f"{source.blank:,} row(s) have empty content and source.empty is fail; mend them, or set it to skip "
+            f"{source.blank:,} row(s) have empty content and source.empty is fail; fix them, or set it to skip "
             "or reject"
         )
 
@@ -80,16 +80,16 @@ def store_plan(
     """Index the plan's rows, count what is paid for, and record the plan."""
     new, changed, metadata_only, deleted = changes
     rows, pipeline_id = plan_rows(request.run_id), sql.Literal(request.pipeline_id)
-    connection.execute(query("extract", "index_plan", plan=rows))
+    connection.execute(query("request", "index_plan", plan=rows))
     paid = paid_for(connection, request.pipeline_id, request.identity)
-    texts, known = row(connection, query("extract", "count_texts", plan=rows, paid_for=paid))
+    texts, known = row(connection, query("request", "count_texts", plan=rows, paid_for=paid))
     direct = not exists and direct_possible(table)
     if not exists and not direct and (new or changed):
         create_table(connection, table)
         distribute(connection, table)
-        begin_anew(connection, request.pipeline_id)
-    stored = row(connection, query("extract", "count_rows", table=table.identifier))[0] if exists else 0
-    rejected = row(connection, query("extract", "count_rejects", pipeline_id=pipeline_id))[0]
+        restart_journal(connection, request.pipeline_id)
+    stored = row(connection, query("request", "count_rows", table=table.identifier))[0] if exists else 0
+    rejected = row(connection, query("request", "count_rejects", pipeline_id=pipeline_id))[0]
     plan = Plan(
         run_id=request.run_id,
         pipeline_id=request.pipeline_id,
@@ -110,6 +110,12 @@ def store_plan(
     )
     store(connection, plan)
     return plan
+
+
+def forget_fixed_rejects(connection: Connection, request: Request) -> None:
+    """Forget the rejects of the kinds that every extract finds again, if this extract did not find them."""
+    parts = {"pipeline_id": sql.Literal(request.pipeline_id), "run_id": sql.Literal(request.run_id)}
+    connection.execute(query("request", "forget_fixed_rejects", **parts))
 
 
 def row(connection: Connection, statement: sql.Composed) -> tuple[int, ...]:

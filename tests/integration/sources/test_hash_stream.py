@@ -15,13 +15,13 @@ from psycopg import sql
 from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
-from rowvec.postgres.fragments import key_digest as key_digest_sql
+from rowvec.postgres.fragments import key_digest
 from rowvec.postgres.queries import query
 from rowvec.sources.diff import Block
 from rowvec.sources.hash_stream import (
     checksum,
     copied_pairs,
-    key_digest,
+    digest_of_key,
     pack_digests,
     pack_hashes,
     pairs_from_copy,
@@ -114,10 +114,8 @@ def test_the_checksum_and_the_digest_are_those_of_the_database(connection: Conne
     for a, b in rows:
         connection.execute("INSERT INTO t VALUES (%s, %s, sha256(%s::bytea))", (a, b, a.encode()))
     key = (PgColumn("a", "text"), PgColumn("b", "integer"))
-    digests = [key_digest([a, str(b)]) for a, b in rows]
-    found = connection.execute(
-        query("merge", "totals", digest=key_digest_sql(key), table=sql.Identifier("t"))
-    ).fetchone()
+    digests = [digest_of_key([a, str(b)]) for a, b in rows]
+    found = connection.execute(query("totals", "totals", digest=key_digest(key), table=sql.Identifier("t"))).fetchone()
     fingerprints = pack_hashes(hashlib.sha256(a.encode()).digest() for a, _ in rows)
     block = Block(digest=pack_digests(digests), fingerprint=fingerprints, metadata_hash=fingerprints)
     assert found == (3, checksum(block))

@@ -119,7 +119,7 @@ def test_an_edit_that_keeps_size_and_time_is_noticed_within_a_run(
     sync(paintings)
     overwrite(folder / "same 0.bmp", 900)
     time.sleep(0.2)
-    merge_run, compare, edits = merge_stage.run, merge_stage.compare, [901, 902, 903]
+    merge_run, compare, edits = merge_stage.run, merge_stage.compare_with_source, [901, 902, 903]
 
     def merge(*arguments: Any) -> Any:
         if len(edits) == 3:
@@ -133,7 +133,7 @@ def test_an_edit_that_keeps_size_and_time_is_noticed_within_a_run(
         return compare(*arguments)
 
     monkeypatch.setattr(merge_stage, "run", merge)
-    monkeypatch.setattr(merge_stage, "compare", compared)
+    monkeypatch.setattr(merge_stage, "compare_with_source", compared)
     assert sync(paintings).consistent
     assert not edits
     assert contents(source) == expected(folder)

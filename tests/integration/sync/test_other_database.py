@@ -21,10 +21,10 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_table import stored_table
-from rowvec.sources.hash_stream import key_digest
+from rowvec.sources.hash_stream import digest_of_key
 from rowvec.sync import merge
 from rowvec.sync.extract import stage
-from rowvec.sync.extract.recheck import compare_apart, moved
+from rowvec.sync.extract.recheck import compare_by_hash, moved_since
 from tests.support import paintings
 from tests.support.paintings import assert_in_step, fill, sync, vectors
 
@@ -205,13 +205,12 @@ def test_source_and_table_have_one_checksum(source: Connection, apart: Apart, ke
     assert pipeline_id is not None
     resolved = resolve(kept)
     identity, table = open_embedder(resolved.embedder).identity, stored_table(source, resolved)
-    compared = compare_apart(source, resolved, identity, pipeline_id[0], table)
-    assert (compared.source_rows, compared.table_rows) == (50, 50)
-    assert compared.source_checksum == compared.table_checksum == report.checksum
+    compared = compare_by_hash(source, resolved, identity, pipeline_id[0], table)
+    assert compared.source == compared.table == (50, report.checksum)
     source.execute("DELETE FROM vectors.paintings WHERE id = 9")
-    compared = compare_apart(source, resolved, identity, pipeline_id[0], table)
-    assert compared.found == (("missing", ("9",), "the source has this row, the vector table has not"),)
-    assert compared.source_checksum != compared.table_checksum
+    compared = compare_by_hash(source, resolved, identity, pipeline_id[0], table)
+    assert compared.differences == (("missing", ("9",), "the source has this row, the vector table has not"),)
+    assert compared.source[1] != compared.table[1]
 
 
 def test_rows_that_cannot_be_embedded_are_not_tried_again(source: Connection, apart: Apart, kept: Pipeline) -> None:
@@ -302,7 +301,7 @@ def test_rows_that_move_after_the_plan_are_known(source: Connection, apart: Apar
     apart.write()
     with running(kept, "test") as run:
         plan = stage.run(kept, run)
-        assert moved(source, resolve(kept), plan) == []
+        assert moved_since(source, resolve(kept), plan) == []
         source.execute("UPDATE paintings SET title = 'two' WHERE id = 1")
         source.execute("UPDATE paintings SET year = 1 WHERE id = 2")
         source.execute("DELETE FROM paintings WHERE id = 3")
@@ -310,7 +309,9 @@ def test_rows_that_move_after_the_plan_are_known(source: Connection, apart: Apar
         source.execute("UPDATE paintings SET title = 'not planned' WHERE id = 20")
         source.execute("UPDATE paintings SET year = 1 WHERE id = 21")  # not planned either, and its vector is right
         apart.write()
-        assert sorted(moved(source, resolve(kept), plan)) == sorted(key_digest([str(i)]) for i in (1, 2, 3, 12, 20))
+        assert sorted(moved_since(source, resolve(kept), plan)) == sorted(
+            digest_of_key([str(i)]) for i in (1, 2, 3, 12, 20)
+        )
 
 
 @pytest.mark.parametrize("first_load", [True, False])

@@ -1,10 +1,3 @@
--- name: begin -- one snapshot; a join in memory where it fits (4 MB, the default, spills at 40,000 rows); in parallel
--- The planner takes sha256 for as cheap as an addition and expects most rows to differ: left alone it works serially.
-SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
-SET LOCAL work_mem = '256MB';
-SET LOCAL parallel_tuple_cost = 0.001;
-SET LOCAL lock_timeout = '1s'
-
 -- name: diff -- keys whose row and vector do not belong together, by one join; unchanged rows leave no trace
 -- Content and metadata are compared themselves, and not only by hash, so that a row somebody edited in the vector table
 -- is found too. It is also cheaper than hashing both sides.
@@ -39,6 +32,17 @@ DELETE FROM diff AS d
 USING rowvec.rejects AS r
 WHERE d.rowvec_action = 'new' AND r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = d.fingerprint
 
+-- name: analyze_diff -- or the plan for the few rows that changed is the plan for a million
+ANALYZE diff
+
+-- name: count_diff
+SELECT
+    count(*) FILTER (WHERE rowvec_action = 'new'),
+    count(*) FILTER (WHERE rowvec_action = 'changed'),
+    count(*) FILTER (WHERE rowvec_action = 'metadata_only'),
+    count(*) FILTER (WHERE rowvec_action = 'deleted')
+FROM diff
+
 -- name: plan_rows -- the changed rows themselves, as of the same snapshot, batch by batch and equal contents together
 -- Made anew where the stage is tried again because nobody heard that it was done.
 DROP TABLE IF EXISTS {plan};
@@ -55,46 +59,6 @@ SELECT
 FROM diff AS d
 LEFT JOIN ({rows}) AS r ON d.rowvec_action <> 'deleted' AND {same_key}
 ORDER BY rowvec_batch, d.fingerprint
-
--- name: batch -- by the fingerprint's leading 24 bits: even shares, and equal contents never in two batches
-(((((get_byte(d.fingerprint, 0) << 16) + (get_byte(d.fingerprint, 1) << 8) + get_byte(d.fingerprint, 2))::bigint)
-    * {batches}) >> 24)::int
-
--- name: index_plan
-CREATE INDEX ON {plan} (rowvec_batch)
-
--- name: analyze_diff -- or the plan for the few rows that changed is the plan for a million
-ANALYZE diff
-
--- name: count_diff
-SELECT
-    count(*) FILTER (WHERE rowvec_action = 'new'),
-    count(*) FILTER (WHERE rowvec_action = 'changed'),
-    count(*) FILTER (WHERE rowvec_action = 'metadata_only'),
-    count(*) FILTER (WHERE rowvec_action = 'deleted')
-FROM diff
-
--- name: count_texts -- distinct contents to embed, and how many of them are paid for already
-SELECT count(*), count(*) FILTER (WHERE {paid_for})
-FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
-
--- name: paid_for -- by any generation, and as a longer vector where that can be cut to size
-(
-    EXISTS (
-        SELECT FROM rowvec.embeddings AS e
-        WHERE e.pipeline_id = ANY (rowvec.generations({pipeline_id})) AND e.fingerprint = p.fingerprint)
-    OR EXISTS (
-        SELECT FROM rowvec.answers AS a
-        WHERE a.pipeline_id = ANY (rowvec.generations({pipeline_id})) AND a.fingerprint = p.fingerprint)
-    OR EXISTS (
-        SELECT FROM unnest({longer}::bytea[]) AS longer (digest)
-        JOIN rowvec.embeddings AS e
-          ON e.pipeline_id = ANY (rowvec.generations({pipeline_id}))
-         AND e.fingerprint = sha256(longer.digest || convert_to(coalesce(p.content, ''), 'UTF8')))
-)
-
--- name: count_rows
-SELECT count(*) FROM {table}
 
 -- name: reject_bad_keys -- keys that are NULL in part, or that several rows share, cannot have a vector of their own
 INSERT INTO rowvec.rejects AS known (pipeline_id, key, reason, detail, run_id)
@@ -122,12 +86,34 @@ SET reason = excluded.reason, detail = excluded.detail, run_id = excluded.run_id
 -- name: count_blank
 SELECT count(*) FROM ({blank}) AS source
 
--- name: forget_mended -- rejects of the kinds that every extract finds anew, and that this one did not find
-DELETE FROM rowvec.rejects
-WHERE pipeline_id = {pipeline_id} AND run_id <> {run_id}
-  AND reason IN (
-      'null_key', 'duplicate_key', 'empty', 'unreadable',
-      'missing_image', 'not_an_image', 'broken_image', 'image_too_large')
+-- name: add_differences -- what the diff of source and vector table means for an audit
+INSERT INTO findings (kind, reason, key, void)
+SELECT kind, reason, key, kind = 'corrupt' FROM (SELECT
+    CASE
+        WHEN rowvec_action = 'new' THEN 'missing'
+        WHEN rowvec_action = 'deleted' THEN 'orphaned'
+        WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM rowvec_stored_fingerprint THEN 'corrupt'
+        WHEN rowvec_action = 'metadata_only' AND metadata_hash IS NOT DISTINCT FROM rowvec_stored_metadata_hash THEN 'corrupt'
+        ELSE 'stale'
+    END AS kind,
+    CASE
+        WHEN rowvec_action = 'new' THEN 'the source has this row, the vector table has not'
+        WHEN rowvec_action = 'deleted' THEN 'the vector table has this row, the source has not'
+        WHEN rowvec_action = 'changed' AND fingerprint IS NOT DISTINCT FROM rowvec_stored_fingerprint
+            THEN 'the content in the vector table is not what its fingerprint was made of'
+        WHEN rowvec_action = 'changed' THEN 'the source has other content by now'
+        WHEN metadata_hash IS NOT DISTINCT FROM rowvec_stored_metadata_hash
+            THEN 'the metadata in the vector table is not what its hash was made of'
+        ELSE 'the source has other metadata by now'
+    END AS reason,
+    {key_json} AS key
+FROM diff AS d) AS found
+ON CONFLICT DO NOTHING
 
--- name: count_rejects
-SELECT count(*) FROM rowvec.rejects WHERE pipeline_id = {pipeline_id}
+-- name: add_other_metadata_hashes -- of rows in which nothing differs: a diff looks at the columns, which is cheaper
+INSERT INTO findings (kind, reason, key, void)
+SELECT 'corrupt', 'its metadata_hash is not that of its metadata', {key_json}, true
+FROM {table} AS t
+JOIN ({rows}) AS wanted ON {same_key}
+WHERE wanted.fingerprint = t.fingerprint AND wanted.metadata_hash IS DISTINCT FROM t.metadata_hash
+ON CONFLICT DO NOTHING

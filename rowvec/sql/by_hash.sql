@@ -1,0 +1,41 @@
+-- name: forget_gone_rejects -- their row is gone, or has other content by now: it is not in the vector table, so it
+-- would be among what was read
+DELETE FROM rowvec.rejects AS r
+WHERE r.pipeline_id = {pipeline_id} AND r.fingerprint IS NOT NULL
+  AND NOT EXISTS (SELECT FROM taken AS d WHERE {key_json} = r.key AND d.fingerprint = r.fingerprint)
+
+-- name: count_taken
+SELECT
+    count(*) FILTER (WHERE rowvec_action = 'new'),
+    count(*) FILTER (WHERE rowvec_action = 'changed'),
+    count(*) FILTER (WHERE rowvec_action = 'metadata_only'),
+    (SELECT count(*) FROM gone)
+FROM taken
+
+-- name: plan_rows -- laid out as the plan of a source beside the vector table; equal contents together
+-- Made anew where the stage is tried again because nobody heard that it was done.
+DROP TABLE IF EXISTS {plan};
+CREATE TABLE {plan} AS
+SELECT
+    d.rowvec_action,
+    CASE WHEN d.rowvec_action IN ('new', 'changed') THEN {batch} END AS rowvec_batch,
+    {typed}
+    d.content,
+    d.rowvec_vector,
+    d.fingerprint,
+    d.metadata_hash
+FROM taken AS d
+ORDER BY rowvec_batch, d.fingerprint
+
+-- name: plan_deletes -- the vector table knows the keys behind the digests
+INSERT INTO {plan} (rowvec_action, {key})
+SELECT 'deleted', {key} FROM {table} WHERE {digest} IN (SELECT digest FROM gone)
+
+-- name: drop_plan
+DROP TABLE IF EXISTS {plan}
+
+-- name: add_findings
+INSERT INTO findings (key, kind, reason, void)
+SELECT key::jsonb, kind, reason, kind = 'corrupt'
+FROM unnest(%(keys)s::text[], %(kinds)s::text[], %(reasons)s::text[]) AS f (key, kind, reason)
+ON CONFLICT DO NOTHING
