@@ -1,4 +1,4 @@
-"""How a row's image is written: as content a text with its checksum, and in the store an object named by it."""
+"""An image as a row's content, which is a text with its checksum, and as an object in the store with that name."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _OBJECT = re.compile(r"([0-9a-f]{2})/([0-9a-f]{64})\.([a-z]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownImage:
-    """An image that a source has been seen to have."""
+    """An image that the ledger knows from a source."""
 
     sha256: str
     """64 hex digits."""
     media_type: str
     bytes: int
     place: str
-    """The file or blob it was last seen in."""
+    """The file or blob in which a run last saw it."""
 
     def object_name(self, pipeline: str) -> str:
         """Its name in the store of a pipeline: ``images/<pipeline>/<2 hex digits>/<sha256>.<suffix>``."""
@@ -33,7 +33,7 @@ class KnownImage:
 
 
 def parted(object_name: str, pipeline: str) -> tuple[str, str] | None:
-    """The checksum and the media type that an object's name says; None where it is not named as an image is."""
+    """The checksum and the media type in an object's name; None if it is not the name of an image."""
     found = _OBJECT.fullmatch(object_name.removeprefix(objects_prefix(pipeline)))
     if found is None or found[1] != found[2][:2] or found[3] not in _MEDIA_TYPES:
         return None
@@ -51,7 +51,7 @@ def is_image(content: str | None) -> bool:
 
 
 def sha256_of(content: str) -> str:
-    """The checksum that a content names. Raises ``TargetError`` where it is no image's."""
+    """The checksum that a content names. Raises ``TargetError`` if it names no image."""
     found = _CONTENT.fullmatch(content)
     if found is None:
         raise TargetError(f"the content {content[:40]!r} names no image; was this table made from texts?")
@@ -59,5 +59,5 @@ def sha256_of(content: str) -> str:
 
 
 def objects_prefix(pipeline: str) -> str:
-    """What the names of a pipeline's images begin with: all its generations share them."""
+    """The prefix of a pipeline's images, which all its generations share."""
     return f"images/{pipeline.partition('.')[0]}/"

@@ -1,4 +1,4 @@
-"""Image files as pixels: every kind of file in one form, and broken or monstrous ones refused with a sentence."""
+"""Decodes image files of every kind to RGB, and refuses broken or too large ones with a sentence."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import ImageOps
 from rowvec.errors import RowError
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO")
-"""What is decoded. Pillow knows more, of which some (EPS) start another program."""
+"""The formats that are decoded. Pillow knows more, and some of those (EPS) start another program."""
 
-# Beyond 89 million Pillow itself warns, and refuses twice that.
+# Above 89 million Pillow itself warns, and it refuses twice that.
 MOST_PIXELS = 89_000_000
 
-# A file may say that it is a TIFF of one pixel and a million wide strips: what a decoder makes of such a thing is any
-# of these. No list is complete by documentation; this one is what mutated files of every format have been seen to do.
+# A file may claim to be a TIFF of one pixel and a million wide strips, and a decoder may raise any of these for it. No
+# documentation has a complete list; this one is what mutated files of every format raised.
 BROKEN = (
     OSError,
     ValueError,
@@ -36,17 +36,17 @@ BROKEN = (
     struct.error,
     zlib.error,
 )
-"""What a decoder raises over a file that is not as its format says."""
+"""The exceptions of decoders for files that violate their format."""
 
 _WHITE = (255, 255, 255)
 _GREYS_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 def decoded(content: bytes, name: str, *, at_least: int, most_pixels: int = MOST_PIXELS) -> pillow.Image:
-    """The image as RGB, the right way up, on white where it is transparent; of several frames the first.
+    """The image as RGB, upright, with white for transparent pixels; the first frame if there are several.
 
-    Where the format allows it, decoded smaller than it is, with both sides still ``at_least`` pixels. Raises
-    ``RowError``, naming the image, where it is none that can be decoded, or has more than ``most_pixels``.
+    If the format allows it, it is decoded at a smaller size, with both sides still ``at_least`` pixels. Raises
+    ``RowError`` with the image's name if it cannot be decoded or has more than ``most_pixels``.
     """
     if not content:
         raise RowError("broken_image", f"{name} is empty")
@@ -63,7 +63,7 @@ def decoded(content: bytes, name: str, *, at_least: int, most_pixels: int = MOST
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
         raise RowError("image_too_large", f"{name} has more pixels than {most_pixels:,}") from None
     except pillow.UnidentifiedImageError:
-        raise RowError("not_an_image", f"{name} is not an image of a kind that is known ({_known()})") from None
+        raise RowError("not_an_image", f"{name} is not an image of a known kind ({_known()})") from None
     except BROKEN as error:
         raise RowError("broken_image", f"{name} is an image that cannot be decoded: {_said(error)}") from None
 
@@ -80,7 +80,7 @@ def _rgb(picture: pillow.Image) -> pillow.Image:
 
 
 def _from_wide_grey(picture: pillow.Image) -> pillow.Image:
-    """Pillow clips wide greys to 255, which makes most of them white: they are scaled instead."""
+    """Scale wide greys, because Pillow clips them to 255, which makes most of them white."""
     values = np.nan_to_num(np.asarray(picture, np.float64))
     full = 65535.0 if picture.mode != "F" and float(values.max()) > 255 else max(1.0, float(values.max()))
     grey = np.clip(values * (255 / full), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The images of rows that a search found: fetched from the store by their content, small, with a title."""
+"""Pictures of search results: thumbnails of their images from the store, with a title."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from rowvec.images.decode import decoded
 from rowvec.store.protocol import Store
 
 MOST_PICTURES = 200
-"""On one page or grid; who wants to look at more looks at none."""
+"""The most pictures on one page or grid."""
 
 SIDE = 360
 """Pixels of the longer side of a thumbnail."""
 
 _THREADS = 8
 
-# What names a row to a person, where the metadata has it.
+# Metadata columns that can serve as a title.
 _TITLES = ("title", "name", "label")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundPicture:
-    """One result, ready to be shown."""
+    """One result with everything that is shown of it."""
 
     title: str
     details: str
     """The other columns, in one line."""
     distance: float | None
-    """None: this is what was searched by."""
+    """None for the image that was searched by."""
     thumbnail: pillow.Image | None
-    """RGB, at most ``SIDE`` a side; None where the store has no image that can be shown."""
+    """RGB, at most ``SIDE`` pixels per side; None if the store has no image that can be shown."""
     link: str | None = None
-    """Opens the whole image, for a while."""
+    """A link to the full image, valid for a short time."""
 
 
 def found_pictures(
@@ -51,8 +51,8 @@ def found_pictures(
 ) -> list[FoundPicture]:
     """The pictures of search results (the objects of ``rowvec search --json``), in their order.
 
-    An image that is lost or spoilt is a picture without a thumbnail. Raises ``UsageError`` where the results are texts
-    or too many, and ``StoreUnavailable`` or ``StoreRefused`` as the store does.
+    A lost or corrupt image gives a picture without a thumbnail. Raises ``UsageError`` if the results are texts or too
+    many, and ``StoreUnavailable`` or ``StoreRefused`` like the store.
     """
     if len(results) > MOST_PICTURES:
         raise UsageError(f"{len(results):,} pictures are too many to look at; ask for at most {MOST_PICTURES} with -k")
@@ -66,7 +66,7 @@ def found_pictures(
 
 
 def picture_of_query(path: Path) -> FoundPicture:
-    """The image that was searched by, for the head of a page. Raises ``UsageError`` where it cannot be decoded."""
+    """The image that was searched by, for the top of a page. Raises ``UsageError`` if it cannot be decoded."""
     try:
         thumbnail = _thumbnail(path.read_bytes(), path.name)
     except (OSError, RowError) as error:
@@ -99,12 +99,12 @@ def _shown(
 
 
 def _said(result: dict[str, Any]) -> tuple[str, str]:
-    """A title and the rest, of key and metadata."""
+    """The title of a result, and its other key and metadata columns in one line."""
     columns = {k: str(v) for k, v in result.items() if k not in ("content", "distance") and v not in (None, "")}
     titled = next((k for k in _TITLES if k in columns), next(iter(columns), None))
     title = columns.pop(titled) if titled else ""
     if {"width", "height"} <= columns.keys():
-        # A folder's own columns: two bare numbers would say nothing.
+        # A folder source's own columns: two bare numbers would be meaningless.
         columns["width"] += f" × {columns.pop('height')}"
     return title, " · ".join(columns.values())
 

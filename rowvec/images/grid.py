@@ -1,4 +1,4 @@
-"""Pictures that a search found, side by side in one picture file."""
+"""Pictures of search results in a grid, as one image file."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _QUERY = "#c2410c"
 
 
 def draw_grid(question: str, pictures: Sequence[FoundPicture], into: Path) -> None:
-    """Draw into a file whose ending says the format, the nearest first; what was searched by, with an orange frame.
+    """Draw the pictures into a file, nearest first; the suffix decides the format, and the query has an orange frame.
 
-    Raises ``UsageError`` where the file cannot be written.
+    Raises ``UsageError`` if the file cannot be written.
     """
     columns = max(1, min(_COLUMNS, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
     size = columns * _CELL_INCHES[0], rows * _CELL_INCHES[1] + _HEAD_INCHES
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08), facecolor="white")
-    # A canvas of its own: no window, no state that other figures share.
+    # A canvas of its own needs no window and shares no state with other figures.
     FigureCanvasAgg(figure)
     head = textwrap.shorten(question, 30 * columns, placeholder=" …")
     figure.suptitle(head, fontsize=12, fontweight="bold", x=0.01, ha="left", parse_math=False)
@@ -46,11 +46,11 @@ def draw_grid(question: str, pictures: Sequence[FoundPicture], into: Path) -> No
         cell.set_axis_off()
     try:
         with warnings.catch_warnings():
-            # A title in letters that the font has not is shown in boxes, which says it well enough.
+            # Letters that the font does not have are shown as boxes, which is acceptable in a title.
             warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
             figure.savefig(into, dpi=110)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--grid {into} cannot be written ({error}); name a .png in a folder there is") from error
+        raise UsageError(f"--grid {into} cannot be written ({error}); name a .png in an existing folder") from error
 
 
 def _draw(cell: Axes, picture: FoundPicture) -> None:
@@ -65,7 +65,7 @@ def _draw(cell: Axes, picture: FoundPicture) -> None:
             Rectangle((-0.5, -0.5), *picture.thumbnail.size, fill=False, color=_HAIRLINE, linewidth=0.8, clip_on=False)
         )
         cell.imshow(np.asarray(picture.thumbnail), interpolation="lanczos")
-        # On a square of paper, so that titles and captions stand in line whatever the pictures' shapes.
+        # On a square of paper, so that titles and captions are aligned whatever the shapes of the pictures.
         width, height = picture.thumbnail.size
         side = max(width, height)
         cell.set_xlim((width - side) / 2 - 0.5, (width + side) / 2 - 0.5)

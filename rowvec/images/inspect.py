@@ -1,4 +1,4 @@
-"""What an image file is, told from its bytes alone, and whether it can be shown: before anything is paid for it."""
+"""Inspects an image file by its bytes alone: its kind, its size, and whether it can be shown."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rowvec.errors import RowError
 from rowvec.images.decode import BROKEN, FORMATS
 from rowvec.store.protocol import SUFFIXES
 
-# Pillow has other names for two of them.
+# Pillow has other names for two of these.
 _MEDIA_TYPES = {"image/vnd.microsoft.icon": "image/x-icon", "image/mpo": "image/jpeg"}
 
-# Decoding takes some bytes a pixel: of images beyond this, one at a time, however many threads look at files.
+# Decoding needs some bytes per pixel: images above this size are decoded one at a time, whatever the number of threads.
 _LARGE_PIXELS = 4_000_000
 _one_large = threading.Lock()
 
-# Pillow tells of oddities in a file on stderr, by itself and without its name. Those that matter come as exceptions.
+# Pillow writes warnings about a file to stderr without the file's name. Those that matter are raised as exceptions.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+")
 
 
@@ -30,24 +30,24 @@ class Checked:
     """An image that can be shown."""
 
     sha256: str
-    """Of the file's bytes, 64 hex digits."""
+    """The sha256 of the file's bytes, 64 hex digits."""
     media_type: str
-    """By its bytes: a name may say something else."""
+    """Determined from the bytes, because the name may be wrong."""
     width: int
     height: int
-    """In pixels, as stored: a camera's note on which side is up is not taken into account."""
+    """In pixels, as stored: the camera's orientation mark is ignored."""
 
 
-# A run may read its images three times. What the same bytes are need be found out once; 20 MB at most.
+# A run may read its images three times, and the same bytes need only one inspection. The cache is at most 20 MB.
 _MOST_KNOWN = 65_536
 _known: dict[tuple[str, int], Checked] = {}
 
 
 def check(content: bytes, name: str, max_pixels: int) -> Checked:
-    """Look at an image file's bytes.
+    """Inspect an image file's bytes.
 
-    Raises ``RowError``, naming the file, where they are no image, one that is cut or broken, or one that says it has
-    more pixels than ``max_pixels``; nothing is decoded before that is known.
+    Raises ``RowError`` with the file's name if they are not an image, are cut or broken, or claim more pixels than
+    ``max_pixels``; nothing is decoded before that check.
     """
     if not content:
         raise RowError("broken_image", f"{name} is empty")
@@ -81,10 +81,10 @@ def _looked_at(content: bytes, sha256: str, name: str, max_pixels: int) -> Check
 
 def _verify(picture: pillow.Image, *, large: bool) -> None:
     if picture.format == "PNG":
-        # Every chunk has a checksum, so its pixels need not be made to know that they are all there.
+        # Every chunk has a checksum, so completeness can be checked without decoding pixels.
         picture.verify()
         return
-    # JPEG only: the whole file is read, and an eighth of each side is made of it.
+    # JPEG only: this reads the whole file, but decodes at an eighth of the size.
     picture.draft("L", (max(1, picture.width // 8), max(1, picture.height // 8)))
     if not large:
         picture.load()
@@ -94,7 +94,7 @@ def _verify(picture: pillow.Image, *, large: bool) -> None:
 
 
 def _media_type(picture: pillow.Image) -> str:
-    # A JPEG that holds several images, as some cameras make them, is one of those too.
+    # Some cameras put several images into one JPEG.
     found = pillow.MIME.get(picture.format or "", "")
     found = _MEDIA_TYPES.get(found, found)
     if found not in SUFFIXES:
@@ -104,5 +104,5 @@ def _media_type(picture: pillow.Image) -> str:
 
 def _too_large(name: str, what: str, max_pixels: int) -> RowError:
     return RowError(
-        "image_too_large", f"{name} says it has {what}, and source.max_pixels allows {max_pixels:,}: it is not decoded"
+        "image_too_large", f"{name} claims {what}, and source.max_pixels allows {max_pixels:,}: it is not decoded"
     )

@@ -1,4 +1,4 @@
-"""Pictures that a search found, as one HTML file that needs nothing else: thumbnails in it, links to the whole ones."""
+"""Pictures of search results as one HTML file, with embedded thumbnails and links to the full images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ li.query { border: 2px solid var(--query); }
 .frame { display: flex; height: 13rem; align-items: center; justify-content: center; background: var(--paper);
          color: var(--soft); }
 .frame img { max-width: 100%; max-height: 100%; display: block; }
-.said { padding: .6rem .8rem .75rem; overflow-wrap: anywhere; }
+.caption { padding: .6rem .8rem .75rem; overflow-wrap: anywhere; }
 .title { font-weight: 600; }
 .soft { color: var(--soft); font-size: .85rem; }
 .query .soft { color: var(--query); }
@@ -41,15 +41,15 @@ li.query { border: 2px solid var(--query); }
 
 
 def write_page(question: str, subtitle: str, pictures: Sequence[FoundPicture], into: Path) -> None:
-    """Write the page. Everything a row says is escaped. Raises ``UsageError`` where the file cannot be written."""
+    """Write the page; every text of a row is escaped. Raises ``UsageError`` if the file cannot be written."""
     cards = "\n".join(_card(picture) for picture in pictures)
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Nothing in a row's text could run or load anything, even if an escape were forgotten.
+        # With this policy a row's text could not run or load anything even if an escape were missing.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        # The links hold signatures: no site that is gone to from here is told of them.
+        # The links hold signatures, so other sites must not receive this page as the referrer.
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{escape(question)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(question)}</h1>\n<p>{escape(subtitle)}</p>\n<ul>\n{cards}\n</ul>\n</body>\n</html>\n"
@@ -58,7 +58,7 @@ def write_page(question: str, subtitle: str, pictures: Sequence[FoundPicture], i
         into.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(
-            f"--html {into} cannot be written ({error.strerror}); name a .html in a folder there is"
+            f"--html {into} cannot be written ({error.strerror}); name a .html in an existing folder"
         ) from error
 
 
@@ -79,7 +79,7 @@ def _card(picture: FoundPicture) -> str:
         lines.append(f'<div class="soft">{escape(picture.details)}</div>')
     lines.append(f'<div class="soft">{below}</div>')
     css = ' class="query"' if is_query else ""
-    return f'<li{css}><div class="frame">{image}</div><div class="said">{"".join(lines)}</div></li>'
+    return f'<li{css}><div class="frame">{image}</div><div class="caption">{"".join(lines)}</div></li>'
 
 
 def _data_url(thumbnail: pillow.Image) -> str:

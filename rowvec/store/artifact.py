@@ -20,12 +20,12 @@ from rowvec.vectors.layout import Embeddings, Layout, is_layout, of_arrow
 
 FORMAT = b"rowvec.artifact/1"
 SPARSE_FORMAT = b"rowvec.artifact/2"
-"""That of an artifact with sparse vectors: who knows only the first is not to take them for anything else."""
+"""The format of an artifact with sparse vectors: a reader that knows only the first format must refuse it."""
 
-# What a reader that wants a few vectors must read, and hold in memory.
+# The amount that a reader of a few vectors must read and hold in memory.
 _GROUP_BYTES = 64 << 20
-# One batch of the binary COPY encoder: a megabyte of vectors stays in the cache, and so many rows make numpy's overhead
-# nothing. Read by Arrow's own threads, the load stage lost a tenth of its speed to them: the server wants that core.
+# One batch of the binary COPY encoder: a megabyte of vectors stays in the cache, and numpy's overhead is negligible for
+# this many rows. With Arrow's own reader threads the load stage was a tenth slower, because the server needs that core.
 _READ_BYTES = 1 << 20
 _READ_ROWS = 2048
 _FEWEST_ROWS = 16
@@ -33,7 +33,7 @@ _FEWEST_ROWS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A reference to an artifact: what travels between tasks, and what ledger and manifest keep."""
+    """A reference to an artifact; it travels between tasks, and the ledger and the manifest keep it."""
 
     name: str
     """Its name in the store, ``artifacts/<pipeline>/<2 hex digits>/<sha256>.parquet``."""
@@ -46,15 +46,15 @@ class Artifact:
 def write_artifact(
     spool: Path, bits: Path | None, into: Path, table: VectorTable, pipeline_name: str, identity: Identity
 ) -> Artifact:
-    """Write a batch's Parquet file from the Arrow files that embed and binarize left; equal input, equal bytes.
+    """Write a batch's Parquet file from the Arrow files of embed and binarize; equal input gives equal bytes.
 
     ``spool`` is laid out as ``table.artifact_schema`` less ``embedding_bits``, which come from ``bits``, if the table
-    keeps them. ``into`` appears whole or not at all. Memory is constant: the files are mapped, and row groups have at
-    most 64 MB.
+    keeps them. ``into`` appears complete or not at all. Memory is constant: the files are mapped, and row groups have
+    at most 64 MB.
 
     Text is compressed with zstd. Embeddings and hashes are stored plain: on 3,680 real vectors of text-embedding-3
-    with 1,536 dimensions, BYTE_STREAM_SPLIT with zstd takes 16 % off the size and 22 % off the speed of reading (1.15
-    against 1.48 GB/s on one core), and it is the load stage, reading every artifact once, that a run waits for.
+    with 1,536 dimensions, BYTE_STREAM_SPLIT with zstd makes files 16 % smaller and reading 22 % slower (1.15
+    against 1.48 GB/s on one core), and a run waits for the load stage, which reads every artifact once.
     """
     schema = table.artifact_schema.with_metadata(
         {
@@ -85,15 +85,15 @@ def write_artifact(
 
 
 def upload(store: Store, path: Path, artifact: Artifact) -> bool:
-    """Put an artifact into the store; ``False`` where it was there already, by whosever hand."""
+    """Put an artifact into the store; returns ``False`` if the object already exists, whichever run wrote it."""
     return store.put(artifact.name, path, artifact.sha256)
 
 
 def read_artifact(path: Path, layout: Layout | None = None) -> Iterator[pa.RecordBatch]:
-    """An artifact's rows, at most 2,048 a batch, in constant memory.
+    """An artifact's rows, at most 2,048 per batch, in constant memory.
 
-    ``layout``: its vectors come in it, though they were kept in another. Raises ``ArtifactCorrupt`` where the file is
-    no artifact, is cut, or has not the rows it says it has.
+    ``layout``: the layout to give the vectors in, if it differs from the artifact's. Raises ``ArtifactCorrupt`` if the
+    file is not an artifact, is cut, or does not have the number of rows that it states.
     """
     with _opened(path) as file:
         left = file.metadata.num_rows
@@ -102,13 +102,13 @@ def read_artifact(path: Path, layout: Layout | None = None) -> Iterator[pa.Recor
             left -= batch.num_rows
             yield batch if layout is None else _laid_out(batch, layout)
         if left:
-            raise ArtifactCorrupt(f"{path} has {left:,} rows less than it says; fetch it from the store again")
+            raise ArtifactCorrupt(f"{path} has {left:,} fewer rows than it states; fetch it from the store again")
 
 
 def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], Embeddings]:
-    """Which of the fingerprints the artifact holds, and their vectors ``(n, d)`` as it has them; each once.
+    """Those of the fingerprints that the artifact holds, and their vectors ``(n, d)`` in its layout; each once.
 
-    Only row groups that hold one are read. Raises ``ArtifactCorrupt`` as ``read_artifact`` does.
+    Only row groups with one of them are read. Raises ``ArtifactCorrupt`` like ``read_artifact``.
     """
     found: dict[bytes, None] = {}
     with _opened(path) as file:
@@ -125,7 +125,7 @@ def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], Emb
                 vectors = of_arrow(column, layout.dimensions)
                 if len(vectors) != len(held):
                     raise ArtifactCorrupt(
-                        f"{path} has not a vector for each fingerprint; fetch it from the store again"
+                        f"{path} does not have a vector for each fingerprint; fetch it from the store again"
                     )
                 blocks.append(vectors[np.array(list(wanted.values()), np.int64)])
                 found.update(dict.fromkeys(wanted))
@@ -133,7 +133,7 @@ def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], Emb
 
 
 def _rows(spool: Path, bits: Path | None, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The spool's batches with their bits; mapped into memory, so that only what is being written is there."""
+    """The spool's batches with their bits; the files are mapped, so that only the present batch is in memory."""
     with pa.memory_map(str(spool)) as rows:
         reader = pa.ipc.open_file(rows)
         if bits is None:
@@ -165,7 +165,7 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def _compression(schema: pa.Schema) -> dict[str, str]:
-    """By the path of each leaf: zstd for what repeats itself, nothing for floats and hashes."""
+    """The compression of each leaf column, by its path: zstd for text and the like, none for floats and hashes."""
     leaves = {field.name: "zstd" for field in schema if field.name != "embedding"}
     if _is_sparse(schema):
         leaves |= {"embedding.indices.list.element": "zstd", "embedding.values.list.element": "none"}
@@ -189,14 +189,16 @@ def _is_sparse(schema: pa.Schema) -> bool:
 
 
 def _layout_of(schema: pa.Schema) -> Layout:
-    """How an artifact's vectors are laid out; their length, which sparse ones do not tell, is the embedder's."""
+    """The layout of an artifact's vectors; the dimensions are the embedder's, since sparse vectors do not state
+    them.
+    """
     if not _is_sparse(schema):
         return Layout("float32", schema.field("embedding").type.list_size)
     return Layout("sparse", json.loads(schema.metadata[b"rowvec.identity"])["dimensions"])
 
 
 def _bytes_a_vector(file: pq.ParquetFile) -> int:
-    """Bytes of a vector in memory; of sparse ones the mean of a row with all that stands beside it."""
+    """Bytes of a vector in memory; for sparse ones the mean of a row, its other columns included."""
     if not _is_sparse(file.schema_arrow):
         return file.schema_arrow.field("embedding").type.list_size * 4
     groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
@@ -205,28 +207,28 @@ def _bytes_a_vector(file: pq.ParquetFile) -> int:
 
 @contextmanager
 def _opened(path: Path) -> Generator[pq.ParquetFile]:
-    """An artifact open for reading; whatever Arrow stumbles over in it is its corruption, named."""
+    """An artifact open for reading. Raises ``ArtifactCorrupt`` for any error of Arrow in it."""
     try:
-        # Without pre-buffering a reader holds the pages it is at, not whole row groups.
+        # Without pre-buffering a reader holds its present pages, not whole row groups.
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             _check_layout(path, file.schema_arrow)
             yield file
     except FileNotFoundError:
         raise
-    # Names of columns that are no UTF-8 are not Arrow's to refuse, but Python's.
+    # Python, not Arrow, refuses names of columns that are not UTF-8.
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
-        raise ArtifactCorrupt(f"{path} is cut or spoilt and cannot be read as Parquet; fetch it again") from error
+        raise ArtifactCorrupt(f"{path} is cut or corrupt and cannot be read as Parquet; fetch it again") from error
 
 
 def _check_layout(path: Path, schema: pa.Schema) -> None:
     told = (schema.metadata or {}).get(b"rowvec.format", b"")
     if told not in (FORMAT, SPARSE_FORMAT):
         raise ArtifactCorrupt(
-            f"{path} is no artifact of this rowvec: it says neither {FORMAT.decode()} nor {SPARSE_FORMAT.decode()}"
+            f"{path} is not an artifact of rowvec: it states neither {FORMAT.decode()} nor {SPARSE_FORMAT.decode()}"
         )
-    # A NULL would shift every vector after it to another row: what may hold one is not ours.
+    # A NULL would shift every vector after it to another row, so a column that may hold one is refused.
     types = {field.name: field.type for field in schema if not field.nullable}
     embedding = types.get("embedding", pa.null())
     vectors = is_layout(embedding) and pa.types.is_struct(embedding) == (told == SPARSE_FORMAT)
     if not vectors or types.get("fingerprint") != pa.binary(32):
-        raise ArtifactCorrupt(f"{path} says {told.decode()}, but has not the columns of one")
+        raise ArtifactCorrupt(f"{path} states {told.decode()}, but does not have its columns")

@@ -1,4 +1,4 @@
-"""Azure Blob Storage as blob store: anything that speaks its protocol, Azurite too."""
+"""Azure Blob Storage as blob store, and every server with its protocol, such as Azurite."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnava
 from rowvec.store.azure_account import Place, credential_of, place_of
 from rowvec.store.protocol import SUFFIXES, checked_name, checked_prefix, disk_faults, settle
 
-# A request's share of an object, and so the memory of a transfer (two blocks are under way in an upload).
+# The part of an object in one request. It decides the memory of a transfer: an upload holds two blocks.
 _BLOCK = 4 << 20
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
-# What else may be gone at the next attempt, besides 5xx; 409 is a container that is still being deleted.
+# Statuses besides 5xx that may not come again; 409 is a container that is still being deleted.
 _PASSING = frozenset({408, 409, 412, 429})
 _SHA256, _MD5 = "sha256", "md5"
 _CODE = re.compile(r"[A-Za-z]{1,64}")
 _CONTENT_TYPES = {".parquet": "application/vnd.apache.parquet", ".json": "application/json"} | {
     f".{suffix}": media_type for media_type, suffix in SUFFIXES.items()
 }
-# The SDK's own retries: about 1, 3, 5 and 9 s apart; what lasts longer is for the task to try again.
+# The SDK's own retries, about 1, 3, 5 and 9 s apart. The task retries errors that last longer.
 _RETRIES = 4
 _REMEDY = "make room or give access there, and run again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Digests:
-    """Of a file's bytes: ours, and the one that Azure keeps of what it holds."""
+    """Checksums of a file: our sha256, and the MD5 that Azure keeps of an object."""
 
     sha256: str
     md5: bytes
 
     @classmethod
     def of(cls, path: Path) -> _Digests:
-        """In constant memory, and one reading."""
+        """The checksums of a file, in constant memory and one pass."""
         ours, theirs = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
@@ -59,14 +59,14 @@ class _Digests:
 
     @classmethod
     def of_bytes(cls, content: bytes) -> _Digests:
-        """Of an object in memory."""
+        """The checksums of bytes in memory."""
         ours, theirs = hashlib.sha256(content), hashlib.md5(content, usedforsecurity=False)
         return cls(sha256=ours.hexdigest(), md5=theirs.digest())
 
 
 @dataclass(frozen=True, slots=True)
 class AzureStore:
-    """See ``rowvec.store.protocol.Store``. The container is made, private, when the first object is put."""
+    """See ``rowvec.store.protocol.Store``. The first object that is put creates the container, private."""
 
     client: ContainerClient
     place: Place
@@ -79,7 +79,7 @@ class AzureStore:
         if written.sha256 != sha256:
             raise ArtifactCorrupt(f"the file for {name} does not agree with its checksum: it was cut or changed")
         with self._faults(name):
-            # Asked first, for most of what is there already need not travel again.
+            # Asked first, because most existing objects then need not be sent.
             if (stored := self._stored(blob)) is not None:
                 return settle(self, name, stored, sha256) and self._write(name, path, written, overwrite=True)
             try:
@@ -126,7 +126,7 @@ class AzureStore:
                 for name in self.client.list_blob_names(name_starts_with=wanted):
                     yield name[start:]
             except ResourceNotFoundError:
-                return  # no container yet, so no objects
+                return  # no container, so no objects
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See ``Store.sizes``; a request lists 5,000."""
@@ -137,7 +137,7 @@ class AzureStore:
                 for found in self.client.list_blobs(name_starts_with=wanted):
                     yield found.name[start:], found.size
             except ResourceNotFoundError:
-                return  # no container yet, so no objects
+                return  # no container, so no objects
 
     def checksum(self, name: str) -> str | None:
         """See ``Store.checksum``."""
@@ -162,11 +162,11 @@ class AzureStore:
         return self.client.download_blob(blob, max_concurrency=1).chunks()
 
     def _stored(self, blob: str) -> str | None:
-        """The checksum noted beside an object; that of its bytes where the note is lost or cannot be true."""
+        """The checksum in an object's metadata; that of its bytes if the metadata is lost or cannot be right."""
         try:
             found = self.client.get_blob_client(blob).get_blob_properties()
             noted: str | None = found.metadata.get(_SHA256)
-            # The service has the MD5 of what it holds now. One that is not the noted one belongs to other bytes.
+            # The service has the MD5 of the present bytes. If it differs from the recorded one, the bytes are others.
             md5 = (found.content_settings.content_md5 or b"").hex()
             if noted and found.metadata.get(_MD5, md5) == md5:
                 return noted
@@ -182,13 +182,13 @@ class AzureStore:
         try:
             return self._write(name, what, written)
         except ServiceResponseError:
-            # None of the client's tries was answered; one may have been heard.
+            # None of the client's attempts was answered, but the service may have executed one.
             if self._stored(blob) != written.sha256:
                 raise
             return True
         except HttpResponseError as error:
-            # Somebody was faster: another writer, or this one, whose success was not heard of before it tried again.
-            # The blocks of the slower one go with the commit of the faster, so its own commit may find none.
+            # The object exists: from another writer, or from this one, whose first success was not acknowledged.
+            # The commit of the faster writer deletes the blocks of the slower one, whose commit may then find none.
             if not isinstance(error, ResourceExistsError) and _code(error) != "InvalidBlockList":
                 raise
             if (stored := self._stored(blob)) is None:
@@ -198,7 +198,7 @@ class AzureStore:
     def _write(self, name: str, what: Path | bytes, written: _Digests, *, overwrite: bool = False) -> bool:
         kind = ContentSettings(
             content_type=_CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream"),
-            # The service notes it by itself only for what comes in one piece.
+            # The service computes the MD5 only of an object that is sent in one piece.
             content_md5=bytearray(written.md5),
         )
         with what.open("rb") if isinstance(what, Path) else nullcontext(what) as file:
@@ -219,22 +219,22 @@ class AzureStore:
         except HttpResponseError as error:
             if error.status_code in (401, 403):
                 raise StoreRefused(
-                    f"the container {self.place.container} does not exist and artifacts.credential may not make it; "
-                    "make it, private, or use a credential that may"
+                    f"the container {self.place.container} does not exist and artifacts.credential may not create it; "
+                    "create it, private, or use a credential that may"
                 ) from None
             if _code(error) != "ContainerAlreadyExists":
                 raise
 
     @contextmanager
     def _faults(self, name: str) -> Generator[None]:
-        """What the service refuses, in our own words: its exceptions quote URLs, and so SAS tokens."""
+        """Raise the service's errors as ours, in our own words, because its exceptions quote URLs with SAS tokens."""
         where = f"{self.place.account_url}/{self.place.container}/{self.place.prefix}{name}"
         try:
             yield
         except RowvecError:
             raise
         except ResourceNotFoundError:
-            raise ArtifactCorrupt(f"{where} is not in the store; rowvec audit --repair mends this") from None
+            raise ArtifactCorrupt(f"{where} is not in the store; rowvec audit --repair fixes this") from None
         except HttpResponseError as error:
             raise _translated(error, where) from None
         except AzureError as error:
@@ -245,7 +245,7 @@ def open_container(url: str, credential: str | None) -> AzureStore:
     """The store a blob URL names.
 
     ``credential`` is a connection string, an account key or a SAS token; ``None`` asks azure-identity.
-    Raises ``UsageError`` where URL or credential cannot be read.
+    Raises ``UsageError`` if the URL or the credential is invalid.
     """
     place = place_of(url)
     client = ContainerClient(
@@ -280,9 +280,9 @@ def _translated(error: HttpResponseError, where: str) -> RowvecError:
 
 
 def _code(error: HttpResponseError) -> str:
-    """The service's own word for what is wrong: the storage client adds it to the exceptions of azure-core.
+    """The service's error code, which the storage client adds to the exceptions of azure-core.
 
-    Never the HTTP reason or a body, which a gateway on the way may have written, with the URL and its SAS token.
+    Never the HTTP reason or the body: a gateway may have written them, with the URL and its SAS token.
     """
     code = str(getattr(error, "error_code", None) or "")
     return code if _CODE.fullmatch(code) else "no error code"

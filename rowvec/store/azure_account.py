@@ -1,4 +1,4 @@
-"""What a pipeline's blob URL and credential mean to Azure: account, container, prefix, and how to sign in."""
+"""The account, container and prefix of a pipeline's blob URL, and how its credential signs in to Azure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Credential = AzureNamedKeyCredential | AzureSasCredential | TokenCredential
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What a blob URL names."""
+    """The parts of a blob URL."""
 
     account_url: str
     account: str
@@ -34,9 +34,9 @@ class Place:
 
 
 def place_of(url: str) -> Place:
-    """Account, container and prefix of a blob URL; the account comes first in the path where the host does not name it.
+    """Account, container and prefix of a blob URL; if the host does not name the account, the path begins with it.
 
-    Raises ``UsageError``, which does not repeat the URL: it may hold a SAS token.
+    Raises ``UsageError`` without the URL, which may hold a SAS token.
     """
     try:
         parts = urlsplit(url)
@@ -44,7 +44,7 @@ def place_of(url: str) -> Place:
     except ValueError:
         raise UsageError(f"artifacts.url cannot be read; {_RIGHT_URL}") from None
     if parts.query or parts.fragment or parts.username:
-        raise UsageError("artifacts.url holds more than a place; put the SAS token or key into artifacts.credential")
+        raise UsageError("artifacts.url holds more than an address; put the SAS token or key into artifacts.credential")
     segments = [unquote(segment) for segment in parts.path.split("/") if segment]
     root = f"{parts.scheme}://{host}"
     if ".blob." in host or parts.scheme == "https":
@@ -65,7 +65,7 @@ def place_of(url: str) -> Place:
 def credential_of(place: Place, credential: str | None) -> Credential:
     """How to sign in: by key, by SAS token, or, for ``None``, by azure-identity.
 
-    Raises ``UsageError`` where the credential is none of them; its message does not repeat it.
+    Raises ``UsageError`` if the credential is none of these; the message does not repeat it.
     """
     if credential is None:
         from azure.identity import DefaultAzureCredential  # late: most pipelines never need it
@@ -79,14 +79,14 @@ def credential_of(place: Place, credential: str | None) -> Credential:
         return _account_key(place, parts["AccountKey"])
     token = parts.get("SharedAccessSignature", text).removeprefix("?")
     if "sig=" in token:
-        # Azure's own logs leave the signature out; the HTTP library under it would log it with each URL.
+        # Azure's own logs leave the signature out, but its HTTP library would log it with each URL.
         logging.getLogger("urllib3.connectionpool").addFilter(_without_signature)
         return AzureSasCredential(token)
     return _account_key(place, text)
 
 
 def _without_signature(record: logging.LogRecord) -> bool:
-    """Let a record pass, with the signature of every URL in it blotted out."""
+    """Pass a log record on with the signature of every URL replaced."""
     record.msg, record.args = _SIGNATURE.sub(r"\1***", record.getMessage()), ()
     return True
 

@@ -1,4 +1,4 @@
-"""A local folder as blob store: the default, and good for one machine or a shared mount."""
+"""A local folder as blob store: the default, for one machine or a shared mount."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rowvec.errors import ArtifactCorrupt
 from rowvec.store.protocol import checked_name, checked_prefix, disk_faults, file_checksum, settle
 
 _BLOCK = 1 << 20
-_REMEDY = "mend that, or set artifacts.url"
-# What a killed writer leaves. None that is at work takes a day for a file, nor stays a day without writing to it.
+_REMEDY = "fix that, or set artifacts.url"
+# Older temporary files are from killed writers: no writer needs a day for a file, or writes nothing for a day.
 _PASSING = ".*.part"
 _PASSING_SECONDS = 24 * 60 * 60
 
@@ -29,7 +29,7 @@ _Opened = Callable[[], BinaryIO]
 
 @dataclass(frozen=True, slots=True)
 class FolderStore:
-    """See ``rowvec.store.protocol.Store``. The folder is made when the first object is put."""
+    """See ``rowvec.store.protocol.Store``. The first object that is put creates the folder."""
 
     root: Path
 
@@ -45,7 +45,7 @@ class FolderStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _copy(opened, target, sha256, f"the file for {name}") as whole:
                 try:
-                    # Unlike a rename, a link never takes the place of what another writer put there meanwhile.
+                    # Unlike a rename, a link never replaces the object of another writer.
                     os.link(whole, target)
                 except FileExistsError:
                     if not settle(self, name, file_checksum(target), sha256):
@@ -64,7 +64,7 @@ class FolderStore:
         source = self._path(name)
         with disk_faults(into, _REMEDY):
             if not source.is_file():
-                raise ArtifactCorrupt(f"{self.location(name)} is not in the store; rowvec audit --repair mends this")
+                raise ArtifactCorrupt(f"{self.location(name)} is not in the store; rowvec audit --repair fixes this")
             with _copy(partial(source.open, "rb"), into, sha256, self.location(name)) as whole:
                 whole.replace(into)
 
@@ -78,7 +78,7 @@ class FolderStore:
         """See ``Store.sizes``."""
         with disk_faults(self._folder(prefix), _REMEDY):
             for name, path in self._listed(prefix):
-                # One that is deleted meanwhile is not there.
+                # A file that is deleted during the listing is left out.
                 with suppress(FileNotFoundError):
                     status = path.stat()
                     if stat.S_ISREG(status.st_mode):
@@ -109,7 +109,7 @@ class FolderStore:
     def _listed(self, prefix: str) -> Iterator[tuple[str, Path]]:
         for path in self._folder(prefix).rglob("*"):
             name = path.relative_to(self.root).as_posix()
-            # Names that begin with a dot are of writers at work, or killed.
+            # Names that begin with a dot are temporary files of writers.
             if name.startswith(prefix) and "/." not in f"/{name}":
                 yield name, path
 
@@ -117,7 +117,7 @@ class FolderStore:
         return self.root / checked_name(name)
 
     def _make_durable(self, target: Path) -> None:
-        """A name survives a power cut only once its folder, and every folder that was made for it, is synced."""
+        """Sync the folder and every folder that was created for it: only then does a name survive a power cut."""
         top = self.root.parent
         for folder in target.parents:
             descriptor = os.open(folder, os.O_RDONLY)
@@ -130,7 +130,9 @@ class FolderStore:
 
 
 def _sweep(leftovers: Iterable[Path]) -> None:
-    """Let go of the files that killed writers left; where that is not allowed, it is no business of whoever asked."""
+    """Delete temporary files that killed writers left. Permission errors are ignored: the caller wants something
+    else.
+    """
     before = time.time() - _PASSING_SECONDS
     for path in leftovers:
         with suppress(OSError):
@@ -140,7 +142,7 @@ def _sweep(leftovers: Iterable[Path]) -> None:
 
 @contextmanager
 def _copy(opened: _Opened, target: Path, sha256: str, what: str) -> Generator[Path]:
-    """A synced copy beside ``target`` under a passing name, its bytes checked; it is gone afterwards."""
+    """A synced and checked copy next to ``target`` under a temporary name; it is deleted afterwards."""
     passing = target.parent / f".{uuid4().hex}.part"
     digest = hashlib.sha256()
     try:

@@ -1,4 +1,4 @@
-"""A run's manifest: what it wrote and what was there before, so that a table can be restored from the store alone."""
+"""A run's manifest: what the run wrote, and the manifest before it, so that a table can be restored from the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rowvec.store.artifact import Artifact
 from rowvec.store.protocol import Store, checked_name
 from rowvec.vectors.fingerprint import Identity
 
-# To the microsecond and in UTC, so that names are in the order of time even where a database and its numbers were lost.
+# To the microsecond and in UTC, so that names are in the order of time even if a database and its numbers were lost.
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NOTED = re.compile(r"-([0-9a-f]{12})\.json$")
@@ -26,7 +26,7 @@ _NOTED = re.compile(r"-([0-9a-f]{12})\.json$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """A reference to the rows of the vector table that a manifest tells of; see ``rowvec.journal``."""
+    """A reference to the rows of the vector table that a manifest describes; see ``rowvec.ledger.journal``."""
 
     name: str
     """Its name in the store, ``journal/<pipeline>/<2 hex digits>/<sha256>.csv.zst``."""
@@ -70,17 +70,17 @@ class Manifest:
     identity: Identity
     layout: Layout
     previous: str | None
-    """The manifest that this one goes on from; None where it holds every row of the table."""
+    """The manifest before this one; None if this one holds every row of the table."""
     journal: JournalEntry
-    """The rows that changed since then, or all of them."""
+    """The rows that changed since the manifest before, or all rows."""
     artifacts: tuple[Artifact, ...]
-    """Those that were written since then, or all that are kept."""
+    """The artifacts written since the manifest before, or all that are kept."""
     runs: tuple[RunRecord, ...]
-    """Those that ended since then, or all that the table's vectors come from; the manifest's own run is one."""
+    """The runs that ended since the manifest before, or all runs of the table's vectors; its own run is included."""
     counts: dict[str, int]
-    """By name, such as ``new`` and ``deleted``; ``rows`` is what the table held."""
+    """Counts by name, such as ``new`` and ``deleted``; ``rows`` is the number of rows in the table."""
     checksum: str
-    """Of all keys and fingerprints in the table after the merge."""
+    """The checksum of all keys and fingerprints in the table after the merge."""
     created_at: AwareDatetime
 
 
@@ -88,16 +88,16 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def manifests_of(pipeline_name: str) -> str:
-    """The prefix of a pipeline's manifests; by name they are in the order of time."""
+    """The prefix of a pipeline's manifests; their names are in the order of time."""
     return f"manifests/{pipeline_name}/"
 
 
 def write_manifest(store: Store, manifest: Manifest, folder: Path) -> tuple[str, str]:
-    """Put a manifest into the store; returns its name and its sha256. ``folder`` holds it on its way.
+    """Put a manifest into the store; returns its name and its sha256. ``folder`` is for a temporary file.
 
-    The same manifest again is no error: its name holds part of its checksum.
+    Writing the same manifest twice is not an error: its name holds part of its checksum.
     """
-    # Equal manifests, equal bytes: the fields have their order, and so must the counts.
+    # Equal manifests must give equal bytes: the fields have a fixed order, and the counts get one here.
     manifest = replace(manifest, counts=dict(sorted(manifest.counts.items())))
     content = _MANIFEST.dump_json(manifest, indent=1) + b"\n"
     sha256 = hashlib.sha256(content).hexdigest()
@@ -115,7 +115,7 @@ def write_manifest(store: Store, manifest: Manifest, folder: Path) -> tuple[str,
 def read_manifest(store: Store, name: str, sha256: str) -> Manifest:
     """A manifest from the store.
 
-    Raises ``ArtifactCorrupt`` where it is missing, does not agree with ``sha256``, or is no manifest.
+    Raises ``ArtifactCorrupt`` if it is missing, does not agree with ``sha256``, or is not a manifest.
     """
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "manifest.json"
@@ -126,11 +126,13 @@ def read_manifest(store: Store, name: str, sha256: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "its JSON"
-        raise ArtifactCorrupt(f"{store.location(name)} is no manifest of rowvec: {where}: {first['msg']}") from None
+        raise ArtifactCorrupt(f"{store.location(name)} is not a manifest of rowvec: {where}: {first['msg']}") from None
     for held in (manifest.journal, *manifest.artifacts):
-        # A name that leaves the store, or a checksum nothing can agree with, is found now and not half-way through.
+        # A name outside the store, or an impossible checksum, is found here and not in the middle of a restore.
         if not (_SHA256.fullmatch(held.sha256) and checked_name(held.name)):
-            raise ArtifactCorrupt(f"{store.location(name)} is no manifest of rowvec: {held.sha256!r} is no sha256")
+            raise ArtifactCorrupt(
+                f"{store.location(name)} is not a manifest of rowvec: {held.sha256!r} is not a sha256"
+            )
     return manifest
 
 
@@ -144,9 +146,9 @@ class Link:
 
 
 def read_chain(store: Store, pipeline_name: str, newest: str | None = None) -> list[Link]:
-    """The manifests that together tell of every row: from one that holds them all to ``newest``, or to the last.
+    """The manifests that together describe every row: from one that holds all rows to ``newest``, or to the last.
 
-    Empty where the store has no manifest of the pipeline. Raises ``ArtifactCorrupt`` where one is missing or spoilt.
+    Empty if the store has no manifest of the pipeline. Raises ``ArtifactCorrupt`` if one is missing or corrupt.
     """
     name = newest or max(store.names(manifests_of(pipeline_name)), default=None)
     chain: list[Link] = []
@@ -157,9 +159,9 @@ def read_chain(store: Store, pipeline_name: str, newest: str | None = None) -> l
 
 
 def read_link(store: Store, name: str) -> Link:
-    """One manifest by its name. Raises ``ArtifactCorrupt`` where it is missing or spoilt."""
-    # What a name says of its content was true when it was given.
+    """One manifest by its name. Raises ``ArtifactCorrupt`` if it is missing or corrupt."""
+    # The name holds part of the checksum of the content that it was given for.
     noted, found = _NOTED.search(name), store.checksum(name)
     if noted is None or found is None or not found.startswith(noted[1]):
-        raise ArtifactCorrupt(f"{store.location(name)} is missing, or not the manifest that its name says")
+        raise ArtifactCorrupt(f"{store.location(name)} is missing, or is not the manifest that its name states")
     return Link(name, found, read_manifest(store, name, found))

@@ -1,4 +1,4 @@
-"""Where artifacts and manifests are kept: what any blob store must do, and which one a pipeline's URL means."""
+"""Opens the store that a pipeline's URL names: a folder or Azure Blob Storage."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def open_store(artifacts: Artifacts) -> Store:
-    """The store of a pipeline, whose references are resolved. Nothing is asked of it yet.
+    """The store of a pipeline with resolved references; no request is sent.
 
-    Raises ``UsageError`` where URL or credential cannot be read.
+    Raises ``UsageError`` if the URL or the credential is invalid.
     """
     return _open(artifacts.url, artifacts.credential)
 
 
 @lru_cache(maxsize=16)
 def _open(url: str, credential: str | None) -> Store:
-    """One store a process and place, so that its connections and its token are had once and not once a batch."""
-    # Imported late: the stores need this module's names, and Azure's client takes half a second to import.
+    """One store per process and URL, so that connections and tokens are made once and not once per batch."""
+    # Imported late: Azure's client takes half a second to import.
     if url.lower().startswith(("https://", "http://")):
         from rowvec.store.azure import open_container
 

@@ -1,4 +1,4 @@
-"""What a store of artifacts can do, and the rules for its names."""
+"""The protocol of a blob store, and the rules for the names of its objects."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Protocol
 
 from rowvec.errors import ArtifactCorrupt, StoreRefused, StoreUnavailable
 
-# Azure allows 1,024 characters a name, of which the prefix of the URL has its share.
+# Azure allows 1,024 characters per name, the prefix of the URL included.
 _MAX_NAME = 900
 
 
-# What both stores can hold under the same name: no empty segment, none that begins with a dot (so no "..", and room
-# for a folder's own temporary files), nothing that a file system or a URL would read in another way.
+# Names that both stores accept: no empty segment, none that begins with a dot (so no "..", and space for a folder's own
+# temporary files), and no character with a meaning in a file system or a URL.
 _NAME = re.compile(r"(?:[A-Za-z0-9_=-][A-Za-z0-9_.=-]*)(?:/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*)*")
 
 
-# What a person has to mend; anything else (a slow mount, an interrupted call) may be gone at the next attempt.
+# Errors that a person must fix; any other (a slow mount, an interrupted call) may not come again.
 _FATAL = frozenset(
     {
         errno.EACCES,
@@ -44,95 +44,97 @@ logger = logging.getLogger(__name__)
 class Store(Protocol):
     """Immutable objects under names such as ``artifacts/paintings/ab/abcd.parquet``.
 
-    Every method raises ``StoreUnavailable`` where the same call may succeed later, and ``StoreRefused`` where it will
-    not: permission, account, a name with ``..``. No message holds a credential.
+    Every method raises ``StoreUnavailable`` if the same call may succeed later, and ``StoreRefused`` if it cannot:
+    permission, account, a name with ``..``. No message holds a credential.
     """
 
     def put(self, name: str, path: Path, sha256: str) -> bool:
-        """Keep a file under a name that is not taken; ``False`` where the same bytes are there already.
+        """Keep a file under a new name; returns ``False`` if the same bytes exist under it.
 
-        An object appears whole or not at all. Where the name itself holds the sha256, other bytes under it are spoilt
-        and of use to nobody: they are replaced. Raises ``ArtifactCorrupt`` where other bytes have a name of any other
-        kind, or the file does not agree with ``sha256``.
+        An object appears complete or not at all. If the name holds the sha256, other bytes under it are corrupt and are
+        replaced. Raises ``ArtifactCorrupt`` if other bytes exist under any other kind of name, or if the file does not
+        agree with ``sha256``.
         """
         ...
 
     def put_bytes(self, name: str, content: bytes, sha256: str) -> bool:
-        """As ``put``, of an object that is in memory and most likely new: it is sent without asking first."""
+        """Like ``put``, for bytes in memory that are probably new: they are sent without a look at the store first."""
         ...
 
     def get(self, name: str, into: Path, sha256: str) -> None:
-        """Fetch an object into a file, which appears whole or not at all.
+        """Fetch an object into a file, which appears complete or not at all.
 
-        Raises ``ArtifactCorrupt`` where the object is missing or its bytes do not agree with ``sha256``.
+        Raises ``ArtifactCorrupt`` if the object is missing or its bytes do not agree with ``sha256``.
         """
         ...
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """The names that begin with ``prefix``, in their order."""
+        """The names that begin with ``prefix``, sorted."""
         ...
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """The names that begin with ``prefix``, in any order, each with its bytes; a listing, no request an object."""
+        """The names that begin with ``prefix``, in any order, each with its size in bytes; by listing, without a
+        request per object.
+        """
         ...
 
     def checksum(self, name: str) -> str | None:
-        """The sha256 the store has for an object, or ``None`` where there is none.
+        """The sha256 of an object, or ``None`` if there is no such object.
 
-        A folder reads the file. A blob's was noted when it was put; its bytes are read where there is no note, or where
-        the service has another MD5 for them than was noted.
+        A folder reads the file. A blob has it in its metadata; the bytes are read if the metadata is missing, or if the
+        service has another MD5 than the recorded one.
         """
         ...
 
     def delete(self, name: str) -> None:
-        """Let go of an object; one that is gone already is no error."""
+        """Delete an object; a missing object is not an error."""
         ...
 
     def location(self, name: str) -> str:
-        """Where a person finds the object: a path or a URL, never with a credential."""
+        """The path or URL of the object for a person, never with a credential."""
         ...
 
 
 def checked_name(name: str) -> str:
-    """The name itself. Raises ``StoreRefused`` where it could mean anything outside the store."""
+    """Return the name. Raises ``StoreRefused`` if it is not a valid name of an object in the store."""
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
         raise StoreRefused(
-            f"{name[:100]!r} is no name for an object; use letters, digits and . _ = - in segments parted by /, "
-            f"none of which begins with a dot, and at most {_MAX_NAME} characters"
+            f"{name[:100]!r} is not a valid name for an object; use letters, digits and . _ = - in segments with / between "
+            f"them, none of which begins with a dot, and at most {_MAX_NAME} characters"
         )
     return name
 
 
 def checked_prefix(prefix: str) -> str:
-    """The prefix itself: part of a name, a folder's name with its slash, or empty. Raises as ``checked_name``."""
+    """Return the prefix: part of a name, a folder's name with its slash, or empty. Raises like ``checked_name``."""
     if prefix:
         checked_name(prefix.removesuffix("/"))
     return prefix
 
 
 def settle(store: Store, name: str, stored: str, sha256: str) -> bool:
-    """Whether an object that has the name already, with this checksum, is to be replaced. Raises as ``Store.put``."""
+    """Whether an existing object with this checksum must be replaced. Raises like ``Store.put``."""
     if stored == sha256:
         return False
     if sha256 not in name:
         raise ArtifactCorrupt(
-            f"{store.location(name)} is there already with other bytes than it should have; rowvec audit names the "
-            "rows it concerns, and deleting it lets the next sync write it anew"
+            f"{store.location(name)} already exists with other bytes than it should have; rowvec audit names its "
+            "rows, and if you delete it, the next sync writes it again"
         )
-    logger.warning("%s was spoilt in the store and is written anew", store.location(name))
+    logger.warning("%s was corrupt in the store and is written again", store.location(name))
     return True
 
 
 @contextmanager
 def disk_faults(path: Path, remedy: str) -> Generator[None]:
-    """What the file system refuses while ``path`` is written or read, as ``StoreRefused`` or ``StoreUnavailable``."""
+    """Raise errors of the file system at ``path`` as ``StoreRefused`` or ``StoreUnavailable``."""
     try:
         yield
     except OSError as error:
         where, reason = error.filename or path, error.strerror or type(error).__name__
         if error.errno in _FATAL:
             raise StoreRefused(f"{where} cannot be used: {reason}; {remedy}") from error
-        raise StoreUnavailable(f"{where} cannot be used just now: {reason}") from error
+        raise StoreUnavailable(f"{where} cannot be used at the moment: {reason}") from error
 
 
 def file_checksum(path: Path) -> str:
@@ -150,4 +152,4 @@ SUFFIXES = {
     "image/tiff": "tif",
     "image/x-icon": "ico",
 }
-"""What an object's name ends in, by what its bytes are."""
+"""The suffix of an object's name, by media type."""

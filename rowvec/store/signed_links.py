@@ -1,4 +1,4 @@
-"""Links to objects in a private container that open for a short while, signed by whatever credential may sign."""
+"""Links to objects in a private container that are valid for a short time, signed with the store's credential."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rowvec.store.protocol import Store
 
 LINK_LIFETIME = timedelta(hours=1)
 
-# Clocks differ: a link that begins now is refused by a server that is a minute behind.
+# Clocks differ: a server whose clock is a minute behind refuses a link that begins now.
 _EARLIER = timedelta(minutes=5)
 
 
 def links(store: Store, lifetime: timedelta = LINK_LIFETIME) -> Callable[[str], str | None]:
-    """What gives a link to read one object by its name, or None where nobody can sign one.
+    """A function that gives a link to one object by its name, or None if the credential cannot sign links.
 
-    A folder has no links. An account key signs by itself; a login of azure-identity is lent a key for as long (that
-    takes the role Storage Blob Delegator); a SAS token signs nothing.
+    A folder has no links. An account key can sign. A login of azure-identity gets a temporary key, which needs the role
+    Storage Blob Delegator. A SAS token cannot sign.
     """
     if not isinstance(store, AzureStore):
         return lambda _: None
@@ -49,8 +49,8 @@ def links(store: Store, lifetime: timedelta = LINK_LIFETIME) -> Callable[[str], 
 
 
 def _signing(client: ContainerClient, account_url: str, start: datetime, expiry: datetime) -> dict[str, Any] | None:
-    """What ``generate_blob_sas`` signs with."""
-    # The client keeps an account key in a policy of its own, and any other credential as it was given.
+    """The credential that ``generate_blob_sas`` signs with."""
+    # The client keeps an account key inside a policy object, and any other credential unchanged.
     credential = cast("object", client.credential)
     key: object = getattr(credential, "account_key", None)
     if isinstance(key, str):
@@ -61,5 +61,5 @@ def _signing(client: ContainerClient, account_url: str, start: datetime, expiry:
         with BlobServiceClient(account_url, credential=credential, retry_total=0, connection_timeout=10) as service:
             return {"user_delegation_key": service.get_user_delegation_key(start, expiry)}
     except AzureError:
-        # Not allowed to, or not answered: a picture without a link is still a picture.
+        # No permission or no answer: a picture without a link is still useful.
         return None

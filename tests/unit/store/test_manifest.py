@@ -111,7 +111,7 @@ def test_what_is_no_manifest_is_named(
     local.write_text(json.dumps(content))
     digest = hashlib.sha256(local.read_bytes()).hexdigest()
     store.put("manifests/paintings/changed.json", local, digest)
-    with pytest.raises(RowvecError, match=r"changed\.json|is no name for an object"):
+    with pytest.raises(RowvecError, match=r"changed\.json|is not a valid name for an object"):
         read_manifest(store, "manifests/paintings/changed.json", digest)
 
 
@@ -140,5 +140,5 @@ def test_text_that_is_no_json_is_no_manifest(store: Store, tmp_path: Path) -> No
     local.write_text("not json")
     digest = hashlib.sha256(b"not json").hexdigest()
     store.put("manifests/text.json", local, digest)
-    with pytest.raises(ArtifactCorrupt, match=r"manifests/text\.json is no manifest"):
+    with pytest.raises(ArtifactCorrupt, match=r"manifests/text\.json is not a manifest"):
         read_manifest(store, "manifests/text.json", digest)
