@@ -69,7 +69,7 @@ def as_tasks(pipeline: Pipeline) -> Stages:
         check_reachable(pipeline)
     return Stages(
         extract=partial(stages.extract, weight=batch_weight(pipeline) if cluster else 1),
-        ask_ahead=stages.ask_ahead,
+        submit_jobs=stages.submit_jobs,
         lost_images=stages.lost_images,
         batches=partial(on_cluster, cluster) if cluster else in_threads,
         merge=stages.merge,

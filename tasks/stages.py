@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from prefect import Task
-from rowvec_tasks.logging_filter import tell_sentences
+from rowvec_tasks.logging_filter import log_sentences
 from rowvec_tasks.policy import stage
 from rowvec_tasks.progress import expect
 
@@ -20,15 +20,15 @@ from rowvec.operations.audit import Audit, run_audit
 from rowvec.operations.index import maintain, tune
 from rowvec.operations.prune import Pruned, prune
 from rowvec.operations.rebuild import Comparison
-from rowvec.operations.restore import Restored, finish_restore, restore_rows
+from rowvec.operations.restore import Restore, Restored, finish_restore, restore_rows
 from rowvec.pipeline import Pipeline
 from rowvec.sync import cluster, order
 from rowvec.sync import index as index_stage
 from rowvec.sync import merge as merge_stage
 from rowvec.sync import validate as validate_stage
 from rowvec.sync.batch import Batch
-from rowvec.sync.batch_api import ask
-from rowvec.sync.batch_api.ask import Ahead
+from rowvec.sync.batch_api import submit
+from rowvec.sync.batch_api.submit import Awaited
 from rowvec.sync.extract import stage as extract_stage
 from rowvec.sync.images import lost
 from rowvec.sync.index import Indexed
@@ -49,15 +49,15 @@ def extract(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
 
 
 @stage("jobs")
-def ask_ahead(pipeline: Pipeline, run: Run) -> Ahead:
+def submit_jobs(pipeline: Pipeline, run: Run) -> Awaited:
     """Have the provider's Batch API answer what it can; see how far it is."""
-    return ask.run(pipeline, run)
+    return submit.run(pipeline, run)
 
 
 @stage("batch {number}")
 def batch(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     """Work a batch through all stages, on a worker of a cluster."""
-    tell_sentences()  # in the worker's log
+    log_sentences()  # in the worker's log
     return cluster.work_through(pipeline, run_id, number)
 
 
@@ -131,9 +131,9 @@ def validate(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed
 
 
 @stage("restore")
-def restore(pipeline: Pipeline, run: Run, manifest: str | None) -> Restored:
+def restore(pipeline: Pipeline, under_way: Restore) -> Restored:
     """Build the vector table from artifacts and journal."""
-    return restore_rows(pipeline, run, manifest)
+    return restore_rows(pipeline, under_way)
 
 
 @stage("validate restore")

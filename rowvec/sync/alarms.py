@@ -1,4 +1,4 @@
-"""What of a run others may want to be told: a name for each kind of outcome, decided here and sent by the flows."""
+"""Alarms: a name for each kind of outcome of a run. This module decides which ones apply, and the flows send them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEYS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """One thing to tell: ``payload`` holds figures, names and keys, and never a row's content."""
+    """One event: ``payload`` holds figures, names and keys, and never a row's content."""
 
     name: AlarmName
     sentence: str
@@ -29,10 +29,10 @@ class Alarm:
 
 
 def of_sync(report: SyncReport) -> list[Alarm]:
-    """What a sync that came to its end tells: that it is done, or what is wrong with the table it leaves.
+    """The alarms of a sync that reached its verdict: that it succeeded, or what is wrong with the table.
 
-    An index below its recall is told apart from a table that does not agree with its source: the one is served worse,
-    the other wrongly.
+    An index below its required recall and a table that differs from its source are two alarms: searches of the first
+    are worse, and searches of the second are wrong.
     """
     figures = {
         name: getattr(report, name)
@@ -55,7 +55,7 @@ def of_sync(report: SyncReport) -> list[Alarm]:
 
 
 def of_error(error: RowvecError) -> list[Alarm]:
-    """What an error that ended a run tells, beyond that the run failed."""
+    """The alarms for an error that ended a run, in addition to the failed run itself."""
     match error:
         case CostLimitExceeded() | QuotaExhausted():
             by = "provider" if isinstance(error, QuotaExhausted) else "rowvec"

@@ -1,4 +1,4 @@
-"""The stages that each batch goes through, one after the other, on the machine that has its files."""
+"""A batch: the unit of work that goes through the stages on one machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rowvec.ledger.runs import RunId
-from rowvec.ledger.workdir import made
+from rowvec.ledger.workdir import make_workdir_in
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.allocators import share_arenas
 from rowvec.store.artifact import Artifact
@@ -22,9 +22,9 @@ class Batch:
     run_id: RunId
     number: int
     database: str = ""
-    """The one that numbers the run, as ``rowvec.spool`` calls it; known once there are files."""
+    """The name of the database that numbers the run, by ``rowvec.ledger.workdir``; set once the batch has files."""
     images: int = 0
-    """Those that were put into the store."""
+    """Images that were put into the store."""
     rows: int = 0
     embedded: int = 0
     rejected: int = 0
@@ -34,20 +34,20 @@ class Batch:
 
     @property
     def folder(self) -> Path:
-        """Where its files are while it is on this machine."""
-        return made(self.database, self.run_id) / f"batch-{self.number}"
+        """The folder of its files on this machine."""
+        return make_workdir_in(self.database, self.run_id) / f"batch-{self.number}"
 
     def after(self, stage: str, started: float, **changes: object) -> Batch:
-        """The batch with a stage behind it."""
+        """The batch after a stage that began at ``started`` (monotonic seconds), with the stage's figures."""
         seconds = (*self.seconds, (stage, time.monotonic() - started))
         return replace(self, seconds=seconds, **changes)  # pyright: ignore[reportArgumentType] # checked by replace
 
 
 def embedded_at_once(pipeline: Pipeline) -> int:
-    """Batches that one process embeds at once.
+    """How many batches one process embeds at the same time.
 
-    Two where texts go to a provider, which would have nothing to do while the last answers of a batch are awaited and
-    the next one's rows are fetched: the embedder's concurrency and pace are for both together, and no text is in two
-    batches. A model of this machine is kept busy by one, and images are large.
+    Two if texts go to a provider. With one, the provider would be idle while the last answers of a batch arrive and the
+    next batch's rows are fetched. Both share the embedder's concurrency and rate limit, and no text is in two batches.
+    A model on this machine is kept busy by one batch, and images are large.
     """
     return 2 if pipeline.embedder.kind in ("openai", "azure_openai") else 1

@@ -1,4 +1,4 @@
-"""Binarize: one bit a dimension, which is all that a shortlist by Hamming distance needs."""
+"""The binarize stage: one bit per dimension, which is all that a shortlist by Hamming distance needs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _bits_of(batch: pa.RecordBatch, dimensions: int, precision: Precision) -> pa
 
 @traced("binarize")
 def run(pipeline: Pipeline, batch: Batch) -> Batch:
-    """One bit a dimension, beside the vectors."""
+    """Write the batch's bits next to its vectors, if the table keeps bits."""
     started = time.monotonic()
     if batch.rows and pipeline.target.bits:
         write_bits(

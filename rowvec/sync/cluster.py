@@ -1,4 +1,4 @@
-"""A batch worked on from its first stage to its last by one machine, which shares no disk with the others."""
+"""Batches on a cluster: one worker takes a batch through all its stages, without a disk shared with others."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from rowvec.sources.images.file import is_url
 from rowvec.sync.batch import Batch
 from rowvec.sync.order import through_all_stages
 
-# A task on a cluster costs up to 0.4 s, a hundred times that of a thread: where nobody bills or paces us, a batch of
-# the usual size is about a second's work.
+# A task on a cluster costs up to 0.4 s, a hundred times as much as a thread. If no provider bills or limits us, a batch
+# of the usual size is about one second of work.
 _UNPACED_WEIGHT = 5
 
 
 def batch_weight(pipeline: Pipeline) -> int:
-    """How many times the usual least number of rows a batch has, so that its task is 5 s of work or more.
+    """By what factor a batch is larger than usual, so that its task is at least 5 s of work.
 
-    Asking a provider, or reading images, makes the usual batch that long already.
+    With a provider's rate limit, or with images, the usual batch already takes that long.
     """
     unpaced = pipeline.embedder.kind in ("local", "column") and pipeline.source.kind != "images"
     return _UNPACED_WEIGHT if unpaced else 1
 
 
 def check_reachable(pipeline: Pipeline) -> None:
-    """Raise ``UsageError`` where a part of the pipeline is on this machine alone.
+    """Raise ``UsageError`` if a part of the pipeline exists on this machine alone.
 
-    Asked where the flow runs, before anything is planned, and on each worker, whose environment is another.
+    Called in the flow's process before the plan, and on each worker, which has an environment of its own.
     """
     resolved = resolve(pipeline)
     if not is_url(resolved.artifacts.url):
@@ -49,9 +49,9 @@ def check_reachable(pipeline: Pipeline) -> None:
 
 
 def work_through(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
-    """A batch through all its stages. What it needs is in the database and the store, and so is what it makes.
+    """Take a batch through all its stages; its input and its output are in the database and the store.
 
-    Done again, by whichever machine, it pays for nothing that was answered, and loads nothing twice.
+    If it is done again, by any machine, it pays for no answered text and loads nothing twice.
     """
     check_reachable(pipeline)
     return through_all_stages(pipeline, run_id, number)

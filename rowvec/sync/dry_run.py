@@ -1,4 +1,4 @@
-"""What the commands do that need no flow: plan, search, rejects."""
+"""The plan command: what a sync would do and cost, without spending anything."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.migrations import install
 from rowvec.sync.batch_api import jobs
-from rowvec.sync.batch_api.ask import price_share
+from rowvec.sync.batch_api.submit import price_share
 from rowvec.sync.extract.request import Request
 from rowvec.sync.extract.stage import extract
 
-# Tokens are counted exactly up to this many texts, and reckoned from their characters beyond.
+# Tokens are counted exactly for up to this many texts, and estimated from characters above.
 _COUNTED_TEXTS = 100_000
 
 
 def plan(pipeline: Pipeline) -> dict[str, Any]:
-    """What a sync would do, in rows, tokens and US dollars; the plan itself stays stored until the next one.
+    """What a sync would do, in rows, tokens and US dollars; the stored plan stays until the next one.
 
-    Nothing is embedded and no vector is touched.
+    Nothing is embedded and no vector changes.
     """
     pipeline = effective(pipeline)
     resolved = resolve(pipeline)

@@ -20,13 +20,13 @@ from psycopg import sql
 
 from rowvec.embedders.cache import opened_embedder, opened_image_embedder
 from rowvec.embedders.protocol import Answer, Embedder
-from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.rate_limit.shared import shared_pace
 from rowvec.errors import ArtifactCorrupt, RowError
 from rowvec.ledger import rejects, reuse
 from rowvec.ledger.plans import KEY_JSON, VECTOR_TEXT, Plan, fetch, fetched_schema
-from rowvec.ledger.reuse import longer_identities
-from rowvec.ledger.spending import open_purse
+from rowvec.ledger.reuse import Answers, longer_identities
+from rowvec.ledger.spending import open_budget
 from rowvec.ledger.workdir import database_name
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.queries import query
@@ -36,7 +36,7 @@ from rowvec.sources.images.locations import open_places
 from rowvec.store.artifact import read_vectors
 from rowvec.sync.batch import Batch
 from rowvec.sync.batch_api import jobs
-from rowvec.sync.batch_api.ask import asks_ahead
+from rowvec.sync.batch_api.submit import may_have_jobs
 from rowvec.sync.images import upload
 from rowvec.sync.vector_spool import VectorSpool, open_spool
 from rowvec.sync.work import Work, open_stage
@@ -50,17 +50,17 @@ _LOOKUP = 10_000
 logger = logging.getLogger(__name__)
 
 Ask = Callable[[Iterator[str]], Iterator[Answer]]
-"""Gives an embedder's answers about a stream of contents, as ``Embedder.embed`` does about texts."""
+"""Gives an embedder's answers about a stream of contents, like ``Embedder.embed`` about texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """What became of a batch."""
+    """The outcome of embedding a batch."""
 
     rows: int
-    """Rows that have a vector now."""
+    """Rows that have a vector."""
     embedded: int
-    """Distinct texts the embedder was sent and answered."""
+    """Distinct contents that the embedder was sent and answered."""
     rejected: int
     tokens: int
 
@@ -88,16 +88,16 @@ def embed_batch(work: Work, number: int, folder: Path, ask: Ask) -> Embedded:
     distinct = _write_rows(work, number, folder)
     _reuse(work, distinct, folder)
     missing = np.flatnonzero(~distinct.present)
-    column = VECTOR_TEXT if embedder.identity.provider == "column" else "content"
+    column = VECTOR_TEXT if embedder.identity.from_source else "content"
     tokens = 0
     for answer in ask(_texts(folder / "rows.arrow", distinct, missing, column)):
-        tokens += answer.tokens
+        tokens += answer.billed
         ids = _take(distinct, missing, answer)
         if embedder.paid and len(ids):
             known = [distinct.fingerprints[i] for i in ids]
             # No provider that bills gives sparse vectors.
-            vectors = dense(answer.vectors)
-            reuse.keep_answers(work.connection, plan.pipeline_id, plan.run_id, known, vectors, answer.tokens)
+            answers = Answers(fingerprints=known, vectors=dense(answer.vectors), tokens=answer.billed)
+            reuse.keep_answers(work.connection, plan.pipeline_id, plan.run_id, answers)
         done = int(distinct.present.sum()) + len(distinct.rejected)
         tell("embed", f"batch {number}", done, len(distinct.fingerprints))
     rows = _write_embedded(folder, plan, distinct)
@@ -106,7 +106,7 @@ def embed_batch(work: Work, number: int, folder: Path, ask: Ask) -> Embedded:
 
 
 def _write_rows(work: Work, batch: int, folder: Path) -> _Distinct:
-    """Fetch the rows to disk, so that the transaction that reads them ends before the embedder is asked."""
+    """Fetch the rows to disk, so that the transaction that reads them ends before the first request."""
     fingerprints: list[bytes] = []
     of_row: list[npt.NDArray[np.int64]] = []
     plan = work.plan
@@ -142,7 +142,7 @@ def _reuse(work: Work, distinct: _Distinct, folder: Path) -> None:
             before = int(distinct.present.sum())
             found, vectors = _kept(work, artifact, held, folder)
             _fill(distinct, [ids[fingerprint] for fingerprint in found], vectors)
-            # An artifact that is lost: the table may still have what it held.
+            # The artifact is lost; the table may still have its vectors.
             look_in_table |= not plan.direct and int(distinct.present.sum()) - before < len(held)
         _cut_from_longer(work, distinct, folder, range(start, start + len(wanted)))
         if look_in_table:
@@ -189,7 +189,7 @@ def _in_table(work: Work, wanted: list[bytes]) -> tuple[list[bytes], Embeddings]
     if not wanted:
         return [], layout.together([])
     parts = {"table": table.identifier, "fingerprints": sql.Literal(wanted), "send": layout.send}
-    rows = work.connection.execute(query("ledger", "known_in_table", **parts)).fetchall()
+    rows = work.connection.execute(query("embed", "known_in_table", **parts)).fetchall()
     return [fingerprint for fingerprint, _ in rows], layout.of_wires([sent for _, sent in rows])
 
 
@@ -200,7 +200,7 @@ def _fill(distinct: _Distinct, ids: list[int], vectors: Embeddings) -> None:
 
 
 def _texts(rows: Path, distinct: _Distinct, missing: npt.NDArray[np.int64], column: str) -> Iterator[str]:
-    """The texts without a vector, each once, in the order of ``missing``; drawn from disk as they are asked for."""
+    """The texts without a vector, each once, in the order of ``missing``; read from disk only as they are needed."""
     if not len(missing):
         return
     first_row = np.searchsorted(distinct.of_row, missing)
@@ -265,7 +265,7 @@ def _keep_rejects(work: Work, folder: Path, distinct: _Distinct) -> int:
                 found = [
                     (k, distinct.fingerprints[i], distinct.rejected[int(i)]) for k, i in zip(keys, ids, strict=True)
                 ]
-                rejects.set_aside(work.connection, work.plan.pipeline_id, work.plan.run_id, found)
+                rejects.add_rejects(work.connection, work.plan.pipeline_id, work.plan.run_id, found)
     return int(bad.sum())
 
 
@@ -275,20 +275,20 @@ def run(pipeline: Pipeline, batch: Batch) -> Batch:
     started = time.monotonic()
     with open_stage(pipeline, batch.run_id, f"embed {batch.number}") as work:
         embedder = opened_embedder(work.pipeline.embedder)
-        with _purse(work, embedder) as purse, shared_pace(work.pipeline.target.url, embedder):
+        with _budget(work, embedder) as budget, shared_pace(work.pipeline.target.url, embedder):
             batch = replace(batch, database=database_name(work.connection))
-            done = embed_batch(work, batch.number, batch.folder, _asking(work, batch.folder, purse))
+            done = embed_batch(work, batch.number, batch.folder, _asking(work, batch.folder, budget))
     return batch.after(
         "embed", started, rows=done.rows, embedded=done.embedded, rejected=done.rejected, tokens=done.tokens
     )
 
 
-def _purse(work: Work, embedder: Embedder) -> AbstractContextManager[Purse]:
+def _budget(work: Work, embedder: Embedder) -> AbstractContextManager[BudgetHold]:
     """What requests are paid from, on a connection of its own; without one if nothing costs anything."""
-    return open_purse(work.pipeline, work.plan.run_id, embedder.cost) if embedder.paid else nullcontext(FREE)
+    return open_budget(work.pipeline, work.plan.run_id, embedder.cost) if embedder.paid else nullcontext(UNLIMITED)
 
 
-def _asking(work: Work, folder: Path, purse: Purse) -> Ask:
+def _asking(work: Work, folder: Path, budget: BudgetHold) -> Ask:
     """How the embedder is asked about contents: about the images that they name, or about the texts that they are."""
     pipeline = work.pipeline
     if pipeline.source.kind == "images" and pipeline.embedder.kind != "column":
@@ -297,10 +297,10 @@ def _asking(work: Work, folder: Path, purse: Purse) -> Ask:
 
         def ask(contents: Iterator[str]) -> Iterator[Answer]:
             opened = upload.opened_images(work.connection, store, places, pipeline.name, folder, contents)
-            return seeing.embed_images(opened, purse)
+            return seeing.embed_images(opened, budget)
 
         return ask
     embedder = opened_embedder(pipeline.embedder)
-    if not asks_ahead(pipeline):
-        return lambda texts: embedder.embed(texts, purse)
-    return lambda texts: jobs.embed_the_rest(work.connection, work.plan.pipeline_id, embedder, purse, texts)
+    if not may_have_jobs(pipeline):
+        return lambda texts: embedder.embed(texts, budget)
+    return lambda texts: jobs.embed_the_rest(work.connection, work.plan.pipeline_id, embedder, budget, texts)

@@ -1,4 +1,4 @@
-"""What makes a loaded table one to search: its index, as good as it has to be, and what stands beside it."""
+"""The index stage: a loaded table gets its index, its search functions and its provenance view."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class Indexed:
     choice: IndexChoice
     rows: int
     recall: RecallReport | None
-    """None where there is no index."""
+    """None if there is no index."""
     seconds: float
     reason: Reason | None = None
-    """Why one was built; None where none was."""
-    said: tuple[str, ...] = ()
-    """What was found and done to keep it fit, a sentence each: ``validate.check_serving`` hands it on."""
+    """Why an index was built; None if none was."""
+    notes: tuple[str, ...] = ()
+    """What the index's upkeep found and did, one sentence each; ``validate.check_serving`` reports it."""
 
 
 def serve(
     connection: Connection, table: VectorTable, pipeline: Pipeline, *, rebuild: bool = False, measure: bool = False
 ) -> Indexed:
-    """See to it that the table has the index it is to have, its search function and its provenance view.
+    """Give the table the index that it needs, its search functions and its provenance view.
 
-    ``rebuild``: build the index anew though nothing is wrong with it. ``measure``: see ``upkeep.keep_fit``. The
-    connection must be in no transaction.
+    ``rebuild``: rebuild the index even if nothing is wrong with it. ``measure``: see ``upkeep.keep_fit``. The
+    connection must not be in a transaction.
     """
     started = time.monotonic()
     indexed = any(state.valid for state in index_state(connection, table))
@@ -76,7 +76,7 @@ def serve(
         recall=kept.recall,
         seconds=time.monotonic() - started,
         reason=kept.reason,
-        said=(*kept.said, vacuumed) if vacuumed else kept.said,
+        notes=(*kept.said, vacuumed) if vacuumed else kept.said,
     )
 
 
@@ -93,6 +93,6 @@ def _install_functions(connection: Connection, table: VectorTable, pipeline: Pip
 
 @traced("index")
 def run(pipeline: Pipeline, run_id: RunId) -> Indexed:
-    """See to it that the vector table has the index it is to have, and the search function that uses it."""
+    """Give the vector table its index and the search functions that use it."""
     with open_stage(pipeline, run_id, "index") as work:
         return serve(work.connection, work.plan.table, work.pipeline)

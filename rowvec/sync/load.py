@@ -1,4 +1,4 @@
-"""Load: a batch's artifact goes into staging by binary COPY, once, in constant memory."""
+"""The load stage: a batch's artifact goes into the staging table by binary COPY, once, in constant memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rowvec.sync.staging import staged_columns
 from rowvec.sync.work import Work, open_stage
 
 SEND_BUFFER_BYTES = 4 * 1024 * 1024
-"""The server works on while we read and encode the next rows; docs/decisions/0002-binary-copy.md has the figures."""
+"""Lets the server work while we read and encode the next rows; docs/decisions/0002-binary-copy.md has the figures."""
 
 
 def load_batch(
@@ -47,7 +47,7 @@ def load_batch(
 ) -> int:
     """COPY an artifact into staging and mark the batch as loaded, in one transaction; returns its rows.
 
-    A batch that is marked already is not loaded again.
+    A batch that is already marked is not loaded again.
     """
     values = {"run_id": run_id, "batch": batch}
     with lost_connections_are_retriable(), connection.transaction():
@@ -57,7 +57,7 @@ def load_batch(
             return row[0] if row else 0
         constants = {"run_id": run_id, "embedded_at": claimed[0]} if direct else {}
         columns = staged_columns(table, direct=direct)
-        rows = copy_rows(connection, into, columns, _told(artifact, batch), constants)
+        rows = copy_rows(connection, into, columns, _with_progress(artifact, batch), constants)
         connection.execute(query("load", "mark"), {**values, "rows": rows})
         return rows
 
@@ -69,11 +69,11 @@ def copy_rows(
     batches: Iterable[pa.RecordBatch],
     constants: Mapping[str, int] | None = None,
 ) -> int:
-    """COPY record batches into a table; returns the number of rows, which the server must agree on.
+    """COPY record batches into a table; returns the number of rows.
 
-    Memory is that of one batch. See ``Encoder`` for ``constants``. Raises ``DatabaseUnavailable`` where the server took
-    another number of rows, for Postgres accepts a stream that is cut between two rows without a word; ``TargetError``
-    where it refuses a value. Either way, and where ``batches`` raises, no row is kept.
+    Memory is that of one batch. See ``Encoder`` for ``constants``. Raises ``DatabaseUnavailable`` if the server took
+    another number of rows, because Postgres accepts a stream that is cut between two rows; ``TargetError`` if it
+    refuses a value. In both cases, and if ``batches`` raises, no row is kept.
     """
     encoder = Encoder(columns, constants)
     names = sql.SQL(", ").join(sql.Identifier(column.name) for column in encoder.columns)
@@ -90,13 +90,13 @@ def copy_rows(
             copy.write(TRAILER)
         if cursor.rowcount != given:
             raise DatabaseUnavailable(
-                f"the database took {cursor.rowcount:,} of {given:,} rows; the batch is loaded anew"
+                f"the database took {cursor.rowcount:,} of {given:,} rows; the batch is loaded again"
             )
     return given
 
 
-def _told(artifact: Path, batch: int) -> Iterator[pa.RecordBatch]:
-    """The artifact's record batches, whoever listens being told how many of its rows are on their way."""
+def _with_progress(artifact: Path, batch: int) -> Iterator[pa.RecordBatch]:
+    """The artifact's record batches; each one that was taken is reported as progress."""
     total, done = pq.read_metadata(artifact).num_rows, 0
     for block in read_artifact(artifact):
         yield block
@@ -105,9 +105,9 @@ def _told(artifact: Path, batch: int) -> Iterator[pa.RecordBatch]:
 
 
 def _widen_socket(connection: Connection) -> None:
-    """Let the server draw on ``SEND_BUFFER_BYTES`` while we read and encode; a system that allows less gives less."""
+    """Buffer up to ``SEND_BUFFER_BYTES`` for the server while we read and encode; the system may allow less."""
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as wire:
-        # TCP finds its own size, and would stop doing so; a Unix socket keeps the 200 KB it starts with.
+        # TCP adapts its buffer, and would stop if we set it; a Unix socket keeps the 200 KB that it starts with.
         if wire.family == socket.AF_UNIX:
             with suppress(OSError):
                 wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -115,7 +115,7 @@ def _widen_socket(connection: Connection) -> None:
 
 @traced("load")
 def run(pipeline: Pipeline, batch: Batch) -> Batch:
-    """COPY the artifact into staging: from this machine's copy if it is still there, else from the store."""
+    """COPY the artifact into staging, from this machine's copy if it still exists, else from the store."""
     started = time.monotonic()
     if batch.artifact is not None:
         with open_stage(pipeline, batch.run_id, f"load {batch.number}") as work:

@@ -15,8 +15,8 @@ from rowvec.ledger.runs import Run, RunId, running
 from rowvec.pipeline import Pipeline
 from rowvec.sync import binarize, embed, index, load, merge, upload, validate
 from rowvec.sync.batch import Batch
-from rowvec.sync.batch_api import ask
-from rowvec.sync.batch_api.ask import Ahead, asks_ahead
+from rowvec.sync.batch_api import submit
+from rowvec.sync.batch_api.submit import Awaited, may_have_jobs
 from rowvec.sync.extract import stage as extract
 from rowvec.sync.images import lost
 from rowvec.sync.images import upload as images
@@ -51,7 +51,7 @@ class Stages:
     """How a caller runs each stage of a round."""
 
     extract: Callable[[Pipeline, Run], Plan]
-    ask_ahead: Callable[[Pipeline, Run], Ahead]
+    submit_jobs: Callable[[Pipeline, Run], Awaited]
     lost_images: Callable[[Pipeline, Run], int]
     batches: Callable[[Pipeline, Run, int], list[Batch]]
     """Takes so many batches through ``batch_stages``, in any order and at any time, and returns them all."""
@@ -76,8 +76,8 @@ def through_all_stages(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
 def bring_up_to_date(pipeline: Pipeline, run: Run, stages: Stages) -> Round:
     """One round: a plan, its batches through all their stages, and a merge."""
     plan = stages.extract(pipeline, run)
-    if asks_ahead(pipeline):
-        stages.ask_ahead(pipeline, run).conclude(pipeline)
+    if may_have_jobs(pipeline):
+        stages.submit_jobs(pipeline, run).conclude(pipeline)
     again = stages.lost_images(pipeline, run) if plan.lost_images else 0
     done = stages.batches(pipeline, run, plan.batches)
     return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run), images_again=again)
@@ -94,7 +94,7 @@ def through_all_rounds(pipeline: Pipeline, run: Run, stages: Stages) -> SyncRepo
 IN_PROCESS = Stages(
     # Each looks its stage up when it is called, so that a stage that was replaced is the one that runs.
     extract=lambda pipeline, run: extract.run(pipeline, run),
-    ask_ahead=lambda pipeline, run: ask.run(pipeline, run),
+    submit_jobs=lambda pipeline, run: submit.run(pipeline, run),
     lost_images=lambda pipeline, run: lost.run(pipeline, run.run_id),
     batches=lambda pipeline, run, count: [through_all_stages(pipeline, run.run_id, n) for n in range(count)],
     merge=lambda pipeline, run: merge.run(pipeline, run.run_id),

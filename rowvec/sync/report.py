@@ -1,4 +1,4 @@
-"""What a run says of itself: counts, cost, checks and a verdict."""
+"""The report of a run: its counts, cost, checks and verdict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Check:
     rows: tuple[str, ...] = ()
     """Offending keys, up to 100."""
     value: float | None = None
-    """What was measured, where it is a number."""
+    """The measured number, if the check measures one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +41,19 @@ class SyncReport:
     embedded: int
     """Distinct contents that were sent to the embedder and came back as vectors."""
     reused: int
-    """Rows whose vector was there already: paid for earlier, or shared with another row."""
+    """Rows whose vector existed already: it was paid for earlier, or another row has the same content."""
     what: What = "texts"
-    """What the contents are."""
+    """Whether the contents are texts or images."""
     images: int = 0
     """Images that were put into the store."""
     tokens: int
     cost_usd: float
     pending: int
-    """Rows written to the source after this run read it for the last time; the next run takes them."""
+    """Rows written to the source after this run read it for the last time; the next run embeds them."""
     rows: int
     consistent: bool
     k: int
-    """Neighbours looked at."""
+    """Neighbours per query in the recall measurement."""
     recall_at_k: float | None
     checksum: str
     artifacts: int
@@ -78,7 +78,7 @@ class SyncReport:
         return f"INCONSISTENT: {len(self.failed_checks)} check(s) failed ({names})."
 
     def as_markdown(self) -> str:
-        """For a person with ten seconds."""
+        """A summary that a person can read in ten seconds."""
         recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
         shows_images = self.what == "images"
         failed = [f"- **FAILED** {check.name}: {check.detail}" for check in self.failed_checks]
@@ -87,7 +87,7 @@ class SyncReport:
             "",
             *failed,
             "",
-            "| new | changed | metadata only | deleted | unchanged | set aside | still to come |",
+            "| new | changed | metadata only | deleted | unchanged | rejected | pending |",
             "|--:|--:|--:|--:|--:|--:|--:|",
             f"| {self.new:,} | {self.changed:,} | {self.metadata_only:,} | {self.deleted:,} | {self.unchanged:,} "
             f"| {self.rejected:,} | {self.pending:,} |",
@@ -113,18 +113,18 @@ class RestoreReport:
     run_id: int
     pipeline: str
     manifest: str
-    """The newest manifest it went by."""
+    """The newest manifest that was restored from."""
     rows: int
     missing: int
-    """Rows that are in no artifact that can be read."""
+    """Rows without a vector in any readable artifact."""
     artifacts: int
     lost: tuple[str, ...]
-    """Artifacts that are missing or spoilt."""
+    """Artifacts that are missing or corrupt."""
     embedded: int
     """Texts that were sent to an embedder: none."""
     consistent: bool
     k: int
-    """Neighbours looked at."""
+    """Neighbours per query in the recall measurement."""
     recall_at_k: float | None
     checksum: str
     checks: tuple[Check, ...]
@@ -147,13 +147,13 @@ class RestoreReport:
         return f"INCOMPLETE: {len(self.failed_checks)} check(s) failed ({names})."
 
     def as_markdown(self) -> str:
-        """For a person with ten seconds."""
+        """A summary that a person can read in ten seconds."""
         recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
         lines = [
             f"## {self.verdict()}",
             "",
             f"- **Rows**: {self.rows:,} restored, {self.missing:,} without a vector in any artifact",
-            f"- **Artifacts**: {self.artifacts:,} read, {len(self.lost):,} lost or spoilt; nothing was embedded",
+            f"- **Artifacts**: {self.artifacts:,} read, {len(self.lost):,} lost or corrupt; nothing was embedded",
             f"- **Recall@{self.k}**: {recall}",
             f"- **Seconds by stage**: {_by_stage(self.seconds)}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
@@ -163,37 +163,39 @@ class RestoreReport:
         return "\n".join(lines)
 
 
+R = TypeVar("R", SyncReport, RestoreReport)
+
+
 def _by_stage(seconds: dict[str, float]) -> str:
-    """Stages overlap: batches are at several of them at once, so that they add up to more than the whole."""
+    """Seconds of each stage. Batches are in several stages at once, so the sum is more than the total."""
     return ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items() if stage != "total")
 
 
 def record(report: SyncReport) -> None:
-    """The figures of a sync, once it has its verdict."""
+    """Send the figures of a sync that has its verdict to OpenTelemetry."""
     meter = metrics.get_meter("rowvec")
     of = {"rowvec.pipeline": report.pipeline}
-    rows = meter.create_counter("rowvec.rows", "{row}", "Rows by what became of them.")
+    rows = meter.create_counter("rowvec.rows", "{row}", "Rows by outcome.")
     for kind in _KINDS:
         rows.add(getattr(report, kind), {**of, "rowvec.kind": kind})
     meter.create_counter("rowvec.tokens", "{token}", "Tokens that were paid for.").add(report.tokens, of)
     meter.create_counter("rowvec.cost", "USD", "What the embedder's provider bills.").add(report.cost_usd, of)
-    runs = meter.create_counter("rowvec.runs", "{run}", "Runs that came to a verdict.")
+    runs = meter.create_counter("rowvec.runs", "{run}", "Runs that reached a verdict.")
     runs.add(1, {**of, "rowvec.consistent": report.consistent})
-    seconds = meter.create_histogram("rowvec.duration", "s", "Seconds of a run by stage; batches side by side add up.")
+    seconds = meter.create_histogram(
+        "rowvec.duration", "s", "Seconds of a run by stage, added up over concurrent batches."
+    )
     for stage, spent in report.seconds.items():
         seconds.record(spent, {**of, "rowvec.stage": stage})
     meter.create_gauge("rowvec.table.rows", "{row}", "Rows of the vector table.").set(report.rows, of)
-    meter.create_gauge("rowvec.rejects", "{row}", "Rows that are set aside.").set(report.rejected, of)
+    meter.create_gauge("rowvec.rejects", "{row}", "Rejected rows.").set(report.rejected, of)
     if report.recall_at_k is not None:
         recall = meter.create_gauge("rowvec.recall", "1", "Recall at k of the index, by the run's sample.")
         recall.set(report.recall_at_k, {**of, "rowvec.k": report.k})
 
 
-R = TypeVar("R", SyncReport, RestoreReport)
-
-
 def conclude(report: R) -> R:
-    """The report of a run that succeeded. Raises ``Inconsistent`` with it otherwise."""
+    """Return the report if the run succeeded. Raises ``Inconsistent`` with the report otherwise."""
     if report.consistent:
         return report
     first = report.failed_checks[0]

@@ -14,9 +14,9 @@ from rowvec.postgres.vector_table import VectorTable
 def create_staging(
     connection: Connection, run_id: RunId, table: VectorTable, name: sql.Identifier, *, direct: bool
 ) -> None:
-    """Make the empty table that a run's batches are loaded into: as the vector table itself where ``direct``.
+    """Create the empty table that a run's batches are loaded into; if ``direct``, it has the vector table's columns.
 
-    What an earlier plan of the run left there goes, and with it the marks of its batches.
+    A staging table of an earlier plan of the same run is dropped, together with the marks of its loaded batches.
     """
     columns = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql)
@@ -29,8 +29,9 @@ def create_staging(
 
 
 def staged_columns(table: VectorTable, *, direct: bool) -> tuple[PgColumn, ...]:
+    """The columns of a staging table, in the order of the artifact's."""
     if direct:
         return table.columns
     own = {column.name for column in (*table.key, *table.metadata)}
-    # run_id and embedded_at are the merge's to say.
+    # The merge sets run_id and embedded_at.
     return tuple(PgColumn(c.name, c.travels_as) if c.name in own else c for c in table.columns[:-2])

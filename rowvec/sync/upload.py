@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rowvec.embedders.cache import opened_embedder
-from rowvec.ledger import reuse
+from rowvec.ledger.reuse import NewArtifact, add_artifact
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.telemetry import traced
 from rowvec.store import artifact as artifacts
@@ -33,11 +33,13 @@ def run(pipeline: Pipeline, batch: Batch) -> Batch:
             folder / "embedded.arrow", bits, parquet, plan.table, pipeline.name, plan.identity
         )
         artifacts.upload(work.store, parquet, artifact)
-        fingerprints = _fingerprints(folder / "embedded.arrow")
-        usd_a_token = opened_embedder(work.pipeline.embedder).cost(_MILLION) / _MILLION
-        reuse.add_artifact(
-            work.connection, plan.pipeline_id, batch.run_id, batch.number, artifact, fingerprints, usd_a_token
+        new = NewArtifact(
+            artifact=artifact,
+            batch=batch.number,
+            fingerprints=_fingerprints(folder / "embedded.arrow"),
+            usd_per_token=opened_embedder(work.pipeline.embedder).cost(_MILLION) / _MILLION,
         )
+        add_artifact(work.connection, plan.pipeline_id, batch.run_id, new)
     return batch.after("upload", started, artifact=artifact)
 
 

@@ -1,4 +1,4 @@
-"""Validate: what must hold before a run calls itself done; each check says what it looked at."""
+"""The validate stage: the checks that must hold before a run succeeds, and the verdict."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from rowvec.embedders.cache import opened_embedder
 from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
-from rowvec.ledger import journal, rejects, reuse, runs
+from rowvec.ledger import journal, rejects, reuse
 from rowvec.ledger.journal import Closing
 from rowvec.ledger.plans import Plan
-from rowvec.ledger.runs import Run
-from rowvec.ledger.workdir import spool, spooled
+from rowvec.ledger.runs import Ending, Run, finish_run
+from rowvec.ledger.workdir import make_workdir, workdir
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice
@@ -29,11 +29,15 @@ from rowvec.sync.merge import Merged, Round
 from rowvec.sync.report import Check, SyncReport, record
 from rowvec.sync.work import Work, open_stage
 
+# Reading every vector of a large table would cost more than the run did. Above this many rows a run checks the vectors
+# that it wrote, and the daily audit checks the others.
+_ALL_ROWS = 200_000
+
 
 def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
-    """Does the vector table hold what the source says: by rows, by names and by checksum?
+    """Check that the vector table agrees with the source, by keys, by count and by checksum.
 
-    ``of_files``: nobody writes to a source of files, but it may be replaced as a whole.
+    ``of_files``: the source is files, which change only if they are replaced.
     """
     why = "the source's files were replaced while the run read them; " if of_files else ""
     checks = [
@@ -42,7 +46,7 @@ def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
             ok=not merged.missing,
             detail="every planned row has its vector"
             if not merged.missing
-            else f"{len(merged.missing):,} row(s) have no vector as they are now; {why}run rowvec sync again",
+            else f"{len(merged.missing):,} row(s) have no vector for their present content; {why}run rowvec sync again",
             rows=merged.missing[:100],
         )
     ]
@@ -68,18 +72,18 @@ def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
 
 
 def check_table(connection: Connection, table: VectorTable, run_id: int | None) -> list[Check]:
-    """Are the vectors themselves sound: all of them, or those that one run wrote?"""
+    """Check the vectors themselves: all of them, or those that the given run wrote."""
     return [_check(found) for found in check_vectors(connection, table, run_id=run_id)]
 
 
 def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
-    """Is everything this run paid for in the store, whole?"""
+    """Check that every artifact of this run is in the store and unchanged."""
     written = reuse.artifacts_of(connection, plan.run_id)
     lost = [a.name for a in written if store.checksum(a.name) != a.sha256]
     detail = f"{len(written):,} artifact(s) of this run are in the store"
     if lost:
         detail = f"{len(lost):,} artifact(s) are not in the store as they were written: {', '.join(lost[:3])}; "
-        detail += "rowvec audit --repair writes them anew"
+        detail += "rowvec audit --repair writes them again"
     return Check(name="artifacts", ok=not lost, detail=detail)
 
 
@@ -88,10 +92,10 @@ def check_serving(
     table: VectorTable,
     choice: IndexChoice,
     recall: RecallReport | None,
-    said: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> list[Check]:
-    """Is the index valid, used, and does it find what an exact search finds? ``said``: how it was kept fit."""
-    kept = [Check(name="index_kept_fit", ok=True, detail="; ".join(said))] if said else []
+    """Check that the index is valid, is used, and has the required recall; ``notes``: what its upkeep found and did."""
+    kept = [Check(name="index_kept_fit", ok=True, detail="; ".join(notes))] if notes else []
     if recall is None:
         return [Check(name="index", ok=True, detail=f"none is needed: {choice.reason}"), *kept]
     checks = [*(_check(found) for found in check_index(connection, table, choice)), *kept]
@@ -114,11 +118,6 @@ def _check(found: VectorCheck) -> Check:
     return Check(name=found.name, ok=found.passed, detail=detail, rows=keys)
 
 
-# Reading every vector of a large table back would cost more than the run did: beyond this many rows a run checks what
-# it wrote itself, and the daily audit the rest.
-_ALL_ROWS = 200_000
-
-
 @traced("validate")
 def run(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     """Check what must hold, write the manifest, and record the verdict in the ledger."""
@@ -126,24 +125,23 @@ def run(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> 
     with open_stage(pipeline, run.run_id, "validate") as work:
         connection, plan = work.connection, work.plan
         report = _report(work, run, rounds, indexed)
-        recorded = journal.record(connection, work.store, _closing(plan, report), spool(connection, plan.run_id))
+        recorded = journal.record(connection, work.store, _closing(plan, report), make_workdir(connection, plan.run_id))
         seconds = {**report.seconds, "validate": round(time.monotonic() - started, 3)}
         seconds["total"] = round(time.monotonic() - run.started, 3)
         report = replace(report, manifest=recorded and recorded.name, seconds=seconds)
         with connection.transaction():
             if recorded:
-                recorded.tell(connection)
+                recorded.confirm(connection)
             jobs.report(connection, run.pipeline_id, run.run_id)
-            runs.finish_run(
-                connection,
-                run.run_id,
-                "succeeded" if report.consistent else "failed",
+            ending = Ending(
+                state="succeeded" if report.consistent else "failed",
                 report=report.as_json(),
                 checks=[asdict(check) for check in report.checks],
                 manifest=recorded and recorded.name,
                 manifest_sha256=recorded and recorded.sha256,
             )
-        shutil.rmtree(spooled(connection, run.run_id), ignore_errors=True)
+            finish_run(connection, run.run_id, ending)
+        shutil.rmtree(workdir(connection, run.run_id), ignore_errors=True)
     forget_run(run_name(run.run_id))
     record(report)
     return report
@@ -157,7 +155,7 @@ def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
         *check_table(connection, table, None if indexed.rows <= _ALL_ROWS else work.plan.run_id),
         check_artifacts(connection, work.store, work.plan),
         *([check_images(connection, table, work.pipeline)] if kind == "images" else []),
-        *check_serving(connection, table, indexed.choice, indexed.recall, indexed.said),
+        *check_serving(connection, table, indexed.choice, indexed.recall, indexed.notes),
     ]
 
 
@@ -176,7 +174,7 @@ def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> Sync
         metadata_only=sum(counts.metadata_only for counts in plans),
         deleted=sum(counts.deleted for counts in plans),
         unchanged=plans[0].unchanged,
-        rejected=rejects.count(work.connection, run.pipeline_id),
+        rejected=rejects.count_rejects(work.connection, run.pipeline_id),
         embedded=embedded + of_jobs.texts,
         reused=max(0, sum(b.rows for b in batches) - embedded - of_jobs.texts),
         what=work.pipeline.what,
@@ -206,7 +204,7 @@ def _seconds(rounds: list[Round], batches: list[Batch], indexed: Indexed) -> dic
 
 
 def _closing(plan: Plan, report: SyncReport) -> Closing:
-    """What the run's manifest is to say."""
+    """What the run's manifest records."""
     names = ("new", "changed", "metadata_only", "deleted", "unchanged", "rows", "rejected")
     return Closing(
         run_id=plan.run_id,

@@ -1,4 +1,4 @@
-"""A batch's vectors on disk while they are gathered, in any order and from any place: they may be more than memory."""
+"""A batch's vectors on disk, which come in any order from several places and may be larger than memory."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ Rows = npt.NDArray[np.int64]
 
 
 class VectorSpool(Protocol):
-    """Room for so many vectors, numbered from 0."""
+    """Disk space for a known number of vectors, numbered from 0."""
 
     def put(self, rows: Rows, vectors: Embeddings) -> None:
-        """Keep ``vectors[i]``, in whichever layout, as number ``rows[i]``."""
+        """Keep ``vectors[i]``, in any layout, as number ``rows[i]``."""
         ...
 
     def take(self, rows: Rows) -> Embeddings:
-        """The vectors of these numbers, each of which has been put."""
+        """The vectors of these numbers, all of which were put before."""
         ...
 
 
 def open_spool(folder: Path, layout: Layout, rows: int) -> VectorSpool:
-    """Room for ``rows`` vectors in a file of the folder."""
+    """Create space for ``rows`` vectors in a file of the folder."""
     return _Sparse(folder, layout, rows) if layout.is_sparse else _Dense(folder, layout, rows)
 
 
 class _Dense:
-    """Every vector at its place from the start."""
+    """A file in which each vector has its place from the start."""
 
     def __init__(self, folder: Path, layout: Layout, rows: int) -> None:
         self._layout = layout
         shape = (max(1, rows), layout.dimensions)
         size = shape[0] * shape[1] * 4
         with disk_faults(folder, _ADVICE), (folder / "vectors.f4").open("wb") as file:
-            # Room that is not there is an error now, and not a signal in the middle of the work; macOS cannot tell.
+            # Missing disk space is an error here, and not a signal in the middle of the work; macOS cannot allocate
+            # ahead.
             if sys.platform == "linux":
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
@@ -59,7 +60,7 @@ class _Dense:
 
 
 class _Sparse:
-    """One vector's nonzeros after another's, as they come: an index and a value each."""
+    """A file of nonzeros in the order in which vectors come: an index and a value each."""
 
     _PAIR = np.dtype([("index", "<i4"), ("value", "<f4")])
 
@@ -83,7 +84,7 @@ class _Sparse:
 
     def take(self, rows: Rows) -> Embeddings:
         counts = self._counts[rows]
-        # A file without a byte cannot be mapped.
+        # An empty file cannot be mapped.
         pairs = np.memmap(self._path, self._PAIR, "r") if self._pairs else np.empty(0, self._PAIR)
         taken = pairs[spread(self._starts[rows], counts)]
         return SparseVectors(

@@ -1,4 +1,4 @@
-"""The ledger of jobs at a provider's Batch API: which there are, what each was asked, and what it has not answered."""
+"""Batch API jobs in the ledger: which jobs exist, the texts of each, and the texts it has not answered."""
 
 from __future__ import annotations
 
@@ -14,37 +14,36 @@ from psycopg.rows import class_row
 
 from rowvec.embedders.openai.prices import BATCH_SHARE
 from rowvec.embedders.protocol import Answer, Embedder
-from rowvec.embedders.provider.budget import Hold, Purse
+from rowvec.embedders.provider.budget import BudgetHold, Reservation
 from rowvec.errors import RejectReason, RowError
-from rowvec.ledger import reuse
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import FETCH_ROWS, Plan
-from rowvec.ledger.reuse import paid_for, relies_on_table
+from rowvec.ledger.reuse import Answers, keep_answers, paid_for, relies_on_table
 from rowvec.ledger.runs import RunId
-from rowvec.ledger.spending import Account, reserve, settle
+from rowvec.ledger.spending import SpendingAccount, reserve, settle
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.fingerprint import fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
-    from rowvec.embedders.openai.batch_api import Outcome  # which brings the client that a sync may not need
+    from rowvec.embedders.openai.batch_api import Outcome  # it imports OpenAI's client, which a sync may not need
 
 JobId = NewType("JobId", int)
 Cost = Callable[[int], float]
-"""US dollars for so many tokens of a job."""
+"""US dollars for a number of tokens in a job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job that is not finished."""
+    """A job whose answers are not collected."""
 
     job_id: JobId
     run_id: RunId
     mark: str
-    """Our own name of it, in its metadata at the provider."""
+    """Our own name for the job, in its metadata at the provider."""
     state: Literal["prepared", "submitted"]
-    """``prepared``: the provider may or may not have heard of it."""
+    """``prepared``: the provider may or may not have received it."""
     provider_id: str | None
     provider_state: str | None
     texts: int
@@ -53,14 +52,14 @@ class Job:
     reserved_month: date
 
     @property
-    def hold(self) -> Hold:
-        """The money that was set apart for it."""
-        return Hold(usd=self.reserved_usd, month=self.reserved_month)
+    def hold(self) -> Reservation:
+        """The money that is reserved for it."""
+        return Reservation(usd=self.reserved_usd, month=self.reserved_month)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What jobs brought."""
+    """Texts that jobs have answered, with their tokens and their cost."""
 
     texts: int = 0
     tokens: int = 0
@@ -69,13 +68,13 @@ class Collected:
 
 def prepare(
     connection: Connection,
-    account: Account,
+    account: SpendingAccount,
     pipeline_id: PipelineId,
     mark: UUID,
     texts: Iterable[tuple[bytes, int]],
     usd_a_token: float,
 ) -> JobId:
-    """Note a job, its texts (fingerprint, tokens) and its money, before the provider hears of it: one transaction.
+    """Record a job, its texts (fingerprint, tokens) and its reserved money before it is sent: one transaction.
 
     Raises ``BudgetExceeded``.
     """
@@ -101,34 +100,35 @@ def prepare(
 
 
 def submitted(connection: Connection, job_id: JobId, provider_id: str, provider_state: str) -> None:
-    """The provider has it, under this id."""
+    """Record that the provider has the job, under this id."""
     values = {"job_id": job_id, "provider_id": provider_id, "provider_state": provider_state}
     connection.execute(query("jobs", "submitted"), values)
 
 
 def seen(connection: Connection, job: Job, provider_state: str) -> None:
-    """How the provider says it is."""
+    """Record the state that the provider reports."""
     if provider_state != job.provider_state:
         connection.execute(query("jobs", "seen"), {"job_id": job.job_id, "provider_state": provider_state})
 
 
 def unfinished(connection: Connection, pipeline_id: PipelineId) -> list[Job]:
-    """The pipeline's jobs that are not collected, the oldest first."""
+    """The pipeline's jobs whose answers are not collected, oldest first."""
     with connection.cursor(row_factory=class_row(Job)) as cursor:
         return cursor.execute(query("jobs", "unfinished"), {"pipeline_id": pipeline_id}).fetchall()
 
 
-def forget(connection: Connection, account: Account, job: Job) -> None:
-    """There is no such job at the provider: its texts are free again, and so is its money."""
+def forget(connection: Connection, account: SpendingAccount, job: Job) -> None:
+    """Delete a job that the provider does not have: its texts become eligible again, its money is released."""
     with connection.transaction():
         connection.execute(query("jobs", "forget"), {"job_id": job.job_id})
         settle(connection, account.family, job.run_id, job.hold, 0.0)
 
 
 def keep(connection: Connection, job: Job, pipeline_id: PipelineId, outcomes: list[Outcome], cost: Cost) -> None:
-    """Make a part of a job's outcomes durable, each once, however often it comes: one transaction.
+    """Make some of a job's outcomes durable, each once even if it comes twice: one transaction.
 
-    Vectors become answers, refusals wait for the rows they are of, and what was billed for nothing is given back.
+    Vectors become answers. A refusal is kept until its row is rejected. A text that was billed without a vector becomes
+    eligible again.
     """
     values = {"job_id": job.job_id}
     with connection.transaction():
@@ -139,8 +139,13 @@ def keep(connection: Connection, job: Job, pipeline_id: PipelineId, outcomes: li
         refused = {f: o.error for f, o in own.items() if isinstance(o.error, RowError)}
         billed = [f for f, o in own.items() if o.vector is None and o.tokens]
         if good:
-            vectors, tokens = np.stack(list(good.values())), sum(own[f].tokens for f in good)
-            reuse.keep_answers(connection, pipeline_id, job.run_id, list(good), vectors, tokens, BATCH_SHARE)
+            answers = Answers(
+                fingerprints=list(good),
+                vectors=np.stack(list(good.values())),
+                tokens=sum(own[f].tokens for f in good),
+                price_share=BATCH_SHARE,
+            )
+            keep_answers(connection, pipeline_id, job.run_id, answers)
         connection.execute(query("jobs", "answered"), {**values, "fingerprints": list(good)})
         connection.execute(query("jobs", "give_back"), {**values, "fingerprints": billed})
         _refuse(connection, job, refused)
@@ -159,8 +164,8 @@ def _refuse(connection: Connection, job: Job, refused: dict[bytes, RowError]) ->
     connection.execute(query("jobs", "refused"), values)
 
 
-def close(connection: Connection, account: Account, job: Job, provider_state: str) -> None:
-    """All that a job has answered is kept: what is left is free again, and what it cost is settled."""
+def close(connection: Connection, account: SpendingAccount, job: Job, provider_state: str) -> None:
+    """Close a job whose answers are kept: its other texts become eligible again, and its cost is settled."""
     values = {"job_id": job.job_id}
     with connection.transaction():
         row = connection.execute(query("jobs", "collected"), {**values, "provider_state": provider_state}).fetchone()
@@ -170,15 +175,16 @@ def close(connection: Connection, account: Account, job: Job, provider_state: st
         if not answered:
             connection.execute(query("jobs", "doubt"), values)
         connection.execute(query("jobs", "returned"), values)
-        # What became of a job that is lost nobody knows: it may have been billed.
+        # The outcome of a lost job is unknown: the provider may have billed it.
         spent = max(usd, job.reserved_usd) if provider_state == "lost" else usd
         settle(connection, account.family, job.run_id, job.hold, spent)
 
 
 def eligible(connection: Connection, plan: Plan, tries: int) -> Iterator[tuple[bytes, str]]:
-    """Fingerprint and content of the plan's texts that a job may be asked; given back less than ``tries`` times.
+    """Fingerprint and content of the plan's texts that may go into a job: texts that fewer than ``tries`` jobs
+    returned.
 
-    Read in a transaction that lasts as long as the iteration.
+    Reads in a transaction that lasts as long as the iteration.
     """
     with connection.transaction(), connection.cursor(name="eligible", binary=True) as cursor:
         cursor.itersize = FETCH_ROWS
@@ -188,7 +194,7 @@ def eligible(connection: Connection, plan: Plan, tries: int) -> Iterator[tuple[b
 
 
 def count_eligible(connection: Connection, plan: Plan, tries: int, enough: int) -> int:
-    """How many texts ``eligible`` would give, counted no further than ``enough``."""
+    """How many texts ``eligible`` would give, counted up to ``enough`` and no further."""
     counted = sql.SQL("SELECT count(*) FROM ({} LIMIT {}) AS e").format(
         _eligible(connection, plan, tries), sql.Literal(enough)
     )
@@ -197,57 +203,57 @@ def count_eligible(connection: Connection, plan: Plan, tries: int, enough: int) 
 
 
 def awaited(connection: Connection, plan: Plan) -> bool:
-    """Whether an unfinished job is at work on texts of the plan."""
+    """Whether an unfinished job holds texts of the plan."""
     parts = {"plan": plan.rows, "pipeline_id": sql.Literal(plan.pipeline_id)}
     row = connection.execute(query("jobs", "awaited", **parts)).fetchone()
     return bool(row and row[0])
 
 
 def overdue(connection: Connection, pipeline_id: PipelineId, hours: float) -> bool:
-    """Whether runs have waited for jobs for so long, one after the other."""
+    """Whether consecutive runs have waited for jobs for at least this many hours."""
     row = connection.execute(query("jobs", "overdue"), {"pipeline_id": pipeline_id, "hours": hours}).fetchone()
     return bool(row and row[0])
 
 
 def at_work(connection: Connection, pipeline_id: PipelineId) -> tuple[int, int]:
-    """Unfinished jobs, and the texts in them."""
+    """The number of unfinished jobs, and of the texts in them."""
     row = connection.execute(query("jobs", "at_work"), {"pipeline_id": pipeline_id}).fetchone()
     return (row[0], int(row[1])) if row else (0, 0)
 
 
 def unreported(connection: Connection, pipeline_id: PipelineId) -> Collected:
-    """What jobs brought that is in no run's report yet."""
+    """What jobs have answered that no run has reported yet."""
     row = connection.execute(query("jobs", "unreported"), {"pipeline_id": pipeline_id}).fetchone()
     return Collected(texts=int(row[0]), tokens=int(row[1]), usd=float(row[2])) if row else Collected()
 
 
 def report(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> None:
-    """The run's report tells of them, and what they gave back is taken care of."""
+    """Mark what jobs have answered as reported by this run, and delete the records of texts that they returned."""
     connection.execute(query("jobs", "report"), {"pipeline_id": pipeline_id, "run_id": run_id})
     connection.execute(query("jobs", "forget_texts"), {"pipeline_id": pipeline_id})
 
 
 def forget_refusals(connection: Connection, pipeline_id: PipelineId) -> None:
-    """Texts that jobs have refused are to be tried again."""
+    """Forget which texts jobs have refused, so that the next sync tries them again."""
     connection.execute(query("jobs", "forget_refusals"), {"pipeline_id": pipeline_id})
 
 
 def embed_the_rest(
-    connection: Connection, pipeline_id: PipelineId, embedder: Embedder, purse: Purse, texts: Iterable[str]
+    connection: Connection, pipeline_id: PipelineId, embedder: Embedder, budget: BudgetHold, texts: Iterable[str]
 ) -> Iterator[Answer]:
-    """Ask an embedder directly, but for the texts that a job has refused: these are rejected at once."""
+    """Ask an embedder directly, except about texts that a job has refused: those are rejected at once."""
     values = {"pipeline_id": pipeline_id}
     refusals = {bytes(f): RowError(_reason(r), d) for f, r, d in connection.execute(query("jobs", "refusals"), values)}
     if not refusals:
-        yield from embedder.embed(texts, purse)
+        yield from embedder.embed(texts, budget)
         return
     sent: list[int] = []
     rejected: dict[int, RowError] = {}
-    for answer in embedder.embed(_passed(texts, embedder.identity, refusals, sent, rejected), purse):
+    for answer in embedder.embed(_passed(texts, embedder.identity, refusals, sent, rejected), budget):
         yield Answer(
             positions=np.array([sent[position] for position in answer.positions], np.int64),
             vectors=answer.vectors,
-            tokens=answer.tokens,
+            billed=answer.billed,
             rejected={sent[position]: error for position, error in answer.rejected.items()},
         )
     nothing = np.empty((0, embedder.identity.dimensions), np.float32)

@@ -68,7 +68,7 @@ class HashComparedSource:
             return Evidence(pending=len(compared.differences) - len(wrong), missing=missing)
         return Evidence(missing=missing, source=compared.source, table=compared.table)
 
-    def compare(self, table: VectorTable) -> Callable[[], None]:
+    def compare_for_audit(self, table: VectorTable) -> Callable[[], None]:
         """See ``SourceStrategy``."""
         found = compare_by_hash(self._connection, self._pipeline, self._identity, self._pipeline_id, table).differences
         values = {

@@ -64,7 +64,7 @@ class JoinedSource(ABC):
         """See ``SourceStrategy``."""
         return None
 
-    def compare(self, table: VectorTable) -> Callable[[], None]:
+    def compare_for_audit(self, table: VectorTable) -> Callable[[], None]:
         """See ``SourceStrategy``."""
         self.refresh()
         return lambda: self._add_findings(table)

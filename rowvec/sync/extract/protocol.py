@@ -122,7 +122,7 @@ class SourceStrategy(Protocol):
         """After the merge: read the source again and compare; None if the merge's own transaction has done so."""
         ...
 
-    def compare(self, table: VectorTable) -> Callable[[], None]:
+    def compare_for_audit(self, table: VectorTable) -> Callable[[], None]:
         """For an audit: read what can be read of the source before the audit's transaction begins.
 
         Returns a function that adds the differences to the audit's temporary table ``findings``; call it in the

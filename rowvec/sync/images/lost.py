@@ -1,4 +1,4 @@
-"""Images that the store has lost: found by one listing of it, so that they are told of, and uploaded again."""
+"""Images that the store has lost: one listing of the store finds them, and they are reported and uploaded again."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _LISTED = 100
 
 
 def forget_lost_images(connection: Connection, store: Store, pipeline: str) -> None:
-    """Look which images the store has, and have those uploaded again that it has no more, or not in their size.
+    """List the store's images, and mark those for upload that are missing or have another size.
 
-    One listing of the images of the pipeline, whatever their number of rows; memory is a page of it. Raises what
-    ``Store.sizes`` does: of a store that cannot be listed nothing is known.
+    One listing of the pipeline's images, whatever the number of rows; memory is one page of it. Raises what
+    ``Store.sizes`` raises: nothing is known about a store that cannot be listed.
     """
     listed_at = list_images(connection, store, pipeline)
     connection.execute(query("images", "forget_lost"), {"family": _family(pipeline), "listed_at": listed_at})
@@ -39,7 +39,8 @@ def forget_lost_images(connection: Connection, store: Store, pipeline: str) -> N
 
 def wanting_images(connection: Connection, pipeline: Pipeline) -> tuple[int, int]:
     """Of the images that rows of the vector table show: how many the store is not known to have, and how many the
-    ledger knows from the store alone, after a restore. None where there is no vector table yet."""
+    ledger
+    knows from the store alone, after a restore. Both are 0 if there is no vector table yet."""
     schema, name = table_identifier(pipeline.target.table)
     if not is_there(connection, schema, name):
         return 0, 0
@@ -49,7 +50,7 @@ def wanting_images(connection: Connection, pipeline: Pipeline) -> tuple[int, int
 
 
 def check_images(connection: Connection, table: VectorTable, pipeline: Pipeline) -> Check:
-    """Does the store have every image that a row shows, as far as this run has listed it and put images there?"""
+    """Check that the store has every image that a row shows, by this run's listing and its own uploads."""
     wanting, _ = wanting_images(connection, pipeline)
     if not wanting:
         return Check(name="images", ok=True, detail="every image that a row shows is in the store")
@@ -67,35 +68,35 @@ def check_images(connection: Connection, table: VectorTable, pipeline: Pipeline)
 def lost_images(
     connection: Connection, store: Store, table: VectorTable, pipeline: str, limit: int
 ) -> tuple[list[tuple[str, str]], int]:
-    """Names of images that are to be in the store, with what is wrong, up to ``limit``; and how many there are."""
+    """Names of images that should be in the store, each with what is wrong, up to ``limit``; and their total number."""
     listed_at = list_images(connection, store, pipeline)
     note_shown(connection, [table.identifier])
     values = {"family": _family(pipeline), "listed_at": listed_at, "limit": limit}
     rows = connection.execute(query("images", "lost"), values).fetchall()
     named: list[tuple[str, str]] = []
     for sha256, media_type, size, found, _ in rows:
-        # Of an image that the ledger does not know, nobody can say what its name ends in.
+        # The ending of an image's name is unknown if the ledger does not know the image.
         name = f"{objects_prefix(pipeline)}{sha256[:2]}/{sha256}"
         if media_type:
             name = KnownImage(sha256=sha256, media_type=media_type, bytes=size, place="").object_name(pipeline)
         reason = "the image is not in the store"
         if found is not None:
-            reason = f"the image has {found:,} bytes in the store, and {size:,} were put there"
+            reason = f"the image has {found:,} bytes in the store, and {size:,} were uploaded"
         named.append((name, f"{reason}; --repair uploads it again where the source has it"))
     return named, rows[0][-1] if rows else 0
 
 
 def take_in_images(connection: Connection, store: Store, pipeline: str) -> None:
-    """Bring the images that the store has into the ledger: after a restore, so that they are not sent again, and are
-    pruned when nothing shows them."""
+    """Enter the store's images into the ledger after a restore, so that they are not sent again, and can be pruned once
+    no row shows them."""
     list_images(connection, store, pipeline)
     connection.execute(query("images", "take_in"), {"family": _family(pipeline)})
 
 
 def list_images(connection: Connection, store: Store, pipeline: str) -> datetime | None:
-    """What images the store has, as the temporary table ``kept_images``; returns when the listing began.
+    """Create the temporary table ``kept_images``, the store's images; returns the time when the listing began.
 
-    No transaction is open while the store is asked.
+    No transaction is open during a request to the store.
     """
     row = connection.execute(query("images", "now")).fetchone()
     connection.execute(query("images", "kept"))

@@ -1,4 +1,4 @@
-"""The images that a pipeline's rows show: which there are, how they come into the store and are read again."""
+"""The images stage: the images of a batch's rows go into the store; later stages read them from here."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from rowvec.sync.work import Work, open_stage
 
 # The blob client has room for ten connections; a folder's disk is as fast with fewer.
 THREADS = 8
-# Of files that wait for a thread, none is read yet: only what is under way is in memory.
+# Files that wait for a thread are not read yet: only images in work are in memory.
 _WAITING = 4 * THREADS
-# Uploads whose ledger entry is lost with a kill are found in the store again, at the cost of sending them once more.
+# If a kill loses the ledger entries of uploads, these images are sent once more and found in the store.
 _NOTED_AT_ONCE = 64
 _PAGE = 1000
 _LOOKUP = 256
@@ -48,17 +48,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uploaded:
-    """What became of a batch's images."""
+    """The outcome of uploading images."""
 
     images: int
-    """Those that the store has now and was not known to have."""
+    """Images that the store has now and was not known to have before."""
     bytes: int
     lost: int
-    """Those that are no longer where the source had them: their rows are another round's, or are set aside."""
+    """Images that are no longer where the source had them: their rows are pending, or rejected."""
 
 
 def note_images(connection: Connection, pipeline: str, seen: Iterable[list[SeenImage]]) -> None:
-    """Remember what the rows of a plan show; in the extract's own transaction."""
+    """Record which images the rows of a plan show; runs in the extract's transaction."""
     for images in seen:
         for start in range(0, len(images), _PAGE):
             part = images[start : start + _PAGE]
@@ -75,11 +75,11 @@ def note_images(connection: Connection, pipeline: str, seen: Iterable[list[SeenI
 
 
 def upload_images(work: Work, places: Places, batch: int, progress: Progress | None = None) -> Uploaded:
-    """Put the images of a batch into the store, several at once; what is known to be there is not sent.
+    """Put the images of a batch into the store, several at once; an image that is known to be there is not sent.
 
-    No transaction is open meanwhile, and what is there is noted as it goes: a run that is killed goes on from there,
-    on whichever machine. Memory: an image a thread. Raises what ``Store.put_bytes`` and ``Places.read`` do, but for
-    images that are gone or have other bytes by now.
+    No transaction is open during an upload. Uploaded images are recorded as they finish, so that after a kill the next
+    run continues from there, on any machine. Memory: one image per thread. Raises what ``Store.put_bytes`` and
+    ``Places.read`` raise, except for images that no longer exist or have other bytes now.
     """
     shown = query("images", "in_batch", plan=work.plan.rows, batch=sql.Literal(batch))
     return _upload_shown(work.connection, work.store, places, work.pipeline.name, shown, progress)
@@ -93,16 +93,16 @@ def upload_lost_images(
     pipeline: str,
     progress: Progress | None = None,
 ) -> Uploaded:
-    """Put the images into the store that rows of the vector table show and that it is not known to have any more.
+    """Put images into the store again that rows of the vector table show and that the store has lost.
 
-    As ``upload_images`` otherwise. What the source has not any more is left out: its row is changed or gone as well.
+    Like ``upload_images``. An image that the source no longer has is left out: its row has changed or is gone too.
     """
     note_shown(connection, [table.identifier])
     return _upload_shown(connection, store, places, pipeline, query("images", "in_table"), progress)
 
 
 def note_shown(connection: Connection, tables: Iterable[sql.Identifier]) -> None:
-    """The images that tables show, as the temporary table ``shown_images``."""
+    """Create the temporary table ``shown_images``: the images that the rows of these tables show."""
     connection.execute(query("images", "shown"))
     for table in tables:
         connection.execute(query("images", "show", table=table))
@@ -139,10 +139,10 @@ def _upload_shown(
 def opened_images(
     connection: Connection, store: Store, places: Places, pipeline: str, folder: Path, contents: Iterable[str]
 ) -> Iterator[Image]:
-    """The images that contents name, for an embedder: each is read when it is asked for, and not before.
+    """The images that contents name, for an embedder; each is read only when the embedder asks for it.
 
-    ``read`` takes the bytes from where the source has them, if they still have their checksum, else from the store,
-    by way of ``folder``. It raises ``RowError`` where neither has them.
+    ``read`` takes the bytes from the source if they still have their checksum, else from the store, through ``folder``.
+    It raises ``RowError`` if neither has them.
     """
     drawn = iter(contents)
     while part := list(islice(drawn, _LOOKUP)):
@@ -160,14 +160,14 @@ def opened_images(
 
 
 def known_images(connection: Connection, pipeline: str, sha256s: list[str]) -> dict[str, KnownImage]:
-    """What is known of images, by their checksums; those that are not known are left out."""
+    """What the ledger knows of images, by checksum; unknown images are left out."""
     values = {"family": pipeline.partition(".")[0], "sha256s": sha256s}
     rows = connection.execute(query("images", "known"), values).fetchall()
     return {row[0]: KnownImage(sha256=row[0], media_type=row[1], bytes=row[2], place=row[3]) for row in rows}
 
 
 def read_image(store: Store, places: Places, pipeline: str, folder: Path, image: KnownImage) -> bytes:
-    """An image's bytes. Raises ``RowError`` where neither the source nor the store has them any more."""
+    """An image's bytes. Raises ``RowError`` if neither the source nor the store has them."""
     content = _as_known(places, image)
     if content is not None:
         return content
@@ -184,12 +184,12 @@ def read_image(store: Store, places: Places, pipeline: str, folder: Path, image:
 def _nowhere(name: str) -> bytes:
     raise RowError(
         "missing_image",
-        f"{name} is gone, or another image by now, and the store does not have it; the next sync looks again",
+        f"{name} is gone or is another image now, and the store does not have it; the next sync looks again",
     )
 
 
 def _as_known(places: Places, image: KnownImage) -> bytes | None:
-    """The bytes where the source has them; None where they are gone, or others by now."""
+    """The image's bytes from the source; None if they are gone or have changed."""
     try:
         content = places.read(image.place).content
     except RowError:
@@ -201,7 +201,7 @@ def _upload(store: Store, places: Places, pipeline: str, image: KnownImage) -> b
     name = image.object_name(pipeline)
     content = _as_known(places, image)
     if content is None:
-        # Another machine, or an earlier run, may have put it there before it went.
+        # Another machine, or an earlier run, may have uploaded it while the source still had it.
         return store.checksum(name) == image.sha256
     store.put_bytes(name, content, image.sha256)
     return True
@@ -222,8 +222,8 @@ def _to_upload(connection: Connection, parts: dict[str, sql.Composable]) -> Iter
 def _each(
     pool: ThreadPoolExecutor, work: Callable[[KnownImage], bool], images: Iterator[KnownImage]
 ) -> Iterator[tuple[KnownImage, bool]]:
-    """Each image with what its work gave, as it is done. After a failure nothing new is begun."""
-    # Futures put themselves here when they are done: to wait for any of them costs as much as there are.
+    """Each image with the result of its work, in the order of completion. After a failure no new work starts."""
+    # Futures put themselves here when they are done: the cost of waiting for any of them grows with their number.
     ended: SimpleQueue[Future[bool]] = SimpleQueue()
     under_way: dict[Future[bool], KnownImage] = {}
     try:

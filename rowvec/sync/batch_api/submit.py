@@ -1,7 +1,7 @@
-"""Texts asked by a provider's Batch API before a run's batches are embedded: its answers are then there to be reused.
+"""Batch API jobs: a run submits its texts before it embeds batches, and the batches reuse the answers.
 
-Whatever a job is asked stands in the ledger before the provider hears of it, and what it answers in ``rowvec.answers``
-before it is forgotten there: a run that is killed, or that ends for its jobs are not done, is gone on with by the next.
+The ledger holds a job and its texts before the provider receives it, and ``rowvec.answers`` holds its answers before
+the job is closed. So if a run is killed, or ends while jobs are unfinished, the next run continues with the same jobs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rowvec.embedders.rate_limit.limiter import Clock, SystemClock
 from rowvec.errors import AwaitingJobs, EmbedderRefused, FatalError, RowError
 from rowvec.ledger.plans import Plan, open_plan
 from rowvec.ledger.runs import Run
-from rowvec.ledger.spending import Account, account_of, check_price, left, spent_by
-from rowvec.ledger.workdir import spool
+from rowvec.ledger.spending import SpendingAccount, account_of, check_price, left, spent_by
+from rowvec.ledger.workdir import make_workdir
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import BatchApi, OpenAIEmbedder
 from rowvec.pipeline.references import resolve
@@ -33,17 +33,17 @@ from rowvec.sync.batch_api import jobs
 from rowvec.sync.batch_api.jobs import Job
 
 if TYPE_CHECKING:
-    # Every sync imports this module, and those that ask nobody by the Batch API need no client of OpenAI's.
-    from rowvec.embedders.openai.batch_api import OpenAIBatches, Outcome, Seen
+    # Every sync imports this module, and a sync without the Batch API does not need OpenAI's client.
+    from rowvec.embedders.openai.batch_api import JobStatus, OpenAIBatches, Outcome
     from rowvec.embedders.openai.texts import OpenAIApi
 
 # Outcomes made durable at once: 3,072 dimensions of 4 bytes make it 6 MB.
 _BLOCK = 512
 
-# Jobs that a text is asked in before it is asked directly.
+# How many jobs may contain a text before it is embedded directly.
 _TRIES = {"batch": 3, "direct": 1}
 
-# Seconds between two looks at the jobs: growing, for what is not done in minutes takes hours.
+# Seconds between two looks at the jobs. They grow, because a job that is not done in minutes takes hours.
 _FIRST_PAUSE, _PAUSE_GROWTH, _LONGEST_PAUSE = 2.0, 1.5, 120.0
 
 Step = Literal["submit", "wait", "leave", "go on"]
@@ -53,48 +53,48 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What there is to decide on."""
+    """The facts that the next step is decided from."""
 
     eligible: int
-    """Texts that a job may be asked; counted no further than ``at_least``."""
+    """Texts that may go into a job; counted up to ``at_least`` and no further."""
     at_least: int
     unfinished: int
-    """Jobs at the provider."""
+    """Jobs at the provider whose answers are not collected."""
     awaited: bool
-    """Whether they are at work on texts that this run needs."""
+    """Whether they hold texts that this run needs."""
     barred: bool
-    """Whether no job can be made now: the provider's queue, or the budget, is full."""
+    """Whether no job can be submitted now, because the provider's queue is full or the budget is used up."""
     overdue: bool
-    """Whether runs have waited for too long."""
+    """Whether runs have waited longer than the pipeline allows."""
     waited: float
-    """Seconds, in this run."""
+    """Seconds that this run has waited."""
     wait: float
-    """Seconds that a run waits."""
+    """Seconds that a run may wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ahead:
-    """How asking ahead ended: with all that jobs are to answer, or with jobs that are left to a later run."""
+class Awaited:
+    """The jobs and texts that a later run must collect; zero if this run has every answer it waits for."""
 
     jobs: int = 0
     texts: int = 0
 
     def conclude(self, pipeline: Pipeline) -> None:
-        """Go on. Raises ``AwaitingJobs`` where a later run is to."""
+        """Raise ``AwaitingJobs`` if a later run must collect jobs; otherwise do nothing."""
         if self.jobs:
             raise AwaitingJobs(
                 f"{pipeline.name} awaits {self.jobs:,} batch job(s) of {self.texts:,} texts at the provider, which "
-                "take up to 24 hours; the vector table is as it was, and the next sync goes on from here",
+                "take up to 24 hours; the vector table is unchanged, and the next sync continues from here",
                 jobs=self.jobs,
                 texts=self.texts,
             )
 
 
 def decide(now: Situation) -> Step:
-    """What to do next.
+    """Decide the next step.
 
-    A text is submitted where that is worth the wait; a run whose texts are at the provider waits for as long as it may,
-    and then leaves; what is left over is embedded directly.
+    Texts are submitted if there are enough of them. A run whose texts are at the provider waits as long as it may, and
+    then leaves. The texts that remain are embedded directly.
     """
     wanted = now.eligible >= now.at_least and not now.overdue
     if wanted and not now.barred:
@@ -105,38 +105,39 @@ def decide(now: Situation) -> Step:
 
 
 def pauses() -> Iterator[float]:
-    """Seconds between looks."""
+    """Seconds to wait before each next look at the jobs."""
     pause = _FIRST_PAUSE
     while True:
         yield pause
         pause = min(_LONGEST_PAUSE, pause * _PAUSE_GROWTH)
 
 
-def asks_ahead(pipeline: Pipeline) -> bool:
-    """Whether the pipeline may have jobs: also those of a time before its Batch API was switched off."""
+def may_have_jobs(pipeline: Pipeline) -> bool:
+    """Whether the pipeline may have jobs, including jobs from before its Batch API was switched off."""
     return isinstance(pipeline.embedder, OpenAIEmbedder)
 
 
 def price_share(pipeline: Pipeline, texts: int) -> float:
-    """Of the price of a token, what so many texts would cost."""
+    """The share of the normal token price that this number of texts would cost."""
     how = pipeline.embedder.jobs if isinstance(pipeline.embedder, OpenAIEmbedder) else None
     return BATCH_SHARE if how is not None and texts >= how.at_least else 1.0
 
 
-def run(pipeline: Pipeline, run: Run, clock: Clock | None = None) -> Ahead:
-    """Collect what jobs have answered, make those that are wanted, and wait for them as long as the pipeline says.
+def run(pipeline: Pipeline, run: Run, clock: Clock | None = None) -> Awaited:
+    """Collect the answers of jobs, submit new jobs, and wait for them as long as the pipeline says.
 
-    Raises a ``FatalError``, ``BudgetExceeded`` among them, or a ``RetriableError``: after each it can be called anew.
+    Raises a ``FatalError`` (for example ``BudgetExceeded``) or a ``RetriableError``; it can be called again after
+    either.
     """
     resolved = resolve(pipeline)
     embedder = resolved.embedder
     how = embedder.jobs if isinstance(embedder, OpenAIEmbedder) else None
     with open_target(resolved, "rowvec jobs") as connection, ExitStack() as opened:
         if how is None and not jobs.unfinished(connection, run.pipeline_id):
-            return Ahead()
+            return Awaited()
         api, batches = opened.enter_context(open_batch_api(embedder))
         check_price(resolved, api.cost(1_000_000))
-        desk = _Desk(
+        run_jobs = _Jobs(
             connection=connection,
             api=api,
             batches=batches,
@@ -145,12 +146,12 @@ def run(pipeline: Pipeline, run: Run, clock: Clock | None = None) -> Ahead:
             plan=open_plan(connection, resolved, run.run_id),
             account=account_of(resolved, run.run_id),
         )
-        return desk.work(clock or SystemClock())
+        return run_jobs.work(clock or SystemClock())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A job's requests on disk, and what they are of."""
+    """A job's input file on disk, and the fingerprint and tokens of each of its texts."""
 
     path: Path
     mark: UUID
@@ -158,19 +159,19 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Desk:
-    """One run's dealings with the provider."""
+class _Jobs:
+    """One run's jobs at the provider."""
 
     connection: Connection
     api: OpenAIApi
     batches: OpenAIBatches
     how: BatchApi
     makes_jobs: bool
-    """Whether new ones may be made; those that there are, are taken in any case."""
+    """Whether new jobs may be submitted; existing jobs are collected in any case."""
     plan: Plan
-    account: Account
+    account: SpendingAccount
 
-    def work(self, clock: Clock) -> Ahead:
+    def work(self, clock: Clock) -> Awaited:
         started, pause = clock.now(), pauses()
         barred = False
         while True:
@@ -183,9 +184,9 @@ class _Desk:
                     _sleep(clock, next(pause))
                 case "leave":
                     count, texts = jobs.at_work(self.connection, self.plan.pipeline_id)
-                    return Ahead(jobs=count, texts=texts)
+                    return Awaited(jobs=count, texts=texts)
                 case "go on":
-                    return Ahead()
+                    return Awaited()
 
     def _situation(self, barred: bool, waited: float) -> Situation:
         tries, how = _TRIES[self.how.fallback], self.how
@@ -202,7 +203,7 @@ class _Desk:
         )
 
     def _collect(self) -> tuple[bool, bool]:
-        """Look at all jobs and take what has come; whether any has ended, and whether the provider's queue is full."""
+        """Look at all jobs and collect the ended ones; returns whether any has ended, and whether the queue is full."""
         ended = full = False
         unfinished = jobs.unfinished(self.connection, self.plan.pipeline_id)
         for job in unfinished:
@@ -214,7 +215,7 @@ class _Desk:
                 if len(unfinished) == 1:
                     self._forget(job, seen)
                     raise EmbedderRefused(
-                        f"the provider takes no job of {job.tokens:,} tokens: {seen.complaint}; set "
+                        f"the provider refuses a job of {job.tokens:,} tokens: {seen.complaint}; set "
                         "embedder.batch.max_tokens to the account's limit, or wait for its other jobs"
                     )
                 full = True
@@ -223,11 +224,11 @@ class _Desk:
                 self._take(job, seen)
         return ended, full
 
-    def _seen(self, job: Job) -> Seen | None:
+    def _seen(self, job: Job) -> JobStatus | None:
         if job.provider_id is None:
             found = self.batches.find(job.mark)
             if found is None:
-                # Killed before the provider heard of it: nothing was asked, and nothing is owed.
+                # A run was killed before the provider received the job: nothing was asked, and nothing is owed.
                 jobs.forget(self.connection, self.account, job)
                 return None
             jobs.submitted(self.connection, job.job_id, found.provider_id, found.state)
@@ -236,17 +237,19 @@ class _Desk:
         jobs.seen(self.connection, job, seen.state)
         return seen
 
-    def _take(self, job: Job, seen: Seen) -> None:
-        """Keep what a job has answered, and close it. Raises what its lines say is wrong with all of them."""
+    def _take(self, job: Job, seen: JobStatus) -> None:
+        """Keep a job's answers and close it. Raises the ``FatalError`` that its lines report, if there is one."""
         from rowvec.embedders.openai.batch_api import read_outcomes  # late: see above
 
         fatal: FatalError | None = None
-        folder = spool(self.connection, self.plan.run_id)
+        folder = make_workdir(self.connection, self.plan.run_id)
         for name in seen.files:
             local = folder / f"{uuid4().hex}.jsonl"
             try:
                 if not self.batches.download(name, local):
-                    logger.warning("%s of batch job %s is gone; its texts are asked again", name, seen.provider_id)
+                    logger.warning(
+                        "%s of batch job %s no longer exists; its texts are sent again", name, seen.provider_id
+                    )
                     continue
                 for outcomes in _blocks(read_outcomes(self.batches, local)):
                     fatal = fatal or next((o.error for o in outcomes if isinstance(o.error, FatalError)), None)
@@ -262,24 +265,24 @@ class _Desk:
         if fatal is not None:
             raise fatal
 
-    def _forget(self, job: Job, seen: Seen) -> None:
+    def _forget(self, job: Job, seen: JobStatus) -> None:
         jobs.forget(self.connection, self.account, job)
         if seen.input_file:
             self.batches.forget(seen.input_file)
 
     def _submit(self) -> int:
-        """Make jobs of all texts that are wanted and may be paid for; how many it were."""
-        # The files come first: no transaction is open while the provider is talked to.
+        """Submit jobs for all eligible texts that the budget allows; returns the number of jobs."""
+        # The files are written first, so that no transaction is open during a request to the provider.
         files = self._write_files()
         for file in files:
-            with_money = {"usd_a_token": self._cost(1_000_000) / 1_000_000}
+            usd_a_token = self._cost(1_000_000) / 1_000_000
             job_id = jobs.prepare(
-                self.connection, self.account, self.plan.pipeline_id, file.mark, file.texts, **with_money
+                self.connection, self.account, self.plan.pipeline_id, file.mark, file.texts, usd_a_token
             )
             seen = self.batches.submit(file.path, str(file.mark))
             jobs.submitted(self.connection, job_id, seen.provider_id, seen.state)
             file.path.unlink()
-            logger.info("batch job %s of %s texts", seen.provider_id, f"{len(file.texts):,}")
+            logger.info("submitted batch job %s with %s texts", seen.provider_id, f"{len(file.texts):,}")
         return len(files)
 
     def _write_files(self) -> list[_File]:
@@ -287,7 +290,8 @@ class _Desk:
         limits = Limits(tokens=self.how.max_tokens)
         for _, group in itertools.groupby(numbered(within(self._entries(), self._room()), limits), lambda one: one[0]):
             mark = uuid4()
-            path, texts = spool(self.connection, self.plan.run_id) / f"rowvec-{mark}.jsonl", list[tuple[bytes, int]]()
+            path = make_workdir(self.connection, self.plan.run_id) / f"rowvec-{mark}.jsonl"
+            texts: list[tuple[bytes, int]] = []
             with path.open("wb") as out:
                 for _, entry in group:
                     out.write(entry.line)
@@ -296,7 +300,7 @@ class _Desk:
         return files
 
     def _entries(self) -> Iterator[Entry]:
-        """The texts that a job may be asked; those that cannot be sent at all are left to be rejected later."""
+        """The texts that may go into a job; a text that cannot be sent at all is left out and rejected later."""
         drawn, unsendable = b"", dict[int, RowError]()
 
         def contents() -> Iterator[str]:
@@ -310,11 +314,11 @@ class _Desk:
             yield Entry(fingerprint=drawn, line=line, tokens=sized.tokens)
 
     def _room(self) -> int | None:
-        """Tokens that new jobs may have together, by budget and by the provider's limit; None where there is none."""
+        """Tokens that new jobs may have together by the budget and the provider's limit; None if neither is set."""
         rooms: list[int] = []
         money = left(self.account.budget, spent_by(self.connection, self.account))
         if money is not None:
-            # Less a token, for what the division rounds up.
+            # One token less, because the division may round up.
             rooms.append(max(0, int(money / self._cost(1_000_000) * 1_000_000) - 1))
         if self.how.max_tokens is not None:
             under_way = sum(job.tokens for job in jobs.unfinished(self.connection, self.plan.pipeline_id))
