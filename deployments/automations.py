@@ -1,8 +1,8 @@
-"""Makes the automations of docs/operations.md, or brings them up to date: ``python deployments/automations.py``.
+"""Creates or updates the automations of docs/operations.md: ``python deployments/automations.py``.
 
 With ``--webhook BLOCK`` each alarm is also posted to a Webhook block of that name; with ``--repair`` an audit with
-repair follows an inconsistency. In Python and not in prefect.yaml, for ``prefect deploy`` would take the templates in
-them for its own.
+repair follows an inconsistency. They are not in prefect.yaml, because ``prefect deploy`` would fill in the templates
+that they hold.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ ALARMS = {
         {"rowvec.sync.inconsistent", "rowvec.audit.inconsistent"},
         "A vector table does not agree with its source.",
     ),
-    "rowvec: recall low": ({"rowvec.sync.recall_low"}, "An index finds less than its pipeline asks for."),
+    "rowvec: recall low": ({"rowvec.sync.recall_low"}, "An index finds less than its pipeline requires."),
     "rowvec: budget exceeded": ({"rowvec.sync.budget_exceeded"}, "A run stopped at a limit on what it may cost."),
 }
 SILENT = "rowvec: no sync for a day"
-# The sentence is made for people and holds no row's content; the rest of the payload is figures, checks and keys.
+# The sentence is for people and holds no row's content; the rest of the payload is figures, checks and keys.
 _BODY = "{{ event.resource.name }}: {{ event.payload.sentence }}"
 
 
 def wanted(webhook: UUID | None, audits: dict[str, UUID]) -> list[AutomationCore]:
-    """The automations, given the id of a Webhook block and the deployments to repair with, by pipeline."""
-    tell: list[Any] = [CallWebhook(block_document_id=webhook, payload=_BODY) if webhook else DoNothing()]
-    made = [
+    """The automations, for the id of a Webhook block and, by pipeline name, the id of the audit to repair with."""
+    notify: list[Any] = [CallWebhook(block_document_id=webhook, payload=_BODY) if webhook else DoNothing()]
+    automations = [
         AutomationCore(
             name=name,
             description=f"{why} docs/operations.md says what to do.",
             trigger=_when(events),
-            actions=tell,
+            actions=notify,
         )
         for name, (events, why) in ALARMS.items()
     ]
@@ -54,13 +54,13 @@ def wanted(webhook: UUID | None, audits: dict[str, UUID]) -> list[AutomationCore
         threshold=1,
         within=timedelta(days=1),
     )
-    what = "A pipeline that has synced has not come to a good end again for a day."
-    made.append(AutomationCore(name=SILENT, description=what, trigger=silent, actions=tell))
+    description = "A pipeline that has synced before has had no successful sync for a day."
+    automations.append(AutomationCore(name=SILENT, description=description, trigger=silent, actions=notify))
     for pipeline, deployment in audits.items():
         repair = RunDeployment(
             source="selected", deployment_id=deployment, parameters={"repair": True}, job_variables=None
         )
-        made.append(
+        automations.append(
             AutomationCore(
                 name=f"rowvec: repair {pipeline}",
                 description="An audit with repair follows an inconsistency that a sync has found.",
@@ -68,11 +68,11 @@ def wanted(webhook: UUID | None, audits: dict[str, UUID]) -> list[AutomationCore
                 actions=[repair],
             )
         )
-    return made
+    return automations
 
 
 def apply(automations: list[AutomationCore]) -> list[str]:
-    """Make them, those of the same name being replaced; returns their names. Others are left alone."""
+    """Create the automations, and replace those of the same name; returns their names. Others stay as they are."""
     with get_client(sync_client=True) as client:
         for automation in automations:
             for present in client.read_automations_by_name(automation.name):
@@ -91,19 +91,19 @@ def audit_deployments() -> dict[str, UUID]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Make rowvec's automations on the Prefect server.")
     parser.add_argument("--webhook", metavar="BLOCK", help="the Webhook block that alarms are posted to")
     parser.add_argument("--repair", action="store_true", help="let an audit with repair follow an inconsistency")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     webhook: UUID | None = None
-    if asked.webhook:
+    if arguments.webhook:
         try:
-            block = cast("Webhook", Webhook.load(asked.webhook))
+            block = cast("Webhook", Webhook.load(arguments.webhook))
         except ValueError:
-            sys.exit(f"there is no Webhook block {asked.webhook!r}; make it in the Prefect UI under Blocks")
+            sys.exit(f"there is no Webhook block {arguments.webhook!r}; create it in the Prefect UI under Blocks")
         webhook = block._block_document_id  # pyright: ignore[reportPrivateUsage] # Prefect has no public name for it
-    audits = audit_deployments() if asked.repair else {}
+    audits = audit_deployments() if arguments.repair else {}
     for name in apply(wanted(webhook, audits)):
         sys.stdout.write(f"{name}\n")
 

@@ -1,7 +1,7 @@
 """Registers Secret blocks from environment variables: ``python deployments/blocks.py NAME …``.
 
 Each variable NAME becomes the block that a pipeline names as ``${prefect.blocks.secret.name}``: lower case, dashes for
-underscores. Values are read from the environment alone, for arguments are seen by everybody on a machine.
+underscores. Values come from the environment only, because every user of a machine can see the arguments of a command.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pydantic import SecretStr
 
 
 def block_name(variable: str) -> str:
-    """``OPENAI_API_KEY`` is kept as ``openai-api-key``: Prefect takes lower case, digits and dashes."""
+    """The block of ``OPENAI_API_KEY`` is ``openai-api-key``: Prefect allows lower case, digits and dashes."""
     return variable.lower().replace("_", "-")
 
 
 def register(variables: list[str]) -> list[str]:
-    """Make or renew a block for each variable; returns the blocks' names. Nothing is done where one is not set."""
+    """Create or update a block for each variable; returns their names. Exits without a change if one is not set."""
     missing = [variable for variable in variables if not os.environ.get(variable)]
     if missing:
         sys.exit(f"not set in the environment: {', '.join(missing)}; export them, and run this again")
     for variable in variables:
-        Secret(value=SecretStr(os.environ[variable])).save(block_name(variable), overwrite=True)  # pyright: ignore[reportUnusedCoroutine] # sync here: no loop runs
+        Secret(value=SecretStr(os.environ[variable])).save(block_name(variable), overwrite=True)  # pyright: ignore[reportUnusedCoroutine] # not a coroutine, because no event loop runs here
     return [block_name(variable) for variable in variables]
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     if len(sys.argv) < 2:
         sys.exit("name the environment variables to keep as Secret blocks: python deployments/blocks.py OPENAI_API_KEY")
     for variable, block in zip(sys.argv[1:], register(sys.argv[1:]), strict=True):

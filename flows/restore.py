@@ -22,7 +22,7 @@ def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
         pipeline: What is restored, and into which table: the content of a pipeline file.
         manifest: The name of the manifest in the store to restore from; left out: the newest one.
     """
-    with restoring(pipeline, manifest) as run:
-        report = stages.validate_restore(pipeline, run, stages.restore(pipeline, run, manifest))
+    with restoring(pipeline, manifest) as under_way:
+        report = stages.validate_restore(pipeline, under_way.run, stages.restore(pipeline, under_way))
         show(pipeline, report)
         return conclude(report)

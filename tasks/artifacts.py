@@ -1,4 +1,4 @@
-"""What a run shows in the Prefect UI: a summary to read in ten seconds, checks, rejects, and the runs before."""
+"""What a run shows in the Prefect UI: a summary to read in ten seconds, checks, rejected rows, and earlier runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS_SHOWN = 10
 
 
 def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
-    """Publish a report; the keys are the pipeline's, so that the UI keeps a history of each."""
+    """Publish a report under the pipeline's own keys, so that the UI keeps a history of each artifact."""
     name, history = report.pipeline, look_back(pipeline)
     rows = [
         {
@@ -28,20 +28,20 @@ def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
         }
         for check in report.checks
     ]
-    rejected = f"{len(history.rejects):,} row(s) set aside: they cannot be embedded"
+    rejected = f"{len(history.rejects):,} rejected row(s): they cannot be embedded"
     pages = {
         "checks": create_table_artifact(
             rows, key=artifact_key(name, "checks"), description="What must hold after a run"
         ),
-        "the runs before": create_markdown_artifact(
-            history.as_markdown(), key=artifact_key(name, "history"), description="The last runs side by side"
+        "earlier runs": create_markdown_artifact(
+            history.as_markdown(), key=artifact_key(name, "history"), description="The last runs next to each other"
         ),
-        # Also when there is none: the page would go on showing the last ones.
-        "rows set aside": create_table_artifact(
+        # Published even if there are none, or the page would go on showing the rows of an earlier run.
+        "rejected rows": create_table_artifact(
             _rejected(history), key=artifact_key(name, "rejects"), description=rejected
         ),
     }
-    # Relative: the server may be known by several addresses.
+    # Relative links, because the server may have several addresses.
     links = ", ".join(f"[{text}](/artifacts/artifact/{page})" for text, page in pages.items())
     create_markdown_artifact(
         f"{report.as_markdown()}\n- **More**: {links}",
@@ -51,17 +51,17 @@ def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
 
 
 def show_failure(pipeline: Pipeline, error: RowvecError) -> None:
-    """Let the summary say that the run failed: it would go on saying that all is well."""
+    """Replace the summary of the run before, which would go on saying that all is well."""
     text = f"## FAILED: a run of {pipeline.name} ended early; readers see nothing half done\n\n{error}\n\n{_ALARMS}"
     create_markdown_artifact(text, key=artifact_key(pipeline.name, "summary"), description=f"FAILED: {error}")
 
 
 def show_waiting(pipeline: Pipeline, pause: AwaitingJobs) -> None:
-    """Let the summary say what the run waits for: it would go on showing the run before."""
+    """Replace the summary of the run before by one that says what this run waits for."""
     text = (
         f"## Waiting: {pipeline.name} is as it was, until all its vectors are there\n\n{pause}\n\n"
         f"- **Jobs at the provider**: {pause.jobs:,}\n- **Texts in them**: {pause.texts:,}\n"
-        "- **Next**: the next sync takes what they have answered; docs/cost.md tells how."
+        "- **Next**: the next sync takes their answers; docs/cost.md explains how."
     )
     create_markdown_artifact(text, key=artifact_key(pipeline.name, "summary"), description=f"Waiting: {pause}")
 
@@ -85,15 +85,15 @@ def show_audit(report: AuditReport) -> None:
 
 
 def show_pruned(pipeline: Pipeline, found: Pruned) -> None:
-    """Publish what was let go of, or would be."""
+    """Publish what was deleted, or would be."""
     rows = [{"what": name, "value": str(value)} for name, value in found.as_json().items() if name != "names"]
-    done = "Deleted" if found.applied else "Would go"
+    done = "Deleted" if found.applied else "Would be deleted"
     description = f"{done}: {found.artifacts:,} artifact(s), {found.bytes:,} bytes; {found.manifests:,} manifest(s)"
     create_table_artifact(rows, key=artifact_key(pipeline.name, "prune"), description=description)
 
 
 def show_index(pipeline: Pipeline, found: dict[str, object]) -> None:
-    """Publish how the index is, or what a tuner found."""
+    """Publish the state of the index, or what a tuner found."""
     rows = [{"what": name, "value": str(value)} for name, value in found.items()]
     reason = str(found.get("reason") or "The index")
     create_table_artifact(rows, key=artifact_key(pipeline.name, "index-state"), description=reason)

@@ -1,4 +1,4 @@
-"""Secrets kept in Prefect blocks, for pipelines that name them as ``{{ prefect.blocks.secret.NAME }}``."""
+"""Reads secrets from Prefect blocks, for pipelines that name them as ``{{ prefect.blocks.secret.NAME }}``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from rowvec.errors import UsageError
 
 
 def read_secret(name: str) -> str:
-    """The value of a Secret block; loaded where it is used, and never made a parameter or a result."""
+    """The value of a Secret block. It is loaded where it is used, so that it is never a parameter or a result.
+
+    Raises ``UsageError`` if there is no such block.
+    """
     try:
         block = cast("Secret[str]", Secret.load(name))
     except ValueError:

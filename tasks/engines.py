@@ -1,4 +1,4 @@
-"""Where batches are worked on: threads of the flow's own process, or the workers of a Dask or a Ray cluster."""
+"""Where batches are processed: in threads of the flow's own process, or on the workers of a Dask or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ if TYPE_CHECKING:
 
 Engine = Literal["dask", "ray"]
 
-# A cluster that scales from nothing takes a while; one without workers would let the run wait for ever.
+# A cluster that scales from zero takes a while. Without this limit, a cluster without workers would make the run wait
+# for ever.
 _FIRST_WORKER_SECONDS = 120
-_KNOCK_SECONDS = 15
+_CONNECT_SECONDS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """A cluster that is running somewhere."""
+    """A running cluster."""
 
     engine: Engine
     address: str
-    """Of its scheduler: ``tcp://HOST:8786`` of Dask, ``ray://HOST:10001`` or ``HOST:6379`` of Ray."""
+    """Address of its scheduler: ``tcp://HOST:8786`` of Dask, ``ray://HOST:10001`` or ``HOST:6379`` of Ray."""
 
 
 def chosen_cluster() -> Cluster | None:
-    """What ``ROWVEC_RUNNER`` and ``ROWVEC_CLUSTER`` name; None: threads. Raises ``UsageError``."""
+    """The cluster that ``ROWVEC_RUNNER`` and ``ROWVEC_CLUSTER`` name; None for threads.
+
+    Raises ``UsageError`` if the two variables do not name a cluster.
+    """
     engine, address = os.environ.get("ROWVEC_RUNNER") or "threads", os.environ.get("ROWVEC_CLUSTER", "").strip()
     if engine == "threads":
         return None
@@ -50,13 +54,15 @@ def chosen_cluster() -> Cluster | None:
 
 
 def on_cluster(cluster: Cluster, pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
-    """All batches, one task each. Only references travel: pipeline, run and number there, a ``Batch`` back.
+    """Process all batches, one task each; returns them in order of their numbers.
 
-    Raises what the first batch raises that fails; ``ClusterUnavailable`` where the cluster fails them.
+    Only references travel: pipeline, run and number to the worker, a ``Batch`` back. Raises the error of the first
+    batch that fails; ``UsageError`` if ``ROWVEC_CLUSTER`` is no address; ``ClusterUnavailable`` if the cluster does not
+    answer, or loses a batch.
     """
     if not batches:
         return []
-    _knock(cluster)
+    _check_address(cluster)
     done: list[Batch] = []
     with _OPENED[cluster.engine](cluster) as runner:
         futures: list[PrefectFuture[Batch]] = [
@@ -65,19 +71,19 @@ def on_cluster(cluster: Cluster, pipeline: Pipeline, run: Run, batches: int) -> 
         ]
         for number, future in enumerate(futures):
             done.append(future.result())
-            # What the workers tell, they tell in their own processes.
+            # The workers report progress in their own processes, where no terminal and no Prefect listens.
             tell("embed", f"batch {number}", 1, 1)
             tell("load", f"batch {number}", 1, 1)
     return done
 
 
-def _knock(cluster: Cluster) -> None:
-    """See that somebody listens there: Ray looks for a cluster that is away for minutes, and then ends the process."""
+def _check_address(cluster: Cluster) -> None:
+    """Check that a server listens there: Ray looks for a missing cluster for minutes, and then ends the process."""
     host, _, port = cluster.address.rpartition("//")[2].rpartition(":")
     if not (host and port.isdecimal()):
         raise UsageError(f"ROWVEC_CLUSTER is {cluster.address!r}; it must end in HOST:PORT")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise _silent(cluster) from error
 
@@ -85,7 +91,7 @@ def _knock(cluster: Cluster) -> None:
 @contextmanager
 def _dask(cluster: Cluster) -> Generator[TaskRunner[Any]]:
     try:
-        # Extras, and slow to import: whoever stays with threads needs none of them.
+        # Late: they are extras, slow to import, and a run on threads needs none of them.
         from distributed import CancelledError
         from distributed.scheduler import KilledWorker
         from prefect_dask.task_runners import DaskTaskRunner
@@ -125,19 +131,19 @@ _OPENED: dict[Engine, Callable[[Cluster], Any]] = {"dask": _dask, "ray": _ray}
 
 def _missing(cluster: Cluster) -> UsageError:
     return UsageError(
-        f"ROWVEC_RUNNER is {cluster.engine}, and its parts are not installed; pip install 'rowvec[{cluster.engine}]'"
+        f"ROWVEC_RUNNER is {cluster.engine}, and its packages are not installed; pip install 'rowvec[{cluster.engine}]'"
     )
 
 
 def _lost(error: Exception) -> ClusterUnavailable:
     return ClusterUnavailable(
-        f"the cluster gave up a batch, for whoever worked on it ended ({type(error).__name__}); "
-        "look at the workers' memory and logs, then run again: what was answered is kept"
+        f"the cluster gave up a batch, because its worker ended ({type(error).__name__}); "
+        "look at the workers' memory and logs, then run again: the answers so far are kept"
     )
 
 
 def _silent(cluster: Cluster) -> ClusterUnavailable:
     return ClusterUnavailable(
         f"the {cluster.engine} cluster at {cluster.address} does not answer, or has no workers; "
-        "see that it runs and that ROWVEC_CLUSTER leads to it"
+        "check that it runs and that ROWVEC_CLUSTER is its address"
     )

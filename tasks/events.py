@@ -1,4 +1,4 @@
-"""What a run tells whoever listens to Prefect's events: automations, dashboards, other flows."""
+"""Events that a run sends through Prefect to automations, dashboards and other flows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from rowvec.sync.report import SyncReport
 
 
 def tell_sync(pipeline: Pipeline, report: SyncReport) -> None:
-    """Send what came of a sync, and that the vector table was made anew from its source."""
+    """Send the alarms of a sync, and the event that the vector table was materialised from its source."""
     tell(pipeline, of_sync(report))
-    came = "succeeded" if report.consistent else "failed"
-    # What @materialize sends for a task whose assets are known when its module is loaded; ours are known by now.
+    outcome = "succeeded" if report.consistent else "failed"
+    # The event that @materialize sends. The decorator needs the assets when its module is loaded; a pipeline names its
+    # assets only now.
     emit_event(
-        event=f"prefect.asset.materialization.{came}",
+        event=f"prefect.asset.materialization.{outcome}",
         resource={"prefect.resource.id": vector_asset(pipeline), "prefect.resource.name": pipeline.target.table},
         related=[
             {"prefect.resource.id": source_asset(pipeline), "prefect.resource.role": "asset"},
@@ -31,25 +32,25 @@ def tell_sync(pipeline: Pipeline, report: SyncReport) -> None:
 
 
 def tell_failure(pipeline: Pipeline, error: RowvecError) -> None:
-    """Send what an error is a sign of, and let the pipeline's summary say that it failed, and why."""
+    """Send the alarms of an error, and replace the pipeline's summary by one that says why the run failed."""
     tell(pipeline, of_error(error))
-    # An inconsistent run has shown its report, with the checks that failed.
+    # An inconsistent run has already published its report, with the checks that failed.
     if not isinstance(error, Inconsistent):
         show_failure(pipeline, error)
 
 
 def tell(pipeline: Pipeline, alarms: Iterable[Alarm]) -> None:
-    """Send one event an alarm, of the resource ``rowvec.pipeline.NAME``.
+    """Send one event per alarm, of the resource ``rowvec.pipeline.NAME``.
 
-    A generation that a rebuild builds, ``NAME.2``, is ``rowvec.generation.NAME.2``: nobody syncs it again by that name,
-    and whoever is told when a pipeline is not synced any more need not hear of it.
+    A generation that a rebuild builds, ``NAME.2``, is the resource ``rowvec.generation.NAME.2``. It is not synced under
+    that name for long, so an automation that watches for pipelines without a sync must not see it as a pipeline.
     """
-    what = "generation" if "." in pipeline.name else "pipeline"
+    resource = "generation" if "." in pipeline.name else "pipeline"
     for alarm in alarms:
         emit_event(
             event=alarm.name,
             resource={
-                "prefect.resource.id": f"rowvec.{what}.{pipeline.name}",
+                "prefect.resource.id": f"rowvec.{resource}.{pipeline.name}",
                 "prefect.resource.name": pipeline.name,
                 "rowvec.table": pipeline.target.table,
             },

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from rowvec_tasks.artifacts import show_waiting
 from rowvec_tasks.events import tell_failure
-from rowvec_tasks.logging_filter import tell_sentences
+from rowvec_tasks.logging_filter import log_sentences
 from rowvec_tasks.progress import published
 from rowvec_tasks.when_busy import run_alone
 
@@ -73,7 +73,7 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
 
     @wraps(body)
     def run(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
-        tell_sentences()
+        log_sentences()
         given = signature.bind(pipeline, *args, **kwargs)
         given.apply_defaults()
         policy = {name: given.arguments[name] for name in policy_parameters}

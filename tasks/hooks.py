@@ -1,4 +1,4 @@
-"""What is done for a run that cannot do it itself any more: it was cancelled, or its process is gone."""
+"""Clears up after a run that cannot do it itself: it was cancelled, or its process has ended."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 def clear_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Clear what the run leaves: ``on_cancellation`` and ``on_crashed`` of every flow that writes.
+    """Clear what the run left behind: ``on_cancellation`` and ``on_crashed`` of every flow that writes.
 
-    It saves the next run some work and frees disk and tables until then; nothing depends on its being called.
+    It frees disk space and tables before the next run does. Nothing depends on it: the next run clears whatever is
+    left.
     """
-    del flow  # all of them leave the same things
+    del flow  # all flows leave the same things
     try:
         pipeline = Pipeline.model_validate(flow_run.parameters["pipeline"])
         done = clear(pipeline, f"the flow run {flow_run.id} was ended from outside: {state.name}")
     except (KeyError, ValidationError, RowvecError) as error:
-        logger.warning("%s: what it leaves is cleared by the next run (%s)", flow_run.name, type(error).__name__)
+        logger.warning("%s: the next run clears what this run has left (%s)", flow_run.name, type(error).__name__)
         return
     logger.info("%s: %d run(s) closed, %d table(s) dropped", flow_run.name, len(done.runs), len(done.tables))

@@ -1,4 +1,4 @@
-"""Expected failures of a task are told as their sentence: Prefect logs a page of traceback for each."""
+"""Logs an expected failure as one sentence; Prefect would log a page of traceback for each."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ _LOGGERS = ("prefect.task_runs", "prefect.flow_runs", "prefect.engine")
 
 
 class _Sentences(logging.Filter):
-    """Drop the traceback of an error of ours: its message says what failed and what to do."""
+    """Drops the traceback of a ``RowvecError``: its message says what failed and what to do."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let nearly all pass, some of it shorter."""
+        """Whether the record is logged; the record of a ``RowvecError`` loses its traceback."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, RowvecError):
             record.exc_info = record.exc_text = None
-            # The process says once more, as its last word, that the error it was told of came to it unexpectedly.
+            # Prefect has logged this error already. At the end of the process it logs it again, as unexpected.
             return "unexpected exception" not in record.msg
         return True
 
 
-def tell_sentences() -> None:
-    """Have it so from now on in this process."""
+def log_sentences() -> None:
+    """Install the filter for the rest of this process; a second call changes nothing."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(present, _Sentences) for present in logger.filters):

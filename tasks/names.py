@@ -1,4 +1,4 @@
-"""Names that Prefect takes: of artifacts, resources and assets."""
+"""Names of artifacts, resources and assets in the form that Prefect accepts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rowvec.postgres.connection import target_url
 
 
 def artifact_key(pipeline: str, what: str) -> str:
-    """Lower case, digits and dashes; the same for each run of a pipeline, so that the UI keeps a history of it."""
+    """The key of an artifact: lower case, digits and dashes. A pipeline's runs share it, so the UI keeps a history."""
     return f"{re.sub(r'[_.]', '-', pipeline)}-{what}"
 
 
 def vector_asset(pipeline: Pipeline) -> str:
-    """The vector table as an asset: ``postgres://HOST/DATABASE/SCHEMA.TABLE``, with nothing secret in it."""
+    """The vector table as an asset: ``postgres://HOST/DATABASE/SCHEMA.TABLE``, without secrets."""
     resolved = resolve(pipeline, frozenset({"target"}))
     return _postgres_asset(resolved.target.url, ".".join(table_identifier(pipeline.target.table)))
 
 
 def source_asset(pipeline: Pipeline) -> str:
-    """What the rows are read from, as an asset: a table, a query of its pipeline's own, or files."""
+    """The source as an asset: a table, a query named after its pipeline, or files."""
     source = pipeline.source
     if source.kind != "postgres":
         return source.path if "://" in source.path and "$" not in source.path else f"file://{quote(source.path)}"

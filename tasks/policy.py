@@ -1,4 +1,4 @@
-"""How often a stage is tried again: the branch of the error decides, and nothing else."""
+"""How often Prefect tries a stage again: only the branch of the error decides."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from rowvec.errors import RetriableError
 
-# The embedder and the blob client have waited and tried again by themselves before an error comes this far: these are
-# for a database that restarts, or a provider that is down for a minute.
+# Seconds before each new attempt. The embedder and the blob client have already tried again before an error arrives
+# here: these waits are for a database that restarts, or a provider that is down for a minute.
 WAITS_SECONDS = [2.0, 8.0, 20.0, 60.0]
 JITTER = 0.5
 
@@ -20,16 +20,16 @@ R = TypeVar("R")
 
 
 def is_retriable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Try again only what may go better next time."""
+    """Whether the same stage may succeed if it is tried again."""
     return isinstance(state.data, RetriableError)
 
 
 def stage(run_name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
-    """Make a stage a Prefect task; ``run_name`` tells a batch's run from another's, its first word is the stage.
+    """Make a stage a Prefect task. ``run_name`` begins with the stage and, for a batch, ends with its number.
 
-    No time-out: Prefect cannot interrupt a task in a thread. Embedder, blob client and database have their own. No
-    tags: for each tagged task run Prefect asks the server for a slot of the tag's limit, whether there is one or not,
-    and that took 2 s of every second task run (docs/decisions/0006-operated.md).
+    There is no time-out, because Prefect cannot interrupt a task in a thread: embedder, blob client and database have
+    their own. There are no tags: for each tagged task run Prefect asks the server for a slot of the tag's limit, even
+    if the tag has no limit, and that took 2 s of every second task run (docs/decisions/0006-operated.md).
     """
     return task(
         task_run_name=run_name,

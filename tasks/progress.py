@@ -1,4 +1,4 @@
-"""Progress artifacts: how far embedding, loading and the index are, for runs that take long enough to be watched."""
+"""Progress artifacts: how far embedding, loading and the index build are, for runs that someone may watch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from rowvec_tasks.when_busy import WAIT
 
 from rowvec.runtime.progress import listening
 
-# An update costs the API 11 ms; a run that is over before the first one has its summary to look at.
+# An update takes the API 11 ms. A run that ends before the first update has no progress artifacts, only its summary.
 _EVERY_SECONDS = 2.0
 
-# Stages whose parts are batches of a number that is known; the parts of the others are phases, one after the other.
+# The parts of these stages are batches, and their number is known. The parts of all other stages are phases, one after
+# the other.
 _BATCHED = ("embed", "load")
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Progress:
-    """What all parts of a run have told so far: filled from the stages' threads, read from the publisher's."""
+    """What all parts of a run have reported so far; the stages' threads write it, the publisher's thread reads it."""
 
     batches: int = 0
-    """Of all rounds that have been planned."""
+    """Batches of all rounds that have been planned."""
     planned_before: int = 0
-    """Batches of the rounds before this one."""
+    """Batches of all rounds before the present one."""
     _parts: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     _latest: dict[str, str] = field(default_factory=dict[str, str])
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -47,12 +48,12 @@ class Progress:
             self._latest[stage] = part
 
     def expect(self, batches: int) -> None:
-        """A round of so many batches begins."""
+        """Note that a round of so many batches begins."""
         with self._lock:
             self.planned_before, self.batches = self.batches, self.batches + batches
 
     def shares(self) -> dict[str, tuple[float, str]]:
-        """Per cent done and a sentence, by stage."""
+        """Percentage done (0 to 100) and a sentence, by stage."""
         with self._lock:
             return {stage: self._share(stage, parts) for stage, parts in self._parts.items()}
 
@@ -68,17 +69,18 @@ _running: list[Progress] = []
 
 
 def expect(batches: int) -> None:
-    """Tell the run that is being watched in this process that a round of so many batches begins."""
+    """Note that a round of so many batches begins in this process's run. Does nothing if no run is published."""
     if _running:
         _running[-1].expect(batches)
 
 
 @contextmanager
 def published(pipeline: str) -> Generator[None]:
-    """Publish what the stages tell meanwhile, as one artifact a stage."""
+    """Within this context, publish the progress of the stages, as one artifact per stage."""
     progress, stop = Progress(), threading.Event()
     publisher = _Publisher(pipeline, progress)
-    # A thread of its own, in the flow's context: the artifacts are the flow run's, and no stage waits for the API.
+    # In a thread of its own, so that no stage waits for the API. It has the flow's context, so that the artifacts
+    # belong to the flow run.
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=(publisher.publish_until, stop), daemon=True)
     _running.append(progress)
@@ -97,7 +99,7 @@ class _Publisher:
         self._pipeline = pipeline
         self._progress = progress
         self._artifacts: dict[str, UUID] = {}
-        self._said: dict[str, tuple[float, str]] = {}
+        self._published: dict[str, tuple[float, str]] = {}
 
     def publish_until(self, stop: threading.Event) -> None:
         try:
@@ -105,17 +107,17 @@ class _Publisher:
                 self._publish(create=True)
             self._publish(create=False)
         except (httpx.HTTPError, PrefectException) as error:
-            # A run does not fail because nobody can watch it.
-            logger.warning("progress is no longer shown: %s", error)
+            # The run goes on: that its progress is not shown is no reason to fail.
+            logger.warning("the UI no longer shows the progress of this run: %s", error)
 
     def _publish(self, *, create: bool) -> None:
         for stage, (percent, sentence) in self._progress.shares().items():
-            # Of a run that waits for another one the state says so.
-            if stage == WAIT or self._said.get(stage) == (percent, sentence):
+            # A run that waits for another run says so by its state.
+            if stage == WAIT or self._published.get(stage) == (percent, sentence):
                 continue
             if stage in self._artifacts:
                 update_progress_artifact(self._artifacts[stage], progress=percent, description=sentence)
             elif create:
                 made = create_progress_artifact(percent, key=artifact_key(self._pipeline, stage), description=sentence)
-                self._artifacts[stage] = made  # pyright: ignore[reportArgumentType] # a UUID where no loop runs
-            self._said[stage] = (percent, sentence)
+                self._artifacts[stage] = made  # pyright: ignore[reportArgumentType] # a UUID, because no event loop runs here
+            self._published[stage] = (percent, sentence)

@@ -1,4 +1,4 @@
-"""What a command prints: one JSON object, or tables for people; errors as one sentence and never a traceback."""
+"""Prints a command's result as one JSON object or as tables, and an error as one sentence, never a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ err = Console(stderr=True)
 
 
 def emit(data: dict[str, Any], as_json: bool, for_people: Callable[[], None]) -> None:
-    """Print ``data`` as one JSON object, or call what prints it for people."""
+    """Print ``data`` as one JSON object, or call ``for_people`` to print it on a terminal."""
     if as_json:
         sys.stdout.write(json.dumps(data, default=_plain, ensure_ascii=False) + "\n")
     else:
@@ -25,7 +25,7 @@ def emit(data: dict[str, Any], as_json: bool, for_people: Callable[[], None]) ->
 
 
 def fail(message: str, as_json: bool, **more: Any) -> None:
-    """Say what went wrong: on stderr for people, and as JSON where that was asked for."""
+    """Print an error: on stderr, and with ``as_json`` also as a JSON object on stdout."""
     if as_json:
         sys.stdout.write(json.dumps({"error": message, **more}, default=_plain, ensure_ascii=False) + "\n")
     err.print(f"rowvec: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -47,7 +47,7 @@ def _shown(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:,.4f}"
-    # Rich reads some brackets as markup; a row's text is only text.
+    # Rich reads some brackets as markup, but a row's text has none.
     return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
 

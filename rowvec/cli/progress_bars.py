@@ -1,4 +1,4 @@
-"""Progress on stderr: bars where a person watches, plain lines where the output is piped."""
+"""Progress on stderr: bars on a terminal, plain lines if the output is piped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from rowvec.runtime.progress import listening
 
-# A log of a long run should stay readable: one line a part at its end, and one in so many seconds before.
+# The log of a long run should stay readable: one line per part at its end, and until then one in so many seconds.
 _LINE_SECONDS = 10.0
 
 
 @contextmanager
 def shown_progress(console: Console) -> Generator[None]:
-    """Show the progress of everything that runs meanwhile."""
+    """Within this context, show the progress of everything that runs in this process."""
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as bars, listening(_Bars(bars)):
@@ -29,7 +29,7 @@ def shown_progress(console: Console) -> Generator[None]:
 
 
 class _Bars:
-    """A bar a part."""
+    """One bar per part."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -44,7 +44,7 @@ class _Bars:
 
 
 class _Lines:
-    """A line a part at its end, and now and then before."""
+    """One line per part at its end, and one every ten seconds until then."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -58,5 +58,5 @@ class _Lines:
             if done < total and now - last < _LINE_SECONDS:
                 return
             self._last[stage, part] = now
-            how_far = "done" if done == total == 1 else f"{done:,} of {total:,}"
-            self._console.print(f"{stage} {part}: {how_far}", highlight=False, markup=False)
+            progress = "done" if done == total == 1 else f"{done:,} of {total:,}"
+            self._console.print(f"{stage} {part}: {progress}", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""How each command's outcome looks on a terminal."""
+"""How the result of each command looks on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIGURES = ("content", "distance", "score", "vector_rank", "text_rank")
 
 
 def sync(report: SyncReport) -> None:
-    """A sync's report: verdict first."""
+    """Print a sync's report, the verdict first."""
     style = "bold green" if report.consistent else "bold red"
     out.print(report.verdict(), style=style, markup=False, highlight=False)
     counts = {name: getattr(report, name) for name in (*_COUNTS, "pending")}
@@ -34,25 +34,25 @@ def sync(report: SyncReport) -> None:
 
 
 def _bill(report: SyncReport) -> str:
-    """What was paid; of images that no service was asked about, nothing is said."""
+    """What was paid; empty for images that were embedded without a service."""
     if report.what == "images" and not report.tokens:
         return ""
     return f"{report.tokens:,} {BILLED[report.what]}, ${report.cost_usd:,.4f}; "
 
 
 def restore(report: RestoreReport) -> None:
-    """A restore's report: verdict first."""
+    """Print a restore's report, the verdict first."""
     style = "bold green" if report.consistent else "bold red"
     out.print(report.verdict(), style=style, markup=False, highlight=False)
     recall = "no index, exact search" if report.recall_at_k is None else f"recall@{report.k} {report.recall_at_k:.3f}"
     out.print(
-        f"By {report.manifest}; {recall}; {report.seconds['total']:.1f} s. Nothing was embedded.", highlight=False
+        f"From {report.manifest}; {recall}; {report.seconds['total']:.1f} s. Nothing was embedded.", highlight=False
     )
     _show_failed(report.failed_checks)
 
 
 def plan(found: dict[str, Any]) -> None:
-    """What a sync would do."""
+    """Print what a sync would do."""
     _show_counts("A sync would find", {name: found[name] for name in _COUNTS})
     out.print(
         f"It would embed {found['embedded']:,} {found['what']} and reuse {found['reused']:,} vectors: "
@@ -61,12 +61,12 @@ def plan(found: dict[str, Any]) -> None:
     )
     if found["awaiting"]["jobs"]:
         jobs, texts = found["awaiting"]["jobs"], found["awaiting"]["texts"]
-        out.print(f"{jobs:,} batch job(s) of {texts:,} texts are at the provider already.", highlight=False)
+        out.print(f"{jobs:,} batch job(s) with {texts:,} texts are at the provider already.", highlight=False)
     budget = found["budget"]
     if budget is not None:
         limits = {"this run": budget["per_run"], "this month": budget["per_month"]}
         named = " and ".join(f"${limit:,.4f} for {of}" for of, limit in limits.items() if limit is not None)
-        enough = "enough" if budget["enough"] else "NOT ENOUGH: the sync would stop before it passes that"
+        enough = "enough" if budget["enough"] else "NOT ENOUGH: the sync would stop before it spends more"
         out.print(
             f"The budget allows {named}; ${budget['spent_this_month']:,.4f} were spent this month, "
             f"${budget['left']:,.4f} are left: {enough}.",
@@ -75,12 +75,12 @@ def plan(found: dict[str, Any]) -> None:
 
 
 def awaiting(sentence: str) -> None:
-    """A run that a later one goes on with."""
+    """Print why a run ended early, and that a later run finishes its work."""
     out.print(sentence, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def search(query: str, found: dict[str, Any]) -> None:
-    """Results, the nearest first: key and metadata in one line, the content below."""
+    """Print results, the nearest first: key and metadata in one line, the content below."""
     results = found["results"]
     if not results:
         out.print("Nothing found.")
@@ -89,7 +89,7 @@ def search(query: str, found: dict[str, Any]) -> None:
     for number, result in enumerate(results, 1):
         named = [f"{v}" for name, v in result.items() if name not in _FIGURES and v is not None]
         figures = [f"{result[name]:.3f}" for name in ("score", "distance") if name in result]
-        # An image's content is its checksum, which tells a person nothing.
+        # An image's content is its checksum, which means nothing to a person.
         lines = [" · ".join(named), "" if is_image(result["content"]) else _short(result["content"])]
         rows.append((str(number), *figures, "\n".join(filter(None, lines))))
     columns = ("", *(name for name in ("score", "distance") if name in results[0]), "row")
@@ -97,7 +97,7 @@ def search(query: str, found: dict[str, Any]) -> None:
 
 
 def audit(found: dict[str, Any]) -> None:
-    """What an audit found."""
+    """Print what an audit found."""
     good = found["consistent"]
     out.print("Consistent." if good else "INCONSISTENT.", style="bold green" if good else "bold red")
     _show_counts("Audit", {name: found[name] for name in ("missing", "stale", "orphaned", "corrupt", "repaired")})
@@ -108,11 +108,13 @@ def audit(found: dict[str, Any]) -> None:
             "Offending rows", ("key", "reason"), ((", ".join(map(str, r["key"])), r["reason"]) for r in found["rows"])
         )
     if not good:
-        out.print("Run again with --repair to mend them: from artifacts first, paying only for what exists nowhere.")
+        out.print(
+            "Run again with --repair: it takes vectors from artifacts and pays only for those that exist nowhere."
+        )
 
 
 def prune(found: Pruned) -> None:
-    """What was let go of, or would be."""
+    """Print what was deleted, or would be."""
     counts = {
         "artifacts": found.artifacts,
         "images": found.images,
@@ -121,26 +123,26 @@ def prune(found: Pruned) -> None:
         "kept_artifacts": found.kept_artifacts,
         "compacted": found.compacted,
     }
-    _show_counts("Deleted" if found.applied else "Would go", counts)
+    _show_counts("Deleted" if found.applied else "Would be deleted", counts)
     out.print(f"{found.bytes:,} bytes of artifacts, {found.image_bytes:,} of images.", highlight=False)
     if not found.applied:
         out.print("Nothing was changed; run again with --apply to delete them.")
 
 
 def rejects(found: dict[str, Any]) -> None:
-    """The rows set aside."""
+    """Print the rejected rows."""
     if found["retried"]:
         out.print(f"{found['retried']:,} row(s) will be tried again by the next sync.", highlight=False)
         return
     if not found["rejects"]:
-        out.print("No rows are set aside.")
+        out.print("No rows are rejected.")
         return
     rows = ((", ".join(map(str, r["key"])), r["reason"], r["detail"], r["attempts"]) for r in found["rejects"])
-    table(f"{found['count']:,} rows set aside", ("key", "reason", "detail", "attempts"), rows, right=("attempts",))
+    table(f"{found['count']:,} rejected rows", ("key", "reason", "detail", "attempts"), rows, right=("attempts",))
 
 
 def _show_counts(title: str, counts: dict[str, int]) -> None:
-    """Numbers of rows side by side."""
+    """Print numbers next to each other, in one line of a table."""
     names = [name.replace("_", " ") for name in counts]
     table(title, names, [counts.values()], right=names)
 
@@ -158,7 +160,7 @@ def _short(text: str | None) -> str:
 
 
 def index(found: dict[str, Any]) -> None:
-    """The index that serves, and what was done to it."""
+    """Print the state of the index, and what was done to it."""
     if found["index"] is None:
         out.print(f"No index: {found['reason']}", markup=False, highlight=False)
         return
@@ -175,10 +177,10 @@ def index(found: dict[str, Any]) -> None:
 
 
 def tuning(found: Tuning) -> None:
-    """What a tuner measured, the choice marked."""
+    """Print what a tuner measured, and mark the choice."""
     title = (
-        f"{found.sampled_rows:,} of {found.rows:,} rows, {found.queries} of them as questions; recall@{found.k} of "
-        f"{found.at_least:.2f} wanted"
+        f"{found.sampled_rows:,} of {found.rows:,} rows, {found.queries} of them as queries; required "
+        f"recall@{found.k} {found.at_least:.2f}"
     )
     rows = [("exact search", "1.000", "", f"{found.exact_ms:,.1f}", f"{1000 / found.exact_ms:,.0f}", "0", "")]
     rows += [
@@ -198,11 +200,11 @@ def tuning(found: Tuning) -> None:
     for name, why in found.skipped:
         out.print(f"Not measured: {name}: {why}.", markup=False, highlight=False)
     out.print(found.reason, style="bold", markup=False, highlight=False, soft_wrap=True)
-    out.print(found.kept or "The next sync goes by it, and rowvec index at once.", markup=False, highlight=False)
+    out.print(found.kept or "The next sync builds it; rowvec index builds it at once.", markup=False, highlight=False)
 
 
 def rebuild(report: RebuildReport) -> None:
-    """A rebuild's report: verdict first."""
+    """Print a rebuild's report, the verdict first."""
     out.print(report.verdict(), style="bold green", markup=False, highlight=False, soft_wrap=True)
     recall = ["exact" if r is None else f"{r:.3f}" for r in (report.recall_before, report.recall_after)]
     out.print(
@@ -213,14 +215,14 @@ def rebuild(report: RebuildReport) -> None:
         highlight=False,
     )
     if report.switched:
-        out.print("rowvec rebuild --rollback goes back, --drop-old lets go of the old one.", highlight=False)
+        out.print("rowvec rebuild --rollback goes back, --drop-old drops the old generation.", highlight=False)
 
 
 def rebuild_plan(found: dict[str, Any]) -> None:
-    """What a rebuild would take."""
+    """Print what a rebuild would do and cost."""
     out.print(
         f"Generation {found['generation']} would be built in {found['table']}: {found['new']:,} rows, of which "
-        f"{found['reused']:,} have vectors that serve; {found['embedded']:,} {found['what']} to embed, about "
+        f"{found['reused']:,} can reuse vectors; {found['embedded']:,} {found['what']} to embed, about "
         f"{found['tokens']:,} {BILLED[found['what']]}, ${found['cost_usd']:,.4f}. Nothing was spent.",
         markup=False,
         highlight=False,
@@ -228,11 +230,11 @@ def rebuild_plan(found: dict[str, Any]) -> None:
     )
 
 
-def rolled_back(name: str, kept: str) -> None:
-    """Which table is read now."""
+def rolled_back(name: str, retired: str) -> None:
+    """Print which generation is live now."""
     out.print(
-        f"{name} is the generation before again; {kept} keeps the other. Put its settings back into the pipeline file, "
-        "and run rowvec sync to bring it in step.",
+        f"{name} is the earlier generation again; {retired} is the other one. Put the earlier settings back into the "
+        "pipeline file, and run rowvec sync to bring it in step.",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -240,5 +242,5 @@ def rolled_back(name: str, kept: str) -> None:
 
 
 def dropped(tables: list[str]) -> None:
-    """Which generations are gone."""
+    """Print which generations were dropped."""
     out.print(f"Dropped: {', '.join(tables)}." if tables else "There was nothing to drop.", markup=False)

@@ -1,4 +1,4 @@
-"""What a tuner measured, as a picture: recall against latency, and against size."""
+"""Draws what a tuner measured: recall against latency, and recall against size."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MIB = 2**20
 
 
 def plot(tuning: Tuning, into: Path) -> None:
-    """Draw into a file whose ending says the format. Raises ``UsageError`` where that cannot be done."""
+    """Draw into a file; its suffix is the format. Raises ``UsageError`` if the file cannot be written."""
     figure = Figure(figsize=_INCHES, layout="constrained")
-    # A canvas of its own: no window, no state that other figures share.
+    # A canvas of its own opens no window and shares no state with other figures.
     FigureCanvasAgg(figure)
     by_latency, by_size = figure.subplots(1, 2, sharey=True)
     for name, points in groupby(tuning.measured, key=lambda m: m.name.rpartition(", ")[0]):
@@ -34,24 +34,24 @@ def plot(tuning: Tuning, into: Path) -> None:
     by_size.set_xlabel("size of the index, MiB")
     for axes in (by_latency, by_size):
         axes.set_xscale("log")
-        # 0.9 and 2, not powers of ten.
+        # Plain numbers such as 0.9 and 2, not powers of ten.
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.axhline(tuning.at_least, linestyle=":", color="gray")
         axes.grid(visible=True, alpha=0.3)
-    # The one legend beside both: the curves are the same.
+    # One legend for both, because the curves are the same.
     figure.legend(*by_latency.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     rows = (
         f"{tuning.sampled_rows:,} of {tuning.rows:,} rows"
         if tuning.sampled_rows < tuning.rows
         else f"{tuning.rows:,} rows"
     )
-    figure.suptitle(f"{rows}, {tuning.queries} questions; the dotted line is the recall that is wanted")
+    figure.suptitle(f"{rows}, {tuning.queries} queries; the dotted line is the required recall")
     try:
         figure.savefig(into, dpi=120)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--plot {into} cannot be written ({error}); name a .png or .svg in a folder there is"
+            f"--plot {into} cannot be written ({error}); name a .png or .svg in an existing folder"
         ) from error
 
 

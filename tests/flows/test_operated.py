@@ -23,7 +23,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.cli.demo.gallery import hang_once
+from rowvec.cli.demo.gallery import create_gallery_once
 from tests.support.cli_process import CLI, serving
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +175,7 @@ def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Generato
     database = make_conninfo(cluster, dbname="operated")
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE operated TEMPLATE template_rowvec"))
-    hang_once(database)
+    create_gallery_once(database)
     quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_WORKER_QUERY_SECONDS": "1"}
     with serving(folder / "prefect", **quick) as server:
         environment = {

@@ -1,4 +1,4 @@
-"""One run a pipeline: what becomes of the second, by the policy it was started with."""
+"""One run per pipeline at a time: what a second run does, by the policy it was started with."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rowvec_flows.index import index
 from rowvec_flows.sync import sync
-from rowvec_tasks import when_busy as turns
-from rowvec_tasks.when_busy import SKIPPED, WAIT, Patience, WhenBusy
+from rowvec_tasks import when_busy
+from rowvec_tasks.flow_body import job_with_policy
+from rowvec_tasks.when_busy import SKIPPED, WAIT, BusyPolicy, WhenBusy
 
 from rowvec.errors import PipelineBusy
 from rowvec.ledger.runs import running
@@ -25,17 +26,25 @@ SECONDS = st.floats(min_value=0, max_value=1e6)
 
 
 @given(st.sampled_from(["wait", "skip", "fail"]), SECONDS, SECONDS, st.booleans())
-def test_who_waits_does_so_until_its_time_is_over_and_a_part_of_a_run_is_never_skipped(
-    when_busy: WhenBusy, until: float, now: float, within: bool
+def test_a_run_waits_until_its_time_is_over_and_a_nested_run_is_never_skipped(
+    choice: WhenBusy, until: float, now: float, nested: bool
 ) -> None:
-    step = Patience(when_busy=when_busy, since=0, until=until, within=within).next_step(now)
-    assert (step == "wait") == (when_busy == "wait" and now < until)
-    assert (step == "skip") == (when_busy == "skip" and not within)
+    step = BusyPolicy(when_busy=choice, since=0, until=until, nested=nested).next_step(now)
+    assert (step == "wait") == (choice == "wait" and now < until)
+    assert (step == "skip") == (choice == "skip" and not nested)
+
+
+def test_a_flow_that_renames_a_parameter_of_its_policy_is_refused_at_import() -> None:
+    def flow(pipeline: Pipeline, if_busy: WhenBusy = "wait", wait_minutes: float = 60) -> None:
+        del pipeline, if_busy, wait_minutes
+
+    with pytest.raises(TypeError, match="the flow flow has no parameter when_busy"):
+        job_with_policy(flow)
 
 
 @contextmanager
 def held(pipeline: Pipeline, until: threading.Event) -> Generator[None]:
-    """Another run at work, until something happens or this is left."""
+    """Another run is at work until the event is set or the context ends."""
     at_work = threading.Event()
 
     def work() -> None:
@@ -52,10 +61,10 @@ def held(pipeline: Pipeline, until: threading.Event) -> Generator[None]:
 
 
 @pytest.mark.flow
-def test_a_run_waits_for_the_one_at_work(
+def test_a_run_waits_for_the_run_at_work(
     prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(when_busy, "_LOOK_SECONDS", 0.1)
     over, waited = threading.Event(), list[str]()
 
     def listen(stage: str, part: str, done: int, total: int) -> None:
@@ -72,21 +81,21 @@ def test_a_run_waits_for_the_one_at_work(
 
 
 @pytest.mark.flow
-def test_a_run_is_skipped_or_fails_where_it_was_told_to(
+def test_a_run_is_skipped_or_fails_if_its_policy_says_so(
     prefect_api: None, source: Connection, paintings: Pipeline
 ) -> None:
     over = threading.Event()
     with held(paintings, over):
         skipped = sync(pipeline=paintings, cause="second", when_busy="skip", return_state=True)
         assert (skipped.name, skipped.is_cancelled()) == (SKIPPED, True)
-        for when_busy in ("fail", "wait"):
+        for choice in ("fail", "wait"):
             with pytest.raises(PipelineBusy, match="another run of the pipeline paintings"):
-                sync(pipeline=paintings, cause="second", when_busy=when_busy, wait_minutes=0)
+                sync(pipeline=paintings, cause="second", when_busy=choice, wait_minutes=0)
     assert source.execute("SELECT cause FROM rowvec.runs").fetchall() == [("another",)]
 
 
 @pytest.mark.flow
-def test_a_job_that_no_deployment_has_started_fails_at_once(
+def test_a_flow_that_no_deployment_has_started_fails_at_once(
     prefect_api: None, source: Connection, paintings: Pipeline
 ) -> None:
     sync(pipeline=paintings, cause="first")

@@ -1,4 +1,4 @@
-"""The demo: a gallery of 240 paintings, synced three times and searched, on nothing but what the package brings."""
+"""The demo: a gallery of 240 paintings, synced three times and searched, with nothing but this package."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Flow = Callable[..., SyncReport]
 
 
 def run(sync: Flow, *, quiet: bool) -> dict[str, Any]:
-    """Make the gallery anew, sync it three times, search it three times; returns all reports and results."""
+    """Create the gallery, sync it three times, search it three times; returns all reports and results."""
     file = pipeline_file()
     shutil.rmtree(file.parent / "artifacts", ignore_errors=True)
     pipeline = load(file)
     with connect(target_url(None)) as connection:
-        _hang_paintings(connection)
+        _create_gallery(connection)
         reports = [_sync(sync, pipeline, "1. The first sync: every painting is embedded.", quiet)]
         connection.execute(query("demo", "curate"))
         reports.append(
@@ -51,21 +51,21 @@ def run(sync: Flow, *, quiet: bool) -> dict[str, Any]:
 
 
 def pipeline_file() -> Path:
-    """The gallery's pipeline file, put where its artifacts may lie beside it."""
+    """The gallery's pipeline file, copied to a folder that can hold its artifacts too."""
     file = home() / "demo" / "paintings.yaml"
     file.parent.mkdir(exist_ok=True)
     shutil.copy(str(files("rowvec.cli.demo") / "paintings.yaml"), file)
     return file
 
 
-def hang_once(url: str) -> None:
-    """Make the gallery where there is none; one that is there stays as it is, with whatever was changed in it."""
+def create_gallery_once(url: str) -> None:
+    """Create the gallery's table if it is missing; an existing one keeps all changes that were made in it."""
     with connect(url) as connection:
         if connection.execute(query("demo", "no_gallery")).fetchone() == (True,):
-            _hang_paintings(connection)
+            _create_gallery(connection)
 
 
-def _hang_paintings(connection: Connection) -> None:
+def _create_gallery(connection: Connection) -> None:
     connection.execute(query("demo", "empty_gallery"))
     text = (files("rowvec.cli.demo") / "paintings.csv").read_text("utf-8")
     rows = list(csv.reader(io.StringIO(text)))[1:]

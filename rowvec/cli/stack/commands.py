@@ -1,4 +1,4 @@
-"""The commands ``up`` and ``down``."""
+"""The commands ``rowvec up`` and ``rowvec down``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rowvec.cli.options import AsJson
 from rowvec.cli.output import emit, err, out
 from rowvec.cli.stack.state import StackState, stack_folder
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 
 def up(
@@ -19,20 +18,20 @@ def up(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Of the UI; left out: 4200, or the next one that is free."),
+        typer.Option(min=1, max=65535, help="Port of the UI; left out: 4200, or the next free one."),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Minutes between two syncs of a pipeline.")] = 60,
     as_json: AsJson = False,
 ) -> None:
     """Start Postgres, a Prefect server with its UI and a worker here, with the pipelines deployed and scheduled."""
-    from rowvec.cli.stack import up as stack  # late: only these commands need it
+    from rowvec.cli.stack import up as stack  # late: only these two commands need it
 
     state, started = stack.up(files or [], port, every, _say)
     emit({**state.as_json(), "started": started}, as_json, lambda: _show(state, started))
 
 
 def down(as_json: AsJson = False) -> None:
-    """End what `rowvec up` has started. Data stays: the next `up` goes on from it."""
+    """End what `rowvec up` has started. The data stays: the next `up` goes on with it."""
     from rowvec.cli.stack import up as stack  # late, as above
 
     done = stack.down(_say)

@@ -1,4 +1,4 @@
-"""What ``rowvec up`` deploys: for each pipeline a sync by schedule, its upkeep, and what is run by hand."""
+"""What ``rowvec up`` deploys per pipeline: scheduled syncs and maintenance, and the flows that are run by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _Deployment = dict[str, Any]
 
 
 def prefect_file(pipelines: list[Pipeline], folder: Path, every_minutes: int, since: datetime) -> dict[str, Any]:
-    """The content of a ``prefect.yaml``; runs work in ``folder``, and syncs are due in steps from ``since`` on."""
+    """The content of a ``prefect.yaml``: runs have ``folder`` as working directory, and syncs are due every
+    ``every_minutes`` minutes from ``since`` on."""
     step = "prefect.deployments.steps.set_working_directory"
     return {
         "name": "rowvec",
@@ -31,10 +32,10 @@ def _deployments(pipeline: Pipeline, every_minutes: int, since: datetime) -> lis
     return [
         _deployment(pipeline, "sync", "Brings the vector table in step with its source.", interval),
         _deployment(pipeline, "audit", "Compares source, artifacts and vector table both ways.", audit),
-        _deployment(pipeline, "prune", "Deletes what is old and not needed.", prune, apply=True),
-        _deployment(pipeline, "rebuild", "Another model, length or precision, with the new settings in the form."),
-        _deployment(pipeline, "restore", "The vector table from its artifacts alone."),
-        _deployment(pipeline, "index", "Sees to the index; with tune, measures which one is best."),
+        _deployment(pipeline, "prune", "Deletes what is old and no longer needed.", prune, apply=True),
+        _deployment(pipeline, "rebuild", "Changes model, length or precision; put the new settings into the form."),
+        _deployment(pipeline, "restore", "Builds the vector table from its artifacts alone."),
+        _deployment(pipeline, "index", "Maintains the index; with tune, measures which one is best."),
     ]
 
 
@@ -46,10 +47,10 @@ def _deployment(
         "entrypoint": f"rowvec_flows.{flow}:{flow}",
         "description": description,
         "tags": ["rowvec", flow],
-        # References unresolved, as in the file: parameters can be read by everybody who sees the UI.
+        # References stay unresolved, as in the file, because everybody who sees the UI can read the parameters.
         "parameters": {"pipeline": pipeline.model_dump(mode="json", exclude_none=True), **parameters},
         "schedules": [schedule] if schedule else [],
         "work_pool": {"name": POOL},
-        # A sync that is late is worth waiting for; an audit on top of an audit is not.
+        # A late sync should still run; a second audit after a running one should not.
         "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE" if flow == "sync" else "CANCEL_NEW"},
     }

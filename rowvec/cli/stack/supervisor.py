@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from rowvec.cli.demo.gallery import hang_once
+from rowvec.cli.demo.gallery import create_gallery_once
 from rowvec.cli.stack.deployments import POOL
 from rowvec.cli.stack.state import (
     Process,
@@ -179,7 +179,7 @@ def supervise(state: StackState, stop: threading.Event) -> None:
             postgres = start_postgres(home() / "postgres")
             supervisor.update(database=postgres.get_uri())
             if state.gallery:
-                hang_once(postgres.get_uri())
+                create_gallery_once(postgres.get_uri())
         supervisor.start()
         supervisor.watch()
     finally:
