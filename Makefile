@@ -5,7 +5,7 @@ VENV := .venv
 WORKERS ?= 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint soak bench-peers bench-rivals bench bench-quick lock clean
+.PHONY: demo test test-unit lint soak bench-peers bench-rivals bench bench-quick lock clean
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,17 +21,23 @@ demo: $(VENV)/.runtime
 	$(BIN)/rowvec demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_FLAGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-# Long runs: the fault sequences and large tables that would make `make test` slow.
+# No server is started: no Postgres, no Azurite, no Prefect.
+test-unit: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/unit --numprocesses=2 --dist=worksteal
+
+# Long runs: the fault sequences and large tables that would make `make test` slow, and all property tests with cases
+# drawn at random. `make test` tries the same cases each time.
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -m soak --timeout=7200 -o addopts="-ra --import-mode=importlib -p no:langsmith_plugin"
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m "soak or hypothesis" --timeout=7200 -o addopts="-ra --import-mode=importlib -p no:langsmith_plugin"
 
 # What the benchmarks are compared with lives in an environment of its own, never in the project's.
 bench-peers:

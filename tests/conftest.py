@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -21,6 +20,7 @@ from rowvec.postgres.embedded import start_postgres
 from rowvec.postgres.migrations import install
 from tests.support import cli_process
 from tests.support import paintings as gallery
+from tests.support.examples import PROFILE
 from tests.support.servers import azurite as blob_server
 
 # One blob server and one Prefect server a session, for whichever module asks first.
@@ -28,10 +28,10 @@ azurite, container = blob_server.azurite, blob_server.container
 prefect_server = cli_process.prefect_server
 prefect_api = cli_process.prefect_api
 
-# The check of a commit tries the same cases each time; what new ones find is found at a developer's desk.
-hypothesis.settings.register_profile("desk", deadline=None)
-hypothesis.settings.register_profile("check", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("check" if os.environ.get("CI") else "desk")
+# `make test` tries the same cases each time, so that it never fails by luck. `make soak` draws new ones, and more.
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("random", deadline=None, derandomize=False, max_examples=1_000)
+hypothesis.settings.load_profile(PROFILE)
 
 _numbers = itertools.count(1)
 

@@ -21,6 +21,7 @@ from rowvec.errors import RowError, UsageError
 from rowvec.images.decode import decoded
 from rowvec.pipeline.embedders import LocalEmbedder, LocalImageEmbedder
 from rowvec.vectors.layout import Vectors, dense
+from tests.support.examples import examples
 
 CONFIG = LocalImageEmbedder(kind="local_image")
 
@@ -167,7 +168,7 @@ _SEEDS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(60))
 @given(
     content=st.sampled_from(_SEEDS),
     edits=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rowvec.embedders.provider.refusal import retry_after
-from rowvec.embedders.rate_limit.limiter import Pace, Schedule, Stopped
+from rowvec.embedders.rate_limit import limiter
+from rowvec.embedders.rate_limit.limiter import Pace, RateLimitAccount, Schedule, Stopped, pace_of
+from tests.support.examples import examples
 from tests.support.fake_clock import JumpingClock
 
 
@@ -41,7 +44,7 @@ def test_a_known_request_limit_is_used_and_never_exceeded(per_minute: int) -> No
     assert 199 / (clock.time - 1000) * 60 >= 0.9 * per_minute
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(40))
 @given(st.integers(10_000, 10_000_000), st.lists(st.floats(0.01, 1.0), min_size=50, max_size=200))
 def test_a_known_token_limit_is_used_and_never_exceeded(per_minute: int, shares: list[float]) -> None:
     largest = per_minute / 4
@@ -57,7 +60,7 @@ def test_a_known_token_limit_is_used_and_never_exceeded(per_minute: int, shares:
     assert sent - last >= 0.9 * per_minute * (clock.time - 1000) / 60 - 1
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(25))
 @given(st.integers(300, 6000))
 def test_an_unknown_limit_is_found(per_minute: int) -> None:
     clock, bucket = JumpingClock(1000.0), Bucket(per_minute, per_minute / 60)
@@ -154,3 +157,13 @@ def test_who_waits_is_woken_by_stop() -> None:
 )
 def test_retry_after(headers: Mapping[str, str], seconds: float | None) -> None:
     assert retry_after(headers, now=1000.0) == seconds
+
+
+def test_embedders_of_one_account_share_a_pace_that_is_found_without_the_secret() -> None:
+    account = RateLimitAccount(address="https://host/v1", model="m", secret="sk-word")  # noqa: S106 # not one
+    other = RateLimitAccount(address="https://host/v1", model="m", secret="sk-other")  # noqa: S106 # not one
+    pace = pace_of(account, 60, None)
+    assert pace_of(replace(account), 60, None) is pace
+    assert pace_of(other, 60, None) is not pace
+    assert pace_of(account, 120, None) is not pace
+    assert "sk-word" not in repr(limiter._paces)  # pyright: ignore[reportPrivateUsage] # what the process keeps

@@ -27,6 +27,7 @@ from rowvec.store.artifact import Artifact, read_artifact, read_vectors, upload,
 from rowvec.store.open import open_store
 from rowvec.sync.binarize import binarize, write_bits
 from rowvec.vectors.fingerprint import Identity
+from tests.support.examples import examples
 
 IDENTITY = Identity(provider="local", model="wordllama", dimensions=12, preprocessing=1)
 
@@ -225,7 +226,7 @@ def test_a_spoilt_or_foreign_file_is_named(tmp_path: Path, spoil: Callable[[Path
         read_vectors(path, held)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100))
 @given(spot=st.floats(0, 1, exclude_max=True), footer=st.booleans(), bit=st.integers(0, 7), cut_there=st.booleans())
 def test_whatever_is_spoilt_it_is_read_or_named(
     spoilt: tuple[Path, bytes, set[bytes]], spot: float, footer: bool, bit: int, cut_there: bool
