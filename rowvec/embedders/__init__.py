@@ -1,10 +1,12 @@
-"""What makes vectors of texts and images: one module a kind, opened by what the pipeline says."""
+"""Opens the embedder that a pipeline names: one module per kind, imported only when it is opened."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from rowvec.embedders.protocol import Embedder, ImageEmbedder
 from rowvec.embedders.query import embed_image_query, embed_query, image_in
@@ -15,45 +17,52 @@ if TYPE_CHECKING:
     from rowvec.embedders.openai.batch_api import OpenAIBatches
     from rowvec.embedders.openai.texts import OpenAIApi
 
-__all__ = ["embed_image_query", "embed_query", "image_in", "open_batch_api", "open_embedder", "open_image_embedder"]
+__all__ = [
+    "KINDS",
+    "embed_image_query",
+    "embed_query",
+    "image_in",
+    "open_batch_api",
+    "open_embedder",
+    "open_image_embedder",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Where the class of one kind of embedder is; its constructor takes the pipeline's ``embedder`` part."""
+
+    module: str
+    class_name: str
+    takes_images: bool = False
+    """Whether the class is an ``ImageEmbedder``."""
+
+
+# Modules are named, not imported: openai and wordllama take half a second each, and a run needs at most one of them.
+KINDS = {
+    "openai": Kind("rowvec.embedders.openai.texts", "OpenAIApi"),
+    "azure_openai": Kind("rowvec.embedders.openai.texts", "OpenAIApi"),
+    "local": Kind("rowvec.embedders.wordllama", "LocalModel"),
+    "column": Kind("rowvec.embedders.column", "SourceColumn"),
+    "azure_vision": Kind("rowvec.embedders.azure_vision.embedder", "AzureVision", takes_images=True),
+    "openai_images": Kind("rowvec.embedders.openai.images", "OpenAIImages", takes_images=True),
+    "local_image": Kind("rowvec.embedders.image_similarity", "LocalImage", takes_images=True),
+}
 
 
 def open_embedder(embedder: embedders.Embedder) -> Embedder:
-    """The embedder a pipeline asks for; its references are resolved already.
+    """The embedder that a pipeline names; the references in ``embedder`` must be resolved.
 
-    Nothing is sent yet. Raises ``UsageError`` where the settings cannot work whatever the provider answers.
+    Nothing is sent yet. Raises ``UsageError`` if the settings cannot work, whatever the provider answers.
     """
-    # Imports are late: openai and wordllama take half a second each, and a run needs one of them at most.
-    match embedder.kind:
-        case "openai" | "azure_openai":
-            from rowvec.embedders.openai.texts import OpenAIApi
-
-            return OpenAIApi(embedder)
-        case "local":
-            from rowvec.embedders.wordllama import LocalModel
-
-            return LocalModel(embedder)
-        case "column":
-            from rowvec.embedders.column import SourceColumn
-
-            return SourceColumn(embedder)
-        case "azure_vision":
-            from rowvec.embedders.azure_vision.embedder import AzureVision
-
-            return AzureVision(embedder)
-        case "openai_images":
-            from rowvec.embedders.openai.images import OpenAIImages
-
-            return OpenAIImages(embedder)
-        case "local_image":
-            from rowvec.embedders.image_similarity import LocalImage
-
-            return LocalImage(embedder)
+    kind = KINDS[embedder.kind]
+    opened = cast("Callable[[embedders.Embedder], Embedder]", getattr(import_module(kind.module), kind.class_name))
+    return opened(embedder)
 
 
 @contextmanager
 def open_batch_api(embedder: embedders.Embedder) -> Generator[tuple[OpenAIApi, OpenAIBatches]]:
-    """The embedder with its provider's Batch API. Raises ``UsageError`` where it has none."""
+    """The embedder with its provider's Batch API. Raises ``UsageError`` if it has none."""
     from rowvec.embedders.openai.texts import OpenAIApi
 
     if not isinstance(embedder, embedders.OpenAIEmbedder):
@@ -64,22 +73,10 @@ def open_batch_api(embedder: embedders.Embedder) -> Generator[tuple[OpenAIApi, O
 
 
 def open_image_embedder(embedder: embedders.Embedder) -> ImageEmbedder:
-    """As ``open_embedder``, of those that take images. Raises ``UsageError`` for the others."""
-    match embedder.kind:
-        case "azure_vision":
-            from rowvec.embedders.azure_vision.embedder import AzureVision
-
-            return AzureVision(embedder)
-        case "openai_images":
-            from rowvec.embedders.openai.images import OpenAIImages
-
-            return OpenAIImages(embedder)
-        case "local_image":
-            from rowvec.embedders.image_similarity import LocalImage
-
-            return LocalImage(embedder)
-        case _:
-            raise UsageError(
-                f"an embedder of kind {embedder.kind} takes no images: search by a text; azure_vision, "
-                "openai_images and local_image take images"
-            )
+    """Like ``open_embedder``, for kinds that take images. Raises ``UsageError`` for the others too."""
+    if not KINDS[embedder.kind].takes_images:
+        raise UsageError(
+            f"an embedder of kind {embedder.kind} takes no images: search by a text; azure_vision, "
+            "openai_images and local_image take images"
+        )
+    return cast("ImageEmbedder", open_embedder(embedder))

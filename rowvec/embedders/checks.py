@@ -1,4 +1,4 @@
-"""What no embedder can take, whatever its kind: text that is no Unicode, or that Postgres could not store."""
+"""Checks that apply to every kind of embedder: texts that none can take, and vectors that no search could find."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def refusal(text: str) -> RowError | None:
     """Why the text cannot be embedded anywhere, or None."""
     if "\0" in text:
         return RowError("invalid_input", f"the text holds a NUL character (at {text.index(chr(0)):,})")
-    # A str of ASCII, by far the most frequent, is known to be one without a look at its characters.
+    # Most texts are ASCII, and Python knows that of a str without a look at its characters.
     if not text.isascii():
         try:
             text.encode()
@@ -26,10 +26,10 @@ _SMALLEST = np.finfo(np.float32).tiny
 
 
 def usable(vectors: Vectors) -> npt.NDArray[np.bool_]:
-    """``(n,)``: which rows have a direction that float32 arithmetic, pgvector's too, can tell.
+    """``(n,)``: which rows of ``(n, d)`` have a direction in float32 arithmetic.
 
-    The square of the norm is formed in float32 as pgvector forms it: where it is NaN, infinite or vanishes, the
-    cosine distance is NaN and no search ever finds the row.
+    The squared norm is computed in float32, as pgvector computes it. If it is NaN, infinite or underflows, the cosine
+    distance is NaN and no search ever finds the row.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         squared = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float32)
@@ -37,7 +37,7 @@ def usable(vectors: Vectors) -> npt.NDArray[np.bool_]:
 
 
 def defect(vector: Vectors) -> str:
-    """What is wrong with a row that is not usable."""
+    """What is wrong with a vector ``(d,)`` that is not usable."""
     if np.isnan(vector).any():
         return "the vector holds NaN"
     if np.isinf(vector).any():

@@ -1,4 +1,4 @@
-"""Vectors that the source brings with it: read from the text Postgres gives for them, and checked like any other."""
+"""Vectors that the source brings in a column: read from their text, and checked like those of any embedder."""
 
 from __future__ import annotations
 
@@ -9,67 +9,42 @@ import numpy.typing as npt
 from pydantic_core import from_json
 
 from rowvec.embedders.checks import defect, usable
-from rowvec.embedders.protocol import Answer
-from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.protocol import Answer, Unbilled, identity_of
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.sparse_text import is_sparse, read_sparse
 from rowvec.errors import RowError
 from rowvec.pipeline import embedders
-from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Vectors
 
 _PREPROCESSING = 1
 
-# Numbers in an answer: 4 MB of vectors, 10 MB of their text, and 32 MB while they are Python's numbers.
+# Numbers in one answer: 4 MB of vectors, 10 MB of their text, and 32 MB while they are Python objects.
 _ANSWER_NUMBERS = 1_000_000
 
 _BRACKETS = {"[": "]", "{": "}"}
 
 
-class SourceColumn:
+class SourceColumn(Unbilled):
     """A column that holds vectors: pgvector ``[1,2]``, an array ``{1,2}``, a JSON list, or numbers and spaces.
 
-    Or sparse ones, pgvector's ``{1:0.5,7:2}/9``, which stay so in the answers. Whichever way a source writes its
-    vectors, the table has them as it wants them.
+    Sparse vectors are read too: pgvector's ``{1:0.5,7:2}/9``. They stay sparse in the answers. How the source writes
+    its vectors does not affect how the table stores them.
     """
 
     def __init__(self, config: embedders.ColumnEmbedder) -> None:
-        self._config = config
+        super().__init__(identity_of(config, _PREPROCESSING))
+        self._dimensions = config.dimensions
 
-    @property
-    def identity(self) -> Identity:
-        """See ``Embedder``."""
-        return Identity(
-            provider="column",
-            model=self._config.model,
-            dimensions=self._config.dimensions,
-            preprocessing=_PREPROCESSING,
-        )
-
-    @property
-    def paid(self) -> bool:
-        """Nothing is paid for."""
-        return False
-
-    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
-        """See ``Embedder``; each text is that of a vector."""
+    def embed(self, texts: Iterable[str], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
+        """See ``Embedder``; each text is a vector, written as above."""
         position = 0
-        for part in _parts(texts, self._config.dimensions):
-            yield from _answers(part, position, self._config.dimensions)
+        for part in _parts(texts, self._dimensions):
+            yield from _answers(part, position, self._dimensions)
             position += len(part)
-
-    def count_tokens(self, texts: list[str]) -> int:
-        """0: nothing is billed."""
-        del texts
-        return 0
-
-    def cost(self, tokens: int) -> float:
-        """0."""
-        del tokens
-        return 0.0
 
 
 def _parts(texts: Iterable[str], dimensions: int) -> Iterator[list[str]]:
-    """The texts in parts of ``_ANSWER_NUMBERS`` numbers, or of one text that has more."""
+    """The texts in lists of about ``_ANSWER_NUMBERS`` numbers; a text with more numbers is a list by itself."""
     part: list[str] = []
     numbers = 0
     for text in texts:
@@ -83,7 +58,7 @@ def _parts(texts: Iterable[str], dimensions: int) -> Iterator[list[str]]:
 
 
 def _answers(part: list[str], start: int, dimensions: int) -> Iterator[Answer]:
-    """One answer, or two where some of the texts are sparse and some dense."""
+    """One answer, or two if some of the texts are sparse and some dense."""
     rejected: dict[int, RowError] = {}
     sparse = [position for position, text in enumerate(part) if is_sparse(text)]
     dense = [position for position, text in enumerate(part) if not is_sparse(text)]
@@ -92,17 +67,17 @@ def _answers(part: list[str], start: int, dimensions: int) -> Iterator[Answer]:
         for positions, reader in ((dense, _read_dense), (sparse, read_sparse))
         if positions
     ]
-    # Those that cannot be read go with the first answer, which may bring no other.
-    told = {start + position: error for position, error in rejected.items()}
+    # The rejected texts go into the first answer, which may hold nothing else.
+    errors = {start + position: error for position, error in rejected.items()}
     for found, vectors in [one for one in read if len(one[0])] or read[:1]:
-        yield Answer(positions=start + found, vectors=vectors, rejected=told)
-        told = {}
+        yield Answer(positions=start + found, vectors=vectors, rejected=errors)
+        errors = {}
 
 
 def _read_dense(
     texts: Sequence[str], positions: Sequence[int], dimensions: int, rejected: dict[int, RowError]
 ) -> tuple[npt.NDArray[np.int64], Vectors]:
-    """Positions ``(n,)`` and vectors ``(n, d)`` of the texts that hold a sound one; the others go to ``rejected``."""
+    """Positions ``(n,)`` and vectors ``(n, d)`` of the texts with a usable vector; the others go to ``rejected``."""
     found, vectors = _parse(texts, positions, dimensions, rejected)
     good = usable(vectors)
     for i in np.flatnonzero(~good):
@@ -128,7 +103,7 @@ def _parse(
             insides.append(inside)
     numbers = _numbers(insides)
     if numbers is None or len(numbers) != len(insides) * dimensions:
-        # One of them is no vector. Which one is found by reading them one by one, which is slow and rare.
+        # At least one text is no vector. Read them one by one to find it: slow, but rare.
         for position, inside in zip(positions, insides, strict=True):
             alone = _numbers([inside])
             if alone is None or len(alone) != dimensions:
@@ -141,7 +116,7 @@ def _parse(
 
 
 def _inside(text: str) -> str:
-    """What is between a vector's outer brackets, with commas between the numbers."""
+    """The text between a vector's outer brackets, with commas between the numbers."""
     text = text.strip()
     if text and _BRACKETS.get(text[0]) == text[-1]:
         text = text[1:-1].strip()
@@ -149,13 +124,13 @@ def _inside(text: str) -> str:
 
 
 def _numbers(insides: list[str]) -> Vectors | None:
-    """The numbers of all texts after each other; None where one of them is none."""
+    """``(m,)``: the numbers of all texts one after the other; None if one of them is not a number."""
     joined = ",".join(insides)
     try:
-        # The fastest reader there is for what Postgres and JSON write.
+        # The fastest parser for what Postgres and JSON write.
         numbers = from_json(f"[{joined}]")
     except ValueError:
-        # Slower, and reads what numpy writes too: "1." and ".5".
+        # Slower, but it also reads what numpy writes: "1." and ".5".
         try:
             with np.errstate(over="ignore"):
                 return np.fromstring(joined, dtype=np.float32, sep=",")

@@ -1,7 +1,7 @@
-"""What an image looks like in 256 numbers: where which colours are, how much of each, and which way its edges run.
+"""What an image looks like in 256 numbers: its colour layout, its colour histogram, and the directions of its edges.
 
 The parts are the classical ones: a colour layout as in MPEG-7, a histogram of hue, saturation and value, and oriented
-gradients (Dalal and Triggs, 2005). None of them knows what is shown.
+gradients (Dalal and Triggs, 2005). None of them knows what the image shows.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from rowvec.vectors.layout import Vectors
 DIMENSIONS = 256
 
 SIDE = 128
-"""Pixels of the square that every image is brought to."""
+"""Every image is scaled to a square with this many pixels per side."""
 
 _CELLS = 4
 _HUES, _SATURATIONS, _VALUES, _GREYS = 8, 3, 3, 8
 _DIRECTIONS = 8
 
-# Below this share of full saturation, or of full brightness, a hue is noise.
+# Below this share of full saturation or full brightness, a hue is noise.
 _GREY_BELOW = 0.12
 
-# How much each part says: colours tell pictures apart best, edges come next.
+# Weights of the parts: colours distinguish pictures best, edges second best.
 _LAYOUT_WEIGHT, _COLOUR_WEIGHT, _EDGE_WEIGHT = 1.0, 1.2, 0.8
 
 Array = npt.NDArray[np.float32]
 
 
 def describe(picture: pillow.Image) -> Vectors:
-    """``(256,)``, of length 1, of an RGB image. The same pixels give the same numbers."""
+    """``(256,)``, of length 1: the descriptor of an RGB image. The same pixels give the same numbers."""
     small = picture.resize((SIDE, SIDE), pillow.Resampling.BOX, reducing_gap=2.0)
     pixels = np.asarray(small, np.float32) / np.float32(255)
     parts = (
@@ -45,17 +45,17 @@ def describe(picture: pillow.Image) -> Vectors:
 
 
 def _layout(pixels: Array) -> Array:
-    """``(48,)``: brightness and two opponent colours of each of 4 x 4 cells, about mid-grey."""
+    """``(48,)``: brightness and two opponent colours of each of 4 x 4 cells; mid-grey is 0."""
     cells = _by_cell(pixels).mean(axis=(1, 3))
     red, green, blue = cells[..., 0], cells[..., 1], cells[..., 2]
     return np.stack(((red + green + blue) / 3 - 0.5, red - green, (red + green) / 2 - blue), axis=-1).reshape(-1)
 
 
 def _colours(small: pillow.Image) -> Array:
-    """``(80,)``: how many pixels have which colour, 72 by hue, saturation and value, and 8 greys.
+    """``(80,)``: how many pixels have which colour, in 72 bins of hue, saturation and value, and 8 of grey.
 
-    Square roots, so that a small patch of a colour counts too; less what an even spread would give, so that a component
-    says by its sign whether there is more or less of the colour than that.
+    Square roots, so that a small patch of a colour counts too. The value of an even distribution is subtracted, so that
+    the sign of a component says whether the image has more or less of the colour than that.
     """
     hue, saturation, value = np.moveaxis(np.asarray(small.convert("HSV"), np.float32) / 256, -1, 0)
     grey = (saturation < _GREY_BELOW) | (value < _GREY_BELOW)
@@ -71,7 +71,7 @@ def _edges(pixels: Array) -> Array:
     brightness = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     down, right = np.gradient(brightness)
     strength = np.hypot(down, right)
-    # A line has no front: directions half a turn apart are one.
+    # Opposite directions count as one: half a turn does not change an edge.
     turn = (np.arctan2(down, right) / np.pi) % 1.0
     position = turn * _DIRECTIONS
     lower = np.floor(position)

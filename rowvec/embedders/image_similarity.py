@@ -1,4 +1,4 @@
-"""Vectors of images by what they look like: no network, no cost, and no understanding of what is shown."""
+"""Vectors of images by colour, shape and texture: no network, no cost, no understanding of what they show."""
 
 from __future__ import annotations
 
@@ -8,51 +8,34 @@ import numpy as np
 
 from rowvec.embedders.checks import defect, usable
 from rowvec.embedders.image_descriptor import DIMENSIONS, SIDE, describe
-from rowvec.embedders.protocol import Answer, Image
-from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.protocol import Answer, Image, Unbilled, identity_of
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.errors import RowError, UsageError
 from rowvec.images.decode import decoded
 from rowvec.pipeline import embedders
-from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Vectors
 
-# 1: decoded on white, the right way up, and described as in descriptor.py.
+# 1: decoded on white, the right way up, and described as in image_descriptor.py.
 _PREPROCESSING = 1
 
 _ANSWER_IMAGES = 256
 
 
-class LocalImage:
-    """Finds look-alikes: images with the same colours in the same places, and edges that run the same way."""
+class LocalImage(Unbilled):
+    """Finds look-alikes: images with the same colours in the same places, and edges in the same directions."""
 
     def __init__(self, config: embedders.LocalImageEmbedder) -> None:
-        self._config = config
+        super().__init__(identity_of(config, _PREPROCESSING))
 
-    @property
-    def identity(self) -> Identity:
-        """See ``Embedder``."""
-        return Identity(
-            provider="local_image",
-            model=self._config.model,
-            dimensions=self._config.dimensions,
-            preprocessing=_PREPROCESSING,
-        )
-
-    @property
-    def paid(self) -> bool:
-        """Nothing is paid for."""
-        return False
-
-    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
-        """Raises ``UsageError``: there is no vector of a text here."""
+    def embed(self, texts: Iterable[str], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
+        """Raises ``UsageError``: this embedder has no vectors of texts."""
         del texts
         raise UsageError(
             "the embedder local_image knows how images look and nothing of words: search by an image with --image "
-            "PATH, or use an embedder that takes both, such as azure_vision or "
-            "openai_images"
+            "PATH, or use an embedder that takes both, such as azure_vision or openai_images"
         )
 
-    def embed_images(self, images: Iterable[Image], purse: Purse = FREE) -> Iterator[Answer]:
+    def embed_images(self, images: Iterable[Image], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
         """See ``ImageEmbedder``. Vectors have length 1."""
         vectors = np.empty((_ANSWER_IMAGES, DIMENSIONS), np.float32)
         positions, rejected = list[int](), dict[int, RowError]()
@@ -70,20 +53,10 @@ class LocalImage:
         if positions or rejected:
             yield _answer(positions, vectors, rejected)
 
-    def count_tokens(self, texts: list[str]) -> int:
-        """0: nothing is billed."""
-        del texts
-        return 0
-
-    def cost(self, tokens: int) -> float:
-        """0."""
-        del tokens
-        return 0.0
-
 
 def _answer(positions: list[int], vectors: Vectors, rejected: dict[int, RowError]) -> Answer:
-    found, of = vectors[: len(positions)].copy(), np.array(positions, np.int64)
+    found, at = vectors[: len(positions)].copy(), np.array(positions, np.int64)
     good = usable(found)
     for i in np.flatnonzero(~good):
-        rejected[int(of[i])] = RowError("invalid_vector", defect(found[i]))
-    return Answer(positions=of[good], vectors=found[good], rejected=rejected)
+        rejected[int(at[i])] = RowError("invalid_vector", defect(found[i]))
+    return Answer(positions=at[good], vectors=found[good], rejected=rejected)

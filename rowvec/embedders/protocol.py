@@ -1,4 +1,4 @@
-"""What every embedder is: a stream of texts, or of images, in; a stream of answers out."""
+"""The interface of every embedder: a stream of texts or images in, a stream of answers out."""
 
 from __future__ import annotations
 
@@ -9,36 +9,43 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.errors import RowError
+from rowvec.pipeline import embedders
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Embeddings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one request brought: vectors for some of the texts or images, and those that have none."""
+    """The outcome of one request: vectors for some of the texts or images, and an error for each of the others."""
 
     positions: npt.NDArray[np.int64]
-    """``(n,)``: which texts or images, counted from 0 over the whole stream given."""
+    """``(n,)``: which texts or images have a vector, counted from 0 over the whole stream."""
     vectors: Embeddings
     """``(n, d)``, finite, checked; row i belongs to ``positions[i]``."""
-    tokens: int = 0
-    """Tokens the provider counted (and bills); of images, the transactions."""
+    billed: int = 0
+    """What the provider bills for the request, in its own unit: tokens of texts, transactions of an image embedder."""
     rejected: dict[int, RowError] = field(default_factory=dict[int, RowError])
     """Position of each text or image that cannot be embedded, with the reason."""
 
 
+def without_vectors(rejected: dict[int, RowError], dimensions: int, *, billed: int = 0) -> Answer:
+    """An answer that only rejects texts or images; its ``vectors`` are ``(0, dimensions)``."""
+    nothing = np.empty((0, dimensions), np.float32)
+    return Answer(positions=np.empty(0, np.int64), vectors=nothing, billed=billed, rejected=rejected)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image on its way to a vector."""
+    """An image to be embedded."""
 
     name: str
     """Shown in errors."""
     media_type: str
-    """``image/png`` and the like."""
+    """For example ``image/png``."""
     read: Callable[[], bytes]
-    """The file's bytes, read when it is the image's turn, so that a stream of images costs no memory."""
+    """Reads the file's bytes. Called only when the image is sent, so that a stream of images costs no memory."""
 
 
 class Embedder(Protocol):
@@ -51,34 +58,87 @@ class Embedder(Protocol):
 
     @property
     def paid(self) -> bool:
-        """Whether a vector costs money: then each answer is made durable before the next is awaited."""
+        """Whether a vector costs money. If so, each answer is made durable before the next one is awaited."""
         ...
 
-    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
+    def embed(self, texts: Iterable[str], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
         """Answers as they arrive, in any order; each text is in exactly one of them.
 
-        ``texts`` is drawn from lazily: never much more than what is in flight. The texts are distinct and not blank.
-        ``purse`` is asked before each request that costs money. Raises a ``FatalError`` or, when its own retries are
-        used up, a ``RetriableError``.
+        ``texts`` is read lazily: never much further than the requests in flight. The texts must be distinct and not
+        blank. Money is reserved from ``budget`` before each request that costs some. Raises a ``FatalError`` or, after
+        the last of its own retries, a ``RetriableError``.
         """
         ...
 
     def count_tokens(self, texts: list[str]) -> int:
-        """Tokens the provider would bill for these texts; 0 where nothing is billed."""
+        """What the provider would bill for these texts, in the unit of ``Answer.billed``; 0 if nothing is billed."""
         ...
 
     def cost(self, tokens: int) -> float:
-        """US dollars for this many tokens."""
+        """US dollars for this many units of ``Answer.billed``."""
         ...
 
 
 class ImageEmbedder(Embedder, Protocol):
-    """Makes vectors of images; of texts too, in the same space, where it can: else ``embed`` raises ``UsageError``."""
+    """Makes vectors of images, and of texts in the same space; ``embed`` raises ``UsageError`` if it takes no texts."""
 
-    def embed_images(self, images: Iterable[Image], purse: Purse = FREE) -> Iterator[Answer]:
-        """As ``embed``, of images: positions count the stream, each image is in exactly one answer.
+    def embed_images(self, images: Iterable[Image], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
+        """Like ``embed``, for images: positions count the stream, and each image is in exactly one answer.
 
-        An image that cannot be decoded, or that the provider refuses, is rejected alone. What ``read`` raises, a
-        ``RowError`` apart, passes through.
+        An image that cannot be decoded, or that the provider refuses, is rejected by itself. If ``read`` raises
+        anything except a ``RowError``, that passes through.
         """
         ...
+
+
+def identity_of(config: embedders.Embedder, preprocessing: int) -> Identity:
+    """The identity of an embedder whose vectors depend on nothing but kind, model, dimensions and preprocessing."""
+    return Identity(provider=config.kind, model=config.model, dimensions=config.dimensions, preprocessing=preprocessing)
+
+
+class Unbilled:
+    """Mix-in for an embedder that runs in this process and costs nothing."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    @property
+    def identity(self) -> Identity:
+        """See ``Embedder``."""
+        return self._identity
+
+    @property
+    def paid(self) -> bool:
+        """False."""
+        return False
+
+    def count_tokens(self, texts: list[str]) -> int:
+        """0: nothing is billed."""
+        del texts
+        return 0
+
+    def cost(self, tokens: int) -> float:
+        """0: nothing is billed."""
+        del tokens
+        return 0.0
+
+
+class PricedByTransaction:
+    """Mix-in for an embedder that is billed by transaction: one per text or image."""
+
+    def __init__(self, usd_per_thousand: float | None) -> None:
+        """``usd_per_thousand``: the pipeline's price of 1,000 transactions; None if it names none."""
+        self._usd_per_thousand = usd_per_thousand or 0.0
+
+    @property
+    def paid(self) -> bool:
+        """True: a server of one's own costs time, at least."""
+        return True
+
+    def count_tokens(self, texts: list[str]) -> int:
+        """Transactions: one per text."""
+        return len(texts)
+
+    def cost(self, tokens: int) -> float:
+        """US dollars for this many transactions; 0 if the pipeline names no price."""
+        return tokens * self._usd_per_thousand / 1000

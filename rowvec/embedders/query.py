@@ -1,4 +1,4 @@
-"""The vector of a search query: one text or one image, and either a vector or a sentence on why there is none."""
+"""The vector of a search query, which is one text or one image; an error says why there is none."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from rowvec.vectors.layout import Embeddings
 def embed_query(embedder: Embedder, text: str) -> Embeddings:
     """``(d,)``, or sparse: the vector of a query, by the embedder that made the table's vectors.
 
-    Where the vectors come with the source, the query is a vector too, written ``[0.1, 0.2, ...]``
-    or ``{1:0.1,7:0.2}/9``. Raises
-    ``UsageError`` where the text has no vector, and what ``embed`` raises.
+    If the source brings the vectors, the query must be a vector too, written ``[0.1, 0.2, ...]`` or
+    ``{1:0.1,7:0.2}/9``. Raises ``UsageError`` if the text has no vector, and what ``embed`` raises.
     """
     if not text.strip():
         raise UsageError("the query is empty; write what to search for")
     for answer in embedder.embed([text]):
         for refusal in answer.rejected.values():
-            if embedder.identity.provider == "column":
+            if embedder.identity.from_source:
                 length = embedder.identity.dimensions
                 raise UsageError(
                     "the vectors of this table came with the source, so a text cannot be searched for: give the query "
@@ -36,7 +35,7 @@ def embed_query(embedder: Embedder, text: str) -> Embeddings:
 def embed_image_query(embedder: ImageEmbedder, image: Image) -> Embeddings:
     """``(d,)``: the vector of an image to search by.
 
-    Raises ``UsageError`` where the image has no vector, and what ``embed_images`` raises.
+    Raises ``UsageError`` if the image has no vector, and what ``embed_images`` raises.
     """
     for answer in embedder.embed_images([image]):
         for refusal in answer.rejected.values():
@@ -50,7 +49,7 @@ def embed_image_query(embedder: ImageEmbedder, image: Image) -> Embeddings:
 
 
 def image_in(path: Path) -> Image:
-    """The image in a file, to search by. Raises ``UsageError`` where there is no such file; ``read`` does too."""
+    """The image in a file, to search by. Raises ``UsageError`` if there is no such file; its ``read`` does too."""
 
     def read() -> bytes:
         try:

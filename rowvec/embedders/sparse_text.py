@@ -1,4 +1,4 @@
-"""Sparse vectors as pgvector writes them, ``{1:0.5,7:1.25}/9``: read many at once, each bad one with a reason."""
+"""Reads many sparse vectors at once, as pgvector writes them, ``{1:0.5,7:1.25}/9``; each bad one gets a reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from rowvec.errors import RowError
 from rowvec.vectors.sparse import MOST_NONZEROS, SparseVectors, ascending, ends_of
 
-# Pairs between braces, their indices counted from 1, and the dimensions. What a value is, its reader finds out.
+# Pairs between braces, with indices counted from 1, then the dimensions. Whether a value is a number is checked later.
 _VECTOR = re.compile(r"\s*\{((?:\s*\d+\s*:[^,:{}]+)(?:,\s*\d+\s*:[^,:{}]+)*)?\s*\}\s*/\s*(\d{1,10})\s*", re.ASCII)
 _SHOWN = 40
 _SMALLEST = np.finfo(np.float32).tiny
@@ -23,25 +23,25 @@ Pairs = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """Texts that are sparse vectors by their form."""
+    """Texts that have the form of a sparse vector."""
 
     positions: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     pairs: Pairs
-    """``(m, 2)``: index, from 1, and value, of all of them one after the other."""
+    """``(m, 2)``: index, from 1, and value, of all texts one after the other."""
 
 
 def is_sparse(text: str) -> bool:
-    """Whether a text is to be read as a sparse vector: no other way of writing one has a slash."""
+    """Whether a text should be read as a sparse vector: no dense form contains a slash."""
     return "/" in text
 
 
 def read_sparse(
     texts: Sequence[str], positions: Sequence[int], dimensions: int, rejected: dict[int, RowError]
 ) -> tuple[npt.NDArray[np.int64], SparseVectors]:
-    """Positions ``(n,)`` and vectors of the texts that hold one; the others go to ``rejected``, with the reason.
+    """Positions ``(n,)`` and vectors of the texts with a valid one; the others go to ``rejected``, with the reason.
 
-    As pgvector reads them: a zero is none of the nonzeros, and they may come in any order.
+    Texts are read as pgvector reads them: zeros are dropped, and the pairs may come in any order.
     """
     read = _read(texts, positions, dimensions, rejected)
     rows = np.repeat(np.arange(len(read.counts)), read.counts)
@@ -58,7 +58,7 @@ def read_sparse(
         values[order],
     )
     bad = _defects(found, numbers[order], in_range[order])
-    rejected.update({int(read.positions[row]): RowError("invalid_vector", said) for row, said in bad.items()})
+    rejected.update({int(read.positions[row]): RowError("invalid_vector", defect) for row, defect in bad.items()})
     good = np.ones(len(found), np.bool_)
     good[list(bad)] = False
     return read.positions[good], found[good]
@@ -81,7 +81,7 @@ def _read(texts: Sequence[str], positions: Sequence[int], dimensions: int, rejec
             insides.append(match[1] or "")
     pairs = _pairs(",".join(inside for inside in insides if inside))
     if pairs is None:
-        # One of them is no vector. Which one is found by reading them one by one, which is slow and rare.
+        # At least one text is no vector. Read them one by one to find it: slow, but rare.
         alone = [_pairs(inside) for inside in insides]
         for position, inside, found in zip(kept, insides, alone, strict=True):
             if found is None:
@@ -94,13 +94,13 @@ def _read(texts: Sequence[str], positions: Sequence[int], dimensions: int, rejec
 
 
 def _pairs(inside: str) -> Pairs | None:
-    """``(m, 2)``; None where a value is no number."""
+    """``(m, 2)``; None if a value is not a number."""
     flat = inside.replace(":", ",")
     try:
-        # The fastest reader there is for what Postgres writes.
+        # The fastest parser for what Postgres writes.
         numbers = from_json(f"[{flat}]")
     except ValueError:
-        # Slower, and reads what Python writes too: "1." and "inf".
+        # Slower, but it also reads what Python writes: "1." and "inf".
         try:
             numbers = [float(number) for number in flat.split(",")]
         except ValueError:
@@ -112,20 +112,20 @@ def _pairs(inside: str) -> Pairs | None:
 
 
 def _defects(vectors: SparseVectors, numbers: Pairs, in_range: npt.NDArray[np.bool_]) -> dict[int, str]:
-    """What is wrong with each vector that cannot be kept."""
+    """What is wrong with each unusable vector, by its row."""
     rows, dimensions = vectors.rows, vectors.dimensions
     bad: dict[int, str] = {}
     for at in np.flatnonzero(~in_range):
         bad.setdefault(int(rows[at]), f"the index {numbers[at]:,.0f} is not one of 1 to {dimensions:,}")
     for row in np.flatnonzero(vectors.nonzeros > MOST_NONZEROS):
-        said = f"the vector has {vectors.nonzeros[row]:,} nonzeros, and pgvector holds at most {MOST_NONZEROS:,}"
-        bad.setdefault(int(row), said)
+        defect = f"the vector has {vectors.nonzeros[row]:,} nonzeros, and pgvector holds at most {MOST_NONZEROS:,}"
+        bad.setdefault(int(row), defect)
     for row in np.flatnonzero(~ascending(vectors)):
         own = vectors[int(row)].indices
         twice = own[1:][np.diff(own) == 0]
         bad.setdefault(int(row), f"the index {int(twice[0]) + 1 if len(twice) else 0:,} occurs twice")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        # As pgvector forms it, in float32: where it is NaN, infinite or vanishes, no search ever finds the row.
+        # In float32, as pgvector computes it: if it is NaN, infinite or underflows, no search ever finds the row.
         squared = np.bincount(rows, vectors.values.astype(np.float64) ** 2, len(vectors)).astype(np.float32)
     for row in np.flatnonzero(~(np.isfinite(squared) & (squared >= _SMALLEST))):
         bad.setdefault(int(row), _norm_defect(vectors[int(row)].values))

@@ -1,4 +1,4 @@
-"""Embeddings by wordllama, a static model inside its wheel: real semantic search with no network and no cost."""
+"""Vectors of texts by wordllama, a static model inside its wheel: semantic search with no network and no cost."""
 
 from __future__ import annotations
 
@@ -13,53 +13,38 @@ from typing import Any
 import numpy as np
 
 from rowvec.embedders.checks import defect, refusal, usable
-from rowvec.embedders.protocol import Answer
-from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.protocol import Answer, Unbilled, identity_of
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.errors import RowError
 from rowvec.pipeline import embedders
-from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Vectors
 
-# 1: texts are cut into pieces of _PIECE_CHARS, the vector is the sum over all tokens, made one long.
+# 1: texts are cut into pieces of _PIECE_CHARS, the vector is the sum over all tokens, scaled to length 1.
 _PREPROCESSING = 1
 
-# An answer holds so many texts, or fewer long ones: it bounds what is in memory.
+# The most texts, and about the most characters, in one answer: they bound the memory.
 _ANSWER_TEXTS = 2048
 _ANSWER_CHARS = 4_000_000
 
-# The tokenizer takes a text whole and needs some hundred bytes a character; a token's vector is 1 KB. Pieces of a long
-# text are tokenized apart, so that 10 MB of text cost no more memory than a page does.
+# The tokenizer takes a text whole and needs about a hundred bytes per character; a token's vector is 1 KB. The pieces
+# of a long text are tokenized separately, so that 10 MB of text need no more memory than a page does.
 _PIECE_CHARS = 16_384
 _BLOCK_CHARS = 262_144
-# The vectors of so many tokens, 2 MB, stay in the processor's cache: a fifth faster than blocks of 32,768.
+# The vectors of 2,048 tokens, 2 MB, stay in the processor's cache: a fifth faster than blocks of 32,768.
 _BLOCK_TOKENS = 2_048
 
 
-class LocalModel:
+class LocalModel(Unbilled):
     """wordllama's l2_supercat, 256 dimensions or a Matryoshka prefix of them."""
 
     def __init__(self, config: embedders.LocalEmbedder) -> None:
         """The model itself is loaded by the first ``embed``."""
-        self._config = config
+        super().__init__(identity_of(config, _PREPROCESSING))
+        self._dimensions = config.dimensions
 
-    @property
-    def identity(self) -> Identity:
-        """See ``Embedder``."""
-        return Identity(
-            provider="local",
-            model=self._config.model,
-            dimensions=self._config.dimensions,
-            preprocessing=_PREPROCESSING,
-        )
-
-    @property
-    def paid(self) -> bool:
-        """Nothing is paid for."""
-        return False
-
-    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
-        """See ``Embedder``. Vectors have length 1 and do not depend on the texts around them, to the bit."""
-        model = load_model(self._config.dimensions)
+    def embed(self, texts: Iterable[str], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
+        """See ``Embedder``. Vectors have length 1; to the bit, they do not depend on which texts come with theirs."""
+        model = load_model(self._dimensions)
         for start, part in _parts(texts):
             rejected: dict[int, RowError] = {}
             for i, text in enumerate(part):
@@ -72,32 +57,23 @@ class LocalModel:
                 rejected.setdefault(start + int(i), RowError("invalid_vector", defect(vectors[i])))
             yield Answer(positions=start + np.flatnonzero(good), vectors=vectors[good], rejected=rejected)
 
-    def count_tokens(self, texts: list[str]) -> int:
-        """0: nothing is billed."""
-        del texts
-        return 0
-
-    def cost(self, tokens: int) -> float:
-        """0."""
-        del tokens
-        return 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class _Model:
     tokenizer: Any
     """A ``tokenizers.Tokenizer``."""
     matrix: Vectors
-    """``(32000, d)``: a vector a token."""
+    """``(32000, d)``: one vector per token."""
 
 
 @cache
 def load_model(dimensions: int) -> _Model:
+    """The tokenizer and the token vectors, cut to ``dimensions``; loaded once per process."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     import wordllama
 
-    # Importing wordllama configures the root logger, which is the application's to do.
+    # Importing wordllama configures the root logger, which only the application should do: undo that.
     root.handlers[:] = handlers
     root.setLevel(level)
     model = wordllama.WordLlama.load(
@@ -121,7 +97,7 @@ def _parts(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _embed(model: _Model, texts: list[str]) -> Vectors:
-    """``(n, d)``: sums over the texts' tokens made one long; a text without tokens has zeros."""
+    """``(n, d)``: sums over the texts' tokens, scaled to length 1; a text without tokens gets zeros."""
     sums = np.zeros((len(texts), model.matrix.shape[1]), np.float32)
     for owners, pieces in _blocks(texts):
         encoded = model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
@@ -130,7 +106,7 @@ def _embed(model: _Model, texts: list[str]) -> Vectors:
             lengths = np.array([len(i) for i in ids[first:last]])
             tokens = np.fromiter(chain.from_iterable(ids[first:last]), np.int64, int(lengths.sum()))
             starts = np.cumsum(lengths) - lengths
-            # Pieces have one token at least. One after the other: a long text may own several.
+            # Every piece has at least one token. np.add.at, because several pieces may belong to one long text.
             piece_sums = np.add.reduceat(model.matrix[tokens], starts, axis=0)
             np.add.at(sums, owners[first:last], piece_sums)
     norms = np.sqrt(np.einsum("ij,ij->i", sums, sums))[:, np.newaxis]
@@ -138,7 +114,7 @@ def _embed(model: _Model, texts: list[str]) -> Vectors:
 
 
 def _blocks(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
-    """Pieces of texts, and which text each belongs to, in lists bounded in size. Empty texts have none."""
+    """The pieces of the texts, and the index of the text of each, in lists of bounded size. Empty texts have none."""
     owners, pieces, size = list[int](), list[str](), 0
     for owner, text in enumerate(texts):
         for piece in pieces_of(text):
@@ -153,7 +129,7 @@ def _blocks(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
 
 
 def pieces_of(text: str) -> Iterator[str]:
-    """The text, or where it is long, pieces of it cut at spaces; the tokenizer puts a space before each by itself."""
+    """The text, or if it is long, its pieces, cut at spaces; the tokenizer puts a space before each piece itself."""
     start = 0
     while len(text) - start > _PIECE_CHARS:
         space = text.rfind(" ", start + _PIECE_CHARS // 2, start + _PIECE_CHARS)
@@ -165,7 +141,7 @@ def pieces_of(text: str) -> Iterator[str]:
 
 
 def _runs(lengths: list[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of pieces whose tokens together stay near _BLOCK_TOKENS."""
+    """Ranges of pieces that have at most ``_BLOCK_TOKENS`` tokens together, or are a single piece."""
     first, size = 0, 0
     for i, length in enumerate(lengths):
         if size and size + length > _BLOCK_TOKENS:

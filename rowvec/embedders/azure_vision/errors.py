@@ -1,4 +1,4 @@
-"""What Azure AI Vision's refusals mean for the run: wait, stop, or set an image aside."""
+"""What Azure AI Vision's refusals mean for the run: wait, stop, or reject an image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import BaseModel, ValidationError
 from rowvec.embedders.provider.refusal import Refusal, meaning
 from rowvec.errors import QuotaExhausted, RowError, RowvecError
 
-# Endings and beginnings of the codes that blame the image: InvalidImageFormat, InvalidImageSize, NotSupportedImage ...
+# Parts of the codes that blame the image or text: InvalidImageFormat, InvalidImageSize, NotSupportedImage ...
 _ABOUT_THE_IMAGE = re.compile(
     r"InvalidImage|NotSupportedImage|UnsupportedMediaType|ImageDecod|InputTooLong|InvalidText"
 )
 
-# 403 where the free tier's month is used up, "Out of call volume quota".
+# Sent with 403 if the free tier's month is used up: "Out of call volume quota".
 _NO_QUOTA = re.compile(r"call volume quota", re.IGNORECASE)
 
 _LONGEST_MESSAGE = 300
@@ -33,20 +33,20 @@ class _Body(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """The codes of an error, the innermost first, and its sentence."""
+class ErrorDetails:
+    """The codes of an error, the innermost first, and its message."""
 
     codes: tuple[str, ...]
     message: str
 
     @property
     def blames_the_input(self) -> bool:
-        """Whether the image (or text) is named as what is wrong."""
+        """Whether a code says that the image (or text) is what is wrong."""
         return any(_ABOUT_THE_IMAGE.search(code) for code in self.codes)
 
 
-def read_error(content: bytes, headers: Mapping[str, str], *, secret: str) -> Said:
-    """What an error says, without the key. The API gateway's errors have no inner ones, a proxy's no JSON at all."""
+def read_error(content: bytes, headers: Mapping[str, str], *, secret: str) -> ErrorDetails:
+    """The details of an error, without the key. The API gateway's errors have no inner ones, a proxy's are not JSON."""
     try:
         detail: _Detail | None = _Body.model_validate_json(content).error
     except ValidationError:
@@ -59,20 +59,22 @@ def read_error(content: bytes, headers: Mapping[str, str], *, secret: str) -> Sa
     shown = " ".join(message.split())
     shown = shown.replace(secret, "***") if secret else shown
     shown = "".join(c for c in shown if c.isprintable())[:_LONGEST_MESSAGE]
-    return Said(tuple(code for code in codes if code), shown)
+    return ErrorDetails(tuple(code for code in codes if code), shown)
 
 
 def vision_error(
-    status: int | None, said: Said, headers: Mapping[str, str], *, model: str, address: str
+    status: int | None, details: ErrorDetails, headers: Mapping[str, str], *, model: str, address: str
 ) -> RowvecError:
-    """The branch of our own errors that a refusal belongs to; ``status`` is None where there was no answer."""
-    code = said.codes[0] if said.codes else ""
-    if status == 403 and _NO_QUOTA.search(said.message):
+    """Our own error for a refusal; ``status`` is None if there was no answer."""
+    code = details.codes[0] if details.codes else ""
+    if status == 403 and _NO_QUOTA.search(details.message):
         return QuotaExhausted(
-            f"the account at {address} has no calls left: {said.message}; wait for its next period or take a larger "
+            f"the account at {address} has no calls left: {details.message}; wait for its next period or take a larger "
             "tier, then run again: nothing embedded so far is lost"
         )
     if status in (400, 413, 415, 422):
-        return RowError("invalid_input", " ".join((f"refused with {status}", *said.codes[:1])) + f": {said.message}")
-    refused = Refusal(status=status, code=code, kind="", field="", message=said.message or code, headers=headers)
+        return RowError(
+            "invalid_input", " ".join((f"refused with {status}", *details.codes[:1])) + f": {details.message}"
+        )
+    refused = Refusal(status=status, code=code, kind="", field="", message=details.message or code, headers=headers)
     return meaning(refused, model=model, address=address)

@@ -1,4 +1,4 @@
-"""One request to Azure AI Vision until its image or text has a vector, or a reason to have none."""
+"""Sends one image or text to Azure AI Vision until it has a vector or is rejected."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 import tenacity
 from pydantic import BaseModel, ValidationError
 
-from rowvec.embedders.azure_vision.errors import Said, read_error, vision_error
+from rowvec.embedders.azure_vision.errors import ErrorDetails, read_error, vision_error
 from rowvec.embedders.checks import defect, usable
-from rowvec.embedders.protocol import Answer, Image
-from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.protocol import Answer, Image, without_vectors
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.provider.response import WrongDimensions
-from rowvec.embedders.provider.retry import heed, patient
+from rowvec.embedders.provider.retry import back_off, retrier
 from rowvec.embedders.rate_limit.limiter import Clock, Pace
 from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RowError, RowvecError
 from rowvec.vectors.layout import Vectors
@@ -27,73 +27,67 @@ DIMENSIONS = 1024
 # https://learn.microsoft.com/azure/ai-services/computer-vision/how-to/image-retrieval names the limit of 20 MB.
 MOST_BYTES = 20 * 2**20
 
-# A vector that is NaN or zero is asked for again before the row is set aside.
+# If a vector is NaN or zero, the request is repeated this often before the row is rejected.
 _SECOND_CHANCES = 2
 
-# Sent where the very first image is refused for a reason that does not name it: is it the image, or what we ask for?
+# Sent if the very first image is refused for a reason that does not name it, to find out whether the image or our
+# settings are wrong.
 _PROBE = "a"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An image or a text on its way to the provider."""
+    """An image or a text to be sent."""
 
     position: int
     content: Image | str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Whom every request asks, and for what."""
+class VisionEndpoint:
+    """The service that every request goes to, and the settings of every request."""
 
     client: httpx.Client
     base_url: str
     address: str
-    """The server's name for messages."""
+    """The server's name, for messages."""
     api_version: str
     model: str
-    """The model version; also what an answer must say that it is by."""
+    """The model version; each answer must name the same one."""
     sign_in: Callable[[], dict[str, str]]
-    """The headers that say who asks."""
+    """Gives the headers that authenticate a request."""
     secret: str
     """The key, to keep it out of messages."""
     max_attempts: int
 
 
-@dataclass(slots=True)
-class Understanding:
-    """What was found out about a server while talking to it; shared by all threads."""
-
-    works: bool = False
-    """Whether any request has ever been answered with a vector."""
-
-
 class _Body(BaseModel):
     vector: list[Any]
-    """Numbers; a server whose JSON knows no NaN writes null."""
+    """Numbers; a server whose JSON cannot write NaN writes null."""
     modelVersion: str  # the protocol's own spelling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionRequests:
-    """Sends images and texts, one a request; used by many threads at once."""
+    """Sends images and texts, one per request; used by many threads at once."""
 
-    endpoint: Endpoint
-    understanding: Understanding
+    endpoint: VisionEndpoint
+    has_worked: threading.Event
+    """Set once any request was answered with a vector; shared by all threads."""
     pace: Pace
     clock: Clock
-    purse: Purse = FREE
+    budget: BudgetHold = UNLIMITED
 
     def answers(self, item: Item, stop: threading.Event) -> Iterator[Answer]:
         """The one answer for the item.
 
-        Raises a ``FatalError``, a ``RetriableError`` when the tries are used up, or ``Stopped``.
+        Raises a ``FatalError``, a ``RetriableError`` after the last try, or ``Stopped``.
         """
         try:
             content, transactions = _bytes_of(item.content), 1
-            vector = self._persistently(content, stop)
+            vector = self._with_retries(content, stop)
             while (bad := not usable(vector[np.newaxis]).all()) and transactions <= _SECOND_CHANCES:
-                vector = self._persistently(content, stop)
+                vector = self._with_retries(content, stop)
                 transactions += 1
         except RowError as error:
             yield _rejected(item, error)
@@ -101,10 +95,10 @@ class VisionRequests:
         if bad:
             yield _rejected(item, RowError("invalid_vector", f"{defect(vector)}, {transactions} times"), transactions)
         else:
-            yield Answer(positions=np.array([item.position]), vectors=vector[np.newaxis], tokens=transactions)
+            yield Answer(positions=np.array([item.position]), vectors=vector[np.newaxis], billed=transactions)
 
-    def _persistently(self, content: bytes | str, stop: threading.Event) -> Vectors:
-        retrying = patient(self.endpoint.max_attempts, self.pace, self.clock, stop)
+    def _with_retries(self, content: bytes | str, stop: threading.Event) -> Vectors:
+        retrying = retrier(self.endpoint.max_attempts, self.pace, self.clock, stop)
         try:
             return retrying(self._once, content, stop, retrying)
         except WrongDimensions as error:
@@ -115,23 +109,23 @@ class VisionRequests:
 
     def _once(self, content: bytes | str, stop: threading.Event, retrying: tenacity.Retrying) -> Vectors:
         turn = self.pace.wait_turn(1, stop)
-        hold = self.purse.reserve(1)
+        hold = self.budget.reserve(1)
         answered = self._sent(content)
         paid = isinstance(answered, httpx.Response) and answered.is_success
-        self.purse.settle(hold, 1 if paid else 0)
+        self.budget.settle(hold, 1 if paid else 0)
         if isinstance(answered, httpx.Response) and answered.is_success:
             self.pace.succeeded()
             vector = self._read(answered.content)
-            self.understanding.works = True
+            self.has_worked.set()
             return vector
         error, blamed = self._refused(answered)
-        heed(error, self.pace, turn, int(retrying.statistics.get("attempt_number", 1)))
+        back_off(error, self.pace, turn, int(retrying.statistics.get("attempt_number", 1)))
         if isinstance(error, RowError) and not blamed:
             self._blame_the_input(content, error, stop)
         raise error
 
     def _sent(self, content: bytes | str) -> httpx.Response | str:
-        """The response, or the name of what happened to the connection."""
+        """The response, or the name of the error of the connection."""
         what = "Text" if isinstance(content, str) else "Image"
         url = f"{self.endpoint.base_url}/computervision/retrieval:vectorize{what}"
         parameters = {"api-version": self.endpoint.api_version, "model-version": self.endpoint.model}
@@ -142,23 +136,23 @@ class VisionRequests:
             headers["Content-Type"] = "application/octet-stream"
             return self.endpoint.client.post(url, params=parameters, headers=headers, content=content)
         except httpx.HTTPError as error:
-            # The name alone: the exception holds the request, and the request the key.
+            # Only the name: the exception holds the request, and the request holds the key.
             return type(error).__name__
 
     def _refused(self, answered: httpx.Response | str) -> tuple[RowvecError, bool]:
-        """What a refusal means, and whether it names the input as what is wrong."""
+        """Our own error for a refusal, and whether the refusal says that the image or text is wrong."""
         endpoint = self.endpoint
         if isinstance(answered, str):
-            said = Said((), answered)
-            return vision_error(None, said, {}, model=endpoint.model, address=endpoint.address), False
-        said = read_error(answered.content, answered.headers, secret=endpoint.secret)
+            details = ErrorDetails((), answered)
+            return vision_error(None, details, {}, model=endpoint.model, address=endpoint.address), False
+        details = read_error(answered.content, answered.headers, secret=endpoint.secret)
         error = vision_error(
-            answered.status_code, said, answered.headers, model=endpoint.model, address=endpoint.address
+            answered.status_code, details, answered.headers, model=endpoint.model, address=endpoint.address
         )
-        return error, said.blames_the_input or answered.status_code == 413
+        return error, details.blames_the_input or answered.status_code == 413
 
     def _read(self, content: bytes) -> Vectors:
-        """``(1024,)``; it may still hold NaN or only zeros, see ``usable``."""
+        """``(1024,)``: the vector in a response; it may still hold NaN or only zeros, see ``usable``."""
         try:
             body = _Body.model_validate_json(content)
             with np.errstate(over="ignore"):
@@ -178,12 +172,12 @@ class VisionRequests:
         return vector
 
     def _blame_the_input(self, content: bytes | str, error: RowError, stop: threading.Event) -> None:
-        """Raise ``EmbedderRefused`` where the server has never taken anything, and takes not even a plain text."""
-        if self.understanding.works:
+        """Raise ``EmbedderRefused`` if the server has never given a vector and refuses even a plain text."""
+        if self.has_worked.is_set():
             return
         try:
             if content != _PROBE:
-                self._persistently(_PROBE, stop)
+                self._with_retries(_PROBE, stop)
                 return
         except RowError:
             pass
@@ -205,9 +199,4 @@ def _bytes_of(content: Image | str) -> bytes | str:
 def _rejected(item: Item, error: RowError, transactions: int = 0) -> Answer:
     if isinstance(item.content, Image) and item.content.name not in error.detail:
         error = RowError(error.reason, f"{item.content.name}: {error.detail}")
-    return Answer(
-        positions=np.empty(0, np.int64),
-        vectors=np.empty((0, DIMENSIONS), np.float32),
-        tokens=transactions,
-        rejected={item.position: error},
-    )
+    return without_vectors({item.position: error}, DIMENSIONS, billed=transactions)

@@ -1,4 +1,4 @@
-"""OpenAI's Batch API: files up and down, jobs made, found again and looked at; never a job made twice."""
+"""OpenAI's Batch API: uploads and downloads files, and creates, finds and checks jobs; never creates a job twice."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from openai.types import Batch
 
 from rowvec.embedders.checks import usable
 from rowvec.embedders.openai.batch_files import ENDPOINT, AnswerLine, read_line
-from rowvec.embedders.openai.client import Endpoint, refusal
-from rowvec.embedders.openai.requests import Understanding
+from rowvec.embedders.openai.client import OpenAIEndpoint, refusal
+from rowvec.embedders.openai.requests import ServerFacts
 from rowvec.embedders.provider.refusal import LONGEST_MESSAGE, Refusal, meaning
 from rowvec.embedders.provider.response import read_value
 from rowvec.embedders.rate_limit.limiter import Clock
@@ -30,7 +30,7 @@ ProviderState = Literal[
 
 _ENDED = ("failed", "completed", "expired", "cancelled", "lost")
 
-# The key of the metadata that holds our own name of a job.
+# The metadata key that holds our own name of a job.
 _MARK = "rowvec_job"
 
 _BACKOFF = tenacity.wait_exponential(multiplier=0.5, max=60) + tenacity.wait_random(0, 1)
@@ -40,29 +40,29 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """A job as the provider tells of it."""
+class JobStatus:
+    """A job as the provider reports it."""
 
     provider_id: str
     state: ProviderState
-    """``lost``: the provider knows no such job (any more)."""
+    """``lost``: the provider does not know the job, or no longer."""
     files: tuple[str, ...] = ()
-    """With answers and errors, where there are any yet."""
+    """Ids of the files with answers and with errors, as far as there are any."""
     input_file: str | None = None
     complaint: str = ""
     """Why it failed."""
     full: bool = False
-    """Whether it failed for the account's limit of tokens in unfinished jobs."""
+    """Whether it failed because of the account's limit of tokens in unfinished jobs."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether the job will answer nothing more."""
         return self.state in _ENDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one text of a job: a vector, or a reason to have none, or neither where it was given back."""
+    """The outcome of one text of a job: a vector, or an error, or neither if the job returned it unanswered."""
 
     fingerprint: bytes
     vector: Vectors | None = None
@@ -72,32 +72,33 @@ class Outcome:
 
 
 class OpenAIBatches:
-    """Jobs of one account."""
+    """The Batch API jobs of one account."""
 
-    def __init__(
-        self, endpoint: Endpoint, understanding: Understanding, *, transfer_seconds: float, clock: Clock
-    ) -> None:
+    def __init__(self, endpoint: OpenAIEndpoint, server: ServerFacts, *, transfer_seconds: float, clock: Clock) -> None:
         self._endpoint = endpoint
-        self._understanding = understanding
+        self._server = server
         self._transfer = endpoint.client.with_options(timeout=transfer_seconds)
         self._clock = clock
 
     @property
     def model(self) -> str:
-        """What requests name."""
+        """The model that requests name."""
         return self._endpoint.model
 
     @property
     def dimensions(self) -> int | None:
-        """What requests ask for; None where the model has one length."""
-        return self._endpoint.dimensions if self._understanding.send_dimensions else None
+        """The dimensions that requests ask for; None if the model has only one length."""
+        return self._endpoint.dimensions if self._server.send_dimensions else None
 
-    def submit(self, file: Path, mark: str) -> Seen:
-        """Upload the file and make the job of this mark. Raises a ``FatalError``, or a ``RetriableError`` at the end of
-        its tries; then whether there is a job is not known, and ``find`` is to be asked."""
-        uploaded = self._persistently(lambda: self._upload(file))
+    def submit(self, file: Path, mark: str) -> JobStatus:
+        """Upload the file and create a job with this mark.
 
-        def make() -> Batch:
+        Raises a ``FatalError``, or a ``RetriableError`` after the last try. Then it is unknown whether the job exists,
+        and the caller should ask ``find``.
+        """
+        uploaded = self._with_retries(lambda: self._upload(file))
+
+        def create() -> Batch:
             return self._endpoint.client.batches.create(
                 input_file_id=uploaded,
                 endpoint=ENDPOINT,
@@ -105,28 +106,28 @@ class OpenAIBatches:
                 metadata={_MARK: mark, "made_by": "rowvec"},
             )
 
-        # A lost acknowledgement is no failure: before each further try we look whether the one before was heard.
+        # The response may be lost after the job was created: before each further try, look for the job.
         tries = 0
 
-        def make_once() -> Seen:
+        def create_once() -> JobStatus:
             nonlocal tries
             tries += 1
-            return (self._found(mark) if tries > 1 else None) or _seen(make())
+            return (self._found(mark) if tries > 1 else None) or _status(create())
 
-        return self._persistently(make_once)
+        return self._with_retries(create_once)
 
-    def find(self, mark: str) -> Seen | None:
-        """The job of this mark, looked for in the whole list."""
-        return self._persistently(lambda: self._found(mark))
+    def find(self, mark: str) -> JobStatus | None:
+        """The job with this mark, from the whole list of jobs; None if there is none. Raises what ``submit`` raises."""
+        return self._with_retries(lambda: self._found(mark))
 
-    def look(self, provider_id: str) -> Seen:
-        """How a job is now."""
-        lost = Seen(provider_id=provider_id, state="lost", complaint="the provider knows no such job")
-        found = self._persistently(lambda: self._or_none(lambda: self._endpoint.client.batches.retrieve(provider_id)))
-        return _seen(found) if found else lost
+    def look(self, provider_id: str) -> JobStatus:
+        """The current status of a job. Raises what ``submit`` raises."""
+        lost = JobStatus(provider_id=provider_id, state="lost", complaint="the provider knows no such job")
+        found = self._with_retries(lambda: self._or_none(lambda: self._endpoint.client.batches.retrieve(provider_id)))
+        return _status(found) if found else lost
 
     def download(self, file_id: str, to: Path) -> bool:
-        """A file of answers or errors; False where the provider has it no more."""
+        """Download a file of answers or errors; False if the provider has deleted it. Raises what ``submit`` raises."""
 
         def fetch() -> bool | None:
             with self._transfer.files.with_streaming_response.content(file_id) as response, to.open("wb") as sink:
@@ -134,33 +135,33 @@ class OpenAIBatches:
                     for block in response.iter_bytes(1 << 20):
                         sink.write(block)
                 except httpx2.HTTPError as error:
-                    # Raised past the client, which looks no further than the headers.
+                    # The client turns errors into its own only up to the headers, not while the body is read.
                     raise EmbedderUnavailable(
                         f"a file of a batch job was cut on its way ({type(error).__name__})"
                     ) from None
                 expected = response.headers.get("content-length")
-            # A body cut at a line's end would otherwise pass for a whole one.
+            # A body that was cut at the end of a line would look complete.
             if expected and not response.headers.get("content-encoding") and to.stat().st_size != int(expected):
                 raise EmbedderUnavailable(f"the file {file_id} of a batch job came in pieces")
             return True
 
-        return bool(self._persistently(lambda: self._or_none(fetch)))
+        return bool(self._with_retries(lambda: self._or_none(fetch)))
 
     def forget(self, file_id: str) -> None:
-        """Delete a file that is needed no more, as well as may be: the provider's own expiry takes the rest."""
+        """Try to delete a file that is no longer needed; if that fails, the provider's own expiry removes it."""
         try:
             self._once(lambda: self._endpoint.client.files.delete(file_id))
         except RowvecError:
             return
 
     def outcome(self, line: AnswerLine) -> Outcome:
-        """What a line says of its text. Raises ``EmbedderRefused`` where another model or length has answered."""
+        """The outcome of a line's text. Raises ``EmbedderRefused`` if another model has answered."""
         if line.status == 200:
             try:
                 reply = read_value(line.body, expected=1, dimensions=self._endpoint.dimensions)
             except EmbedderUnavailable as error:
                 return Outcome(fingerprint=line.fingerprint, tokens=_billed(line), error=error)
-            self._understanding.check_model(self.model, reply.model)
+            self._server.check_model(self.model, reply.model)
             good = bool(np.all(usable(reply.vectors)))
             return Outcome(
                 fingerprint=line.fingerprint, vector=reply.vectors[0] if good else None, tokens=reply.tokens or 0
@@ -174,10 +175,10 @@ class OpenAIBatches:
         with file.open("rb") as source:
             return self._transfer.files.create(file=(file.name, source, "application/jsonl"), purpose="batch").id
 
-    def _found(self, mark: str) -> Seen | None:
+    def _found(self, mark: str) -> JobStatus | None:
         for batch in self._endpoint.client.batches.list(limit=_PAGE):
             if (batch.metadata or {}).get(_MARK) == mark:
-                return _seen(batch)
+                return _status(batch)
         return None
 
     def _or_none(self, call: Callable[[], R]) -> R | None:
@@ -186,7 +187,7 @@ class OpenAIBatches:
         except openai.NotFoundError:
             return None
 
-    def _persistently(self, call: Callable[[], R]) -> R:
+    def _with_retries(self, call: Callable[[], R]) -> R:
         never = threading.Event()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RetriableError),
@@ -213,7 +214,7 @@ class OpenAIBatches:
 
 
 def read_outcomes(batches: OpenAIBatches, file: Path) -> Iterator[Outcome]:
-    """What a file of answers or errors says, line by line; lines that cannot be read are passed over."""
+    """The outcomes in a file of answers or errors, line by line; lines that cannot be read are skipped."""
     with file.open("rb") as lines:
         for line in lines:
             read = read_line(line)
@@ -227,9 +228,9 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return named or _BACKOFF(state)
 
 
-def _seen(batch: Batch) -> Seen:
+def _status(batch: Batch) -> JobStatus:
     errors = (batch.errors.data or []) if batch.errors else []
-    return Seen(
+    return JobStatus(
         provider_id=batch.id,
         state=batch.status,
         files=tuple(name for name in (batch.output_file_id, batch.error_file_id) if name),
@@ -241,8 +242,8 @@ def _seen(batch: Batch) -> Seen:
 
 def _refusal(line: AnswerLine) -> Refusal:
     error = line.body.get("error")
-    said = cast("dict[str, object]", error) if isinstance(error, dict) else {}
-    code, kind, field, message = (_word(said.get(name)) for name in ("code", "type", "param", "message"))
+    fields = cast("dict[str, object]", error) if isinstance(error, dict) else {}
+    code, kind, field, message = (_word(fields.get(name)) for name in ("code", "type", "param", "message"))
     message = "".join(c for c in " ".join(message.split()) if c.isprintable())[:LONGEST_MESSAGE]
     return Refusal(line.status, code, kind, field, message, {})
 

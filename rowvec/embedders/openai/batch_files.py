@@ -1,4 +1,4 @@
-"""The files of the Batch API: a request a line goes in, an answer a line comes out, and how many lines make a file."""
+"""Batch API files: one request per input line, one response per output line, and how input is split into files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 ENDPOINT = "/v1/embeddings"
 
-# https://platform.openai.com/docs/api-reference/batch/create: of a job of embeddings, in all. A megabyte is taken as
-# 1,000,000 bytes, the smaller reading.
+# https://platform.openai.com/docs/api-reference/batch/create: the limits of one job of embeddings. A megabyte
+# is taken as 1,000,000 bytes, the smaller of its two meanings.
 MOST_INPUTS = 50_000
 MOST_BYTES = 200_000_000
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A text on its way into a job."""
+    """A text to be sent in a job."""
 
     fingerprint: bytes
     line: bytes
@@ -30,25 +30,25 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one job may hold; and all new jobs together, by tokens."""
+    """The most that one job may hold."""
 
     inputs: int = MOST_INPUTS
     bytes: int = MOST_BYTES
     tokens: int | None = None
-    """Of a single job."""
+    """None: no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLine:
-    """What became of one request of a job."""
+    """The outcome of one request of a job."""
 
     fingerprint: bytes
     status: int | None
-    """None: the request was never made, as in a job that has expired."""
+    """None: the provider never ran the request, for example because the job expired."""
     body: Mapping[str, Any]
-    """The response's own: embeddings, or ``error``."""
+    """The body of the response: embeddings, or ``error``."""
     error: Mapping[str, Any]
-    """Why there is no response."""
+    """Why there is no response; empty if there is one."""
 
 
 class _Response(BaseModel):
@@ -63,7 +63,7 @@ class _Line(BaseModel):
 
 
 def request_line(fingerprint: bytes, text: str, model: str, dimensions: int | None) -> bytes:
-    """One request, of one text, named by its fingerprint; ends in a newline."""
+    """One request with one text, identified by the text's fingerprint; ends with a newline."""
     body: dict[str, Any] = {"model": model, "input": [text], "encoding_format": "base64"}
     if dimensions is not None:
         body["dimensions"] = dimensions
@@ -72,7 +72,7 @@ def request_line(fingerprint: bytes, text: str, model: str, dimensions: int | No
 
 
 def read_line(line: bytes) -> AnswerLine | None:
-    """A line of an output or error file; None where it is none that we could have asked for."""
+    """A line of an output or error file; None if it cannot be the answer to a request of ours."""
     try:
         read = _Line.model_validate_json(line)
         fingerprint = bytes.fromhex(read.custom_id)
@@ -83,7 +83,7 @@ def read_line(line: bytes) -> AnswerLine | None:
 
 
 def within(entries: Iterable[Entry], tokens: int | None) -> Iterator[Entry]:
-    """The entries from the first on that together have no more tokens than this; draws one more at most."""
+    """The first entries that together have at most this many tokens; reads at most one entry more."""
     total = 0
     for entry in entries:
         total += entry.tokens
@@ -93,9 +93,9 @@ def within(entries: Iterable[Entry], tokens: int | None) -> Iterator[Entry]:
 
 
 def numbered(entries: Iterable[Entry], limits: Limits) -> Iterator[tuple[int, Entry]]:
-    """Each entry with the number of the job it belongs to, from 0: jobs as full as they may be, in order.
+    """Each entry with the number of its job, from 0; jobs are filled in order, each as full as the limits allow.
 
-    An entry that alone is over a limit has a job of its own, which the provider then refuses.
+    An entry that exceeds a limit by itself gets a job of its own, which the provider then refuses.
     """
     job = inputs = size = tokens = 0
     for entry in entries:

@@ -1,6 +1,6 @@
-"""OpenAI's own client: made for an account, and asked for one request's vectors.
+"""Sends requests by OpenAI's own client.
 
-A module of its own, for the client takes half a second to import, and a sync that finds nothing to embed needs none.
+A module of its own, because the client takes half a second to import and a sync with nothing to embed needs none.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import cast
 import openai
 
 from rowvec.embedders.openai.packing import Sized
-from rowvec.embedders.openai.requests import Asked
+from rowvec.embedders.openai.requests import EndpointSettings
 from rowvec.embedders.provider.endpoint import ENTRA
 from rowvec.embedders.provider.refusal import Refusal, own_sentence, shown
 from rowvec.pipeline.embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint(Asked):
-    """Whom every request asks, by OpenAI's client."""
+class OpenAIEndpoint(EndpointSettings):
+    """An endpoint that OpenAI's client sends requests to."""
 
     client: openai.OpenAI
     secret: str = field(repr=False)
     """The key, to keep it out of messages."""
 
     def post(self, part: tuple[Sized, ...], with_dimensions: bool) -> bytes | Refusal:
-        """See ``Post``."""
+        """See ``requests.Post``."""
         try:
             response = self.client.embeddings.with_raw_response.create(
                 model=self.model,
@@ -36,7 +36,7 @@ class Endpoint(Asked):
                 encoding_format="base64",
             )
         except openai.APIError as error:
-            # Told and not raised, so that no traceback ever leads to the client's exception, which may quote the key.
+            # Returned, not raised, so that no traceback ever leads to the client's exception, which may quote the key.
             return refusal(error, secret=self.secret)
         return response.content
 
@@ -44,7 +44,7 @@ class Endpoint(Asked):
 def open_client(
     config: OpenAIEmbedder, base_url: str, secret: str, entra_token: Callable[[], Callable[[], str]]
 ) -> openai.OpenAI:
-    """A client without retries of its own; ``entra_token`` is asked for where the account is entered by Entra ID."""
+    """A client without retries of its own; ``entra_token`` is called only if the pipeline signs in by Entra ID."""
     timeout = config.timeout_seconds
     if not isinstance(config, AzureOpenAIEmbedder):
         return openai.OpenAI(api_key=secret, base_url=base_url, max_retries=0, timeout=timeout)
@@ -62,7 +62,7 @@ def open_client(
 
 
 def refusal(error: openai.APIError, *, secret: str) -> Refusal:
-    """What the client's exception says, without the key."""
+    """The details of the client's exception, without the key."""
     message, status, headers = error.message, None, cast("Mapping[str, str]", {})
     if isinstance(error, openai.APIStatusError):
         status, headers = error.status_code, error.response.headers

@@ -17,31 +17,31 @@ import numpy as np
 import PIL.Image as pillow
 
 from rowvec.embedders.checks import refusal
-from rowvec.embedders.openai.image_inputs import Wording, body
-from rowvec.embedders.openai.requests import Asked, Requests, Understanding
-from rowvec.embedders.protocol import Answer, Image
-from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.openai.image_inputs import RequestTemplate, body
+from rowvec.embedders.openai.requests import EndpointSettings, Requests, ServerFacts
+from rowvec.embedders.protocol import Answer, Image, PricedByTransaction, without_vectors
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.provider.concurrency import in_flight
 from rowvec.embedders.provider.endpoint import header_value, web_address
 from rowvec.embedders.provider.refusal import Refusal, refusal_in
-from rowvec.embedders.rate_limit.limiter import Account, Clock, Pace, Schedule, SystemClock, pace_of
+from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
 from rowvec.errors import RowError
 from rowvec.pipeline.embedders import OpenAIImagesEmbedder
 from rowvec.vectors.fingerprint import Identity
 
 _PREPROCESSING = 1
 
-# Images of one request are read one after the other until they are so many bytes: what a thread holds is that, an
-# image more, and both once more as base64.
-_ENOUGH_BYTES = 8 << 20
+# Images of one request are read one after the other until they reach this size. A thread holds these, at most one image
+# more, and all of that again as base64.
+_REQUEST_BYTES = 8 << 20
 
-# Some models take no smaller image (DSE-Qwen2 no less than 56 pixels a side), some no text at all.
+# An image, because some models take no text; this large, because DSE-Qwen2 takes no side under 56 pixels.
 _PROBE_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class _Unread:
-    """What is to be embedded, before it is read."""
+    """An image or text to be embedded; the image is not read yet."""
 
     position: int
     content: Image | str
@@ -49,19 +49,20 @@ class _Unread:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What is to be embedded, at hand. See ``openai_requests.Item``."""
+    """An image or text to be embedded, in memory. See ``requests.Item``."""
 
     position: int
     content: bytes | str
     tokens: int = 1
-    """One transaction, image or text: a server's own count of an image's tokens is not known before."""
+    """One transaction per image or text: how many tokens a server counts for an image is not known beforehand."""
 
 
-class OpenAIImages:
+class OpenAIImages(PricedByTransaction):
     """An embedder behind ``POST /embeddings`` that takes images: vLLM's chat messages, or Jina's input objects."""
 
     def __init__(self, config: OpenAIImagesEmbedder, clock: Clock | None = None) -> None:
-        """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
+        """Raises ``UsageError`` if no request could succeed. ``clock``: the system's if None; tests pass their own."""
+        super().__init__(config.cost_per_thousand_transactions)
         self._config = config
         self._secret = "" if config.api_key is None else header_value(config.api_key)
         self._base_url = web_address(
@@ -73,8 +74,8 @@ class OpenAIImages:
             if clock is None
             else Pace(Schedule(requests_per_minute=config.requests_per_minute), clock)
         )
-        self._understanding = Understanding(send_dimensions=True, ask_about_dimensions=True)
-        self._wording = Wording(
+        self._server = ServerFacts(send_dimensions=True, ask_about_dimensions=True)
+        self._template = RequestTemplate(
             model=config.model,
             form=config.form,
             instruction=config.instruction,
@@ -86,11 +87,11 @@ class OpenAIImages:
 
     @property
     def identity(self) -> Identity:
-        """Model, dimensions, and how an image is asked about: another instruction gives another vector.
+        """Model, dimensions, and the request template of images: another instruction gives another vector.
 
-        The address is not in it, for a server may move; nor is what only queries are put into.
+        The address is not part of it, because a server may move, nor is what only affects queries.
         """
-        asked = {name: value for name, value in asdict(self._wording).items() if not name.startswith("query")}
+        asked = {name: value for name, value in asdict(self._template).items() if not name.startswith("query")}
         digest = hashlib.sha256(json.dumps([_PREPROCESSING, asked], sort_keys=True).encode()).digest()
         return Identity(
             provider="openai_images",
@@ -100,47 +101,34 @@ class OpenAIImages:
         )
 
     @property
-    def paid(self) -> bool:
-        """Always: a server of one's own costs time, at least."""
-        return True
-
-    @property
-    def account(self) -> Account:
+    def account(self) -> RateLimitAccount:
         """See ``Paced``."""
-        return Account(address=self._base_url, model=self._config.model, secret=self._secret)
+        return RateLimitAccount(address=self._base_url, model=self._config.model, secret=self._secret)
 
     @property
     def pace(self) -> Pace:
         """See ``Paced``."""
         return self._pace
 
-    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
-        """See ``Embedder``; each text is put into the template of queries, for only queries are texts here."""
-        return self._embed((_Unread(i, text) for i, text in enumerate(texts)), purse)
+    def embed(self, texts: Iterable[str], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
+        """See ``Embedder``; each text is put into the query template, because only queries are texts here."""
+        return self._embed((_Unread(i, text) for i, text in enumerate(texts)), budget)
 
-    def embed_images(self, images: Iterable[Image], purse: Purse = FREE) -> Iterator[Answer]:
+    def embed_images(self, images: Iterable[Image], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
         """See ``ImageEmbedder``. ``read`` is called in many threads."""
-        return self._embed((_Unread(i, image) for i, image in enumerate(images)), purse)
+        return self._embed((_Unread(i, image) for i, image in enumerate(images)), budget)
 
-    def count_tokens(self, texts: list[str]) -> int:
-        """Transactions: one each."""
-        return len(texts)
-
-    def cost(self, tokens: int) -> float:
-        """US dollars for so many transactions, by the pipeline's price; 0 where it names none."""
-        return tokens * (self._config.cost_per_thousand_transactions or 0.0) / 1000
-
-    def _embed(self, contents: Iterator[_Unread], purse: Purse) -> Iterator[Answer]:
+    def _embed(self, contents: Iterator[_Unread], budget: BudgetHold) -> Iterator[Answer]:
         config = self._config
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
         with httpx.Client(timeout=config.timeout_seconds, limits=limits, headers=headers) as client:
-            desk = _Desk(
-                client=client, url=f"{self._base_url}/embeddings", wording=self._wording,
+            sender = _Sender(
+                client=client, url=f"{self._base_url}/embeddings", template=self._template,
                 dimensions=config.dimensions, secret=self._secret,
             )  # fmt: skip
             requests = Requests(
-                endpoint=Asked(
+                endpoint=EndpointSettings(
                     model=config.model,
                     address=cast("str", urlsplit(self._base_url).hostname),
                     dimensions=config.dimensions,
@@ -148,39 +136,39 @@ class OpenAIImages:
                     what="image",
                     by_usage=False,
                 ),
-                post=desk.post,
+                post=sender.post,
                 probe=_Loaded(-1, _plain_image()),
-                understanding=self._understanding,
+                server=self._server,
                 pace=self._pace,
                 clock=self._clock,
-                purse=purse,
+                budget=budget,
             )
-            shared = _Shared(requests, config.dimensions)
-            yield from in_flight(shared.answers, _grouped(contents, self._inputs), config.concurrency)
+            image_requests = _ImageRequests(requests, config.dimensions)
+            yield from in_flight(image_requests.answers, _grouped(contents, self._inputs), config.concurrency)
 
     @property
     def _inputs(self) -> int:
-        """Images of one request: a list of messages is one prompt."""
+        """The most images of one request; with ``messages`` only one, because a list of messages is one prompt."""
         return self._config.max_batch_inputs if self._config.form == "input" else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Desk:
-    """Sends requests and takes what comes back."""
+class _Sender:
+    """Sends one request at a time to the server; used by many threads at once."""
 
     client: httpx.Client
     url: str = field(repr=False)
-    wording: Wording
+    template: RequestTemplate
     dimensions: int
     secret: str = field(repr=False)
 
     def post(self, part: tuple[_Loaded, ...], with_dimensions: bool) -> bytes | Refusal:
-        """See ``openai_requests.Post``."""
-        said = body(self.wording, (one.content for one in part), self.dimensions if with_dimensions else None)
+        """See ``requests.Post``."""
+        content = body(self.template, (one.content for one in part), self.dimensions if with_dimensions else None)
         try:
-            response = self.client.post(self.url, json=said)
+            response = self.client.post(self.url, json=content)
         except httpx.HTTPError as error:
-            # The name alone: the exception holds the request, and the request the key.
+            # Only the name: the exception holds the request, and the request holds the key.
             return Refusal(None, "", "", "", type(error).__name__, {})
         if response.is_success:
             return response.content
@@ -188,22 +176,21 @@ class _Desk:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shared:
-    """What the threads do with the images drawn for them."""
+class _ImageRequests:
+    """Reads images, sends them, and names them in errors; used by many threads at once."""
 
     requests: Requests[_Loaded]
     dimensions: int
 
     def answers(self, unread: tuple[_Unread, ...], stop: threading.Event) -> Iterator[Answer]:
-        """Answers that together hold each of the images once. Raises what ``Requests.answers`` and ``read`` do."""
+        """Answers that together hold each image once. Raises what ``Requests.answers`` and ``Image.read`` raise."""
         names = {one.position: one.content.name for one in unread if isinstance(one.content, Image)}
         rejected: dict[int, RowError] = {}
-        for loaded in _enough(unread, rejected):
+        for loaded in _request_groups(unread, rejected):
             for answer in self.requests.answers(loaded, stop):
                 yield self._named(answer, names)
         if rejected:
-            nothing = Answer(positions=np.empty(0, np.int64), vectors=np.empty((0, 0), np.float32), rejected=rejected)
-            yield self._named(nothing, names)
+            yield self._named(without_vectors(rejected, self.dimensions), names)
 
     def _named(self, answer: Answer, names: dict[int, str]) -> Answer:
         rejected = {position: _about(error, names.get(position)) for position, error in answer.rejected.items()}
@@ -216,8 +203,8 @@ def _grouped(contents: Iterator[_Unread], inputs: int) -> Iterator[tuple[_Unread
         yield group
 
 
-def _enough(unread: Iterable[_Unread], rejected: dict[int, RowError]) -> Iterator[tuple[_Loaded, ...]]:
-    """What one request may hold, read; what cannot be is put into ``rejected``."""
+def _request_groups(unread: Iterable[_Unread], rejected: dict[int, RowError]) -> Iterator[tuple[_Loaded, ...]]:
+    """The images and texts, read, in groups of one request; unreadable ones are put into ``rejected``."""
     loaded, size = list[_Loaded](), 0
     for one in unread:
         try:
@@ -227,7 +214,7 @@ def _enough(unread: Iterable[_Unread], rejected: dict[int, RowError]) -> Iterato
             continue
         loaded.append(_Loaded(one.position, content))
         size += len(content)
-        if size >= _ENOUGH_BYTES:
+        if size >= _REQUEST_BYTES:
             yield tuple(loaded)
             loaded, size = [], 0
     if loaded:
@@ -243,7 +230,7 @@ def _content(content: Image | str) -> bytes | str:
 
 
 def _about(error: RowError, name: str | None) -> RowError:
-    """Names the image; what is too long as a prompt is too large as an image."""
+    """The error with the image's name. If the prompt is too long, the image is too large."""
     if name is None:
         return error
     detail = error.detail if name in error.detail else f"{name}: {error.detail}"

@@ -1,4 +1,4 @@
-"""Which texts share a request: as many as the provider takes, never more, without looking far ahead."""
+"""Packs texts into requests: as many as the provider accepts, without reading far ahead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Input = TypeVar("Input")
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A text on its way to the provider."""
+    """A text to be sent, with its tokens."""
 
     position: int
     """Counted from 0 over the whole stream."""
@@ -21,7 +21,7 @@ class Sized:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request may hold."""
+    """The most inputs and tokens of one request."""
 
     inputs: int
     tokens: int
@@ -30,10 +30,11 @@ class Limits:
 def limits_of(
     max_inputs: int, max_tokens: int, *, requests_per_minute: int | None, tokens_per_minute: int | None
 ) -> Limits:
-    """The provider's limits of a request, and no more tokens than the account's minute can pass smoothly.
+    """The provider's limits of a request, and at most a quarter of the tokens that the account allows per minute.
 
-    A request of more tokens than a minute's allowance is refused for ever; one of nearly as many waits for the whole
-    minute to be free. So a quarter of the minute, or more where too few requests a minute would starve it.
+    A request of more tokens than the allowance of a minute is always refused; one of nearly as many waits until the
+    whole minute is free. The part is larger than a quarter if the account allows fewer than four requests per minute:
+    with a quarter, it could not use all its tokens.
     """
     if tokens_per_minute is None:
         return Limits(inputs=max_inputs, tokens=max_tokens)
@@ -42,10 +43,10 @@ def limits_of(
 
 
 def pack(texts: Iterable[Sized], limits: Limits) -> Iterator[tuple[Sized, ...]]:
-    """Requests in the order of the texts; draws at most one text beyond those it has handed out.
+    """Requests in the order of the texts; reads at most one text beyond those it has yielded.
 
-    A text that alone is over ``limits.tokens`` gets a request of its own: whether it may be sent at all is decided
-    before.
+    A text that exceeds ``limits.tokens`` by itself gets a request of its own: the caller has decided that it may be
+    sent.
     """
     batch: list[Sized] = []
     tokens = 0
@@ -63,6 +64,6 @@ def pack(texts: Iterable[Sized], limits: Limits) -> Iterator[tuple[Sized, ...]]:
 
 
 def halves(batch: tuple[Input, ...]) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
-    """A request cut in two, to find the text or image that the provider refuses. Two of them at least."""
+    """A request cut in two, to find the text or image that the provider refuses. It must have at least two inputs."""
     middle = len(batch) // 2
     return batch[:middle], batch[middle:]

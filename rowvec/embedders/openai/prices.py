@@ -1,4 +1,4 @@
-"""What a token costs at list price, so that a plan can say it before it is spent."""
+"""List prices of tokens, so that a plan can show the cost before the money is spent."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _LIST_PRICES = {
     "text-embedding-ada-002": 0.10,
 }
 
-# What the Batch API costs of the price, the pipeline's own or the list's.
+# The Batch API costs this share of the price, the pipeline's own or the list price.
 BATCH_SHARE = 0.5
 
 
 def cost_per_million_tokens(model: str, own_price: float | None) -> float:
-    """US dollars; the pipeline's own price first, then the list's, and 0 for a model whose price nobody told us."""
+    """US dollars: the pipeline's own price, or else the list price, or else 0 because the price is unknown."""
     return own_price if own_price is not None else _LIST_PRICES.get(model, 0.0)

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server until each text or image in it has a vector, or a reason to have none."""
+"""Sends one request to an OpenAI-compatible server until each text or image in it has a vector or is rejected."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import tenacity
 
 from rowvec.embedders.checks import defect, usable
 from rowvec.embedders.openai.packing import Sized, halves
-from rowvec.embedders.protocol import Answer
-from rowvec.embedders.provider.budget import FREE, Hold, Purse
+from rowvec.embedders.protocol import Answer, without_vectors
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold, Reservation
 from rowvec.embedders.provider.refusal import Refusal, meaning
 from rowvec.embedders.provider.response import Reply, WrongDimensions, read
-from rowvec.embedders.provider.retry import heed, patient
+from rowvec.embedders.provider.retry import back_off, retrier
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, Turn
 from rowvec.errors import EmbedderRefused, RowError, RowvecError
 
-# A row whose vector is NaN or zero is asked for again, alone, before it is set aside.
+# If vectors of a request are NaN or zero, their texts are sent again this often before they are rejected.
 _SECOND_CHANCES = 2
 
 OPENAI_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
 
 PROBE = Sized(-1, "a", 1)
-"""Sent where the very first text is refused: is it the text, or what we send with every text?"""
+"""Sent if the very first text is refused, to find out whether the text or our settings are wrong."""
 
 
 class Item(Protocol):
-    """A text or an image on its way to the provider."""
+    """A text or an image to be sent."""
 
     @property
     def position(self) -> int:
@@ -39,49 +39,50 @@ class Item(Protocol):
 
     @property
     def tokens(self) -> int:
-        """What it is reckoned to be billed."""
+        """What we estimate the provider will bill for it: tokens, or 1 for an image."""
         ...
 
 
 Input = TypeVar("Input", bound=Item)
 
 Post = Callable[[tuple[Input, ...], bool], bytes | Refusal]
-"""Sends one request, with ``dimensions`` in it or without; the body of its answer, or why there is none."""
+"""Sends one request, with the field ``dimensions`` or without; returns the body of the response, or a ``Refusal``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Whom every request asks, and for what."""
+class EndpointSettings:
+    """The server that every request goes to, and the settings of every request."""
 
     model: str
     address: str
-    """The server's name for messages; no key, no user name."""
+    """The server's name, for messages; no key, no user name."""
     dimensions: int
     max_attempts: int
     what: str = "text"
-    """What one input is called in messages."""
+    """The word for one input in messages: text or image."""
     by_usage: bool = True
-    """Whether the provider's own count is what is billed; else what the inputs are reckoned to be."""
+    """Whether the provider bills by its own count of tokens. If not, it bills what ``Item.tokens`` says."""
 
 
 @dataclass(slots=True)
-class Understanding:
-    """What was found out about a server while talking to it; shared by all threads."""
+class ServerFacts:
+    """What the answers of a server have shown about it; shared by all threads."""
 
     send_dimensions: bool
+    """Whether requests have the field ``dimensions``."""
     ask_about_dimensions: bool
-    """Whether a refusal of the field ``dimensions`` is taken as an answer: the model's name tells us nothing."""
+    """Whether to try without the field ``dimensions`` if the server refuses it: the model's name does not tell."""
     works: bool = False
     """Whether any request has ever been answered with vectors."""
     answered_by: str | None = None
     """The model that the server named in its first answer."""
 
     def check_model(self, asked: str, answered: str | None) -> None:
-        """Raise ``EmbedderRefused`` where another model has answered: its vectors may have the same length, and mean
-        something else.
+        """Raise ``EmbedderRefused`` if another model has answered: its vectors may have the same length but another
+        meaning.
 
-        A server may know a model by another name than we do (Azure names the model behind a deployment); but none of
-        OpenAI's models is another one, and no server has a reason to change its mind in the middle of a run.
+        A server may have another name for a model than the pipeline: Azure answers with the model behind a deployment.
+        But two names of OpenAI's models are always two models, and no server should change the name during a run.
         """
         if answered is None:
             return
@@ -98,26 +99,26 @@ class Understanding:
 class Requests(Generic[Input]):
     """Sends packed texts, or images; used by many threads at once."""
 
-    endpoint: Asked
+    endpoint: EndpointSettings
     post: Post[Input]
     probe: Input
-    """Something that any server of the kind can embed."""
-    understanding: Understanding
+    """An input that any server of this kind can embed."""
+    server: ServerFacts
     pace: Pace
     clock: Clock
-    purse: Purse = FREE
+    budget: BudgetHold = UNLIMITED
 
     def answers(self, batch: tuple[Input, ...], stop: threading.Event) -> Iterator[Answer]:
-        """Answers that together hold each input of the batch once: more than one where some make trouble.
+        """Answers that together hold each input of the batch once; several if some inputs are refused or unusable.
 
-        A refused request is halved until the refused input stands alone. Raises a ``FatalError``, a ``RetriableError``
-        when the tries are used up, or ``Stopped``.
+        A refused request is halved until the refused input is alone in one. Raises a ``FatalError``, a
+        ``RetriableError`` after the last try, or ``Stopped``.
         """
         parts = [(batch, _SECOND_CHANCES)]
         while parts:
             part, chances = parts.pop()
             try:
-                reply = self._persistently(part, stop)
+                reply = self._with_retries(part, stop)
             except RowError as error:
                 if len(part) > 1:
                     parts += [(half, chances) for half in reversed(halves(part))]
@@ -125,9 +126,9 @@ class Requests(Generic[Input]):
                 self._blame_the_input(error, stop)
                 yield _rejected(part, error)
                 continue
-            yield from self._sorted_out(part, reply, parts, chances)
+            yield from self._usable_and_bad(part, reply, parts, chances)
 
-    def _sorted_out(
+    def _usable_and_bad(
         self, part: tuple[Input, ...], reply: Reply, parts: list[tuple[tuple[Input, ...], int]], chances: int
     ) -> Iterator[Answer]:
         good = usable(reply.vectors)
@@ -143,12 +144,12 @@ class Requests(Generic[Input]):
         yield Answer(
             positions=np.array([one.position for one in part], dtype=np.int64)[good],
             vectors=reply.vectors if good.all() else reply.vectors[good],
-            tokens=sum(one.tokens for one in part) if reply.tokens is None else reply.tokens,
+            billed=sum(one.tokens for one in part) if reply.tokens is None else reply.tokens,
             rejected=rejected,
         )
 
-    def _persistently(self, part: tuple[Input, ...], stop: threading.Event) -> Reply:
-        retrying = patient(self.endpoint.max_attempts, self.pace, self.clock, stop)
+    def _with_retries(self, part: tuple[Input, ...], stop: threading.Event) -> Reply:
+        retrying = retrier(self.endpoint.max_attempts, self.pace, self.clock, stop)
         try:
             return retrying(self._once, part, stop, retrying)
         except WrongDimensions as error:
@@ -159,26 +160,26 @@ class Requests(Generic[Input]):
             ) from None
 
     def _once(self, part: tuple[Input, ...], stop: threading.Event, retrying: tenacity.Retrying) -> Reply:
-        with_dimensions = self.understanding.send_dimensions
+        with_dimensions = self.server.send_dimensions
         estimate = sum(one.tokens for one in part)
         turn = self.pace.wait_turn(estimate, stop)
-        hold = self.purse.reserve(estimate)
+        hold = self.budget.reserve(estimate)
         answered = self.post(part, with_dimensions)
         if isinstance(answered, bytes):
             self.pace.succeeded()
-            reply = self._paid(answered, len(part), hold, estimate)
-            self.understanding.check_model(self.endpoint.model, reply.model)
-            self.understanding.works = True
+            reply = self._read_and_settle(answered, len(part), hold, estimate)
+            self.server.check_model(self.endpoint.model, reply.model)
+            self.server.works = True
             return reply
-        self.purse.settle(hold, 0)
-        if with_dimensions and self.understanding.ask_about_dimensions and answered.about_dimensions:
-            self.understanding.send_dimensions = False
+        self.budget.settle(hold, 0)
+        if with_dimensions and self.server.ask_about_dimensions and answered.about_dimensions:
+            self.server.send_dimensions = False
             return self._once(part, stop, retrying)
         attempt = int(retrying.statistics.get("attempt_number", 1))
-        raise self._heeded(answered, turn, attempt, with_dimensions=with_dimensions)
+        raise self._error_after_back_off(answered, turn, attempt, with_dimensions=with_dimensions)
 
-    def _paid(self, content: bytes, expected: int, hold: Hold, estimate: int) -> Reply:
-        """What was answered; it is paid for, whatever is wrong with it."""
+    def _read_and_settle(self, content: bytes, expected: int, hold: Reservation, estimate: int) -> Reply:
+        """The vectors in a response. It is billed even if it is unusable, so the reservation is settled in any case."""
         tokens = estimate
         try:
             reply = read(content, expected=expected, dimensions=self.endpoint.dimensions)
@@ -186,27 +187,29 @@ class Requests(Generic[Input]):
                 reply = replace(reply, tokens=None)
             tokens = estimate if reply.tokens is None else reply.tokens
         finally:
-            self.purse.settle(hold, tokens)
+            self.budget.settle(hold, tokens)
         return reply
 
-    def _heeded(self, refused: Refusal, turn: Turn, attempt: int, *, with_dimensions: bool) -> RowvecError:
-        """What the refusal means, after all threads were told of the wait it asks for."""
+    def _error_after_back_off(
+        self, refused: Refusal, turn: Turn, attempt: int, *, with_dimensions: bool
+    ) -> RowvecError:
+        """Our own error for a refusal, after all threads were made to wait as it asks for."""
         error = meaning(refused, model=self.endpoint.model, address=self.endpoint.address)
-        # Where the field was not sent, a refusal that speaks of dimensions means the input's own.
+        # If the field was not sent, a refusal that mentions dimensions means those of the input itself.
         if with_dimensions and refused.about_dimensions and isinstance(error, RowError):
             return EmbedderRefused(
                 f"{self.endpoint.model} at {self.endpoint.address} does not give {self.endpoint.dimensions} "
                 f"dimensions: {refused.message}; change embedder.dimensions"
             )
-        heed(error, self.pace, turn, attempt, complaint=refused.complaint, limits=refused.limits)
+        back_off(error, self.pace, turn, attempt, complaint=refused.complaint, limits=refused.limits)
         return error
 
     def _blame_the_input(self, error: RowError, stop: threading.Event) -> None:
-        """Raise ``EmbedderRefused`` where the server has never taken anything, and takes not even a plain input."""
-        if self.understanding.works:
+        """Raise ``EmbedderRefused`` if the server has never given a vector and refuses even a plain input."""
+        if self.server.works:
             return
         try:
-            self._persistently((self.probe,), stop)
+            self._with_retries((self.probe,), stop)
         except RowError:
             raise EmbedderRefused(
                 f"{self.endpoint.model} at {self.endpoint.address} refuses every {self.endpoint.what}: {error.detail}; "
@@ -215,8 +218,4 @@ class Requests(Generic[Input]):
 
 
 def _rejected(part: tuple[Item, ...], error: RowError) -> Answer:
-    return Answer(
-        positions=np.empty(0, np.int64),
-        vectors=np.empty((0, 0), np.float32),
-        rejected={one.position: error for one in part},
-    )
+    return without_vectors({one.position: error for one in part}, 0)

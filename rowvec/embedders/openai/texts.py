@@ -1,4 +1,4 @@
-"""Embeddings by OpenAI, by Azure OpenAI, and by every server that speaks their protocol."""
+"""Vectors of texts by OpenAI, by Azure OpenAI, and by every server that speaks their protocol."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from rowvec.embedders.checks import refusal
 from rowvec.embedders.openai import tokens as tokenizer
 from rowvec.embedders.openai.packing import Limits, Sized, limits_of, pack
 from rowvec.embedders.openai.prices import cost_per_million_tokens
-from rowvec.embedders.openai.requests import PROBE, Requests, Understanding
-from rowvec.embedders.protocol import Answer
-from rowvec.embedders.provider.budget import FREE, Purse
+from rowvec.embedders.openai.requests import PROBE, Requests, ServerFacts
+from rowvec.embedders.protocol import Answer, identity_of, without_vectors
+from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.provider.concurrency import in_flight
 from rowvec.embedders.provider.endpoint import entra_token, header_value, web_address
-from rowvec.embedders.rate_limit.limiter import Account, Clock, Pace, Schedule, SystemClock, pace_of
+from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
 from rowvec.errors import RowError, UsageError
 from rowvec.pipeline.embedders import OpenAIEmbedder
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Vectors
 
 if TYPE_CHECKING:
-    # Late where they are needed: a run that embeds nothing asks for the identity alone, and needs no client.
+    # Imported late below: a run that embeds nothing needs the identity only, and no client.
     from rowvec.embedders.openai.batch_api import OpenAIBatches
-    from rowvec.embedders.openai.client import Endpoint
+    from rowvec.embedders.openai.client import OpenAIEndpoint
 
 _PREPROCESSING = 1
 
-# A file of 200 MB, up or down, on a slow line.
+# For uploading or downloading a file of 200 MB on a slow line.
 _TRANSFER_SECONDS = 900.0
 
 _OPENAI = "https://api.openai.com/v1"
 
-# Longest vectors of the models that can be shortened, by name; what other models give is asked of the server.
+# The longest vectors of OpenAI's models whose vectors can be shortened, by name, and the length of those that cannot.
+# What other models can do is found out from the server.
 _SHORTENS_FROM = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
 _FIXED = {"text-embedding-ada-002": 1536}
 
@@ -52,47 +53,42 @@ class OpenAIApi:
         config: OpenAIEmbedder,
         clock: Clock | None = None,
     ) -> None:
-        """Raises ``UsageError`` where no request could succeed. ``clock`` is the system's; a test may bring its own."""
+        """Raises ``UsageError`` if no request could succeed. ``clock``: the system's if None; tests pass their own."""
         self._config = config
         self._secret = header_value(config.api_key)
         self._base_url = web_address(config.base_url or _OPENAI, "write https://HOST/v1, or leave it out for OpenAI")
         _check_dimensions(config)
-        # Batches that are embedded beside each other have the pipeline's concurrency together.
-        self._places = threading.BoundedSemaphore(config.concurrency)
+        # Batches that are embedded at the same time share the pipeline's concurrency.
+        self._slots = threading.BoundedSemaphore(config.concurrency)
         self._clock = clock or SystemClock()
         self._pace = self._pace_for(clock)
         fixed = config.kind == "openai" and config.model in _FIXED
-        self._understanding = Understanding(
+        self._server = ServerFacts(
             send_dimensions=config.model not in _FIXED,
             ask_about_dimensions=not fixed and config.model not in _SHORTENS_FROM,
         )
 
     @property
     def identity(self) -> Identity:
-        """Provider, model (Azure: the deployment), dimensions. The address is not in it: a model may move."""
-        return Identity(
-            provider=self._config.kind,
-            model=self._config.model,
-            dimensions=self._config.dimensions,
-            preprocessing=_PREPROCESSING,
-        )
+        """Kind, model (Azure: the deployment), dimensions. The address is not part of it, because a model may move."""
+        return identity_of(self._config, _PREPROCESSING)
 
     @property
     def paid(self) -> bool:
-        """Always: a server of one's own costs time, at least."""
+        """True: a server of one's own costs time, at least."""
         return True
 
     @property
-    def account(self) -> Account:
+    def account(self) -> RateLimitAccount:
         """See ``Paced``."""
-        return Account(address=self._base_url, model=self._config.model, secret=self._secret)
+        return RateLimitAccount(address=self._base_url, model=self._config.model, secret=self._secret)
 
     @property
     def pace(self) -> Pace:
         """See ``Paced``."""
         return self._pace
 
-    def embed(self, texts: Iterable[str], purse: Purse = FREE) -> Iterator[Answer]:
+    def embed(self, texts: Iterable[str], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
         """See ``Embedder``."""
         config = self._config
         rejected: dict[int, RowError] = {}
@@ -102,7 +98,7 @@ class OpenAIApi:
             requests_per_minute=config.requests_per_minute,
             tokens_per_minute=config.tokens_per_minute,
         )
-        # A text that may be sent must fit a request of its own.
+        # A text of the greatest permitted length must fit into a request of its own.
         limits = Limits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
         batches = pack(self.sized(texts, rejected), limits)
         with self._endpoint() as endpoint:
@@ -110,12 +106,12 @@ class OpenAIApi:
                 endpoint=endpoint,
                 post=endpoint.post,
                 probe=PROBE,
-                understanding=self._understanding,
+                server=self._server,
                 pace=self._pace,
                 clock=self._clock,
-                purse=purse,
+                budget=budget,
             )
-            for answer in in_flight(requests.answers, batches, config.concurrency, self._places):
+            for answer in in_flight(requests.answers, batches, config.concurrency, self._slots):
                 if rejected:
                     yield self._without_vectors(rejected)
                     rejected.clear()
@@ -125,7 +121,7 @@ class OpenAIApi:
 
     @contextmanager
     def batch_api(self) -> Generator[OpenAIBatches]:
-        """The provider's Batch API, by the same account."""
+        """The provider's Batch API, with the same account."""
         from rowvec.embedders.openai.batch_api import OpenAIBatches
 
         with self._endpoint() as endpoint:
@@ -133,13 +129,13 @@ class OpenAIApi:
             model = (jobs and jobs.model) or self._config.model
             yield OpenAIBatches(
                 replace(endpoint, model=model),
-                self._understanding,
+                self._server,
                 transfer_seconds=_TRANSFER_SECONDS,
                 clock=self._clock,
             )
 
     def count_tokens(self, texts: list[str]) -> int:
-        """Tokens of the texts as they would be sent; exact for OpenAI's models, an estimate for others."""
+        """Tokens of the texts as they would be sent: exact for OpenAI's models, an estimate for others."""
         total = 0
         for text in texts:
             tokens = tokenizer.count(text) if refusal(text) is None else 0
@@ -149,7 +145,7 @@ class OpenAIApi:
         return total
 
     def cost(self, tokens: int) -> float:
-        """US dollars, by the pipeline's price or the list's; 0 where neither is known."""
+        """US dollars, by the pipeline's price or else the list price; 0 if neither is known."""
         return tokens * cost_per_million_tokens(self._config.model, self._config.cost_per_million_tokens) / 1e6
 
     @property
@@ -157,7 +153,7 @@ class OpenAIApi:
         return min(self._config.max_input_tokens, self._config.max_batch_tokens)
 
     def sized(self, texts: Iterable[str], rejected: dict[int, RowError]) -> Iterator[Sized]:
-        """The texts that can be sent, with their tokens; the others are put into ``rejected``."""
+        """The texts that can be sent, with their tokens; the others are put into ``rejected``, by position."""
         limit = self._max_input_tokens
         for position, text in enumerate(texts):
             unreadable = refusal(text)
@@ -173,13 +169,13 @@ class OpenAIApi:
                 rejected[position] = RowError("too_long", f"{tokens:,} tokens, and the model takes {limit:,}")
 
     @contextmanager
-    def _endpoint(self) -> Generator[Endpoint]:
-        """A client for one ``embed``: its connections are closed with it."""
-        from rowvec.embedders.openai.client import Endpoint, open_client
+    def _endpoint(self) -> Generator[OpenAIEndpoint]:
+        """A client for one call of ``embed``; its connections are closed at the end."""
+        from rowvec.embedders.openai.client import OpenAIEndpoint, open_client
 
         config = self._config
         with open_client(config, self._base_url, self._secret, lambda: self._entra_token) as client:
-            yield Endpoint(
+            yield OpenAIEndpoint(
                 client=client,
                 model=config.model,
                 address=cast("str", urlsplit(self._base_url).hostname),
@@ -203,7 +199,7 @@ class OpenAIApi:
         return np.empty((0, self._config.dimensions), np.float32)
 
     def _without_vectors(self, rejected: dict[int, RowError]) -> Answer:
-        return Answer(positions=np.empty(0, np.int64), vectors=self._no_vectors(), rejected=dict(rejected))
+        return without_vectors(dict(rejected), self._config.dimensions)
 
 
 def _check_dimensions(config: OpenAIEmbedder) -> None:

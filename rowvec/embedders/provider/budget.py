@@ -1,4 +1,4 @@
-"""What a request may cost: asked before it is sent, told after, by whichever thread sends it."""
+"""The budget that a thread reserves from before it sends a request, and settles with after the answer."""
 
 from __future__ import annotations
 
@@ -8,36 +8,39 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
-    """Money set apart for one request."""
+class Reservation:
+    """Money reserved for one request."""
 
     usd: float
     month: date | None = None
-    """The month it is counted in; None where nothing was set apart."""
+    """The month whose budget it counts against; None if nothing was reserved."""
 
 
-class Purse(Protocol):
-    """Many threads take from it at once."""
+class BudgetHold(Protocol):
+    """Holds back money of a budget for requests under way. Many threads use it at once."""
 
-    def reserve(self, tokens: int) -> Hold:
-        """Set apart what so many tokens cost. Raises ``BudgetExceeded`` where that would pass the budget."""
+    def reserve(self, tokens: int) -> Reservation:
+        """Reserve the price of this many tokens. Raises ``BudgetExceeded`` if that would exceed the budget."""
         ...
 
-    def settle(self, hold: Hold, tokens: int) -> None:
-        """The request was billed for so many tokens; 0 where it was refused. Never raises for a lost database."""
+    def settle(self, hold: Reservation, tokens: int) -> None:
+        """Replace the reservation by what was billed: this many tokens, 0 if the provider refused the request.
+
+        Never raises if the connection to the database is lost.
+        """
         ...
 
 
-class Bottomless:
-    """Of whoever keeps no account: a single search, a test."""
+class Unlimited:
+    """A budget without a limit, for single searches and tests."""
 
-    def reserve(self, tokens: int) -> Hold:
-        """See ``Purse``."""
+    def reserve(self, tokens: int) -> Reservation:
+        """See ``BudgetHold``."""
         del tokens
-        return Hold(usd=0.0)
+        return Reservation(usd=0.0)
 
-    def settle(self, hold: Hold, tokens: int) -> None:
-        """See ``Purse``."""
+    def settle(self, hold: Reservation, tokens: int) -> None:
+        """See ``BudgetHold``."""
 
 
-FREE = Bottomless()
+UNLIMITED = Unlimited()

@@ -1,4 +1,4 @@
-"""Several requests under way at once, and never more of them, or of their answers, than memory was promised for."""
+"""Sends several requests at once, with a bound on their number and so on the memory they and their answers need."""
 
 from __future__ import annotations
 
@@ -15,52 +15,53 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 Work = Callable[[Request, threading.Event], Iterable[Reply]]
-"""Sends one request and gives its answers as they come; raises ``Stopped`` soon after the event is set."""
+"""Sends one request and yields its answers as they arrive; raises ``Stopped`` soon after the event is set."""
 
 
 def in_flight(
     work: Work[Request, Reply],
     requests: Iterator[Request],
     concurrency: int,
-    places: threading.BoundedSemaphore | None = None,
+    slots: threading.BoundedSemaphore | None = None,
 ) -> Generator[Reply]:
-    """All answers to ``requests``, as they arrive, drawing a request only when a thread is free for it.
+    """All answers to ``requests``, as they arrive. The next request is read only when a thread is free for it.
 
-    ``places``: of as many requests as may be under way at once in all calls that share it.
+    ``slots``: bounds the requests in flight over all calls that share the semaphore.
 
-    After the first failure nothing new is sent, but what is under way is awaited and its answers are given out: they
-    are paid for. Then the failure is raised. Closing the generator ends the work the same way, without the answers.
+    After the first failure nothing new is sent, but the requests in flight finish and their answers are yielded,
+    because they are paid for. Then the failure is raised. Closing the generator stops the work in the same way, but
+    without the answers.
     """
-    crew = _Crew(work, concurrency, places or threading.BoundedSemaphore(concurrency))
+    workers = _Workers(work, concurrency, slots or threading.BoundedSemaphore(concurrency))
     try:
-        while crew.keep_busy(requests):
-            event = crew.events.get()
+        while workers.keep_busy(requests):
+            event = workers.events.get()
             if isinstance(event, Future):
-                crew.one_done(event)
+                workers.request_done(event)
             else:
                 yield event
     finally:
-        crew.dismiss()
-    if crew.failure is not None:
-        raise crew.failure
+        workers.shut_down()
+    if workers.failure is not None:
+        raise workers.failure
 
 
-class _Crew(Generic[Request, Reply]):
-    """The threads, and what they report."""
+class _Workers(Generic[Request, Reply]):
+    """The threads that send requests, and the queue of what they report."""
 
-    def __init__(self, work: Work[Request, Reply], size: int, places: threading.BoundedSemaphore) -> None:
+    def __init__(self, work: Work[Request, Reply], size: int, slots: threading.BoundedSemaphore) -> None:
         self._work = work
-        self._places = places
+        self._slots = slots
         self._size = size
         self._running = 0
         self._stop = threading.Event()
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="embed")
         self.failure: BaseException | None = None
         self.events: queue.SimpleQueue[Reply | Future[None]] = queue.SimpleQueue()
-        """Answers; and of each thread that is through with a request, the future, which carries its error."""
+        """Answers, and the future of each request that is finished, which holds its error."""
 
     def keep_busy(self, requests: Iterator[Request]) -> bool:
-        """Give each idle thread a request while there are any; whether anything is under way then."""
+        """Give each idle thread a request while there are any; returns whether a request is in flight."""
         try:
             while self._running < self._size and not self._stop.is_set() and self._send_next(requests):
                 self._running += 1
@@ -68,15 +69,15 @@ class _Crew(Generic[Request, Reply]):
             self._fail(error)
         return self._running > 0
 
-    def one_done(self, thread: Future[None]) -> None:
-        """A thread is idle again."""
+    def request_done(self, done: Future[None]) -> None:
+        """A thread is idle again; keep the error of its request, if it is the first."""
         self._running -= 1
-        error = thread.exception()
+        error = done.exception()
         if error is not None and not isinstance(error, Stopped):
             self._fail(error)
 
-    def dismiss(self) -> None:
-        """Wait for what is under way, and send nothing more."""
+    def shut_down(self) -> None:
+        """Send nothing more, and wait for the requests in flight."""
         self._stop.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
@@ -87,7 +88,7 @@ class _Crew(Generic[Request, Reply]):
         return False
 
     def _send(self, request: Request) -> None:
-        with self._places:
+        with self._slots:
             for reply in self._work(request, self._stop):
                 self.events.put(reply)
 

@@ -1,4 +1,4 @@
-"""Addresses of embedding services as a pipeline writes them: refused in our words, before a client quotes them."""
+"""Checks the address and the key that a pipeline names, so that no client quotes them in its own error message."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from rowvec.errors import EmbedderRefused, EmbedderUnavailable, UsageError
 
 
 def web_address(written: str | None, advice: str) -> str:
-    """``embedder.base_url`` without the blanks around it; None stands for a reference to a variable that is missing.
+    """``embedder.base_url`` without the blanks around it; None means that its variable is not set.
 
-    Raises ``UsageError``, which ends in ``advice``, where it is no address that can be asked.
+    Raises ``UsageError``, whose message ends with ``advice``, if it is not an http or https address.
     """
     url = (written or "").strip()
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        # What stands for a port and is none may be a piece of a password: it is not to be quoted, by httpx neither.
+        # An invalid port may be a piece of a password: neither we nor httpx may quote it.
         is_address = False
     if not is_address:
         raise UsageError(f"embedder.base_url is no web address; {advice}")
@@ -26,19 +26,19 @@ def web_address(written: str | None, advice: str) -> str:
 
 
 ENTRA = "entra"
-"""What a pipeline writes in place of a key."""
+"""What a pipeline writes in place of a key to sign in by Entra ID."""
 
 
 _SCOPE = "https://cognitiveservices.azure.com/.default"
 
 
 def entra_token(service: str, role: str) -> Callable[[], str]:
-    """Gives a token that is valid now; azure-identity keeps and renews it.
+    """A function that returns a valid token; azure-identity caches and renews it.
 
-    The call raises ``EmbedderRefused`` where Entra ID gives none, naming the ``service`` and the ``role`` that it
-    takes, and ``EmbedderUnavailable`` where it does not answer.
+    The function raises ``EmbedderRefused`` if Entra ID gives no token; the message names the ``service`` and the
+    ``role`` that it requires. It raises ``EmbedderUnavailable`` if Entra ID does not answer.
     """
-    # Late: half a second, and most pipelines have a key.
+    # A late import: it takes half a second, and most pipelines have a key.
     from azure.core.exceptions import AzureError, ClientAuthenticationError
     from azure.identity import DefaultAzureCredential, get_bearer_token_provider
 
@@ -59,9 +59,9 @@ def entra_token(service: str, role: str) -> Callable[[], str]:
 
 
 def header_value(key: str) -> str:
-    """The key without the line end that it was copied with. A header takes neither that nor anything but ASCII.
+    """The key without the line end that may have been copied with it: a header takes printable ASCII only.
 
-    Raises ``UsageError``.
+    Raises ``UsageError`` if the key is empty or holds any other character.
     """
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:

@@ -1,4 +1,4 @@
-"""What the provider's refusal means for the run: wait, stop, or set a row aside. Decided by code, not by sentence."""
+"""What a provider's refusal means for the run: wait, stop, or reject a row. Its code decides, not its sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rowvec.errors import (
     RowvecError,
 )
 
-# The provider wants money. The first two and Jina's are whole codes, the others endings of them.
+# The account has no money or quota left. The first two and Jina's (last) are whole codes, the others are endings.
 _QUOTA_CODES = (
     "insufficient_quota",
     "credit_balance_exhausted",
@@ -29,16 +29,16 @@ _QUOTA_CODES = (
     "AUTHZ_INSUFFICIENT_BALANCE",
 )
 
-# Of these fields only the pipeline can be wrong, never a text.
+# If one of these fields is refused, the pipeline is wrong and not the text.
 _OUR_FIELDS = ("model", "encoding_format", "user", "api-version")
 
-# OpenAI and vLLM have sentences of their own; a server that checks fields strictly names the one it does not know.
+# OpenAI and vLLM have their own sentences; a server that checks fields strictly names the field it does not know.
 _NO_DIMENSIONS = re.compile(
     r"matryoshka|support[^.]*\bdimensions\b|\bdimensions\b[^.]*support|(?:extra|unknown|unexpected).*\bdimensions\b"
     r"|\bdimensions\b.*(?:extra|unknown|unexpected)",
     re.IGNORECASE,
 )
-# "Image dimensions 10x10 are not supported": of one image, and not of vectors.
+# "Image dimensions 10x10 are not supported" is about one image, not about vectors.
 _OF_AN_IMAGE = re.compile(r"\bimages?(?:'s)?\s+dimensions\b|\bdimensions\s+of\s+(?:\w+\s+)?images?\b", re.IGNORECASE)
 
 LONGEST_MESSAGE = 300
@@ -47,7 +47,7 @@ _KEY = re.compile(r"\b(?:sk|sess|rk)-[\w*.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A response that is no success, or no response at all."""
+    """A response that is not a success, or no response at all."""
 
     status: int | None
     """None: the connection failed or timed out."""
@@ -60,7 +60,7 @@ class Refusal:
 
     @property
     def complaint(self) -> Literal["rate_limited", "slow_down"]:
-        """How much slower to go after a 429."""
+        """Which kind of slowdown a 429 asks for."""
         return "slow_down" if "slow_down" in (self.code, self.kind) else "rate_limited"
 
     @property
@@ -74,7 +74,7 @@ class Refusal:
 
     @property
     def limits(self) -> tuple[float | None, float | None]:
-        """Requests and tokens a minute, where the provider names them."""
+        """Requests and tokens per minute, each None if the provider does not name it."""
         if "per day" in self.message:
             return None, None
         return self._limit("requests"), self._limit("tokens")
@@ -88,17 +88,17 @@ class Refusal:
 
 
 def refusal_in(status: int, content: bytes, headers: Mapping[str, str], *, secret: str) -> Refusal:
-    """What the body of a refusal says, without the key: in any of the forms that compatible servers write it.
+    """The body of a refusal, without the key, in any of the forms that compatible servers use.
 
-    An object ``error`` as OpenAI has it, or what is in it without that (older vLLM), or ``detail`` (Jina, FastAPI): a
-    sentence, or a list of fields and what is wrong with each.
+    OpenAI sends an object ``error``; older vLLM sends the fields of that object directly; Jina and FastAPI send
+    ``detail``, a sentence or a list of fields and what is wrong with each.
     """
     try:
         body = cast("object", json.loads(content))
     except ValueError:
         body = None
-    said = cast("dict[str, object]", body) if isinstance(body, dict) else {}
-    error = said.get("error", said)
+    fields = cast("dict[str, object]", body) if isinstance(body, dict) else {}
+    error = fields.get("error", fields)
     found = cast("dict[str, object]", error) if isinstance(error, dict) else {"message": error}
     code, kind, field = (str(found.get(name) or "") for name in ("code", "type", "param"))
     detail = found.get("message") or found.get("detail")
@@ -109,31 +109,31 @@ def refusal_in(status: int, content: bytes, headers: Mapping[str, str], *, secre
 
 
 def meaning(refused: Refusal, *, model: str, address: str) -> RowvecError:
-    """The branch of our own errors that a refusal belongs to."""
-    status, said = refused.status, f": {refused.message}" if refused.message else ""
+    """Our own error for a refusal."""
+    status, reason = refused.status, f": {refused.message}" if refused.message else ""
     if _is_quota(refused):
         return QuotaExhausted(
-            f"the account at {address} has no quota left ({refused.code or refused.kind or status}){said}; add credit "
-            "or raise its limit, then run again: nothing embedded so far is lost"
+            f"the account at {address} has no quota left ({refused.code or refused.kind or status}){reason}; "
+            "add credit or raise its limit, then run again: nothing embedded so far is lost"
         )
     if status is None:
-        return EmbedderUnavailable(f"the embedder at {address} does not answer{said}")
+        return EmbedderUnavailable(f"the embedder at {address} does not answer{reason}")
     if status == 429:
         if refused.message.lower().startswith("request too large"):
             return RowError("too_long", refused.message)
         wait = retry_after(refused.headers, time.time())
-        return RateLimited(f"the embedder at {address} asks for a slower pace{said}", retry_after=wait)
+        return RateLimited(f"the embedder at {address} asks for a slower pace{reason}", retry_after=wait)
     if status in (400, 413, 422) and refused.field not in _OUR_FIELDS:
         too_long = status == 413 or re.search(r"context.length|too (?:long|large|many tokens)", refused.message)
         return RowError("too_long" if too_long else "invalid_input", refused.message or f"refused with {status}")
     if status in (408, 409) or status >= 500:
         wait = retry_after(refused.headers, time.time())
-        return EmbedderUnavailable(f"the embedder at {address} answered {status}{said}", retry_after=wait)
-    return EmbedderRefused(_refused(status, model, address, said))
+        return EmbedderUnavailable(f"the embedder at {address} answered {status}{reason}", retry_after=wait)
+    return EmbedderRefused(_refused(status, model, address, reason))
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait: ``retry-after-ms``, else ``Retry-After`` in seconds or as a date; None where neither is said.
+    """Seconds to wait, from ``retry-after-ms``, or else ``Retry-After`` in seconds or as a date; None without either.
 
     ``now`` is the time of day in seconds since 1970, for a date.
     """
@@ -158,20 +158,20 @@ def _is_quota(refused: Refusal) -> bool:
     return named or refused.status == 402
 
 
-def _refused(status: int, model: str, address: str, said: str) -> str:
+def _refused(status: int, model: str, address: str, reason: str) -> str:
     if status == 401:
-        return f"the embedder at {address} does not accept the key; check embedder.api_key{said}"
+        return f"the embedder at {address} does not accept the key; check embedder.api_key{reason}"
     if status == 403:
-        return f"the key may not use {model} at {address}; check its permissions and region{said}"
+        return f"the key may not use {model} at {address}; check its permissions and region{reason}"
     if status == 404:
-        return f"there is no model {model} at {address}; check embedder.model and embedder.base_url{said}"
-    return f"the embedder at {address} refuses {model} as the pipeline asks for it ({status}){said}"
+        return f"there is no model {model} at {address}; check embedder.model and embedder.base_url{reason}"
+    return f"the embedder at {address} refuses {model} as the pipeline asks for it ({status}){reason}"
 
 
 def shown(message: str, secret: str) -> str:
-    """A sentence that may be told: without the key, and without what could not be stored with a reject.
+    """A message that can be shown: without the key, and without characters that could not be stored with a reject.
 
-    Providers quote what they were sent: a NUL, or half a surrogate pair.
+    Providers quote what they were sent, even a NUL or half a surrogate pair.
     """
     if secret:
         message = message.replace(secret, "***")
@@ -180,17 +180,17 @@ def shown(message: str, secret: str) -> str:
 
 
 def _wrong_field(one: object) -> str:
-    """``dimensions: Extra inputs are not permitted``, of FastAPI's way to say so."""
+    """One of FastAPI's errors as ``dimensions: Extra inputs are not permitted``."""
     if not isinstance(one, dict):
         return str(one)
-    said = cast("dict[str, object]", one)
-    where = said.get("loc")
+    error = cast("dict[str, object]", one)
+    where = error.get("loc")
     names = [str(part) for part in cast("list[object]", where)] if isinstance(where, list) else []
-    return f"{'.'.join(names[1:])}: {said.get('msg', '')}"
+    return f"{'.'.join(names[1:])}: {error.get('msg', '')}"
 
 
 def own_sentence(body: object) -> str:
-    """The provider's sentence alone; the client's own message repeats the whole body, HTML pages too."""
+    """Only the provider's sentence; the client's own message repeats the whole body, even a whole HTML page."""
     if isinstance(body, dict):
         found = cast("dict[str, object]", body).get("message")
         return found if isinstance(found, str) else ""

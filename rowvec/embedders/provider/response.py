@@ -1,4 +1,4 @@
-"""Whether what a provider sent is what was asked for: nothing reaches a table that was not looked at here."""
+"""Checks that a provider's response is what was asked for: every vector passes here before it reaches a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rowvec.vectors.layout import Vectors
 
 
 class WrongDimensions(EmbedderUnavailable):
-    """Vectors of another length than the pipeline's."""
+    """The provider answered with vectors of another length than the pipeline's."""
 
     def __init__(self, found: int) -> None:
         super().__init__(f"the embedder answered with a vector of {found:,} dimensions")
@@ -25,7 +25,7 @@ class WrongDimensions(EmbedderUnavailable):
 class _Item(BaseModel):
     index: int
     embedding: str | list[Any]
-    """Base64 of little-endian float32, or numbers; a server whose JSON knows no NaN writes null."""
+    """Base64 of little-endian float32, or numbers; a server whose JSON cannot write NaN writes null."""
 
 
 class _Usage(BaseModel):
@@ -45,16 +45,16 @@ class Reply:
     vectors: Vectors
     """``(n, d)``; a row may still hold NaN, infinity or only zeros, see ``usable``."""
     tokens: int | None
-    """What the provider billed; None where it does not say."""
+    """Tokens that the provider billed; None if the response does not say."""
     model: str | None = None
-    """The model that the provider says has answered."""
+    """The model that answered, by the provider's own word; None if the response does not say."""
 
 
 def read(content: bytes, *, expected: int, dimensions: int) -> Reply:
     """The vectors in the body of a response, ordered by ``index``.
 
-    Raises ``EmbedderUnavailable`` where the body cannot be read, or its vectors are not one for each of the
-    ``expected`` texts; ``WrongDimensions`` where a vector is not ``dimensions`` long.
+    Raises ``EmbedderUnavailable`` if the body cannot be read, or if it does not hold one vector for each of the
+    ``expected`` texts; ``WrongDimensions`` if a vector is not ``dimensions`` long.
     """
     try:
         body = _Body.model_validate_json(content)
@@ -66,7 +66,7 @@ def read(content: bytes, *, expected: int, dimensions: int) -> Reply:
 
 
 def read_value(body: object, *, expected: int, dimensions: int) -> Reply:
-    """As ``read``, of a body whose JSON was read already."""
+    """Like ``read``, for a body whose JSON is parsed already. Raises the same errors."""
     try:
         return _reply(_Body.model_validate(body), expected, dimensions)
     except ValidationError:

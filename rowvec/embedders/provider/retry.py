@@ -1,4 +1,4 @@
-"""How often a request is tried, how long is waited between, when patience ends: the same for each paid provider."""
+"""The retry policy of all paid providers: how often a request is tried, and how long to wait between the tries."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from rowvec.embedders.provider.response import WrongDimensions
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, Turn
 from rowvec.errors import RateLimited, RetriableError, RowvecError
 
-# A provider that wants more patience than this (a limit of the day) ends the run, which says when to come back.
+# If a provider asks for a longer rest than this (a daily limit), the run ends and says when to try again.
 LONGEST_REST = 900.0
 
-# Vectors of a wrong length are paid for each time; a model that gives them goes on giving them.
+# Vectors of a wrong length are billed each time, and a model that gives them once usually gives them again.
 _DIMENSION_ATTEMPTS = 3
 
 _BACKOFF = tenacity.wait_exponential(multiplier=0.5, max=60) + tenacity.wait_random(0, 1)
 
 
 @dataclass(slots=True)
-class Patience:
-    """Counts the tries of one request; a 429 while others get through is pacing at work and no failure."""
+class RetryPolicy:
+    """Counts the tries of one request. A 429 does not count as a try if other requests succeeded since the last one."""
 
     max_attempts: int
     pace: Pace
-    seen: int = 0
-    forgiven: int = 0
+    successes_seen: int = 0
+    """``pace.successes`` at the last 429 that was not counted, or at the start."""
+    not_counted: int = 0
+    """Tries that were not counted."""
 
-    def is_over(self, state: tenacity.RetryCallState) -> bool:
-        """Whether the last try was the last: tenacity's ``stop``."""
+    def should_stop(self, state: tenacity.RetryCallState) -> bool:
+        """Whether to give up after the last try: tenacity's ``stop``."""
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, RateLimited):
             if (error.retry_after or 0) > LONGEST_REST:
                 return True
-            if self.pace.successes > self.seen:
-                self.seen = self.pace.successes
-                self.forgiven += 1
-        tries = state.attempt_number - self.forgiven
+            if self.pace.successes > self.successes_seen:
+                self.successes_seen = self.pace.successes
+                self.not_counted += 1
+        tries = state.attempt_number - self.not_counted
         return tries >= (
             min(_DIMENSION_ATTEMPTS, self.max_attempts) if isinstance(error, WrongDimensions) else self.max_attempts
         )
 
 
-def patient(max_attempts: int, pace: Pace, clock: Clock, stop: threading.Event) -> tenacity.Retrying:
-    """What tries one request again until it succeeds or patience ends; then its error is raised."""
+def retrier(max_attempts: int, pace: Pace, clock: Clock, stop: threading.Event) -> tenacity.Retrying:
+    """Retries one request until it succeeds or the retry policy gives up, then raises the last error."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(RetriableError),
-        stop=Patience(max_attempts, pace, seen=pace.successes).is_over,
+        stop=RetryPolicy(max_attempts, pace, successes_seen=pace.successes).should_stop,
         wait=wait,
         sleep=lambda seconds: clock.wait(seconds, stop),
         reraise=True,
@@ -59,7 +61,7 @@ def patient(max_attempts: int, pace: Pace, clock: Clock, stop: threading.Event) 
 def wait(state: tenacity.RetryCallState) -> float:
     """Seconds until the next try, longer each time: tenacity's ``wait``.
 
-    Where the provider named a time, or asks for a slower pace, all threads rest together: see ``Pace``.
+    0 if the provider named a time or asks for a slower pace: then all threads rest together, see ``Pace``.
     """
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, RateLimited) or (isinstance(error, RetriableError) and error.retry_after):
@@ -67,7 +69,7 @@ def wait(state: tenacity.RetryCallState) -> float:
     return _BACKOFF(state)
 
 
-def heed(
+def back_off(
     error: RowvecError,
     pace: Pace,
     turn: Turn,
@@ -76,7 +78,7 @@ def heed(
     complaint: Literal["rate_limited", "slow_down"] = "rate_limited",
     limits: tuple[float | None, float | None] = (None, None),
 ) -> None:
-    """Tell all threads of the wait that a refusal asks for; ``attempt`` counts from 1."""
+    """Make all threads wait as a refusal asks for; ``attempt`` counts from 1."""
     if not isinstance(error, RetriableError) or (error.retry_after or 0) > LONGEST_REST:
         return
     seconds = error.retry_after

@@ -1,4 +1,4 @@
-"""Leases of an embedder's account in the ledger: what each process may use of its limits for the next seconds."""
+"""Leases in the ledger: what each process may use of an account's limits for the next seconds."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from rowvec.embedders.rate_limit.limiter import Account
+from rowvec.embedders.rate_limit.limiter import RateLimitAccount
 from rowvec.embedders.rate_limit.shares import Grant, Lease, grant
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 
 LEASE_SECONDS = 6.0
-"""How long the share of a process is kept for it that was killed, or that the network has cut off."""
+"""How long a share stays reserved for a process that was killed, or that lost its network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """One process that asks one account."""
+    """One process that sends requests by one account."""
 
     id: UUID
     process: str
-    """Machine and process number, for people."""
-    account: Account
+    """Machine and process number, for people to read."""
+    account: RateLimitAccount
 
 
 def open_pace_ledger(url: str, *, installed: bool) -> Connection:
-    """A connection whose statements give up soon. ``installed``: whether the schema is known to be there.
+    """A connection with short time-outs. ``installed``: whether the schema is known to exist; if not, it is installed.
 
     Raises ``DatabaseUnavailable`` or ``TargetError``.
     """
@@ -35,7 +35,7 @@ def open_pace_ledger(url: str, *, installed: bool) -> Connection:
     try:
         if not installed:
             install(connection)
-        connection.execute(query("pace", "session"))
+        connection.execute(query("leases", "session"))
     except BaseException:
         connection.close()
         raise
@@ -43,22 +43,23 @@ def open_pace_ledger(url: str, *, installed: bool) -> Connection:
 
 
 def renew(connection: Connection, holder: Holder, *, wanted: float, rest: float) -> tuple[Grant, float]:
-    """Take or prolong a lease, in one short transaction; processes that share an account take turns at it.
+    """Take or extend a lease, in one short transaction. Processes that share an account do this one after the other.
 
-    ``wanted``: of the account's limits, 0 to 1. ``rest``: seconds that the provider has asked this process to wait
-    from now. Returns what is granted, and the seconds to wait that the provider has asked any process for.
+    ``wanted``: of the account's limits, 0 to 1. ``rest``: for how many seconds from now the provider has asked this
+    process to send nothing. Returns the grant, and the longest such rest of any process, in seconds from now.
+    Raises ``psycopg.Error``, ``LockNotAvailable`` for example if another process holds the account for too long.
     """
     values = {"account": holder.account.digest(), "holder": holder.id}
     named = {"address": urlsplit(holder.account.address).hostname or "", "model": holder.account.model}
     with connection.transaction():
-        row = connection.execute(query("pace", "account"), {**values, **named, "rest": rest}).fetchone()
-        others = [Lease(wanted=w, granted=g) for w, g in connection.execute(query("pace", "others"), values)]
+        row = connection.execute(query("leases", "account"), {**values, **named, "rest": rest}).fetchone()
+        others = [Lease(wanted=w, granted=g) for w, g in connection.execute(query("leases", "others"), values)]
         given = grant(wanted, others)
         lease = {"process": holder.process, "wanted": wanted, "granted": given.granted, "seconds": LEASE_SECONDS}
-        connection.execute(query("pace", "renew"), {**values, **lease})
+        connection.execute(query("leases", "renew"), {**values, **lease})
     return given, float(row[0]) if row else 0.0
 
 
 def leave(connection: Connection, holder: Holder) -> None:
-    """Give a lease back."""
-    connection.execute(query("pace", "leave"), {"account": holder.account.digest(), "holder": holder.id})
+    """Return a lease. Raises ``psycopg.Error``."""
+    connection.execute(query("leases", "leave"), {"account": holder.account.digest(), "holder": holder.id})

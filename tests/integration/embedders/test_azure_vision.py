@@ -63,7 +63,7 @@ def gathered(answers: Iterator[Answer]) -> tuple[dict[int, np.ndarray[Any, Any]]
             assert position not in vectors
             vectors[position] = vector
         rejected |= answer.rejected
-        transactions += answer.tokens
+        transactions += answer.billed
     return vectors, rejected, transactions
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rowvec.embedders import embed_image_query, embed_query, open_embedder, open_image_embedder
-from rowvec.embedders.openai.image_inputs import Wording, body, media_type_of
+from rowvec.embedders.openai.image_inputs import RequestTemplate, body, media_type_of
 from rowvec.embedders.openai.images import OpenAIImages
 from rowvec.embedders.protocol import Answer, Image
 from rowvec.embedders.provider.refusal import meaning, refusal_in
@@ -87,7 +87,7 @@ def gathered(answers: Iterator[Answer]) -> tuple[dict[int, Vectors], dict[int, R
             vectors[position] = row
         assert not rejected.keys() & answer.rejected.keys()
         rejected |= answer.rejected
-        transactions += answer.tokens
+        transactions += answer.billed
     assert not vectors.keys() & rejected.keys()
     return vectors, rejected, transactions
 
@@ -115,7 +115,7 @@ def test_vectors_belong_to_their_images(form: str, inputs: int) -> None:
 
 
 def test_messages_are_as_vllm_documents_them() -> None:
-    wording = Wording(model="m", form="messages", instruction="Represent the given image.", system="Be exact.")
+    wording = RequestTemplate(model="m", form="messages", instruction="Represent the given image.", system="Be exact.")
     assert body(wording, [png(1)], 8) == {
         "model": "m",
         "dimensions": 8,
@@ -134,7 +134,7 @@ def test_messages_are_as_vllm_documents_them() -> None:
             },
         ],
     }
-    asked = Wording(model="m", form="messages", instruction="no part of a text", query="Query: {text}")
+    asked = RequestTemplate(model="m", form="messages", instruction="no part of a text", query="Query: {text}")
     assert body(asked, ["a cat {text}"], None) == {
         "model": "m",
         "encoding_format": "float",
@@ -143,7 +143,7 @@ def test_messages_are_as_vllm_documents_them() -> None:
 
 
 def test_input_objects_are_as_jina_documents_them() -> None:
-    wording = Wording(
+    wording = RequestTemplate(
         model="m", form="input", extra={"task": "retrieval.passage", "normalized": True},
         query_extra={"task": "retrieval.query"},
     )  # fmt: skip
@@ -170,7 +170,7 @@ def test_input_objects_are_as_jina_documents_them() -> None:
 def test_what_is_sent_can_be_read_back(contents: list[bytes | str], form: Any) -> None:
     if form == "messages":
         contents = contents[:1]
-    sent = json.loads(json.dumps(body(Wording(model="m", form=form), contents, 8)))
+    sent = json.loads(json.dumps(body(RequestTemplate(model="m", form=form), contents, 8)))
     assert inputs_of(sent, {}) == [one if isinstance(one, str) else meant(one) for one in contents]
 
 
@@ -543,7 +543,7 @@ def test_a_folder_is_kept_in_step_and_searched_by_text_and_image(
         (best, *_) = search(wanted, files[7], 3, None, "adaptive")["results"]
         assert best["image_file"] == files[7].relative_to(tmp_path / "drawn").as_posix()
         another = pipeline(tmp_path, server, form=form, extra={"task": "another"})
-        with pytest.raises(UsageError, match="asks for the same in another way: rowvec rebuild"):
+        with pytest.raises(UsageError, match="asks for the same model with other preprocessing: rowvec rebuild"):
             sync(another)
 
 

@@ -112,7 +112,7 @@ def test_vectors_belong_to_their_texts(floats: bool) -> None:
 def test_tokens_are_those_the_provider_bills() -> None:
     with serve() as server:
         embedder = _embedder(server, max_batch_tokens=50, max_input_tokens=50)
-        billed = sum(answer.tokens for answer in embedder.embed(TEXTS))
+        billed = sum(answer.billed for answer in embedder.embed(TEXTS))
     assert billed == server.tokens_billed == embedder.count_tokens(TEXTS)
     assert embedder.cost(1_000_000) == pytest.approx(0.02)
 

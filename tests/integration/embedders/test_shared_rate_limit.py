@@ -15,7 +15,7 @@ from psycopg.errors import LockNotAvailable
 
 from rowvec.embedders import open_embedder
 from rowvec.embedders.rate_limit.leases import Holder, leave, open_pace_ledger, renew
-from rowvec.embedders.rate_limit.limiter import Account, Paced
+from rowvec.embedders.rate_limit.limiter import Paced, RateLimitAccount
 from rowvec.embedders.rate_limit.shared import RENEW_SECONDS, shared_pace
 from rowvec.embedders.rate_limit.shares import Grant
 from rowvec.errors import DatabaseUnavailable
@@ -29,7 +29,7 @@ from tests.support.servers.disposable import wait_for
 from tests.support.servers.openai_server import KEY, OpenAIServer, rate_limited, serve
 
 LEASES = "SELECT granted FROM rowvec.pace_leases WHERE expires_at > clock_timestamp()"
-ACCOUNT = Account(address="https://user:word@host/v1", model="m", secret=KEY)
+ACCOUNT = RateLimitAccount(address="https://user:word@host/v1", model="m", secret=KEY)
 LIMIT = 600
 A_SECOND = LIMIT / 60
 PATIENCE_SECONDS = 90
@@ -123,7 +123,9 @@ def test_leases_in_the_ledger(connection: Connection, database_url: str) -> None
     leave(ledger, other)
     assert lease_of(ledger, one)[0] == 1.0
     # Another account is another matter.
-    elsewhere = Holder(id=uuid4(), process="3", account=Account(address="https://host/v1", model="n", secret=KEY))
+    elsewhere = Holder(
+        id=uuid4(), process="3", account=RateLimitAccount(address="https://host/v1", model="n", secret=KEY)
+    )
     assert lease_of(ledger, elsewhere) == (1.0, 0.0)
     row = connection.execute(
         "SELECT a::text, l::text FROM rowvec.pace_accounts AS a, rowvec.pace_leases AS l"

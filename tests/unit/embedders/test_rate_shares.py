@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.embedders.rate_limit.limiter import HEADROOM, Account, Pace, Schedule, Use
-from rowvec.embedders.rate_limit.shares import Grant, Lease, divided, grant, wanted
+from rowvec.embedders.rate_limit.limiter import HEADROOM, Pace, RateLimitAccount, Schedule, Usage
+from rowvec.embedders.rate_limit.shares import Grant, Lease, grant, max_min_fair, wanted
 from tests.support.fake_clock import JumpingClock
 
 LEASE = 6.0
@@ -20,7 +20,7 @@ PARTS = st.floats(0, 1)
 
 @given(st.lists(PARTS, min_size=1, max_size=20))
 def test_parts_add_up_and_nobody_starves(wants: list[float]) -> None:
-    parts = divided(wants)
+    parts = max_min_fair(wants)
     assert sum(parts) == pytest.approx(1)
     for part, want in zip(parts, wants, strict=True):
         assert part >= min(want, 1 / len(wants)) - SMALL
@@ -31,14 +31,14 @@ def test_parts_add_up_and_nobody_starves(wants: list[float]) -> None:
 
 @given(st.lists(PARTS, max_size=10), PARTS)
 def test_who_wants_more_never_gets_less(others: list[float], want: float) -> None:
-    assert divided([1.0, *others])[0] >= divided([want, *others])[0] - SMALL
+    assert max_min_fair([1.0, *others])[0] >= max_min_fair([want, *others])[0] - SMALL
 
 
 def test_a_process_alone_has_all_and_an_idle_one_costs_little() -> None:
-    assert divided([]) == []
-    assert divided([0.02]) == [1.0]
-    assert divided([1.0, 0.02]) == pytest.approx([0.98, 0.02])
-    assert divided([1.0, 1.0, 0.1]) == pytest.approx([0.45, 0.45, 0.1])
+    assert max_min_fair([]) == []
+    assert max_min_fair([0.02]) == [1.0]
+    assert max_min_fair([1.0, 0.02]) == pytest.approx([0.98, 0.02])
+    assert max_min_fair([1.0, 1.0, 0.1]) == pytest.approx([0.45, 0.45, 0.1])
     assert grant(1.0, []) == Grant(due=1.0, granted=1.0)
     newcomer = grant(1.0, [Lease(wanted=1.0, granted=1.0)])
     assert newcomer == Grant(due=0.5, granted=0.0)
@@ -93,26 +93,26 @@ def test_processes_never_have_more_than_all_and_come_to_their_due(
 
 
 def test_who_is_held_up_wants_all_and_who_is_not_what_it_used() -> None:
-    assert wanted(Use(spent=0.1, throttled=True), 1.0, 0.5, 0.0) == 1.0
-    assert wanted(Use(spent=0.5, throttled=False), 1.0, 0.5, 0.0) == 1.0, "one thread alone never waits for another"
-    modest = wanted(Use(spent=0.2, throttled=False), 1.0, 0.5, 0.0)
+    assert wanted(Usage(spent=0.1, throttled=True), 1.0, 0.5, 0.0) == 1.0
+    assert wanted(Usage(spent=0.5, throttled=False), 1.0, 0.5, 0.0) == 1.0, "one thread alone never waits for another"
+    modest = wanted(Usage(spent=0.2, throttled=False), 1.0, 0.5, 0.0)
     assert 0.2 < modest < 0.3
-    assert wanted(Use(spent=0.2, throttled=False), 1.0, modest, modest) == pytest.approx(modest)
-    assert wanted(Use(spent=0.0, throttled=False), 2.0, 1.0, 1.0) == pytest.approx(0.5)
-    assert 0 < wanted(Use(spent=0.0, throttled=False), 60.0, 1.0, 1.0) < 0.05
+    assert wanted(Usage(spent=0.2, throttled=False), 1.0, modest, modest) == pytest.approx(modest)
+    assert wanted(Usage(spent=0.0, throttled=False), 2.0, 1.0, 1.0) == pytest.approx(0.5)
+    assert 0 < wanted(Usage(spent=0.0, throttled=False), 60.0, 1.0, 1.0) < 0.05
 
 
 class Divider:
-    """A ``Sharing`` that says what it is told to."""
+    """A ``LimitSharing`` that sets the shares a test gives it, and records rests."""
 
     def __init__(self) -> None:
         self.rests: list[float] = []
 
-    def asked(self) -> None:
-        """Nothing is awaited."""
+    def before_request(self) -> None:
+        """Do nothing."""
 
-    def rested(self, seconds: float) -> None:
-        """Remember."""
+    def provider_asked_to_rest(self, seconds: float) -> None:
+        """Remember it."""
         self.rests.append(seconds)
 
 
@@ -159,9 +159,9 @@ def test_a_share_of_a_limit_is_kept_and_used() -> None:
     for _ in range(101):
         pace.wait_turn(1, threading.Event())
     assert clock.time == pytest.approx(100 * 0.1 / HEADROOM / 0.25)
-    use = pace.use()
-    assert use.spent / clock.time == pytest.approx(0.25, rel=0.02)
-    assert not use.throttled, "nobody waits"
+    usage = pace.take_usage()
+    assert usage.spent / clock.time == pytest.approx(0.25, rel=0.02)
+    assert not usage.throttled, "nobody waits"
     pace.divide(divider, None)
     assert pace.share == 1.0
 
@@ -188,14 +188,14 @@ def test_a_complaint_is_told_to_others_and_one_heard_of_twice_is_one() -> None:
 
 
 def test_an_account_is_told_apart_by_its_key_and_never_shows_it() -> None:
-    account = Account(address="https://host/v1", model="m", secret="sk-secret")  # noqa: S106 # not one
+    account = RateLimitAccount(address="https://host/v1", model="m", secret="sk-secret")  # noqa: S106 # not one
     assert "sk-secret" not in repr(account)
-    assert "word" not in repr(Account(address="https://user:word@host/v1", model="m", secret=""))
-    assert account.digest() == Account(address="https://host/v1/", model="m", secret="sk-secret").digest()  # noqa: S106
+    assert "word" not in repr(RateLimitAccount(address="https://user:word@host/v1", model="m", secret=""))
+    assert account.digest() == RateLimitAccount(address="https://host/v1/", model="m", secret="sk-secret").digest()  # noqa: S106
     others = [
         ("https://host/v2", "m", "sk-secret"),
         ("https://host/v1", "n", "sk-secret"),
         ("https://host/v1", "m", ""),
     ]
-    digests = {Account(address=a, model=m, secret=s).digest() for a, m, s in others}
+    digests = {RateLimitAccount(address=a, model=m, secret=s).digest() for a, m, s in others}
     assert len(digests | {account.digest()}) == 4

@@ -1,18 +1,18 @@
--- name: session -- who keeps an account's row keeps all that use it waiting: better nobody is told than that
+-- name: session -- short time-outs: a process that holds an account's row must not block the others that use the account
 SET lock_timeout = '2s'; SET statement_timeout = '3s'; SET idle_in_transaction_session_timeout = '5s'
 
--- name: account -- held until the transaction ends; the rest that the provider asked for, in seconds from now
+-- name: account -- locks the account until the transaction ends; the rest that the provider asked for, in seconds from now
 INSERT INTO rowvec.pace_accounts AS a (account, address, model, rest_until)
 VALUES (%(account)s, %(address)s, %(model)s, clock_timestamp() + make_interval(secs => %(rest)s))
 ON CONFLICT (account) DO UPDATE SET rest_until = greatest(a.rest_until, excluded.rest_until)
 RETURNING greatest(0, extract(epoch FROM a.rest_until - clock_timestamp()))::double precision
 
--- name: others -- leases that have not ended; those of processes that are gone go
+-- name: others -- leases of other processes that have not expired; deletes the expired ones
 WITH ended AS (DELETE FROM rowvec.pace_leases WHERE account = %(account)s AND expires_at <= clock_timestamp())
 SELECT wanted, granted FROM rowvec.pace_leases
 WHERE account = %(account)s AND holder <> %(holder)s AND expires_at > clock_timestamp()
 
--- name: renew
+-- name: renew -- takes a lease, or extends it
 INSERT INTO rowvec.pace_leases (account, holder, process, wanted, granted, expires_at)
 VALUES (
     %(account)s, %(holder)s, %(process)s, %(wanted)s, %(granted)s,
@@ -21,5 +21,5 @@ VALUES (
 ON CONFLICT (account, holder) DO UPDATE
 SET wanted = excluded.wanted, granted = excluded.granted, expires_at = excluded.expires_at
 
--- name: leave
+-- name: leave -- returns a lease
 DELETE FROM rowvec.pace_leases WHERE account = %(account)s AND holder = %(holder)s
