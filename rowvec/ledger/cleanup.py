@@ -1,4 +1,4 @@
-"""What a run leaves behind that was killed or cancelled: cleared at once, where the next run would do it later."""
+"""Clears at once what a killed or cancelled run left behind; without this, the next run would do it."""
 
 from __future__ import annotations
 
@@ -7,56 +7,55 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from rowvec.errors import PipelineBusy
-from rowvec.ledger import pipelines
-from rowvec.ledger import runs as runs_stage
-from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.runs import RunId
-from rowvec.ledger.workdir import spooled
+from rowvec.ledger.pipelines import PipelineId, is_readable
+from rowvec.ledger.runs import Ending, RunId, clear_leftovers, exclusively, finish_run
+from rowvec.ledger.workdir import workdir
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, target_url
 from rowvec.postgres.queries import query
 
 _NEEDED = frozenset({"target"})
+# No run has this number: the leftovers of every run of the pipeline are cleared.
 _NO_RUN = RunId(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cleared:
-    """What was there to clear."""
+    """What was found and cleared."""
 
     runs: tuple[int, ...] = ()
-    """Runs that nobody was finishing; the ledger says so now."""
+    """Dead runs that the ledger had as running; it has them as abandoned now."""
     tables: tuple[str, ...] = ()
-    """Plans and staging tables."""
+    """Plan tables and staging tables that were dropped."""
 
 
 def clear(pipeline: Pipeline, why: str) -> Cleared:
-    """Close the pipeline's dead runs in the ledger, ``why`` being their error, and drop their tables and files.
+    """Close the pipeline's dead runs in the ledger with the error ``why``, and drop their tables and files.
 
-    All its generations are looked at, for a rebuild works on one that is not read yet. Nothing is done to one that a
-    run is at work on: that run has cleared up itself. Locks need no clearing, they went with their sessions. What was
-    paid for is kept, for the next run to take over. Files are those of this machine.
+    This covers all generations of the pipeline, because a rebuild works on one that is not live yet. A generation that
+    another run is working on is skipped: that run has cleared up itself. Locks need no clearing, because they ended
+    with their sessions. What was paid for is kept for the next run. Only files on this machine are removed.
     """
     resolved = resolve(pipeline, _NEEDED)
     runs: list[int] = []
     tables: list[str] = []
     with open_target(resolved, "rowvec leftovers") as connection:
-        if not pipelines.is_readable(connection, "pipelines", "family"):
+        if not is_readable(connection, "pipelines", "family"):
             return Cleared()
-        family = connection.execute(query("ledger", "family"), {"name": pipeline.name}).fetchall()
+        family = connection.execute(query("cleanup", "family"), {"name": pipeline.name}).fetchall()
         for pipeline_id, name in family:
-            with suppress(PipelineBusy), runs_stage.exclusively(target_url(resolved.target.url), name, pipeline_id):
+            with suppress(PipelineBusy), exclusively(target_url(resolved.target.url), name, pipeline_id):
                 dead = _close(connection, pipeline_id, why)
                 runs += dead
-                tables += runs_stage.clear_leftovers(connection, pipeline_id, _NO_RUN)
+                tables += clear_leftovers(connection, pipeline_id, _NO_RUN)
     return Cleared(runs=tuple(runs), tables=tuple(tables))
 
 
 def _close(connection: Connection, pipeline_id: PipelineId, why: str) -> list[RunId]:
-    rows = connection.execute(query("ledger", "unfinished"), {"pipeline_id": pipeline_id}).fetchall()
+    rows = connection.execute(query("cleanup", "unfinished"), {"pipeline_id": pipeline_id}).fetchall()
     dead = [RunId(run_id) for (run_id,) in rows]
     for run_id in dead:
-        runs_stage.finish_run(connection, run_id, "abandoned", error=why)
-        shutil.rmtree(spooled(connection, run_id), ignore_errors=True)
+        finish_run(connection, run_id, Ending(state="abandoned", error=why))
+        shutil.rmtree(workdir(connection, run_id), ignore_errors=True)
     return dead

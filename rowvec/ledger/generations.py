@@ -1,4 +1,4 @@
-"""The generations of a vector table in the ledger, and which of them is live."""
+"""The generations of a vector table in the ledger; one of them is live."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from rowvec.errors import UsageError
-from rowvec.ledger import pipelines
-from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.pipelines import PipelineId, is_readable
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, target_url
@@ -18,7 +17,7 @@ from rowvec.vectors.fingerprint import Identity
 State = Literal["live", "building", "retired", "dropped"]
 
 
-# Settings that neither the vectors nor their layout depend on: a sync takes them as they are.
+# Neither the vectors nor their layout depend on these settings, so a sync applies a change of them at once.
 _FREE = ("name", "artifacts", "index", "search", "validation")
 
 
@@ -34,19 +33,19 @@ class Generation:
     table: str
     identity: Identity
     settings: Pipeline | None
-    """The pipeline as of its last run; None in a ledger of before there were generations, until the next run."""
+    """The pipeline file as of its last run; None until the next run, if the ledger is older than generations."""
     created_at: datetime
     switched_at: datetime | None
 
 
-def listed(connection: Connection, family: str) -> list[Generation]:
-    """All generations of a pipeline, the newest first."""
+def list_generations(connection: Connection, family: str) -> list[Generation]:
+    """All generations of a pipeline, newest first."""
     rows = connection.execute(query("generations", "of_family"), {"family": family}).fetchall()
     return [_generation(row) for row in rows]
 
 
 def live_of(generations: list[Generation], pipeline: Pipeline) -> Generation:
-    """The one that is read. Raises ``UsageError`` where there is none yet."""
+    """The live generation, which is the one that clients read. Raises ``UsageError`` if there is none yet."""
     live = next((g for g in generations if g.state == "live"), None)
     if live is None:
         raise UsageError(f"the pipeline {pipeline.name} has no vector table yet; run rowvec sync first")
@@ -55,14 +54,14 @@ def live_of(generations: list[Generation], pipeline: Pipeline) -> Generation:
 
 @dataclass(frozen=True, slots=True)
 class GenerationBefore:
-    """The generation that was read before the one that is read now, and is kept."""
+    """The kept generation that was live before the present one."""
 
     table: str
     dimensions: int
 
 
 def generation_before(connection: Connection, schema: str, table: str) -> GenerationBefore | None:
-    """The generation that was read before the live table ``schema.table``; None if there is none, or no ledger."""
+    """The generation that was live before the table ``schema.table``; None if there is none, or no ledger."""
     exists = connection.execute(query("generations", "ledger_exists")).fetchone()
     if not (exists and exists[0]):
         return None
@@ -71,16 +70,17 @@ def generation_before(connection: Connection, schema: str, table: str) -> Genera
 
 
 def effective(pipeline: Pipeline) -> Pipeline:
-    """What a sync is to go by: the file, or, while a generation by the file is being built, what is read now goes by.
+    """The settings that a sync should use: those of the file, or those of the live generation during a rebuild.
 
-    So a scheduled sync keeps readers' table in step during a rebuild that takes a day, whichever file it was given.
+    While a generation with the file's settings is being built, a scheduled sync with that file therefore syncs the live
+    table, so that clients do not read old rows for as long as the rebuild takes.
     """
     if "." in pipeline.name:
         return pipeline
     with open_target(resolve(pipeline, frozenset({"target"})), "rowvec generations") as connection:
-        # Before the first run, and for a role that only searches, there is nothing to know.
-        readable = pipelines.is_readable(connection, "pipelines", "settings")
-        known = listed(connection, pipeline.name) if readable else []
+        # Before the first run there is no ledger, and a role that only searches may not read it.
+        readable = is_readable(connection, "pipelines", "settings")
+        known = list_generations(connection, pipeline.name) if readable else []
     building = any(
         g.state == "building" and g.settings is not None and same_vectors(g.settings, pipeline) for g in known
     )
@@ -91,19 +91,20 @@ def effective(pipeline: Pipeline) -> Pipeline:
 
 
 def by_settings(generation: Generation, pipeline: Pipeline) -> Pipeline:
-    """The pipeline that keeps a generation in step: its own source and vectors, and all else as the file has it now."""
+    """The pipeline that syncs a generation: the generation's own source and vectors, and the file's other settings."""
     if generation.settings is None:
         return pipeline
     now = {part: getattr(pipeline, part) for part in _FREE if part != "name"}
     return generation.settings.model_copy(update=now)
 
 
-def url(pipeline: Pipeline) -> str:
+def url_of_target(pipeline: Pipeline) -> str:
+    """The resolved URL of the target database."""
     return target_url(resolve(pipeline, frozenset({"target"})).target.url)
 
 
 def same_vectors(one: Pipeline, other: Pipeline) -> bool:
-    """Whether two pipelines make the same vectors in the same layout, names aside."""
+    """Whether two pipelines make the same vectors in the same layout. Their names and tables may differ."""
     return _essence(one) == _essence(other)
 
 
@@ -114,7 +115,7 @@ def _essence(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def as_generation(pipeline: Pipeline, name: str, schema: str, table: str) -> Pipeline:
-    """The same pipeline into another table. ``model_copy`` does not look at the name's form, and the dot is ours."""
+    """The same pipeline with another name and table. ``model_copy`` does not validate, so the name may have a dot."""
     quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))
     target = pipeline.target.model_copy(update={"table": quoted})
     return pipeline.model_copy(update={"name": name, "target": target})

@@ -7,8 +7,8 @@ from datetime import datetime
 
 from psycopg.rows import class_row
 
-from rowvec.ledger import pipelines
-from rowvec.ledger.rejects import Reject, listed
+from rowvec.ledger.pipelines import find
+from rowvec.ledger.rejects import Reject, list_rejects
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
@@ -21,7 +21,7 @@ _REJECTS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastRun:
-    """A run that is over; figures are None where it ended before they were known."""
+    """A run that is over; a figure is None if the run ended before it was known."""
 
     run_id: int
     started_at: datetime
@@ -37,18 +37,18 @@ class PastRun:
 
     @property
     def outcome(self) -> str:
-        """One word: ``ok``, ``FAILED``, or what else became of it."""
+        """One word or two: ``ok``, ``FAILED``, ``awaits jobs``, or the run's state."""
         return {"succeeded": "ok", "failed": "FAILED", "waiting": "awaits jobs"}.get(self.state, self.state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What the ledger remembers of a pipeline."""
+    """The last runs and the rejected rows of a pipeline."""
 
     runs: tuple[PastRun, ...]
-    """The newest first."""
+    """Newest first."""
     rejects: tuple[Reject, ...]
-    """The rows that are set aside, the newest first, up to 100."""
+    """Up to 100 rejected rows, newest first."""
 
     def as_markdown(self) -> str:
         """The least, the greatest and the last value of each figure, and then one line per run."""
@@ -74,16 +74,16 @@ class History:
 
 
 def look_back(pipeline: Pipeline) -> History:
-    """What became of the pipeline's last runs, and what it has set aside."""
+    """The pipeline's last runs and its rejected rows. Raises ``UsageError`` if the pipeline has never run."""
     resolved = resolve(pipeline, _NEEDED)
     with (
         open_target(resolved, "rowvec history") as connection,
         connection.cursor(row_factory=class_row(PastRun)) as runs,
     ):
-        pipeline_id = pipelines.find(connection, pipeline)
+        pipeline_id = find(connection, pipeline)
         values = {"pipeline_id": pipeline_id, "limit": _RUNS}
         past = tuple(runs.execute(query("history", "last_runs"), values))
-        rejects = listed(connection, pipeline_id, _REJECTS)
+        rejects = list_rejects(connection, pipeline_id, _REJECTS)
     return History(runs=past, rejects=tuple(rejects))
 
 

@@ -1,16 +1,16 @@
-"""The journal: what each run did to the vector table, by key and without the vectors, kept beside the artifacts.
+"""The journal: what each run did to the vector table, by key and without the vectors, kept in the store.
 
-An artifact says which vector a fingerprint has; the journal says which fingerprint a key has, with its metadata. A
-manifest links an entry to the one before, so that from the newest manifest the whole table follows, and from nothing
-else: no database, no source, no embedder.
+An artifact maps a fingerprint to its vector; the journal maps a key to its fingerprint and metadata. Each manifest
+names one journal entry and the manifest before. So the newest manifest is enough to rebuild the whole table from the
+store, without the database, the source or the embedder.
 
-Which keys changed is written down in the merge's own transaction (``rowvec.unrecorded_<pipeline>``), and forgotten only
-once a manifest in the store tells of them: a run that is killed in between leaves them to the next.
+The merge's own transaction notes which keys changed, in the table ``rowvec.unrecorded_<pipeline>``. The notes are
+deleted only once a manifest in the store covers them: after a killed run, the next run records them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -31,7 +31,7 @@ from rowvec.store.manifest import JournalEntry, Layout, Link, Manifest, RunRecor
 from rowvec.store.protocol import Store, file_checksum
 from rowvec.vectors.fingerprint import Identity
 
-# What a journal entry's rows end with, after key and metadata.
+# The last columns of a journal entry's rows, after key and metadata.
 FACTS = (
     PgColumn("fingerprint", "bytea"),
     PgColumn("metadata_hash", "bytea"),
@@ -45,32 +45,32 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A manifest that is in the store and that the ledger has not been told of yet."""
+    """A manifest that is in the store and not in the ledger yet."""
 
     name: str
     sha256: str
     pipeline_id: PipelineId
     manifest: Manifest
 
-    def tell(self, connection: Connection) -> None:
-        """Let the ledger know; in the transaction that ends the run."""
+    def confirm(self, connection: Connection) -> None:
+        """Mark in the ledger what the manifest covers; call it in the transaction that ends the run."""
         runs = [run.run_id for run in self.manifest.runs]
-        listed = {
+        covered = {
             "pipeline_id": self.pipeline_id,
             "names": [artifact.name for artifact in self.manifest.artifacts],
-            # One that holds nothing any more is not named, and is no news for the next manifest either.
+            # A manifest of every row does not name artifacts without a vector; these count as covered all the same.
             "whole": self.manifest.previous is None,
         }
-        connection.execute(query("journal", "list_artifacts"), listed)
+        connection.execute(query("journal", "list_artifacts"), covered)
         connection.execute(query("journal", "list_runs"), {"runs": runs})
         layout = Jsonb(asdict(self.manifest.layout))
-        connection.execute(query("journal", "told"), {"pipeline_id": self.pipeline_id, "layout": layout})
+        connection.execute(query("journal", "continue"), {"pipeline_id": self.pipeline_id, "layout": layout})
         connection.execute(query("journal", "forget_table", unrecorded=unrecorded(self.pipeline_id)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """A run at its end: what its manifest is to say."""
+    """The end of a run: the content of its manifest."""
 
     run_id: RunId
     pipeline_id: PipelineId
@@ -85,22 +85,23 @@ class Closing:
 
 
 def unrecorded(pipeline_id: PipelineId) -> sql.Identifier:
-    """The table of the keys that changed and that no manifest tells of yet."""
+    """The table of the keys that changed and that no manifest covers yet."""
     return sql.Identifier("rowvec", f"unrecorded_{pipeline_id}")
 
 
-def begin_anew(connection: Connection, pipeline_id: PipelineId) -> None:
-    """The vector table is made anew: the next manifest holds every row of it."""
-    connection.execute(query("journal", "whole"), {"pipeline_id": pipeline_id})
+def restart_journal(connection: Connection, pipeline_id: PipelineId) -> None:
+    """Make the next manifest name every row, because the vector table is built again from nothing."""
+    connection.execute(query("journal", "restart"), {"pipeline_id": pipeline_id})
     connection.execute(query("journal", "forget_table", unrecorded=unrecorded(pipeline_id)))
 
 
 def record(
     connection: Connection, store: Store, closing: Closing, folder: Path, *, whole: bool = False
 ) -> Recorded | None:
-    """Put what no manifest tells of yet into the store; None where there is nothing to tell.
+    """Write what no manifest covers yet to the store, as a journal entry and a manifest; None if there is nothing.
 
-    ``whole``: every row of the table, all artifacts, and no manifest before. ``folder`` holds what is on its way.
+    ``whole``: write every row of the table and all artifacts, with no link to a manifest before. ``folder`` takes the
+    temporary files. Raises ``TargetError`` if the ledger has no such pipeline any more.
     """
     layout = _layout(closing.table)
     values = {
@@ -109,13 +110,11 @@ def record(
     }
     row = connection.execute(query("journal", "due"), values).fetchone()
     if row is None:
-        raise TargetError(
-            f"the ledger has no pipeline {closing.pipeline}; somebody removed it while this run was at work"
-        )
-    # The database's clock, for manifests are in the order of time whichever machine writes them.
-    due, written_layout, new_artifacts, previous, remembered, now = row
+        raise TargetError(f"the pipeline {closing.pipeline} was removed from the ledger while this run was at work")
+    # The time is by the database's clock, because manifests are ordered by time and several machines write them.
+    due, written_layout, new_artifacts, previous, noted, now = row
     whole = whole or due or previous is None or written_layout != _as_json(layout)
-    changed = remembered and _any_change(connection, closing.pipeline_id)
+    changed = noted and _any_change(connection, closing.pipeline_id)
     if not (whole or new_artifacts or changed):
         return None
     parts = {"pipeline_id": closing.pipeline_id}
@@ -138,17 +137,17 @@ def record(
     return Recorded(name=name, sha256=sha256, pipeline_id=closing.pipeline_id, manifest=manifest)
 
 
-def replay(connection: Connection, store: Store, chain: list[Link], folder: Path) -> None:
+def replay(connection: Connection, store: Store, chain: Sequence[Link], folder: Path) -> None:
     """Make the temporary table ``journal_state``: each key's facts as of the last manifest of the chain.
 
-    Its columns are those of the layout, then ``FACTS``. Raises ``ArtifactCorrupt`` where an entry is lost or spoilt.
+    Its columns are those of the layout, then ``FACTS``. Raises ``ArtifactCorrupt`` if an entry is missing or corrupt.
     """
     layout = chain[-1].manifest.layout
     columns = tuple(PgColumn(name, pg_type) for name, pg_type in (*layout.key, *layout.metadata))
     key = sql.SQL(", ").join(sql.Identifier(name) for name, _ in layout.key)
     typed = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*columns, *FACTS))
     assigned = (
-        # The key too: it may have been written anew as an equal value that reads otherwise, as 1.0 and 1.00 do.
+        # The key is assigned too: an equal key may have another text form now, such as 1.0 and 1.00.
         sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c.name))
         for c in (*columns, *FACTS)
     )
@@ -170,7 +169,7 @@ def replay(connection: Connection, store: Store, chain: list[Link], folder: Path
 def _export(
     connection: Connection, store: Store, closing: Closing, folder: Path, *, whole: bool, changed: bool
 ) -> JournalEntry:
-    """Rows as Postgres itself writes them, so that every type comes back as it was; compressed, in constant memory."""
+    """Write the entry as Postgres writes CSV, so that every type can be read back; compressed, in constant memory."""
     table, named = closing.table, sql.SQL(", ").join(sql.Identifier(c.name) for c in closing.table.key)
     rows = query("journal", "every_row", table=table.identifier)
     if not whole:
@@ -220,7 +219,7 @@ def _copy_out(connection: Connection, statement: sql.Composed, out: pa.NativeFil
 def copy_entry(
     connection: Connection, store: Store, entry: JournalEntry, statement: sql.Composed, folder: Path
 ) -> None:
-    """Feed an entry's rows to a COPY. Raises ``ArtifactCorrupt`` where it is lost or spoilt."""
+    """Feed an entry's rows to a COPY. Raises ``ArtifactCorrupt`` if the entry is missing or corrupt."""
     local = folder / f"{uuid4().hex}.csv.zst"
     try:
         store.get(entry.name, local, entry.sha256)

@@ -1,4 +1,4 @@
-"""A run's plan: what changed, in batches, stored in the target database until the run has merged."""
+"""A run's plan: the rows that changed, in batches, stored in the target database until the run has merged."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.vectors.fingerprint import Identity
 
-# Prefect's server spends about 20 ms of CPU on each task run, and the next flow waits for the backlog: 64 batches of
-# four stages stay under 300 task runs. A batch of fewer rows than the minimum is less than a second's work.
+# Prefect's server spends about 20 ms of CPU on each task run, and the next flow has to wait for the backlog. 64 batches
+# of four stages stay under 300 task runs. A batch smaller than the minimum would take less than a second.
 MAX_BATCHES = 64
 MIN_BATCH_ROWS = 8192
 
 VECTOR_TEXT = "rowvec_vector"
 KEY_JSON = "rowvec_key"
 
-# Rows fetched at once: a few megabytes of text, and of vectors later.
+# Rows per fetch: a few megabytes of text, and later of vectors.
 FETCH_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What a plan found, in rows, and in distinct texts."""
+    """The size of a plan, in rows and in distinct texts."""
 
     new: int
     changed: int
@@ -44,11 +44,11 @@ class Counts:
     deleted: int
     unchanged: int
     rejected: int
-    """Rows of the source that stay in ``rowvec.rejects``."""
+    """Rows of the source that stay rejected, in ``rowvec.rejects``."""
     texts: int
-    """Distinct contents among new and changed rows."""
+    """Distinct contents of the new and changed rows."""
     known: int
-    """Of these, how many have been paid for already."""
+    """How many of these texts are paid for already."""
 
     @property
     def anything(self) -> bool:
@@ -58,7 +58,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A plan that is stored; its rows are in ``rowvec.plan_<run_id>``."""
+    """A stored plan; its rows are in the table ``rowvec.plan_<run_id>``."""
 
     run_id: RunId
     pipeline_id: PipelineId
@@ -67,11 +67,11 @@ class Plan:
     counts: Counts
     batches: int
     direct: bool
-    """Whether the vector table does not exist yet, and staging becomes it."""
+    """True if the vector table does not exist yet, so that the staging table becomes the vector table."""
     lost_images: int = 0
-    """Images of rows as they were before the run that are to be put into the store again; known to who made it."""
+    """Lost images of unchanged rows, which the run must upload again; 0 in a plan that was read from the database."""
     seconds: float = 0.0
-    """What making it took."""
+    """How long the plan took."""
 
     @property
     def rows(self) -> sql.Identifier:
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def staging(self) -> sql.Identifier:
-        """The table the batches are loaded into."""
+        """The table that the batches are loaded into."""
         return sql.Identifier("rowvec", f"staging_{self.run_id}")
 
 
@@ -90,15 +90,15 @@ def plan_rows(run_id: RunId) -> sql.Identifier:
 
 
 def count_batches(rows: int, weight: int = 1) -> int:
-    """How many batches for so many rows: batches grow with the table, task runs do not.
+    """The number of batches for ``rows`` rows. The batches grow with the table; the number of task runs does not.
 
-    ``weight``: how many times the usual least number of rows a batch is to have.
+    ``weight``: the minimum number of rows per batch, as a multiple of the usual minimum.
     """
     return max(1, min(MAX_BATCHES, -(-rows // (weight * MIN_BATCH_ROWS)))) if rows else 0
 
 
 def store(connection: Connection, plan: Plan) -> None:
-    """Record the totals of a plan whose rows are in their table."""
+    """Store the totals of a plan whose rows are already in the plan's table."""
     table = plan.table
     layout = {
         "key": [[c.name, c.pg_type] for c in table.key],
@@ -112,15 +112,15 @@ def store(connection: Connection, plan: Plan) -> None:
         "batches": plan.batches,
         "direct": plan.direct,
     }
-    connection.execute(query("plan", "store"), values)
+    connection.execute(query("plans", "store"), values)
 
 
 def open_plan(connection: Connection, pipeline: Pipeline, run_id: RunId) -> Plan:
-    """The stored plan of a run: whichever process or machine asks.
+    """The stored plan of a run; any process on any machine can open it.
 
-    Raises ``TargetError`` where the plan is gone, as after a run that is over.
+    Raises ``TargetError`` if the plan is gone, which is so after the run is over.
     """
-    row = connection.execute(query("plan", "open"), {"run_id": run_id}).fetchone()
+    row = connection.execute(query("plans", "open"), {"run_id": run_id}).fetchone()
     if row is None:
         raise TargetError(f"the plan of run {run_id} is gone; start a new sync")
     pipeline_id, layout, counts, batches, direct = row
@@ -136,8 +136,11 @@ def open_plan(connection: Connection, pipeline: Pipeline, run_id: RunId) -> Plan
 
 
 def fetch(connection: Connection, plan: Plan, batch: int) -> Iterator[pa.RecordBatch]:
-    """The rows of a batch, equal fingerprints together: the artifact's columns less the embedding, then the source's
-    own vector as text (NULL but for the column embedder) and the key as the rejects hold it."""
+    """The rows of a batch, ordered by fingerprint.
+
+    Columns: those of an artifact without the embedding; then the source's own vector as text, which is NULL except
+    with the column embedder; then the key in the form of ``rowvec.rejects``.
+    """
     schema = fetched_schema(plan.table)
     columns = sql.SQL(", ").join(
         sql.SQL("{}::{}").format(sql.Identifier(c.name), sql.SQL(c.travels_as))
@@ -146,7 +149,7 @@ def fetch(connection: Connection, plan: Plan, batch: int) -> Iterator[pa.RecordB
     with connection.transaction(), connection.cursor(name="batch", binary=True) as cursor:
         cursor.itersize = FETCH_ROWS
         statement = query(
-            "plan",
+            "plans",
             "fetch",
             columns=columns,
             key_json=key_json(plan.table.key),
@@ -161,16 +164,16 @@ def fetch(connection: Connection, plan: Plan, batch: int) -> Iterator[pa.RecordB
 
 
 def fetched_schema(table: VectorTable) -> pa.Schema:
-    """The schema of what ``fetch`` yields."""
+    """The schema of the batches that ``fetch`` yields."""
     without = [f for f in table.artifact_schema if f.name not in ("embedding", "embedding_bits")]
     return pa.schema([*without, pa.field(VECTOR_TEXT, pa.string()), pa.field(KEY_JSON, pa.string())])
 
 
 def sample_texts(connection: Connection, plan: Plan, limit: int) -> tuple[list[str], int, int]:
-    """Up to ``limit`` of the contents to be paid for, with the number and the characters of all of them."""
+    """Up to ``limit`` of the contents that must be paid for, and the number and the characters of all of these."""
     parts = {"plan": plan.rows, "paid_for": paid_for(connection, plan.pipeline_id, plan.identity)}
-    texts = [r[0] for r in connection.execute(query("plan", "sample_texts", limit=sql.Literal(limit), **parts))]
-    total = connection.execute(query("plan", "unpaid_characters", **parts)).fetchone()
+    texts = [r[0] for r in connection.execute(query("plans", "sample_texts", limit=sql.Literal(limit), **parts))]
+    total = connection.execute(query("plans", "unpaid_characters", **parts)).fetchone()
     count, characters = total or (0, 0)
     return texts, count, characters
 

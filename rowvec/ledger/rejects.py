@@ -1,4 +1,4 @@
-"""Rows that cannot be embedded: set aside with their reason, so that the others can go on."""
+"""Rejected rows: a row that cannot be embedded is recorded with the reason, and the run goes on with the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rowvec.postgres.queries import query
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """One row that was set aside."""
+    """One rejected row."""
 
     key: list[str | None]
     reason: str
@@ -25,13 +25,13 @@ class Reject:
     last_seen: datetime
 
 
-def set_aside(
+def add_rejects(
     connection: Connection,
     pipeline_id: PipelineId,
     run_id: RunId,
     rows: Sequence[tuple[str, bytes | None, RowError]],
 ) -> None:
-    """Record rows: (key as JSON array of texts, fingerprint, why)."""
+    """Record rejected rows, each as (key as a JSON array of texts, fingerprint, reason)."""
     values = {
         "pipeline_id": pipeline_id,
         "run_id": run_id,
@@ -40,24 +40,24 @@ def set_aside(
         "reasons": [error.reason for _, _, error in rows],
         "details": [error.detail for _, _, error in rows],
     }
-    connection.execute(query("rejects", "set_aside"), values)
+    connection.execute(query("rejects", "add"), values)
 
 
-def listed(connection: Connection, pipeline_id: PipelineId, limit: int = 1000) -> list[Reject]:
-    """The rejects of a pipeline, the newest first."""
-    rows = connection.execute(query("rejects", "listed"), {"pipeline_id": pipeline_id, "limit": limit})
+def list_rejects(connection: Connection, pipeline_id: PipelineId, limit: int = 1000) -> list[Reject]:
+    """The rejected rows of a pipeline, newest first."""
+    rows = connection.execute(query("rejects", "list"), {"pipeline_id": pipeline_id, "limit": limit})
     return [
         Reject(key=key, reason=reason, detail=detail, attempts=attempts, first_seen=first, last_seen=last)
         for key, reason, detail, attempts, first, last in rows
     ]
 
 
-def count(connection: Connection, pipeline_id: PipelineId) -> int:
-    """How many rows of the pipeline are set aside."""
+def count_rejects(connection: Connection, pipeline_id: PipelineId) -> int:
+    """The number of rejected rows of the pipeline."""
     row = connection.execute(query("rejects", "count"), {"pipeline_id": pipeline_id}).fetchone()
     return row[0] if row else 0
 
 
-def forget(connection: Connection, pipeline_id: PipelineId) -> int:
-    """Let the next sync try all of them again; returns how many there were."""
+def forget_rejects(connection: Connection, pipeline_id: PipelineId) -> int:
+    """Delete the pipeline's rejects, so that the next sync tries these rows again; returns how many there were."""
     return connection.execute(query("rejects", "forget"), {"pipeline_id": pipeline_id}).rowcount

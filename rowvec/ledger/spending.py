@@ -1,4 +1,4 @@
-"""What a pipeline spends on its embedder: in the ledger, so that no run or machine passes the budget."""
+"""What a pipeline spends on its embedder, recorded in the ledger so that all runs and machines share one budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rowvec.embedders.provider.budget import Hold
+from rowvec.embedders.provider.budget import Reservation
 from rowvec.errors import BudgetExceeded, RetriableError, UsageError
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
@@ -18,7 +18,7 @@ from rowvec.postgres.connection import Connection, lost_connections_are_retriabl
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 
-# A sum of floats that is a billionth of a dollar over its limit is not.
+# In US dollars: a sum of floats may exceed its limit by a rounding error.
 _TOLERANCE = 1e-9
 
 _NO_LIMIT = Budget()
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """US dollars that are gone, or set apart for what is under way."""
+    """US dollars that are spent, or reserved for requests that are under way."""
 
     run: float = 0.0
     month: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """Whose money it is, and how much of it there is."""
+class SpendingAccount:
+    """Who spends, and the limits."""
 
     family: str
     """The pipeline's name: its generations share one budget."""
@@ -44,13 +44,13 @@ class Account:
     budget: Budget
 
 
-def account_of(pipeline: Pipeline, run_id: RunId) -> Account:
+def account_of(pipeline: Pipeline, run_id: RunId) -> SpendingAccount:
     """The account that a run of the pipeline spends from."""
-    return Account(family=pipeline.name.split(".", maxsplit=1)[0], run_id=run_id, budget=budget_of(pipeline))
+    return SpendingAccount(family=pipeline.name.split(".", maxsplit=1)[0], run_id=run_id, budget=budget_of(pipeline))
 
 
 def budget_of(pipeline: Pipeline) -> Budget:
-    """The pipeline's budget; one without limits where it has none, or an embedder that costs nothing."""
+    """The pipeline's budget; one without limits if the pipeline has none or its embedder costs nothing."""
     embedder = pipeline.embedder
     if isinstance(embedder, (OpenAIEmbedder, AzureVisionEmbedder, OpenAIImagesEmbedder)):
         return embedder.budget or _NO_LIMIT
@@ -58,7 +58,7 @@ def budget_of(pipeline: Pipeline) -> Budget:
 
 
 def left(budget: Budget, spent: Spent) -> float | None:
-    """US dollars that may still be spent, at least 0; None where there is no limit."""
+    """US dollars that may still be spent, at least 0; None if there is no limit."""
     rooms = [
         limit - gone
         for limit, gone in ((budget.per_run, spent.run), (budget.per_month, spent.month))
@@ -67,8 +67,8 @@ def left(budget: Budget, spent: Spent) -> float | None:
     return max(0.0, min(rooms)) if rooms else None
 
 
-def passed(budget: Budget, spent: Spent, usd: float) -> str | None:
-    """The limit that so much more would pass, by its key; None where it passes none."""
+def exceeded_limit(budget: Budget, spent: Spent, usd: float) -> str | None:
+    """The key of the limit that ``usd`` more US dollars would exceed; None if they exceed none."""
     limits = {"per_run": (budget.per_run, spent.run), "per_month": (budget.per_month, spent.month)}
     for key, (limit, gone) in limits.items():
         if limit is not None and gone + usd > limit + _TOLERANCE:
@@ -76,34 +76,37 @@ def passed(budget: Budget, spent: Spent, usd: float) -> str | None:
     return None
 
 
-def spent_by(connection: Connection, account: Account) -> Spent:
-    """What is gone so far."""
+def spent_by(connection: Connection, account: SpendingAccount) -> Spent:
+    """What the run and its pipeline have spent so far, reservations included."""
     values = {"family": account.family, "run_id": account.run_id}
     row = connection.execute(query("spending", "spent"), values).fetchone()
     return Spent(run=row[0], month=row[1]) if row else Spent()
 
 
-def reserve(connection: Connection, account: Account, usd: float) -> Hold:
-    """Set money apart, in a transaction of the caller's or one of its own. Raises ``BudgetExceeded``."""
+def reserve(connection: Connection, account: SpendingAccount, usd: float) -> Reservation:
+    """Reserve ``usd`` US dollars, inside the caller's transaction if there is one.
+
+    Raises ``BudgetExceeded`` if that would exceed a limit.
+    """
     with connection.transaction():
         connection.execute(query("spending", "lock"), {"space": LockSpace.SPENDING, "family": account.family})
         spent = spent_by(connection, account)
-        key = passed(account.budget, spent, usd)
+        key = exceeded_limit(account.budget, spent, usd)
         if key is not None:
             raise _exceeded(account, spent, usd, key)
         values = {"family": account.family, "run_id": account.run_id, "usd": usd}
         row = connection.execute(query("spending", "reserve"), values).fetchone()
-        return Hold(usd=usd, month=row[0] if row else None)
+        return Reservation(usd=usd, month=row[0] if row else None)
 
 
-def settle(connection: Connection, family: str, run_id: int, hold: Hold, usd: float) -> None:
-    """What was set apart has cost so much."""
+def settle(connection: Connection, family: str, run_id: int, hold: Reservation, usd: float) -> None:
+    """Replace a reservation by the actual cost of ``usd`` US dollars."""
     values = {"family": family, "run_id": run_id, "month": hold.month, "held": hold.usd, "usd": usd}
     connection.execute(query("spending", "settle"), values)
 
 
 def check_price(pipeline: Pipeline, usd_a_million: float) -> None:
-    """Raise ``UsageError`` where there is a budget and nobody knows the price."""
+    """Raise ``UsageError`` if the pipeline has a budget and no price is configured or known."""
     if left(budget_of(pipeline), Spent()) is not None and not usd_a_million:
         raise UsageError(
             f"embedder.budget needs the price of {pipeline.embedder.model}: set embedder."
@@ -115,8 +118,8 @@ def check_price(pipeline: Pipeline, usd_a_million: float) -> None:
         )
 
 
-def outlook(connection: Connection, account: Account, cost: float) -> dict[str, float | bool | None] | None:
-    """What is left of the budget, in US dollars, and whether that is enough; None where there is no limit."""
+def outlook(connection: Connection, account: SpendingAccount, cost: float) -> dict[str, float | bool | None] | None:
+    """What is left of the budget, in US dollars, and whether it covers ``cost``; None if there is no limit."""
     spent = spent_by(connection, account)
     rest = left(account.budget, spent)
     if rest is None:
@@ -130,25 +133,25 @@ def outlook(connection: Connection, account: Account, cost: float) -> dict[str, 
     }
 
 
-class LedgerPurse:
-    """A ``Purse`` over the ledger, for the threads of one embedder: they take turns at its connection."""
+class LedgerBudget:
+    """A ``BudgetHold`` over the ledger, for the threads of one embedder, which share its connection."""
 
-    def __init__(self, connection: Connection, account: Account, cost: Callable[[int], float]) -> None:
+    def __init__(self, connection: Connection, account: SpendingAccount, cost: Callable[[int], float]) -> None:
         self._connection = connection
         self._account = account
         self._cost = cost
         self._lock = threading.Lock()
         self._limited = left(account.budget, Spent()) is not None
 
-    def reserve(self, tokens: int) -> Hold:
-        """See ``Purse``. Where there is no limit, nothing is asked of the database before a request."""
+    def reserve(self, tokens: int) -> Reservation:
+        """See ``BudgetHold``. Without a limit, no query is made before a request."""
         if not self._limited:
-            return Hold(usd=0.0)
+            return Reservation(usd=0.0)
         with self._lock, lost_connections_are_retriable():
             return reserve(self._connection, self._account, self._cost(tokens))
 
-    def settle(self, hold: Hold, tokens: int) -> None:
-        """See ``Purse``. What cannot be settled stays reserved: a paid answer is worth more than the exact sum."""
+    def settle(self, hold: Reservation, tokens: int) -> None:
+        """See ``BudgetHold``. If the database is unreachable, the reservation stays, so that no paid answer is lost."""
         usd = self._cost(tokens)
         if not usd and not hold.usd:
             return
@@ -160,21 +163,21 @@ class LedgerPurse:
 
 
 @contextmanager
-def open_purse(pipeline: Pipeline, run_id: RunId, cost: Callable[[int], float]) -> Generator[LedgerPurse]:
-    """The purse of a run, on a connection of its own; the pipeline's references must be resolved."""
+def open_budget(pipeline: Pipeline, run_id: RunId, cost: Callable[[int], float]) -> Generator[LedgerBudget]:
+    """The budget of a run, on a connection of its own; the pipeline's references must be resolved."""
     check_price(pipeline, cost(1_000_000))
-    with open_target(pipeline, "rowvec purse") as connection:
-        yield LedgerPurse(connection, account_of(pipeline, run_id), cost)
+    with open_target(pipeline, "rowvec budget") as connection:
+        yield LedgerBudget(connection, account_of(pipeline, run_id), cost)
 
 
-def _exceeded(account: Account, spent: Spent, usd: float, key: str) -> BudgetExceeded:
-    gone, limit, of = (
+def _exceeded(account: SpendingAccount, spent: Spent, usd: float, key: str) -> BudgetExceeded:
+    spent_usd, limit, period = (
         (spent.run, account.budget.per_run, "this run")
         if key == "per_run"
         else (spent.month, account.budget.per_month, "this month")
     )
     when = "run again" if key == "per_run" else "wait for the next month (UTC)"
     return BudgetExceeded(
-        f"{account.family} has spent ${gone:,.6f} of the ${limit or 0.0:,.6f} of {of}, and the next request would cost "
-        f"about ${usd:,.6f}: {when}, or raise embedder.budget.{key} and run again; what was paid for is kept"
+        f"{account.family} has spent ${spent_usd:,.6f} of the ${limit or 0.0:,.6f} of {period}, and the next request would "
+        f"cost about ${usd:,.6f}: {when}, or raise embedder.budget.{key} and run again; what was paid for is kept"
     )

@@ -1,4 +1,4 @@
-"""Where the files of a run are on their way to the blob store: in ROWVEC_HOME, by database, run and batch."""
+"""The folder for a run's files on their way to the blob store: in ROWVEC_HOME, by database, run and batch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from rowvec.runtime.home import home
 _NAME_LENGTH = 12
 
 
-def spool(connection: Connection, run_id: int) -> Path:
-    """The folder of a run that is at work, made when missing; ``connection`` is to the target's database."""
-    return made(database_name(connection), run_id)
+def make_workdir(connection: Connection, run_id: int) -> Path:
+    """The folder of a run that is under way, created if it is missing; ``connection`` is to the target's database."""
+    return make_workdir_in(database_name(connection), run_id)
 
 
-def made(database: str, run_id: int) -> Path:
-    """As ``spool``, of a database known by its name here."""
-    folder = home() / "spool" / database / str(run_id)
+def make_workdir_in(database: str, run_id: int) -> Path:
+    """As ``make_workdir``, for a database given by its ``database_name``."""
+    folder = _folder(database, run_id)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def spooled(connection: Connection, run_id: int) -> Path:
-    """The folder of a run that may be over, whether it is there or not."""
-    return home() / "spool" / database_name(connection) / str(run_id)
+def workdir(connection: Connection, run_id: int) -> Path:
+    """The folder of a run, which may be over; the folder may be missing."""
+    return _folder(database_name(connection), run_id)
 
 
 def database_name(connection: Connection) -> str:
-    """What a database is called here: the numbers of runs are a database's own, and one home may serve several."""
+    """The name of a database in ROWVEC_HOME: each database numbers its own runs, and one home may serve several."""
     where = connection.info
     return sha256(f"{where.host}\0{where.port}\0{where.dbname}".encode()).hexdigest()[:_NAME_LENGTH]
+
+
+def _folder(database: str, run_id: int) -> Path:
+    return home() / "spool" / database / str(run_id)

@@ -1,4 +1,4 @@
-"""Retention: which artifacts, images, journal entries and manifests nobody needs, and how small ones become large."""
+"""Prune: deletes artifacts, images, journal entries and manifests that are not needed, and merges small artifacts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from psycopg import sql
 
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.images.content import KnownImage
-from rowvec.ledger import pipelines, reuse, runs
 from rowvec.ledger.journal import FACTS, Closing, copy_entry, record, replay
-from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.runs import Run, running
-from rowvec.ledger.workdir import spool
+from rowvec.ledger.pipelines import PipelineId, find, identity_of
+from rowvec.ledger.reuse import forget_artifact
+from rowvec.ledger.runs import Ending, Run, finish_run, running
+from rowvec.ledger.workdir import make_workdir
 from rowvec.operations.prune_images import forget_images, unneeded_images
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
@@ -30,13 +30,12 @@ from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
 from rowvec.runtime.home import home
-from rowvec.store import artifact as artifacts
-from rowvec.store.artifact import Artifact, read_artifact
-from rowvec.store.manifest import Link, read_chain, read_link
+from rowvec.store.artifact import Artifact, read_artifact, upload, write_artifact
+from rowvec.store.manifest import Link, read_link
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
-from rowvec.sync import binarize
-from rowvec.sync.merge import totals
+from rowvec.sync.binarize import write_bits
+from rowvec.sync.totals import totals
 from rowvec.vectors.fingerprint import Identity
 
 _NEEDED = frozenset({"target", "artifacts"})
@@ -47,22 +46,22 @@ _LARGE_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """What was let go of, or would be."""
+    """What was deleted, or would be with ``--apply``."""
 
     applied: bool
     artifacts: int
     journal_entries: int
     manifests: int
     bytes: int
-    """Of the artifacts."""
+    """The size of the artifacts."""
     images: int
-    """That no row shows any more."""
+    """Images that no row shows any more."""
     image_bytes: int
     kept_artifacts: int
     compacted: int
-    """Small artifacts that were written into fewer large ones; they can go once the runs that name them are old."""
+    """Small artifacts merged into large ones. A later prune deletes them, once no restorable run names them."""
     names: tuple[str, ...]
-    """Up to 100 of the objects."""
+    """The names of up to 100 of the objects."""
 
     def as_json(self) -> dict[str, Any]:
         """As one JSON object."""
@@ -70,136 +69,165 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ledger:
-    """Where a pipeline's things are recorded and kept."""
+class _Work:
+    """The pipeline that is pruned, with its ledger and its store."""
 
     connection: Connection
     store: Store
     pipeline_id: PipelineId
     table: VectorTable
     pipeline: str
+    links: dict[str, Link] = field(default_factory=dict[str, Link])
+    """The manifests that were read so far, by name: manifests never change, so each is read once."""
+
+    def link(self, name: str) -> Link:
+        """A manifest by its name. Raises ``ArtifactCorrupt`` if it is missing or corrupt."""
+        if name not in self.links:
+            self.links[name] = read_link(self.store, name)
+        return self.links[name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Unneeded:
-    artifacts: list[tuple[int, str, int]]
-    """Id, name and bytes."""
-    manifests: list[tuple[int, str, str]]
-    """Run, name, and the journal entry; an entry that a kept manifest names too is ''."""
+class _Kept:
+    """The manifests that stay: those of the restorable runs, and the ones before them that a restore needs."""
+
+    oldest: str | None
+    """The manifest of the oldest run that stays restorable; None if no run has a manifest."""
+    links: dict[str, Link]
+    """By name."""
+
+    def chain_to_oldest(self) -> list[Link]:
+        """The manifests that a restore to the oldest run reads, oldest first."""
+        chain: list[Link] = []
+        name = self.oldest
+        while name is not None:
+            chain.append(self.links[name])
+            name = chain[-1].manifest.previous
+        return chain[::-1]
 
 
 def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, compact: bool = False) -> Pruned:
-    """Let go of what is older and not needed; without ``apply`` only tell.
+    """Delete what is older than ``older_than`` and not needed; without ``apply`` only report what would be deleted.
 
-    Kept is whatever the vector table needs, whatever a restore to a run of that age or to the newest one needs, and
-    every artifact and image younger than that. With ``compact``, small artifacts are written into large ones first.
-    Objects that the ledger does not know are left alone: they may be another database's.
+    These are kept: what the vector table needs; what a restore needs, to the newest run or to any run younger than
+    ``older_than``; and every artifact and image that is younger. With ``compact``, small artifacts are merged into
+    large ones first. Objects that the ledger does not know are left alone: they may belong to another database.
+
+    Raises ``UsageError`` if ``compact`` is given without ``apply``, or if the pipeline has never run;
+    ``PipelineBusy`` if another run holds the pipeline; ``ArtifactCorrupt`` if a manifest or a journal entry that must
+    be kept is missing or corrupt.
     """
     if compact and not apply:
         raise UsageError("--compact writes artifacts: give --apply with it, or leave it out")
-    with _opened(pipeline) as held:
-        identity = pipelines.identity_of(held.connection, held.pipeline_id)
+    with _opened(pipeline) as work:
+        identity = identity_of(work.connection, work.pipeline_id)
         if not apply:
-            found = _unneeded(held, older_than)
-            images = unneeded_images(held.connection, pipeline.name, identity, older_than)
-            return _told(held, found, _old_manifests(held, older_than), images, applied=False, compacted=0)
-    with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, _opened(pipeline) as held:
-        compacted = _compact(held, run, identity) if compact else 0
-        found = _unneeded(held, older_than)
+            kept = _kept(work, older_than)
+            found = _unneeded(work, kept, older_than)
+            images = unneeded_images(work.connection, pipeline.name, identity, older_than)
+            old = _old_manifests(work, kept, older_than)
+            return _pruned(work, found, old, images, applied=False, compacted=0)
+    with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, _opened(pipeline) as work:
+        compacted = _compact(work, run, identity) if compact else 0
+        found = _unneeded(work, _kept(work, older_than), older_than)
         for owner, name, _ in found:
-            # First the object: a kill in between leaves an entry that the next prune finds again, not a lost object.
-            held.store.delete(name)
-            reuse.forget_artifact(held.connection, owner, name)
-        images = unneeded_images(held.connection, pipeline.name, identity, older_than)
-        forget_images(held.connection, held.store, pipeline.name, images)
-        _close(held, run, identity, anew=compacted > 0 or any(owner == held.pipeline_id for owner, _, _ in found))
-        old = _old_manifests(held, older_than)
+            # The object goes first: after a kill in between, the next prune finds the ledger's entry again. The other
+            # order would leave an object that no prune finds.
+            work.store.delete(name)
+            forget_artifact(work.connection, owner, name)
+        images = unneeded_images(work.connection, pipeline.name, identity, older_than)
+        forget_images(work.connection, work.store, pipeline.name, images)
+        _close(work, run, identity, whole=compacted > 0 or any(owner == work.pipeline_id for owner, _, _ in found))
+        # Find the kept manifests again: the newest one may be the one that was written just now.
+        old = _old_manifests(work, _kept(work, older_than), older_than)
         for run_id, names in old:
             for name in names:
-                held.store.delete(name)
-            held.connection.execute(query("retention", "forget_manifest"), {"run_id": run_id})
-        return _told(held, found, old, images, applied=True, compacted=compacted)
+                work.store.delete(name)
+            work.connection.execute(query("prune", "forget_manifest"), {"run_id": run_id})
+        return _pruned(work, found, old, images, applied=True, compacted=compacted)
 
 
 @contextmanager
-def _opened(pipeline: Pipeline) -> Generator[_Ledger]:
+def _opened(pipeline: Pipeline) -> Generator[_Work]:
     resolved = resolve(pipeline, _NEEDED)
     with open_target(resolved, "rowvec prune") as connection:
         install(connection)
-        yield _Ledger(
+        yield _Work(
             connection=connection,
             store=open_store(resolved.artifacts),
-            pipeline_id=pipelines.find(connection, pipeline),
+            pipeline_id=find(connection, pipeline),
             table=stored_table(connection, resolved),
             pipeline=pipeline.name,
         )
 
 
-def _kept(held: _Ledger, age: timedelta) -> tuple[str | None, dict[str, Link]]:
-    """The oldest run that is to stay restorable, and the manifests of all of them with those that they go on from."""
-    values = {"pipeline_id": held.pipeline_id, "age": age}
+def _kept(work: _Work, age: timedelta) -> _Kept:
+    values = {"pipeline_id": work.pipeline_id, "age": age}
     links: dict[str, Link] = {}
     oldest = None
-    for (oldest,) in held.connection.execute(query("retention", "kept_manifests"), values).fetchall():
+    for (oldest,) in work.connection.execute(query("prune", "kept_manifests"), values).fetchall():
         name = oldest
         while name is not None and name not in links:
-            links[name] = read_link(held.store, name)
+            links[name] = work.link(name)
             name = links[name].manifest.previous
-    return oldest, links
+    return _Kept(oldest=oldest, links=links)
 
 
-def _unneeded(held: _Ledger, age: timedelta) -> list[tuple[PipelineId, str, int]]:
+def _unneeded(work: _Work, kept: _Kept, age: timedelta) -> list[tuple[PipelineId, str, int]]:
     """Generation, name and bytes of the artifacts that nothing needs."""
-    (oldest, links), connection = _kept(held, age), held.connection
-    connection.execute(query("retention", "needed", table=held.table.identifier))
+    connection = work.connection
+    connection.execute(query("prune", "needed", table=work.table.identifier))
     with tempfile.TemporaryDirectory(dir=home()) as folder:
-        # What the table held after the oldest run, and what each later one put into it: more it has not had since.
-        before = read_chain(held.store, held.pipeline, oldest) if oldest else []
+        # The table's rows after the oldest restorable run, and the rows that each later run wrote: together these are
+        # all rows that the table has had since.
+        before = kept.chain_to_oldest()
         if before:
-            replay(connection, held.store, before, Path(folder))
-            connection.execute(query("retention", "need_state"))
-        for name in links.keys() - {link.name for link in before}:
-            link = links[name]
+            replay(connection, work.store, before, Path(folder))
+            connection.execute(query("prune", "need_state"))
+        for name in kept.links.keys() - {link.name for link in before}:
+            link = kept.links[name]
             layout = link.manifest.layout
             plain = [PgColumn(f"c{i}", "text") for i in range(len(layout.key) + len(layout.metadata))]
             columns = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*plain, *FACTS))
-            connection.execute(query("retention", "entry", columns=sql.SQL(", ").join(columns)))
-            copy = query("retention", "copy_entry")
-            copy_entry(connection, held.store, link.manifest.journal, copy, Path(folder))
-            connection.execute(query("retention", "need_entry"))
-            connection.execute(query("retention", "drop_entry"))
-    connection.execute(query("retention", "analyze_needed"))
-    kept = sorted({artifact.name for link in links.values() for artifact in link.manifest.artifacts})
-    parts = {"pipeline_id": sql.Literal(held.pipeline_id), "age": sql.Literal(age), "kept": sql.Literal(kept)}
-    return connection.execute(query("retention", "unneeded_artifacts", **parts)).fetchall()
+            connection.execute(query("prune", "entry", columns=sql.SQL(", ").join(columns)))
+            copy = query("prune", "copy_entry")
+            copy_entry(connection, work.store, link.manifest.journal, copy, Path(folder))
+            connection.execute(query("prune", "need_entry"))
+            connection.execute(query("prune", "drop_entry"))
+    connection.execute(query("prune", "analyze_needed"))
+    names = sorted({artifact.name for link in kept.links.values() for artifact in link.manifest.artifacts})
+    parts = {"pipeline_id": sql.Literal(work.pipeline_id), "age": sql.Literal(age), "kept": sql.Literal(names)}
+    return connection.execute(query("prune", "unneeded_artifacts", **parts)).fetchall()
 
 
-def _old_manifests(held: _Ledger, age: timedelta) -> list[tuple[int, tuple[str, ...]]]:
-    """Runs whose manifest no kept run goes back to: its name, and that of its entry where no kept one has the same."""
-    _, links = _kept(held, age)
-    entries = {link.manifest.journal.name for link in links.values()}
-    values = {"pipeline_id": held.pipeline_id, "kept": list(links), "age": age}
+def _old_manifests(work: _Work, kept: _Kept, age: timedelta) -> list[tuple[int, tuple[str, ...]]]:
+    """The runs whose manifest no restore needs, each with the names of the objects to delete.
+
+    The objects are the manifest and its journal entry; the entry is left out if a kept manifest names the same one.
+    """
+    entries = {link.manifest.journal.name for link in kept.links.values()}
+    values = {"pipeline_id": work.pipeline_id, "kept": list(kept.links), "age": age}
     old: list[tuple[int, tuple[str, ...]]] = []
-    for run_id, name in held.connection.execute(query("retention", "old_manifests"), values).fetchall():
+    for run_id, name in work.connection.execute(query("prune", "old_manifests"), values).fetchall():
         try:
-            entry = read_link(held.store, name).manifest.journal.name
+            entry = work.link(name).manifest.journal.name
         except ArtifactCorrupt:
-            old.append((run_id, (name,)))  # it is gone, or of no use: its entry cannot be known
+            old.append((run_id, (name,)))  # the manifest is missing or corrupt, so the name of its entry is not known
             continue
-        # The entry first: a manifest that is still there finds it again.
+        # The entry goes first: after a kill in between, the next prune finds it again through the manifest.
         old.append((run_id, (name,) if entry in entries else (entry, name)))
     return old
 
 
-def _compact(held: _Ledger, run: Run, identity: Identity) -> int:
-    """Write what small artifacts hold into large ones; returns how many small ones have nothing left to hold."""
-    values = {"pipeline_id": held.pipeline_id, "smaller_than": _SMALL_BYTES}
-    rows = held.connection.execute(query("retention", "small_artifacts"), values).fetchall()
+def _compact(work: _Work, run: Run, identity: Identity) -> int:
+    """Merge small artifacts into large ones; returns how many small ones no entry of the ledger points to any more."""
+    values = {"pipeline_id": work.pipeline_id, "smaller_than": _SMALL_BYTES}
+    rows = work.connection.execute(query("prune", "small_artifacts"), values).fetchall()
     small = [(i, Artifact(name=name, sha256=sha256, rows=n, bytes=size)) for i, name, sha256, n, size in rows]
     done = 0
     for batch, group in enumerate(_groups(small)):
         if len(group) > 1:
-            _write_together(held, run, identity, batch, group)
+            _merge(work, run, identity, batch, group)
             done += len(group)
     return done
 
@@ -214,44 +242,44 @@ def _groups(small: list[tuple[int, Artifact]]) -> Iterator[list[tuple[int, Artif
     yield group
 
 
-def _write_together(held: _Ledger, run: Run, identity: Identity, batch: int, group: list[tuple[int, Artifact]]) -> None:
-    """One large artifact, without keys and metadata, which the journal has; then the ledger looks there."""
-    table, folder = replace(held.table, key=(), metadata=()), spool(held.connection, run.run_id)
+def _merge(work: _Work, run: Run, identity: Identity, batch: int, group: list[tuple[int, Artifact]]) -> None:
+    """Write one large artifact and point the ledger to it. It has no keys and no metadata: the journal has these."""
+    table, folder = replace(work.table, key=(), metadata=()), make_workdir(work.connection, run.run_id)
     schema = pa.schema([f for f in table.artifact_schema if f.name != "embedding_bits"])
-    spooled, bits, parquet = folder / "embedded.arrow", folder / "bits.arrow", folder / "artifact.parquet"
-    with pa.OSFile(str(spooled), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+    embedded, bits, parquet = folder / "embedded.arrow", folder / "bits.arrow", folder / "artifact.parquet"
+    with pa.OSFile(str(embedded), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
         for artifact_id, artifact in group:
             local = folder / "small.parquet"
-            held.store.get(artifact.name, local, artifact.sha256)
+            work.store.get(artifact.name, local, artifact.sha256)
             values = {"artifact_id": artifact_id}
-            wanted = {row[0] for row in held.connection.execute(query("retention", "held_by"), values)}
+            wanted = {row[0] for row in work.connection.execute(query("prune", "held_by"), values)}
             for block in read_artifact(local, table.layout):
                 kept = [f in wanted and not wanted.discard(f) for f in block.column("fingerprint").to_pylist()]
                 if any(kept):
                     out.write_batch(block.filter(pa.array(kept)).select(schema.names).cast(schema))
     if table.bits:
-        binarize.write_bits(spooled, bits, table.dimensions, table.precision)
-    written = artifacts.write_artifact(spooled, bits if table.bits else None, parquet, table, held.pipeline, identity)
-    artifacts.upload(held.store, parquet, written)
-    with held.connection.transaction():
-        values = {"pipeline_id": held.pipeline_id, "run_id": run.run_id, "batch": batch, **asdict(written)}
-        row = held.connection.execute(query("retention", "add_artifact"), values).fetchone()
+        write_bits(embedded, bits, table.dimensions, table.precision)
+    written = write_artifact(embedded, bits if table.bits else None, parquet, table, work.pipeline, identity)
+    upload(work.store, parquet, written)
+    with work.connection.transaction():
+        values = {"pipeline_id": work.pipeline_id, "run_id": run.run_id, "batch": batch, **asdict(written)}
+        row = work.connection.execute(query("prune", "add_artifact"), values).fetchone()
         small = [artifact_id for artifact_id, _ in group]
-        pointed = {"artifact_id": row and row[0], "pipeline_id": held.pipeline_id, "small": small}
-        held.connection.execute(query("retention", "repoint"), pointed)
+        pointed = {"artifact_id": row and row[0], "pipeline_id": work.pipeline_id, "small": small}
+        work.connection.execute(query("prune", "repoint"), pointed)
     shutil.rmtree(folder)
 
 
-def _close(held: _Ledger, run: Run, identity: Identity, *, anew: bool) -> None:
-    """End the run: with a manifest of every row and of what is left, where something is gone or has moved."""
+def _close(work: _Work, run: Run, identity: Identity, *, whole: bool) -> None:
+    """End the run. With ``whole``, because an artifact is gone or has moved, write a manifest that names every row."""
     recorded = None
-    if anew:
-        rows, checksum = totals(held.connection, held.table, held.table.identifier)
+    if whole:
+        rows, checksum = totals(work.connection, work.table, work.table.identifier)
         closing = Closing(
             run_id=run.run_id,
-            pipeline_id=held.pipeline_id,
-            pipeline=held.pipeline,
-            table=held.table,
+            pipeline_id=work.pipeline_id,
+            pipeline=work.pipeline,
+            table=work.table,
             identity=identity,
             counts={"rows": rows},
             checksum=checksum,
@@ -259,22 +287,21 @@ def _close(held: _Ledger, run: Run, identity: Identity, *, anew: bool) -> None:
             tokens=0,
             cost_usd=0.0,
         )
-        recorded = record(held.connection, held.store, closing, spool(held.connection, run.run_id), whole=True)
-        shutil.rmtree(spool(held.connection, run.run_id))
-    with held.connection.transaction():
+        recorded = record(work.connection, work.store, closing, make_workdir(work.connection, run.run_id), whole=True)
+        shutil.rmtree(make_workdir(work.connection, run.run_id))
+    with work.connection.transaction():
         if recorded:
-            recorded.tell(held.connection)
-        runs.finish_run(
-            held.connection,
-            run.run_id,
-            "succeeded",
+            recorded.confirm(work.connection)
+        ending = Ending(
+            state="succeeded",
             manifest=recorded and recorded.name,
             manifest_sha256=recorded and recorded.sha256,
         )
+        finish_run(work.connection, run.run_id, ending)
 
 
-def _told(
-    held: _Ledger,
+def _pruned(
+    work: _Work,
     found: list[tuple[PipelineId, str, int]],
     old: list[tuple[int, tuple[str, ...]]],
     images: list[KnownImage],
@@ -282,10 +309,10 @@ def _told(
     applied: bool,
     compacted: int,
 ) -> Pruned:
-    values = {"pipeline_id": held.pipeline_id}
-    (left,) = held.connection.execute(query("retention", "count_artifacts"), values).fetchone() or (0,)
+    values = {"pipeline_id": work.pipeline_id}
+    (left,) = work.connection.execute(query("prune", "count_artifacts"), values).fetchone() or (0,)
     names = [*(name for _, name, _ in found), *(name for _, written in old for name in written)]
-    names += [image.object_name(held.pipeline) for image in images]
+    names += [image.object_name(work.pipeline) for image in images]
     return Pruned(
         applied=applied,
         artifacts=len(found),
@@ -294,7 +321,7 @@ def _told(
         bytes=sum(size for _, _, size in found),
         images=len(images),
         image_bytes=sum(image.bytes for image in images),
-        kept_artifacts=left if applied else left - sum(owner == held.pipeline_id for owner, _, _ in found),
+        kept_artifacts=left if applied else left - sum(owner == work.pipeline_id for owner, _, _ in found),
         compacted=compacted,
         names=tuple(names[:_LISTED]),
     )

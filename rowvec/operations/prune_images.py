@@ -1,4 +1,4 @@
-"""Which images in the store no row shows any more, and letting go of them."""
+"""Finds the images in the store that no row shows any more, and deletes them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rowvec.vectors.fingerprint import Identity
 
 
 def unneeded_images(connection: Connection, pipeline: str, identity: Identity, age: timedelta) -> list[KnownImage]:
-    """The images that can go: no vector table of the pipeline shows them, whichever generation, no run that is kept
-    did, and no row came with them since ``age``.
+    """The images that can be deleted: no vector table of any generation shows them, no restorable run showed them, and
+    no row came with them since ``age``.
 
-    Asked once a session, after the temporary table ``needed`` was filled with the fingerprints that runs need. With
-    the column embedder a fingerprint is not that of an image alone, so only what tables show is kept for it.
+    Call it once per session, after the temporary table ``needed`` was filled with the fingerprints that runs need.
+    With the column embedder, a fingerprint is not of the image alone. So only images that tables show are kept then.
     """
     family = pipeline.partition(".")[0]
     tables = connection.execute(query("images", "tables"), {"family": family}).fetchall()
     note_shown(connection, [sql.Identifier(schema, table) for schema, table in tables])
     statement = query(
-        "images",
+        "prune_images",
         "unneeded",
         family=sql.Literal(family),
         age=sql.Literal(age),
@@ -36,9 +36,9 @@ def unneeded_images(connection: Connection, pipeline: str, identity: Identity, a
 
 
 def forget_images(connection: Connection, store: Store, pipeline: str, images: list[KnownImage]) -> None:
-    """Delete images from the store. One that comes back is uploaded again."""
+    """Delete images from the store. If a row shows one of them again, it is uploaded again."""
     for image in images:
-        # First the object: a kill in between leaves an entry that the next prune finds again, not a lost object.
+        # The object goes first: after a kill in between, the next prune finds the ledger's entry again.
         store.delete(image.object_name(pipeline))
         values = {"family": pipeline.partition(".")[0], "sha256s": [image.sha256]}
-        connection.execute(query("images", "forget"), values)
+        connection.execute(query("prune_images", "forget"), values)

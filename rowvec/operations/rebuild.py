@@ -1,4 +1,4 @@
-"""Rebuild: what the flow of that name does between its syncs: plan, compare, switch, go back."""
+"""Rebuild: the steps of the rebuild flow between its syncs: plan, compare, switch, roll back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from psycopg import sql
 
 from rowvec.errors import CostLimitExceeded, UsageError
 from rowvec.index.recall import SEED
-from rowvec.index.tuning import results
-from rowvec.ledger import generations
-from rowvec.ledger.generations import Generation
-from rowvec.operations import switch as switch_stage
-from rowvec.operations.switch import Next
+from rowvec.index.tuning.results import present_index
+from rowvec.ledger.generations import Generation, by_settings, list_generations, live_of
+from rowvec.operations.switch import Next, begin, both_held, copy_indexes, next_generation, switch_tables, table_of
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import BILLED, What
 from rowvec.pipeline.references import resolve
@@ -28,25 +26,26 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.search.query import search
-from rowvec.sync import dry_run
+from rowvec.search.request import SearchRequest
+from rowvec.sync.dry_run import plan
 from rowvec.sync.report import SyncReport
 from rowvec.vectors.layout import Embeddings
 
-_QUESTIONS = 100
-# Of the table's pages so many are drawn that each question has a few to come from.
-_ROWS_A_QUESTION = 50
-# Of a table in chunks so many more are looked at, for several may be of one row.
-_HITS_A_ROW = 4
+_QUERIES = 100
+# Rows sampled per query row, so that each query row is drawn from several.
+_ROWS_PER_QUERY = 50
+# Hits per row in a table of chunks, because several chunks of one row may be near.
+_HITS_PER_ROW = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How the answers of two generations differ."""
+    """How much the search results of two generations have in common."""
 
     k: int
     questions: int
     shared: float
-    """The mean share of the k nearest rows that both give; from 0 to 1."""
+    """The mean share of the k nearest rows that both generations find; from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +55,13 @@ class RebuildReport:
     pipeline: str
     generation: int
     table: str
-    """Where the new generation is read: the vector table's own name after the switch."""
+    """The table of the new generation; after the switch, this is the vector table's own name."""
     switched: bool
     retired_table: str | None
-    """The generation before, kept until ``rowvec rebuild --drop-old``."""
+    """The table of the generation before, kept until ``rowvec rebuild --drop-old``."""
     rows: int
     what: What
-    """What was embedded; of images, ``tokens`` are the service's transactions."""
+    """Texts or images; for images, ``tokens`` counts the service's transactions."""
     embedded: int
     reused: int
     tokens: int
@@ -81,25 +80,28 @@ class RebuildReport:
         """One sentence."""
         shared = f"of the {self.comparison.k} nearest rows {self.comparison.shared:.0%} are the same"
         if not self.switched:
-            return f"Built, not switched: {self.rows:,} vectors wait in {self.table}; {shared}."
+            return f"Built, not switched: {self.table} has {self.rows:,} vectors; {shared}."
         return (
             f"Switched: {self.table} has {self.rows:,} new vectors; {shared}. {self.retired_table} keeps the old ones."
         )
 
 
 def plan_rebuild(pipeline: Pipeline) -> dict[str, Any]:
-    """What building the next generation would take, in rows, tokens and US dollars; nothing is spent or kept."""
-    return _planned(pipeline, switch_stage.next_generation(pipeline))
+    """What building the next generation would take, in rows, tokens and US dollars; nothing is spent or kept.
+
+    Raises ``UsageError`` and ``TargetError`` as ``next_generation`` does.
+    """
+    return _planned(pipeline, next_generation(pipeline))
 
 
 def _planned(pipeline: Pipeline, following: Next) -> dict[str, Any]:
-    found = dry_run.plan(following.pipeline)
+    found = plan(following.pipeline)
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
-        planned = next(g for g in generations.listed(connection, pipeline.name) if g.name == following.pipeline.name)
+        planned = next(g for g in list_generations(connection, pipeline.name) if g.name == following.pipeline.name)
         if following.begun is None:
             written = sql.Identifier(planned.schema, planned.table).as_string(connection)
             values = {"pipeline_id": planned.pipeline_id, "table": written}
-            connection.execute(query("generations", "forget_plan_only"), values)
+            connection.execute(query("rebuild", "forget_plan_only"), values)
     return {
         "generation": planned.number,
         "table": f"{planned.schema}.{planned.table}",
@@ -109,12 +111,13 @@ def _planned(pipeline: Pipeline, following: Next) -> dict[str, Any]:
 
 
 def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline:
-    """The pipeline that builds the next generation, its cost looked at first.
+    """The pipeline that builds the next generation, after its cost was checked against ``max_cost`` US dollars.
 
-    Raises ``CostLimitExceeded`` before anything is spent or given up, ``UsageError`` where there is nothing to build,
-    ``PipelineBusy`` where another rebuild is at work.
+    Raises ``CostLimitExceeded`` before anything is spent or dropped; ``UsageError`` if there is nothing to build, or if
+    ``max_cost`` is given and the price is not configured; ``TargetError`` if an object of the user is bound to the
+    table; ``PipelineBusy`` if another rebuild is at work.
     """
-    following = switch_stage.next_generation(pipeline)
+    following = next_generation(pipeline)
     if max_cost is not None:
         found = _planned(pipeline, following)
         if found["tokens"] and not found["cost_usd"]:
@@ -126,25 +129,25 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
                 f"{BILLED[found['what']]}, for about "
                 f"${found['cost_usd']:,.2f}, and --max-cost allows ${max_cost:,.2f}; nothing was spent"
             )
-    switch_stage.begin(pipeline, following)
+    begin(pipeline, following)
     return following.pipeline
 
 
 def live_pipeline(pipeline: Pipeline) -> Pipeline:
-    """The pipeline by which the table that is read now is kept."""
+    """The pipeline that syncs the live table. Raises ``UsageError`` if there is no vector table yet."""
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
-        live = generations.live_of(generations.listed(connection, pipeline.name), pipeline)
-    return generations.by_settings(live, pipeline)
+        live = live_of(list_generations(connection, pipeline.name), pipeline)
+    return by_settings(live, pipeline)
 
 
 def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
-    """Ask both generations for the neighbours of the same rows, each by its own vectors and its own index."""
+    """Search both generations for the neighbours of the same rows, each with its own vectors and its own index."""
     k = pipeline.validation.recall.k
     with open_target(resolve(pipeline), "rowvec compare") as connection:
-        known = generations.listed(connection, pipeline.name)
-        live, new = generations.live_of(known, pipeline), next(g for g in known if g.name == following.name)
-        tables = [switch_stage.table_of(connection, pipeline, g) for g in (live, new)]
-        choices = [results.present_index(connection, table, pipeline.index) for table in tables]
+        known = list_generations(connection, pipeline.name)
+        live, new = live_of(known, pipeline), next(g for g in known if g.name == following.name)
+        tables = [table_of(connection, pipeline, g) for g in (live, new)]
+        choices = [present_index(connection, table, pipeline.index) for table in tables]
         shares: list[float] = []
         for key, vectors in _pairs(connection, tables[0], tables[1]):
             answers = [
@@ -157,12 +160,13 @@ def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
 
 
 def switch(pipeline: Pipeline, following: Pipeline) -> str:
-    """Let the next generation be read; returns the name of the table that keeps the one before.
+    """Make the next generation the live one; returns the name of the table that keeps the one before.
 
-    Raises ``PipelineBusy`` where a run of either is at work.
+    Raises ``UsageError`` if the next generation does not exist any more; ``PipelineBusy`` if either generation has a
+    run under way; ``TargetError`` and ``DatabaseUnavailable`` as ``switch_tables`` does.
     """
     with open_target(resolve(pipeline), "rowvec switch") as connection:
-        known = generations.listed(connection, pipeline.name)
+        known = list_generations(connection, pipeline.name)
         new = next((g for g in known if g.name == following.name), None)
         if new is None:
             return _switched_before(known, pipeline)
@@ -170,13 +174,15 @@ def switch(pipeline: Pipeline, following: Pipeline) -> str:
 
 
 def rollback(pipeline: Pipeline) -> str:
-    """Let the generation before be read again; returns the name of the table that keeps the one that was read.
+    """Make the generation before the live one again; returns the name of the table that keeps the present one.
 
-    It is as it was when it was switched away from: a sync, by the settings it was made by, brings it in step.
+    Its rows are as old as the switch: a sync with the settings it was built with brings it up to date. Raises
+    ``UsageError`` if there is no generation to go back to; ``PipelineBusy`` if either generation has a run under way;
+    ``TargetError`` and ``DatabaseUnavailable`` as ``switch_tables`` does.
     """
     with open_target(resolve(pipeline), "rowvec rollback") as connection:
         install(connection)
-        known = generations.listed(connection, pipeline.name)
+        known = list_generations(connection, pipeline.name)
         retired = [g for g in known if g.state == "retired"]
         if not retired:
             raise UsageError(f"{pipeline.name} has no generation to go back to: it was dropped, or there never was one")
@@ -218,21 +224,20 @@ def finish_rebuild(
 
 
 def _switch_to(connection: Connection, pipeline: Pipeline, known: list[Generation], new: Generation) -> str:
-    live = generations.live_of(known, pipeline)
-    with switch_stage.both_held(pipeline, live, new):
-        switch_stage.copy_indexes(connection, live, new)
+    live = live_of(known, pipeline)
+    with both_held(pipeline, live, new):
+        copy_indexes(connection, live, new)
         now, former = (
-            results.present_index(connection, switch_stage.table_of(connection, pipeline, g), pipeline.index)
-            for g in (new, live)
+            present_index(connection, table_of(connection, pipeline, g), pipeline.index) for g in (new, live)
         )
-        return switch_stage.switch(connection, pipeline, new, now, former).retired_table
+        return switch_tables(connection, pipeline, new, now, former).retired_table
 
 
 def _switched_before(known: list[Generation], pipeline: Pipeline) -> str:
-    """A switch whose answer was lost, tried again: the next generation has the pipeline's own name by now."""
+    """The result of a switch that is tried again after its answer was lost: the switch was made the first time."""
     retired = next((g for g in known if g.state == "retired"), None)
     if retired is None:
-        raise UsageError(f"the generation of {pipeline.name} that was being built is gone; run rowvec rebuild again")
+        raise UsageError(f"the next generation of {pipeline.name} does not exist any more; run rowvec rebuild again")
     return f"{retired.schema}.{retired.table}"
 
 
@@ -244,26 +249,26 @@ def _neighbours(
     key: tuple[Any, ...],
     k: int,
 ) -> set[tuple[Any, ...]]:
-    """Keys of the ``k`` source rows nearest to a row of the key ``key``, itself left out."""
+    """Keys of the ``k`` source rows nearest to the row with the key ``key``, without that row."""
     names = [column.name for column in _source_key(table)]
-    # Several chunks of a row may be near.
-    wanted = (k + 1) * (1 if len(names) == len(table.key) else _HITS_A_ROW)
-    hits = search(connection, table, choice, vector, wanted)
+    # Several chunks of one row may be near.
+    wanted = (k + 1) * (1 if len(names) == len(table.key) else _HITS_PER_ROW)
+    hits = search(connection, table, choice, SearchRequest(vector, wanted))
     rows = dict.fromkeys(tuple(hit.key[name] for name in names) for hit in hits)
     rows.pop(key, None)
     return set(list(rows)[:k])
 
 
 def _source_key(table: VectorTable) -> tuple[PgColumn, ...]:
-    """The key of the source's rows: that of the table without the number of the chunk."""
+    """The key of the source's rows: the table's key without the number of the chunk."""
     return tuple(column for column in table.key if column.name != CHUNK)
 
 
 def _pairs(
     connection: Connection, live: VectorTable, new: VectorTable
 ) -> list[tuple[tuple[Any, ...], tuple[Embeddings, Embeddings]]]:
-    """Keys of source rows with their vectors of both generations; of a row in chunks, its first."""
-    percent = min(100.0, 100.0 * _QUESTIONS * _ROWS_A_QUESTION / max(1, count_rows(connection, live)))
+    """Keys of source rows with their vectors in both generations; for a row in chunks, those of its first chunk."""
+    percent = min(100.0, 100.0 * _QUERIES * _ROWS_PER_QUERY / max(1, count_rows(connection, live)))
     key = _source_key(live)
     names = [sql.Identifier("l", c.name) for c in key]
     first = [
@@ -274,7 +279,7 @@ def _pairs(
     parts = {"live_send": live.layout.send, "next_send": new.layout.send}
     parts |= {"live_norm": live.layout.norm, "next_norm": new.layout.norm}
     statement = query(
-        "generations",
+        "rebuild",
         "pairs",
         key=sql.SQL(", ").join(names),
         live=live.identifier,
@@ -283,7 +288,7 @@ def _pairs(
         key_text=sql.SQL(" || ' ' || ").join(sql.SQL("{}::text").format(name) for name in names),
         percent=sql.Literal(percent),
         seed=sql.Literal(SEED),
-        limit=sql.Literal(_QUESTIONS),
+        limit=sql.Literal(_QUERIES),
         **parts,
     )
     rows = connection.execute(statement).fetchall()

@@ -1,28 +1,31 @@
-"""The rejects command: the rows that cannot be embedded, and trying them again."""
+"""What ``rowvec rejects`` does: list the rows that cannot be embedded, and let the next sync try them again."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from rowvec.ledger import pipelines
-from rowvec.ledger import rejects as set_aside
+from rowvec.ledger.pipelines import find
+from rowvec.ledger.rejects import count_rejects, forget_rejects, list_rejects
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.migrations import install
-from rowvec.sync.batch_api import jobs
+from rowvec.sync.batch_api.jobs import forget_refusals
 
 
 def rejects(pipeline: Pipeline, *, retry: bool) -> dict[str, Any]:
-    """The rows that are set aside; with ``retry`` they are forgotten, so that the next sync tries them again."""
+    """The rejected rows; with ``retry`` they are deleted from the ledger, so that the next sync tries them again.
+
+    Raises ``UsageError`` if the pipeline has never run.
+    """
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec rejects") as connection:
         install(connection)
-        pipeline_id = pipelines.find(connection, pipeline)
-        count = set_aside.count(connection, pipeline_id)
-        listed = set_aside.listed(connection, pipeline_id)
-        retried = set_aside.forget(connection, pipeline_id) if retry else 0
+        pipeline_id = find(connection, pipeline)
+        count = count_rejects(connection, pipeline_id)
+        listed = list_rejects(connection, pipeline_id)
+        retried = forget_rejects(connection, pipeline_id) if retry else 0
         if retry:
-            jobs.forget_refusals(connection, pipeline_id)
+            forget_refusals(connection, pipeline_id)
     return {"count": count, "retried": retried, "rejects": [asdict(reject) for reject in listed]}

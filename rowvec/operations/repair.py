@@ -1,4 +1,4 @@
-"""Repair: what an audit found is mended from where it is still right; a sync pays for what is right nowhere."""
+"""Repair: fixes what an audit found from the copies that are sound; the next sync embeds what has no sound copy."""
 
 from __future__ import annotations
 
@@ -10,74 +10,77 @@ import pyarrow as pa
 from psycopg import sql
 
 from rowvec.embedders import open_embedder
-from rowvec.ledger import reuse, runs
 from rowvec.ledger.generations import effective
-from rowvec.ledger.journal import begin_anew, unrecorded
-from rowvec.ledger.runs import Run, running
-from rowvec.ledger.workdir import spool
+from rowvec.ledger.journal import restart_journal, unrecorded
+from rowvec.ledger.reuse import NewArtifact, add_artifact, forget_artifact, set_artifacts_lost
+from rowvec.ledger.runs import Ending, Run, finish_run, running
+from rowvec.ledger.workdir import make_workdir
 from rowvec.operations.audit import Audit, Audited, audited
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import query
-from rowvec.store import artifact as artifacts
-from rowvec.sync import binarize
+from rowvec.store.artifact import upload, write_artifact
+from rowvec.sync.binarize import write_bits
 
 _FETCH_ROWS = 2048
-# 50,000 rows: an artifact of 3,072 dimensions then has 600 MB.
+# Fetches per artifact: about 50,000 rows, which are 600 MB with 3,072 dimensions.
 _ARTIFACT_BLOCKS = 24
 
 
 def prepare_repair(pipeline: Pipeline) -> Audit:
-    """Audit, and make right whatever a sync cannot; the sync that must follow does the rest. Returns what was found.
+    """Audit, and repair what a sync cannot; the caller must sync next, which repairs the rest. Returns what was found.
 
-    Rows that are there and not right lose their fingerprint, so that the sync replaces them, from artifacts. Sound
-    vectors whose artifact is lost are written to a new one, from the table. Artifacts that cannot be read are
-    forgotten, and what they held is looked for in the others.
+    A wrong row loses its fingerprint, so that the sync replaces it from an artifact. A sound vector whose artifact is
+    lost is written from the table to a new artifact. An artifact that cannot be read is removed from the ledger, and
+    its vectors are looked up in the other artifacts.
+
+    Raises ``PipelineBusy`` if another run holds the pipeline.
     """
     pipeline = effective(pipeline)
     with running(pipeline, "repair") as run, audited(pipeline) as found:
         report = found.report()
         if found.lost_artifacts:
-            reuse.set_artifacts_lost(found.connection, found.pipeline_id, lost=True)
+            set_artifacts_lost(found.connection, found.pipeline_id, lost=True)
         for name in found.lost_artifacts:
-            # Its place must be free: the same rows may give the same bytes again, and an object is never overwritten.
+            # Its name must be free: the same rows may give the same bytes again, and an object is never overwritten.
             found.store.delete(name)
-            reuse.forget_artifact(found.connection, found.pipeline_id, name)
+            forget_artifact(found.connection, found.pipeline_id, name)
         with found.connection.transaction():
             found.connection.execute(query("audit", "point_elsewhere", pipeline_id=sql.Literal(found.pipeline_id)))
         _salvage(found, pipeline, run)
-        reuse.set_artifacts_lost(found.connection, found.pipeline_id, lost=False)
-        _retell(found)
+        set_artifacts_lost(found.connection, found.pipeline_id, lost=False)
+        _record_again(found)
         found.connection.execute(query("audit", "void", table=found.table.identifier, key_json=found.key_json))
-        runs.finish_run(found.connection, run.run_id, "succeeded", report=report.as_json())
+        finish_run(found.connection, run.run_id, Ending(state="succeeded", report=report.as_json()))
     return report
 
 
 def _salvage(found: Audited, pipeline: Pipeline, run: Run) -> None:
-    """Write the vectors that only the table has to new artifacts; a float16 table gives them as it has them."""
-    identity, folder = open_embedder(found.resolved.embedder).identity, spool(found.connection, run.run_id)
-    spooled, bits, parquet = folder / "embedded.arrow", folder / "bits.arrow", folder / "artifact.parquet"
+    """Write the vectors that only the table has to new artifacts. Those of a float16 table stay float16."""
+    identity, folder = open_embedder(found.resolved.embedder).identity, make_workdir(found.connection, run.run_id)
+    embedded, bits, parquet = folder / "embedded.arrow", folder / "bits.arrow", folder / "artifact.parquet"
     rows = _sound_rows(found)
     for batch in itertools.count():
         taken = list(itertools.islice(rows, _ARTIFACT_BLOCKS))
         if not taken:
             break
-        with pa.OSFile(str(spooled), "wb") as sink, pa.ipc.new_file(sink, taken[0].schema) as out:
+        with pa.OSFile(str(embedded), "wb") as sink, pa.ipc.new_file(sink, taken[0].schema) as out:
             for block in taken:
                 out.write_batch(block)
         if found.table.bits:
-            binarize.write_bits(spooled, bits, found.table.dimensions, found.table.precision)
-        artifact = artifacts.write_artifact(
-            spooled, bits if found.table.bits else None, parquet, found.table, pipeline.name, identity
+            write_bits(embedded, bits, found.table.dimensions, found.table.precision)
+        artifact = write_artifact(
+            embedded, bits if found.table.bits else None, parquet, found.table, pipeline.name, identity
         )
-        artifacts.upload(found.store, parquet, artifact)
+        upload(found.store, parquet, artifact)
         fingerprints = [fingerprint for block in taken for fingerprint in block.column("fingerprint").to_pylist()]
-        reuse.add_artifact(found.connection, found.pipeline_id, run.run_id, batch, artifact, fingerprints, 0.0)
+        new = NewArtifact(artifact=artifact, batch=batch, fingerprints=fingerprints, usd_per_token=0.0)
+        add_artifact(found.connection, found.pipeline_id, run.run_id, new)
     shutil.rmtree(folder)
 
 
 def _sound_rows(found: Audited) -> Iterator[pa.RecordBatch]:
-    """Rows with nothing wrong but that no artifact holds their vector, as an artifact has them, less the bits."""
+    """The rows whose only fault is that no artifact has their vector, in the schema of an artifact without the bits."""
     table = found.table
     schema = pa.schema([f for f in table.artifact_schema if f.name != "embedding_bits"])
     columns = sql.SQL(", ").join(
@@ -87,7 +90,7 @@ def _sound_rows(found: Audited) -> Iterator[pa.RecordBatch]:
     statement = query(
         "audit", "salvage", columns=columns, send=table.layout.send, table=table.identifier, key_json=found.key_json
     )
-    # The cursor outlives its transaction: none is open while the store is written to.
+    # WITH HOLD keeps the cursor after its transaction, so that no transaction is open while the store is written to.
     with found.connection.cursor(name="salvage", binary=True, withhold=True) as cursor:
         cursor.execute(statement)
         while rows := cursor.fetchmany(_FETCH_ROWS):
@@ -97,10 +100,10 @@ def _sound_rows(found: Audited) -> Iterator[pa.RecordBatch]:
             yield pa.record_batch(arrays, schema)
 
 
-def _retell(found: Audited) -> None:
-    """Have the next manifest say how the rows that were found wrong are then: the journal may be what is wrong."""
+def _record_again(found: Audited) -> None:
+    """Let the next manifest name the rows that were found wrong, because the journal itself may be wrong about them."""
     if not found.journal_is_sound:
-        begin_anew(found.connection, found.pipeline_id)
+        restart_journal(found.connection, found.pipeline_id)
         return
     parts = {
         "unrecorded": unrecorded(found.pipeline_id),

@@ -1,4 +1,4 @@
-"""Restore: the vector table and its ledger from the store alone, with no source and no call to an embedder."""
+"""Restore: rebuilds the vector table and its ledger from the store alone, without the source or an embedder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.errors import ArtifactCorrupt, UsageError
-from rowvec.ledger import runs
 from rowvec.ledger.journal import replay, unrecorded
 from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.runs import Run, RunId, running
+from rowvec.ledger.runs import Ending, Run, RunId, finish_run, running
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
@@ -33,22 +32,35 @@ from rowvec.store.artifact import Artifact, read_artifact
 from rowvec.store.manifest import Link, RunRecord, manifests_of, read_chain
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
-from rowvec.sync import load, validate
-from rowvec.sync import staging as staging_stage
 from rowvec.sync.images.lost import check_images, take_in_images
 from rowvec.sync.index import serve
-from rowvec.sync.merge import publish, totals
+from rowvec.sync.load import copy_rows
+from rowvec.sync.merge import publish
 from rowvec.sync.report import Check, RestoreReport
+from rowvec.sync.staging import create_staging
+from rowvec.sync.totals import totals
+from rowvec.sync.validate import check_serving, check_table
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Layout
 
-# What a restore has no use for may lack its secrets: the machine of a bad day has not all variables set.
-NEEDED = frozenset({"target", "artifacts"})
+# The only parts whose references must resolve: after a disaster, a machine may lack the other variables and secrets.
+_NEEDED = frozenset({"target", "artifacts"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """A restore that is under way: its run, and the manifests it restores from."""
+
+    run: Run
+    chain: tuple[Link, ...]
+    """Oldest first. The first one names every row; each later one names what changed since the one before."""
+    to_newest: bool
+    """Whether the last manifest of ``chain`` is the newest in the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What came back, and what the manifest says there should be."""
+    """What was restored, and what the manifest says the table should have."""
 
     table: VectorTable
     manifest: str
@@ -58,15 +70,15 @@ class Restored:
     expected_checksum: str
     artifacts: int
     lost: tuple[str, ...]
-    """Artifacts that are missing or spoilt."""
+    """Artifacts that are missing or corrupt."""
     missing: int
-    """Rows whose vector was in none of the others."""
+    """Rows whose vector was in none of the other artifacts."""
     missing_keys: tuple[str, ...]
     seconds: float
 
     def checks(self) -> list[Check]:
-        """What must hold of the table as far as the store can tell."""
-        lost = f"; lost or spoilt: {', '.join(self.lost[:3])}" if self.lost else ""
+        """The checks of the table that need only the store."""
+        lost = f"; missing or corrupt: {', '.join(self.lost[:3])}" if self.lost else ""
         return [
             Check(
                 name="nothing missing",
@@ -86,7 +98,7 @@ class Restored:
                 ok=self.checksum == self.expected_checksum,
                 detail="keys and fingerprints are those of the manifest"
                 if self.checksum == self.expected_checksum
-                else "keys and fingerprints are not those of the manifest; rowvec sync brings them in step",
+                else "keys and fingerprints are not those of the manifest; rowvec sync corrects them",
             ),
         ]
 
@@ -102,12 +114,9 @@ class _Work:
     folder: Path
 
 
-def chain_of(pipeline: Pipeline, manifest: str | None = None) -> list[Link]:
-    """The manifests to restore from, oldest first: up to ``manifest``, or to the newest.
-
-    Raises ``UsageError`` where the store has none, or they are of another embedder or key than the pipeline's.
-    """
-    resolved = resolve(pipeline, NEEDED)
+def _chain_of(pipeline: Pipeline, manifest: str | None) -> list[Link]:
+    """The manifests to restore from, oldest first: up to ``manifest``, or to the newest."""
+    resolved = resolve(pipeline, _NEEDED)
     store = open_store(resolved.artifacts)
     chain = read_chain(store, pipeline.name, manifest)
     if not chain:
@@ -129,28 +138,30 @@ def chain_of(pipeline: Pipeline, manifest: str | None = None) -> list[Link]:
 
 
 @contextmanager
-def restoring(pipeline: Pipeline, manifest: str | None = None) -> Generator[Run]:
-    """A run that restores: known by the identity of what it restores, for no embedder is opened.
+def restoring(pipeline: Pipeline, manifest: str | None = None) -> Generator[Restore]:
+    """Start a run that restores the table as of ``manifest``, or as of the newest one.
 
-    Raises as ``chain_of`` and ``running`` do.
+    The run has the identity of the vectors it restores, because no embedder is opened. Raises ``UsageError`` if the
+    store has no manifest of the pipeline, or if its manifests are of another embedder or key than the pipeline's;
+    ``ArtifactCorrupt`` if a manifest is missing or corrupt; ``PipelineBusy`` if another run holds the pipeline.
     """
-    chain = chain_of(pipeline, manifest)
-    # The runs that come back are to have their numbers, as far as those are free.
+    chain = _chain_of(pipeline, manifest)
+    # The restored runs keep their numbers, as far as these are free.
     highest = max(run.run_id for link in chain for run in link.manifest.runs)
     identity = chain[-1].manifest.identity
-    with running(pipeline, "restore", needed=NEEDED, identity=identity, above=highest) as run:
-        yield run
+    with running(pipeline, "restore", needed=_NEEDED, identity=identity, above=highest) as run:
+        yield Restore(run=run, chain=tuple(chain), to_newest=manifest is None)
 
 
-def restore_rows(pipeline: Pipeline, run: Run, manifest: str | None = None) -> Restored:
-    """Build the vector table and the ledger's entries; the table appears whole, in one transaction.
+def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
+    """Build the vector table and the ledger's entries. Readers see the whole table at once: one transaction makes it.
 
-    Raises ``UsageError`` where the table has rows already. Memory is constant, but for a manifest's list of artifacts.
+    Raises ``UsageError`` if the table already has rows, and ``ArtifactCorrupt`` if a journal entry is missing or
+    corrupt. Uses constant memory, apart from the lists of artifacts in the manifests.
     """
     started = time.monotonic()
-    resolved = resolve(pipeline, NEEDED)
-    chain = chain_of(pipeline, manifest)
-    last = chain[-1].manifest
+    resolved = resolve(pipeline, _NEEDED)
+    run, chain, last = restore.run, restore.chain, restore.chain[-1].manifest
     table = VectorTable.of(pipeline, _columns(last.layout.key), _columns(last.layout.metadata))
     with open_target(resolved, "rowvec restore") as connection, tempfile.TemporaryDirectory(dir=home()) as folder:
         work = _Work(
@@ -166,8 +177,8 @@ def restore_rows(pipeline: Pipeline, run: Run, manifest: str | None = None) -> R
         replay(connection, work.store, chain, work.folder)
         connection.execute(query("restore", "drop_tables"))
         renumbered = _add_runs(work, chain)
-        staging_stage.create_staging(connection, run.run_id, table, work.staging, direct=True)
-        artifacts, lost = _load(work, chain)
+        create_staging(connection, run.run_id, table, work.staging, direct=True)
+        artifacts, lost = _load_artifacts(work, chain)
         make_schema(connection, table.schema)
         missing, keys = _left_over(work)
         with connection.transaction():
@@ -177,11 +188,12 @@ def restore_rows(pipeline: Pipeline, run: Run, manifest: str | None = None) -> R
                 connection.execute(query("restore", "drop_empty", table=table.identifier))
             publish(connection, table, work.staging)
             rows, checksum = totals(connection, table, table.identifier)
-            # Where all is as the manifest says, the journal goes on from it; else the next run begins it anew.
-            whole = bool(missing or renumbered or manifest)
+            # If the table is what the newest manifest says, the next manifest continues from that one. Otherwise the
+            # next manifest names every row again.
+            whole = bool(missing or renumbered or not restore.to_newest)
             layout = Jsonb(asdict(last.layout))
             values = {"pipeline_id": run.pipeline_id, "whole": whole, "layout": layout}
-            connection.execute(query("restore", "told_as_far"), values)
+            connection.execute(query("restore", "set_journal"), values)
             connection.execute(query("journal", "forget_table", unrecorded=unrecorded(run.pipeline_id)))
         connection.execute(query("journal", "drop_state"))
         if pipeline.source.kind == "images":
@@ -207,13 +219,13 @@ def _refuse_rows(connection: Connection, table: VectorTable) -> None:
     row = connection.execute(query("restore", "rows_there", table=table.identifier)).fetchone()
     if row and row[0]:
         raise UsageError(
-            f"the vector table {table.schema}.{table.name} has rows, and a restore only makes one from nothing; "
-            "rowvec audit --repair mends single rows, or drop the table first"
+            f"the vector table {table.schema}.{table.name} has rows, and a restore only builds a new one; "
+            "rowvec audit --repair fixes single rows, or drop the table first"
         )
 
 
-def _add_runs(work: _Work, chain: list[Link]) -> int:
-    """Bring the runs back into the ledger; returns how many had to take another number."""
+def _add_runs(work: _Work, chain: tuple[Link, ...]) -> int:
+    """Add the runs to the ledger again; returns how many had to take another number."""
     work.connection.execute(query("restore", "run_numbers"))
     links = {link.manifest.run_id: link for link in chain}
     renumbered = 0
@@ -241,7 +253,7 @@ def _add_runs(work: _Work, chain: list[Link]) -> int:
 
 
 def _number(work: _Work, record: RunRecord) -> int | None:
-    """The number a run gets here; None where the ledger has it already."""
+    """The number of a run in this ledger; None if the ledger already has the run."""
     values: dict[str, Any] = {
         "run_id": record.run_id,
         "pipeline_id": work.pipeline_id,
@@ -256,8 +268,8 @@ def _number(work: _Work, record: RunRecord) -> int | None:
     return row[0] if row else None
 
 
-def _load(work: _Work, chain: list[Link]) -> tuple[int, list[str]]:
-    """All artifacts, one after the other; returns how many were read, and the names of those that could not be."""
+def _load_artifacts(work: _Work, chain: tuple[Link, ...]) -> tuple[int, list[str]]:
+    """Load the artifacts one by one; returns how many were read, and the names of those that could not be read."""
     held = {one.name: (one, link.manifest.run_id) for link in chain for one in link.manifest.artifacts}
     embedding = PgColumn("embedding", work.table.embedding_type)
     work.connection.execute(query("restore", "vectors_table", embedding_type=embedding.type_sql))
@@ -285,7 +297,7 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
     )
     with connection.transaction():
         connection.execute(query("restore", "empty_vectors"))
-        load.copy_rows(connection, sql.Identifier("restored_vectors"), columns, _distinct(local, table.layout))
+        copy_rows(connection, sql.Identifier("restored_vectors"), columns, _distinct(local, table.layout))
         connection.execute(query("merge", "analyze_table", table=sql.Identifier("restored_vectors")))
         row = connection.execute(
             query("restore", "add_artifact"),
@@ -308,7 +320,7 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
 
 
 def _distinct(artifact: Path, layout: Layout) -> Iterator[pa.RecordBatch]:
-    """The artifact's rows, each fingerprint once: equal texts stand next to each other."""
+    """The artifact's rows, one per fingerprint; rows with equal fingerprints are next to each other."""
     previous: bytes | None = None
     for batch in read_artifact(artifact, layout):
         fingerprints = batch.column("fingerprint").to_pylist()
@@ -332,16 +344,16 @@ def _named(identity: Identity) -> str:
 
 
 def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreReport:
-    """Make the restored table one to search, check it, and record the verdict."""
+    """Build the index of the restored table, check the table, and record the verdict."""
     started = time.monotonic()
-    resolved = resolve(pipeline, NEEDED)
+    resolved = resolve(pipeline, _NEEDED)
     with open_target(resolved, "rowvec restore") as connection:
         indexed = serve(connection, restored.table, resolved)
         checks = [
             *restored.checks(),
-            *validate.check_table(connection, restored.table, None),
+            *check_table(connection, restored.table, None),
             *([check_images(connection, restored.table, pipeline)] if pipeline.source.kind == "images" else []),
-            *validate.check_serving(connection, restored.table, indexed.choice, indexed.recall, indexed.said),
+            *check_serving(connection, restored.table, indexed.choice, indexed.recall, indexed.notes),
         ]
         seconds = {"restore": restored.seconds, "index": indexed.seconds}
         seconds["validate"] = time.monotonic() - started - indexed.seconds
@@ -362,11 +374,10 @@ def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreR
             checks=tuple(checks),
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
         )
-        runs.finish_run(
-            connection,
-            run.run_id,
-            "succeeded" if report.consistent else "failed",
+        ending = Ending(
+            state="succeeded" if report.consistent else "failed",
             report=report.as_json(),
             checks=[asdict(check) for check in checks],
         )
+        finish_run(connection, run.run_id, ending)
     return report

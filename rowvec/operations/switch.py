@@ -1,8 +1,8 @@
-"""Generations: the next build of a vector table beside the one that is read, and the switch between them.
+"""Switches clients from one generation of a vector table to another, and starts and drops generations.
 
-A generation that is being built is a pipeline of its own, ``articles.2`` into ``articles__2``: it has its own runs,
-rejects and journal, so that the table that is read goes on being kept in step meanwhile. What one generation has paid
-for serves all.
+A generation that is being built is a pipeline of its own, such as ``articles.2`` with the table ``articles__2``. It has
+its own runs, rejects and journal, so that syncs of the live table continue meanwhile. All generations reuse the vectors
+that one of them has paid for.
 """
 
 from __future__ import annotations
@@ -16,8 +16,16 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import DatabaseUnavailable, TargetError, UsageError
-from rowvec.ledger import reuse, runs
-from rowvec.ledger.generations import Generation, as_generation, listed, live_of, same_vectors, url
+from rowvec.ledger.generations import (
+    Generation,
+    as_generation,
+    list_generations,
+    live_of,
+    same_vectors,
+    url_of_target,
+)
+from rowvec.ledger.reuse import has_artifacts
+from rowvec.ledger.runs import exclusively
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, without_blocking
@@ -37,44 +45,44 @@ _FUNCTIONS = ("_search", "_hybrid_search", "_provenance")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switched:
-    """Two generations that have changed places."""
+    """The outcome of a switch."""
 
     live: Generation
-    """As it was before: it is read now by the table's own name."""
+    """The generation that is live now, as it was before the switch."""
     retired: Generation
+    """The generation that was live before, as it was then."""
     retired_table: str
+    """The name, with the schema, of the table that keeps the retired generation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Next:
-    """The generation that a rebuild would build, or go on with."""
+    """The generation that a rebuild would build, or continue to build."""
 
     pipeline: Pipeline
-    """What builds it."""
+    """The pipeline that builds it."""
     begun: Generation | None
-    """It was begun, or switched away from, by the same settings; None where it is new."""
+    """The existing generation with the same settings, unfinished or retired; None if a new one is needed."""
     given_up: tuple[Generation, ...]
-    """Begun by other settings and never finished: they go when this one is begun."""
+    """Unfinished generations with other settings: they are dropped when this one is begun."""
 
 
 def next_generation(pipeline: Pipeline) -> Next:
     """Find the next generation; changes nothing.
 
-    Raises ``UsageError`` where nothing has been built yet or nothing would differ, ``TargetError`` where something
-    stands on the table.
+    Raises ``UsageError`` if there is no vector table yet or the settings are those of the live one, and ``TargetError``
+    if an object of the user is bound to the table.
     """
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         install(connection)
-        known = listed(connection, pipeline.name)
+        known = list_generations(connection, pipeline.name)
         live = live_of(known, pipeline)
         if not _exists(connection, live.schema, live.table):
-            raise UsageError(
-                f"there is no vector table {live.schema}.{live.table} to build anew; run rowvec sync first"
-            )
+            raise UsageError(f"there is no vector table {live.schema}.{live.table} to rebuild; run rowvec sync first")
         if live.settings is not None and same_vectors(live.settings, pipeline):
             raise UsageError(
-                f"{live.schema}.{live.table} is built by these very settings: change the pipeline file to build "
-                "another generation, or run rowvec index --rebuild if it is the index that is worn"
+                f"{live.schema}.{live.table} already has these settings: change the pipeline file to build "
+                "another generation, or run rowvec index --rebuild if only the index is worn"
             )
         check_in_the_way(connection, live)
         kept = [g for g in known if g.state in ("building", "retired")]
@@ -82,8 +90,8 @@ def next_generation(pipeline: Pipeline) -> Next:
         if begun is not None:
             following = as_generation(pipeline, begun.name, begun.schema, begun.table)
         else:
-            # One that was only planned leaves its number to the next.
-            planned = known[0].state == "dropped" and not reuse.has_artifacts(connection, known[0].pipeline_id)
+            # A generation that was only planned does not use up its number.
+            planned = known[0].state == "dropped" and not has_artifacts(connection, known[0].pipeline_id)
             number = known[0].number + (0 if planned else 1)
             following = as_generation(
                 pipeline, f"{pipeline.name}.{number}", live.schema, cut_name(live.table, f"__{number}")
@@ -93,44 +101,44 @@ def next_generation(pipeline: Pipeline) -> Next:
 
 
 def begin(pipeline: Pipeline, following: Next) -> None:
-    """Let go of what others have begun, and mark this one as being built.
+    """Drop the unfinished generations with other settings, and mark this one as being built.
 
-    Raises ``PipelineBusy`` where one of them is being built at this moment.
+    Raises ``PipelineBusy`` if another process is building one of them at this moment.
     """
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         for old in following.given_up:
-            with runs.exclusively(url(pipeline), old.name, old.pipeline_id):
+            with exclusively(url_of_target(pipeline), old.name, old.pipeline_id):
                 drop(connection, old)
-        connection.execute(query("generations", "build"), {"name": following.pipeline.name})
+        connection.execute(query("switch", "build"), {"name": following.pipeline.name})
 
 
 def check_in_the_way(connection: Connection, live: Generation) -> None:
-    """Raise ``TargetError`` where something of the user's is bound to the table itself, and would stay behind."""
+    """Raise ``TargetError`` if an object of the user is bound to the live table, and would stay with the old one."""
     values = {"table": _written(connection, live.schema, live.table)}
-    found = [row[0] for row in connection.execute(query("generations", "in_the_way"), values)]
+    found = [row[0] for row in connection.execute(query("switch", "in_the_way"), values)]
     if found:
         raise TargetError(
-            f"{', '.join(found[:5])} stand(s) on {live.schema}.{live.table} and would stay with the old table after a "
-            f"switch; drop it before rowvec rebuild and make it again after, or let it read {live.table}_search"
+            f"{', '.join(found[:5])} depend(s) on {live.schema}.{live.table} and would stay with the old table after a "
+            f"switch; drop it before rowvec rebuild and create it again after, or let it read {live.table}_search"
         )
 
 
 def copy_indexes(connection: Connection, live: Generation, following: Generation) -> list[str]:
-    """Make the user's own indexes of the table that is read on the next one too; returns what was run."""
+    """Create the user's own indexes of the live table on the next one too; returns the statements that were run."""
     made: list[str] = []
     old = _qualified(connection, live.schema, live.table)
     new = _qualified(connection, following.schema, following.table)
     values = {"table": _written(connection, live.schema, live.table)}
     have = {"table": _written(connection, following.schema, following.table)}
-    there = {row[0] for row in connection.execute(query("generations", "user_indexes"), have)}
-    for name, definition, quoted in connection.execute(query("generations", "user_indexes"), values).fetchall():
+    there = {row[0] for row in connection.execute(query("switch", "user_indexes"), have)}
+    for name, definition, quoted in connection.execute(query("switch", "user_indexes"), values).fetchall():
         copy = cut_name(name, f"_{following.number}")
         head, on, tail = definition.partition(f" ON {old} ")
         if copy in there or not on:
             continue
         head = head.replace(f"INDEX {quoted}", f"INDEX {sql.Identifier(copy).as_string(connection)}")
         statement = f"{head} ON {new} {tail}"
-        # The database's own text of an index that is there.
+        # The text comes from pg_get_indexdef, for an index that exists.
         connection.execute(sql.SQL(cast("LiteralString", statement)))
         made.append(statement)
     return made
@@ -138,57 +146,60 @@ def copy_indexes(connection: Connection, live: Generation, following: Generation
 
 @contextmanager
 def both_held(pipeline: Pipeline, one: Generation, other: Generation) -> Generator[None]:
-    """No run of either generation meanwhile. Raises ``PipelineBusy`` where one is at work."""
+    """Lock both generations, so that neither has a run meanwhile. Raises ``PipelineBusy`` if one has a run now."""
     with ExitStack() as held:
         for generation in sorted((one, other), key=lambda g: g.pipeline_id):
-            held.enter_context(runs.exclusively(url(pipeline), generation.name, generation.pipeline_id))
+            held.enter_context(exclusively(url_of_target(pipeline), generation.name, generation.pipeline_id))
         yield
 
 
-def switch(
+def switch_tables(
     connection: Connection, pipeline: Pipeline, following: Generation, choice: IndexChoice, former: IndexChoice
 ) -> Switched:
-    """Let the two tables change places, in one transaction: readers see the one or the other.
+    """Exchange the names of the two tables in one transaction, so that each query reads one of them.
 
-    ``choice`` and ``former``: the indexes of the next table and of the one that is read. Both generations must be held.
-    Raises ``DatabaseUnavailable`` where readers leave no moment for it.
+    ``choice`` and ``former``: the indexes of the next table and of the live one. The caller must hold both generations,
+    see ``both_held``. Raises ``TargetError`` if an object of the user is bound to the live table, and
+    ``DatabaseUnavailable`` if queries read the table all the time.
     """
-    live = live_of(listed(connection, pipeline.name), pipeline)
+    live = live_of(list_generations(connection, pipeline.name), pipeline)
     check_in_the_way(connection, live)
 
     def at_once() -> Switched:
         with connection.transaction():
-            return _change_places(connection, pipeline, live, following, choice, former)
+            return _exchange(connection, pipeline, live, following, choice, former)
 
     try:
         return without_blocking(at_once)
     except pg.LockNotAvailable:
         raise DatabaseUnavailable(
-            f"no moment was found in which nobody reads {live.schema}.{live.table}; a long query holds it, see pg_locks"
+            f"queries kept {live.schema}.{live.table} locked all the time, so the switch was not made: see "
+            "pg_locks for the query that holds it, and run again"
         ) from None
 
 
 def drop(connection: Connection, generation: Generation) -> None:
-    """Drop a generation's table and what stands beside it; its artifacts and what they cost stay known."""
+    """Drop a generation's table with its functions and views; its artifacts and their cost stay in the ledger."""
     with connection.transaction():
         table = sql.Identifier(generation.schema, generation.table)
         for one in (table, chunk_table(generation.pipeline_id)):
-            connection.execute(query("generations", "drop_table", table=one))
-        _drop_beside(connection, generation.schema, generation.table)
+            connection.execute(query("switch", "drop_table", table=one))
+        _drop_functions(connection, generation.schema, generation.table)
         state = {"state": "dropped", "pipeline_id": generation.pipeline_id}
-        connection.execute(query("generations", "set_state"), state)
-        connection.execute(
-            query("generations", "forget_tunings"), {"schema": generation.schema, "table": generation.table}
-        )
+        connection.execute(query("switch", "set_state"), state)
+        connection.execute(query("switch", "forget_tunings"), {"schema": generation.schema, "table": generation.table})
 
 
 def retire_for_good(pipeline: Pipeline) -> list[str]:
-    """Drop the generations that were switched away from, and those that were never finished; returns their tables."""
+    """Drop the retired and the unfinished generations; returns the names of their tables.
+
+    Raises ``PipelineBusy`` if one of them has a run under way.
+    """
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         install(connection)
-        old = [g for g in listed(connection, pipeline.name) if g.state in ("building", "retired")]
+        old = [g for g in list_generations(connection, pipeline.name) if g.state in ("building", "retired")]
         for generation in old:
-            with runs.exclusively(url(pipeline), generation.name, generation.pipeline_id):
+            with exclusively(url_of_target(pipeline), generation.name, generation.pipeline_id):
                 drop(connection, generation)
     return [f"{g.schema}.{g.table}" for g in old]
 
@@ -200,7 +211,7 @@ def table_of(connection: Connection, pipeline: Pipeline, generation: Generation)
     return stored_table(connection, resolve(named, frozenset({"target"})))
 
 
-def _change_places(
+def _exchange(
     connection: Connection,
     pipeline: Pipeline,
     live: Generation,
@@ -211,20 +222,20 @@ def _change_places(
     tables = {"live": table_of(connection, pipeline, live), "next": table_of(connection, pipeline, following)}
     for statement in ("keep", "lock"):
         names = {name: table.identifier for name, table in tables.items()}
-        connection.execute(query("generations", statement, **names))
-    _hand_over_privileges(connection, live, following)
+        connection.execute(query("switch", statement, **names))
+    _copy_privileges(connection, live, following)
     away = cut_name(live.table, f"__{live.number}")
-    _drop_beside(connection, following.schema, following.table)
+    _drop_functions(connection, following.schema, following.table)
     for old, name in ((live.table, away), (following.table, live.table)):
-        renamed = query("generations", "rename", table=sql.Identifier(live.schema, old), name=sql.Identifier(name))
+        renamed = query("switch", "rename", table=sql.Identifier(live.schema, old), name=sql.Identifier(name))
         connection.execute(renamed)
         for block in ("move_builds", "move_tunings"):
-            connection.execute(query("generations", block), {"schema": live.schema, "from": old, "to": name})
+            connection.execute(query("switch", block), {"schema": live.schema, "from": old, "to": name})
     moves = ((live, f"{pipeline.name}.{live.number}", away, "retired"), (following, pipeline.name, live.table, "live"))
     for generation, name, table, state in moves:
         target = _qualified(connection, live.schema, table)
         values = {"pipeline_id": generation.pipeline_id, "name": name, "table": table, "state": state}
-        connection.execute(query("generations", "move_row"), {**values, "target": target})
+        connection.execute(query("switch", "move_row"), {**values, "target": target})
     retired, now = replace(tables["live"], name=away), replace(tables["next"], name=live.table)
     for table, index in ((retired, former), (now, choice)):
         if pipeline.search.hybrid:
@@ -235,41 +246,41 @@ def _change_places(
     return Switched(live=following, retired=live, retired_table=f"{live.schema}.{away}")
 
 
-def _hand_over_privileges(connection: Connection, live: Generation, following: Generation) -> None:
-    """Whoever may read the one may read the other."""
+def _copy_privileges(connection: Connection, live: Generation, following: Generation) -> None:
+    """Give the next table the owner, the privileges and the comment of the live one."""
     values = {"table": _written(connection, live.schema, live.table)}
     table = sql.Identifier(following.schema, following.table)
-    for privilege, grantable, role in connection.execute(query("generations", "grants"), values).fetchall():
+    for privilege, grantable, role in connection.execute(query("switch", "grants"), values).fetchall():
         grant = query(
-            "generations",
+            "switch",
             "grant",
-            # A keyword of the database's own list.
+            # The keyword comes from the database's own list.
             privilege=sql.SQL(cast("LiteralString", privilege)),
             table=table,
             grantee=sql.Identifier(role) if role else sql.SQL("PUBLIC"),
             with_option=sql.SQL("WITH GRANT OPTION" if grantable else ""),
         )
         connection.execute(grant)
-    owner, comment = connection.execute(query("generations", "owner"), values).fetchone() or (None, None)
+    owner, comment = connection.execute(query("switch", "owner"), values).fetchone() or (None, None)
     others = {"table": _written(connection, following.schema, following.table)}
-    builder, _ = connection.execute(query("generations", "owner"), others).fetchone() or (None, None)
+    builder, _ = connection.execute(query("switch", "owner"), others).fetchone() or (None, None)
     if owner is not None and owner != builder:
-        connection.execute(query("generations", "own", table=table, owner=sql.Identifier(owner)))
+        connection.execute(query("switch", "own", table=table, owner=sql.Identifier(owner)))
     if comment:
-        connection.execute(query("generations", "comment", table=table, text=sql.Literal(comment)))
+        connection.execute(query("switch", "comment", table=table, text=sql.Literal(comment)))
 
 
-def _drop_beside(connection: Connection, schema: str, table: str) -> None:
-    """The functions and views that were made beside a table."""
+def _drop_functions(connection: Connection, schema: str, table: str) -> None:
+    """Drop the functions and the views that rowvec made for a table."""
     values = {"schema": schema, "names": [cut_name(table, suffix) for suffix in _FUNCTIONS]}
-    # Views first: they stand on functions.
+    # Views first: they depend on functions.
     for block in ("drop_views", "drop_functions"):
-        for (statement,) in connection.execute(query("generations", block), values).fetchall():
+        for (statement,) in connection.execute(query("switch", block), values).fetchall():
             connection.execute(sql.SQL(cast("LiteralString", statement)))
 
 
 def _exists(connection: Connection, schema: str, table: str) -> bool:
-    row = connection.execute(query("generations", "is_there"), {"table": _written(connection, schema, table)})
+    row = connection.execute(query("switch", "is_there"), {"table": _written(connection, schema, table)})
     return bool((row.fetchone() or (False,))[0])
 
 
@@ -278,5 +289,5 @@ def _written(connection: Connection, schema: str, table: str) -> str:
 
 
 def _qualified(connection: Connection, schema: str, table: str) -> str:
-    row = connection.execute(query("generations", "qualified"), {"schema": schema, "table": table}).fetchone()
+    row = connection.execute(query("switch", "qualified"), {"schema": schema, "table": table}).fetchone()
     return str(row[0]) if row else ""

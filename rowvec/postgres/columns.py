@@ -9,8 +9,8 @@ from typing import LiteralString, cast
 import pyarrow as pa
 from psycopg import sql
 
-# The types whose values travel as themselves. Everything else (timestamps past Python's calendar, numeric, arrays,
-# ranges, enums, types of other extensions) travels as the text Postgres gives for it, and is cast back on arrival.
+# The types whose values travel as they are. Values of all other types (timestamps past Python's calendar, numeric,
+# arrays, ranges, enums, types of other extensions) travel as the text that Postgres writes, and are cast back later.
 _NATIVE: dict[str, pa.DataType] = {
     "smallint": pa.int16(),
     "integer": pa.int32(),
@@ -19,7 +19,7 @@ _NATIVE: dict[str, pa.DataType] = {
     "double precision": pa.float64(),
     "boolean": pa.bool_(),
     "text": pa.string(),
-    # As text, its hex digits would be taken for the bytes themselves where a first load writes the column's own type.
+    # A first load writes the column's own type: from text, it would take the hex digits for the bytes themselves.
     "bytea": pa.binary(),
 }
 
@@ -30,7 +30,7 @@ _LISTED = 20
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names of columns for a message: those that would mislead the eye in quotes, and not thousands of them."""
+    """Names of columns for a message, at most twenty; a name that would mislead the eye is quoted."""
     shown = [name if name.isprintable() and name.strip() == name and name else repr(name) for name in names[:_LISTED]]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more:,} more" if more else "")
@@ -45,21 +45,15 @@ class PgColumn:
 
     @property
     def travels_as(self) -> LiteralString:
-        """The Postgres type this column has on its way through files and staging: its own if native, else text."""
+        """The Postgres type of this column in files and staging: its own if values travel as they are, else text."""
         return cast("LiteralString", self.pg_type) if self.pg_type in _NATIVE else "text"
 
     @property
     def type_sql(self) -> sql.SQL:
-        """The type as it stands in DDL and casts: written, and quoted where need be, by the database itself."""
+        """The type for DDL and casts: the database itself wrote it, and quoted what needs quotes."""
         return sql.SQL(cast("LiteralString", self.pg_type))
 
     @property
     def arrow_field(self) -> pa.Field:
         """The field of this column in an artifact."""
         return pa.field(self.name, _NATIVE.get(self.pg_type, pa.string()), metadata={PG_TYPE: self.pg_type.encode()})
-
-    @staticmethod
-    def from_arrow_field(field: pa.Field) -> PgColumn:
-        """The column an artifact's field was written from."""
-        metadata = field.metadata or {}
-        return PgColumn(field.name, metadata.get(PG_TYPE, b"text").decode())

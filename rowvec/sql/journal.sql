@@ -1,4 +1,4 @@
--- name: remember_table -- keys whose rows changed and that no manifest tells of yet; a killed run leaves it to the next
+-- name: remember_table -- the changed keys that no manifest covers yet; it outlives a killed run
 CREATE TABLE IF NOT EXISTS {unrecorded} AS SELECT {key} FROM {plan} WHERE false
 
 -- name: remember_planned
@@ -7,10 +7,11 @@ INSERT INTO {unrecorded} ({key}) SELECT {key} FROM {plan}
 -- name: forget_table
 DROP TABLE IF EXISTS {unrecorded}
 
--- name: whole -- the table begins anew: so does its journal
+-- name: restart -- the next manifest must name every row
 UPDATE rowvec.pipelines SET journal_whole = true WHERE pipeline_id = %(pipeline_id)s
 
--- name: due -- must every row be told, in which layout was the last entry, is an artifact new, what came before, and when is it?
+-- name: due -- must the manifest name every row; the layout of the last entry; is an artifact new; the last manifest;
+-- are there notes of changed keys; the time
 SELECT
     p.journal_whole,
     p.journal_layout,
@@ -43,13 +44,13 @@ SELECT name, sha256, rows, bytes FROM rowvec.artifacts
 WHERE pipeline_id = %(pipeline_id)s AND NOT listed
 ORDER BY artifact_id
 
--- name: all_artifacts -- that hold something
+-- name: all_artifacts -- those that an embedding points to
 SELECT a.name, a.sha256, a.rows, a.bytes FROM rowvec.artifacts AS a
 WHERE a.pipeline_id = %(pipeline_id)s
   AND EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.artifact_id = a.artifact_id)
 ORDER BY a.artifact_id
 
--- name: new_runs -- with the run that writes the manifest, which has not ended
+-- name: new_runs -- with the run that writes the manifest, which is still running
 SELECT
     run_id, cause, CASE WHEN state = 'running' THEN 'succeeded' ELSE state END, started_at,
     coalesce(finished_at, merged_at), coalesce((report ->> 'embedded')::int, 0),
@@ -58,7 +59,7 @@ FROM rowvec.runs
 WHERE pipeline_id = %(pipeline_id)s AND state <> 'planned' AND NOT listed
 ORDER BY run_id
 
--- name: all_runs -- those that something still comes from
+-- name: all_runs -- those that a row, a vector or an artifact still comes from
 SELECT
     run_id, cause, CASE WHEN state = 'running' THEN 'succeeded' ELSE state END, started_at,
     coalesce(finished_at, merged_at), coalesce((report ->> 'embedded')::int, 0),
@@ -72,17 +73,17 @@ WHERE run_id IN (
   AND pipeline_id = {pipeline_id}
 ORDER BY run_id
 
--- name: list_artifacts -- the manifest that names them is in the store
+-- name: list_artifacts -- those that a manifest in the store names
 UPDATE rowvec.artifacts SET listed = true
 WHERE pipeline_id = %(pipeline_id)s AND (%(whole)s OR name = ANY (%(names)s)) AND NOT listed
 
 -- name: list_runs
 UPDATE rowvec.runs SET listed = true WHERE run_id = ANY (%(runs)s) AND NOT listed
 
--- name: told
+-- name: continue -- the next manifest can link to the one before
 UPDATE rowvec.pipelines SET journal_whole = false, journal_layout = %(layout)s WHERE pipeline_id = %(pipeline_id)s
 
--- name: state_table -- what the journal says of the vector table
+-- name: state_table -- the rows of the vector table, as far as the journal has them
 CREATE TEMP TABLE journal_state ({columns}, PRIMARY KEY ({key}))
 
 -- name: entry_table

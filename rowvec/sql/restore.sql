@@ -1,7 +1,7 @@
--- name: rows_there -- whether the vector table holds anything
+-- name: rows_there -- whether the vector table has rows
 SELECT EXISTS (SELECT FROM {table})
 
--- name: known_run -- the ledger has the run already, or another one under its number
+-- name: known_run -- whether the run of this number in the ledger is the same run
 SELECT pipeline_id = %(pipeline_id)s AND started_at = %(started_at)s FROM rowvec.runs WHERE run_id = %(run_id)s
 
 -- name: add_run
@@ -15,7 +15,7 @@ VALUES (
 -- name: next_run
 SELECT nextval(pg_get_serial_sequence('rowvec.runs', 'run_id'))
 
--- name: run_numbers -- runs whose number was taken: what they are called here
+-- name: run_numbers -- the new numbers of runs whose old number was taken
 CREATE TEMP TABLE run_numbers (old bigint PRIMARY KEY, new bigint NOT NULL)
 
 -- name: add_number
@@ -27,7 +27,7 @@ VALUES (%(pipeline_id)s, %(run_id)s, %(run_id)s, 0, %(name)s, %(sha256)s, %(rows
 ON CONFLICT (pipeline_id, name) DO UPDATE SET listed = true
 RETURNING artifact_id
 
--- name: vectors_table -- one artifact's vectors
+-- name: vectors_table -- the vectors of one artifact
 CREATE TEMP TABLE restored_vectors (content text, embedding {embedding_type} NOT NULL, fingerprint bytea NOT NULL)
 
 -- name: drop_tables
@@ -56,7 +56,7 @@ LEFT JOIN run_numbers AS n ON n.old = s.run_id
 -- name: bits
 binary_quantize(v.embedding)::bit({dimensions}),
 
--- name: forget_restored -- what is left in the end has no vector in any artifact
+-- name: forget_restored -- the rows that remain after the last artifact have no vector in any artifact
 DELETE FROM journal_state AS s USING restored_vectors AS v WHERE v.fingerprint = s.fingerprint
 
 -- name: left_over
@@ -65,11 +65,11 @@ SELECT count(*) FROM journal_state
 -- name: left_keys
 SELECT {key_json}::text FROM journal_state AS s LIMIT 100
 
--- name: drop_empty -- a table without a row: it was looked at in this transaction
+-- name: drop_empty -- this transaction has locked the table and found it empty
 DROP TABLE IF EXISTS {table}
 
 -- name: lock
 LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE
 
--- name: told_as_far
+-- name: set_journal -- whether the next manifest must name every row, and the layout of the last journal entry
 UPDATE rowvec.pipelines SET journal_whole = %(whole)s, journal_layout = %(layout)s WHERE pipeline_id = %(pipeline_id)s

@@ -1,7 +1,7 @@
--- name: lock -- who reserves looks at the sums alone: held to the end of the transaction
+-- name: lock -- one reservation at a time reads the sums; held to the end of the transaction
 SELECT pg_advisory_xact_lock(%(space)s, hashtext(%(family)s))
 
--- name: spent -- by the run, and by all runs of the month, what is reserved included
+-- name: spent -- by the run, and by all runs of this month, including reservations
 SELECT
     coalesce(sum(settled_usd + reserved_usd) FILTER (WHERE run_id = %(run_id)s), 0),
     coalesce(sum(settled_usd + reserved_usd) FILTER (WHERE month = date_trunc('month', now() AT TIME ZONE 'UTC')), 0)
@@ -15,10 +15,10 @@ VALUES (%(family)s, date_trunc('month', now() AT TIME ZONE 'UTC'), %(run_id)s, %
 ON CONFLICT (family, month, run_id) DO UPDATE SET reserved_usd = s.reserved_usd + excluded.reserved_usd
 RETURNING month
 
--- name: settle -- what was reserved becomes what it cost, in the month in which it was asked
+-- name: settle -- replaces a reservation by the cost, in the month of the reservation
 INSERT INTO rowvec.spending AS s (family, month, run_id, settled_usd)
 VALUES (%(family)s, coalesce(%(month)s, date_trunc('month', now() AT TIME ZONE 'UTC')::date), %(run_id)s, %(usd)s)
 ON CONFLICT (family, month, run_id) DO UPDATE
 SET settled_usd = s.settled_usd + excluded.settled_usd,
-    -- Sums of floats end beside zero, not at it.
+    -- A difference of float sums may not be exactly zero.
     reserved_usd = CASE WHEN s.reserved_usd - %(held)s > 1e-9 THEN s.reserved_usd - %(held)s ELSE 0 END

@@ -1,4 +1,4 @@
-"""Budgets: decided purely, kept over runs, machines and generations, and never passed by requests together."""
+"""Budgets: decided purely, kept over runs, machines and generations, and never exceeded by concurrent requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rowvec.errors import AwaitingJobs, BudgetExceeded, UsageError
 from rowvec.ledger import spending
 from rowvec.ledger.runs import RunId
-from rowvec.ledger.spending import Account, LedgerPurse, Spent, left, passed
+from rowvec.ledger.spending import LedgerBudget, SpendingAccount, Spent, exceeded_limit, left
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import Budget
 from rowvec.postgres.connection import Connection, connect
@@ -67,10 +67,10 @@ def test_what_is_left_may_be_spent_and_more_may_not(
     rest = left(budget, spent)
     if rest is None:
         assert (per_run, per_month) == (None, None)
-        assert passed(budget, spent, usd) is None
+        assert exceeded_limit(budget, spent, usd) is None
         return
     assert rest >= 0
-    if passed(budget, spent, usd) is None:
+    if exceeded_limit(budget, spent, usd) is None:
         assert usd <= rest + 1e-6
     else:
         assert usd > rest - 1e-6
@@ -80,41 +80,41 @@ def test_what_is_left_may_be_spent_and_more_may_not(
 def test_a_sequence_of_reservations_never_passes_the_limit(costs: list[float], limit: float) -> None:
     budget, gone = Budget(per_run=limit), 0.0
     for usd in costs:
-        if passed(budget, Spent(run=gone), usd) is None:
+        if exceeded_limit(budget, Spent(run=gone), usd) is None:
             gone += usd
     assert gone <= limit + 1e-6
 
 
 def test_threads_together_never_pass_the_budget(connection: Connection, database_url: str) -> None:
-    account = Account(family="f", run_id=RunId(1), budget=Budget(per_month=0.1))
-    others = Account(family="f", run_id=RunId(2), budget=account.budget)
+    account = SpendingAccount(family="f", run_id=RunId(1), budget=Budget(per_month=0.1))
+    others = SpendingAccount(family="f", run_id=RunId(2), budget=account.budget)
 
-    def spend(purse: LedgerPurse) -> int:
+    def spend(budget: LedgerBudget) -> int:
         try:
-            hold = purse.reserve(3)
+            hold = budget.reserve(3)
         except BudgetExceeded:
             return 0
-        purse.settle(hold, 3)
+        budget.settle(hold, 3)
         return 3
 
     with connect(database_url) as one, connect(database_url) as two:
-        purses = [LedgerPurse(c, a, lambda tokens: tokens / 1000) for c, a in ((one, account), (two, others))]
+        budgets = [LedgerBudget(c, a, lambda tokens: tokens / 1000) for c, a in ((one, account), (two, others))]
         with ThreadPoolExecutor(8) as threads:
-            spent = sum(threads.map(spend, purses * 40))
+            spent = sum(threads.map(spend, budgets * 40))
     assert spent == 99
     assert spending.spent_by(connection, account).month == pytest.approx(0.099)
 
 
 def test_requests_in_flight_count_before_they_are_answered(connection: Connection) -> None:
-    account = Account(family="f", run_id=RunId(1), budget=Budget(per_run=0.01))
-    purse = LedgerPurse(connection, account, lambda tokens: tokens / 1000)
-    holds = [purse.reserve(5), purse.reserve(5)]
+    account = SpendingAccount(family="f", run_id=RunId(1), budget=Budget(per_run=0.01))
+    budget = LedgerBudget(connection, account, lambda tokens: tokens / 1000)
+    holds = [budget.reserve(5), budget.reserve(5)]
     with pytest.raises(BudgetExceeded, match="per_run"):
-        purse.reserve(1)
-    purse.settle(holds[0], 0)
-    purse.settle(holds[1], 4)
+        budget.reserve(1)
+    budget.settle(holds[0], 0)
+    budget.settle(holds[1], 4)
     assert spending.spent_by(connection, account).run == pytest.approx(0.004)
-    assert purse.reserve(6).usd == pytest.approx(0.006)
+    assert budget.reserve(6).usd == pytest.approx(0.006)
 
 
 def test_a_run_stops_before_it_passes_its_budget_and_the_next_goes_on(

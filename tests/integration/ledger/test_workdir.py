@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from rowvec.ledger.runs import running
-from rowvec.ledger.workdir import database_name, spooled
+from rowvec.ledger.workdir import database_name, workdir
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.runtime.home import home
@@ -58,4 +58,4 @@ def test_runs_of_two_databases_side_by_side_keep_their_files_apart(
         assert_in_step(connection)
         assert connection.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (30,)
         assert database_name(connection) != database_name(source)
-        assert spooled(connection, runs[0].run_id).parent != spooled(source, runs[0].run_id).parent
+        assert workdir(connection, runs[0].run_id).parent != workdir(source, runs[0].run_id).parent

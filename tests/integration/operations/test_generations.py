@@ -347,7 +347,7 @@ def test_a_plan_changes_nothing(source: Connection, paintings: Pipeline) -> None
         assert known() == built
     again = plan_rebuild(first)
     assert (again["generation"], again["begun"], again["unchanged"]) == (2, True, 50)
-    with pytest.raises(UsageError, match="these very settings"):
+    with pytest.raises(UsageError, match="already has these settings"):
         plan_rebuild(paintings)
     # Nobody takes away what somebody else is building.
     with running(begin_rebuild(first), "test"), pytest.raises(PipelineBusy):

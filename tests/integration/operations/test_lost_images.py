@@ -76,8 +76,8 @@ def spoil(artifacts: dict[str, str], request: pytest.FixtureRequest) -> Callable
 
 def restore(pipeline: Pipeline) -> RestoreReport:
     """What the flow does."""
-    with restoring(pipeline) as run:
-        return finish_restore(pipeline, run, restore_rows(pipeline, run))
+    with restoring(pipeline) as restore:
+        return finish_restore(pipeline, restore.run, restore_rows(pipeline, restore))
 
 
 def sound(paintings: Pipeline, folder: Path) -> None:

@@ -46,8 +46,8 @@ def restored(pipeline: Pipeline, url: str) -> dict[int, tuple[str, str, str]]:
     """The table as the store alone gives it."""
     with connect(url) as connection:
         connection.execute("DROP TABLE vectors.paintings")
-        with restoring(pipeline) as run:
-            assert finish_restore(pipeline, run, restore_rows(pipeline, run)).consistent
+        with restoring(pipeline) as restore:
+            assert finish_restore(pipeline, restore.run, restore_rows(pipeline, restore)).consistent
         return vectors(connection)
 
 
@@ -81,8 +81,8 @@ def test_a_run_that_is_kept_can_still_be_restored(edited: Connection, paintings:
     week = edited.execute("SELECT manifest FROM rowvec.runs WHERE run_id = 2").fetchone()
     assert week is not None
     edited.execute("DROP TABLE vectors.paintings")
-    with restoring(paintings, week[0]) as run:
-        assert finish_restore(paintings, run, restore_rows(paintings, run, week[0])).consistent
+    with restoring(paintings, week[0]) as restore:
+        assert finish_restore(paintings, restore.run, restore_rows(paintings, restore)).consistent
     assert vectors(edited)[1][0].startswith("once1")
     assert sync(paintings).embedded == 0
     age(edited, 40)

@@ -43,8 +43,8 @@ def empty(cluster: str) -> Generator[str]:
 
 def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
     """What the flow does."""
-    with restoring(pipeline, manifest) as run:
-        return finish_restore(pipeline, run, restore_rows(pipeline, run, manifest))
+    with restoring(pipeline, manifest) as restore:
+        return finish_restore(pipeline, restore.run, restore_rows(pipeline, restore))
 
 
 def edit(connection: Connection) -> None:

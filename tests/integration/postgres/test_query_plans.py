@@ -32,7 +32,7 @@ def test_a_batch_is_fetched_by_its_index(
         assert plan.batches == 64
         source.execute(sql.SQL("ANALYZE {}").format(plan.rows))
         statement = query(
-            "plan",
+            "plans",
             "fetch",
             columns=sql.SQL("id"),
             key_json=key_json(plan.table.key),
@@ -53,7 +53,7 @@ def test_what_was_paid_for_is_found_by_its_index(
     source.execute("INSERT INTO rowvec.answers SELECT pipeline_id, fingerprint, ''::bytea, 1 FROM rowvec.embeddings")
     source.execute("ANALYZE rowvec.embeddings, rowvec.answers")
     values: dict[str, object] = {"pipeline_id": 1, "fingerprints": [bytes([i]) * 32 for i in range(100)]}
-    found = explained(source, query("ledger", block), values)
+    found = explained(source, query("reuse", block), values)
     assert "Seq Scan on embeddings" not in found
     assert "Seq Scan on answers" not in found
 

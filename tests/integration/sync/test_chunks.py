@@ -452,8 +452,8 @@ def test_a_restored_table_has_the_chunks_and_the_next_sync_nothing_to_do(texts: 
     before = texts.sync()
     paid, stored, pipeline = len(server.paid), texts.stored(), texts.pipeline()
     texts.target.execute("DROP TABLE vectors.texts CASCADE")
-    with restoring(pipeline) as run:
-        report = finish_restore(pipeline, run, restore_rows(pipeline, run, None))
+    with restoring(pipeline) as restore:
+        report = finish_restore(pipeline, restore.run, restore_rows(pipeline, restore))
     assert (report.consistent, report.checksum) == (True, before.checksum)
     assert texts.stored() == stored
     again = texts.sync()

@@ -134,7 +134,7 @@ def test_an_artifact_says_whose_it_is(tmp_path: Path) -> None:
     assert schema.metadata[b"rowvec.pipeline"] == b"paintings"
     assert Identity(**json.loads(schema.metadata[b"rowvec.identity"])) == IDENTITY
     assert schema.field("painted").metadata[PG_TYPE] == b"date"
-    assert [PgColumn.from_arrow_field(schema.field(name)).pg_type for name in ("id", "painted")] == ["integer", "date"]
+    assert schema.field("id").metadata[PG_TYPE] == b"integer"
 
 
 def test_batches_and_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

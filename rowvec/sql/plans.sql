@@ -1,4 +1,4 @@
--- name: store -- a run that catches up with its source plans more than once
+-- name: store -- a run that catches up with its source makes more than one plan
 INSERT INTO rowvec.plans (run_id, layout, counts, batches, direct)
 VALUES (%(run_id)s, %(layout)s, %(counts)s, %(batches)s, %(direct)s)
 ON CONFLICT (run_id) DO UPDATE
@@ -15,7 +15,7 @@ SELECT {columns}, content, fingerprint, metadata_hash, rowvec_vector, {key_json}
 FROM {plan} WHERE rowvec_batch = {batch}
 ORDER BY fingerprint
 
--- name: sample_texts -- the batches are cut by hash, so the first rows are as good as any
+-- name: sample_texts -- batches are formed by hash, so the first rows are a fair sample
 SELECT coalesce(p.content, '')
 FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
 WHERE NOT {paid_for}

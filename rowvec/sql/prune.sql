@@ -1,11 +1,11 @@
--- name: kept_manifests -- the newest, and those of runs that are to stay restorable
+-- name: kept_manifests -- the newest one, and those of the runs that must stay restorable
 SELECT manifest FROM rowvec.runs
 WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL
   AND (started_at >= now() - %(age)s
        OR run_id = (SELECT max(run_id) FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL))
 ORDER BY run_id DESC
 
--- name: old_manifests -- those that no kept run goes back to, and the old ones of generations that were dropped
+-- name: old_manifests -- those that no kept run needs, and the old ones of generations that were dropped
 SELECT r.run_id, r.manifest
 FROM rowvec.runs AS r
 JOIN rowvec.pipelines AS p USING (pipeline_id)
@@ -15,7 +15,7 @@ WHERE r.manifest IS NOT NULL AND r.manifest <> ALL (%(kept)s)
        AND r.started_at < now() - %(age)s)
 ORDER BY r.run_id
 
--- name: needed -- the fingerprints that the vector table has, or that it had after a run that is kept
+-- name: needed -- the fingerprints that the vector table has, or had after a restorable run
 CREATE TEMP TABLE needed AS SELECT DISTINCT fingerprint FROM {table}
 
 -- name: need_state
@@ -36,8 +36,9 @@ DROP TABLE entry_rows
 -- name: analyze_needed
 ANALYZE needed
 
--- name: unneeded_artifacts -- old ones that hold nothing needed; one that holds nothing (any more) may be older runs'
--- All of generations that were dropped, but for objects that a generation has which is kept.
+-- name: unneeded_artifacts -- old ones without a needed vector, and those of dropped generations
+-- An artifact that no embedding points to stays if a kept manifest names it: a restore to that run reads it. The object
+-- of a dropped generation stays if a generation that is kept has the same one.
 SELECT a.pipeline_id, a.name, a.bytes
 FROM rowvec.artifacts AS a
 JOIN rowvec.pipelines AS p USING (pipeline_id)
@@ -77,6 +78,6 @@ VALUES (%(pipeline_id)s, %(run_id)s, %(run_id)s, %(batch)s, %(name)s, %(sha256)s
 ON CONFLICT (pipeline_id, name) DO UPDATE SET last_run_id = excluded.last_run_id
 RETURNING artifact_id
 
--- name: repoint -- what the small ones held is in the large one now; who paid for it stays
+-- name: repoint -- the vectors are in the large artifact now; the run that paid for them stays the same
 UPDATE rowvec.embeddings SET artifact_id = %(artifact_id)s
 WHERE pipeline_id = %(pipeline_id)s AND artifact_id = ANY (%(small)s)

@@ -1,0 +1,11 @@
+-- name: pairs -- rows that both generations have, with their vector in each
+SELECT {key}, {live_send}(l.embedding), {next_send}(n.embedding)
+FROM {live} AS l TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
+JOIN {next} AS n ON {same_key}
+WHERE {live_norm}(l.embedding) <> 0 AND {next_norm}(n.embedding) <> 0
+ORDER BY hashtextextended({key_text}, {seed})
+LIMIT {limit}
+
+-- name: forget_plan_only -- a generation that was planned and never built
+UPDATE rowvec.pipelines SET state = 'dropped'
+WHERE pipeline_id = %(pipeline_id)s AND state = 'building' AND to_regclass(%(table)s) IS NULL
