@@ -36,7 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scripts = folder / "env" / "bin"
     wheel.pip(scripts / "python", "install", "--no-deps", wheel.build(folder))
     (site_packages,) = (folder / "env").glob("lib/*/site-packages")
-    # This adds the folder alone. Python reads no .pth file in it, so the editable rowvec of this environment is not seen.
+    # Python reads no .pth file of a folder that is added like this, so the editable rowvec of this one stays out.
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
     return scripts
 

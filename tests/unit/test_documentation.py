@@ -1,4 +1,4 @@
-"""What is public is documented: every command, every key of the pipeline file, every named block of SQL is used."""
+"""Commands and keys of the pipeline file are documented, links lead somewhere, and every block of SQL is used."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None
     assert set(re.findall(r"^rowvec (\w+)", readme, re.MULTILINE)) == commands
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_target_exists(page: str) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for target in re.findall(r"(?:`|^)make (\w+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE):
+    for target in re.findall(r"(?:`|^)make ([\w-]+)", (ROOT / page).read_text("utf-8"), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
@@ -50,6 +51,20 @@ def test_every_link_leads_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_glossary_defines_each_term_once() -> None:
+    terms = re.findall(r"^\| \*\*(\w+)\*\* \|", (ROOT / "docs/glossary.md").read_text("utf-8"), re.MULTILINE)
+    assert terms == sorted(set(terms))
+    needed = "row key content fingerprint batch artifact manifest journal generation reject pending run"
+    assert set(needed.split()) <= set(terms)
+
+
+def test_contributing_has_ten_rules_for_prose_each_with_an_example() -> None:
+    prose = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Prose")[2]
+    rules = re.findall(r"^\d+\. .*(?:\n   .*)*", prose, re.MULTILINE)
+    assert len(rules) == 10
+    assert [rule for rule in rules if not re.search(r'[Nn]ot "', rule)] == []
 
 
 def test_every_named_block_of_sql_is_used() -> None:
