@@ -109,8 +109,8 @@ def audit(
 ) -> None:
     """Compare source, artifacts and vector table both ways.
 
-    With --repair it is a run in the Prefect UI. Without it is not: the command only reads, which takes about a second
-    on a small table, and to start a run takes Prefect 2 to 10 seconds.
+    With --repair it is a flow run, which the Prefect UI shows. A plain audit runs without Prefect: it only reads, and
+    Prefect would make it 2 to 10 seconds slower.
     """
     pipeline = load(file)
     if repair:
@@ -149,8 +149,8 @@ def prune_store(
 ) -> None:
     """Delete artifacts and manifests that are old and no longer needed.
 
-    With --apply it is a run in the Prefect UI. Without it is not: the command only lists what it would delete, in about
-    a second, and to start a run takes Prefect 2 to 10 seconds.
+    With --apply it is a flow run, which the Prefect UI shows. Without it the command runs without Prefect: it only
+    lists what it would delete, and Prefect would make it 2 to 10 seconds slower.
     """
     pipeline = load(file)
     if apply:

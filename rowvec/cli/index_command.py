@@ -44,8 +44,8 @@ def index(
 ) -> None:
     """Build the index if it is missing, worn or wrong, and show its state; or measure which index is best.
 
-    With --tune or --rebuild the work is a run in the Prefect UI. Without them it is not: the command mostly shows the
-    state of a sound index in about a second, and to start a run takes Prefect 2 to 10 seconds.
+    With --tune or --rebuild it is a flow run, which the Prefect UI shows. Without them the command runs without
+    Prefect: it mostly only shows the state of a sound index, and Prefect would make it 2 to 10 seconds slower.
     """
     pipeline = load(file)
     limits = {"seconds": seconds, "memory_mib": memory, "rows": rows}

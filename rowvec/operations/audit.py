@@ -197,7 +197,7 @@ def _compare(found: Audited, pipeline_name: str) -> None:
         _read_artifacts(found, Path(folder))
     _look_for_images(found, pipeline_name)
     source = open_source(found.connection, found.resolved, found.identity, found.pipeline_id)
-    add_differences = source.compare(found.table)
+    add_differences = source.compare_for_audit(found.table)
     without_blocking(lambda: _compare_at_once(found, add_differences))
 
 
