@@ -1,4 +1,4 @@
-"""What `rowvec search` does with --grid and --html: the images that were found, as a picture and as a page."""
+"""The options --grid and --html of `rowvec search`: the images that were found, as a picture and as a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAGES = (".html", ".htm")
 
 
 def check_outputs(pipeline: Pipeline, grid: Path | None, page: Path | None) -> None:
-    """Raise ``UsageError`` where nothing could be drawn: before a query is paid for, not after."""
+    """Raise ``UsageError`` if an output could not be written; called before the query is paid for."""
     for option, into, suffixes in (("--grid", grid, _GRIDS), ("--html", page, _PAGES)):
         if into is None:
             continue
@@ -24,7 +24,7 @@ def check_outputs(pipeline: Pipeline, grid: Path | None, page: Path | None) -> N
         if into.suffix.lower() not in suffixes or not into.parent.is_dir():
             raise UsageError(
                 f"{option} {into} cannot be written; name a file that ends in {', '.join(suffixes)}, in a folder "
-                "there is"
+                "that exists"
             )
 
 
@@ -36,9 +36,9 @@ def show_pictures(
     grid: Path | None,
     page: Path | None,
 ) -> None:
-    """Write what was found (``results`` of a search) into the files asked for; reads the store, and no database.
+    """Write the images of a search's ``results`` into the files ``grid`` and ``page``; reads the store, and no database.
 
-    Raises ``UsageError`` where a file cannot be written, and what the store raises.
+    Raises ``UsageError`` if a file cannot be written, and what the store raises.
     """
     if grid is None and page is None:
         return
@@ -49,7 +49,7 @@ def show_pictures(
     from rowvec.store.signed_links import links
 
     store = open_store(resolve(pipeline).artifacts)
-    # A picture file has no links, and signing may be a request.
+    # A picture file has no links, and signing may cost a request.
     pictures = found_pictures(store, pipeline.name, results, *([links(store)] if page else []))
     title = f"Like {question.name}" if isinstance(question, Path) else question
     if isinstance(question, Path):

@@ -11,10 +11,11 @@ from rowvec.postgres.vector_table import VectorTable
 
 
 def distribute(connection: Connection, table: VectorTable) -> bool:
-    """Spread a vector table that was made a moment ago over the nodes, by the pipeline's distribution column.
+    """Spread a new vector table over the nodes by the pipeline's distribution column.
 
-    In the transaction that makes it. Returns False, and does nothing, where the pipeline names no column or the
-    database has no Citus: one pipeline file serves a laptop and a cluster. Raises ``TargetError`` where Citus refuses.
+    For the transaction that creates the table. Returns False, and does nothing, if the pipeline names no column or the
+    database has no Citus: the same pipeline file then serves a laptop and a cluster. Raises ``TargetError`` if Citus
+    refuses.
     """
     if table.distribution is None:
         return False

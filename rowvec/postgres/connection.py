@@ -1,4 +1,4 @@
-"""Connections to Postgres: where they lead, and the settings that make text and hashes the same for everybody."""
+"""Connections to Postgres: their address, their settings, and the errors of rowvec that a failure becomes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rowvec.postgres.queries import query
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# How a value turns into text must not depend on who connects: role and database settings are overridden. Nor may limits
-# that are meant for a web server's queries end a long merge; but nobody waits without end for a lock, for a run that
-# does says nothing and holds up its successors.
+# How a value turns into text must not depend on who connects, so the settings of role and database are overridden.
+# Limits that are meant for a web server's queries must not end a long merge. Waiting for a lock has an end, because a
+# run that waits forever reports nothing and blocks the runs after it.
 PINNED: LiteralString = """
     SET client_encoding = 'UTF8';
     SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; SET extra_float_digits = 1;
@@ -30,14 +30,14 @@ PINNED: LiteralString = """
     SET lock_timeout = '30s'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0
 """
 
-# How long a transaction is tried for its locks. Each try waits a second for a lock (sql/transaction.sql) and
-# then gives up its snapshot, because every CREATE INDEX CONCURRENTLY in the database waits for old snapshots to end.
+# How long a transaction that cannot get its locks is tried again. Each try waits a second for a lock
+# (sql/transaction.sql) and then gives up its snapshot, for which every CREATE INDEX CONCURRENTLY in the database waits.
 LOCK_PATIENCE_SECONDS = 30.0
 
-# On a machine with much to do a millisecond passes quickly, and nobody sets less.
+# A role may have a statement_timeout of a millisecond, the least there is; a busy machine sometimes needs longer.
 _PIN_TRIES = 10
 
-# 0.8.2 to 0.8.4 mended HNSW: an overflow in parallel builds, vacuum corruption, an unrepaired graph.
+# 0.8.2 to 0.8.4 fixed HNSW: an overflow in parallel builds, corruption by vacuum, and a graph left unrepaired.
 MINIMUM_PGVECTOR = (0, 8, 4)
 
 T = TypeVar("T")
@@ -53,8 +53,8 @@ def target_url(url: str | None) -> str:
 def connect(url: str, *, application: str = "rowvec") -> Connection:
     """An autocommit connection with pinned settings.
 
-    Raises ``DatabaseUnavailable`` where the server does not answer, ``TargetError`` where it says no. Neither repeats
-    the DSN, which may hold a password, nor a piece of one that was not percent-encoded and so taken for a host.
+    Raises ``DatabaseUnavailable`` if the server does not answer, ``TargetError`` if it refuses. Neither message repeats
+    the DSN, which may hold a password, nor a piece of a password that was not percent-encoded and so taken for a host.
     """
     try:
         connection = psycopg.connect(url, autocommit=True, application_name=application, connect_timeout=15)
@@ -71,9 +71,9 @@ def connect(url: str, *, application: str = "rowvec") -> Connection:
 
 
 def _pin(connection: Connection) -> None:
-    """Fix the session's settings. A role's own statement_timeout holds until then, and may be too short even for that.
+    """Make the session's settings. Until then the role's own statement_timeout holds, and may be too short.
 
-    As startup options they would not pass every pooler.
+    Not as startup options: some poolers reject those.
     """
     for _ in range(_PIN_TRIES):
         with suppress(pg.QueryCanceled):
@@ -84,8 +84,11 @@ def _pin(connection: Connection) -> None:
 
 @contextmanager
 def lost_connections_are_retriable() -> Generator[None]:
-    """Turn what a restarted, overloaded or locked server raises into ``DatabaseUnavailable``, all else into
-    ``TargetError``."""
+    """Turn psycopg's errors into those of rowvec.
+
+    Raises ``DatabaseUnavailable`` if the server was restarted, is overloaded, or another session holds a lock, and
+    ``TargetError`` for every other error of the database.
+    """
     try:
         yield
     except psycopg.Error as error:
@@ -93,7 +96,11 @@ def lost_connections_are_retriable() -> Generator[None]:
 
 
 def without_blocking(attempt: Callable[[], T]) -> T:
-    """Try a transaction for as long as somebody else has a lock it needs, without keeping other pipelines waiting."""
+    """Try a transaction again, for up to 30 seconds, while another session holds a lock that it needs.
+
+    Between the tries it holds no snapshot and no lock, so that other pipelines do not wait for it. Raises psycopg's
+    ``LockNotAvailable`` when the time is over, and what ``attempt`` raises.
+    """
     end = time.monotonic() + LOCK_PATIENCE_SECONDS
     while True:
         try:
@@ -101,7 +108,7 @@ def without_blocking(attempt: Callable[[], T]) -> T:
         except pg.LockNotAvailable as error:
             if time.monotonic() > end:
                 raise
-            logger.info("the database kept us waiting: %s; trying again", _first_line(error))
+            logger.info("the database did not give a lock in time: %s; trying again", _first_line(error))
 
 
 def use_one_snapshot(connection: Connection) -> None:
@@ -114,12 +121,12 @@ def use_one_snapshot(connection: Connection) -> None:
 
 
 def _translated(error: psycopg.Error) -> DatabaseUnavailable | TargetError:
-    """What a statement that failed means for the run."""
+    """The error of rowvec for a statement that failed."""
     sentence = _first_line(error)
     match error:
         case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected() | pg.SerializationFailure():
-            return DatabaseUnavailable(f"the database kept us waiting: {sentence}; who holds a lock is in pg_locks")
-        # What a server that sheds load or heals by itself says passes; a full disk does not.
+            return DatabaseUnavailable(f"the database kept us waiting: {sentence}; pg_locks shows who holds a lock")
+        # A server that sheds load recovers by itself; a full disk does not.
         case pg.DiskFull() | pg.OutOfMemory() | pg.ConfigurationLimitExceeded():
             return TargetError(f"the database is out of room: {sentence}; free some and run again")
         case pg.ProgramLimitExceeded():
@@ -127,20 +134,20 @@ def _translated(error: psycopg.Error) -> DatabaseUnavailable | TargetError:
         case pg.ReadOnlySqlTransaction():
             return TargetError(
                 f"the target database takes no writes: {sentence}; it is a standby, it is out of room, or "
-                "default_transaction_read_only is set: give rowvec the primary, or mend that, and run again"
+                "default_transaction_read_only is set: give rowvec the primary, or fix that, and run again"
             )
         case pg.InsufficientPrivilege():
             return TargetError(f"{sentence}; docs/operations.md lists the grants a role needs")
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return DatabaseUnavailable(f"the connection to the database was lost: {sentence}")
         case _:
-            # A trigger or constraint of the user's own, a type that cannot be cast: their SQL state says it best.
+            # A trigger or constraint of the user, or a type that cannot be cast: the SQL state describes it best.
             return TargetError(f"the database refused: {sentence} (SQLSTATE {error.sqlstate})")
 
 
 def _refused(error: psycopg.OperationalError, url: str) -> DatabaseUnavailable | TargetError:
     if _torn(url):
-        # libpq and the resolver quote what they took for a host or a port, and it is a piece of the password.
+        # libpq and the resolver quote what they took for a host or a port: here a piece of the password.
         return TargetError(
             "the database URL leads nowhere: @ : / ? # in its user or password must be written as %40 %3A %2F %3F %23"
         )
@@ -157,10 +164,10 @@ def _refused(error: psycopg.OperationalError, url: str) -> DatabaseUnavailable |
 
 
 def _torn(url: str) -> bool:
-    """Whether a password that was not percent-encoded makes the rest of a DSN mean something else."""
+    """Whether a DSN seems cut in the wrong places, by a password that was not percent-encoded."""
     parts = conninfo_to_dict(url)
     hosts, ports, names = (str(parts.get(name) or "").split(",") for name in ("host", "port", "dbname"))
-    # An abstract socket's name begins with @, and has no other.
+    # The name of an abstract socket begins with @, and has no other @.
     return any("@" in name[1:] for name in (*hosts, *names)) or any(port and not port.isdecimal() for port in ports)
 
 
@@ -172,7 +179,8 @@ def _first_line(error: psycopg.Error) -> str:
 def open_target(pipeline: Pipeline, application: str = "rowvec") -> Generator[Connection]:
     """A connection to the vector table's database; the pipeline's references must be resolved.
 
-    What the database raises meanwhile becomes one of our errors.
+    Raises what ``connect`` raises; errors of the database in the ``with`` block become ``DatabaseUnavailable`` or
+    ``TargetError``.
     """
     with (
         lost_connections_are_retriable(),

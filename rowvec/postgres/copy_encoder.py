@@ -1,13 +1,13 @@
-"""Arrow to Postgres' binary COPY format, a block of rows at a time, without a Python object a row.
+"""Arrow to Postgres' binary COPY format, a block of rows at a time, without a Python object per row.
 
 The format (PostgreSQL documentation, COPY, "Binary Format"): a header of 19 bytes; for each row an int16 with the
 number of fields and for each field an int32 with its length (-1 for NULL) and its bytes; an int16 of -1. Big-endian.
 
-A row is written in two parts. Its head holds the columns of variable length and the short ones of fixed length; heads
-are put together for some thousand rows at once, by Arrow's ``binary_join_element_wise``. Its tail holds vectors and
-bits: one numpy record a row, filled column by column for a block of rows. Head and tail are then joined row by row,
-again by Arrow, and the data buffer of what it returns is the stream. Blocks are small, so that a tail is still in the
-cache when it is joined, and the block when it is sent.
+A row is written in two parts. Its head holds the columns of variable length and the short ones of fixed length. Arrow's
+``binary_join_element_wise`` builds the heads of some thousand rows at once. Its tail holds vectors and bits: one numpy
+record per row, filled column by column for a block of rows. Arrow then joins heads and tails row by row, and the data
+buffer of the result is the stream. Blocks are small, so that a tail is still in the cache when it is joined, and a
+block when it is sent.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from rowvec.postgres.copy_types import (
     wire_form,
 )
 
-# Its functions are made when it is imported, and no type checker sees them.
+# Any: the module makes its functions when it is imported, and no type checker sees them.
 pc: Any = pyarrow.compute
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 
 BLOCK_BYTES = 256 * 1024
-"""Of one write. Smaller ones pay for calls, larger ones leave the cache; docs/decisions/0002-binary-copy.md."""
+"""Size of one write. Smaller writes pay for calls, larger ones leave the cache; docs/decisions/0002-binary-copy.md."""
 
-# Heads are made for this many rows at once, or fewer where texts are long, so that memory is bounded.
+# Heads are made for this many rows at once, or fewer if texts are long, so that memory is bounded.
 _STRETCH_ROWS = 2048
 _STRETCH_BYTES = 4 * 1024 * 1024
 
@@ -53,18 +53,18 @@ _Record = npt.NDArray[np.void]
 
 
 def can_encode(pg_type: str) -> bool:
-    """Whether a column of this type can be written; others go through staging as text and are cast by the database."""
+    """Whether a column of this type can be written; others go through staging as text, and the database casts them."""
     return wire_form(pg_type) is not None
 
 
 class Encoder:
     """Encodes record batches whose columns are named like ``columns``.
 
-    Texts may be any of Arrow's string types, dictionaries included; dates, timestamps and UUIDs Arrow's own or the text
-    that Postgres gives for them. ``constants`` gives columns that have one value in all rows and are in no batch: int64
-    for ``bigint``, and microseconds since 2000 for ``timestamp with time zone``.
+    Texts may be any of Arrow's string types, dictionaries included; dates, timestamps and UUIDs may be Arrow's own
+    types or the text that Postgres writes for them. ``constants`` has the value of each column that is in no batch
+    because it is the same in all rows: int64 for ``bigint``, microseconds since 2000 for ``timestamp with time zone``.
 
-    Raises ``FatalError`` for a type that ``can_encode`` denies.
+    Raises ``FatalError`` for a type that ``can_encode`` refuses.
     """
 
     def __init__(self, columns: Sequence[PgColumn], constants: Mapping[str, int] | None = None) -> None:
@@ -76,7 +76,7 @@ class Encoder:
         self._wide = [column for column, form in forms if form.is_wide]
         self._first = columns[0]
         self.columns = (*self._variable, *self._short, *self._wide)
-        """The order in which a row is written: COPY must name the columns in it."""
+        """The columns in the order in which a row holds them; COPY must name them in this order."""
         self._short_dtype, self._wide_dtype = self._record_type(self._short), self._record_type(self._wide)
 
     def encode(self, batch: pa.RecordBatch) -> Iterator[memoryview]:
@@ -91,7 +91,7 @@ class Encoder:
             yield from self._stretch(batch.slice(start, rows))
 
     def _stretch_rows(self, batch: pa.RecordBatch) -> int:
-        # A dictionary is shared by all rows, and vectors have no part in the heads: neither is counted.
+        # All rows share a dictionary, and heads hold no vectors: neither is counted.
         wide = {column.name for column in self._wide}
         counted = [
             array.nbytes
@@ -155,7 +155,7 @@ class Encoder:
             place[...] = values
 
     def _check_half(self, values: npt.NDArray[Any], column: PgColumn, rows: pa.RecordBatch) -> None:
-        """Raise for the first row that float16 cannot hold; below a NULL anything may stand."""
+        """Raise ``FatalError`` for the first row that float16 cannot hold; the values of a NULL row do not count."""
         present = rows.column(column.name).is_valid().to_numpy(zero_copy_only=False)
         for row in np.flatnonzero(present):
             if overflows_half(values[row]):
@@ -172,7 +172,7 @@ class Encoder:
         return np.dtype(fields)
 
     def _empty(self, columns: Sequence[PgColumn], dtype: np.dtype[Any], rows: int) -> _Record:
-        """Records with all that is the same in every row."""
+        """Records that hold the bytes that are the same in every row: lengths, and the heads of vectors and bits."""
         record: _Record = np.zeros(rows, dtype)
         for column in columns:
             form = self._forms[column.name]
@@ -182,7 +182,7 @@ class Encoder:
         return record
 
     def _pieces(self, columns: Sequence[PgColumn], record: _Record, absent: Mapping[str, pa.Array]) -> list[Any]:
-        """The records as Arrow arrays to join: one, or with NULLs in some columns one a column."""
+        """The records as Arrow arrays to join: a single one, or one per column if a column has NULLs."""
         if not columns:
             return []
         if not absent:
@@ -224,7 +224,7 @@ def _as_binary(data: npt.NDArray[np.uint8], rows: int, width: int) -> pa.Array:
 
 
 def _bytes_of(record: _Record, name: str) -> npt.NDArray[np.uint8]:
-    """A column's length and value in each record, ``(n, width)``."""
+    """A column's length and value in each record, as bytes ``(n, width)``."""
     fields: Any = record.dtype.fields
     start = fields[f"{name}\0length"][1]
     end = fields[name][1] + fields[name][0].itemsize

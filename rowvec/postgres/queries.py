@@ -1,4 +1,4 @@
-"""Static SQL stands in ``sql/*.sql`` in named blocks; this finds a block and puts identifiers into it."""
+"""The SQL is in ``sql/*.sql``, in named blocks; this module finds a block and fills in its identifiers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = re.compile(r"^-- name: (\w+)(?: --.*)?$", re.MULTILINE)
 @cache
 def blocks(file: str) -> dict[str, LiteralString]:
     """All named blocks of ``sql/<file>.sql``. A block starts with ``-- name: word`` and ends at the next one."""
-    # The package's own files are as literal as its code; nothing else is ever read here.
+    # The package's own files are as literal as its code, and no other file is read here.
     text = cast("LiteralString", (files("rowvec.sql") / f"{file}.sql").read_text("utf-8"))
     starts = list(_NAME.finditer(text))
     ends = [match.start() for match in starts[1:]] + [len(text)]
@@ -25,7 +25,8 @@ def blocks(file: str) -> dict[str, LiteralString]:
 def query(file: str, name: str, /, **parts: sql.Composable) -> sql.Composed:
     """The block ``name`` of ``sql/<file>.sql`` with each ``{part}`` filled by an identifier, literal or composition.
 
-    A block writes literal braces twice. Parameters (``%(name)s``) are for blocks whose identifiers are our own: psycopg
-    looks for them in the whole text, and a user's column may be called ``100%``. Elsewhere values are literals.
+    A block writes literal braces twice. Only blocks whose identifiers are rowvec's own may have parameters
+    (``%(name)s``): psycopg looks for them in the whole text, and a user's column may be called ``100%``. In all other
+    blocks values are literals.
     """
     return sql.SQL(blocks(file)[name]).format(**parts)

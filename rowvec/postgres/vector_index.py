@@ -1,4 +1,4 @@
-"""What an index on vectors is: its kind, its column, and the expression it is built on."""
+"""An index on vectors: its kind, its column, and the expression it is built on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from rowvec.postgres.vector_table import VectorTable
 
 
 def column(table: VectorTable, choice: IndexChoice) -> sql.Composable:
+    """The column or expression that the index is built on."""
     if choice.on == "bits":
         return sql.SQL("embedding_bits")
     return indexed_expression(table, choice, sql.SQL("embedding")) or sql.SQL("embedding")
 
 
 def indexed_expression(table: VectorTable, choice: IndexChoice, of: sql.Composable) -> sql.Composed | None:
-    """What an index on floats holds of ``of``, an embedding; None where that is the embedding as it is stored.
+    """The expression of ``of``, an embedding, that an index on floats holds; None if it holds the embedding as stored.
 
-    A query must say it word for word, or the planner would not know the index.
+    A query must have the same expression word for word, or the planner does not use the index.
     """
     if not choice.prefix and choice.on == "float":
         return None
@@ -37,7 +38,7 @@ On = Literal["bits", "float", "halfvec"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexChoice:
-    """The index a vector table is to have, and why."""
+    """The index that a vector table should have, and why."""
 
     kind: Kind
     on: On = "float"
@@ -47,16 +48,16 @@ class IndexChoice:
     ef_construction: int = 64
     lists: int = 0
     lists_by_rows: bool = False
-    """IVFFlat: nobody asked for this very number, so an index with half or twice as many is as good."""
+    """IVFFlat: the number of lists follows from the rows, so an index with half or twice as many is as good."""
     prefix: int = 0
-    """The index holds that many leading dimensions alone, and the search reranks by the whole vector; 0: it holds all.
+    """The index holds only this many leading dimensions, and the search reranks by the whole vector; 0: it holds all.
 
-    For models that put what matters first (Matryoshka).
+    For models whose leading dimensions matter most (Matryoshka).
     """
     oversampling: int = 8
-    """Candidates reranked exactly for each row wanted, where the index holds bits or a prefix."""
+    """Candidates that are reranked exactly per row wanted, if the index holds bits or a prefix."""
     ef_search: int = 0
-    """HNSW: candidates looked at, if more are not wanted anyway; 0: 200."""
+    """HNSW: the least number of candidates that a search looks at; 0: 200, or 40 if a shortlist is reranked."""
     probes: int = 0
-    """IVFFlat: lists looked at first; 0: by lists and oversampling."""
+    """IVFFlat: lists that a search looks at first; 0: computed from lists and oversampling."""
     reason: str

@@ -37,11 +37,11 @@ class VectorTable:
     bits: bool = True
     metric: Metric = "cosine"
     distribution: str | None = None
-    """The key column by which Citus spreads the table over its nodes; None: not at all."""
+    """The key column by which Citus spreads the table over its nodes; None: the table is not spread."""
 
     @staticmethod
     def of(pipeline: Pipeline, key: tuple[PgColumn, ...], metadata: tuple[PgColumn, ...]) -> VectorTable:
-        """The table a pipeline asks for, with the types its source has."""
+        """The table of a pipeline, with the column types of its source."""
         schema, name = table_identifier(pipeline.target.table)
         return VectorTable(
             schema=schema,
@@ -62,7 +62,7 @@ class VectorTable:
 
     @property
     def row_key(self) -> tuple[PgColumn, ...]:
-        """The source's own key: that of the table, less the chunk's number."""
+        """The key of the source's rows: that of the table without the chunk's number."""
         return tuple(column for column in self.key if column.name != CHUNK)
 
     @property
@@ -76,13 +76,13 @@ class VectorTable:
         return f"{self.layout.type_name}({self.dimensions})"
 
     def dimensions_of(self, vector: sql.Composable) -> sql.Composed:
-        """The dimensions of one of this table's vectors, as SQL: pgvector's own function does not take sparse ones."""
+        """The dimensions of a vector of this table's type, as SQL: pgvector's own function takes no sparse ones."""
         return query(
             "vector_layout", "dimensions_sparse" if self.layout.is_sparse else "dimensions_dense", vector=vector
         )
 
     def mean_elements(self, connection: Connection) -> int:
-        """``layout.elements`` by a sample of the table's own vectors; for sparse ones twice the number of nonzeros."""
+        """Numbers that a distance looks at; for sparse vectors twice the mean of nonzeros in a sample of the table."""
         if not self.layout.is_sparse:
             return self.dimensions
         row = connection.execute(query("vector_layout", "nonzeros", table=self.identifier)).fetchone()
@@ -110,7 +110,7 @@ class VectorTable:
 
     @property
     def artifact_schema(self) -> pa.Schema:
-        """The Arrow schema of an artifact: what the table has, less ``run_id`` and ``embedded_at``."""
+        """The Arrow schema of an artifact: the table's columns without ``run_id`` and ``embedded_at``."""
         width = (self.dimensions + 7) // 8
         return pa.schema(
             [
@@ -125,9 +125,9 @@ class VectorTable:
 
 
 def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
-    """The vector table as it is in the database, for those who only read it.
+    """The vector table with the types that it has in the database, for commands that only read it.
 
-    Raises ``UsageError`` where it does not exist yet.
+    Raises ``UsageError`` if the table does not exist yet, or lacks a column of the pipeline.
     """
     schema, name = table_identifier(pipeline.target.table)
     rows = connection.execute(query("vector_table", "columns"), {"schema": schema, "table": name}).fetchall()
@@ -145,15 +145,15 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
 
 
 def is_there(connection: Connection, schema: str, name: str) -> bool:
-    """Whether there is a table of this name, whatever it holds."""
+    """Whether a table of this name exists, whatever its columns."""
     values = {"schema": schema, "table": name}
     return bool(connection.execute(query("vector_table", "columns"), values).fetchall())
 
 
 def find_table(connection: Connection, table: VectorTable) -> bool:
-    """Whether the vector table exists, and is laid out as the pipeline wants it.
+    """Whether the vector table exists with the columns, types and key of the pipeline.
 
-    Raises ``TargetError`` where something else has its name, or it has other columns, types or key.
+    Raises ``TargetError`` if a table of its name has other columns, types or key.
     """
     rows = connection.execute(
         query("vector_table", "columns"), {"schema": table.schema, "table": table.name}
@@ -177,9 +177,9 @@ def find_table(connection: Connection, table: VectorTable) -> bool:
 
 
 def make_schema(connection: Connection, schema: str) -> None:
-    """Make a schema where there is none.
+    """Create a schema, unless it exists; for a transaction of its own.
 
-    In a transaction of its own: two that make one schema wait for each other, and IF NOT EXISTS fails the second.
+    Two sessions that create the same schema wait for each other, and the second one fails despite IF NOT EXISTS.
     """
     found = connection.execute(query("vector_table", "schema_there"), {"schema": schema}).fetchone()
     if not (found and found[0]):
@@ -188,21 +188,21 @@ def make_schema(connection: Connection, schema: str) -> None:
 
 
 def create_table(connection: Connection, table: VectorTable) -> None:
-    """Make the vector table, empty, with its primary key, in its schema; for a load that cannot go straight into it."""
+    """Create the empty vector table with its primary key, in its schema, which must exist."""
     parts = {"columns": definitions(table.columns), "key": names(table.key)}
     connection.execute(query("vector_table", "create", table=table.identifier, **parts))
 
 
 def count_rows(connection: Connection, table: VectorTable) -> int:
-    """How many vectors the table holds."""
+    """The number of rows in the table."""
     row = connection.execute(query("vector_table", "count", table=table.identifier)).fetchone()
     return row[0] if row else 0
 
 
 def _other_layout(name: str) -> str:
-    return f"rowvec rebuild builds {name} anew beside the one that is read, from its artifacts where they serve"
+    return f"rowvec rebuild builds {name} again next to the table that is read, from its artifacts if they fit"
 
 
 def direct_possible(table: VectorTable) -> bool:
-    """Whether all columns can be written in their own types, so that staging can become the vector table."""
+    """Whether COPY can write all columns in their own types, so that staging can become the vector table."""
     return all(can_encode(column.pg_type) for column in table.columns)

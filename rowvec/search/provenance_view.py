@@ -1,4 +1,4 @@
-"""Where each vector comes from, as a view beside the vector table: which model, run and artifact, at what cost."""
+"""A view next to the vector table that says where each vector comes from: model, run, artifact and cost."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ _COLUMNS = (
 
 
 def install_provenance(connection: Connection, table: VectorTable) -> str:
-    """Make ``<schema>.<table>_provenance``, or renew it where its definition is another; returns its name, quoted.
+    """Create ``<schema>.<table>_provenance``, or replace it if its definition has changed; returns its name, quoted.
 
-    One row a vector: the key columns, then ``provider``, ``model``, ``dimensions``, ``fingerprint``, ``run_id`` and
+    One row per vector: the key columns, then ``provider``, ``model``, ``dimensions``, ``fingerprint``, ``run_id`` and
     ``embedded_at`` (the run that wrote the row, and when), ``artifact`` and ``artifact_sha256``, ``paid_by_run``,
-    ``paid_at`` and ``cost_usd`` (the run that had the content embedded, when it began, and the content's share of what
-    the provider asked). A name that a key column has already gets an underscore.
+    ``paid_at`` and ``cost_usd`` (the run that had the content embedded, when it began, and the content's share of the
+    price). A name that a key column has too gets an underscore.
 
-    The view stands on a function, whose text is bound late: a view on the table itself would forbid to drop the table.
-    Raises ``TargetError`` where something else has the name, or depends on a view that must be renewed.
+    The view calls a function, whose text Postgres binds only when it runs: with a view on the table itself, nobody
+    could drop the table. Raises ``TargetError`` if a view or function of someone else has the name, or something
+    depends on a view that must be replaced; and what ``lost_connections_are_retriable`` raises.
     """
     plain = cut_name(table.name, "_provenance")
     name = sql.Identifier(table.schema, plain)
@@ -54,13 +55,15 @@ def install_provenance(connection: Connection, table: VectorTable) -> str:
         if [text for _, text in found] == [comment, comment]:
             return written
         if any(not (text or "").startswith(_COMMENT) for _, text in found):
-            raise TargetError(f"something else is called {table.schema}.{plain}; rename it, for the provenance view is")
+            raise TargetError(
+                f"something else is called {table.schema}.{plain}, the name of the provenance view; rename it"
+            )
         try:
             connection.execute(query("provenance", "drop_view", name=name))
             connection.execute(query("provenance", "drop_function", name=name))
         except pg.DependentObjectsStillExist as error:
             raise TargetError(
-                f"the view {table.schema}.{plain} must be renewed and cannot be ({error.diag.message_primary}); "
+                f"the view {table.schema}.{plain} must be replaced and cannot be ({error.diag.message_primary}); "
                 "drop what depends on it, and run again"
             ) from error
         parts = {"results": results, "body": sql.Literal(body.as_string(connection))}

@@ -1,4 +1,4 @@
-"""``--where``: a filter that a person types, turned into SQL whose every value is a parameter."""
+"""``--where``: a filter that a person types becomes SQL in which every value is a parameter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rowvec.errors import UsageError
 from rowvec.postgres.columns import PgColumn, listed
 
 _LONGEST = 20_000
-_DEEPEST = 64  # far below Python's own limit, far above what a person writes
+_DEEPEST = 64  # far below Python's own limit, and far above what people write
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -44,7 +44,7 @@ _ALLOWED = (
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A condition over the columns of ``t``, with the parameters its placeholders name."""
+    """A condition over the columns of ``t``, with the values of its placeholders."""
 
     condition: sql.Composable
     parameters: dict[str, str]
@@ -55,10 +55,11 @@ EVERYTHING = Where(sql.SQL("true"), {})
 
 
 def parse_where(text: str, columns: tuple[PgColumn, ...]) -> Where:
-    """The filter ``text`` over ``columns``, which are those of a table with the alias ``t``.
+    """The filter ``text`` over ``columns`` of a table with the alias ``t``.
 
-    Values are compared in the column's own type. Bare names match as written, else in lower case. Raises
-    ``UsageError`` with the position (from 1) of what cannot be read; nothing of the text becomes SQL by itself.
+    Values are compared in the column's own type. A name without quotes matches a column as written, else in lower case.
+    No part of the text becomes SQL unchanged. Raises ``UsageError`` for a text that is no filter, with the position of
+    the error, counted from 1.
     """
     if len(text) > _LONGEST:
         raise UsageError(f"--where has {len(text):,} characters, and at most {_LONGEST:,} are read")
@@ -96,7 +97,7 @@ def _tokens(text: str) -> list[_Token]:
 
 @dataclass(slots=True)
 class _Parser:
-    """Recursive descent: OR over AND over NOT over one comparison."""
+    """A parser by recursive descent: OR over AND over NOT over one comparison."""
 
     tokens: list[_Token]
     columns: dict[str, PgColumn]
@@ -217,12 +218,12 @@ class _Parser:
 
 
 def cast_of(column: PgColumn) -> sql.SQL:
-    """The column's type without its length: a cast to varchar(3) would cut the value, and find the wrong rows."""
+    """The column's type without its length: a cast to varchar(3) would cut the value, and match the wrong rows."""
     pg_type = column.pg_type
     if '"' not in pg_type:
         pg_type = re.sub(r"\([^)]*\)", "", pg_type)
     pg_type = re.sub(r"^character(?! varying)", "bpchar", pg_type)  # bare `character` means a length of 1
     pg_type = re.sub(r"^bit(?! varying)\b", "bit varying", pg_type)
-    # From format_type, like PgColumn.type_sql: the database's own words, never the user's. Beside parameters psycopg
-    # takes a percent sign for a placeholder, even in a quoted name.
+    # Written by format_type, like PgColumn.type_sql: by the database and never by the user. In a statement with
+    # parameters psycopg takes a percent sign for a placeholder, even in a quoted name.
     return sql.SQL(cast("LiteralString", pg_type.replace("%", "%%")))
