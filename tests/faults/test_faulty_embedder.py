@@ -150,7 +150,7 @@ def test_a_model_that_changes_in_the_middle_of_a_run_is_refused(
 def test_a_provider_that_never_answers_is_asked_a_bounded_number_of_times(
     source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec
 ) -> None:
-    """H18: failures do not spin."""
+    """Failures do not make a run ask without end."""
     server.add(failing(500, times=-1))
     failed(source, rowvec.start("sync", file).wait(600))
     # Two at once, ten tries each, in five tries of the stage.

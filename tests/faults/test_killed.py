@@ -1,4 +1,4 @@
-"""Syncs that are killed before, in and after every stage, and taken up by another machine (H5, H9).
+"""Syncs that are killed before, in and after every stage, and taken up by another machine.
 
 A run is held from outside at the point in question, by a lock in the database, an embedder that does not answer, or a
 proxy that swallows requests to the blob store; then its process gets SIGKILL.
@@ -450,7 +450,7 @@ def assert_recovered(
 
 
 @pytest.mark.parametrize(("point", "updating"), matrix(POINTS, REPRESENTATIVE))
-def test_h5_a_killed_run_is_taken_up_on_another_machine(
+def test_a_killed_run_is_taken_up_on_another_machine(
     source: Connection,
     database_url: str,
     server: OpenAIServer,
@@ -554,7 +554,7 @@ KILLED_WITH_THE_DATABASE = [
 @pytest.mark.parametrize(
     ("point", "updating"), matrix(KILLED_WITH_THE_DATABASE, {"embed": "first load", "merge": "update"})
 )
-def test_h5_the_database_server_is_killed_under_a_run(
+def test_the_database_server_is_killed_under_a_run(
     mortal: OwnPostgres,
     mortal_url: str,
     server: OpenAIServer,
@@ -684,7 +684,7 @@ STORE_POINTS = [
     "point",
     [pytest.param(p, id=p.name, marks=() if p.name == "half an upload" else pytest.mark.soak) for p in STORE_POINTS],
 )
-def test_h5_the_blob_server_is_killed_under_a_run(
+def test_the_blob_server_is_killed_under_a_run(
     source: Connection,
     database_url: str,
     server: OpenAIServer,
@@ -735,7 +735,7 @@ def test_a_blob_server_that_stays_away_is_one_sentence(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", ["rowvec embed 1", "rowvec upload 1", "rowvec load 1"])
-def test_h5_a_run_that_is_killed_between_its_batches(
+def test_a_run_that_is_killed_between_its_batches(
     source: Connection, database_url: str, server: OpenAIServer, rowvec: Rowvec, stage: str, tmp_path: Path
 ) -> None:
     paintings.fill(source, MIN_BATCH_ROWS, start=51)

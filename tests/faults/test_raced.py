@@ -1,4 +1,4 @@
-"""Syncs that are raced: by writers, by readers, by each other, and by the other pipelines of a database (H1, H18)."""
+"""Syncs that are raced: by writers, by readers, by each other, and by the other pipelines of a database."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def from_elsewhere(server: OpenAIServer, folder: Path) -> Pipeline:
     return pipeline(server, folder, source=there)
 
 
-def test_h1_writers_without_rest_leave_nothing_stale_or_orphaned(
+def test_writers_without_rest_leave_nothing_stale_or_orphaned(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     file = write_pipeline(paid, tmp_path)
@@ -164,7 +164,7 @@ def test_h1_writers_without_rest_leave_nothing_stale_or_orphaned(
     assert_in_step(source)
 
 
-def test_h1_writers_in_another_database(
+def test_writers_in_another_database(
     source: Connection,
     elsewhere: str,
     server: OpenAIServer,
@@ -181,7 +181,7 @@ def test_h1_writers_in_another_database(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("breath", [0.0, 0.01, 0.1])
 @pytest.mark.parametrize("seed", range(10, 14))
-def test_h1_long(
+def test_writers_without_rest_for_long(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec, seed: int, breath: float
 ) -> None:
     race = Race(target=source, url=database_url, rowvec=rowvec, file=write_pipeline(paid, tmp_path))
@@ -192,7 +192,7 @@ def test_h1_long(
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(20, 24))
-def test_h1_in_another_database_long(
+def test_writers_in_another_database_for_long(
     source: Connection,
     elsewhere: str,
     server: OpenAIServer,
@@ -451,13 +451,13 @@ def side_by_side(source: Connection, url: str, neighbours: list[Neighbour], rowv
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_h18_four_pipelines_side_by_side(
+def test_four_pipelines_side_by_side(
     source: Connection, database_url: str, neighbours: list[Neighbour], rowvec: Rowvec
 ) -> None:
     side_by_side(source, database_url, neighbours, rowvec, rounds=15)
 
 
-def test_h18_who_is_blocked_does_not_block_the_others(
+def test_a_pipeline_that_is_blocked_does_not_block_the_others(
     source: Connection,
     database_url: str,
     server: OpenAIServer,
@@ -482,7 +482,7 @@ def test_h18_who_is_blocked_does_not_block_the_others(
     assert deadlocks(source) == 0
 
 
-def test_h18_two_first_loads_may_make_the_same_schema(
+def test_two_first_loads_may_make_the_same_schema(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     """Whoever comes second finds the schema there: CREATE SCHEMA IF NOT EXISTS alone would raise 23505."""

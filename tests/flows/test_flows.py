@@ -137,7 +137,7 @@ def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
     assert source.execute("SELECT state FROM rowvec.runs").fetchall() == [("failed",)]
 
 
-def test_h16_an_inconsistent_run_is_a_failed_run(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
+def test_an_inconsistent_run_is_a_failed_run(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
     sync(pipeline=paintings, cause="before")
     source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
     with pytest.raises(Inconsistent, match="bits"):

@@ -62,7 +62,7 @@ def test_made_when_missing_and_left_alone_when_it_fits(connection: Connection, r
 
 
 def test_an_invalid_index_is_not_trusted_for_its_name(connection: Connection) -> None:
-    """H15: a name says nothing; indisvalid does."""
+    """A name says nothing; indisvalid does."""
     table = vector_table(16)
     filled(connection, table, 500)
     first = ensure_index(connection, table, BITS).index
@@ -94,7 +94,7 @@ def test_indexes_of_others_are_used_but_never_dropped(connection: Connection) ->
 
 
 def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connection, database_url: str) -> None:
-    """H12, H14: the new index is valid before the old one goes; a worn one is rebuilt the same way."""
+    """The new index is valid before the old one goes; a worn one is rebuilt the same way."""
     table = vector_table(32)
     vectors = filled(connection, table, 4_000)
     ensure_index(connection, table, BITS)

@@ -1,4 +1,4 @@
-"""H19: dead entries of an index cut what it finds; a sync leaves none behind that would."""
+"""Dead entries of an index cut what it finds; a sync leaves none behind that would."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def recall(connection: Connection, queries: list[str]) -> float:
     return sum(hits) / (10 * len(queries))
 
 
-def test_h19_dead_entries_cut_recall_and_a_sync_mends_it(source: Connection, indexed: Pipeline) -> None:
+def test_dead_entries_cut_recall_and_a_sync_repairs_it(source: Connection, indexed: Pipeline) -> None:
     table = stored_table(source, indexed)
     (before,) = (state.name for state in index_state(source, table))
     oid = source.execute("SELECT %s::regclass::oid", (f'vectors."{before}"',)).fetchone()
@@ -86,7 +86,7 @@ def test_h19_dead_entries_cut_recall_and_a_sync_mends_it(source: Connection, ind
     assert builds == [("missing", "replaced"), ("worn", "serves")]
 
 
-def test_h19_rows_replaced_little_by_little_add_up(source: Connection, indexed: Pipeline) -> None:
+def test_rows_replaced_little_by_little_add_up(source: Connection, indexed: Pipeline) -> None:
     """No run changes much, and the wear is that of all of them since the build."""
     whys: list[tuple[Any, ...]] = []
     for turn in range(4):

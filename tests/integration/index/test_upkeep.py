@@ -251,7 +251,7 @@ def test_a_new_index_that_finds_less_goes_again_and_the_old_one_stays(
 
 
 @pytest.mark.parametrize("other", [FLOAT, replace(FLOAT, m=32), replace(FLOAT, m=4, ef_construction=8)])
-def test_h12_a_new_index_is_measured_while_the_old_one_serves(connection: Connection, other: IndexChoice) -> None:
+def test_a_new_index_is_measured_while_the_old_one_serves(connection: Connection, other: IndexChoice) -> None:
     """By itself the planner takes the cheaper of two alike: the old one where the new one has more links."""
     table = vector_table(16)
     filled(connection, table, 1_000)
@@ -317,7 +317,7 @@ def test_a_build_that_will_spill_is_foreseen_and_one_that_did_is_told(
     assert connection.execute("SHOW client_min_messages").fetchone() == ("warning",)
 
 
-def test_h12_readers_are_served_by_a_valid_index_while_it_is_kept_fit(
+def test_readers_are_served_by_a_valid_index_while_it_is_kept_fit(
     connection: Connection, database_url: str
 ) -> None:
     table = vector_table(16)

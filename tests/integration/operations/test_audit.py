@@ -78,7 +78,7 @@ def test_a_sound_table_is_consistent(synced: Connection, paintings: Pipeline) ->
         ("DELETE FROM paintings WHERE id = 3; DELETE FROM vectors.paintings WHERE id = 3", "corrupt"),
     ],
 )
-def test_h8_any_drift_of_any_column_is_found_and_repaired(
+def test_any_drift_of_any_column_is_found_and_repaired(
     synced: Connection, paintings: Pipeline, tampering: str, kind: str
 ) -> None:
     before = vectors(synced)

@@ -52,7 +52,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
         yield opened
 
 
-def test_h7_h12_another_dimension_is_built_beside_and_switched_to(source: Connection, paintings: Pipeline) -> None:
+def test_another_dimension_is_built_next_to_the_old_and_switched_to(source: Connection, paintings: Pipeline) -> None:
     gallery.sync(paintings)
     source.execute("CREATE INDEX by_year ON vectors.paintings (year)")
     source.execute("COMMENT ON TABLE vectors.paintings IS 'what we search'")

@@ -1,5 +1,4 @@
-"""Restore: the vector table from the store alone, every column of it, into a database that has nothing (point 5 of the
-promises)."""
+"""Restore: the vector table from the store alone, every column of it, into a database that has nothing."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_the_second_sync_embeds_what_changed_and_the_third_nothing(
     assert (third.unchanged, third.embedded, third.artifacts) == (51, 0, 0)
 
 
-def test_h3_text_set_to_empty_or_null_has_no_vector(source: Connection, apart: Apart, kept: Pipeline) -> None:
+def test_text_set_to_empty_or_null_has_no_vector(source: Connection, apart: Apart, kept: Pipeline) -> None:
     sync(kept)
     source.execute("UPDATE paintings SET title = '', description = E' \\n\\t' WHERE id = 1")
     source.execute("UPDATE paintings SET title = NULL, description = NULL WHERE id = 2")
@@ -148,7 +148,7 @@ def test_empty_content_is_listed_or_stops_the_run_by_policy(source: Connection, 
         sync(apart.pipeline(str(tmp_path / "artifacts"), empty="fail"))
 
 
-def test_h4_a_change_of_metadata_touches_no_vector(source: Connection, apart: Apart, kept: Pipeline) -> None:
+def test_a_change_of_metadata_touches_no_vector(source: Connection, apart: Apart, kept: Pipeline) -> None:
     sync(kept)
     at = "SELECT id, embedded_at, run_id FROM vectors.paintings ORDER BY id"
     before = source.execute(at).fetchall()
@@ -161,7 +161,7 @@ def test_h4_a_change_of_metadata_touches_no_vector(source: Connection, apart: Ap
     assert_in_step(source)
 
 
-def test_h17_contents_swapped_between_rows_follow_their_keys(source: Connection, apart: Apart, kept: Pipeline) -> None:
+def test_contents_swapped_between_rows_follow_their_keys(source: Connection, apart: Apart, kept: Pipeline) -> None:
     sync(kept)
     before = vectors(source)
     source.execute(
@@ -325,7 +325,7 @@ def test_rows_that_move_after_the_plan_are_known(source: Connection, apart: Apar
         "INSERT INTO paintings VALUES (500, 'came', 'later', 'x', 1)",
     ],
 )
-def test_h1_rows_of_another_database_that_change_while_they_are_embedded(
+def test_rows_of_another_database_that_change_while_they_are_embedded(
     source: Connection,
     second_url: str,
     tmp_path: Path,

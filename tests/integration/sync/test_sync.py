@@ -1,4 +1,4 @@
-"""The main job on a table in the target's own database, and the holes others have (H1 to H17) as tests."""
+"""The main job on a table in the target's own database, and the changes that other tools miss."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_dropped_vector_table_is_restored_from_artifacts(source: Connection, p
     assert vectors(source) == before
 
 
-def test_h3_text_set_to_empty_or_null_has_no_vector(source: Connection, paintings: Pipeline) -> None:
+def test_text_set_to_empty_or_null_has_no_vector(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     source.execute("UPDATE paintings SET title = '', description = E' \\n\\t' WHERE id = 1")
     source.execute("UPDATE paintings SET title = NULL, description = NULL WHERE id = 2")
@@ -101,7 +101,7 @@ def test_empty_content_is_listed_or_stops_the_run_by_policy(source: Connection, 
         sync(gallery.pipeline(str(tmp_path / "artifacts"), source={"empty": "fail"}))
 
 
-def test_h4_a_change_of_metadata_touches_no_vector(source: Connection, paintings: Pipeline) -> None:
+def test_a_change_of_metadata_touches_no_vector(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     at = "SELECT id, embedded_at, run_id FROM vectors.paintings ORDER BY id"
     before = source.execute(at).fetchall()
@@ -112,7 +112,7 @@ def test_h4_a_change_of_metadata_touches_no_vector(source: Connection, paintings
     assert_in_step(source)
 
 
-def test_h8_rows_deleted_from_the_vector_table_come_back(source: Connection, paintings: Pipeline) -> None:
+def test_rows_deleted_from_the_vector_table_come_back(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     before = vectors(source)
     source.execute("DELETE FROM vectors.paintings WHERE id <= 5")
@@ -133,7 +133,7 @@ def test_h8_rows_deleted_from_the_vector_table_come_back(source: Connection, pai
         "metadata_hash = sha256('x')",
     ],
 )
-def test_h8_rows_tampered_with_are_mended(source: Connection, paintings: Pipeline, tampering: str) -> None:
+def test_rows_tampered_with_are_repaired(source: Connection, paintings: Pipeline, tampering: str) -> None:
     sync(paintings)
     before = vectors(source)
     statement = f"UPDATE vectors.paintings SET {tampering} WHERE id <= 5"  # noqa: S608 # a test's own literal
@@ -144,7 +144,7 @@ def test_h8_rows_tampered_with_are_mended(source: Connection, paintings: Pipelin
     assert_in_step(source)
 
 
-def test_h9_another_machine_takes_over(
+def test_another_machine_takes_over(
     source: Connection, paintings: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(paintings)
@@ -156,7 +156,7 @@ def test_h9_another_machine_takes_over(
     assert_in_step(source)
 
 
-def test_h11_a_plan_spends_nothing_and_says_what_a_sync_does(source: Connection, paintings: Pipeline) -> None:
+def test_a_plan_spends_nothing_and_says_what_a_sync_does(source: Connection, paintings: Pipeline) -> None:
     planned = dry_run.plan(paintings)
     assert source.execute("SELECT to_regclass('vectors.paintings')").fetchone() == (None,)
     report = sync(paintings).as_json()
@@ -168,7 +168,7 @@ def test_h11_a_plan_spends_nothing_and_says_what_a_sync_does(source: Connection,
     assert {n: planned[n] for n in names} == {n: report[n] for n in names}
 
 
-def test_h14_a_failing_merge_leaves_the_old_vectors(source: Connection, paintings: Pipeline) -> None:
+def test_a_failing_merge_leaves_the_old_vectors(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     before = vectors(source)
     source.execute("UPDATE paintings SET title = 'new ' || id")
@@ -178,7 +178,7 @@ def test_h14_a_failing_merge_leaves_the_old_vectors(source: Connection, painting
     assert vectors(source) == before
 
 
-def test_h17_contents_swapped_between_rows_follow_their_keys(source: Connection, paintings: Pipeline) -> None:
+def test_contents_swapped_between_rows_follow_their_keys(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     before = vectors(source)
     source.execute(
@@ -218,7 +218,7 @@ def _sync_with_a_change(paintings: Pipeline, source: Connection, change: str) ->
         ("INSERT INTO paintings VALUES (500, 'came', 'later', 'x', 1)", 1),
     ],
 )
-def test_h1_rows_that_change_while_they_are_embedded(
+def test_rows_that_change_while_they_are_embedded(
     source: Connection, paintings: Pipeline, change: str, pending: int, first_load: bool
 ) -> None:
     if not first_load:
@@ -297,7 +297,7 @@ def test_a_source_emptied_during_the_run_is_caught_at_the_merge(source: Connecti
     assert len(vectors(source)) == 50
 
 
-def test_h16_a_run_that_leaves_the_table_inconsistent_fails(source: Connection, paintings: Pipeline) -> None:
+def test_a_run_that_leaves_the_table_inconsistent_fails(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id IN (8, 9)")
     with pytest.raises(Inconsistent, match=r"bits.*\(8\)") as failure:
@@ -448,7 +448,7 @@ def test_a_source_with_nothing_to_embed_gives_an_empty_table(
     assert source.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (3,)
 
 
-def test_h10_readers_see_a_run_whole_or_not_at_all(source: Connection, paintings: Pipeline, database_url: str) -> None:
+def test_readers_see_a_run_whole_or_not_at_all(source: Connection, paintings: Pipeline, database_url: str) -> None:
     sync(paintings)
     source.execute("UPDATE paintings SET title = 'new ' || id; DELETE FROM paintings WHERE id <= 5")
     fill(source, 9, start=100)
@@ -474,7 +474,7 @@ def test_h10_readers_see_a_run_whole_or_not_at_all(source: Connection, paintings
     assert seen <= {(50, 0), (54, 45)}
 
 
-def test_h15_rows_arrive_by_copy_and_validity_is_the_catalogues_word(
+def test_rows_arrive_by_copy_and_an_index_is_valid_if_the_catalogue_says_so(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
     indexed = gallery.pipeline(str(tmp_path / "artifacts"), index={"kind": "hnsw", "on": "float"})
@@ -489,7 +489,7 @@ def test_h15_rows_arrive_by_copy_and_validity_is_the_catalogues_word(
     assert source.execute("SELECT rows FROM rowvec.loaded").fetchall() == [(50,)]
 
 
-def test_h6_what_triggers_do_not_see_is_found(source: Connection, paintings: Pipeline) -> None:
+def test_a_change_that_triggers_do_not_see_is_found(source: Connection, paintings: Pipeline) -> None:
     """As logical replication applies changes: no trigger fires, no rule, no timestamp of the application's is set."""
     sync(paintings)
     with source.transaction():

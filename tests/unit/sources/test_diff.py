@@ -77,7 +77,7 @@ def test_it_agrees_with_the_model(
 
 
 @given(st.permutations(range(6)))
-def test_h17_fingerprints_that_change_places_are_changes_of_their_keys(order: list[int]) -> None:
+def test_fingerprints_that_change_places_are_changes_of_their_keys(order: list[int]) -> None:
     source = [((i, 0), order[i], 0) for i in range(6)]
     target = {(i, 0): (i, 0) for i in range(6)}
     found = whole(diff(blocks(source, cuts([2])), blocks([(d, *v) for d, v in target.items()], cuts([1]))))
