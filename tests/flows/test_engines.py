@@ -1,4 +1,4 @@
-"""The same run in threads, on Dask and on Ray, its workers having nothing in common but database, store and API."""
+"""The same run in threads, on Dask and on Ray, whose workers share nothing but database, store and API."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pipeline(
     openai_server: OpenAIServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Pipeline:
-    """300 paintings in several batches, an embedder that costs money, and artifacts in blob."""
+    """300 paintings in several batches, an embedder that costs money, and artifacts in blob storage."""
     paintings.fill(source, ROWS - 50, start=51)
     monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 40)
     monkeypatch.setenv("BLOB_KEY", container.key)
@@ -71,7 +71,7 @@ def secrets(database_url: str, container: Container) -> dict[str, str]:
 
 @pytest.fixture
 def dask(tmp_path: Path, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Generator[RunningCluster]:
-    """Two Dask workers, chosen."""
+    """Two Dask workers, chosen by the environment."""
     with dask_cluster(tmp_path, WORKERS, secrets) as cluster:
         monkeypatch.setenv("ROWVEC_RUNNER", "dask")
         monkeypatch.setenv("ROWVEC_CLUSTER", cluster.address)
@@ -80,7 +80,7 @@ def dask(tmp_path: Path, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def ray_nodes(tmp_path: Path, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Generator[RunningCluster]:
-    """Two Ray nodes of one CPU each, chosen."""
+    """Two Ray nodes of one CPU each, chosen by the environment."""
     with ray_cluster(tmp_path, WORKERS, secrets) as cluster:
         monkeypatch.setenv("ROWVEC_RUNNER", "ray")
         monkeypatch.setenv("ROWVEC_CLUSTER", cluster.address)
@@ -88,7 +88,7 @@ def ray_nodes(tmp_path: Path, secrets: dict[str, str], monkeypatch: pytest.Monke
 
 
 def kill_the_batch_of(node: Worker) -> None:
-    """SIGKILL for the process of a Ray node that works on a batch."""
+    """Kill the process of a Ray node that works on a batch."""
     (busy,) = [
         p for p in psutil.Process(node.process.pid).children(recursive=True) if p.cmdline()[:1] == ["ray::batch"]
     ]
@@ -96,7 +96,7 @@ def kill_the_batch_of(node: Worker) -> None:
 
 
 def everything(connection: Connection, table: str) -> list[tuple[object, ...]]:
-    """A vector table but for who wrote it when."""
+    """A vector table without the columns of run and time."""
     statement = sql.SQL(
         "SELECT id, content, author, year, embedding::text, embedding_bits::text, fingerprint, metadata_hash"
         " FROM vectors.{} ORDER BY id"
@@ -105,14 +105,14 @@ def everything(connection: Connection, table: str) -> list[tuple[object, ...]]:
 
 
 def by_threads(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> SyncReport:
-    """The same as another pipeline, which has paid for nothing yet, in this process."""
+    """Sync the same rows in this process, as another pipeline, which has paid for nothing yet."""
     monkeypatch.setenv("ROWVEC_RUNNER", "threads")
     target = pipeline.target.model_copy(update={"table": "vectors.threads"})
     return sync(pipeline=pipeline.model_copy(update={"name": "threads", "target": target}), cause="threads")
 
 
 def assert_made_by(workers: tuple[Worker, ...], run_id: int) -> None:
-    """Each worker had batches, in its own folder."""
+    """Assert that each worker had batches, in its own folder."""
     assert all(list(worker.home.glob(f"spool/*/{run_id}")) for worker in workers)
 
 
@@ -146,20 +146,20 @@ def test_a_dask_worker_that_is_killed_costs_what_it_had_in_flight(
     pacing = list[tuple[int]]()
 
     def kill() -> None:
-        # Each worker has a share of the account's limits.
+        # Each worker has a share of the account's rate limits.
         pacing.extend(source.execute("SELECT count(DISTINCT process) FROM rowvec.pace_leases").fetchall())
         dask.workers[0].kill()
 
-    # Far above what is asked: nobody waits for it.
+    # Far above what the run needs, so that no worker waits for it.
     limited = pipeline.embedder.model_copy(update={"requests_per_minute": 100_000})
     pipeline = pipeline.model_copy(update={"embedder": limited})
     with killing(openai_server, kill):
         report = sync(pipeline=pipeline, cause="killed")
     assert pacing == [(WORKERS,)]
-    # It died over a batch, whose files are left with it.
+    # It died while it worked on a batch; the batch's files stay in its folder.
     assert list(dask.workers[0].home.glob(f"spool/*/{report.run_id}/**/rows.arrow"))
     assert_survived(report, pipeline, source, openai_server, monkeypatch)
-    # A variable that only the flow's process has: told in the worker's sentence, and not tried again.
+    # A variable that only the flow's process has: the worker's message names it, and nothing is tried again.
     monkeypatch.setenv("ROWVEC_RUNNER", "dask")
     monkeypatch.setenv("OTHER_KEY", KEY)
     embedder = pipeline.embedder.model_copy(update={"api_key": "${OTHER_KEY}"})
@@ -184,10 +184,10 @@ def test_ray_makes_what_threads_make_though_a_worker_is_killed(
 
 @contextmanager
 def killing(server: OpenAIServer, kill: Callable[[], None]) -> Generator[None]:
-    """Kill when some answers are there, and each worker has as many requests in flight as it may."""
+    """Kill once some answers have arrived, and each worker has as many requests in flight as it may."""
 
     def once_in_the_middle() -> None:
-        # A worker that has never done anything imports Prefect first.
+        # A worker imports Prefect before its first batch.
         wait_for(lambda: len(server.paid) >= ROWS // 4, 180)
         released = server.hold = threading.Event()
         server.most_at_once = 0
@@ -210,7 +210,7 @@ def assert_survived(
     server: OpenAIServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Consistent, as by threads, and no more paid twice than the dead worker had in flight."""
+    """Assert the same table as by threads, and that no more is paid twice than the dead worker had in flight."""
     assert (report.new, report.artifacts, report.consistent) == (ROWS, 8, True)
     assert_in_step(source)
     sent = server.sent
@@ -228,7 +228,7 @@ def assert_survived(
         ("dask", "", "ROWVEC_RUNNER is dask, and ROWVEC_CLUSTER is not set"),
     ],
 )
-def test_a_wrong_setting_is_told(runner: str, address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_setting_is_one_sentence(runner: str, address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROWVEC_RUNNER", runner)
     monkeypatch.setenv("ROWVEC_CLUSTER", address)
     with pytest.raises(UsageError, match=said):
@@ -236,7 +236,7 @@ def test_a_wrong_setting_is_told(runner: str, address: str, said: str, monkeypat
 
 
 @pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_a_cluster_that_is_not_there_is_told(engine: Literal["dask", "ray"]) -> None:
+def test_a_cluster_that_is_not_there_is_one_sentence(engine: Literal["dask", "ray"]) -> None:
     pipeline = paintings.pipeline("./unused")
     nowhere = {"dask": "tcp://127.0.0.1:9", "ray": "127.0.0.1:9"}[engine]
     run = Run(run_id=RunId(1), pipeline_id=PipelineId(1), started=0.0)

@@ -52,14 +52,14 @@ def test_a_run_shows_its_stages_its_batches_and_its_verdict(
         assert sorted(task.name for task in tasks) == sorted(
             ["extract", "embed 0", "binarize 0", "upload 0", "load 0", "merge", "index", "validate"]
         )
-        # A tag would cost each task run a question to the server, of up to 2 s.
+        # For a tag, each task run would ask the server, which takes up to 2 s.
         assert all(not task.tags for task in tasks)
         shown = client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="paintings-%")),
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
         )
     kinds = ("summary", "checks", "history", "rejects")
-    # On a machine with much to do a run takes long enough to be watched.
+    # On a busy machine a run takes long enough to publish its progress.
     progress = {f"paintings-{stage}" for stage in ("embed", "load", "index")}
     assert {artifact.key for artifact in shown} - progress == {f"paintings-{kind}" for kind in kinds}
     (summary,) = [artifact for artifact in shown if artifact.key == "paintings-summary"]
@@ -124,7 +124,7 @@ def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
     def slow_second(pipeline: Pipeline, batch: batch_stage.Batch) -> batch_stage.Batch:
         if batch.number:
             assert failed.wait(60)
-            time.sleep(2)  # the flow has heard of it by now
+            time.sleep(2)  # by now the flow knows of the failure
         batch = embed_run(pipeline, batch)
         states.extend(row[0] for row in source.execute("SELECT state FROM rowvec.runs"))
         return batch

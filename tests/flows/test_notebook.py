@@ -1,4 +1,4 @@
-"""The notebook in examples/, executed as a reader would, with a look at what it shows."""
+"""The notebook in examples/ is executed as a reader would, and shows what it should."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def executed(folder: Path) -> Any:
 
 
 def texts(notebook: Any) -> str:
-    """What its cells printed."""
+    """What the notebook's cells printed."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "\n".join(output["text"] for output in outputs if output["output_type"] == "stream")
 
 
 def pictures(notebook: Any) -> list[pillow.Image]:
-    """What its cells drew."""
+    """What the notebook's cells drew."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     found = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     return [pillow.open(io.BytesIO(b64decode(png))) for png in found]
@@ -51,12 +51,12 @@ def test_the_gallery_is_searched_three_ways(
         ("ROWVEC_DATABASE_URL", database_url),
         ("ROWVEC_HOME", str(tmp_path / "home")),
         ("PREFECT_API_URL", prefect_server.api),
-        # The kernel and its files leave no trace at home.
+        # The kernel and its files leave no trace in the home folder.
         ("IPYTHONDIR", str(tmp_path / "ipython")),
         ("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime")),
     ):
         monkeypatch.setenv(name, value)
-    # The checkout, as the installed package would be: the kernel starts in another folder.
+    # The kernel starts in another folder, so it needs the checkout on its path, like an installed package.
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = executed(tmp_path / "examples")
     said = texts(notebook)
@@ -74,7 +74,7 @@ def test_the_gallery_is_searched_three_ways(
     assert page.index("asked.jpg") < page.index("Sea waves 3")
 
 
-def test_the_notebook_that_is_kept_was_run_and_names_no_machine() -> None:
+def test_the_notebook_in_the_repository_was_run_and_names_no_machine() -> None:
     kept = nbformat.read(EXAMPLES / "gallery.ipynb", as_version=4)
     nbformat.validate(kept)
     assert len(pictures(kept)) == 3

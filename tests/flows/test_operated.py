@@ -1,4 +1,4 @@
-"""prefect.yaml as it stands on a stock server with a worker: a schedule fires, a run is watched, cancelled, killed."""
+"""prefect.yaml on a stock server with a worker: a schedule fires, a run is watched, cancelled, killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.cli_process import CLI, serving
 
 ROOT = Path(__file__).parents[2]
 PREFECT = CLI.parent / "prefect"
-PATIENCE = 120
+WAIT_SECONDS = 120
 LOCKED = 503
 
 pytestmark = [pytest.mark.flow, pytest.mark.xdist_group("operated")]
@@ -56,7 +56,7 @@ class Operated:
         )
 
     def start_worker(self) -> None:
-        """One more."""
+        """Start one more worker."""
         with (self.folder / "worker.log").open("ab") as log:
             words = [PREFECT, "worker", "start", "--pool", "rowvec"]
             worker = subprocess.Popen(words, env=self.environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603 # ours
@@ -71,7 +71,7 @@ class Operated:
         return answered("GET", f"{self.api}/deployments/name/{name}")
 
     def run(self, name: str, **parameters: Any) -> str:
-        """Start a run of a deployment, as the custom-run form does; its id."""
+        """Start a run of a deployment, as the custom-run form does; returns its id."""
         deployment = self.deployment(name)["id"]
         return self.ask(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
 
@@ -80,7 +80,7 @@ class Operated:
         return answered("GET", f"{self.api}/flow_runs/{run_id}")
 
     def wait(self, run_id: str, *states: str) -> dict[str, Any]:
-        """The run, once it is in a state of one of these types or names."""
+        """Wait until the run is in a state of one of these types or names; returns the run."""
         wait_for(lambda: {(run := self.flow_run(run_id))["state_type"], run["state_name"]}.intersection(states))
         return self.flow_run(run_id)
 
@@ -98,7 +98,7 @@ class Operated:
             return bool(found)
 
         wait_for(there)
-        # Asked for by its number at the time: the eldest is the worker's own child.
+        # Several processes of the run have the variable: the oldest is the worker's own child.
         return min(found, key=lambda process: process.create_time())
 
     def artifact(self, key: str) -> dict[str, Any]:
@@ -131,17 +131,17 @@ class Operated:
 
     @contextmanager
     def held_at_merge(self) -> Generator[str]:
-        """A run, by its id, that stands before its merge for as long as this lasts: its vector table is locked."""
+        """Within this context a run, by its id, waits before its merge, because its vector table is locked."""
         with psycopg.connect(self.database) as connection:
             found = connection.execute("SELECT to_regclass('vectors.paintings')").fetchone()
         if found == (None,):  # the first test that runs
             self.wait(self.run("sync/paintings"), "COMPLETED")
         self.edit("UPDATE paintings SET description = description || ' Seen again.' WHERE id % 5 = 0")
         with (
-            closing(psycopg.connect(self.database)) as keeper,
+            closing(psycopg.connect(self.database)) as holder,
             psycopg.connect(self.database, autocommit=True) as watch,
         ):
-            keeper.execute("LOCK TABLE vectors.paintings IN SHARE MODE")
+            holder.execute("LOCK TABLE vectors.paintings IN SHARE MODE")
             run_id = self.run("sync/paintings")
             waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'rowvec merge' AND datname = %s"
             wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone())
@@ -150,19 +150,19 @@ class Operated:
 
 
 def answered(method: str, url: str, body: Any = None) -> Any:
-    """The server's answer; asked again where its SQLite was locked for too long, as on a machine with much to do."""
-    found = httpx.request(method, url, json=body, timeout=PATIENCE)
+    """The server's answer; asked again if its SQLite was locked for too long, as on a busy machine."""
+    found = httpx.request(method, url, json=body, timeout=WAIT_SECONDS)
     for _ in range(4):
         if found.status_code != LOCKED:
             break
-        found = httpx.request(method, url, json=body, timeout=PATIENCE)
+        found = httpx.request(method, url, json=body, timeout=WAIT_SECONDS)
     found.raise_for_status()
     return found.json() if found.content else None
 
 
 def wait_for(holds: Callable[[], object]) -> None:
-    """Wait until something holds that is asked of a server: not so often that it has nothing else to do."""
-    end = time.monotonic() + PATIENCE
+    """Wait until something holds, with pauses, so that the server that is asked can do its work."""
+    end = time.monotonic() + WAIT_SECONDS
     while not holds():
         assert time.monotonic() < end, "that never came to hold"
         time.sleep(0.3)
@@ -170,7 +170,7 @@ def wait_for(holds: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module")
 def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[Operated]:
-    """Everything started once: what a person does who follows deployments/README.md."""
+    """Server, deployments and worker, started as deployments/README.md says."""
     folder = tmp_path_factory.mktemp("operated")
     database = make_conninfo(cluster, dbname="operated")
     with psycopg.connect(cluster, autocommit=True) as connection:
@@ -214,7 +214,7 @@ def test_all_deployments_are_there_with_their_schedules_and_limits(operated: Ope
     scheduled = {name for name, one in named.items() if any(s["active"] for s in one["schedules"])}
     assert scheduled == {"sync/paintings", "audit/paintings", "prune/paintings"}
     assert {one["global_concurrency_limit"]["limit"] for one in found} == {1}
-    # A secret is named, and a form has a field and its help for each key of the pipeline file.
+    # The parameters name the secret, and the form has a field with its help for each key of the pipeline file.
     assert named["sync/articles"]["parameters"]["pipeline"]["source"]["url"] == "${SOURCE_DATABASE_URL}"
     schema = named["sync/paintings"]["parameter_openapi_schema"]
     assert schema["properties"]["pipeline"]["description"].startswith("What is embedded, how, and where it goes")
@@ -264,14 +264,14 @@ def test_a_run_by_hand_is_watched_and_an_expected_failure_is_a_sentence(operated
     assert "Traceback" not in operated.logs(run["id"])
 
 
-def test_an_audit_that_finds_something_fails_and_one_with_repair_mends_it(operated: Operated) -> None:
+def test_an_audit_that_finds_something_fails_and_one_with_repair_repairs_it(operated: Operated) -> None:
     operated.edit("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
     found = operated.wait(operated.run("audit/paintings"), "FAILED", "COMPLETED")
     assert (found["name"], found["state_type"]) == ("paintings-audit-manual", "FAILED")
     assert "8: " in found["state"]["message"]
     assert operated.artifact("paintings-audit")["description"] == "INCONSISTENT: 1 corrupt."
-    mended = operated.wait(operated.run("audit/paintings", repair=True), "FAILED", "COMPLETED")
-    assert mended["state_type"] == "COMPLETED"
+    repaired = operated.wait(operated.run("audit/paintings", repair=True), "FAILED", "COMPLETED")
+    assert repaired["state_type"] == "COMPLETED"
     assert operated.artifact("paintings-audit")["description"].endswith("1 repaired.")
 
 
@@ -295,20 +295,20 @@ def test_an_event_starts_a_run_of_the_catalogue(operated: Operated) -> None:
 def test_while_a_run_is_at_work_others_wait_or_are_skipped_by_their_policies(operated: Operated) -> None:
     same = operated.deployment("sync/paintings")["parameters"]["pipeline"]
     with operated.held_at_merge() as first:
-        # Of the same deployment, which lets them queue.
+        # A run of the same deployment, whose runs queue.
         queued = operated.run("sync/paintings")
-        # Of others of the same pipeline: they meet at its lock.
+        # Runs of other deployments of the same pipeline: its lock keeps them apart.
         skipped = operated.run("sync/articles", pipeline=same)
         waiting = operated.run("prune/paintings")
         message = operated.wait(skipped, "Skipped", "COMPLETED", "FAILED")["state"]["message"]
         assert message == "skipped: another run of the pipeline paintings is at work"
         assert operated.wait(waiting, "Waiting", "COMPLETED", "FAILED")["state_name"] == "Waiting"
-        # Of a deployment that has them cancelled.
+        # A run of a deployment that cancels it.
         cancelled = operated.wait(operated.run("prune/paintings"), "CANCELLED", "RUNNING")
         assert "concurrency limit" in (cancelled["state"]["message"] or cancelled["state_name"])
         assert operated.flow_run(queued)["state_name"] == "AwaitingConcurrencySlot"
         assert operated.flow_run(first)["state_name"] == "Running"
-        # Skipped, and not failed: the summary of the pipeline is not touched.
+        # A skipped run has not failed, so it leaves the summary of the pipeline as it is.
         assert not operated.artifact("paintings-summary")["description"].startswith("FAILED")
     for run_id in (first, waiting, queued):
         assert operated.wait(run_id, "COMPLETED", "FAILED")["state_type"] == "COMPLETED"

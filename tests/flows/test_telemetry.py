@@ -1,4 +1,4 @@
-"""What a run tells OpenTelemetry, by the standard variables, to a real receiver of OTLP over HTTP."""
+"""What a run sends through OpenTelemetry, by the standard variables, to a real receiver of OTLP over HTTP."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ PLANTED = "sk-planted-0123456789"
 
 
 class Receiver(ThreadingHTTPServer):
-    """A collector that keeps what it is sent."""
+    """A collector that keeps what it receives."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.bodies: list[tuple[str, bytes]] = []
 
     def of(self, path: str) -> list[bytes]:
-        """What was posted there."""
+        """The bodies that were posted to a path."""
         return [body for posted, body in self.bodies if posted == path]
 
     @property
     def spans(self) -> list[Span]:
-        """All of rowvec's own."""
+        """All spans of rowvec."""
         requests = [ExportTraceServiceRequest.FromString(body) for body in self.of("/v1/traces")]
         scopes = [scope for r in requests for resource in r.resource_spans for scope in resource.scope_spans]
         return [span for scope in scopes if scope.scope.name == "rowvec" for span in scope.spans]
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """The latest of each name."""
+        """The latest value of each metric."""
         requests = [ExportMetricsServiceRequest.FromString(body) for body in self.of("/v1/metrics")]
         scopes = [scope for r in requests for resource in r.resource_metrics for scope in resource.scope_metrics]
         return {metric.name: metric for scope in scopes for metric in scope.metrics}
@@ -66,12 +66,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def receiver() -> Generator[Receiver]:
-    """A collector at work."""
+    """A running collector."""
     with Receiver() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
@@ -86,13 +86,13 @@ def told(attributes: object) -> dict[str, str | int]:
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in pairs}
 
 
-def test_a_run_tells_its_stages_and_figures_and_no_content(
+def test_a_run_sends_its_stages_and_figures_and_no_content(
     prefect_server: PrefectServer, source: Connection, paintings: Pipeline, receiver: Receiver, tmp_path: Path
 ) -> None:
     source.execute("UPDATE paintings SET description = 'Unspeakable' WHERE id = 3")
     file = write_pipeline(paintings, tmp_path)
     endpoint = f"http://127.0.0.1:{receiver.server_address[1]}"
-    # The key is in the run's environment, as a real one is.
+    # The key is in the run's environment, as a real key would be.
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OPENAI_API_KEY": PLANTED}
     ended = cli_process.start(prefect_server.api, "sync", file, "--json", **environment).wait()
     assert ended.status == 0, ended
@@ -114,7 +114,7 @@ def test_a_run_tells_its_stages_and_figures_and_no_content(
         assert secret.encode() not in everything
 
 
-def test_an_error_is_told_by_its_class(
+def test_an_error_is_sent_by_its_class(
     prefect_server: PrefectServer, source: Connection, paintings: Pipeline, receiver: Receiver, tmp_path: Path
 ) -> None:
     source.execute("ALTER TABLE paintings DROP COLUMN year")
@@ -127,7 +127,7 @@ def test_an_error_is_told_by_its_class(
     assert {(span.status.message, len(span.events)) for span in by_name.values()} == {("SourceError", 0)}
 
 
-def test_a_collector_that_is_away_stops_nothing(
+def test_a_collector_that_does_not_answer_stops_nothing(
     prefect_server: PrefectServer, source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
     file = write_pipeline(paintings, tmp_path)

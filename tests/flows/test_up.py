@@ -30,11 +30,11 @@ class Home:
     folder: Path
 
     def rowvec(self, *words: str) -> Ended:
-        """The command's end."""
+        """Run the command to its end."""
         return start("", *words, ROWVEC_HOME=str(self.folder), ROWVEC_DATABASE_URL="").wait(300)
 
     def processes(self) -> list[int]:
-        """All that work on this home."""
+        """All processes that work on this home."""
         found: list[int] = []
         for process in psutil.process_iter():
             try:
@@ -49,7 +49,7 @@ class Home:
 
 @pytest.fixture
 def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Home]:
-    """A home that nothing is left of."""
+    """A home; after the test no process of it runs."""
     monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "1")
@@ -62,7 +62,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Home]:
 
 @pytest.fixture
 def bystander() -> Generator[subprocess.Popen[bytes]]:
-    """A process that nobody here has started."""
+    """A process that does not belong to the stack."""
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:  # noqa: S607 # any program
         yield process
         process.kill()
@@ -87,35 +87,35 @@ def runs_at_work(home: Home) -> list[int]:
 
 
 def synced(api: str, *names: str) -> set[str]:
-    """Syncs of these names that have come to their end, by id."""
+    """The ids of completed syncs of these names."""
     wanted = {"name": {"any_": names}, "state": {"type": {"any_": ["COMPLETED"]}}}
-    # A server that starts again has runs to catch up with, and may take its time to answer.
+    # A server that starts again has runs to catch up with, and may answer slowly.
     found = httpx.post(f"{api}/flow_runs/filter", json={"flow_runs": wanted}, timeout=180).raise_for_status().json()
     return {run["id"] for run in found}
 
 
 def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
     bystander: subprocess.Popen[bytes],
-    stack: Home,  # in this order: the one must not inherit the other's home
+    stack: Home,  # in this order: the bystander must not inherit the home
 ) -> None:
     up = stack.rowvec("up", "--json")
     assert up.status == 0, up.stderr
-    told = up.json
-    assert (told["phase"], told["started"], told["pipelines"]) == ("ready", True, ["paintings"])
-    assert "<html" in httpx.get(told["ui"], timeout=60, follow_redirects=True).text
+    started = up.json
+    assert (started["phase"], started["started"], started["pipelines"]) == ("ready", True, ["paintings"])
+    assert "<html" in httpx.get(started["ui"], timeout=60, follow_redirects=True).text
     again = stack.rowvec("up", "--json").json
-    assert (again["started"], again["ui"]) == (False, told["ui"])
-    deployed = httpx.post(f"{told['api']}/deployments/filter", json={}, timeout=60).json()
+    assert (again["started"], again["ui"]) == (False, started["ui"])
+    deployed = httpx.post(f"{started['api']}/deployments/filter", json={}, timeout=60).json()
     assert sorted(tag for one in deployed for tag in one["tags"] if tag != "rowvec") == sorted(
         ["sync", "audit", "prune", "rebuild", "restore", "index"]
     )
-    with psycopg.connect(told["database"]) as connection:
+    with psycopg.connect(started["database"]) as connection:
         assert connection.execute("SELECT count(*) FROM paintings").fetchone() == (240,)
-    with closing(psycopg.connect(told["database"])) as holder:
-        # A run in the middle of its work, which the worker has given a session of its own.
+    with closing(psycopg.connect(started["database"])) as holder:
+        # A run in the middle of its work, in a session of its own that the worker gave it.
         holder.execute("LOCK TABLE paintings IN ACCESS EXCLUSIVE MODE")
         (sync,) = [one["id"] for one in deployed if "sync" in one["tags"]]
-        httpx.post(f"{told['api']}/deployments/{sync}/create_flow_run", json={}, timeout=60).raise_for_status()
+        httpx.post(f"{started['api']}/deployments/{sync}/create_flow_run", json={}, timeout=60).raise_for_status()
         wait_for(lambda: runs_at_work(stack))
         # The supervisor is killed, as by the kernel: `down` ends what it had started all the same.
         supervisor = supervisor_pid()

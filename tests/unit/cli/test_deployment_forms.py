@@ -37,7 +37,7 @@ PIPELINES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def opened(part: str, value: dict[str, Any]) -> str:
-    """The kind that Prefect's form opens with: of those with most of the value's keys, the first."""
+    """The kind that Prefect's form opens with: the first of those that have most of the value's keys."""
     definitions = SCHEMA["definitions"]
     kinds = [definitions[one["$ref"].rsplit("/", 1)[1]] for one in definitions["Pipeline"]["properties"][part]["anyOf"]]
     best = max(kinds, key=lambda kind: len(set(value) & set(kind["properties"])))
@@ -45,11 +45,11 @@ def opened(part: str, value: dict[str, Any]) -> str:
 
 
 def wrong(pipeline: dict[str, Any]) -> set[str]:
-    """The parts that the form shows as something else than they are."""
+    """The parts that the form shows as another kind than they are."""
     return {part for part in ("source", "embedder") if opened(part, pipeline[part]) != pipeline[part]["kind"]}
 
 
-def test_the_tabs_of_the_form_are_called_as_the_kinds_of_the_pipeline_file() -> None:
+def test_the_tabs_of_the_form_have_the_names_of_the_kinds_in_the_pipeline_file() -> None:
     titles = {one["title"] for one in SCHEMA["definitions"].values()}
     assert {"postgres", "csv", "parquet", "images", "local", "openai", "azure_openai", "column"} <= titles
     assert {"Pipeline", "Target", "Index"} <= titles

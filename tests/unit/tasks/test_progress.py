@@ -1,4 +1,4 @@
-"""How far a run is said to be, whatever its batches tell and in whichever order."""
+"""The progress that is published of a run, whatever its batches report and in which order."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ ROUNDS = st.lists(st.integers(min_value=1, max_value=6), min_size=1, max_size=3)
 
 @given(ROUNDS, st.data())
 def test_batches_add_up_to_a_hundred_over_all_rounds(rounds: list[int], data: st.DataObject) -> None:
-    progress, said = Progress(), 0.0
+    progress, before = Progress(), 0.0
     for batches in rounds:
         progress.expect(batches)
-        said = 0.0  # more is known to be done by now
+        before = 0.0  # it may be lower than in the round before: more work is known now
         for number in data.draw(st.permutations(range(batches))):
             for done in (0, 1, 2):
                 progress("embed", f"batch {number}", done, 2)
                 percent, _ = progress.shares()["embed"]
-                assert said <= percent <= 100
-                said = percent
+                assert before <= percent <= 100
+                before = percent
     percent, sentence = progress.shares()["embed"]
     assert percent == 100
     assert sentence == f"embed: {sum(rounds)} of {sum(rounds)} batches done"
 
 
-def test_phases_of_an_index_are_told_one_after_the_other() -> None:
+def test_phases_of_an_index_are_shown_one_after_the_other() -> None:
     progress = Progress()
     progress("index", "initializing", 100, 100)
     progress("index", "building index: loading tuples", 30, 100)
