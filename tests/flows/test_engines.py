@@ -28,9 +28,9 @@ from tests.support import paintings
 from tests.support.paintings import assert_in_step
 from tests.support.servers.azurite import Container
 from tests.support.servers.dask_ray import RunningCluster, Worker, dask_cluster, ray_cluster
-from tests.support.servers.disposable import wait_for
 from tests.support.servers.openai_server import KEY, OpenAIServer
 from tests.support.servers.openai_server import openai_server as openai_server
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.flow, pytest.mark.azurite]
 
@@ -222,16 +222,18 @@ def assert_survived(
 
 
 @pytest.mark.parametrize(
-    ("runner", "address", "said"),
+    ("runner", "address", "message"),
     [
         ("spark", "", "ROWVEC_RUNNER is 'spark'; set it to threads, dask or ray"),
         ("dask", "", "ROWVEC_RUNNER is dask, and ROWVEC_CLUSTER is not set"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(runner: str, address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_setting_is_one_sentence(
+    runner: str, address: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ROWVEC_RUNNER", runner)
     monkeypatch.setenv("ROWVEC_CLUSTER", address)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         chosen_cluster()
 
 

@@ -80,7 +80,7 @@ def receiver() -> Generator[Receiver]:
         thread.join()
 
 
-def told(attributes: object) -> dict[str, str | int]:
+def values_of(attributes: object) -> dict[str, str | int]:
     """Attributes by name."""
     pairs: list[KeyValue] = list(attributes)  # pyright: ignore[reportArgumentType] # a repeated field
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in pairs}
@@ -100,12 +100,14 @@ def test_a_run_sends_its_stages_and_figures_and_no_content(
     stages = ("extract", "embed", "binarize", "upload", "load", "merge", "index", "validate")
     assert set(by_name) == {"rowvec run", *(f"rowvec {stage}" for stage in stages)}
     run = by_name["rowvec run"]
-    assert told(run.attributes) == {"rowvec.pipeline": "paintings", "rowvec.run_id": 1, "rowvec.cause": "command"}
+    assert values_of(run.attributes) == {"rowvec.pipeline": "paintings", "rowvec.run_id": 1, "rowvec.cause": "command"}
     assert {span.trace_id for span in by_name.values()} == {run.trace_id}
-    assert told(by_name["rowvec load"].attributes)["rowvec.stage"] == "load"
-    rows = {told(p.attributes)["rowvec.kind"]: p.as_int for p in receiver.metrics["rowvec.rows"].sum.data_points}
+    assert values_of(by_name["rowvec load"].attributes)["rowvec.stage"] == "load"
+    rows = {values_of(p.attributes)["rowvec.kind"]: p.as_int for p in receiver.metrics["rowvec.rows"].sum.data_points}
     assert (rows["new"], rows["embedded"], rows["deleted"]) == (50, 50, 0)
-    seconds = {told(p.attributes)["rowvec.stage"] for p in receiver.metrics["rowvec.duration"].histogram.data_points}
+    seconds = {
+        values_of(p.attributes)["rowvec.stage"] for p in receiver.metrics["rowvec.duration"].histogram.data_points
+    }
     assert {*stages, "total"} <= seconds
     assert receiver.metrics["rowvec.table.rows"].gauge.data_points[0].as_int == 50
     assert {"rowvec.tokens", "rowvec.cost", "rowvec.runs", "rowvec.rejects"} <= set(receiver.metrics)
