@@ -29,7 +29,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class EmbedderKind:
     """Where the class of one kind of embedder is; its constructor takes the pipeline's ``embedder`` part."""
 
     module: str
@@ -40,13 +40,13 @@ class Kind:
 
 # Modules are named, not imported: openai and wordllama take half a second each, and a run needs at most one of them.
 KINDS = {
-    "openai": Kind("rowvec.embedders.openai.texts", "OpenAIApi"),
-    "azure_openai": Kind("rowvec.embedders.openai.texts", "OpenAIApi"),
-    "local": Kind("rowvec.embedders.wordllama", "LocalModel"),
-    "column": Kind("rowvec.embedders.column", "SourceColumn"),
-    "azure_vision": Kind("rowvec.embedders.azure_vision.embedder", "AzureVision", takes_images=True),
-    "openai_images": Kind("rowvec.embedders.openai.images", "OpenAIImages", takes_images=True),
-    "local_image": Kind("rowvec.embedders.image_similarity", "LocalImage", takes_images=True),
+    "openai": EmbedderKind("rowvec.embedders.openai.texts", "OpenAIApi"),
+    "azure_openai": EmbedderKind("rowvec.embedders.openai.texts", "OpenAIApi"),
+    "local": EmbedderKind("rowvec.embedders.wordllama", "LocalModel"),
+    "column": EmbedderKind("rowvec.embedders.column", "SourceColumn"),
+    "azure_vision": EmbedderKind("rowvec.embedders.azure_vision.embedder", "AzureVision", takes_images=True),
+    "openai_images": EmbedderKind("rowvec.embedders.openai.images", "OpenAIImages", takes_images=True),
+    "local_image": EmbedderKind("rowvec.embedders.image_similarity", "LocalImage", takes_images=True),
 }
 
 

@@ -137,12 +137,12 @@ class OpenAIBatches:
                 except httpx2.HTTPError as error:
                     # The client turns errors into its own only up to the headers, not while the body is read.
                     raise EmbedderUnavailable(
-                        f"a file of a batch job was cut on its way ({type(error).__name__})"
+                        f"the download of a batch job's file was interrupted ({type(error).__name__})"
                     ) from None
                 expected = response.headers.get("content-length")
             # A body that was cut at the end of a line would look complete.
             if expected and not response.headers.get("content-encoding") and to.stat().st_size != int(expected):
-                raise EmbedderUnavailable(f"the file {file_id} of a batch job came in pieces")
+                raise EmbedderUnavailable(f"the file {file_id} of a batch job arrived incomplete")
             return True
 
         return bool(self._with_retries(lambda: self._or_none(fetch)))

@@ -29,7 +29,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class JobLimits:
     """The most that one job may hold."""
 
     inputs: int = MOST_INPUTS
@@ -92,7 +92,7 @@ def within(entries: Iterable[Entry], tokens: int | None) -> Iterator[Entry]:
         yield entry
 
 
-def numbered(entries: Iterable[Entry], limits: Limits) -> Iterator[tuple[int, Entry]]:
+def numbered(entries: Iterable[Entry], limits: JobLimits) -> Iterator[tuple[int, Entry]]:
     """Each entry with the number of its job, from 0; jobs are filled in order, each as full as the limits allow.
 
     An entry that exceeds a limit by itself gets a job of its own, which the provider then refuses.

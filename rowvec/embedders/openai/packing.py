@@ -20,7 +20,7 @@ class Sized:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """The most inputs and tokens of one request."""
 
     inputs: int
@@ -29,7 +29,7 @@ class Limits:
 
 def limits_of(
     max_inputs: int, max_tokens: int, *, requests_per_minute: int | None, tokens_per_minute: int | None
-) -> Limits:
+) -> RequestLimits:
     """The provider's limits of a request, and at most a quarter of the tokens that the account allows per minute.
 
     A request of more tokens than the allowance of a minute is always refused; one of nearly as many waits until the
@@ -37,12 +37,12 @@ def limits_of(
     with a quarter, it could not use all its tokens.
     """
     if tokens_per_minute is None:
-        return Limits(inputs=max_inputs, tokens=max_tokens)
+        return RequestLimits(inputs=max_inputs, tokens=max_tokens)
     share = tokens_per_minute // min(4, requests_per_minute or 4)
-    return Limits(inputs=max_inputs, tokens=max(1, min(max_tokens, share)))
+    return RequestLimits(inputs=max_inputs, tokens=max(1, min(max_tokens, share)))
 
 
-def pack(texts: Iterable[Sized], limits: Limits) -> Iterator[tuple[Sized, ...]]:
+def pack(texts: Iterable[Sized], limits: RequestLimits) -> Iterator[tuple[Sized, ...]]:
     """Requests in the order of the texts; reads at most one text beyond those it has yielded.
 
     A text that exceeds ``limits.tokens`` by itself gets a request of its own: the caller has decided that it may be

@@ -14,7 +14,7 @@ import numpy as np
 
 from rowvec.embedders.checks import refusal
 from rowvec.embedders.openai import tokens as tokenizer
-from rowvec.embedders.openai.packing import Limits, Sized, limits_of, pack
+from rowvec.embedders.openai.packing import RequestLimits, Sized, limits_of, pack
 from rowvec.embedders.openai.prices import cost_per_million_tokens
 from rowvec.embedders.openai.requests import PROBE, Requests, ServerFacts
 from rowvec.embedders.protocol import Answer, identity_of, without_vectors
@@ -99,7 +99,7 @@ class OpenAIApi:
             tokens_per_minute=config.tokens_per_minute,
         )
         # A text of the greatest permitted length must fit into a request of its own.
-        limits = Limits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
+        limits = RequestLimits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
         batches = pack(self.sized(texts, rejected), limits)
         with self._endpoint() as endpoint:
             requests = Requests(

@@ -11,19 +11,19 @@ from typing import Generic, TypeVar
 from rowvec.embedders.rate_limit.limiter import Stopped
 from rowvec.errors import RowvecError
 
-Request = TypeVar("Request")
-Reply = TypeVar("Reply")
+RequestT = TypeVar("RequestT")
+ReplyT = TypeVar("ReplyT")
 
-Work = Callable[[Request, threading.Event], Iterable[Reply]]
+Send = Callable[[RequestT, threading.Event], Iterable[ReplyT]]
 """Sends one request and yields its answers as they arrive; raises ``Stopped`` soon after the event is set."""
 
 
 def in_flight(
-    work: Work[Request, Reply],
-    requests: Iterator[Request],
+    send: Send[RequestT, ReplyT],
+    requests: Iterator[RequestT],
     concurrency: int,
     slots: threading.BoundedSemaphore | None = None,
-) -> Generator[Reply]:
+) -> Generator[ReplyT]:
     """All answers to ``requests``, as they arrive. The next request is read only when a thread is free for it.
 
     ``slots``: bounds the requests in flight over all calls that share the semaphore.
@@ -32,7 +32,7 @@ def in_flight(
     because they are paid for. Then the failure is raised. Closing the generator stops the work in the same way, but
     without the answers.
     """
-    workers = _Workers(work, concurrency, slots or threading.BoundedSemaphore(concurrency))
+    workers = _Workers(send, concurrency, slots or threading.BoundedSemaphore(concurrency))
     try:
         while workers.keep_busy(requests):
             event = workers.events.get()
@@ -46,21 +46,21 @@ def in_flight(
         raise workers.failure
 
 
-class _Workers(Generic[Request, Reply]):
+class _Workers(Generic[RequestT, ReplyT]):
     """The threads that send requests, and the queue of what they report."""
 
-    def __init__(self, work: Work[Request, Reply], size: int, slots: threading.BoundedSemaphore) -> None:
-        self._work = work
+    def __init__(self, send: Send[RequestT, ReplyT], size: int, slots: threading.BoundedSemaphore) -> None:
+        self._send_request = send
         self._slots = slots
         self._size = size
         self._running = 0
         self._stop = threading.Event()
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="embed")
         self.failure: BaseException | None = None
-        self.events: queue.SimpleQueue[Reply | Future[None]] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[ReplyT | Future[None]] = queue.SimpleQueue()
         """Answers, and the future of each request that is finished, which holds its error."""
 
-    def keep_busy(self, requests: Iterator[Request]) -> bool:
+    def keep_busy(self, requests: Iterator[RequestT]) -> bool:
         """Give each idle thread a request while there are any; returns whether a request is in flight."""
         try:
             while self._running < self._size and not self._stop.is_set() and self._send_next(requests):
@@ -81,15 +81,15 @@ class _Workers(Generic[Request, Reply]):
         self._stop.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _send_next(self, requests: Iterator[Request]) -> bool:
+    def _send_next(self, requests: Iterator[RequestT]) -> bool:
         for request in requests:
             self._threads.submit(self._send, request).add_done_callback(self.events.put)
             return True
         return False
 
-    def _send(self, request: Request) -> None:
+    def _send(self, request: RequestT) -> None:
         with self._slots:
-            for reply in self._work(request, self._stop):
+            for reply in self._send_request(request, self._stop):
                 self.events.put(reply)
 
     def _fail(self, error: BaseException) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from uuid import UUID, uuid4
 
 from rowvec.embedders import open_batch_api
-from rowvec.embedders.openai.batch_files import Entry, Limits, numbered, request_line, within
+from rowvec.embedders.openai.batch_files import Entry, JobLimits, numbered, request_line, within
 from rowvec.embedders.openai.prices import BATCH_SHARE
 from rowvec.embedders.rate_limit.limiter import Clock, SystemClock
 from rowvec.errors import AwaitingJobs, EmbedderRefused, FatalError, RowError
@@ -287,7 +287,7 @@ class _Jobs:
 
     def _write_files(self) -> list[_File]:
         files: list[_File] = []
-        limits = Limits(tokens=self.how.max_tokens)
+        limits = JobLimits(tokens=self.how.max_tokens)
         for _, group in itertools.groupby(numbered(within(self._entries(), self._room()), limits), lambda one: one[0]):
             mark = uuid4()
             path = make_workdir(self.connection, self.plan.run_id) / f"rowvec-{mark}.jsonl"

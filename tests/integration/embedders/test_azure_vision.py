@@ -1,4 +1,4 @@
-"""The Azure AI Vision embedder over real HTTP against a server that does what the service does on bad days."""
+"""The Azure AI Vision embedder over real HTTP against a server that fails in all the ways the service does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.servers.azure_vision import IMAGE_NORM, KEY, Fault, VisionSer
 
 
 def png(number: int) -> bytes:
-    """A small image unlike those of other numbers."""
+    """A small image; each number gives another one."""
     out = io.BytesIO()
     pillow.new("RGB", (16, 16), (number % 256, number // 256, 90)).save(out, "PNG")
     return out.getvalue()
@@ -45,7 +45,7 @@ def image(number: int, content: bytes | None = None) -> Image:
 def config(server: VisionServer, **settings: Any) -> AzureVisionEmbedder:
     written: dict[str, Any] = {"base_url": server.url, "concurrency": 1, **settings}
     key = written.pop("key", KEY)
-    # Resolved, as the flows hand it over: the key itself in place of its reference.
+    # Resolved, as the flows pass it: the key itself in place of its reference.
     return AzureVisionEmbedder(kind="azure_vision", **written).model_copy(update={"api_key": key})
 
 
@@ -106,14 +106,14 @@ def test_an_image_is_a_query_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason", "said"),
+    ("content", "reason", "message"),
     [
         (b"no image", "invalid_input", "InvalidImageFormat"),
         (b"\x89PNG" + bytes(20 * 2**20), "image_too_large", "20,971,524 bytes"),
     ],
     ids=["no image", "too large"],
 )
-def test_one_bad_image_stays_one_bad_image(content: bytes, reason: str, said: str) -> None:
+def test_a_bad_image_is_rejected_alone(content: bytes, reason: str, message: str) -> None:
     with serve() as server:
         images = [image(0, content), image(1), image(2)]
         vectors, rejected, transactions = gathered(embedder(server).embed_images(images))
@@ -122,11 +122,11 @@ def test_one_bad_image_stays_one_bad_image(content: bytes, reason: str, said: st
     assert transactions == 2
     assert rejected[0].reason == reason
     assert "0.png" in rejected[0].detail
-    assert said in rejected[0].detail
+    assert message in rejected[0].detail
     assert max(sizes) < 20 * 2**20
 
 
-def test_an_image_that_cannot_be_read_is_set_aside_alone_and_a_lost_store_ends_the_run() -> None:
+def test_an_unreadable_image_is_rejected_alone_and_a_lost_store_ends_the_run() -> None:
     def unreadable() -> bytes:
         raise RowError("unreadable", "gone")
 
@@ -143,7 +143,7 @@ def test_an_image_that_cannot_be_read_is_set_aside_alone_and_a_lost_store_ends_t
             list(embedder(server).embed_images([broken]))
 
 
-def test_a_429_makes_everybody_wait_as_long_as_is_asked() -> None:
+def test_a_429_makes_all_threads_wait_as_long_as_it_asks() -> None:
     clock = JumpingClock()
     with serve(faults=[throttled(7, times=2)]) as server:
         vectors, _, transactions = gathered(embedder(server, clock).embed_images(image(i) for i in range(5)))
@@ -157,11 +157,11 @@ def test_a_429_without_end_ends_the_run() -> None:
     assert len(server.requests) == 3
 
 
-def test_calls_a_second_are_kept_to() -> None:
+def test_the_limit_of_requests_per_second_is_kept() -> None:
     clock = JumpingClock()
     with serve() as server:
         list(embedder(server, clock, requests_per_second=10).embed_images(image(i) for i in range(21)))
-    # 20 gaps of a tenth of a second, and the headroom.
+    # 20 gaps of a tenth of a second, plus the headroom.
     assert clock.time == pytest.approx(2 / 0.97, rel=0.01)
 
 
@@ -180,7 +180,7 @@ def test_calls_a_second_are_kept_to() -> None:
     ],
     ids=lambda fault: fault.shape or str(fault.status),
 )
-def test_what_passes_is_tried_again(fault: Fault) -> None:
+def test_temporary_failures_are_retried(fault: Fault) -> None:
     with serve(faults=[fault]) as server:
         vectors, rejected, _ = gathered(embedder(server).embed_images([image(1)]))
         assert np.array_equal(vectors[0], server.meant("Image", png(1)).astype(np.float32))
@@ -194,7 +194,7 @@ def test_a_connection_that_hangs_is_given_up() -> None:
     assert list(vectors) == [0]
 
 
-def test_nobody_there_is_a_sentence_with_the_address() -> None:
+def test_a_server_that_is_not_there_is_named_by_its_address() -> None:
     with serve() as server:
         address = server.url
     settings = AzureVisionEmbedder(kind="azure_vision", base_url=address, max_attempts=2)
@@ -202,7 +202,7 @@ def test_nobody_there_is_a_sentence_with_the_address() -> None:
         list(AzureVision(settings.model_copy(update={"api_key": KEY}), JumpingClock()).embed_images([image(1)]))
 
 
-def test_a_vector_that_is_never_any_good_is_set_aside_and_its_transactions_counted() -> None:
+def test_an_unusable_vector_is_rejected_and_its_transactions_are_counted() -> None:
     with serve(faults=[Fault(shape="zero", times=-1, marker=png(1))]) as server:
         vectors, rejected, transactions = gathered(embedder(server).embed_images([image(1), image(2)]))
     assert list(vectors) == [1]
@@ -218,7 +218,7 @@ def test_wrong_dimensions_every_time_end_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "faults", "said"),
+    ("settings", "faults", "message"),
     [
         ({"key": "wrong"}, [], "does not accept the key"),
         ({}, [Fault(status=403, code="403", message="No access", times=-1)], "may not use 2023-04-15"),
@@ -228,14 +228,12 @@ def test_wrong_dimensions_every_time_end_the_run() -> None:
     ],
     ids=["key", "permission", "another model", "api version", "model version"],
 )
-def test_what_will_not_pass_ends_the_run_with_a_sentence(
-    settings: dict[str, Any], faults: list[Fault], said: str
-) -> None:
-    with serve(faults=faults) as server, pytest.raises(EmbedderRefused, match=said) as raised:
+def test_permanent_failures_end_the_run(settings: dict[str, Any], faults: list[Fault], message: str) -> None:
+    with serve(faults=faults) as server, pytest.raises(EmbedderRefused, match=message) as raised:
         list(embedder(server, **settings).embed_images([image(1), image(2)]))
-    told = "".join(traceback.format_exception(raised.value))
+    shown = "".join(traceback.format_exception(raised.value))
     assert settings.get("key", KEY) not in str(raised.value)
-    assert KEY not in told
+    assert KEY not in shown
     assert len(server.requests) <= 2
 
 
@@ -252,7 +250,7 @@ def test_an_unknown_400_blames_the_image_once_others_pass() -> None:
     assert "odd" in rejected[1].detail
 
 
-def test_texts_are_embedded_one_a_request_and_unsendable_ones_set_aside() -> None:
+def test_texts_are_sent_one_per_request_and_unsendable_ones_rejected() -> None:
     with serve() as server:
         vectors, rejected, _ = gathered(embedder(server).embed(["a", "b\0", "c"]))
     assert sorted(vectors) == [0, 2]
@@ -303,7 +301,7 @@ def test_plan_and_bill() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"api_key": "0123456789abcdef"}, "plain text"),
         ({"model": "latest"}, "pattern"),
@@ -311,16 +309,16 @@ def test_plan_and_bill() -> None:
         ({"base_url": "https://me:secret@host"}, "plain text"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         AzureVisionEmbedder.model_validate({"kind": "azure_vision", "base_url": "https://host", **settings})
 
 
-def test_the_word_entra_is_no_key() -> None:
+def test_the_word_entra_is_not_a_key() -> None:
     settings = AzureVisionEmbedder(kind="azure_vision", base_url="https://host", api_key="entra")
     assert AzureVision(settings).identity.dimensions == 1024
 
 
-def test_no_web_address_is_a_sentence() -> None:
+def test_an_address_that_is_not_one_is_refused() -> None:
     with pytest.raises(UsageError, match=r"embedder\.base_url is no web address"):
         AzureVision(AzureVisionEmbedder(kind="azure_vision", base_url="host").model_copy(update={"api_key": KEY}))

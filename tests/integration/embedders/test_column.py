@@ -1,4 +1,4 @@
-"""Vectors that the source brings: every way of writing them, and every way of getting them wrong."""
+"""Vectors that the source brings: every format they can have, and every defect."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _written(row: list[float], style: str) -> str:
 
 @settings(deadline=None)
 @given(rows, st.sampled_from(["json", "array", "numpy", "spaces"]))
-def test_every_way_of_writing_is_read_to_the_bit(rows: list[list[float]], style: str) -> None:
+def test_every_format_is_read_to_the_bit(rows: list[list[float]], style: str) -> None:
     (answer,) = _column(len(rows[0])).embed(_written(row, style) for row in rows)
     assert answer.positions.tolist() == list(range(len(rows)))
     np.testing.assert_array_equal(answer.vectors, np.array(rows, np.float32))
@@ -90,7 +90,7 @@ def test_what_postgres_writes_is_read_to_the_bit(connection: Connection) -> None
         ("half a \ud800 pair", "numbers"),
     ],
 )
-def test_a_bad_vector_is_set_aside_and_the_others_land(text: str, detail: str) -> None:
+def test_a_bad_vector_is_rejected_and_the_others_are_embedded(text: str, detail: str) -> None:
     (answer,) = _column(3).embed(["[1,2,3]", text, "{4,5,6}"])
     assert answer.positions.tolist() == [0, 2]
     np.testing.assert_array_equal(answer.vectors, [[1, 2, 3], [4, 5, 6]])
@@ -126,7 +126,7 @@ def test_a_query_must_be_a_vector() -> None:
 def test_values_too_small_for_float16_have_the_bits_that_the_table_gives_them(
     source: Connection, tmp_path: Path
 ) -> None:
-    """Of a million vectors of 1,536 dimensions a thousand have one: a run must not fail for them."""
+    """A thousand of a million vectors of 1,536 dimensions have such a value: a run must not fail because of them."""
     source.execute("ALTER TABLE paintings ADD COLUMN given text")
     source.execute("UPDATE paintings SET given = '[1, ' || id || ', 1e-9, -1e-9]'")
     pipeline = paintings.pipeline(

@@ -51,7 +51,7 @@ DIMENSIONS = 32
 
 
 def png(number: int, side: int = 16) -> bytes:
-    """A small image unlike those of other numbers."""
+    """A small image; each number gives another one."""
     out = io.BytesIO()
     pillow.new("RGB", (side, side), (number % 256, number // 256, 90)).save(out, "PNG")
     return out.getvalue()
@@ -66,7 +66,7 @@ def config(server: OpenAIServer, **settings: Any) -> OpenAIImagesEmbedder:
         "model": MODEL, "dimensions": DIMENSIONS, "base_url": server.url, "concurrency": 1, **settings,
     }  # fmt: skip
     key = values.pop("key", KEY)
-    # Resolved, as the flows hand it over: the key itself in place of its reference.
+    # Resolved, as the flows pass it: the key itself in place of its reference.
     return OpenAIImagesEmbedder(kind="openai_images", **values).model_copy(update={"api_key": key})
 
 
@@ -93,11 +93,11 @@ def gathered(answers: Iterator[Answer]) -> tuple[dict[int, Vectors], dict[int, R
 
 
 def expected(content: bytes) -> Vectors:
-    """What the server gives for an image."""
+    """The vector that the server gives for an image."""
     return vector(MODEL, meant(content), DIMENSIONS)
 
 
-# What is sent
+# Requests
 
 
 @pytest.mark.parametrize(("form", "inputs"), [("messages", 1), ("input", 3)])
@@ -199,7 +199,7 @@ def test_a_text_finds_the_image_that_shows_it() -> None:
     np.testing.assert_array_equal(by_image, expected(png(7)))
 
 
-def test_another_way_to_ask_is_another_identity_and_another_query_is_not() -> None:
+def test_the_identity_depends_on_the_template_of_images_and_not_of_queries() -> None:
     with serve() as server:
         plain = embedder(server)
         ways: list[dict[str, Any]] = [
@@ -221,18 +221,18 @@ def test_another_way_to_ask_is_another_identity_and_another_query_is_not() -> No
         assert not np.array_equal(with_words, expected(png(1)))
 
 
-def test_the_length_is_not_asked_for_again_where_the_model_has_only_one() -> None:
+def test_dimensions_are_not_sent_again_if_the_model_has_only_one_length() -> None:
     with serve(dimensions_field=False, native=DIMENSIONS) as server:
         vectors, _, _ = gathered(embedder(server).embed_images(image(i) for i in range(4)))
     assert len(vectors) == 4
     assert [request.dimensions for request in server.requests] == [DIMENSIONS, None, None, None, None]
 
 
-# What goes wrong
+# Failures
 
 
 @pytest.mark.parametrize("form", ["messages", "input"])
-def test_one_bad_image_stays_one_bad_image(form: str) -> None:
+def test_a_bad_image_is_rejected_alone(form: str) -> None:
     with serve() as server:
         images = [image(i, b"no image" if i == 5 else None) for i in range(9)]
         vectors, rejected, transactions = gathered(embedder(server, form=form).embed_images(images))
@@ -248,7 +248,7 @@ def test_the_first_image_may_be_the_bad_one() -> None:
     assert (list(vectors), list(rejected)) == ([1], [0])
 
 
-def test_an_image_that_cannot_be_read_is_set_aside_alone_and_a_lost_store_ends_the_run() -> None:
+def test_an_unreadable_image_is_rejected_alone_and_a_lost_store_ends_the_run() -> None:
     def unreadable() -> bytes:
         raise RowError("unreadable", "gone")
 
@@ -266,7 +266,7 @@ def test_an_image_that_cannot_be_read_is_set_aside_alone_and_a_lost_store_ends_t
 
 
 @pytest.mark.parametrize("message", ["Image dimensions 10x10 are not supported", "unsupported dimensions: 10x10"])
-def test_an_image_whose_own_dimensions_are_refused_is_set_aside_alone(message: str) -> None:
+def test_an_image_whose_own_dimensions_are_refused_is_rejected_alone(message: str) -> None:
     fault = Fault(status=400, message=message, times=-1, marker=meant(png(1)))
     with serve(faults=[fault], dimensions_field=True, native=DIMENSIONS) as server:
         vectors, rejected, _ = gathered(embedder(server).embed_images(image(i) for i in range(3)))
@@ -294,7 +294,7 @@ def test_an_image_that_the_server_finds_too_large_is_called_so() -> None:
     ],
     ids=lambda fault: fault.shape or fault.spoil or str(fault.status),
 )
-def test_what_passes_is_tried_again(fault: Fault) -> None:
+def test_temporary_failures_are_retried(fault: Fault) -> None:
     with serve(faults=[fault]) as server:
         vectors, rejected, _ = gathered(embedder(server).embed_images([image(1)]))
     np.testing.assert_array_equal(vectors[0], expected(png(1)))
@@ -302,7 +302,7 @@ def test_what_passes_is_tried_again(fault: Fault) -> None:
     assert len(server.requests) == 2
 
 
-def test_a_429_makes_everybody_wait_as_long_as_is_asked() -> None:
+def test_a_429_makes_all_threads_wait_as_long_as_it_asks() -> None:
     clock = JumpingClock()
     with serve(faults=[rate_limited(7, times=2)]) as server:
         vectors, _, _ = gathered(embedder(server, clock).embed_images(image(i) for i in range(5)))
@@ -310,11 +310,11 @@ def test_a_429_makes_everybody_wait_as_long_as_is_asked() -> None:
     assert sum(wait >= 6.9 for wait in clock.waits) == 2
 
 
-def test_requests_a_minute_are_kept_to() -> None:
+def test_the_limit_of_requests_per_minute_is_kept() -> None:
     clock = JumpingClock()
     with serve() as server:
         list(embedder(server, clock, requests_per_minute=60).embed_images(image(i) for i in range(21)))
-    # 20 gaps of a second, and the headroom.
+    # 20 gaps of a second, plus the headroom.
     assert clock.time == pytest.approx(20 / 0.97, rel=0.01)
 
 
@@ -324,14 +324,14 @@ def test_a_connection_that_hangs_is_given_up() -> None:
     assert list(vectors) == [0]
 
 
-def test_nobody_there_is_a_sentence_with_the_address() -> None:
+def test_a_server_that_is_not_there_is_named_by_its_address() -> None:
     with serve() as server:
         settings = config(server, max_attempts=2)
     with pytest.raises(EmbedderUnavailable, match=r"at 127\.0\.0\.1 does not answer: ConnectError"):
         list(OpenAIImages(settings, JumpingClock()).embed_images([image(1)]))
 
 
-def test_a_vector_that_is_never_any_good_is_set_aside_and_its_transactions_counted() -> None:
+def test_an_unusable_vector_is_rejected_and_its_transactions_are_counted() -> None:
     with serve(faults=[Fault(spoil="zero", times=-1, marker=meant(png(1)))]) as server:
         vectors, rejected, transactions = gathered(embedder(server).embed_images([image(1), image(2)]))
     assert list(vectors) == [1]
@@ -340,7 +340,7 @@ def test_a_vector_that_is_never_any_good_is_set_aside_and_its_transactions_count
 
 
 @pytest.mark.parametrize(
-    ("settings", "faults", "error", "said"),
+    ("settings", "faults", "error", "message"),
     [
         ({"key": "wrong"}, [], EmbedderRefused, "does not accept the key"),
         ({"key": None}, [], EmbedderRefused, "does not accept the key"),
@@ -355,13 +355,13 @@ def test_a_vector_that_is_never_any_good_is_set_aside_and_its_transactions_count
     ],
     ids=["key", "no key", "model", "dimensions", "all refused", "quota", "balance", "rate", "rate by number"],
 )
-def test_what_will_not_pass_ends_the_run_with_a_sentence(
-    settings: dict[str, Any], faults: list[Fault], error: type[Exception], said: str
+def test_permanent_failures_end_the_run(
+    settings: dict[str, Any], faults: list[Fault], error: type[Exception], message: str
 ) -> None:
-    with serve(faults=faults) as server, pytest.raises(error, match=said) as raised:
+    with serve(faults=faults) as server, pytest.raises(error, match=message) as raised:
         list(embedder(server, **settings).embed_images([image(1), image(2)]))
-    told = "".join(traceback.format_exception(raised.value))
-    assert KEY not in told
+    shown = "".join(traceback.format_exception(raised.value))
+    assert KEY not in shown
     assert len(server.requests) <= 4
 
 
@@ -375,7 +375,7 @@ def test_another_model_s_answer_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "kind", "sentence"),
+    ("status", "sent", "kind", "sentence"),
     [
         (400, {"error": {"message": "bad image", "type": "BadRequestError", "code": 400}}, RowError, "bad image"),
         (400, {"object": "error", "message": "bad image", "param": None, "code": 400}, RowError, "bad image"),
@@ -393,8 +393,8 @@ def test_another_model_s_answer_is_refused() -> None:
         (400, {"error": {"message": "you sent Bearer THEKEY\0\n"}}, RowError, "you sent Bearer ***"),
     ],
 )
-def test_a_refusal_is_understood_in_every_form(status: int, said: object, kind: type[Exception], sentence: str) -> None:
-    content = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+def test_a_refusal_is_understood_in_every_form(status: int, sent: object, kind: type[Exception], sentence: str) -> None:
+    content = sent.encode() if isinstance(sent, str) else json.dumps(sent).encode()
     refused = refusal_in(status, content, httpx.Headers(), secret="THEKEY")  # noqa: S106 # not a secret
     error = meaning(refused, model="m", address="host")
     assert isinstance(error, kind)
@@ -406,7 +406,7 @@ def test_a_refusal_is_understood_in_every_form(status: int, said: object, kind: 
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.sampled_from(["error", "detail", "message", "code", "loc", "msg"]), inner, max_size=4),
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
-def test_no_refusal_is_too_strange_to_be_read(content: bytes) -> None:
+def test_any_refusal_can_be_read(content: bytes) -> None:
     meaning(refusal_in(400, content, httpx.Headers(), secret=""), model="m", address="host")
 
 
@@ -458,7 +458,7 @@ def test_plan_and_bill() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"api_key": "0123456789abcdef"}, "plain text"),
         ({"base_url": "https://me:secret@host"}, "plain text"),
@@ -469,14 +469,14 @@ def test_plan_and_bill() -> None:
         ({"form": "chat"}, "'messages' or 'input'"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         OpenAIImagesEmbedder.model_validate(
             {"kind": "openai_images", "model": "m", "dimensions": 8, "base_url": "https://host/v1", **settings}
         )
 
 
-def test_no_web_address_is_a_sentence() -> None:
+def test_an_address_that_is_not_one_is_refused() -> None:
     settings = OpenAIImagesEmbedder(kind="openai_images", model="m", dimensions=8, base_url="host")
     for url in ("host", None, "http://[::1/v1", "http://host:port/v1", "http://me:pass/word@host/v1"):
         with pytest.raises(UsageError, match=r"embedder\.base_url is no web address") as refused:
@@ -484,7 +484,7 @@ def test_no_web_address_is_a_sentence() -> None:
         assert "pass" not in "".join(traceback.format_exception(refused.value))
 
 
-# The whole way
+# Whole syncs
 
 
 def pipeline(folder: Path, server: OpenAIServer, **settings: Any) -> Pipeline:
@@ -527,7 +527,7 @@ def test_a_folder_is_kept_in_step_and_searched_by_text_and_image(
         assert report.consistent
         assert (report.embedded, report.tokens) == (24, 24)
         assert report.cost_usd == pytest.approx(0.0024)
-        # Replaced, renamed, deleted: one is paid for.
+        # One image is replaced, one renamed, one deleted: only the replaced one is billed.
         save(900, files[0])
         files[1].rename(files[1].with_stem("renamed"))
         files[2].unlink()

@@ -1,4 +1,4 @@
-"""The OpenAI embedder over real HTTP against a server that does what providers do on bad days."""
+"""The OpenAI embedder over real HTTP against a server that fails in all the ways providers do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ from rowvec.errors import (
 from rowvec.pipeline.embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 from rowvec.vectors.layout import Vectors, dense
 from tests.support.fake_clock import JumpingClock
-from tests.support.servers.disposable import wait_for
 from tests.support.servers.openai_server import (
     KEY,
     Fault,
@@ -51,6 +50,7 @@ from tests.support.servers.openai_server import (
     slow_down,
     vector,
 )
+from tests.support.waiting import wait_for
 
 SMALL = "text-embedding-3-small"
 ADA = "text-embedding-ada-002"
@@ -59,7 +59,7 @@ TEXTS = [f"the text of row {i}" for i in range(100)]
 
 def _config(server: OpenAIServer, key: str = KEY, **settings: Any) -> OpenAIEmbedder:
     values: dict[str, Any] = {"model": SMALL, "dimensions": 32, "base_url": server.url, "concurrency": 1, **settings}
-    # Resolved, as the flows hand it over: the key itself in place of its reference.
+    # Resolved, as the flows pass it: the key itself in place of its reference.
     return OpenAIEmbedder(kind="openai", **values).model_copy(update={"api_key": key})
 
 
@@ -95,7 +95,7 @@ def _assert_right(vectors: dict[int, Vectors], texts: list[str], but: Set[int] =
         np.testing.assert_array_equal(row, vector(SMALL, texts[position], len(row)))
 
 
-# Right answers
+# Correct answers
 
 
 @pytest.mark.parametrize("floats", [False, True])
@@ -117,7 +117,7 @@ def test_tokens_are_those_the_provider_bills() -> None:
     assert embedder.cost(1_000_000) == pytest.approx(0.02)
 
 
-def test_texts_are_drawn_lazily_and_requests_bounded() -> None:
+def test_texts_are_read_lazily_and_requests_bounded() -> None:
     drawn = 0
 
     def texts() -> Iterator[str]:
@@ -143,7 +143,7 @@ def test_shuffled_answers_are_put_in_order() -> None:
     assert len(server.requests) == 1
 
 
-def test_dimensions_are_said_only_where_the_model_knows_them() -> None:
+def test_dimensions_are_sent_only_if_the_model_knows_them() -> None:
     with serve(key=None) as server:
         _vectors(_embedder(server, model=ADA, dimensions=1536).embed(TEXTS), 1536)
         _vectors(_embedder(server).embed(TEXTS))
@@ -180,7 +180,7 @@ def test_azure_speaks_to_the_deployment() -> None:
 # Texts that cannot be sent
 
 
-def test_texts_no_embedder_can_take_are_set_aside_unsent() -> None:
+def test_texts_no_embedder_can_take_are_rejected_unsent() -> None:
     texts = ["one", "half a \ud800 pair", "nul \0", "two <|endoftext|>", "word " * 60]
     with serve() as server:
         vectors, rejected = _vectors(_embedder(server, max_input_tokens=50).embed(texts))
@@ -201,7 +201,7 @@ def test_a_stream_of_nothing_but_rejects_is_reported() -> None:
     assert not server.requests
 
 
-def test_a_long_text_is_cut_where_the_pipeline_says_so() -> None:
+def test_a_long_text_is_cut_if_the_pipeline_says_so() -> None:
     with serve() as server:
         embedder = _embedder(server, max_input_tokens=50, on_too_long="truncate")
         vectors, rejected = _vectors(embedder.embed(["word " * 60]))
@@ -210,7 +210,7 @@ def test_a_long_text_is_cut_where_the_pipeline_says_so() -> None:
     assert server.tokens_billed == 50 == embedder.count_tokens(["word " * 60])
 
 
-def test_a_poisoned_text_is_found_and_the_others_land() -> None:
+def test_a_poisoned_text_is_found_and_the_others_are_embedded() -> None:
     texts = [*TEXTS[:63], "POISON", *TEXTS[63:]]
     with serve(poison="POISON") as server:
         vectors, rejected = _vectors(_embedder(server).embed(texts))
@@ -236,7 +236,7 @@ def test_a_server_that_refuses_every_text_stops_the_run() -> None:
     assert len(server.requests) < 12, "not each text of the batch was tried"
 
 
-# Answers that are none
+# Unusable answers
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_a_hanging_server_is_given_up_and_asked_again() -> None:
 
 
 @pytest.mark.parametrize(("spoil", "detail"), [("nan", "NaN"), ("inf", "infinity"), ("zero", "zero"), ("null", "NaN")])
-def test_a_spoilt_vector_spoils_one_row(spoil: Any, detail: str) -> None:
+def test_an_unusable_vector_rejects_one_row(spoil: Any, detail: str) -> None:
     with serve(faults=[Fault(spoil=spoil, marker="of row 17", times=-1)]) as server:
         vectors, rejected = _vectors(_embedder(server).embed(TEXTS))
     _assert_right(vectors, TEXTS, but={17})
@@ -290,7 +290,7 @@ def test_a_spoilt_vector_spoils_one_row(spoil: Any, detail: str) -> None:
     assert server.sent == Counter({text: 3 if text == TEXTS[17] else 1 for text in TEXTS})
 
 
-def test_a_vector_spoilt_once_is_mended_by_asking_again() -> None:
+def test_a_vector_that_is_unusable_once_is_requested_again() -> None:
     with serve(faults=[Fault(spoil="nan", marker="of row 17")]) as server:
         vectors, rejected = _vectors(_embedder(server).embed(TEXTS))
     _assert_right(vectors, TEXTS)
@@ -302,7 +302,7 @@ def test_a_vector_spoilt_once_is_mended_by_asking_again() -> None:
 
 
 @pytest.mark.parametrize("status", [408, 409, 500, 503, 529])
-def test_what_passes_is_waited_for(status: int) -> None:
+def test_temporary_failures_are_retried(status: int) -> None:
     clock = JumpingClock()
     with serve(faults=[failing(status, times=3)]) as server:
         vectors, _ = _vectors(_embedder(server, clock=clock).embed(TEXTS))
@@ -313,7 +313,7 @@ def test_what_passes_is_waited_for(status: int) -> None:
     assert third >= 2.0, "the wait grows"
 
 
-def test_what_does_not_pass_ends_the_run() -> None:
+def test_failures_that_last_end_the_run() -> None:
     with serve(faults=[failing(503, times=-1)]) as server, pytest.raises(EmbedderUnavailable, match="503"):
         _vectors(_embedder(server, max_attempts=5).embed(TEXTS))
     assert len(server.requests) == 5
@@ -327,7 +327,7 @@ def test_a_server_that_is_not_there_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
-def test_what_will_never_pass_ends_the_run_at_once(status: int) -> None:
+def test_permanent_failures_end_the_run_at_once(status: int) -> None:
     with serve(faults=[failing(status, times=-1)]) as server, pytest.raises(EmbedderRefused, match=r"at 127\.0\.0\.1"):
         _vectors(_embedder(server, max_batch_inputs=10).embed(TEXTS))
     assert len(server.requests) == 1
@@ -343,7 +343,7 @@ def test_no_quota_ends_the_run_at_once(code: str) -> None:
     assert len(server.requests) == 1
 
 
-def test_what_is_under_way_when_the_quota_ends_is_not_lost_and_nothing_follows() -> None:
+def test_requests_in_flight_when_the_quota_ends_are_kept_and_nothing_follows() -> None:
     hold = threading.Event()
     with serve(faults=[Fault(status=429, code="insufficient_quota", marker="of row 5")]) as server:
         server.hold = hold
@@ -365,7 +365,7 @@ def test_retry_after_is_honoured_in_milliseconds_first() -> None:
     assert sum(clock.waits) == pytest.approx(150.25)
 
 
-def test_a_wait_of_hours_is_handed_to_who_started_the_run() -> None:
+def test_a_wait_of_hours_ends_the_run() -> None:
     with serve(faults=[rate_limited(LONGEST_REST + 1, times=-1)]) as server, pytest.raises(RateLimited) as raised:
         _vectors(_embedder(server).embed(TEXTS))
     assert raised.value.retry_after == LONGEST_REST + 1
@@ -403,28 +403,28 @@ def test_slow_down_is_survived() -> None:
 
 
 def _rate(requests: list[Request]) -> float:
-    """Answered requests a minute, between the first and the last."""
+    """Answered requests per minute, between the first and the last."""
     times = sorted(request.at for request in requests if request.status == 200)
     return (len(times) - 1) / (times[-1] - times[0]) * 60
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_rate_limit_is_kept_to_and_used(told: bool) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_a_rate_limit_is_kept_and_used(known: bool) -> None:
     per_minute = 1200
     texts = [f"text {i}" for i in range(80)]
     with serve(requests_per_minute=per_minute, burst_seconds=0.2) as server:
-        limit = per_minute if told else None
+        limit = per_minute if known else None
         config = _config(server, max_batch_inputs=1, concurrency=8, requests_per_minute=limit)
         vectors, _ = _vectors(open_embedder(config).embed(texts))
     _assert_right(vectors, texts)
     refused = sum(request.status == 429 for request in server.requests)
-    assert refused <= (3 if told else 15)
+    assert refused <= (3 if known else 15)
     assert set(server.paid.values()) == {1}
-    if told:
+    if known:
         assert _rate(server.requests) >= 0.9 * per_minute
 
 
-def test_a_token_limit_is_kept_to() -> None:
+def test_a_token_limit_is_kept() -> None:
     with serve(tokens_per_minute=30_000, burst_seconds=15) as server:
         embedder = _embedder(server, tokens_per_minute=30_000, max_input_tokens=1000, concurrency=1)
         vectors, _ = _vectors(embedder.embed(TEXTS * 3))
@@ -432,15 +432,15 @@ def test_a_token_limit_is_kept_to() -> None:
     assert {request.status for request in server.requests} == {200}
 
 
-# What is said, and what is not
+# Messages and secrets
 
 
 @pytest.mark.parametrize("key", ["sk-test-0123456789", "0123456789abcdef0123456789abcdef"])
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
-def test_the_key_is_never_said(key: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_key_is_never_shown(key: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    said = Fault(status=status, message=f"You sent {key}, or sk-te***89 in short.", times=-1)
-    with serve(key=None, faults=[said]) as server, pytest.raises(RowvecError) as raised:
+    quoting = Fault(status=status, message=f"You sent {key}, or sk-te***89 in short.", times=-1)
+    with serve(key=None, faults=[quoting]) as server, pytest.raises(RowvecError) as raised:
         _vectors(OpenAIApi(_config(server, key=key, max_attempts=2), JumpingClock()).embed(TEXTS))
     shown = "".join(traceback.format_exception(raised.value))
     assert "You sent ***, or *** in short." in shown
@@ -454,7 +454,7 @@ def test_a_wrong_key_is_named_by_its_place_in_the_pipeline() -> None:
 
 
 @pytest.mark.parametrize("key", ["", " ", "sk-one two", "sk-tést"])
-def test_a_key_that_can_be_none_is_refused(key: str) -> None:
+def test_an_invalid_key_is_refused(key: str) -> None:
     with serve() as server, pytest.raises(UsageError, match=r"embedder\.api_key"):
         open_embedder(_config(server, key=key))
 
@@ -465,19 +465,19 @@ def test_a_key_copied_with_its_line_end_works() -> None:
         assert len(embed_query(embedder, "a question")) == 32
 
 
-def test_an_address_that_is_none_is_refused() -> None:
+def test_an_address_that_is_not_one_is_refused() -> None:
     with serve() as server, pytest.raises(UsageError, match="base_url"):
         _embedder(server, base_url="localhost:8000/v1")
 
 
 @pytest.mark.parametrize("address", ["https://me:pa/ss@host", "http://[::1", "http://host:0", "ftp://host"])
-def test_an_address_that_cannot_be_asked_is_refused_and_not_quoted(address: str) -> None:
-    """What stands for a port may be a piece of a password, and a client would quote it."""
+def test_an_invalid_address_is_refused_and_not_quoted(address: str) -> None:
+    """An invalid port may be a piece of a password, and a client would quote it."""
     with serve() as server:
         resolved = _config(server).model_copy(update={"base_url": address})
     with pytest.raises(UsageError) as refused:
         OpenAIApi(resolved, JumpingClock())
-    # The sentence is whole, and nothing of the address is in it.
+    # The message is complete, and holds nothing of the address.
     assert str(refused.value) == (
         "embedder.base_url is no web address; write https://HOST/v1, or leave it out for OpenAI"
     )
@@ -505,7 +505,7 @@ def test_a_source_that_fails_half_way_loses_no_answer() -> None:
     assert sorted(received) == list(range(20))
 
 
-def test_a_query_has_one_vector_or_a_sentence() -> None:
+def test_a_query_has_one_vector_or_an_error() -> None:
     with serve(poison="POISON") as server:
         embedder = _embedder(server)
         np.testing.assert_array_equal(embed_query(embedder, "a question"), vector(SMALL, "a question", 32))
@@ -515,14 +515,14 @@ def test_a_query_has_one_vector_or_a_sentence() -> None:
             embed_query(embedder, "  ")
 
 
-def test_calls_beside_each_other_have_the_concurrency_together() -> None:
+def test_calls_at_the_same_time_share_the_concurrency() -> None:
     with serve() as server, ThreadPoolExecutor(2) as threads:
         server.hold = threading.Event()
         embedder = _embedder(server, concurrency=3, max_batch_inputs=1)
         texts = [[f"{side} {n}" for n in range(9)] for side in ("left", "right")]
         results = [threads.submit(_vectors, embedder.embed(own)) for own in texts]
         wait_for(lambda: server.stats()["in_flight"] == 3)
-        time.sleep(0.5)  # long enough for one more to come, if it were let through
+        time.sleep(0.5)  # long enough for one more request, if it were sent
         assert server.stats()["in_flight"] == 3
         server.hold.set()
         for own, result in zip(texts, results, strict=True):
@@ -533,7 +533,7 @@ def test_calls_beside_each_other_have_the_concurrency_together() -> None:
 
 
 def test_a_run_that_embeds_nothing_imports_no_client() -> None:
-    # What such a run has to do with the embedder, after the flow is imported.
+    # What such a run does with the embedder, after the flow is imported.
     program = """
 import sys
 import rowvec_flows.sync

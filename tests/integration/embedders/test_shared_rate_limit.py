@@ -1,4 +1,4 @@
-"""Processes that use one account together: within its limit, all of it, and whatever becomes of one of them."""
+"""Processes that share one account: they use all of its limit and no more, even if one of them is killed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from rowvec.postgres.connection import Connection, connect
 from tests.support import paintings
 from tests.support.paced_process import Asking, asking, config
 from tests.support.servers import azure_vision
-from tests.support.servers.disposable import wait_for
 from tests.support.servers.openai_server import KEY, OpenAIServer, rate_limited, serve
+from tests.support.waiting import wait_for
 
 LEASES = "SELECT granted FROM rowvec.pace_leases WHERE expires_at > clock_timestamp()"
 ACCOUNT = RateLimitAccount(address="https://user:word@host/v1", model="m", secret=KEY)
@@ -37,19 +37,19 @@ PATIENCE_SECONDS = 90
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
-    """A provider that means its limit: of a minute's requests five seconds' may come at once."""
+    """A provider that enforces its limit; a burst of five seconds' worth of requests is allowed."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serve(key=KEY, requests_per_minute=LIMIT, burst_seconds=5.0, latency=0.02) as opened:
         yield opened
 
 
 def granted(connection: Connection) -> list[float]:
-    """Shares of the account, of those whose leases have not ended."""
+    """The shares of all leases that have not expired."""
     return [row[0] for row in connection.execute(LEASES).fetchall()]
 
 
 def settings(server: OpenAIServer, database: str | None, seconds: float, **embedder: Any) -> dict[str, Any]:
-    """Of a process that asks, a text a request."""
+    """The settings of a process that sends one text per request."""
     common = {"base_url": server.url, "api_key": KEY, "max_batch_inputs": 1, "concurrency": 8}
     return {"embedder": {**common, **embedder}, "database": database, "seconds": seconds}
 
@@ -60,7 +60,7 @@ def refused(server: OpenAIServer) -> int:
 
 
 def come_to_use_it(processes: list[Asking], seconds: float = 4.0) -> list[float]:
-    """Wait until they have used 85 % of the limit for so long; the parts of it that each has had."""
+    """Wait until they have used 85 % of the limit for ``seconds``; returns the part that each has used."""
     end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
         start = time.monotonic()
@@ -92,18 +92,18 @@ def test_processes_that_have_to_learn_the_limit_share_it_then(
     with asking(2, settings(server, database_url, 120)) as processes:
         wait_for(lambda: granted(connection) == pytest.approx([0.5] * 2))
         come_to_use_it(processes)
-        # What comes before both have learned is refused: each has eight requests in flight, and a burst is let through.
+        # Requests are refused before both have learned the limit: each has eight in flight, and a burst is allowed.
         assert refused(server) <= 0.1 * len(server.requests)
 
 
 def lease_of(connection: Connection, holder: Holder, wanted: float = 1.0, rest: float = 0.0) -> tuple[float, float]:
-    """What is granted, and the seconds of rest."""
+    """The granted share, and the seconds of rest."""
     given, rest = renew(connection, holder, wanted=wanted, rest=rest)
     return given.granted, rest
 
 
 def holder(number: int) -> Holder:
-    """A process."""
+    """A process that uses the account."""
     return Holder(id=UUID(int=number), process=str(number), account=ACCOUNT)
 
 
@@ -114,7 +114,7 @@ def test_leases_in_the_ledger(connection: Connection, database_url: str) -> None
     assert lease_of(ledger, other)[0] == 0.0
     assert lease_of(ledger, one)[0] == 0.5
     assert lease_of(ledger, other)[0] == 0.5
-    # The provider wants rest, and who hears of it does not prolong it.
+    # The provider asks for a rest. A process that hears of it from the ledger does not prolong it.
     assert lease_of(ledger, one, rest=30.0)[1] == pytest.approx(30, abs=1)
     assert 0 < lease_of(ledger, other, rest=5.0)[1] <= 30
     connection.execute("UPDATE rowvec.pace_leases SET expires_at = clock_timestamp() WHERE process = '1'")
@@ -122,7 +122,7 @@ def test_leases_in_the_ledger(connection: Connection, database_url: str) -> None
     assert connection.execute("SELECT count(*) FROM rowvec.pace_leases").fetchone() == (1,)
     leave(ledger, other)
     assert lease_of(ledger, one)[0] == 1.0
-    # Another account is another matter.
+    # Another account has limits of its own.
     elsewhere = Holder(
         id=uuid4(), process="3", account=RateLimitAccount(address="https://host/v1", model="n", secret=KEY)
     )
@@ -135,7 +135,7 @@ def test_leases_in_the_ledger(connection: Connection, database_url: str) -> None
     ledger.close()
 
 
-def test_a_process_that_is_frozen_within_its_renewal_is_waited_for_no_longer_than_seconds(database_url: str) -> None:
+def test_a_process_that_freezes_while_renewing_blocks_others_for_seconds_only(database_url: str) -> None:
     frozen = open_pace_ledger(database_url, installed=True)
     with open_pace_ledger(database_url, installed=True) as ledger:
         renew(frozen, holder(1), wanted=1.0, rest=0.0)
@@ -152,7 +152,7 @@ def test_a_process_that_is_frozen_within_its_renewal_is_waited_for_no_longer_tha
 
 @pytest.fixture
 def paid(server: OpenAIServer, tmp_path: Path) -> Pipeline:
-    """The gallery's, by an account with a limit that it does not reach."""
+    """The pipeline of the paintings, by an account whose limit it does not reach."""
     embedder = {
         "kind": "openai",
         "model": "text-embedding-3-small",
@@ -164,31 +164,35 @@ def paid(server: OpenAIServer, tmp_path: Path) -> Pipeline:
     return paintings.pipeline(str(tmp_path / "artifacts"), embedder=embedder)
 
 
-def test_a_sync_takes_a_lease_and_gives_it_back(source: Connection, paid: Pipeline) -> None:
+def test_a_sync_takes_a_lease_and_returns_it(source: Connection, paid: Pipeline) -> None:
     assert paintings.sync(paid).embedded == 50
     wait_for(lambda: source.execute("SELECT count(*) FROM rowvec.pace_accounts").fetchone() == (1,))
     wait_for(lambda: source.execute("SELECT count(*) FROM rowvec.pace_leases").fetchone() == (0,))
 
 
-def test_without_a_limit_nobody_asks_the_ledger(source: Connection, paid: Pipeline) -> None:
+def test_without_a_limit_the_ledger_is_not_used(source: Connection, paid: Pipeline) -> None:
     free = paid.model_copy(update={"embedder": paid.embedder.model_copy(update={"requests_per_minute": None})})
     assert paintings.sync(free).embedded == 50
     assert source.execute("SELECT count(*) FROM rowvec.pace_accounts").fetchone() == (0,)
 
 
-def test_a_ledger_that_cannot_be_reached_stops_nobody(
+def test_a_ledger_that_cannot_be_reached_stops_no_request(
     source: Connection, paid: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("ROWVEC_PACE_DATABASE_URL", "postgresql://me:hidden@127.0.0.1:9/none")
     with caplog.at_level(logging.WARNING, "rowvec.embedders.rate_limit.shared"):
         assert paintings.sync(paid).embedded == 50
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "rowvec.embedders.rate_limit.shared"]
-    assert said.startswith("the pace of text-embedding-3-small is not shared with other processes; this one keeps to")
-    assert "100 %" in said
-    assert "hidden" not in said
+    (message,) = [
+        record.getMessage() for record in caplog.records if record.name == "rowvec.embedders.rate_limit.shared"
+    ]
+    assert message.startswith(
+        "the pace of text-embedding-3-small is not shared with other processes; this one keeps to"
+    )
+    assert "100 %" in message
+    assert "hidden" not in message
 
 
-def test_a_ledger_that_goes_away_while_others_have_it_all_stops_nobody(
+def test_a_ledger_that_is_lost_while_others_hold_everything_stops_no_request(
     database_url: str, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedder = open_embedder(config(KEY, base_url=server.url, requests_per_minute=LIMIT))
@@ -214,7 +218,7 @@ def test_a_ledger_that_goes_away_while_others_have_it_all_stops_nobody(
 def test_targets_in_two_databases_share_by_a_third(
     source: Connection, cluster: str, paid: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that has pgvector and nothing of ours yet."""
+    """The third database has pgvector, but no schema of ours yet."""
     with connect(cluster) as administrator:
         administrator.execute("CREATE DATABASE pace_of_all")
     monkeypatch.setenv("ROWVEC_PACE_DATABASE_URL", third := make_conninfo(cluster, dbname="pace_of_all"))
@@ -226,13 +230,13 @@ def test_targets_in_two_databases_share_by_a_third(
         ]
 
 
-def test_a_complaint_that_one_process_hears_lets_the_other_rest(
+def test_a_complaint_to_one_process_makes_the_other_rest(
     connection: Connection, database_url: str, server: OpenAIServer
 ) -> None:
     embedder = open_embedder(config(KEY, base_url=server.url, requests_per_minute=LIMIT))
     with shared_pace(database_url, embedder):
         list(embedder.embed(["before"]))
-        # Longer than the other process is waited for: who has not heard of it would ask too soon.
+        # Longer than the test waits for the other process: without news of the rest, this one would send too soon.
         server.add(rate_limited(6))
         with asking(1, settings(server, database_url, 120, requests_per_minute=LIMIT)) as (other,):
             wait_for(lambda: refused(server))
@@ -244,7 +248,7 @@ def test_a_complaint_that_one_process_hears_lets_the_other_rest(
             assert other.process.poll() is None
 
 
-def test_azure_vision_shares_its_calls_a_second(connection: Connection, database_url: str) -> None:
+def test_azure_vision_shares_its_requests_per_second(connection: Connection, database_url: str) -> None:
     with azure_vision.serve() as server:
         part = AzureVisionEmbedder(kind="azure_vision", base_url=server.url, requests_per_second=50)
         embedder = open_embedder(part.model_copy(update={"api_key": azure_vision.KEY}))
@@ -254,7 +258,7 @@ def test_azure_vision_shares_its_calls_a_second(connection: Connection, database
             assert granted(connection) == [1.0]
 
 
-def test_a_server_that_takes_images_shares_its_requests_a_minute(
+def test_a_server_that_takes_images_shares_its_requests_per_minute(
     connection: Connection, database_url: str, server: OpenAIServer
 ) -> None:
     part = OpenAIImagesEmbedder(

@@ -1,4 +1,4 @@
-"""The local embedder of images: look-alikes are near, every kind of file is taken, and a bad one stays one bad one."""
+"""The local image embedder: similar images are near, every format is read, a bad image is rejected alone."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def test_vectors_are_of_length_one_and_the_same_each_time() -> None:
     assert np.array_equal(first, second)
 
 
-def test_what_looks_alike_is_near() -> None:
+def test_images_that_look_alike_have_near_vectors() -> None:
     papers, inks, shapes = ("white", "navy", "khaki"), ("red", "green"), ("circle", "upright", "level")
     pictures = [(p, i, s) for p in papers for i in inks for s in shapes]
     stored = np.stack([vector_of(saved(drawn(*picture))) for picture in pictures])
     for number, (paper, ink, shape) in enumerate(pictures):
-        # Another size, and the losses of JPEG.
+        # Another size, and JPEG's loss of detail.
         query = vector_of(saved(drawn(paper, ink, shape, (310, 250)), "JPEG", quality=60))
         near = np.argsort(-(stored @ query))
         assert near[0] == number
@@ -111,12 +111,12 @@ def test_16_bits_are_scaled_and_not_clipped() -> None:
     assert row[63] == 255
 
 
-def test_what_is_transparent_is_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     shown = decoded(saved(pillow.new("RGBA", (8, 8), (255, 0, 0, 0))), "it", at_least=8)
     assert shown.getpixel((3, 3)) == (255, 255, 255)
 
 
-def test_the_camera_s_note_on_which_side_is_up_is_followed() -> None:
+def test_the_orientation_in_the_exif_data_is_applied() -> None:
     exif = pillow.Exif()
     exif[0x0112] = 6  # the top is at the right
     upright = drawn(shape="upright", size=(128, 128))
@@ -144,14 +144,14 @@ def _png_that_says(width: int, height: int) -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not_an_image"),
         (saved(drawn())[:200], "broken_image"),
         (saved(drawn(), "JPEG")[:900], "broken_image"),
-        # Below what Pillow itself refuses, and beyond.
+        # Below and above the size that Pillow itself refuses.
         (_png_that_says(9_450, 9_450), "image_too_large"),
         (_png_that_says(9_900, 9_900), "image_too_large"),
         (_png_that_says(60_000, 60_000), "image_too_large"),
     ],
     ids=["empty", "svg", "eps", "cut png", "cut jpeg", "large", "bomb", "monstrous bomb"],
 )
-def test_one_bad_image_stays_one_bad_image(content: bytes, reason: str) -> None:
+def test_a_bad_image_is_rejected_alone(content: bytes, reason: str) -> None:
     good = saved(drawn())
     answers = answers_for(good, content, good)
     assert [answer.positions.tolist() for answer in answers] == [[0, 2]]
@@ -174,21 +174,19 @@ _SEEDS = [
     edits=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6),
     keep=st.floats(0.05, 1),
 )
-def test_a_spoilt_file_is_an_image_or_a_reject_and_nothing_else(
-    content: bytes, edits: list[tuple[float, int]], keep: float
-) -> None:
+def test_a_corrupt_file_gives_a_vector_or_a_reject(content: bytes, edits: list[tuple[float, int]], keep: float) -> None:
     spoilt = bytearray(content[: int(len(content) * keep)])
     for place, value in edits:
         spoilt[int(place * len(spoilt))] = value
     with warnings.catch_warnings():
-        # Pillow warns of much that it reads all the same.
+        # Pillow warns about many defects and reads the file nevertheless.
         warnings.simplefilter("ignore")
         (answer,) = answers_for(bytes(spoilt))
     assert len(answer.positions) + len(answer.rejected) == 1
     assert np.isfinite(dense(answer.vectors)).all()
 
 
-def test_more_images_than_one_answer_holds_keep_their_places() -> None:
+def test_positions_run_through_all_answers() -> None:
     good = saved(drawn(size=(16, 16)))
     answers = answers_for(*(b"" if i % 100 == 7 else good for i in range(600)))
     positions = [p for answer in answers for p in answer.positions.tolist()]
@@ -198,12 +196,12 @@ def test_more_images_than_one_answer_holds_keep_their_places() -> None:
     assert len(answers) > 2
 
 
-def test_a_row_error_of_reading_is_that_image_s_alone() -> None:
-    def gone() -> bytes:
+def test_a_row_error_of_reading_rejects_that_image_alone() -> None:
+    def unreadable() -> bytes:
         raise RowError("missing_image", "it was deleted")
 
     images = [
-        Image(name="gone", media_type="", read=gone),
+        Image(name="gone", media_type="", read=unreadable),
         Image(name="ok", media_type="", read=lambda: saved(drawn())),
     ]
     (answer,) = open_image_embedder(CONFIG).embed_images(images)
@@ -211,11 +209,11 @@ def test_a_row_error_of_reading_is_that_image_s_alone() -> None:
     assert answer.rejected[0].reason == "missing_image"
 
 
-def test_a_text_is_a_sentence_on_what_to_do() -> None:
+def test_a_text_query_is_refused_with_advice() -> None:
     with pytest.raises(UsageError, match="knows how images look and nothing of words: search by an image with --image"):
         embed_query(open_embedder(CONFIG), "a red circle")
 
 
-def test_an_image_for_an_embedder_of_texts_is_a_sentence() -> None:
+def test_an_image_query_is_refused_by_an_embedder_of_texts() -> None:
     with pytest.raises(UsageError, match="of kind local takes no images"):
         open_image_embedder(LocalEmbedder(kind="local"))

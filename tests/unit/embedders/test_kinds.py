@@ -1,4 +1,4 @@
-"""The table of embedder kinds: every kind that a pipeline file can name, and a class that is what the table says."""
+"""The table of embedder kinds: it has every kind that a pipeline file can name, and says rightly which take images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rowvec.pipeline.model import IMAGE_EMBEDDERS
 
 
 def kinds_of_pipelines() -> list[str]:
-    """The words that ``embedder.kind`` takes."""
+    """The values that ``embedder.kind`` can have."""
     union, *_ = get_args(embedders.Embedder)
     parts: tuple[Any, ...] = get_args(union)
     return [get_args(part.model_fields["kind"].annotation)[0] for part in parts]

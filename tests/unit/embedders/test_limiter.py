@@ -1,4 +1,4 @@
-"""The pace: as fast as the provider allows and hardly ever faster, by simulation over hours in no time."""
+"""The rate limiter: as fast as the provider allows and almost never faster, in simulations of hours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.fake_clock import JumpingClock
 
 
 class Bucket:
-    """A provider's limit, kept in simulated time: so much a minute, one second's worth at once."""
+    """A provider's limit per minute, in simulated time; a burst of one second's worth is allowed."""
 
     def __init__(self, per_minute: float, capacity: float) -> None:
         self.per_minute, self.capacity, self.level, self.at = per_minute, capacity, capacity, 1000.0
@@ -89,7 +89,7 @@ def test_limits_named_by_the_provider_are_adopted() -> None:
     assert clock.time - 1000 >= 9
 
 
-def test_a_complaint_pauses_everybody_and_a_shorter_one_does_not_shorten_it() -> None:
+def test_a_complaint_pauses_all_threads_and_a_shorter_one_does_not_shorten_it() -> None:
     clock = JumpingClock(1000.0)
     pace = Pace(Schedule(), clock)
     first, second = (pace.wait_turn(1, threading.Event()) for _ in range(2))
@@ -117,7 +117,7 @@ def test_slow_down_lowers_the_rate_and_successes_raise_it_again() -> None:
     assert pace.gap == 0
 
 
-def test_a_pause_while_somebody_waits_holds_for_them_too() -> None:
+def test_a_pause_also_delays_threads_that_wait_already() -> None:
     clock = JumpingClock(1000.0)
     pace = Pace(Schedule(requests_per_minute=60), clock)
     pace.wait_turn(1, threading.Event())
@@ -133,7 +133,7 @@ def test_a_pause_while_somebody_waits_holds_for_them_too() -> None:
     assert clock.time >= 1050
 
 
-def test_who_waits_is_woken_by_stop() -> None:
+def test_stop_wakes_a_waiting_thread() -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
@@ -166,4 +166,4 @@ def test_embedders_of_one_account_share_a_pace_that_is_found_without_the_secret(
     assert pace_of(replace(account), 60, None) is pace
     assert pace_of(other, 60, None) is not pace
     assert pace_of(account, 120, None) is not pace
-    assert "sk-word" not in repr(limiter._paces)  # pyright: ignore[reportPrivateUsage] # what the process keeps
+    assert "sk-word" not in repr(limiter._paces)  # pyright: ignore[reportPrivateUsage] # the cache itself

@@ -1,4 +1,4 @@
-"""Requests hold what the provider takes, in order, and are drawn lazily."""
+"""Texts are packed into requests in order, lazily, and within the provider's limits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rowvec.embedders.openai import tokens
-from rowvec.embedders.openai.packing import Limits, Sized, halves, limits_of, pack
+from rowvec.embedders.openai.packing import RequestLimits, Sized, halves, limits_of, pack
 
 sizes = st.lists(st.integers(1, 60), max_size=80)
-limits = st.builds(Limits, inputs=st.integers(1, 10), tokens=st.integers(60, 200))
+limits = st.builds(RequestLimits, inputs=st.integers(1, 10), tokens=st.integers(60, 200))
 
 
 def _sized(counts: list[int]) -> list[Sized]:
@@ -20,7 +20,7 @@ def _sized(counts: list[int]) -> list[Sized]:
 
 @settings(deadline=None)
 @given(sizes, limits)
-def test_each_text_is_sent_once_in_order_and_within_the_limits(counts: list[int], limits: Limits) -> None:
+def test_each_text_is_sent_once_in_order_and_within_the_limits(counts: list[int], limits: RequestLimits) -> None:
     texts = _sized(counts)
     batches = list(pack(texts, limits))
     assert list(itertools.chain.from_iterable(batches)) == texts
@@ -31,7 +31,7 @@ def test_each_text_is_sent_once_in_order_and_within_the_limits(counts: list[int]
 
 @settings(deadline=None)
 @given(sizes, limits)
-def test_no_two_neighbours_would_fit_one_request(counts: list[int], limits: Limits) -> None:
+def test_no_two_neighbours_would_fit_one_request(counts: list[int], limits: RequestLimits) -> None:
     batches = list(pack(_sized(counts), limits))
     for left, right in itertools.pairwise(batches):
         full = len(left) == limits.inputs
@@ -40,7 +40,7 @@ def test_no_two_neighbours_would_fit_one_request(counts: list[int], limits: Limi
 
 @settings(deadline=None)
 @given(sizes, limits)
-def test_at_most_one_text_is_drawn_ahead(counts: list[int], limits: Limits) -> None:
+def test_at_most_one_text_is_read_ahead(counts: list[int], limits: RequestLimits) -> None:
     drawn, given_out = 0, 0
 
     def texts():

@@ -1,4 +1,4 @@
-"""How an account is divided: never more than there is, nobody starves, and what a dead process had comes back."""
+"""How limits are divided: never more than there is, a fair part for each, and a dead process's share is freed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ PARTS = st.floats(0, 1)
 
 
 @given(st.lists(PARTS, min_size=1, max_size=20))
-def test_parts_add_up_and_nobody_starves(wants: list[float]) -> None:
+def test_parts_add_up_and_are_max_min_fair(wants: list[float]) -> None:
     parts = max_min_fair(wants)
     assert sum(parts) == pytest.approx(1)
     for part, want in zip(parts, wants, strict=True):
         assert part >= min(want, 1 / len(wants)) - SMALL
         if part < want - SMALL:
-            # Who has less than wanted has as much as anybody.
+            # A process with less than it wants has as much as any other.
             assert part >= max(parts) - SMALL
 
 
 @given(st.lists(PARTS, max_size=10), PARTS)
-def test_who_wants_more_never_gets_less(others: list[float], want: float) -> None:
+def test_a_process_that_wants_more_never_gets_less(others: list[float], want: float) -> None:
     assert max_min_fair([1.0, *others])[0] >= max_min_fair([want, *others])[0] - SMALL
 
 
@@ -47,7 +47,7 @@ def test_a_process_alone_has_all_and_an_idle_one_costs_little() -> None:
 
 @dataclass(slots=True)
 class Process:
-    """One that uses an account, as it sees itself."""
+    """A process that uses an account, as it sees itself."""
 
     share: float = 0.0
     renewed_at: float = -LEASE
@@ -60,10 +60,10 @@ class Process:
         max_size=60,
     )
 )
-def test_processes_never_have_more_than_all_and_come_to_their_due(
+def test_processes_never_hold_more_than_the_limit_and_reach_their_fair_share(
     events: list[tuple[float, int, float, str]],
 ) -> None:
-    """Leases end a little earlier for their holders, whose clock starts before the ledger's does."""
+    """A lease ends a little earlier for its holder, whose clock starts before the ledger's."""
     now, processes, ledger = 0.0, [Process() for _ in range(6)], dict[int, tuple[float, Lease]]()
 
     def renew(i: int, want: float) -> Grant:
@@ -81,7 +81,7 @@ def test_processes_never_have_more_than_all_and_come_to_their_due(
             renew(i, want)
         holding = [p.share for p in processes if p.alive and now < p.renewed_at + LEASE]
         assert sum(holding) <= 1 + SMALL
-    # What dead ones had comes back with the end of their leases; then everybody has their part in two rounds.
+    # The shares of dead processes are free when their leases expire; two rounds later all others have their part.
     now += LEASE
     alive = [i for i, process in enumerate(processes) if process.alive]
     given: list[Grant] = []
@@ -92,7 +92,7 @@ def test_processes_never_have_more_than_all_and_come_to_their_due(
         assert sum(one.granted for one in given) == pytest.approx(1)
 
 
-def test_who_is_held_up_wants_all_and_who_is_not_what_it_used() -> None:
+def test_a_throttled_process_wants_all_and_another_what_it_used() -> None:
     assert wanted(Usage(spent=0.1, throttled=True), 1.0, 0.5, 0.0) == 1.0
     assert wanted(Usage(spent=0.5, throttled=False), 1.0, 0.5, 0.0) == 1.0, "one thread alone never waits for another"
     modest = wanted(Usage(spent=0.2, throttled=False), 1.0, 0.5, 0.0)
@@ -117,7 +117,7 @@ class Divider:
 
 
 class ChangingClock(JumpingClock):
-    """While somebody waits, the share changes; sums up what it has allowed."""
+    """Changes the share while a thread waits, and sums up what the shares have allowed."""
 
     def __init__(self, shares: list[float]) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class ChangingClock(JumpingClock):
         self.pace: Pace | None = None
 
     def wait(self, seconds: float, stop: threading.Event) -> None:
-        """As ever, and then it is another one's turn to have more."""
+        """Wait, then set the next share."""
         super().wait(seconds, stop)
         assert self.pace is not None
         self.allowed += seconds * self.pace.share
@@ -138,9 +138,7 @@ class ChangingClock(JumpingClock):
     st.lists(st.one_of(st.just(0.0), st.floats(0.01, 1)), max_size=100),
     st.lists(st.integers(1, 5000), min_size=5, max_size=60),
 )
-def test_however_a_share_changes_no_more_leaves_than_it_allows(
-    per_minute: int, shares: list[float], requests: list[int]
-) -> None:
+def test_a_changing_share_is_never_exceeded(per_minute: int, shares: list[float], requests: list[int]) -> None:
     schedule = Schedule(requests_per_minute=per_minute, tokens_per_minute=100_000)
     clock = ChangingClock([1.0, *shares])
     clock.pace = pace = Pace(schedule, clock)
@@ -161,12 +159,12 @@ def test_a_share_of_a_limit_is_kept_and_used() -> None:
     assert clock.time == pytest.approx(100 * 0.1 / HEADROOM / 0.25)
     usage = pace.take_usage()
     assert usage.spent / clock.time == pytest.approx(0.25, rel=0.02)
-    assert not usage.throttled, "nobody waits"
+    assert not usage.throttled, "no thread waits"
     pace.divide(divider, None)
     assert pace.share == 1.0
 
 
-def test_two_who_divide_are_both_kept_to() -> None:
+def test_the_smallest_of_two_shares_counts() -> None:
     pace, one, other = Pace(Schedule(requests_per_minute=600), JumpingClock()), Divider(), Divider()
     pace.divide(one, 0.5)
     pace.divide(other, 0.2)
@@ -175,7 +173,7 @@ def test_two_who_divide_are_both_kept_to() -> None:
     assert pace.share == 0.5
 
 
-def test_a_complaint_is_told_to_others_and_one_heard_of_twice_is_one() -> None:
+def test_a_complaint_is_passed_on_and_a_repeated_one_counts_once() -> None:
     clock = JumpingClock()
     pace, divider = Pace(Schedule(requests_per_minute=600), clock), Divider()
     pace.divide(divider, 1.0)
@@ -187,7 +185,7 @@ def test_a_complaint_is_told_to_others_and_one_heard_of_twice_is_one() -> None:
     assert clock.time == pytest.approx(30.0)
 
 
-def test_an_account_is_told_apart_by_its_key_and_never_shows_it() -> None:
+def test_accounts_differ_by_their_key_and_never_show_it() -> None:
     account = RateLimitAccount(address="https://host/v1", model="m", secret="sk-secret")  # noqa: S106 # not one
     assert "sk-secret" not in repr(account)
     assert "word" not in repr(RateLimitAccount(address="https://user:word@host/v1", model="m", secret=""))

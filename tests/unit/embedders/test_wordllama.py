@@ -58,7 +58,7 @@ def test_related_texts_are_near() -> None:
     assert query @ near > query @ far + 0.1
 
 
-def test_answers_are_bounded_and_texts_drawn_lazily() -> None:
+def test_answers_are_bounded_and_texts_read_lazily() -> None:
     drawn = 0
 
     def texts():
@@ -90,7 +90,7 @@ def test_pieces_lose_nothing_but_the_spaces_they_are_cut_at(text: str, size: int
     assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
 
 
-def test_a_text_that_cannot_be_embedded_is_set_aside() -> None:
+def test_a_text_that_cannot_be_embedded_is_rejected() -> None:
     (answer,) = _local().embed(["one", "half a \ud800 pair", "nul \0", "two", ""])
     assert answer.positions.tolist() == [0, 3]
     assert {position: error.reason for position, error in answer.rejected.items()} == {

@@ -9,7 +9,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.embedders.openai.batch_files import Entry, Limits, numbered, read_line, request_line, within
+from rowvec.embedders.openai.batch_files import Entry, JobLimits, numbered, read_line, request_line, within
 from rowvec.sync.batch_api.submit import Situation, decide
 
 entries = st.lists(
@@ -38,7 +38,7 @@ situations = st.builds(
 def test_jobs_hold_all_entries_in_order_and_none_is_over_its_limits(
     given_entries: list[Entry], inputs: int, size: int, tokens: int | None
 ) -> None:
-    limits = Limits(inputs=inputs, bytes=size, tokens=tokens)
+    limits = JobLimits(inputs=inputs, bytes=size, tokens=tokens)
     found = list(numbered(given_entries, limits))
     assert [entry for _, entry in found] == given_entries
     assert all(after - before in (0, 1) for (before, _), (after, _) in pairwise(found))
