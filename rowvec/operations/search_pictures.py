@@ -36,7 +36,7 @@ def show_pictures(
     grid: Path | None,
     page: Path | None,
 ) -> None:
-    """Write the images of a search's ``results`` into the files ``grid`` and ``page``; reads the store, and no database.
+    """Write the images of a search's ``results`` into the files ``grid`` and ``page``; reads the store, no database.
 
     Raises ``UsageError`` if a file cannot be written, and what the store raises.
     """

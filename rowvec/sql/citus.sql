@@ -1,4 +1,4 @@
--- name: there -- whether the extension is: Citus' functions are in pg_catalog, so any search path has them
+-- name: there -- whether Citus is installed: its functions are in pg_catalog, so any search path has them
 SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'create_distributed_table' AND pg_function_is_visible(oid))
 
 -- name: distribute

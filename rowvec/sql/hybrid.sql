@@ -1,4 +1,4 @@
--- name: fused -- reciprocal rank fusion; a row that one side alone finds counts, and equal scores go by the key
+-- name: fused -- reciprocal rank fusion; a row in only one list counts, and rows of equal score are in key order
 WITH by_vector AS (
     SELECT {key}, row_number() OVER (ORDER BY distance, {key}) AS place FROM ({nearest}) AS n
 ), by_words AS (
@@ -33,7 +33,7 @@ ORDER BY f.score DESC, {key_t}
 -- name: languages
 SELECT cfgname FROM pg_ts_config WHERE pg_ts_config_is_visible(oid) ORDER BY cfgname
 
--- name: text_indexes -- those that rowvec made, by their names
+-- name: text_indexes -- the full text indexes that rowvec built, known by their names
 SELECT c.relname, i.indisvalid AND i.indisready
 FROM pg_index AS i
 JOIN pg_class AS c ON c.oid = i.indexrelid
@@ -49,7 +49,7 @@ CREATE INDEX CONCURRENTLY {name} ON {table} USING gin (to_tsvector({language}::r
 -- name: function
 CREATE OR REPLACE FUNCTION {name} ({arguments}) RETURNS TABLE ({results})
 LANGUAGE plpgsql STABLE
--- A plan for any words and any filter would fit none.
+-- One plan for all words and filters would be wrong for most.
 SET plan_cache_mode = force_custom_plan
 SET jit = off
 SET search_path = pg_catalog, {vector_schema}, pg_temp
@@ -67,5 +67,5 @@ BEGIN
     RETURN QUERY {statement};
 END
 
--- name: function_nearest -- checks the filter, too
+-- name: function_nearest -- the search function also checks the filter
 SELECT {columns}, t.distance FROM {search}($1, least({depth}, {most_k}), {oversampling}, $4) AS t

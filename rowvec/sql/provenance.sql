@@ -1,4 +1,4 @@
--- name: ours -- the comments on view and function of that name; a NULL is somebody else's
+-- name: ours -- the comments on the view and the function of that name; without a comment of ours it is someone else's
 SELECT 'view', obj_description(c.oid, 'pg_class')
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s
@@ -16,10 +16,10 @@ DROP VIEW IF EXISTS {name}
 -- name: drop_function
 DROP FUNCTION IF EXISTS {name} ()
 
--- name: function -- text, and therefore bound when it is called: the table can be dropped, and come back
+-- name: function -- its text is bound only when it is called: the table can be dropped, and created again
 CREATE FUNCTION {name} () RETURNS TABLE ({results}) LANGUAGE sql STABLE AS {body}
 
--- name: body -- one SELECT: the planner takes it for a subquery, and a key looked up is a key looked up
+-- name: body -- a single SELECT, which the planner inlines: a query for one key then reads one key
 SELECT
     {key}
     p.identity ->> 'provider',

@@ -33,7 +33,7 @@ CREATE TABLE rowvec.pipelines (
     created_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (table_schema, table_name)
 );
-COMMENT ON TABLE rowvec.pipelines IS 'One row a pipeline: its vector table, and the embedder its vectors come from.';
+COMMENT ON TABLE rowvec.pipelines IS 'One row per generation of a pipeline: its vector table, and the embedder its vectors come from.';
 
 CREATE TABLE rowvec.runs (
     run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -50,7 +50,7 @@ CREATE TABLE rowvec.runs (
     error text
 );
 CREATE INDEX runs_of_pipeline ON rowvec.runs (pipeline_id, run_id);
-COMMENT ON TABLE rowvec.runs IS 'One row a run: what it did, what it cost, and whether it left the table consistent.';
+COMMENT ON TABLE rowvec.runs IS 'One row per run: what it did, what it cost, and whether it left the table consistent.';
 
 CREATE TABLE rowvec.plans (
     run_id bigint PRIMARY KEY REFERENCES rowvec.runs ON DELETE CASCADE,
@@ -109,7 +109,7 @@ CREATE TABLE rowvec.rejects (
     run_id bigint NOT NULL,
     PRIMARY KEY (pipeline_id, key)
 );
-COMMENT ON TABLE rowvec.rejects IS 'Rows that cannot be embedded. Tried again when their content changes, or on request.';
+COMMENT ON TABLE rowvec.rejects IS 'Rejected rows, which cannot be embedded. A sync tries them again when their content changes, or on request.';
 
 CREATE TABLE rowvec.loaded (
     run_id bigint NOT NULL REFERENCES rowvec.runs ON DELETE CASCADE,
@@ -127,7 +127,7 @@ COMMENT ON COLUMN rowvec.pipelines.journal_whole IS
     'The next manifest must hold every row of the vector table, and not only what changed.';
 
 ALTER TABLE rowvec.runs ADD COLUMN listed boolean NOT NULL DEFAULT false;
-COMMENT ON COLUMN rowvec.runs.listed IS 'Whether a manifest in the store tells of it.';
+COMMENT ON COLUMN rowvec.runs.listed IS 'Whether a manifest in the store lists it.';
 
 ALTER TABLE rowvec.artifacts
     ADD COLUMN last_run_id bigint REFERENCES rowvec.runs,
@@ -146,7 +146,7 @@ COMMENT ON COLUMN rowvec.embeddings.cost_usd IS 'Its share of what the provider'
 ALTER TABLE rowvec.answers ADD COLUMN tokens real NOT NULL DEFAULT 0;
 COMMENT ON COLUMN rowvec.answers.tokens IS 'Its share of the tokens that the provider counted for the answer.';
 
--- name: migration_3 -- generations: several builds of one pipeline's vector table, one of which is read
+-- name: migration_3 -- generations: several builds of one pipeline's vector table, of which one is live
 ALTER TABLE rowvec.pipelines
     ADD COLUMN family text,
     ADD COLUMN generation int NOT NULL DEFAULT 1,
@@ -160,15 +160,15 @@ CREATE UNIQUE INDEX one_live_generation ON rowvec.pipelines (family) WHERE state
 CREATE INDEX generations_of_family ON rowvec.pipelines (family);
 COMMENT ON COLUMN rowvec.pipelines.family IS 'The name in the pipeline file: all generations of a vector table share it.';
 COMMENT ON COLUMN rowvec.pipelines.artifacts_lost IS
-    'The vector table may have vectors that no artifact holds any more; rowvec audit --repair writes them to new ones.';
+    'The vector table may have vectors that no artifact holds any more; rowvec audit --repair writes new artifacts.';
 COMMENT ON COLUMN rowvec.pipelines.settings IS 'The pipeline file as of the last run, references unresolved.';
 
 CREATE FUNCTION rowvec.generations(int) RETURNS int[] LANGUAGE sql STABLE AS
     'SELECT array_agg(g.pipeline_id) FROM rowvec.pipelines AS p JOIN rowvec.pipelines AS g USING (family)
      WHERE p.pipeline_id = $1';
-COMMENT ON FUNCTION rowvec.generations(int) IS 'All generations of a pipeline: what one has paid for serves the others.';
+COMMENT ON FUNCTION rowvec.generations(int) IS 'All generations of a pipeline: each one reuses what another has paid for.';
 
--- name: migration_4 -- what each index was built from and for, what tuners found, and how the indexes are now
+-- name: migration_4 -- why and over which rows each index was built, what tuners measured, and the indexes' state
 CREATE TABLE rowvec.index_builds (
     build_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     table_schema text NOT NULL,
@@ -197,13 +197,13 @@ CREATE TABLE rowvec.index_builds (
     outcome text NOT NULL DEFAULT 'serves' CHECK (outcome IN ('serves', 'replaced', 'refused', 'gone'))
 );
 CREATE INDEX index_builds_of_table ON rowvec.index_builds (table_schema, table_name, build_id);
-COMMENT ON TABLE rowvec.index_builds IS 'One row an index that was built: what for, over which rows, and what came of it.';
+COMMENT ON TABLE rowvec.index_builds IS 'One row per index that was built: why, over which rows, and with what outcome.';
 COMMENT ON COLUMN rowvec.index_builds.why IS
-    'missing, invalid, other choice, outgrown, worn, recall, asked; found: it was there, made by somebody else.';
-COMMENT ON COLUMN rowvec.index_builds.newest_run IS 'Rows of later runs came after it was built.';
+    'missing, invalid, other choice, outgrown, worn, recall, asked; found: it existed, and rowvec did not build it.';
+COMMENT ON COLUMN rowvec.index_builds.newest_run IS 'Rows of later runs were added after it was built.';
 COMMENT ON COLUMN rowvec.index_builds.spilled_after IS 'Vectors after which pgvector ran out of maintenance_work_mem.';
-COMMENT ON COLUMN rowvec.index_builds.came IS 'Vectors that are new or other than at the build, when a run last looked.';
-COMMENT ON COLUMN rowvec.index_builds.went IS 'Vectors of the build that are gone or replaced, when a run last looked.';
+COMMENT ON COLUMN rowvec.index_builds.came IS 'Vectors added or changed since the build, when a run last looked.';
+COMMENT ON COLUMN rowvec.index_builds.went IS 'Vectors of the build that were deleted or replaced, when a run last looked.';
 
 CREATE TABLE rowvec.tunings (
     table_schema text NOT NULL,
@@ -236,7 +236,7 @@ WITH vector_tables AS (
     JOIN pg_am AS am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
     JOIN pg_opclass AS o ON o.oid = i.indclass[0]
 ), building AS (
-    -- A build that is not CONCURRENTLY has no index yet that others could see.
+    -- A build without CONCURRENTLY has no index yet that other sessions could see.
     SELECT
         p.relid, p.index_relid, p.phase,
         100.0 * greatest(
@@ -302,7 +302,7 @@ LEFT JOIN LATERAL (
 ) AS b ON true
 LEFT JOIN rowvec.tunings AS tuned ON tuned.table_schema = t.nspname AND tuned.table_name = t.relname;
 COMMENT ON VIEW rowvec.indexes IS
-    'One row an index on vectors (a row without index_name: a table that has none): what it is, how worn, how good.';
+    'One row per index on vectors (without index_name: a table that has none): its kind, its churn and its recall.';
 
 -- name: migration_5 -- the images that a pipeline's rows show, and which of them are in the store
 CREATE TABLE rowvec.images (
@@ -315,9 +315,9 @@ CREATE TABLE rowvec.images (
     uploaded_at timestamptz,
     PRIMARY KEY (family, sha256)
 );
-COMMENT ON TABLE rowvec.images IS 'One row an image, however many rows show it: what it is, and whether the store has it.';
+COMMENT ON TABLE rowvec.images IS 'One row per image, however many rows show it: its type, and whether the store has it.';
 COMMENT ON COLUMN rowvec.images.family IS 'The name in the pipeline file: all generations of a vector table share images.';
-COMMENT ON COLUMN rowvec.images.place IS 'The file or blob that the source last had it in.';
+COMMENT ON COLUMN rowvec.images.place IS 'The file or blob in which the source last had it.';
 COMMENT ON COLUMN rowvec.images.noted_at IS 'When a row with it was last new or changed.';
 
 -- name: migration_6 -- what was spent, and the jobs at a provider's Batch API
@@ -333,9 +333,9 @@ CREATE TABLE rowvec.spending (
     reserved_usd double precision NOT NULL DEFAULT 0,
     PRIMARY KEY (family, month, run_id)
 );
-COMMENT ON TABLE rowvec.spending IS 'What each run spent on its embedder, by the month (UTC) in which it was asked.';
+COMMENT ON TABLE rowvec.spending IS 'What each run spent on its embedder, by the month (UTC) of the requests.';
 COMMENT ON COLUMN rowvec.spending.reserved_usd IS
-    'For requests that have not been answered. What was in flight at a kill stays: it may have been billed.';
+    'For requests without a response yet. Requests in flight when a run was killed stay: they may have been billed.';
 
 CREATE TABLE rowvec.jobs (
     job_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -357,8 +357,8 @@ CREATE TABLE rowvec.jobs (
     reported_run bigint
 );
 CREATE INDEX jobs_of_pipeline ON rowvec.jobs (pipeline_id, state);
-COMMENT ON TABLE rowvec.jobs IS 'One row a job at a provider''s Batch API, noted before the provider hears of it.';
-COMMENT ON COLUMN rowvec.jobs.mark IS 'Stands in the job''s metadata at the provider: by it a job is found whose id was lost.';
+COMMENT ON TABLE rowvec.jobs IS 'One row per job at a provider''s Batch API, written before the job is submitted.';
+COMMENT ON COLUMN rowvec.jobs.mark IS 'In the job''s metadata at the provider, to find a job whose id was lost.';
 COMMENT ON COLUMN rowvec.jobs.reported_run IS 'The run whose report counts its cost.';
 
 CREATE TABLE rowvec.job_texts (
@@ -372,21 +372,21 @@ CREATE TABLE rowvec.job_texts (
 );
 CREATE INDEX texts_of_jobs ON rowvec.job_texts (pipeline_id, fingerprint);
 COMMENT ON TABLE rowvec.job_texts IS
-    'What a job was asked and has not answered: still asked, given back, or refused for the text''s own sake.';
+    'Texts of a job without a vector: still asked, returned, or refused because of the text itself.';
 
 ALTER TABLE rowvec.answers ADD COLUMN price_share real NOT NULL DEFAULT 1;
-COMMENT ON COLUMN rowvec.answers.price_share IS 'Of the price of a token: 0.5 where the Batch API has answered.';
+COMMENT ON COLUMN rowvec.answers.price_share IS 'Share of the price of a token: 0.5 if the answer came from the Batch API.';
 
--- name: migration_7 -- the pace that processes keep together towards an embedder's account
--- Unlogged: what stands here is worth some seconds, and a crash of the server ends it.
+-- name: migration_7 -- the rate limit that processes share for one account of an embedder
+-- Unlogged: the rows are worth some seconds, and a crash of the server may lose them.
 CREATE UNLOGGED TABLE rowvec.pace_accounts (
     account bytea PRIMARY KEY,
     address text NOT NULL,
     model text NOT NULL,
     rest_until timestamptz NOT NULL
 );
-COMMENT ON TABLE rowvec.pace_accounts IS 'One row an account of an embedder: until when its provider wants rest.';
-COMMENT ON COLUMN rowvec.pace_accounts.account IS 'SHA-256 of address, model and key; the key itself stands nowhere.';
+COMMENT ON TABLE rowvec.pace_accounts IS 'One row per account of an embedder: until when its provider wants no requests.';
+COMMENT ON COLUMN rowvec.pace_accounts.account IS 'SHA-256 of address, model and key; the key itself is stored nowhere.';
 
 CREATE UNLOGGED TABLE rowvec.pace_leases (
     account bytea NOT NULL,
@@ -398,10 +398,10 @@ CREATE UNLOGGED TABLE rowvec.pace_leases (
     PRIMARY KEY (account, holder)
 );
 COMMENT ON TABLE rowvec.pace_leases IS
-    'One row a process that asks an account: its share of the account''s limits, until the lease ends or is renewed.';
-COMMENT ON COLUMN rowvec.pace_leases.granted IS 'Of the limits, 0 to 1; all leases of an account together at most 1.';
+    'One row per process that uses an account: its share of the account''s limits, until the lease ends or is renewed.';
+COMMENT ON COLUMN rowvec.pace_leases.granted IS 'Share of the limits, 0 to 1; all leases of an account add up to at most 1.';
 
--- name: migration_8 -- what an index was measured over, so that it is not measured again while nothing has changed
+-- name: migration_8 -- the state in which recall was measured, so that it is not measured again if nothing changed
 ALTER TABLE rowvec.index_builds ADD COLUMN recalled_over jsonb;
 COMMENT ON COLUMN rowvec.index_builds.recalled_over IS
-    'What the recall is of: settings, rows and newest run, the table''s writes and VACUUMs until then, the index''s file.';
+    'The state in which recall was measured: settings, rows, newest run, writes, VACUUMs, and the index''s file.';

@@ -6,17 +6,17 @@ set_config('hnsw.scan_mem_multiplier', '4', true),
 set_config('ivfflat.probes', {probes}::text, true),
 set_config('ivfflat.max_probes', {lists}::text, true),
 set_config('ivfflat.iterative_scan', 'relaxed_order', true),
--- The exact search that a short shortlist falls back to would be planned with workers, who start whether it runs or not:
--- at 100,000 x 3,072 that made 2 ms 45.
+-- The exact search for when the shortlist is too short would be planned with parallel workers, which start whether it
+-- runs or not: at 100,000 x 3,072 a search then took 45 ms in place of 2.
 set_config('max_parallel_workers_per_gather', '0', true),
--- Vectors in TOAST make the table look small, and a scan of it cheap.
+-- Vectors in TOAST make the table look small to the planner, and a scan of it cheap.
 set_config('enable_seqscan', 'off', true),
 set_config('jit', 'off', true)
 
--- name: exact_settings -- compiling costs more than it saves: distances are computed in C
+-- name: exact_settings -- compiling costs more than it saves, because distances are computed in C
 set_config('jit', 'off', true)
 
--- name: exact -- no index on vectors can serve an ORDER BY of an expression over the distance
+-- name: exact -- ORDER BY has an expression over the distance, which no index on vectors can serve
 SELECT {columns}, {distance} AS distance
 FROM {table} AS t
 WHERE t.embedding IS NOT NULL AND ({filter})
@@ -24,7 +24,7 @@ ORDER BY ({distance}) + 0, {key}
 LIMIT {k}
 
 -- name: approximate -- a shortlist by the index, reranked by the exact distance
--- A shortlist that came back short (a narrow filter, a small table) may lack near rows: then the search is exact.
+-- A shortlist with too few rows (a narrow filter, a small table) may lack near rows: then the search is exact.
 WITH shortlist AS MATERIALIZED (
     SELECT {columns}, {distance} AS distance
     FROM {table} AS t
@@ -44,7 +44,7 @@ WITH shortlist AS MATERIALIZED (
 )
 SELECT {columns}, distance FROM found AS t ORDER BY distance, {key} LIMIT {k}
 
--- name: filtered -- few matches are found first and all ranked; else, or when more match than foreseen, as above
+-- name: filtered -- if few rows match, they are found first and all ranked; if more match than expected, as above
 WITH matching AS MATERIALIZED (
     SELECT t.ctid AS place
     FROM {table} AS t
@@ -78,17 +78,17 @@ WITH matching AS MATERIALIZED (
 )
 SELECT {columns}, distance FROM found AS t ORDER BY distance, {key} LIMIT {k}
 
--- name: estimate -- the planner's rows of the filter and of the table, and the cost of finding the former
--- Each array is a plan of its own, whose root says so whether or not workers share it.
+-- name: estimate -- the planner's rows that pass the filter, its rows of the table, and the cost of finding the former
+-- Each array is a plan of its own, whose root has the numbers with and without parallel workers.
 EXPLAIN (FORMAT JSON) SELECT ARRAY(SELECT 1 FROM {table} AS t WHERE {filter}), ARRAY(SELECT 1 FROM {table} AS t)
 
--- name: filter_plan -- what the index must visit for a shortlist, and how many matches are sooner ranked one and all
+-- name: filter_plan -- what the index must visit for a shortlist, and up to how many matches an exact search is cheaper
 -- With n matches among r rows an exact search costs find + n * row, one by the index shortlist * r / n * visit. They
--- cost the same where n * n * row + n * find = shortlist * r * visit.
+-- cost the same if n * n * row + n * find = shortlist * r * visit.
 SELECT
     CASE WHEN e.matching <= turn.matches THEN least(2 * turn.matches, 1000000)::int ELSE 0 END AS most_matches,
     least(ceil({shortlist} * e.rows / greatest(e.matching, turn.matches)), 1000000)::int AS visits,
-    -- When filter and nearness exclude each other, as much is lost on the index as on the exact search after it.
+    -- If no near row passes the filter, the index costs at most as much as the exact search after it.
     least(ceil((e.find + greatest(e.matching, turn.matches) * {row}) / {visit}), 1000000)::int AS most_visits
 FROM (
     SELECT greatest({rows}, 1) AS rows, least(greatest({matching}, 1), {rows}) AS matching, {find} AS find
@@ -103,16 +103,16 @@ SELECT f.most_matches, {settings} FROM ({plan}) AS f
 -- name: explain
 EXPLAIN (FORMAT JSON) {statement}
 
--- name: function_lock -- two installers at once would trip over each other's row in pg_proc
+-- name: function_lock -- two processes that replace a function at once would fail on each other's row in pg_proc
 SELECT pg_advisory_xact_lock(%(space)s, hashtext(%(name)s))
 
--- name: vector_schema -- where pgvector's operators are; asking loads its library, which knows the settings' names
+-- name: vector_schema -- the schema of pgvector's operators; the cast loads its library, which defines the settings
 SELECT n.nspname
 FROM pg_extension AS e
 JOIN pg_namespace AS n ON n.oid = e.extnamespace
 WHERE e.extname = 'vector' AND '[1]'::vector IS NOT NULL
 
--- name: our_functions -- those of this name that rowvec made, told by their comment
+-- name: our_functions -- functions of this name that rowvec made, known by their comment
 SELECT p.oid::regprocedure::text, p.oid
 FROM pg_proc AS p
 JOIN pg_namespace AS n ON n.oid = p.pronamespace
@@ -131,7 +131,7 @@ COMMENT ON FUNCTION {name} ({types}) IS {comment}
 -- name: function
 CREATE OR REPLACE FUNCTION {name} ({arguments}) RETURNS TABLE ({results})
 LANGUAGE plpgsql STABLE
--- Without these the settings made inside would outlive the call.
+-- Without these the settings that the body makes would outlive the call.
 SET hnsw.ef_search = 100
 SET hnsw.iterative_scan = relaxed_order
 SET hnsw.max_scan_tuples = 20000
@@ -142,7 +142,7 @@ SET ivfflat.iterative_scan = relaxed_order
 SET enable_seqscan = {seqscan}
 SET max_parallel_workers_per_gather = {workers}
 SET jit = off
--- Without a filter nothing in the plan depends on the arguments; with one the body asks for a plan of its own.
+-- Without a filter no plan depends on the arguments; with a filter the body turns on custom plans.
 SET plan_cache_mode = force_generic_plan
 SET search_path = pg_catalog, {vector_schema}, pg_temp
 AS {body}
@@ -161,7 +161,7 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = {limits_message};
     END IF;
     IF $4 IS NULL OR $4 = '{{}}' THEN
-        -- An assignment, unlike PERFORM, is computed without starting a query.
+        -- An assignment, unlike PERFORM, starts no query.
         rowvec_set := ARRAY[{settings}];
         RETURN QUERY {statement};
         RETURN;
@@ -176,8 +176,8 @@ BEGIN
     RETURN QUERY {filtered_statement};
 END
 
--- name: function_generations -- in the body: a switch of generations may come between a call and what it reads. Once
--- the table is locked its name stays, and if it is another table's by now, another function has the name of this one.
+-- name: function_generations -- in the body: generations may be switched between the call and the reading. Once the
+-- table is locked, its name stays. If another table has the name by then, the call goes to that table's function.
 PERFORM FROM {table} LIMIT 0;
     IF to_regclass({name}) IS DISTINCT FROM {oid}::oid AND coalesce(current_setting('rowvec.again', true), '') = '' THEN
         rowvec_set := ARRAY[set_config('rowvec.again', 'yes', true)];
@@ -187,7 +187,7 @@ PERFORM FROM {table} LIMIT 0;
     END IF;
     {former}
 
--- name: function_former -- vectors of the length before are answered by the generation before, while it is kept
+-- name: function_former -- a query of the former generation's dimensions goes to that generation, while it is kept
 IF {asked} = {dimensions} AND to_regproc({function}) IS NOT NULL THEN
         RETURN QUERY EXECUTE {again} USING $1, $2, $3, $4;
         RETURN;
@@ -196,9 +196,9 @@ IF {asked} = {dimensions} AND to_regproc({function}) IS NOT NULL THEN
 -- name: table_oid -- NULL if there is no such table
 SELECT to_regclass(%(table)s)::oid::bigint
 
--- name: function_estimate -- in the body, for a search that could go through an index: from the columns' statistics, as
--- a function that changes nothing may not EXPLAIN. A column's share is that of the value, if it is a common one, else an
--- even part of what the common ones leave; the shares are multiplied.
+-- name: function_estimate -- in the body, for a search that could go through an index: from the columns' statistics,
+-- because a STABLE function may not EXPLAIN. A column's share of rows is that of the value, if it is a common one, else
+-- an even part of what the common values leave; the shares are multiplied.
 SELECT f.most_matches, f.visits, f.most_visits
 INTO rowvec_most_matches, rowvec_visits, rowvec_most_visits
 FROM (
@@ -217,7 +217,7 @@ FROM (
                 )
             )
         END)))) AS matching,
-        -- As the planner would cost it: every page and row, or those that an index on a named column leads to.
+        -- The planner's cost of reading every page and row; 0 if an index on a named column finds the rows.
         CASE WHEN bool_or(EXISTS (
             SELECT FROM pg_index AS i
             JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
@@ -232,10 +232,10 @@ FROM (
 ) AS estimate
 CROSS JOIN LATERAL ({plan}) AS f;
 
--- name: filter_equals -- folded away at planning time for columns that the filter does not name
+-- name: filter_equals -- the planner folds this away for columns that the filter does not name
 (NOT coalesce($4 ? {name}, false) OR {column}::text IS NOT DISTINCT FROM $4 ->> {name})
 
--- name: filter_equals_typed -- in the column's own type, which an index on it and its statistics serve
+-- name: filter_equals_typed -- compared in the column's own type, so that its index and statistics serve
 (
     NOT coalesce($4 ? {name}, false)
     OR {column} = ($4 ->> {name})::{type}

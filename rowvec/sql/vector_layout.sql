@@ -1,10 +1,10 @@
 -- name: dimensions_dense
 vector_dims({vector})
 
--- name: dimensions_sparse -- the first word of the wire format
+-- name: dimensions_sparse -- the first word of the binary format
 ('x' || encode(substring(sparsevec_send({vector}) FROM 1 FOR 4), 'hex'))::bit(32)::int
 
--- name: nonzeros -- the mean of some hundred rows that stand together, by the second word of the wire format
+-- name: nonzeros -- the mean over the first thousand rows, from the second word of the binary format
 SELECT avg(('x' || encode(substring(sparsevec_send(t.embedding) FROM 5 FOR 4), 'hex'))::bit(32)::int)::float8
 FROM (SELECT embedding FROM {table} WHERE embedding IS NOT NULL LIMIT 1000) AS t
 

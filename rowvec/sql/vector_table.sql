@@ -1,4 +1,4 @@
--- name: columns -- of a table, with whether each is in its primary key; no rows where there is no such table
+-- name: columns -- the columns of a table, and whether each is in its primary key; no rows if there is no such table
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), coalesce(a.attnum = ANY (i.indkey), false)
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -10,7 +10,7 @@ ORDER BY a.attnum
 -- name: count
 SELECT count(*) FROM {table}
 
--- name: schema_there -- asked first: who may only use a schema may not even try to make it
+-- name: schema_there -- checked first: a role that may only use a schema gets an error even from IF NOT EXISTS
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %(schema)s)
 
 -- name: create_schema
