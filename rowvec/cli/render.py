@@ -200,7 +200,11 @@ def tuning(found: Tuning) -> None:
     for name, why in found.skipped:
         out.print(f"Not measured: {name}: {why}.", markup=False, highlight=False)
     out.print(found.reason, style="bold", markup=False, highlight=False, soft_wrap=True)
-    out.print(found.kept or "The next sync builds it; rowvec index builds it at once.", markup=False, highlight=False)
+    out.print(
+        found.kept or "The next sync follows this choice; rowvec index applies it at once.",
+        markup=False,
+        highlight=False,
+    )
 
 
 def rebuild(report: RebuildReport) -> None:
