@@ -125,7 +125,7 @@ class LeaseRenewer:
         try:
             while not self._is_over():
                 self._woken.clear()
-                pause = self._renewed(lease)
+                pause = self._renew_once(lease)
                 self._known.set()
                 self._woken.wait(pause)
         except BaseException:
@@ -136,11 +136,11 @@ class LeaseRenewer:
         finally:
             lease.release()
 
-    def _renewed(self, lease: _Lease) -> float:
+    def _renew_once(self, lease: _Lease) -> float:
         """Renew the lease; returns the seconds until the next renewal."""
         rest = max(0.0, self._resting_until - time.monotonic())
         try:
-            share, rest, whole = lease.renewed(rest)
+            share, rest, whole = lease.renew(rest)
         except RowvecError as error:
             if not self._pace.share and lease.due:
                 # The others held everything, and return our fair share at their next renewals.
@@ -187,7 +187,7 @@ class _Lease:
         """Our fair share, as of the last renewal that succeeded."""
         self._looked_at: float | None = None
 
-    def renewed(self, rest: float) -> tuple[float, float, bool]:
+    def renew(self, rest: float) -> tuple[float, float, bool]:
         """Renew it: the share, seconds of rest, and whether the share is all that is due. Raises ``RowvecError``."""
         now, usage = time.monotonic(), self._pace.take_usage()
         if self._looked_at is not None:
