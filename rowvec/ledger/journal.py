@@ -24,6 +24,7 @@ from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.runs import RunId
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.fragments import definitions, names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.store.artifact import Artifact
@@ -144,15 +145,14 @@ def replay(connection: Connection, store: Store, chain: Sequence[Link], folder: 
     """
     layout = chain[-1].manifest.layout
     columns = tuple(PgColumn(name, pg_type) for name, pg_type in (*layout.key, *layout.metadata))
-    key = sql.SQL(", ").join(sql.Identifier(name) for name, _ in layout.key)
-    typed = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*columns, *FACTS))
+    key = names(columns[: len(layout.key)])
     assigned = (
         # The key is assigned too: an equal key may have another text form now, such as 1.0 and 1.00.
         sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c.name))
         for c in (*columns, *FACTS)
     )
     connection.execute(query("journal", "drop_state"))
-    connection.execute(query("journal", "state_table", columns=sql.SQL(", ").join(typed), key=key))
+    connection.execute(query("journal", "state_table", columns=definitions((*columns, *FACTS)), key=key))
     connection.execute(query("journal", "entry_table"))
     apply = query("journal", "apply_entry", key=key, assignments=sql.SQL(", ").join(assigned))
     for manifest in (link.manifest for link in chain):
@@ -170,12 +170,10 @@ def _export(
     connection: Connection, store: Store, closing: Closing, folder: Path, *, whole: bool, changed: bool
 ) -> JournalEntry:
     """Write the entry as Postgres writes CSV, so that every type can be read back; compressed, in constant memory."""
-    table, named = closing.table, sql.SQL(", ").join(sql.Identifier(c.name) for c in closing.table.key)
+    table, named = closing.table, names(closing.table.key)
     rows = query("journal", "every_row", table=table.identifier)
     if not whole:
-        same = sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(sql.Identifier("t", c.name), sql.Identifier("k", c.name)) for c in table.key
-        )
+        same = same_key(table.key, "t", "k")
         changes = unrecorded(closing.pipeline_id)
         rows = query("journal", "changed_rows", key=named, unrecorded=changes, table=table.identifier, same_key=same)
     key_of = "t" if whole else "k"

@@ -17,7 +17,7 @@ from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
-from rowvec.postgres.fragments import key_json
+from rowvec.postgres.fragments import as_sent, key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.vectors.fingerprint import Identity
@@ -142,10 +142,7 @@ def fetch(connection: Connection, plan: Plan, batch: int) -> Iterator[pa.RecordB
     with the column embedder; then the key in the form of ``rowvec.rejects``.
     """
     schema = fetched_schema(plan.table)
-    columns = sql.SQL(", ").join(
-        sql.SQL("{}::{}").format(sql.Identifier(c.name), sql.SQL(c.travels_as))
-        for c in (*plan.table.key, *plan.table.metadata)
-    )
+    columns = as_sent((*plan.table.key, *plan.table.metadata))
     with connection.transaction(), connection.cursor(name="batch", binary=True) as cursor:
         cursor.itersize = FETCH_ROWS
         statement = query(

@@ -17,7 +17,7 @@ from rowvec.ledger.runs import Ending, Run, finish_run, running
 from rowvec.ledger.workdir import make_workdir
 from rowvec.operations.audit import Audit, Audited, audited
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.fragments import names
+from rowvec.postgres.fragments import as_sent, names
 from rowvec.postgres.queries import query
 from rowvec.store.artifact import upload, write_artifact
 from rowvec.sync.binarize import write_bits
@@ -83,10 +83,7 @@ def _sound_rows(found: Audited) -> Iterator[pa.RecordBatch]:
     """The rows whose only fault is that no artifact has their vector, in the schema of an artifact without the bits."""
     table = found.table
     schema = pa.schema([f for f in table.artifact_schema if f.name != "embedding_bits"])
-    columns = sql.SQL(", ").join(
-        sql.SQL("{}::{}").format(sql.Identifier("t", c.name), sql.SQL(c.travels_as))
-        for c in (*table.key, *table.metadata)
-    )
+    columns = as_sent((*table.key, *table.metadata), "t")
     statement = query(
         "audit", "salvage", columns=columns, send=table.layout.send, table=table.identifier, key_json=found.key_json
     )

@@ -23,7 +23,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, open_target
-from rowvec.postgres.fragments import key_json
+from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table, make_schema
 from rowvec.runtime.home import home
@@ -311,7 +311,7 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
             "restore",
             "add_rows",
             staging=work.staging,
-            columns=sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns),
+            columns=names(table.columns),
             facts=sql.SQL("").join(facts),
             bits=bits,
         )

@@ -21,6 +21,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
+from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.progress import tell
@@ -76,8 +77,7 @@ def copy_rows(
     refuses a value. In both cases, and if ``batches`` raises, no row is kept.
     """
     encoder = Encoder(columns, constants)
-    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in encoder.columns)
-    statement = query("load", "copy", table=table, columns=names)
+    statement = query("load", "copy", table=table, columns=names(encoder.columns))
     given = 0
     _widen_socket(connection)
     with lost_connections_are_retriable(), connection.transaction(), connection.cursor() as cursor:

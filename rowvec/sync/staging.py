@@ -7,6 +7,7 @@ from psycopg import sql
 from rowvec.ledger.runs import RunId
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.fragments import definitions
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 
@@ -18,10 +19,7 @@ def create_staging(
 
     A staging table of an earlier plan of the same run is dropped, together with the marks of its loaded batches.
     """
-    columns = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(sql.Identifier(column.name), column.type_sql)
-        for column in staged_columns(table, direct=direct)
-    )
+    columns = definitions(staged_columns(table, direct=direct))
     with lost_connections_are_retriable(), connection.transaction():
         connection.execute(query("load", "forget_batches"), {"run_id": run_id})
         connection.execute(query("load", "forget_staging", name=name))

@@ -33,6 +33,7 @@ from rowvec.index.tuning.candidates import (
 from rowvec.index.tuning.results import Tuning
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.fragments import names
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
@@ -276,16 +277,14 @@ def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) 
 
 
 def _copy(connection: Connection, table: VectorTable, sample: VectorTable, rows: int, wanted: int) -> None:
-    names = {"sample": sample.identifier, "table": table.identifier}
-    connection.execute(query("tuner", "create", **names))
+    tables = {"sample": sample.identifier, "table": table.identifier}
+    connection.execute(query("tuner", "create", **tables))
     if sample.bits and not table.bits:
         dimensions = sql.Literal(table.dimensions)
         connection.execute(query("tuner", "add_bits", sample=sample.identifier, dimensions=dimensions))
-    columns = sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns)
     # A little more than wanted, for the draw is by lot; the limit takes what is over.
     percent = min(100.0, 100.0 * wanted / rows * 1.05 + 0.01)
-    parts = {"columns": columns, "percent": sql.Literal(percent), "seed": sql.Literal(SEED)}
-    connection.execute(query("tuner", "fill", rows=sql.Literal(wanted), **names, **parts))
-    key = sql.SQL(", ").join(sql.Identifier(c.name) for c in table.key)
-    connection.execute(query("tuner", "primary_key", sample=sample.identifier, key=key))
+    parts = {"columns": names(table.columns), "percent": sql.Literal(percent), "seed": sql.Literal(SEED)}
+    connection.execute(query("tuner", "fill", rows=sql.Literal(wanted), **tables, **parts))
+    connection.execute(query("tuner", "primary_key", sample=sample.identifier, key=names(table.key)))
     connection.execute(query("tuner", "vacuum", sample=sample.identifier))
