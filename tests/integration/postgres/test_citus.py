@@ -1,7 +1,7 @@
-"""A vector table on Citus, as far as it can be tried without one: what is asked of it, by a stand-in that takes notes.
+"""A vector table on Citus, as far as that can be tested without Citus: a stand-in records the calls.
 
-``create_distributed_table`` is a function of the test database here. It notes what it was asked for, and checks what
-Citus checks: that the table has a key, and that the column is in it. How Citus then runs the queries is not tried.
+Here ``create_distributed_table`` is a function of the test database. It records its arguments, and checks what Citus
+checks: that the table has a key, and that the key has the column. How Citus then runs the queries is not tested.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_a_first_load_distributes_the_table_once(source: Connection, tmp_path: A
 
 def test_a_table_that_is_not_loaded_straight_is_distributed_empty(source: Connection, tmp_path: Any) -> None:
     source.execute(STAND_IN)
-    # A type that the binary encoder does not write, so that staging cannot become the table.
+    # The binary encoder does not write this type, so staging cannot become the table.
     source.execute("ALTER TABLE paintings ADD COLUMN place point DEFAULT point(1, 2)")
     wanted = distributed(tmp_path)
     source_part = wanted.source.model_copy(update={"metadata": ["author", "year", "place"]})

@@ -1,4 +1,4 @@
-"""What the encoder writes, Postgres reads back as the same values: every type, NULL, slice and string kind."""
+"""Postgres reads the encoder's stream back as the same values: every type, NULL, slice and string type."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 _DIMENSIONS = 9
 
 
-# For each type: the Arrow type, what values there are, and the SQL whose result is the value again.
+# For each type: the Arrow type, a strategy for its values, and the SQL that gives the value back.
 _TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any], LiteralString]] = {
     "smallint": (pa.int16(), st.integers(-(2**15), 2**15 - 1), "{}"),
     "integer": (pa.int32(), st.integers(-(2**31), 2**31 - 1), "{}"),
@@ -180,7 +180,7 @@ def test_vectors_of_lists_doubles_and_slices_of_a_larger_array(connection: Conne
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tables=_tables(), block_bytes=st.integers(1, 400))
 def test_bytes_are_those_that_the_server_writes(connection: Connection, tables: Any, block_bytes: int) -> None:
-    """COPY TO of the same rows gives the same stream, however many blocks ours came in."""
+    """COPY TO of the same rows gives the same stream, however many blocks the encoder wrote."""
     columns, arrays, _ = tables
     batch = pa.record_batch(arrays, names=[column.name for column in columns])
     _create(connection, columns)
@@ -216,7 +216,7 @@ def test_types_that_not_every_server_has(connection: Connection, extension: str)
 def test_rows_larger_than_a_block_and_blocks_of_one_row(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
-    """Halves of NULLs in texts and vectors, and texts past the bound of what is made at once."""
+    """Texts and vectors of which half are NULL, and texts longer than the heads that are made at once."""
     monkeypatch.setattr(copy_encoder, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(copy_encoder, "_STRETCH_BYTES", 10_000)
     columns = [PgColumn("c0", "integer"), PgColumn("c1", "text"), PgColumn("c2", "vector(300)")]
@@ -334,5 +334,5 @@ def _counted(rows: list[tuple[Any, ...]]) -> Counter[Any]:
 
 def _read(connection: Connection, columns: list[PgColumn]) -> list[tuple[Any, ...]]:
     read = sql.SQL(", ").join(sql.SQL(_TYPES[c.pg_type][2]).format(sql.Identifier(c.name)) for c in columns)
-    # Not prepared: the table is another one each time.
+    # Not prepared, because the table is a different one each time.
     return connection.execute(sql.SQL("SELECT {} FROM copied").format(read), prepare=False).fetchall()

@@ -1,4 +1,4 @@
-"""The rowvec schema installs once, and again without harm."""
+"""The schema ``rowvec`` is installed once, and a second installation changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hot statements go by their index: no sequential scan where the table is large and the question small."""
+"""The hot statements use their indexes: no sequential scan if the table is large and the result small."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_nothing_changed_leaves_no_rows_and_sends_none(source: Connection, paint
 
 
 def test_images_to_upload_are_not_compared_with_every_row_of_their_batch(source: Connection, tmp_path: Path) -> None:
-    """Before anybody has analysed the plan's table or the images': as in a first run."""
+    """The tables of the plan and of the images have no statistics yet, as in a first run."""
     fill_images(tmp_path / "drawn", 30)
     content = {"image": "image_file"}
     images = Pipeline.model_validate(

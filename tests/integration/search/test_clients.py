@@ -1,4 +1,4 @@
-"""The page on other clients, run: every block of it, by a role with the page's grants, against what a sync made."""
+"""Every block of docs/clients.md runs, by a role with the page's grants, against a table that a sync made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/clients.md").read_text("utf-8")
 CLIENTS = ["psycopg", "SQLAlchemy", "LangChain", "LlamaIndex"]
 OWN_SEARCHES = {"psycopg": 2, "SQLAlchemy": 4, "LangChain": 2, "LlamaIndex": 2}
-"""What a section asks of the table itself, in its clients' own SQL; each also asks the function twice."""
+"""What a section queries from the table itself, in its clients' own SQL; each also calls the function twice."""
 GIRL_WITH_A_PEARL_EARRING = 61
 
 HALFVEC = {
@@ -39,7 +39,7 @@ HALFVEC = {
     "AS vector": "AS halfvec",
     "use_jsonb=True": "use_jsonb=True, use_halfvec=True",
 }
-"""What the page says to write otherwise where the table holds halfvec."""
+"""What the page says to write differently if the table holds halfvec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,16 @@ class Library:
     """A database with the page's table."""
 
     on: str
-    """What its index is on: float, bits, or float where the table holds halfvec."""
+    """What its index is on: float, bits, or halfvec for float with a table that holds halfvec."""
     url: str
-    """As the role that may do everything."""
+    """The DSN of the role that may do everything."""
     searcher: str
-    """As the role of the page."""
+    """The DSN of the role of the page."""
 
     def scans(self) -> tuple[int, int]:
-        """How often the index on vectors was scanned so far, and how often the table from end to end."""
+        """How often the index on vectors was scanned so far, and how often the whole table."""
         with connect(self.url) as connection:
-            # A session tells its counts when it ends at the latest.
+            # A session reports its counts when it ends, at the latest.
             while _one(connection, "SELECT count(*) FROM pg_stat_activity WHERE usename = 'searcher'"):
                 time.sleep(0.01)
             index = _one(
@@ -68,7 +68,7 @@ class Library:
             return int(index), int(whole)
 
     def state(self) -> list[tuple[Any, ...]]:
-        """All there is in the database, and what is in the table: a client that only reads changes neither."""
+        """All objects of the database, and the rows of the table: a client that only reads changes neither."""
         with connect(self.url) as connection:
             return connection.execute(
                 "SELECT relnamespace::regnamespace::text, relname, relkind::text FROM pg_class"
@@ -80,14 +80,14 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a section of the page left behind."""
+    """The names and results that a section of the page leaves."""
 
     names: dict[str, Any]
     index_scans: int
 
 
 def blocks(heading: str, language: str, on: str = "float") -> list[str]:
-    """The code of one section of the page, as it is for such a library."""
+    """The code of one section of the page, as the page gives it for such a table."""
     section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
     assert section, heading
     found = re.findall(rf"^```{language}\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
@@ -107,7 +107,7 @@ def run(heading: str, on: str, names: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def complaints() -> Generator[list[str]]:
-    """The warnings that are logged meanwhile, by whichever library."""
+    """The warnings that any library logs in the ``with`` block."""
     logged: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: logged.append(record.getMessage())
@@ -128,7 +128,7 @@ def grant(url: str, statements: list[str]) -> None:
 def library(
     request: pytest.FixtureRequest, cluster: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[Library]:
-    """The demo's paintings as ``vectors.articles``, synced; nothing is left to PUBLIC."""
+    """The demo's paintings as ``vectors.articles``, synced; PUBLIC has no privileges."""
     on, folder = str(request.param), tmp_path_factory.mktemp("clients")
     name = f"clients_{on}"
     admin = make_url(cluster).set(database=name)
@@ -198,7 +198,7 @@ def outcomes(library: Library, embed: Callable[[str], list[float]]) -> Callable[
                 names = run(heading, library.on, {"embed": embed})
             after = library.scans()
             assert library.state() == state, f"{heading} writes"
-            assert logged == [], f"{heading} tries what it may not, and says so in the log alone"
+            assert logged == [], f"{heading} tries what it has no privilege for, and reports that only in the log"
             done[heading] = Outcome(names, after[0] - before[0])
         return done[heading]
 
@@ -266,7 +266,7 @@ def test_a_search_goes_through_the_index_where_the_page_says_so(
 def test_a_filter_that_only_far_rows_pass_still_finds_them(
     library: Library, embed: Callable[[str], list[float]]
 ) -> None:
-    """The role's settings make a plain query go on; with pgvector's own it would stop after the nearest."""
+    """With the role's settings a plain query goes on; with pgvector's own it would stop after the nearest rows."""
     question = str(embed("a girl with a pearl"))
     distance = sql.SQL("embedding <=> {}::halfvec" if library.on == "halfvec" else "embedding <=> {}::vector")
     statement = sql.SQL("SELECT id FROM vectors.articles WHERE {} ORDER BY {} LIMIT 5")
@@ -320,7 +320,7 @@ def test_documents_and_nodes_carry_content_and_metadata(outcomes: Callable[[str]
 
 
 def test_llamaindex_writes_a_filters_values_into_its_sql(outcomes: Callable[[str], Outcome]) -> None:
-    """As the page warns; when this fails, the warning can go."""
+    """The page warns of it; when this test fails, the warning can be removed."""
     from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
     from sqlalchemy.exc import ProgrammingError
 
@@ -348,7 +348,7 @@ def test_no_grant_of_the_page_is_one_too_many(library: Library, statement: str) 
     search()
     grant(library.url, [statement.replace("GRANT", "REVOKE", 1).replace(" TO ", " FROM ")])
     try:
-        # pgvector's operators are not refused but unseen by who may not look into their schema.
+        # A role that may not use their schema does not see pgvector's operators at all.
         with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction)):
             search()
     finally:
@@ -368,20 +368,20 @@ def test_the_role_can_only_read(library: Library) -> None:
     with psycopg.connect(library.searcher, autocommit=True) as connection:
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             connection.execute(refused[0])
-        # The setting is a convenience; what a role may do is what it was granted.
+        # The setting is a convenience; the grants decide what the role may do.
         connection.execute("SET default_transaction_read_only = off")
         for statement in refused:
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
 
 
-def test_what_is_made_anew_can_be_read_too(library: Library) -> None:
-    grant(library.url, ["CREATE TABLE vectors.anew AS SELECT 1 AS id"])
+def test_a_table_that_is_created_later_can_be_read_too(library: Library) -> None:
+    grant(library.url, ["CREATE TABLE vectors.later AS SELECT 1 AS id"])
     try:
         with psycopg.connect(library.searcher) as connection:
-            assert connection.execute("SELECT id FROM vectors.anew").fetchall() == [(1,)]
+            assert connection.execute("SELECT id FROM vectors.later").fetchall() == [(1,)]
     finally:
-        grant(library.url, ["DROP TABLE vectors.anew"])
+        grant(library.url, ["DROP TABLE vectors.later"])
 
 
 def test_a_view_for_llamaindex_does_not_hold_the_table(library: Library) -> None:

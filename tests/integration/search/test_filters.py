@@ -1,4 +1,4 @@
-"""Under any filter, k rows come back whenever k exist, and they are the near ones: before and after deletes."""
+"""Under any filter k rows come back if k rows match, and they are the near ones: before and after deletes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def passing(share: float) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A table with an index, shared by the tests of one kind of index, as its build costs seconds."""
+    """A table with an index, shared by the tests of one kind of index, because its build takes seconds."""
 
     connection: Connection
     table: VectorTable
@@ -77,7 +77,7 @@ class Filled:
 
 @pytest.fixture(scope="module", params=[BITS, FLOAT], ids=["bits", "float"])
 def filled(cluster: str, request: pytest.FixtureRequest) -> Generator[Filled]:
-    """8,000 rows and an index that was built over all of them."""
+    """8,000 rows and an index built over all of them."""
     choice: IndexChoice = request.param
     name = f"filters_{choice.on}"
     with psycopg.connect(cluster, autocommit=True) as maintenance:
@@ -94,7 +94,7 @@ def filled(cluster: str, request: pytest.FixtureRequest) -> Generator[Filled]:
 
 
 def recalls(filled: Filled, share: float, queries: range) -> float:
-    """Recall of search, and of the SQL function where its filter can say the same; k rows must come back."""
+    """Recall of search, and of the SQL function if its filter can express the same; k rows must come back."""
     where, by_function = FILTERS[share]
     found = wanted = 0
     for i in queries:
@@ -158,7 +158,7 @@ def test_fewer_than_k_are_all_that_there_are(filled: Filled) -> None:
 @pytest.mark.parametrize("most_matches", [0, 3])
 @pytest.mark.parametrize("share", FILTERS)
 def test_estimates_may_be_wrong(filled: Filled, share: float, most_matches: int) -> None:
-    """A filter taken for wide that is narrow, and one taken for narrow that is wide: k near rows all the same."""
+    """A narrow filter that is taken for wide, and a wide one that is taken for narrow, still give k near rows."""
     year = np.flatnonzero(passing(share))
     estimate = Filtered(most_matches=sql.Literal(most_matches), visits=sql.Literal(100), most_visits=sql.Literal(1_000))
     rows = statement(
@@ -196,7 +196,7 @@ def test_narrower_filters_are_ranked_whole_sooner(
         assert 0 <= most_matches <= 1_000_000
         assert 1 <= visits <= 1_000_000
         assert 1 <= most_visits <= 1_000_000
-    # Once the filter is narrow enough for an exact search, so is every narrower one.
+    # If a filter is narrow enough for an exact search, so is every narrower one.
     exact = [most_matches > 0 for most_matches, _, _ in plans]
     assert exact == sorted(exact)
 

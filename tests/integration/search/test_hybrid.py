@@ -1,4 +1,4 @@
-"""Full text and vectors ranked together: what one side alone finds comes up, and the fusion is the published one."""
+"""Full text and vectors ranked together: rows of one list alone are found, and the fusion is the published one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WORDS = ("harbour", "storm", "portrait", "ships", "Rembrandt", "K491", "winter",
 
 
 def written(connection: Connection, table: VectorTable, rows: int) -> npt.NDArray[np.float32]:
-    """Rows whose content is some of ``WORDS``, in no relation to their vectors."""
+    """Rows whose contents are words of ``WORDS``, unrelated to their vectors."""
     vectors = filled(connection, table, rows)
     random = np.random.default_rng(3)
     for i in range(rows):
@@ -78,12 +78,12 @@ def test_what_one_side_alone_finds_comes_up(connection: Connection) -> None:
         assert found[far].vector_rank is None
         assert found[far].hit.distance > 1  # its own, though the vector did not find it
         assert len(hits) == 5
-        # Words that say nothing leave the vector alone; quotes and minus are read.
+        # Stop words change nothing in the order by vector; quotes and minus are understood.
         plain = [hit.key["id"] for hit in search(connection, table, choice, SearchRequest(vectors[5], 5))]
         for words in ("", "the of", "zebra", '"laid etching"', "K491 -paper"):
             answer = hybrid_search(connection, table, choice, ENGLISH, words, SearchRequest(vectors[5], 5))
             assert [hit.hit.key["id"] for hit in answer] == plain
-    # Both filters are the same one.
+    # Both filters are the same.
     hits = hybrid_search(connection, table, BITS, ENGLISH, "K491", SearchRequest(vectors[5], 5, where=f"id <> {far}"))
     assert far not in {hit.hit.key["id"] for hit in hits}
 
@@ -146,12 +146,12 @@ def test_the_text_index_is_used_and_kept_valid(connection: Connection) -> None:
             " @@ websearch_to_tsquery('english'::regconfig, 'storm')"
         ).fetchall()
     assert any(name in row[0] for row in plan)
-    # What an interrupted build leaves is invalid, has the name, and must not be taken for an index.
+    # An interrupted build leaves an invalid index of the same name, which must not be taken for a valid one.
     connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (name,))
     assert ensure_text_index(connection, table, ENGLISH)
     valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass"
     assert connection.execute(valid, (name,)).fetchone() == (True,)
-    # Another language is another index, and there is one.
+    # Another language needs another index, and only one index is kept.
     assert ensure_text_index(connection, table, Hybrid(language="german"))
     assert connection.execute("SELECT to_regclass(%s)", (name,)).fetchone() == (None,)
     with pytest.raises(UsageError, match="klingon"):
@@ -159,7 +159,7 @@ def test_the_text_index_is_used_and_kept_valid(connection: Connection) -> None:
     assert drop_text_indexes(connection, table) == (text_index_name(table, Hybrid(language="german")),)
 
 
-def test_a_pipeline_that_wants_it_has_it_and_one_that_does_not_has_it_no_more(
+def test_a_sync_makes_the_hybrid_function_if_the_pipeline_wants_it_and_drops_it_if_not(
     source: Connection, paintings: Pipeline
 ) -> None:
     hybrid = paintings.model_copy(update={"search": Search(hybrid=True)})

@@ -102,16 +102,16 @@ def test_k_rows_come_back_whenever_k_exist(connection: Connection, choice: Index
     true = {int(matching[i]) for i in nearest(vectors[matching], vectors[3], 10)}
     assert len(true & set(ids(hits))) >= 7
     assert len(search(connection, table, choice, SearchRequest(vectors[3], 30, where="year = 1777"))) == 20
-    # The 2,000 nearest are gone, and no vacuum has been.
+    # The 2,000 nearest rows are deleted, and no vacuum has run.
     gone = nearest(vectors, vectors[3], 2_000)
     connection.execute("DELETE FROM items WHERE id = ANY (%s)", (gone,))
     for mode in ("adaptive", "bits") if choice.on == "bits" else ("adaptive", "ann"):
         with connection.transaction():
             before = connection.execute(SCANS).fetchone()
             assert len(search(connection, table, choice, SearchRequest(vectors[3], 10, mode))) == 10
-            # The index brought them, going on where it would have ended; the table was not read whole.
+            # The index scan went on past its usual end and brought them; the whole table was not read.
             assert connection.execute(SCANS).fetchone() == before
-    # All but 5 are gone.
+    # All but 5 rows are deleted.
     connection.execute("DELETE FROM items WHERE id NOT BETWEEN 100 AND 104")
     left = set(range(100, 105)) - set(gone)
     assert set(ids(search(connection, table, choice, SearchRequest(vectors[3], 10)))) == left
@@ -134,7 +134,7 @@ def test_over_2000_dimensions_the_index_over_halfvec_serves(connection: Connecti
 
 @pytest.mark.parametrize("where", [None, "year > 1200"])
 def test_no_worker_starts_for_an_exact_search_that_is_seldom_needed(connection: Connection, where: str | None) -> None:
-    """They start with the statement: at 100,000 x 3,072 that made 2 ms 45."""
+    """Workers start with the statement: at 100,000 x 3,072 a search then took 45 ms in place of 2."""
     table = vector_table(32)
     vectors = filled(connection, table, 2_000)
     ensure_index(connection, table, BITS)
@@ -176,7 +176,7 @@ def test_more_dimensions_are_indexed_as_bits(connection: Connection, precision: 
 
 
 def leading(rows: int, dimensions: int, leading: int) -> npt.NDArray[np.float32]:
-    """Vectors whose first dimensions say most, as a Matryoshka model's do."""
+    """Vectors whose leading dimensions matter most, as those of a Matryoshka model."""
     vectors = clustered(rows, dimensions)
     vectors[:, leading:] *= 0.3
     return vectors
@@ -213,7 +213,7 @@ def test_an_index_on_the_leading_dimensions_is_reranked_by_the_whole_vector(
         true = set(nearest(vectors, vectors[i], 10))
         found[0] += len(true & set(ids(hits)))
         found[1] += len(true & set(nearest(vectors[:, :16], vectors[i, :16], 10)))
-        # Whole distances, not those of the prefix.
+        # Distances by the whole vector, not by the prefix.
         assert hits[0].distance == pytest.approx(0, abs=1e-6)
         own = call(connection, "items", "%s", json.dumps(vectors[i].tolist()))
         assert [row[0] for row in own] == ids(hits)
@@ -273,7 +273,7 @@ def test_bits_over_toasted_vectors_still_go_through_the_index(connection: Connec
     )
 
 
-def test_wrong_use_is_told(connection: Connection) -> None:
+def test_wrong_use_gives_a_message(connection: Connection) -> None:
     table = vector_table(8, bits=False)
     create(connection, table)
     ones = np.ones(8, np.float32)
@@ -307,13 +307,13 @@ def test_the_function_gives_what_search_gives(connection: Connection, database_u
     install_search_function(connection, table, choice)
     text = "[" + ",".join(map(str, vectors[9].tolist())) + "]"
     hits = search(connection, table, choice, SearchRequest(vectors[9], 10))
-    # A client of its own, with none of our settings, that has never loaded pgvector.
+    # Another client, without rowvec's settings, that has never loaded pgvector.
     with psycopg.connect(database_url) as stranger:
         rows = call(stranger, "items", "%s", text)
         assert [row[0] for row in rows] == ids(hits)
         assert [row[4] for row in rows] == [hit.distance for hit in hits]
         assert rows[0][:4] == (9, "author 9", 1009, "text 9")
-        for _ in range(7):  # past the point where plans become generic
+        for _ in range(7):  # more often than it takes for a generic plan
             assert len(call(stranger, "items", "query => %s, k => 25", text)) == 25
         filtered = call(
             stranger, "items", "%s, 5, filter => %s", text, json.dumps({"author": "author 3", "year": 1003})
@@ -354,13 +354,13 @@ def test_the_function_is_replaced_when_its_columns_change(connection: Connection
         SearchRequest(np.ones(4, np.float32), 1, where="\"50% Off {x}\" LIKE '%x%' AND k = 'a'"),
     )
     assert [hit.metadata["50% Off {x}"] for hit in hits] == [{"x": 1}]
-    # From vector to halfvec: one function is left, not two that a call cannot choose between.
+    # From vector to halfvec: one function is left, because a call could not choose between two.
     connection.execute("DROP TABLE items")
     half = replace(table, precision="float16")
     create(connection, half)
     install_search_function(connection, half, NONE)
     assert connection.execute("SELECT count(*) FROM pg_proc WHERE proname = 'items_search'").fetchone() == (1,)
-    # What a user's view stands on is not pulled away from under it.
+    # A function that a user's view depends on is not dropped.
     connection.execute("CREATE VIEW v AS SELECT * FROM items_search('[1,1,1,1]')")
     with pytest.raises(TargetError, match="items_search cannot be replaced"):
         install_search_function(connection, older, NONE)

@@ -1,4 +1,4 @@
-"""The queries of an application, as docs/search.md writes them: filtered, joined, top k."""
+"""The queries of an application in docs/search.md: filtered, joined, top k."""
 
 from __future__ import annotations
 

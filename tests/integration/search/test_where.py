@@ -1,4 +1,4 @@
-"""A filter is read by us, and nothing of it reaches the database but as a parameter."""
+"""rowvec parses a filter itself, and its values reach the database only as parameters."""
 
 from __future__ import annotations
 
