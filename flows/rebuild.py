@@ -12,7 +12,7 @@ from rowvec_tasks.flow_body import job, run_name
 from rowvec_tasks.hooks import clear_up
 
 from rowvec.errors import raise_if_awaiting
-from rowvec.operations.rebuild import RebuildReport, finish_rebuild
+from rowvec.operations.rebuild import RebuildReport, Rebuilt, finish_rebuild
 from rowvec.pipeline import Pipeline
 
 
@@ -33,11 +33,19 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, switch: bool = Tr
     before = raise_if_awaiting(sync(stages.live_pipeline(pipeline), cause="rebuild"))
     caught_up = raise_if_awaiting(sync(following, cause="rebuild"))
     comparison = stages.compare(pipeline, following)
-    retired = after = None
+    syncs, retired = (built, caught_up), None
     if switch:
         retired = stages.switch(pipeline, following)
         # Writes the new generation's manifest, and takes over the rows that changed during the switch.
-        after = raise_if_awaiting(sync(pipeline, cause="rebuild"))
-    report = finish_rebuild(pipeline, following, [built, caught_up, after], before, comparison, retired, started)
+        syncs = (*syncs, raise_if_awaiting(sync(pipeline, cause="rebuild")))
+    rebuilt = Rebuilt(
+        following=following,
+        syncs=syncs,
+        live_sync=before,
+        comparison=comparison,
+        retired_table=retired,
+        started=started,
+    )
+    report = finish_rebuild(pipeline, rebuilt)
     show_rebuild(report)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import NewType
 
@@ -88,7 +89,7 @@ def keep_settings(connection: Connection, pipeline_id: PipelineId, pipeline: Pip
     connection.execute(query("pipelines", "keep_settings"), {"pipeline_id": pipeline_id, "settings": Jsonb(settings)})
 
 
-def written_id(connection: Connection, statement: sql.Composed, values: dict[str, object]) -> int:
+def written_id(connection: Connection, statement: sql.Composed, values: Mapping[str, object]) -> int:
     """Run an ``INSERT … RETURNING`` and return the first column of its row."""
     row = connection.execute(statement, values).fetchone()
     if row is None:

@@ -103,13 +103,13 @@ def number_above(connection: Connection, number: int) -> None:
 
 def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, state: State = "running") -> RunId:
     """Record a new run."""
-    values: dict[str, object] = {"pipeline_id": pipeline_id, "cause": cause, "state": state}
+    values = {"pipeline_id": pipeline_id, "cause": cause, "state": state}
     return RunId(written_id(connection, query("runs", "start"), values))
 
 
 def start_plan(connection: Connection, pipeline_id: PipelineId) -> RunId:
     """Record a new plan. No other process clears it away while this connection is open."""
-    values: dict[str, object] = {"pipeline_id": pipeline_id, "space": LockSpace.PLAN}
+    values = {"pipeline_id": pipeline_id, "space": LockSpace.PLAN}
     return RunId(written_id(connection, query("runs", "start_plan"), values))
 
 

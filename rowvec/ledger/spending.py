@@ -178,6 +178,6 @@ def _exceeded(account: SpendingAccount, spent: Spent, usd: float, key: str) -> B
     )
     when = "run again" if key == "per_run" else "wait for the next month (UTC)"
     return BudgetExceeded(
-        f"{account.family} has spent ${spent_usd:,.6f} of the ${limit or 0.0:,.6f} of {period}, and the next request would "
-        f"cost about ${usd:,.6f}: {when}, or raise embedder.budget.{key} and run again; what was paid for is kept"
+        f"{account.family} has spent ${spent_usd:,.6f} of the ${limit or 0.0:,.6f} of {period}, and the next request "
+        f"would cost about ${usd:,.6f}: {when}, or raise embedder.budget.{key} and run again; what was paid for is kept"
     )

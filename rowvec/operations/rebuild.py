@@ -49,6 +49,23 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilt:
+    """What the steps of a rebuild have returned."""
+
+    following: Pipeline
+    """The pipeline that built the next generation."""
+    syncs: tuple[SyncReport, ...]
+    """Of the next generation, in order."""
+    live_sync: SyncReport
+    """Of the live generation, before the comparison."""
+    comparison: Comparison
+    retired_table: str | None
+    """The table of the generation before; None if there was no switch."""
+    started: float
+    """On the monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildReport:
     """The outcome of a rebuild; ``as_json`` is what ``rowvec rebuild --json`` prints."""
 
@@ -190,19 +207,11 @@ def rollback(pipeline: Pipeline) -> str:
         return _switch_to(connection, pipeline, known, newest)
 
 
-def finish_rebuild(
-    pipeline: Pipeline,
-    following: Pipeline,
-    syncs: list[SyncReport | None],
-    before: SyncReport,
-    comparison: Comparison,
-    retired: str | None,
-    started: float,
-) -> RebuildReport:
-    """The report of a rebuild; ``syncs`` are of the new generation, ``started`` is on the monotonic clock."""
-    done = [report for report in syncs if report is not None]
-    number = int(following.name.partition(".")[2])
-    named = pipeline.target.table if retired else following.target.table.replace('"', "")
+def finish_rebuild(pipeline: Pipeline, rebuilt: Rebuilt) -> RebuildReport:
+    """The report of a rebuild."""
+    done, retired = rebuilt.syncs, rebuilt.retired_table
+    number = int(rebuilt.following.name.partition(".")[2])
+    named = pipeline.target.table if retired else rebuilt.following.target.table.replace('"', "")
     return RebuildReport(
         pipeline=pipeline.name,
         generation=number,
@@ -215,11 +224,11 @@ def finish_rebuild(
         reused=sum(report.reused for report in done),
         tokens=sum(report.tokens for report in done),
         cost_usd=sum(report.cost_usd for report in done),
-        recall_before=before.recall_at_k,
+        recall_before=rebuilt.live_sync.recall_at_k,
         recall_after=done[-1].recall_at_k,
-        comparison=comparison,
+        comparison=rebuilt.comparison,
         consistent=all(report.consistent for report in done),
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(time.monotonic() - rebuilt.started, 3),
     )
 
 

@@ -1,7 +1,7 @@
 -- name: no_gallery
 SELECT to_regclass('public.paintings') IS NULL
 
--- name: empty_gallery -- the demo starts from nothing each time, whatever an earlier one left
+-- name: empty_gallery -- each demo starts from nothing and removes what an earlier one left
 DROP TABLE IF EXISTS public.paintings;
 DROP TABLE IF EXISTS vectors.paintings CASCADE;
 DO $$ BEGIN
@@ -24,7 +24,7 @@ CREATE TABLE public.paintings (
 -- name: copy
 COPY public.paintings FROM STDIN
 
--- name: curate -- three inserts, four edits of the text, two of metadata alone, five deletes
+-- name: curate -- three inserts, four changes of the text, two changes of metadata alone, five deletes
 INSERT INTO public.paintings
 SELECT 1000 + id, title || ' (a study)', author, year, 'charcoal on paper', type, timeframe,
        'A quick study: ' || description

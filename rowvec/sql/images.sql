@@ -1,5 +1,5 @@
--- name: note -- the images of rows that are new or changed: where each was last seen; what the store has, stays
--- The source knows best how large an image is: what a restore took for one may have been cut in the store.
+-- name: note -- the images of new and changed rows, with the place where each was last seen; uploads stay noted
+-- The source's size of an image is the right one: a restore may have noted an object that was cut short in the store.
 INSERT INTO rowvec.images AS known (family, sha256, media_type, bytes, place)
 SELECT DISTINCT ON (sha256) {family}, decode(sha256, 'hex'), media_type, bytes, place
 FROM unnest({sha256s}::text[], {media_types}::text[], {sizes}::bigint[], {places}::text[])
@@ -11,7 +11,7 @@ SET media_type = excluded.media_type, bytes = excluded.bytes, place = excluded.p
         WHEN (known.media_type, known.bytes) = (excluded.media_type, excluded.bytes) THEN known.uploaded_at
     END
 
--- name: to_upload -- images of some rows that the store is not known to have
+-- name: to_upload -- images of the chosen rows that are not known to be in the store
 SELECT encode(i.sha256, 'hex'), i.media_type, i.bytes, i.place
 FROM rowvec.images AS i
 WHERE i.family = {family} AND i.uploaded_at IS NULL AND i.sha256 > {after} AND {shown}
@@ -21,11 +21,11 @@ LIMIT {limit}
 -- name: count_to_upload
 SELECT count(*) FROM rowvec.images AS i WHERE i.family = {family} AND i.uploaded_at IS NULL AND {shown}
 
--- name: in_batch -- as a hashed subplan, which IS TRUE keeps it: nobody has counted a plan's rows or a first run's images
--- yet, and a join of what looks like one row with what looks like ten compares each image with each row of the batch
+-- name: in_batch -- IS TRUE keeps this a hashed subplan. The tables have no statistics yet, so the planner would join
+-- them by a nested loop, which compares each image with each row of the batch
 (i.sha256 IN (SELECT decode(substr(p.content, 8), 'hex') FROM {plan} AS p WHERE p.rowvec_batch = {batch})) IS TRUE
 
--- name: in_table -- after shown and show
+-- name: in_table -- needs the blocks shown and show before
 EXISTS (SELECT FROM shown_images AS s WHERE s.sha256 = i.sha256)
 
 -- name: uploaded
@@ -36,7 +36,7 @@ WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(
 SELECT encode(sha256, 'hex'), media_type, bytes, place FROM rowvec.images
 WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(%(sha256s)s::text[]) AS s)
 
--- name: shown -- the images that vector tables show: filled by show
+-- name: shown -- a table for the images that vector tables show; the block show fills it
 DROP TABLE IF EXISTS shown_images;
 CREATE TEMP TABLE shown_images (sha256 bytea NOT NULL)
 
@@ -49,10 +49,10 @@ SELECT table_schema, table_name FROM rowvec.pipelines
 WHERE family = %(family)s AND state <> 'dropped'
   AND to_regclass(format('%%I.%%I', table_schema, table_name)) IS NOT NULL
 
--- name: now -- what is uploaded from here on is in no listing that began before
+-- name: now -- an image uploaded after this time may be missing from a listing that began before it
 SELECT now()
 
--- name: kept -- what the store has, by a listing
+-- name: kept -- a table for a listing of the store; the block keep fills it
 DROP TABLE IF EXISTS kept_images;
 CREATE TEMP TABLE kept_images (sha256 bytea NOT NULL, media_type text NOT NULL, bytes bigint NOT NULL, name text NOT NULL)
 
@@ -65,15 +65,15 @@ FROM unnest(%(sha256s)s::text[], %(media_types)s::text[], %(sizes)s::bigint[], %
 -- name: analyze_kept
 ANALYZE kept_images
 
--- name: forget_lost -- what the ledger has as uploaded, and the store has not, or not whole: it is to be uploaded again
+-- name: forget_lost -- images noted as uploaded that the store lacks or has cut short: they must be uploaded again
 UPDATE rowvec.images AS i SET uploaded_at = NULL
 WHERE i.family = %(family)s AND i.uploaded_at < %(listed_at)s
   AND NOT EXISTS (
       SELECT FROM kept_images AS k
       WHERE (k.sha256, k.media_type, k.bytes) = (i.sha256, i.media_type, i.bytes))
 
--- name: wanting -- of the images that rows show: those that the store is not known to have, and those that no source
--- was seen with: their size is what a restore found
+-- name: wanting -- of the images that rows show: how many are not known to be in the store, and how many are known
+-- only from a restore, which noted the size that it found in the store
 SELECT
     count(*) FILTER (WHERE i.uploaded_at IS NULL),
     count(*) FILTER (WHERE i.place LIKE 'images/%%/' || encode(i.sha256, 'hex') || '.%%')
@@ -87,7 +87,7 @@ WHERE t.content ~ '^sha256:[0-9a-f]{{64}}$' AND NOT EXISTS (
     WHERE i.family = {family} AND i.sha256 = decode(substr(t.content, 8), 'hex') AND i.uploaded_at IS NOT NULL)
 LIMIT {limit}
 
--- name: lost -- for an audit: what is to be in the store and is not, or has another size there; how many in all
+-- name: lost -- for an audit: images that must be in the store and are missing or have another size; with their count
 SELECT encode(l.sha256, 'hex'), l.media_type, l.bytes, l.found, count(*) OVER ()
 FROM (
     SELECT i.sha256, i.media_type, i.bytes, k.bytes AS found
@@ -105,7 +105,7 @@ FROM (
 ORDER BY l.sha256
 LIMIT %(limit)s
 
--- name: take_in -- what a restore finds in the store; where the ledger knows an image, only if it is as large
+-- name: take_in -- what a restore finds in the store; an image that the ledger knows only if it has the same size
 INSERT INTO rowvec.images AS known (family, sha256, media_type, bytes, place, uploaded_at)
 SELECT %(family)s, sha256, media_type, bytes, name, now() FROM kept_images
 ON CONFLICT (family, sha256) DO UPDATE SET uploaded_at = coalesce(known.uploaded_at, excluded.uploaded_at)

@@ -1,4 +1,4 @@
--- name: unneeded -- no table shows them, no run that is kept did, and no row has come with them since
+-- name: unneeded -- no table shows them, no restorable run showed them, and no row has come with them since
 SELECT encode(i.sha256, 'hex'), i.media_type, i.bytes, i.place
 FROM rowvec.images AS i
 WHERE i.family = {family} AND i.noted_at < now() - {age}

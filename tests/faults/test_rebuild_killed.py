@@ -1,4 +1,4 @@
-"""``rowvec rebuild`` as its users run it: the real command, killed in the middle, switched, gone back from, cleared."""
+"""The real command ``rowvec rebuild``: killed, run again, switched, rolled back, and its old table dropped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from rowvec.postgres.connection import Connection
 from tests.integration.operations.test_generations import changed, dimensions
-from tests.support.cli_process import PrefectServer, write_pipeline
+from tests.support.cli_process import write_pipeline
 from tests.support.fault_outcomes import Rowvec, paid, succeeded
 from tests.support.paintings import assert_in_step
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
@@ -25,12 +25,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serve() as opened:
         yield opened
-
-
-@pytest.fixture
-def rowvec(prefect_server: PrefectServer) -> Rowvec:
-    """The command."""
-    return Rowvec(prefect_server)
 
 
 def test_killed_resumed_switched_back_and_cleared(
@@ -49,14 +43,14 @@ def test_killed_resumed_switched_back_and_cleared(
     cheap = rowvec("rebuild", file, "--max-cost", "0.000000001")
     assert cheap.status in (1, 2)
     assert server.paid.total() == 50
-    # Killed while the provider is at work; what was read is read on.
+    # Killed while requests are in flight; clients still read the live generation.
     server.latency = 0.3
     before = len(server.requests)
     command = rowvec.start("rebuild", file).when(lambda: len(server.requests) > before + 4)
     assert command.kill().status == -9
     server.latency = 0.0
     assert dimensions(source) == {96}
-    # A scheduled sync keeps what is read in step meanwhile, by its own settings.
+    # A scheduled sync still syncs the live generation, with its own settings.
     source.execute("UPDATE paintings SET title = 'Meanwhile' WHERE id = 1")
     assert succeeded(rowvec("sync", file))["changed"] == 1
     assert_in_step(source)
@@ -67,7 +61,7 @@ def test_killed_resumed_switched_back_and_cleared(
     assert done["comparison"]["questions"] == 50
     assert dimensions(source) == {32}
     assert_in_step(source)
-    # Fifty of the old model and one change; fifty of the new one, of which one may have been of the text before.
+    # 50 texts and one change for the old model; the same for the new one, which may have embedded the old text too.
     assert server.paid.total() <= 51 + 51 + IN_FLIGHT
     assert len(rowvec("search", file, "the number 7", "-k", "3").json["results"]) == 3
     assert rowvec("audit", file).json["consistent"]

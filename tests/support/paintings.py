@@ -11,7 +11,15 @@ import psycopg
 import pytest
 
 from rowvec.errors import Inconsistent
-from rowvec.operations.rebuild import RebuildReport, begin_rebuild, compare, finish_rebuild, live_pipeline, switch
+from rowvec.operations.rebuild import (
+    RebuildReport,
+    Rebuilt,
+    begin_rebuild,
+    compare,
+    finish_rebuild,
+    live_pipeline,
+    switch,
+)
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.sync import index, merge, order, validate
@@ -61,7 +69,7 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: boo
     """What the flow of that name does."""
     started = time.monotonic()
     following = begin_rebuild(pipeline, max_cost)
-    syncs: list[SyncReport | None] = [sync(following)]
+    syncs = [sync(following)]
     before = sync(live_pipeline(pipeline))
     syncs.append(sync(following))
     comparison = compare(pipeline, following)
@@ -69,7 +77,15 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: boo
     if to_switch:
         retired = switch(pipeline, following)
         syncs.append(sync(pipeline))
-    return finish_rebuild(pipeline, following, syncs, before, comparison, retired, started)
+    rebuilt = Rebuilt(
+        following=following,
+        syncs=tuple(syncs),
+        live_sync=before,
+        comparison=comparison,
+        retired_table=retired,
+        started=started,
+    )
+    return finish_rebuild(pipeline, rebuilt)
 
 
 def vectors(connection: Connection) -> dict[int, tuple[str, str, str]]:

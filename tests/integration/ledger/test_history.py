@@ -1,4 +1,4 @@
-"""What is shown of past runs, what is told of an outcome, and what is left of a dead run, without Prefect."""
+"""The history of runs, the alarms about an outcome, and the leftovers of a dead run, all without Prefect."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_history_shows_runs_that_failed_too_and_none_that_only_planned(
     assert "Last failure, run 2: this run would delete 49 of 50 vectors" in shown
 
 
-def test_what_is_told_tells_a_worse_index_from_a_wrong_table(source: Connection, paintings: Pipeline) -> None:
+def test_an_alarm_tells_a_worse_index_from_a_wrong_table(source: Connection, paintings: Pipeline) -> None:
     report = sync(paintings)
     assert [alarm.name for alarm in of_sync(report)] == ["rowvec.sync.completed"]
     recall = Check(name="recall", ok=False, detail="0.8 of 10")
@@ -57,10 +57,10 @@ def test_what_is_told_tells_a_worse_index_from_a_wrong_table(source: Connection,
     assert of_error(Inconsistent("x")) == []
 
 
-def test_a_generation_that_is_built_is_not_the_pipeline_that_is_to_be_synced(
+def test_the_sync_of_a_generation_under_way_is_not_reported_as_one_of_the_pipeline(
     paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waits for the pipeline's next sync would wait for ever for that of a name that is synced once."""
+    """An automation that waits for the next sync of a generation's own name would wait for ever after the switch."""
     sent: list[str] = []
 
     def note(resource: dict[str, str], **_: object) -> None:
@@ -73,14 +73,14 @@ def test_a_generation_that_is_built_is_not_the_pipeline_that_is_to_be_synced(
     assert sent == ["rowvec.pipeline.paintings", "rowvec.generation.paintings.2"]
 
 
-def test_what_a_dead_run_left_is_cleared_and_a_run_at_work_is_left_alone(
+def test_leftovers_of_a_dead_run_are_cleared_and_a_run_under_way_is_left_alone(
     source: Connection, database_url: str, paintings: Pipeline
 ) -> None:
     with running(paintings, "test") as run:
         extract.run(paintings, run)
         assert clear(paintings, "crashed").runs == ()
         assert _tables(source) == 2
-    # As a killed process leaves it: at work in the ledger, its lock gone, its files there.
+    # As a killed process leaves it: running in the ledger, without its lock, with its files.
     with connect(database_url) as connection:
         source.execute("UPDATE rowvec.runs SET state = 'running', finished_at = NULL")
         folder = make_workdir(connection, run.run_id)

@@ -1,4 +1,4 @@
-"""The journal in the store tells of every row of the vector table, whatever happened to the runs that wrote it."""
+"""The journal in the store has every row of the vector table, whatever happened to the runs that wrote it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _DIFFERENCES = """
 """
 
 
-def untold(connection: Connection, pipeline: Pipeline, folder: Path) -> list[int]:
-    """Keys for which the journal does not say what the vector table has."""
+def unrecorded_keys(connection: Connection, pipeline: Pipeline, folder: Path) -> list[int]:
+    """The keys for which the journal and the vector table differ."""
     store = open_store(pipeline.artifacts)
     replay(connection, store, read_chain(store, pipeline.name), folder)
     return [key for (key,) in connection.execute(_DIFFERENCES)]
 
 
 def manifests(pipeline: Pipeline) -> int:
-    """How many there are."""
+    """The number of manifests."""
     return len(list(open_store(pipeline.artifacts).names("manifests/")))
 
 
-def test_each_kind_of_change_is_told(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
+def test_each_kind_of_change_is_recorded(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
     sync(paintings)
-    assert untold(source, paintings, tmp_path) == []
+    assert unrecorded_keys(source, paintings, tmp_path) == []
     source.execute("DELETE FROM paintings WHERE id <= 3")
     source.execute("UPDATE paintings SET author = 'O, \"quoted\"\nName' WHERE id IN (4, 5)")
     source.execute("UPDATE paintings SET author = NULL WHERE id = 6")
@@ -46,19 +46,19 @@ def test_each_kind_of_change_is_told(source: Connection, paintings: Pipeline, tm
     fill(source, 2, start=60)
     report = sync(paintings)
     assert report.manifest is not None
-    assert untold(source, paintings, tmp_path) == []
+    assert unrecorded_keys(source, paintings, tmp_path) == []
     chain = read_chain(open_store(paintings.artifacts), "paintings")
     assert [link.manifest.previous is None for link in chain] == [True, False]
 
 
-def test_a_run_that_changes_nothing_tells_nothing(source: Connection, paintings: Pipeline) -> None:
+def test_a_run_that_changes_nothing_writes_no_manifest(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     assert sync(paintings).manifest is None
     assert manifests(paintings) == 1
 
 
 @pytest.mark.parametrize("stage", ["upload", "merge", "index", "validate"])
-def test_what_a_killed_run_did_is_told_by_the_next(
+def test_what_a_killed_run_did_is_recorded_by_the_next(
     source: Connection, paintings: Pipeline, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(paintings)
@@ -68,20 +68,20 @@ def test_what_a_killed_run_did_is_told_by_the_next(
         sync(paintings)
     sync(paintings)
     assert_in_step(source)
-    assert untold(source, paintings, tmp_path) == []
+    assert unrecorded_keys(source, paintings, tmp_path) == []
 
 
-def test_a_table_dropped_by_mistake_comes_back_and_begins_its_journal_anew(
+def test_a_table_dropped_by_mistake_comes_back_and_its_journal_starts_again(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
     sync(paintings)
     source.execute("DELETE FROM paintings WHERE id <= 3")
     source.execute("DROP TABLE vectors.paintings")
     assert sync(paintings).embedded == 0
-    assert untold(source, paintings, tmp_path) == []
+    assert unrecorded_keys(source, paintings, tmp_path) == []
 
 
-def test_another_set_of_metadata_begins_the_journal_anew(
+def test_another_set_of_metadata_starts_the_journal_again(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
     sync(paintings)
@@ -94,7 +94,7 @@ def test_another_set_of_metadata_begins_the_journal_anew(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_random_edits_are_told(source: Connection, paintings: Pipeline, tmp_path: Path, seed: int) -> None:
+def test_random_edits_are_recorded(source: Connection, paintings: Pipeline, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(5):
         for _ in range(chance.randrange(6)):
@@ -112,4 +112,4 @@ def test_random_edits_are_told(source: Connection, paintings: Pipeline, tmp_path
                 (row,),
             )
         sync(paintings)
-        assert untold(source, paintings, tmp_path) == []
+        assert unrecorded_keys(source, paintings, tmp_path) == []

@@ -1,4 +1,4 @@
-"""Budgets: decided purely, kept over runs, machines and generations, and never exceeded by concurrent requests."""
+"""Budgets: pure decisions, limits across runs, machines and generations, and concurrent requests within them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.paintings import assert_in_step, rebuild, sync
 from tests.support.servers.openai_server import KEY, OpenAIServer, failing, serve
 
 PRICE = 1000.0
-"""US dollars a million tokens: a thousandth of a dollar a token, for figures that can be read."""
+"""US dollars per million tokens: a thousandth of a dollar per token, so that the figures are easy to read."""
 
 dollars = st.floats(min_value=0, max_value=1e6, allow_nan=False)
 limits = st.none() | st.floats(min_value=1e-6, max_value=1e6)
@@ -39,7 +39,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
 
 
 def pipeline(server: OpenAIServer, tmp_path: Path, budget: dict[str, float] | None, **more: Any) -> Pipeline:
-    """The gallery's, four texts a request, at a price that is easily reckoned."""
+    """The gallery's pipeline with four texts per request, at a price that is easy to multiply."""
     embedder = {
         "kind": "openai",
         "model": "text-embedding-3-small",
@@ -55,12 +55,12 @@ def pipeline(server: OpenAIServer, tmp_path: Path, budget: dict[str, float] | No
 
 
 def dollars_billed(server: OpenAIServer) -> float:
-    """What the provider would put on its bill."""
+    """The provider's bill in US dollars."""
     return server.tokens_billed * PRICE / 1e6
 
 
 @given(per_run=limits, per_month=limits, run=dollars, more=dollars, usd=dollars)
-def test_what_is_left_may_be_spent_and_more_may_not(
+def test_the_rest_of_the_budget_may_be_spent_and_more_may_not(
     per_run: float | None, per_month: float | None, run: float, more: float, usd: float
 ) -> None:
     budget, spent = Budget(per_run=per_run, per_month=per_month), Spent(run=run, month=run + more)
@@ -77,15 +77,15 @@ def test_what_is_left_may_be_spent_and_more_may_not(
 
 
 @given(st.lists(st.floats(min_value=0, max_value=10), max_size=50), st.floats(min_value=0.01, max_value=100))
-def test_a_sequence_of_reservations_never_passes_the_limit(costs: list[float], limit: float) -> None:
-    budget, gone = Budget(per_run=limit), 0.0
+def test_a_sequence_of_reservations_never_exceeds_the_limit(costs: list[float], limit: float) -> None:
+    budget, spent = Budget(per_run=limit), 0.0
     for usd in costs:
-        if exceeded_limit(budget, Spent(run=gone), usd) is None:
-            gone += usd
-    assert gone <= limit + 1e-6
+        if exceeded_limit(budget, Spent(run=spent), usd) is None:
+            spent += usd
+    assert spent <= limit + 1e-6
 
 
-def test_threads_together_never_pass_the_budget(connection: Connection, database_url: str) -> None:
+def test_threads_together_never_exceed_the_budget(connection: Connection, database_url: str) -> None:
     account = SpendingAccount(family="f", run_id=RunId(1), budget=Budget(per_month=0.1))
     others = SpendingAccount(family="f", run_id=RunId(2), budget=account.budget)
 
@@ -117,7 +117,7 @@ def test_requests_in_flight_count_before_they_are_answered(connection: Connectio
     assert budget.reserve(6).usd == pytest.approx(0.006)
 
 
-def test_a_run_stops_before_it_passes_its_budget_and_the_next_goes_on(
+def test_a_run_stops_before_it_exceeds_its_budget_and_the_next_continues(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
@@ -138,7 +138,7 @@ def test_a_run_stops_before_it_passes_its_budget_and_the_next_goes_on(
     assert_in_step(source)
 
 
-def test_the_month_s_budget_is_of_all_runs_and_generations(
+def test_all_runs_and_generations_share_the_budget_of_the_month(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]

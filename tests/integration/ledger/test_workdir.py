@@ -1,4 +1,4 @@
-"""Files of runs on their way to the store: two databases that number their runs alike do not meet in one home."""
+"""The working folders of runs: two databases with equal run numbers keep their files apart in one home."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def elsewhere(cluster: str) -> Generator[str]:
         administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
-def test_runs_of_two_databases_side_by_side_keep_their_files_apart(
+def test_concurrent_runs_of_two_databases_keep_their_files_apart(
     source: Connection, paintings: Pipeline, elsewhere: str
 ) -> None:
     urls = [os.environ["ROWVEC_DATABASE_URL"], elsewhere]

@@ -1,4 +1,4 @@
-"""The next generation of a vector table: built beside, compared, switched to, and back; paid for once."""
+"""The next generation of a vector table: built next to the live one, compared, switched to and back, paid for once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from rowvec.postgres.connection import Connection
 from rowvec.sync.dry_run import plan
 from tests.support import paintings as gallery
 from tests.support.fault_outcomes import paid
-from tests.support.servers.disposable import wait_for
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
+from tests.support.waiting import wait_for
 
 
 def changed(pipeline: Pipeline, **parts: dict[str, Any]) -> Pipeline:
@@ -39,7 +39,7 @@ def changed(pipeline: Pipeline, **parts: dict[str, Any]) -> Pipeline:
 
 
 def dimensions(connection: Connection, table: str = "paintings") -> set[int]:
-    """How long the vectors of a table are."""
+    """The dimensions of a table's vectors."""
     statement = sql.SQL("SELECT DISTINCT vector_dims(embedding) FROM {}").format(sql.Identifier("vectors", table))
     return {d for (d,) in connection.execute(statement).fetchall()}
 
@@ -115,7 +115,7 @@ def test_a_shorter_vector_another_precision_and_no_bits_cost_nothing(
     gallery.assert_in_step(source)
 
 
-def test_what_it_would_cost_is_told_first_and_bounded(
+def test_the_cost_is_reported_first_and_limited(
     source: Connection, server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     old = paid(server, str(tmp_path_factory.mktemp("artifacts")))
@@ -133,13 +133,13 @@ def test_what_it_would_cost_is_told_first_and_bounded(
     assert server.paid.total() == before
 
 
-def test_both_are_kept_in_step_while_one_is_built(source: Connection, paintings: Pipeline) -> None:
+def test_the_live_generation_is_synced_while_the_next_is_built(source: Connection, paintings: Pipeline) -> None:
     gallery.sync(paintings)
     longer = changed(paintings, embedder={"dimensions": 128})
     gallery.rebuild(longer, to_switch=False)
     gallery.fill(source, 5, start=51)
     source.execute("DELETE FROM paintings WHERE id <= 5")
-    # By the new file, for that is what the schedule has: the table that is read goes by its own settings.
+    # The schedule has the new file; the live table is synced with its own settings all the same.
     scheduled = gallery.sync(longer)
     assert (scheduled.new, scheduled.deleted, dimensions(source)) == (5, 5, {64})
     gallery.assert_in_step(source)
@@ -149,7 +149,7 @@ def test_both_are_kept_in_step_while_one_is_built(source: Connection, paintings:
     gallery.assert_in_step(source)
 
 
-def test_nobody_switches_while_a_run_is_at_work(source: Connection, paintings: Pipeline) -> None:
+def test_no_switch_while_a_run_is_under_way(source: Connection, paintings: Pipeline) -> None:
     gallery.sync(paintings)
     longer = changed(paintings, embedder={"dimensions": 128})
     gallery.rebuild(longer, to_switch=False)
@@ -158,11 +158,11 @@ def test_nobody_switches_while_a_run_is_at_work(source: Connection, paintings: P
         switch(longer, following)
     assert dimensions(source) == {64}
     assert switch(longer, following) == "vectors.paintings__1"
-    # A switch whose answer was lost is not done twice.
+    # A switch that is tried again after its answer was lost is not made twice.
     assert switch(longer, following) == "vectors.paintings__1"
 
 
-def test_what_is_bound_to_the_table_is_named_before_anything_is_built(source: Connection, paintings: Pipeline) -> None:
+def test_objects_bound_to_the_table_are_named_before_anything_is_built(source: Connection, paintings: Pipeline) -> None:
     gallery.sync(paintings)
     source.execute("CREATE VIEW recent AS SELECT id FROM vectors.paintings WHERE year > 1940")
     with pytest.raises(TargetError, match="the view recent"):
@@ -200,7 +200,7 @@ def test_the_function_answers_vectors_of_either_length(source: Connection, paint
     gallery.rebuild(longer)
     for table in (old, new):
         assert source.execute(ask.replace(b"{}", table)).fetchall() == [(7,)]
-    # New rows are in the new generation alone: who asks in the old way gets the old answers.
+    # Only the new generation has the new rows: a query with the old dimensions gets the old rows.
     source.execute("DELETE FROM vectors.paintings__1 WHERE id = 8")
     count = b"SELECT count(*) FROM vectors.paintings_search((SELECT embedding FROM {} WHERE id = 7), 100)"
     assert source.execute(count.replace(b"{}", old)).fetchone() == (49,)
@@ -218,7 +218,7 @@ def test_readers_in_a_loop_see_no_error_and_no_mixture(
     old = changed(paintings, search={"hybrid": True})
     new = changed(old, embedder={"dimensions": 128})
     gallery.sync(old)
-    source.execute("UPDATE vectors.paintings SET author = 'old'")  # what tells the generations apart
+    source.execute("UPDATE vectors.paintings SET author = 'old'")  # marks the rows of the old generation
     vectors = [source.execute("SELECT embedding::text FROM vectors.paintings WHERE id = 7").fetchone()]
     following = begin_rebuild(new)
     gallery.sync(following)
@@ -239,7 +239,7 @@ def test_readers_in_a_loop_see_no_error_and_no_mixture(
                         failures.append(f"{authors}, {count} rows")
                     seen[generation].update(authors)
                 except psycopg.Error as error:
-                    # Before the switch nobody knows the new length.
+                    # Before the switch no function accepts the new dimensions.
                     if generation == 0 or "different vector dimensions" not in str(error):
                         failures.append(str(error))
 
@@ -263,7 +263,7 @@ def test_readers_in_a_loop_see_no_error_and_no_mixture(
     assert failures == []
 
 
-def test_what_a_dropped_generation_paid_for_goes_when_it_is_old(
+def test_artifacts_of_a_dropped_generation_are_pruned_when_they_are_old(
     source: Connection, server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("artifacts")
@@ -276,7 +276,7 @@ def test_what_a_dropped_generation_paid_for_goes_when_it_is_old(
     gallery.sync(old)
     gallery.rebuild(new)
     assert kept() == 2
-    # As long as it is kept to go back to, nothing of it goes.
+    # As long as the generation is kept for a rollback, none of its artifacts is deleted.
     prune(new, timedelta(0), apply=True)
     assert kept() == 2
     retire_for_good(new)
@@ -288,7 +288,7 @@ def test_what_a_dropped_generation_paid_for_goes_when_it_is_old(
     assert run_audit(new).consistent
 
 
-def test_what_only_prunes_does_not_change_what_is_remembered(source: Connection, paintings: Pipeline) -> None:
+def test_a_prune_does_not_change_the_stored_settings(source: Connection, paintings: Pipeline) -> None:
     gallery.sync(paintings)
     longer = changed(paintings, embedder={"dimensions": 128})
     prune(longer, timedelta(0), apply=True)
@@ -297,7 +297,7 @@ def test_what_only_prunes_does_not_change_what_is_remembered(source: Connection,
     assert dimensions(source) == {64}
 
 
-def test_nothing_reads_vectors_of_one_model_by_another(
+def test_no_search_compares_vectors_of_two_models(
     source: Connection, server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     old = paid(server, str(tmp_path_factory.mktemp("artifacts")))
@@ -306,7 +306,7 @@ def test_nothing_reads_vectors_of_one_model_by_another(
     for refused in (lambda: search(new, "x", 3, None, "exact"), lambda: run_audit(new), lambda: plan(new)):
         with pytest.raises(UsageError, match="rowvec rebuild"):
             refused()
-    # While it is being built, the new file means what is read now.
+    # While it is being built, a search with the new file reads the live generation.
     gallery.rebuild(new, to_switch=False)
     assert len(search(new, "x", 3, None, "exact")["results"]) == 3
     assert run_audit(new).consistent
@@ -349,7 +349,7 @@ def test_a_plan_changes_nothing(source: Connection, paintings: Pipeline) -> None
     assert (again["generation"], again["begun"], again["unchanged"]) == (2, True, 50)
     with pytest.raises(UsageError, match="already has these settings"):
         plan_rebuild(paintings)
-    # Nobody takes away what somebody else is building.
+    # A rebuild does not drop a generation that another process is building.
     with running(begin_rebuild(first), "test"), pytest.raises(PipelineBusy):
         begin_rebuild(second)
     assert known() == built

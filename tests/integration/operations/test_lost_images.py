@@ -1,4 +1,4 @@
-"""A store that has lost images: told of by an audit, mended by a repair and by any sync, and known after a restore."""
+"""A store that has lost images: an audit finds them, a repair and any sync upload them, and a restore reports them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty(cluster: str) -> Generator[str]:
-    """The DSN of a database without anything in it."""
+    """The DSN of an empty database."""
     name = f"empty_images_{next(_numbers)}"
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -58,7 +58,7 @@ def empty(cluster: str) -> Generator[str]:
 
 @pytest.fixture
 def spoil(artifacts: dict[str, str], request: pytest.FixtureRequest) -> Callable[[str, bytes], None]:
-    """Other bytes under an object's name, by whoever writes past rowvec."""
+    """Write other bytes under an object's name, as a program other than rowvec may do."""
     if "credential" not in artifacts:
 
         def write(name: str, content: bytes) -> None:
@@ -98,14 +98,14 @@ def test_an_audit_names_lost_images_and_repairs_them(
     store = open_store(resolve(paintings).artifacts)
     store.delete(names[0])
     spoil(names[1], b"cut")
-    # Of a row that is gone: no source has it any more.
+    # The image of a deleted row: the source does not have it any more.
     gone = next(path for path in sorted(folder.rglob("*")) if path.is_file() and sha256(path) not in "".join(names[:2]))
     (away,) = [name for name in names if sha256(gone) in name]
     gone.unlink()
     sync(paintings)
     store.delete(away)
 
-    # The sync above has mended the first two.
+    # The sync above has uploaded the first two again.
     sound(paintings, folder)
     store.delete(names[0])
     spoil(names[1], b"cut")
@@ -123,7 +123,7 @@ def test_an_audit_names_lost_images_and_repairs_them(
 
 
 def test_a_sync_uploads_what_a_store_has_lost(source: Connection, folder: Path, tmp_path: Path) -> None:
-    """All of it: the folder is gone, and the database is not. Killed before the upload, the next one goes on."""
+    """The whole folder is lost, the database is not. If a run is killed before the upload, the next one continues."""
     paintings = pipeline(folder, local(tmp_path))
     sync(paintings)
     shutil.rmtree(tmp_path / "artifacts" / "images")
@@ -132,15 +132,15 @@ def test_a_sync_uploads_what_a_store_has_lost(source: Connection, folder: Path, 
     assert report.consistent
     sound(paintings, folder)
     assert sync(paintings).images == 0
-    # As a run leaves it that ended between the listing and the upload.
+    # As a run leaves it that was killed between the listing and the upload.
     shutil.rmtree(tmp_path / "artifacts" / "images")
     source.execute("UPDATE rowvec.images SET uploaded_at = NULL")
     assert sync(paintings).images == COUNT
     sound(paintings, folder)
-    # And the ledger lost as well.
+    # The ledger is lost as well.
     source.execute("TRUNCATE rowvec.images")
     assert not (audit := run_audit(paintings)).findings
-    assert audit.consistent  # they are all there
+    assert audit.consistent  # all images are in the store
     shutil.rmtree(tmp_path / "artifacts" / "images")
     assert run_audit(paintings).total == COUNT
     assert sync(paintings).images == COUNT
@@ -148,7 +148,7 @@ def test_a_sync_uploads_what_a_store_has_lost(source: Connection, folder: Path, 
 
 
 def test_a_lost_image_is_found_where_the_source_has_it_now(source: Connection, folder: Path, tmp_path: Path) -> None:
-    """In a table a rename may change nothing that the vector table shows."""
+    """A rename in the source may change nothing in the vector table."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
 
     def write() -> None:
@@ -182,10 +182,10 @@ def test_an_image_that_the_source_replaced_meanwhile_is_not_looked_for(
     assert run_audit(paintings).consistent
 
 
-def test_a_row_whose_image_cannot_be_had_fails_the_run(
+def test_a_row_whose_image_is_not_in_the_store_fails_the_run(
     source: Connection, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nobody has uploaded it again, a run does not call that consistent."""
+    """If no stage has uploaded the image again, the run is not consistent."""
     paintings = pipeline(folder, local(tmp_path))
     sync(paintings)
     (tmp_path / "artifacts" / kept(paintings)[0]).unlink()
@@ -213,13 +213,13 @@ def test_a_restore_knows_the_images_of_the_store(
     checksum = sha256(gone)
     gone.unlink()
     sync(paintings)
-    (spoilt, *_) = (name for name in kept(paintings) if checksum not in name)
-    spoil(spoilt, b"cut")
+    (damaged, *_) = (name for name in kept(paintings) if checksum not in name)
+    spoil(damaged, b"cut")
     monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
     assert restore(paintings).consistent
     with connect(empty) as connection:
         assert connection.execute("SELECT count(*), count(uploaded_at) FROM rowvec.images").fetchone() == (COUNT, COUNT)
-    # What was cut in the store is known once the source is read again.
+    # The object that was cut short is found once the source is read again.
     report = sync(paintings)
     assert (report.images, report.embedded, report.consistent) == (1, 0, True)
     sound(paintings, folder)
@@ -230,7 +230,7 @@ def test_a_restore_knows_the_images_of_the_store(
     assert len(kept(paintings)) == COUNT - 1
 
 
-def test_a_restore_says_which_images_are_lost(
+def test_a_restore_names_the_lost_images(
     source: Connection, folder: Path, tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paintings = pipeline(folder, local(tmp_path))

@@ -1,4 +1,4 @@
-"""Pruning lets go of nothing that the table or a run that is kept needs; compaction changes where vectors are kept."""
+"""A prune deletes nothing that the table or a restorable run needs; compaction moves vectors to other artifacts."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def objects(pipeline: Pipeline, kind: str = "") -> list[str]:
 
 
 def age(connection: Connection, days: int) -> None:
-    """Make all that was so far older."""
+    """Make everything that exists so far older."""
     connection.execute("UPDATE rowvec.artifacts SET created_at = created_at - make_interval(days => %s)", (days,))
     connection.execute("UPDATE rowvec.runs SET started_at = started_at - make_interval(days => %s)", (days,))
 
 
 @pytest.fixture
 def edited(source: Connection, paintings: Pipeline) -> Connection:
-    """Three artifacts: of the first, 40 rows are left; of the second, none."""
+    """Three artifacts: the table still needs 40 rows of the first one and none of the second one."""
     sync(paintings)
     for text in ("once", "twice"):
         source.execute("UPDATE paintings SET title = %s || id WHERE id <= 10", (text,))
@@ -43,7 +43,7 @@ def edited(source: Connection, paintings: Pipeline) -> Connection:
 
 
 def restored(pipeline: Pipeline, url: str) -> dict[int, tuple[str, str, str]]:
-    """The table as the store alone gives it."""
+    """The table as a restore from the store builds it."""
     with connect(url) as connection:
         connection.execute("DROP TABLE vectors.paintings")
         with restoring(pipeline) as restore:
@@ -73,8 +73,8 @@ def test_what_the_table_needs_stays(edited: Connection, paintings: Pipeline, dat
     assert (again.artifacts, again.manifests) == (0, 0)
 
 
-def test_a_run_that_is_kept_can_still_be_restored(edited: Connection, paintings: Pipeline, database_url: str) -> None:
-    """Thirty days: the second artifact is needed by no row, but by a run of last week."""
+def test_a_kept_run_can_still_be_restored(edited: Connection, paintings: Pipeline, database_url: str) -> None:
+    """With an age of thirty days: no row needs the second artifact, but a run of last week does."""
     assert prune(paintings, MONTH, apply=True).artifacts == 0
     age(edited, 20)
     assert prune(paintings, MONTH, apply=True).artifacts == 0
@@ -90,7 +90,7 @@ def test_a_run_that_is_kept_can_still_be_restored(edited: Connection, paintings:
     assert run_audit(paintings).consistent
 
 
-def test_what_changes_back_is_paid_again_only_after_its_artifact_is_gone(
+def test_a_text_that_returns_is_paid_again_only_after_its_artifact_was_deleted(
     edited: Connection, paintings: Pipeline
 ) -> None:
     edited.execute("UPDATE paintings SET title = 'once' || id WHERE id = 1")
@@ -126,7 +126,7 @@ def test_many_small_artifacts_become_one(source: Connection, paintings: Pipeline
     assert vectors(source) == before
 
 
-def test_objects_of_others_are_left_alone(edited: Connection, paintings: Pipeline, tmp_path: Path) -> None:
+def test_objects_unknown_to_the_ledger_are_left_alone(edited: Connection, paintings: Pipeline, tmp_path: Path) -> None:
     other = tmp_path / "artifacts/artifacts/paintings/ab/other.parquet"
     other.parent.mkdir(parents=True, exist_ok=True)
     other.write_bytes(b"of another database")
@@ -134,17 +134,17 @@ def test_objects_of_others_are_left_alone(edited: Connection, paintings: Pipelin
     assert other.exists()
 
 
-def test_compaction_is_asked_for_together_with_apply(edited: Connection, paintings: Pipeline) -> None:
+def test_compaction_needs_apply(edited: Connection, paintings: Pipeline) -> None:
     with pytest.raises(UsageError, match="--apply"):
         prune(paintings, ALWAYS, compact=True)
 
 
 def test_the_command(edited: Connection, paintings: Pipeline, prefect_server: PrefectServer, tmp_path: Path) -> None:
     file = write_pipeline(paintings, tmp_path)
-    told = start(prefect_server.api, "prune", file, "--older-than", "0", "--json").wait()
-    assert told.status == 0, told.stderr
-    assert (told.json["applied"], told.json["artifacts"]) == (False, 1)
+    dry = start(prefect_server.api, "prune", file, "--older-than", "0", "--json").wait()
+    assert dry.status == 0, dry.stderr
+    assert (dry.json["applied"], dry.json["artifacts"]) == (False, 1)
     done = start(prefect_server.api, "prune", file, "--older-than", "0", "--apply").wait()
     assert done.status == 0, done.stderr
     assert "Deleted" in done.stdout
-    assert set(Pruned.__slots__) == set(told.json)
+    assert set(Pruned.__slots__) == set(dry.json)

@@ -1,4 +1,4 @@
-"""Restore: the vector table from the store alone, every column of it, into a database that has nothing."""
+"""Restore: the vector table from the store alone, with every column, into an empty database."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROWS = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
 
 @pytest.fixture
 def empty(cluster: str) -> Generator[str]:
-    """The DSN of a database without anything in it, not even pgvector."""
+    """The DSN of an empty database, without pgvector."""
     name = f"empty_{next(_numbers)}"
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -63,7 +63,7 @@ def rows(url: str) -> list[str]:
         return [row for (row,) in connection.execute(_ROWS)]
 
 
-def test_an_empty_database_gets_the_very_table_back(
+def test_an_empty_database_gets_the_same_table_back(
     source: Connection, paintings: Pipeline, database_url: str, empty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(paintings)
@@ -103,13 +103,13 @@ def test_after_a_restore_the_next_sync_has_nothing_to_do(
         assert sync(paintings).embedded == 1
         assert_in_step(connection)
     chain = read_chain(open_store(paintings.artifacts), "paintings")
-    assert len(chain) == 3  # the journal went on where the lost database had stopped
+    assert len(chain) == 3  # the journal continued where the lost database had stopped
 
 
 def test_neither_source_nor_embedder_is_needed(
     source: Connection, tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch, database_url: str
 ) -> None:
-    """Not even their secrets: the machine of a bad day has not all variables set."""
+    """Their secrets are not needed either: after a disaster, a machine may lack some variables."""
     monkeypatch.setenv("SOURCE_URL", database_url)
     parts: dict[str, Any] = {"source": {"url": "${SOURCE_URL}"}}
     pipeline = gallery.pipeline(str(tmp_path / "artifacts"), **parts)
@@ -146,7 +146,7 @@ def test_an_earlier_manifest_gives_the_table_of_that_day(
     assert rows(empty) == then
 
 
-def test_numbers_that_are_taken_are_not_given_twice(
+def test_run_numbers_that_are_taken_are_not_used_twice(
     source: Connection,
     paintings: Pipeline,
     tmp_path: Path,
@@ -154,7 +154,7 @@ def test_numbers_that_are_taken_are_not_given_twice(
     empty: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The database has runs of another pipeline already."""
+    """The database already has runs of another pipeline."""
     sync(paintings)
     monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
     with connect(empty) as connection:
@@ -211,7 +211,7 @@ def test_a_table_with_rows_is_not_touched(source: Connection, paintings: Pipelin
         ("source", {"key": ["author"]}, r"the artifacts have the key \(id\)"),
     ],
 )
-def test_what_does_not_fit_is_said(
+def test_a_manifest_that_does_not_match_the_pipeline_is_refused(
     source: Connection, paintings: Pipeline, tmp_path: Path, part: str, change: dict[str, Any], sentence: str
 ) -> None:
     sync(paintings)
