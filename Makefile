@@ -1,7 +1,7 @@
 # The two commands of the README are `make demo` and `make test`; each makes its own environment from the lock file.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
-# Tests wait more than they work, for servers they start and kill: twice as many processes as cores of a small machine.
+# Tests mostly wait for servers that they start and kill, so there are twice as many processes as a small machine has cores.
 WORKERS ?= 4
 BIN := $(VENV)/bin
 
@@ -39,14 +39,14 @@ test-unit: $(VENV)/.dev
 soak: $(VENV)/.dev
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m "soak or hypothesis" --timeout=7200 -o addopts="-ra --import-mode=importlib -p no:langsmith_plugin"
 
-# What the benchmarks are compared with lives in an environment of its own, never in the project's.
+# The peers of the benchmarks are installed in an environment of their own, never in the project's.
 bench-peers:
 	$(PYTHON) -m venv benchmarks/.peers
 	benchmarks/.peers/bin/pip install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
 	benchmarks/.peers/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	benchmarks/.peers/bin/pip install --quiet "pgpq>=0.12"
 
-# Who takes part in benchmarks/sync.py and faults.py, in the newest release: an environment each, for their pins clash.
+# The rivals in benchmarks/sync.py and faults.py, each in its newest release and in its own environment: their pins clash.
 RIVALS := benchmarks/.rivals
 bench-rivals: $(VENV)/.dev
 	for rival in langchain llamaindex cocoindex pgai; do $(PYTHON) -m venv $(RIVALS)/$$rival || exit 1; done
@@ -55,9 +55,9 @@ bench-rivals: $(VENV)/.dev
 	$(RIVALS)/cocoindex/bin/pip install --quiet --upgrade "cocoindex[postgres,litellm]"
 	$(RIVALS)/pgai/bin/pip install --quiet --upgrade "pgai[vectorizer-worker]"
 
-# Each prints its figures for people and ends in one JSON object; benchmarks/README.md says what they answer. The quick
-# ones take some minutes together and are for trying them; what is recorded in benchmarks/results comes from a quiet
-# machine. SQLAlchemy, LangChain and LlamaIndex are in .venv too, for the test of docs/clients.md; pgpq in .peers alone.
+# Each benchmark prints its figures for people and ends with one JSON object; benchmarks/README.md says which question it
+# answers. The quick forms take some minutes together, to try them out; benchmarks/results is recorded on a quiet machine.
+# SQLAlchemy, LangChain and LlamaIndex are in .venv too, for the test of docs/clients.md; pgpq is in .peers only.
 BENCHMARKS ?= load diff overlap scale search images pace $(if $(wildcard $(RIVALS)),sync faults)
 BENCH_PYTHON ?= $(firstword $(wildcard benchmarks/.peers/bin/python) $(BIN)/python)
 
