@@ -1,4 +1,4 @@
-"""The embedders a pipeline can ask: what makes a vector of a content, by whose account, and how fast."""
+"""The embedder part of a pipeline file: what makes vectors, with which account, and how fast."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class BatchApi(Part):
     """OpenAI's Batch API: half the price, an answer within 24 hours."""
 
     at_least: int = Field(
-        default=1000, gt=0, description="Fewer texts than these are not worth the wait, and are asked directly."
+        default=1000, gt=0, description="With fewer texts than this, the run embeds directly and makes no job."
     )
     fallback: Literal["batch", "direct"] = Field(
         default="batch",
-        description="How texts that a job gave back are asked again: in another job (three in all), or directly.",
+        description="How texts that a job did not answer are sent again: in another job (three in all), or directly.",
     )
     wait_minutes: float = Field(
         default=10.0, ge=0, description="How long a run waits for its jobs before it leaves them to the next run."
@@ -35,10 +35,11 @@ class BatchApi(Part):
     patience_hours: float = Field(
         default=72.0,
         gt=0,
-        description="So long after its first job, what is still unasked is asked directly, so that a run can end.",
+        description="This long after the first job, texts without an answer are embedded directly, so that a run can "
+        "end.",
     )
     max_tokens: int | None = Field(
-        default=None, gt=0, description="The account's limit of tokens in unfinished jobs; left out: none is kept to."
+        default=None, gt=0, description="The account's limit of tokens in unfinished jobs; left out: no limit."
     )
     model: Text | None = Field(
         default=None, description="On Azure, the deployment that takes jobs; left out: embedder.model."
@@ -46,7 +47,7 @@ class BatchApi(Part):
 
 
 class OpenAIEmbedder(Part):
-    """OpenAI, or any server that speaks its protocol, by base_url."""
+    """OpenAI, or any server with the same protocol, by base_url."""
 
     kind: Literal["openai"]
     model: Text = Field(description="The model's name, e.g. text-embedding-3-small.")
@@ -59,36 +60,37 @@ class OpenAIEmbedder(Part):
     )
     on_too_long: Literal["reject", "truncate"] = Field(
         default="reject",
-        description="What becomes of a text over max_input_tokens: set aside, or cut to that many tokens.",
+        description="What happens to a text over max_input_tokens: it is rejected, or cut to that many tokens.",
     )
     max_input_tokens: int = Field(default=8192, gt=0, description="Tokens the model takes in one input.")
-    # 2,048, all that a request takes, would leave places in flight empty, and more be lost by a kill.
+    # With 2,048, the most that a request takes, fewer requests would be in flight, and a kill would lose more answers.
     max_batch_inputs: int = Field(default=512, gt=0, le=2048, description="Inputs in one request; 2,048 at most.")
     max_batch_tokens: int = Field(default=300_000, gt=0, description="Tokens in one request, over all inputs.")
     concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
     requests_per_minute: int | None = Field(
-        default=None, gt=0, description="The account's limit; all who use it are paced to it together."
+        default=None, gt=0, description="The account's limit; all processes of the account share it."
     )
     tokens_per_minute: int | None = Field(
-        default=None, gt=0, description="The account's limit; all who use it are paced to it together."
+        default=None, gt=0, description="The account's limit; all processes of the account share it."
     )
     timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
-    max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")
+    max_attempts: int = Field(default=8, gt=0, description="Attempts of one request before the run fails.")
     cost_per_million_tokens: float | None = Field(
         default=None,
         ge=0,
         description="In US dollars; left out: the list price of a known model, else unknown (0).",
     )
     batch: bool | BatchApi = Field(
-        default=False, description="Whether many texts are asked by the Batch API: true, or how; half the price."
+        default=False, description="Whether many texts go through the Batch API, at half the price: true, or settings."
     )
     budget: Budget | None = Field(
-        default=None, description="What may be spent; a run stops before it would pass it. Left out: no limit."
+        default=None,
+        description="The most that may be spent; a run stops before it would exceed it. Left out: no limit.",
     )
 
     @property
     def jobs(self) -> BatchApi | None:
-        """How the Batch API is used; None where it is not."""
+        """The settings of the Batch API; None if it is not used."""
         if isinstance(self.batch, BatchApi):
             return self.batch
         return BatchApi() if self.batch else None
@@ -137,7 +139,7 @@ class LocalEmbedder(Part):
 
 
 class ColumnEmbedder(Part):
-    """The source has the vectors already; they are checked like any other."""
+    """The source has the vectors; they are checked like those of any other embedder."""
 
     kind: Literal["column"]
     column: Text = Field(
@@ -168,15 +170,16 @@ class AzureVisionEmbedder(Part):
     api_version: str = Field(default="2024-02-01", description="The REST API's version.")
     concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
     requests_per_second: float | None = Field(
-        default=None, gt=0, description="The account's limit; all who use it are paced to it together."
+        default=None, gt=0, description="The account's limit; all processes of the account share it."
     )
     timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
-    max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")
+    max_attempts: int = Field(default=8, gt=0, description="Attempts of one request before the run fails.")
     cost_per_thousand_transactions: float | None = Field(
-        default=None, ge=0, description="In US dollars, one image or text a transaction; left out: unknown (0)."
+        default=None, ge=0, description="In US dollars, one image or text is one transaction; left out: unknown (0)."
     )
     budget: Budget | None = Field(
-        default=None, description="What may be spent; a run stops before it would pass it. Left out: no limit."
+        default=None,
+        description="The most that may be spent; a run stops before it would exceed it. Left out: no limit.",
     )
 
     @field_validator("api_key")
@@ -190,7 +193,7 @@ class AzureVisionEmbedder(Part):
 
 
 class LocalImageEmbedder(Part):
-    """A descriptor of colour, shape and texture: no network, no cost; finds look-alikes only, and takes no text."""
+    """A descriptor of colour, shape and texture: no network, no cost; it finds similar images and takes no text."""
 
     kind: Literal["local_image"]
     model: Literal["colour-texture"] = Field(default="colour-texture", description="The only one so far.")
@@ -201,14 +204,14 @@ Extra = dict[str, str | int | bool]
 
 
 class OpenAIImagesEmbedder(Part):
-    """Images and texts in one space, by a server that takes images in OpenAI's embeddings protocol: vLLM, Jina."""
+    """Images and texts in one space, from a server that takes images in OpenAI's embeddings protocol: vLLM, Jina."""
 
     kind: Literal["openai_images"]
     model: Text = Field(description="The model's name as the server knows it.")
     dimensions: int = Field(
-        gt=0, le=16000, description="Length of the vectors; checked, and asked for where it can be."
+        gt=0, le=16000, description="Length of the vectors; checked, and requested if the server supports it."
     )
-    base_url: str = Field(repr=False, description="The server, up to what /embeddings follows: http://HOST:8000/v1.")
+    base_url: str = Field(repr=False, description="The server's address before /embeddings: http://HOST:8000/v1.")
     api_key: str | None = Field(
         default=None, repr=False, description="A reference to the key, never the key itself; left out: none is sent."
     )
@@ -217,12 +220,12 @@ class OpenAIImagesEmbedder(Part):
         description="How an image is sent: messages (vLLM's chat messages) or input (Jina's input objects).",
     )
     instruction: Text | None = Field(
-        default=None, description="With messages: a text beside each image; part of every fingerprint."
+        default=None, description="With messages: a text next to each image; part of every fingerprint."
     )
     system: Text | None = Field(
         default=None, description="With messages: a system message first; part of every fingerprint."
     )
-    query: Text = Field(default="{text}", description="What the text of a search is put into, e.g. Query: {text}.")
+    query: Text = Field(default="{text}", description="A template for the text of a search, e.g. Query: {text}.")
     extra: Extra = Field(
         default={}, description="More fields of each request, as the model wants them; part of every fingerprint."
     )
@@ -231,16 +234,15 @@ class OpenAIImagesEmbedder(Part):
         default=8, gt=0, le=512, description="With input: images in one request; messages hold one."
     )
     concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
-    requests_per_minute: int | None = Field(
-        default=None, gt=0, description="The account's limit; paced to it when given."
-    )
+    requests_per_minute: int | None = Field(default=None, gt=0, description="The account's limit; requests keep to it.")
     timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
-    max_attempts: int = Field(default=8, gt=0, description="Tries of one request before the run fails.")
+    max_attempts: int = Field(default=8, gt=0, description="Attempts of one request before the run fails.")
     cost_per_thousand_transactions: float | None = Field(
-        default=None, ge=0, description="In US dollars, one image or text a transaction; left out: unknown (0)."
+        default=None, ge=0, description="In US dollars, one image or text is one transaction; left out: unknown (0)."
     )
     budget: Budget | None = Field(
-        default=None, description="What may be spent; a run stops before it would pass it. Left out: no limit."
+        default=None,
+        description="The most that may be spent; a run stops before it would exceed it. Left out: no limit.",
     )
 
     @field_validator("api_key")

@@ -14,7 +14,7 @@ from rowvec.pipeline.model import Pipeline
 
 
 class _Loader(yaml.SafeLoader):
-    """As YAML 1.2 has it: only true and false are truth values, so that ``on``, a key of the index, is a word."""
+    """A loader with the booleans of YAML 1.2, true and false, so that ``on``, a key of the index, is a word."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 # PyYAML's own attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
@@ -29,7 +29,7 @@ _KINDS = frozenset(
 
 _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
-# Far above what a person writes, far below what hurts.
+# Far above what a person writes, and far below what would slow the reader.
 _LONGEST = 1_000_000
 _DEEPEST = 32
 _QUOTED = re.compile(r"'[^']{2,}'")
@@ -38,7 +38,7 @@ _PATH = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)+\b")
 
 
 def load(path: Path) -> Pipeline:
-    """The pipeline of a file, its relative paths made absolute from the file's folder. References stay as they are.
+    """The pipeline of a file, with relative paths made absolute from the file's folder. References stay unresolved.
 
     Raises ``UsageError`` with one line for each mistake.
     """
@@ -56,7 +56,7 @@ def load(path: Path) -> Pipeline:
         raise UsageError(f"{path}: not YAML: a value in it cannot be read ({error}); put it in quotes") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        # The parser quotes what it stumbles over, and that may be a secret that was not put in quotes.
+        # The parser quotes the text at the error, and that may be an unquoted secret.
         problem = _QUOTED.sub("a word", error.problem or "it cannot be parsed")
         raise UsageError(f"{path}:{line}: not YAML: {problem}; put values that begin with a sign in quotes") from None
     except yaml.YAMLError as error:
@@ -86,12 +86,12 @@ def _anchored(pipeline: Pipeline, folder: Path) -> Pipeline:
 
 def _explained(node: yaml.Node | None, error: dict[str, Any]) -> tuple[int, str]:
     """The line of a mistake, and what it is: the key, and what to do."""
-    # In the path of a tagged union Pydantic names the tag too, which is no key of the file.
+    # In the path of a tagged union Pydantic includes the tag, which is not a key of the file.
     keys = [part for i, part in enumerate(error["loc"]) if i != 1 or part not in _KINDS]
     line, found = _line_of(node, keys)
     message = error["msg"].removeprefix("Value error, ")
     if not keys:
-        # What is wrong between two parts names them by their paths: the first that the file has is where to look.
+        # An error between two parts names both paths: the first one in the file is where to look.
         named = (_line_of(node, list(path.split("."))) for path in _PATH.findall(message))
         line = next((there for there, whole in named if whole), line)
     if error["type"] == "extra_forbidden":
@@ -118,11 +118,11 @@ def _line_of(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, bool]:
 
 
 def _refuse_oddities(path: Path, text: str) -> None:
-    """What no pipeline needs, and what takes YAML's readers to pieces: tags that make objects, and depth."""
+    """Refuse what no pipeline needs and what breaks YAML readers: tags that create objects, and deep nesting."""
     if len(text) > _LONGEST:
         raise UsageError(f"{path}: has {len(text):,} characters, and a pipeline file at most {_LONGEST:,}")
     depth = 0
-    # Events come from a loop; everything after them is a recursion.
+    # The parser reads events in a loop; everything after it is recursive.
     for event in yaml.parse(text, Loader=_Loader):
         where = f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}"
         tag: object = getattr(event, "tag", None)
@@ -134,9 +134,9 @@ def _refuse_oddities(path: Path, text: str) -> None:
 
 
 def _check_nodes(path: Path, root: yaml.Node | None) -> None:
-    """Keys are words, and stand once: YAML forbids a key twice, and PyYAML takes the last one.
+    """Refuse keys that are not words or appear twice: YAML forbids duplicates, and PyYAML takes the last one.
 
-    What aliases repeat is counted as often as it is repeated: ten lines of them can stand for a billion values.
+    Values behind aliases are counted each time they are used: ten lines of aliases can mean a billion values.
     """
     waiting, seen = [root] if root else [], 0
     while waiting:

@@ -34,16 +34,17 @@ class Target(Part):
         repr=False,
         description="The database's DSN, as ${NAME}. Left out: ROWVEC_DATABASE_URL, else the embedded Postgres.",
     )
-    table: str = Field(description="The vector table, with its schema: vectors.articles. Made when missing.")
+    table: str = Field(description="The vector table, with its schema: vectors.articles. Created if it does not exist.")
     precision: Precision = Field(
         default="float32",
         description="float32 (vector), float16 (halfvec), or sparse (sparsevec), for which the source has the vectors.",
     )
     bits: bool = Field(
-        default=True, description="Keep bit(n), one bit a dimension, beside the embedding; never beside a sparse one."
+        default=True,
+        description="Keep bit(n), one bit per dimension, next to the embedding; not possible for sparse vectors.",
     )
     metric: Literal["cosine", "l2", "inner_product"] = Field(
-        default="cosine", description="The distance searched by: cosine, l2 or inner_product."
+        default="cosine", description="The distance for searches: cosine, l2 or inner_product."
     )
     distribution_column: Text | None = Field(
         default=None,
@@ -56,7 +57,7 @@ class Target(Part):
     @model_validator(mode="before")
     @classmethod
     def _sparse_has_no_bits(cls, given: Any) -> Any:
-        """Left out, they are off: the default is for vectors that have a sign in every dimension."""
+        """Switch bits off for sparse vectors if the key is left out: the default is for dense vectors."""
         if isinstance(given, dict) and cast("dict[str, Any]", given).get("precision") == "sparse":
             return {"bits": False, **given}
         return given
@@ -79,7 +80,7 @@ class Target(Part):
 
 
 class Artifacts(Part):
-    """Where what was paid for is kept."""
+    """Where artifacts and manifests are kept."""
 
     url: str = Field(
         default="./artifacts",
@@ -99,7 +100,7 @@ class Artifacts(Part):
 
 
 class Index(Part):
-    """How the vectors are found fast."""
+    """The index on the vectors."""
 
     kind: Literal["auto", "none", "hnsw", "ivfflat"] = Field(
         default="auto", description="auto (by rows and dimensions, or as tuned), none, hnsw or ivfflat."
@@ -124,10 +125,11 @@ class Index(Part):
 
 
 class Search(Part):
-    """What stands beside the vectors for those who search."""
+    """What is kept for searches in addition to the vectors."""
 
     hybrid: bool = Field(
-        default=False, description="Keep a full text index too, and rank words and vectors together on demand."
+        default=False,
+        description="Keep a full text index as well, so that a search can rank by words and vectors together.",
     )
     language: str = Field(
         default="english",
@@ -145,7 +147,7 @@ class Recall(Part):
 
 
 class Validation(Part):
-    """What must hold before a run calls itself done."""
+    """The checks that must hold before a run succeeds."""
 
     recall: Recall = Field(default=Recall(), description="Recall of the index against exact search.")
     max_delete_fraction: float = Field(
@@ -160,7 +162,7 @@ What = Literal["texts", "images"]
 
 
 BILLED: dict[What, str] = {"texts": "tokens", "images": "transactions"}
-"""What an embedder counts, by what it is asked about; reports call the number ``tokens``, whichever it is."""
+"""The unit that an embedder bills, by what is embedded. Reports call the number ``tokens`` in both cases."""
 
 
 class Pipeline(Part):
@@ -170,10 +172,10 @@ class Pipeline(Part):
     source: Source = Field(description="The rows.", json_schema_extra=any_of)
     embedder: Embedder = Field(description="What makes a vector of a text.", json_schema_extra=any_of)
     target: Target = Field(description="The vector table.")
-    artifacts: Artifacts = Field(default=Artifacts(), description="Where what was paid for is kept.")
-    index: Index = Field(default=Index(), description="How the vectors are found fast.")
-    search: Search = Field(default=Search(), description="What stands beside the vectors for those who search.")
-    validation: Validation = Field(default=Validation(), description="What must hold before a run calls itself done.")
+    artifacts: Artifacts = Field(default=Artifacts(), description="Where artifacts and manifests are kept.")
+    index: Index = Field(default=Index(), description="The index on the vectors.")
+    search: Search = Field(default=Search(), description="What is kept for searches in addition to the vectors.")
+    validation: Validation = Field(default=Validation(), description="The checks that must hold before a run succeeds.")
 
     @property
     def what(self) -> What:
@@ -207,7 +209,7 @@ class Pipeline(Part):
         if not images and kind in IMAGE_EMBEDDERS:
             raise ValueError(f"an embedder of kind {kind} takes images; set source.kind to images")
         if kind == "azure_vision" and self.target.metric != "cosine":
-            # They are near 92 long for images and shorter for texts: by any other distance length would rank them.
+            # Their length is near 92 for images and less for texts: any other distance would rank them by length.
             raise ValueError(
                 f"target.metric is {self.target.metric}, and vectors of azure_vision differ in length: only cosine "
                 "ranks them by what they show"

@@ -1,4 +1,4 @@
-"""What all parts of a pipeline file refuse: keys nobody knows, NUL characters, and secrets in plain text."""
+"""What all parts of a pipeline file refuse: unknown keys, NUL characters, and secrets in plain text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 LONGEST_NAME = 63
-"""Bytes. Postgres cuts longer names without a word, and would then not find them by the name they were given."""
+"""Bytes. Postgres cuts longer names silently, and a lookup by the full name then finds nothing."""
 
 _TABLE_NAME = re.compile(r'(?:(?:"(?:[^"]|"")+"|[^".]+)\.)?(?:"(?:[^"]|"")+"|[^".]+)')
 
@@ -17,7 +17,8 @@ Text = Annotated[str, Field(min_length=1)]
 
 IN_PLAIN_TEXT = "holds a secret in plain text; put it in an environment variable and write ${NAME} here"
 REFERENCE = re.compile(r"\$\{\w+\}|\$\{prefect\.blocks\.secret\.[\w-]+\}|\{\{\s*prefect\.blocks\.secret\.[\w-]+\s*\}\}")
-# As in a URL's query, a libpq DSN and Azure's connection strings; a value that is one whole reference ($) is none.
+# Secrets in a URL's query, a libpq DSN and Azure's connection strings; a value that is one reference ($) is not a
+# secret.
 _NAMED_SECRET = re.compile(
     r"(?:^|[?&;\s])(?:\w*password|AccountKey|SharedAccessSignature|sig|api-key|\w*token)\s*=\s*(?!\$(?:[&;\s]|$))[^&;\s]",
     re.IGNORECASE,
@@ -25,11 +26,11 @@ _NAMED_SECRET = re.compile(
 
 
 def no_literal_secret(value: str | None) -> str | None:
-    """A URL with a password or a signature in it would be stored with the flow's parameters, for all to read."""
+    """Refuse a URL with a password or a signature: it would be stored, readable, in the flow's parameters."""
     if value is None:
         return value
     plain = REFERENCE.sub("$", value)
-    # All up to the last @: a password that was not percent-encoded may hold what else ends a URL's authority.
+    # Everything up to the last @: a password without percent-encoding may hold the characters that end an authority.
     _, _, password = plain.partition("//")[2].rpartition("@")[0].partition(":")
     is_port = re.match(r"\d{1,5}/", password)
     if (password not in ("", "$") and not is_port) or _NAMED_SECRET.search(plain):
@@ -38,7 +39,7 @@ def no_literal_secret(value: str | None) -> str | None:
 
 
 def no_literal_credential(value: str | None) -> str | None:
-    """One reference, or a connection string whose secret part is one: a bare key or token looks like any other text."""
+    """Require a reference, or a connection string with a reference as its secret: a bare key looks like any text."""
     if value is None or REFERENCE.sub("$", value).lstrip("?") == "$":
         return value
     if "=" not in value or REFERENCE.search(value) is None:
@@ -47,7 +48,7 @@ def no_literal_credential(value: str | None) -> str | None:
 
 
 def _titled_by_kind(schema: dict[str, Any]) -> None:
-    """A form writes a part's title on its tab: of a part of several kinds the kind, as the pipeline file has it."""
+    """The title on a form's tab: for a part of several kinds, the kind as written in the pipeline file."""
     kind = schema.get("properties", {}).get("kind", {}).get("const")
     if kind is not None:
         schema["title"] = kind
@@ -68,11 +69,12 @@ class Part(BaseModel):
 
 
 def any_of(schema: dict[str, Any]) -> None:
-    """Say of a part of several kinds that it is any of them, not one of them: forms are drawn of the one only.
+    """Declare a part of several kinds with ``anyOf`` instead of ``oneOf``, because Prefect draws forms only for
+    ``anyOf``.
 
-    Which of them a value is follows from its ``kind`` all the same, for each of them allows one. A form opens with the
-    one that has most of the value's keys, and with the first of equals: those with few keys stand first, and a
-    deployment's parameters write out a key that the others do not have.
+    A value still has exactly one kind, because each allows only its own ``kind``. A form opens with the kind that
+    shares most keys with the value, and with the first of equals. So kinds with few keys come first, and a deployment's
+    parameters write out a key that the other kinds do not have.
     """
     schema["anyOf"] = schema.pop("oneOf")
     del schema["discriminator"]
@@ -80,14 +82,16 @@ def any_of(schema: dict[str, Any]) -> None:
 
 def table_name(value: str) -> str:
     if not _TABLE_NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is no table name; write schema.table, with double quotes where a name needs them")
+        raise ValueError(
+            f"{value!r} is not a table name; write schema.table, with double quotes where a name needs them"
+        )
     if any(len(name.encode()) > LONGEST_NAME for name in table_identifier(value)):
-        raise ValueError(f"a name of more than {LONGEST_NAME} bytes is none that Postgres can keep; shorten it")
+        raise ValueError(f"Postgres cannot keep a name of more than {LONGEST_NAME} bytes; shorten it")
     return value
 
 
 def table_identifier(name: str) -> tuple[str, str]:
-    """Schema and table of ``schema.table``; ``public`` where no schema is named. Quotes as in SQL."""
+    """Schema and table of ``schema.table``; ``public`` if no schema is given. Quotes as in SQL."""
     names = [
         m.group(1).replace('""', '"') if m.group(1) is not None else m.group(2)
         for m in re.finditer(r'"((?:[^"]|"")+)"|([^".]+)', name)

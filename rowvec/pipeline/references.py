@@ -1,4 +1,4 @@
-"""``${NAME}`` and ``${prefect.blocks.secret.NAME}``: where a pipeline names a secret without holding it."""
+"""References, ``${NAME}`` and ``${prefect.blocks.secret.NAME}``: a pipeline names a secret without holding it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from rowvec.errors import UsageError
 from rowvec.pipeline.model import Pipeline
 
-# A block may be written with two braces too, as Prefect writes it: in a file of our own, not in a prefect.yaml, where
-# Prefect would put the block's value itself into the parameters when it deploys, for all to read.
+# In our own files a block may also have two braces, as Prefect writes it. In a prefect.yaml Prefect would then put the
+# block's value into the parameters at deployment, where everybody can read it.
 _REFERENCE = re.compile(
     r"\$\{(?P<variable>\w+)\}|\$\{prefect\.blocks\.secret\.(?P<block>[\w-]+)\}"
     r"|\{\{\s*prefect\.blocks\.secret\.(?P<braced>[\w-]+)\s*\}\}"
 )
 
-# With these unset their key falls back to a default of its own, so a reference to them may be left hanging.
+# If one of these variables is not set, its key has a default, so the reference may stay unresolved.
 _OPTIONAL = frozenset({"OPENAI_BASE_URL"})
 
 ReadBlock = Callable[[str], str]
@@ -27,8 +27,8 @@ ReadBlock = Callable[[str], str]
 def resolve(pipeline: Pipeline, needed: frozenset[str] | None = None) -> Pipeline:
     """The pipeline with every reference replaced by its value: for use in memory, never to be logged or stored.
 
-    Only in the ``needed`` parts, where they are given: what a job has no use for may be missing. Raises
-    ``UsageError`` naming the key and the variable or block that is missing.
+    With ``needed``, only in those parts: variables that a job does not use may be missing. Raises ``UsageError`` with
+    the key and the missing variable or block.
     """
     return Pipeline.model_construct(
         name=pipeline.name,
@@ -43,7 +43,7 @@ def resolve(pipeline: Pipeline, needed: frozenset[str] | None = None) -> Pipelin
 
 
 def _resolved(path: str, part: Any) -> Any:
-    # model_copy does not validate again: a value such as a DSN with its password is right here and wrong in a file.
+    # model_copy does not validate again: a DSN with a password is valid in memory and refused in a file.
     changed = {
         key: _replaced(f"{path}.{key}", value)
         for key, value in part
@@ -70,7 +70,7 @@ def _value(key: str, match: re.Match[str]) -> str:
 
 
 def _block_reader(key: str, block: str) -> ReadBlock:
-    """The reader that the orchestration layer registers; the core itself knows nothing of Prefect."""
+    """The reader of blocks that the orchestration layer registers, because the core does not import Prefect."""
     for point in entry_points(group="rowvec.secrets"):
         return point.load()
-    raise UsageError(f"{key}: the block {block} can be read only where Prefect is installed")
+    raise UsageError(f"{key}: the block {block} can be read only if Prefect is installed")

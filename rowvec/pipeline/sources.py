@@ -1,4 +1,4 @@
-"""The sources a pipeline can read: where its rows are, what their key is, and what of them is embedded."""
+"""The source part of a pipeline file: where rows are, what their key is, and which of their columns are embedded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rowvec.pipeline import template
 from rowvec.pipeline.parts import LONGEST_NAME, Part, Text, no_literal_credential, no_literal_secret, table_name
 
 CHUNK = "chunk"
-"""The number of a row's chunk, from 0: the last column of the key where contents are split."""
+"""The number of a row's chunk, from 0: the last column of the key if contents are split."""
 
 RESERVED_COLUMNS = frozenset(
     {
@@ -25,22 +25,24 @@ RESERVED_COLUMNS = frozenset(
         "distance",
     }
 )
-"""Columns the vector table has of its own; a key or metadata column cannot take their names."""
+"""The vector table's own columns; a key or metadata column cannot have their names."""
 
 _SYSTEM_COLUMNS = frozenset({"tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"})
-"""Columns that every table of Postgres has; a file or a query may call one of its own so."""
+"""Columns that every Postgres table has; a file or a query may have a column with such a name."""
 
 RENAME = "rename it in a query, or in the file"
 
 
 class Chunks(Part):
-    """Long contents in several vectors, one a chunk."""
+    """Splitting of long contents into chunks, with one vector per chunk."""
 
     tokens: int = Field(
-        default=512, ge=16, le=8192, description="The most tokens a chunk has, as the embedder counts them."
+        default=512, ge=16, le=8192, description="The most tokens of one chunk, by the embedder's count."
     )
     overlap: int = Field(
-        default=64, ge=0, description="Tokens a chunk repeats of the one before, at most; up to half of tokens."
+        default=64,
+        ge=0,
+        description="The most tokens that a chunk repeats from the chunk before; up to half of tokens.",
     )
 
     @model_validator(mode="after")
@@ -51,21 +53,21 @@ class Chunks(Part):
 
 
 class _RowSource(Part):
-    key: list[Text] = Field(min_length=1, description="The columns that tell a row from every other. One or more.")
+    key: list[Text] = Field(min_length=1, description="The columns that identify a row. One or more.")
     metadata: list[Text] = Field(
         default=[],
         description="Columns carried along for filtering and display. A change in them costs no embedding.",
     )
     empty: Literal["skip", "reject", "fail"] = Field(
         default="skip",
-        description="What becomes of a row whose content is empty or white space only: skip (no vector, and an old "
-        "one goes), reject (the same, and the row is listed in the rejects), fail (the run stops before it spends).",
+        description="What happens to a row whose content is empty or white space only: skip (no vector, and an old "
+        "one is deleted), reject (the same, and the row is in the rejects), fail (the run stops before it pays).",
     )
 
     chunks: Chunks | None = Field(
         default=None,
         description="Splits contents into chunks, each with a vector of its own; the vector table's key then ends in "
-        "the chunk's number. Left out: one vector a row, whatever its length.",
+        "the chunk's number. Left out: one vector per row, whatever its length.",
     )
 
     @property
@@ -172,13 +174,13 @@ class ParquetSource(_FileSource):
 
 
 class ImageContent(Part):
-    """Which column says where a row's image is."""
+    """The column that names a row's image."""
 
     image: Text = Field(description="The column with the image: its path, or its blob URL.")
 
 
 class ImagesSource(_RowSource, _Delimited):
-    """A folder of images, or a CSV or Parquet file with a column that says where each row's image is."""
+    """A folder of images, or a CSV or Parquet file with a column that names each row's image."""
 
     kind: Literal["images"]
     path: str = Field(
@@ -199,13 +201,13 @@ class ImagesSource(_RowSource, _Delimited):
         description="For blob URLs: SAS or connection string, as ${NAME}. Left out: azure-identity.",
     )
     max_bytes: int = Field(
-        default=20_000_000, gt=0, le=500_000_000, description="A larger image file is set aside, unread."
+        default=20_000_000, gt=0, le=500_000_000, description="A larger image file is rejected without reading it."
     )
     max_pixels: int = Field(
         default=50_000_000,
         gt=0,
         le=89_000_000,
-        description="An image that says it has more is set aside before it is decoded.",
+        description="An image that claims more pixels is rejected before it is decoded.",
     )
 
     _path_has_no_secret = field_validator("path", "images")(no_literal_secret)

@@ -35,8 +35,8 @@ class Template:
 def parse(text: str) -> Template:
     """Parse a template. ``{{`` and ``}}`` stand for braces.
 
-    Raises ``ValueError`` for an unmatched brace or an empty name. A name is taken whole, to the closing brace: no
-    attribute, index, conversion or format code is looked for in it, so none can be reached.
+    Raises ``ValueError`` for an unmatched brace or an empty name. A name extends to the closing brace. It
+    has no attribute, index, conversion or format code, so a template cannot reach any.
     """
     parts: list[str | Column] = []
     position = 0
@@ -59,7 +59,7 @@ def parse(text: str) -> Template:
 
 
 def _joined(parts: list[str | Column]) -> tuple[str | Column, ...]:
-    """Neighbouring literals as one, empty ones left out."""
+    """Join neighbouring literals and drop empty ones."""
     joined: list[str | Column] = []
     for part in parts:
         if isinstance(part, str) and joined and isinstance(joined[-1], str):

@@ -99,8 +99,8 @@ def checked_name(name: str) -> str:
     """Return the name. Raises ``StoreRefused`` if it is not a valid name of an object in the store."""
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
         raise StoreRefused(
-            f"{name[:100]!r} is not a valid name for an object; use letters, digits and . _ = - in segments with / between "
-            f"them, none of which begins with a dot, and at most {_MAX_NAME} characters"
+            f"{name[:100]!r} is not a valid name for an object; use letters, digits and . _ = - in segments "
+            f"separated by /, none of which begins with a dot, and at most {_MAX_NAME} characters"
         )
     return name
 

@@ -71,7 +71,7 @@ def test_a_missing_variable_is_named_with_its_key(tmp_path: Path, monkeypatch: p
         ("  key: [id]\n", "", 2, "source.key: is missing"),
         ("kind: openai", "kind: openapi", 8, "embedder"),
         ('content: "{title}\\n{body}"', 'content: "{title"', 6, "source.content: unmatched '{'"),
-        ("table: public.articles", "table: a.b.c", 4, "source.table: 'a.b.c' is no table name"),
+        ("table: public.articles", "table: a.b.c", 4, "source.table: 'a.b.c' is not a table name"),
         ("${SOURCE_DATABASE_URL}", "postgresql://u:hunter2@h/d", 7, "source.url: holds a secret in plain text"),
         ("url: ./artifacts", "url: https://a.blob.core.windows.net/c?sig=hunter2", 15, "artifacts.url: holds a secret"),
         ("name: articles", "name: Our Articles", 1, "name"),
