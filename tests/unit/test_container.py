@@ -1,4 +1,4 @@
-"""The image's recipe and the compose file, checked as far as that goes without Docker."""
+"""The Dockerfile and the compose file, checked as far as that is possible without Docker."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ BIN = Path(sys.executable).parent
         ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)],
     ],
 )
-def test_linters_have_nothing_to_say(command: list[str]) -> None:
+def test_the_linters_find_nothing(command: list[str]) -> None:
     ended = subprocess.run([BIN / command[0], *command[1:]], capture_output=True, text=True, timeout=120)  # noqa: S603 # ours
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_the_image_has_the_packages_and_nobody_is_root() -> None:
+def test_the_image_holds_the_packages_and_does_not_run_as_root() -> None:
     recipe = DOCKERFILE.read_text()
     copied = " ".join(re.findall(r"^COPY (?!--)(.*) \S+$", recipe, re.MULTILINE)).replace(
         "${LOCK}", "requirements.lock"
@@ -55,7 +55,7 @@ def test_the_worker_has_what_the_deployed_pipeline_names(monkeypatch: pytest.Mon
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     deployed = yaml.safe_load((REPOSITORY / "deployments/compose.prefect.yaml").read_text())
     for name, value in services["worker"]["environment"].items():
-        # ${NAME:-default}, as compose reads it; the tail of the key is padding.
+        # ${NAME:-default}, as compose reads it; the key ends in padding.
         monkeypatch.setenv(name, re.sub(r"\$\{\w+(?::-([^}]*))?\}", r"\1", value))
     for deployment in deployed["deployments"]:
         pipeline = resolve(Pipeline.model_validate(deployment["parameters"]["pipeline"]))
