@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
@@ -101,6 +102,45 @@ class RebuildReport:
         return (
             f"Switched: {self.table} has {self.rows:,} new vectors; {shared}. {self.retired_table} keeps the old ones."
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """How a caller runs each step of a rebuild."""
+
+    begin: Callable[[Pipeline, float | None], Pipeline]
+    sync: Callable[[Pipeline], SyncReport]
+    live_pipeline: Callable[[Pipeline], Pipeline]
+    compare: Callable[[Pipeline, Pipeline], Comparison]
+    switch: Callable[[Pipeline, Pipeline], str]
+
+
+def rebuild(pipeline: Pipeline, max_cost: float | None, steps: Steps, *, to_switch: bool) -> RebuildReport:
+    """The order of a rebuild: build, bring both generations up to date, compare, and switch if ``to_switch``.
+
+    ``max_cost``: see ``begin_rebuild``. Raises what the steps raise.
+    """
+    started = time.monotonic()
+    following = steps.begin(pipeline, max_cost)
+    built = steps.sync(following)
+    # The live generation is synced with its own settings, so that both hold the same rows when they are compared.
+    before = steps.sync(steps.live_pipeline(pipeline))
+    caught_up = steps.sync(following)
+    comparison = steps.compare(pipeline, following)
+    syncs, retired = (built, caught_up), None
+    if to_switch:
+        retired = steps.switch(pipeline, following)
+        # Writes the new generation's manifest, and takes over the rows that changed during the switch.
+        syncs = (*syncs, steps.sync(pipeline))
+    rebuilt = Rebuilt(
+        following=following,
+        syncs=syncs,
+        live_sync=before,
+        comparison=comparison,
+        retired_table=retired,
+        started=started,
+    )
+    return finish_rebuild(pipeline, rebuilt)
 
 
 def plan_rebuild(pipeline: Pipeline) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -11,15 +10,8 @@ import psycopg
 import pytest
 
 from rowvec.errors import Inconsistent
-from rowvec.operations.rebuild import (
-    RebuildReport,
-    Rebuilt,
-    begin_rebuild,
-    compare,
-    finish_rebuild,
-    live_pipeline,
-    switch,
-)
+from rowvec.operations.rebuild import RebuildReport, Steps, begin_rebuild, compare, live_pipeline, switch
+from rowvec.operations.rebuild import rebuild as in_order
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.sync import index, merge, order, validate
@@ -65,27 +57,12 @@ def sync(pipeline: Pipeline) -> SyncReport:
     return order.sync(pipeline, "test")
 
 
+REBUILD_STEPS = Steps(begin=begin_rebuild, sync=sync, live_pipeline=live_pipeline, compare=compare, switch=switch)
+
+
 def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: bool = True) -> RebuildReport:
-    """What the flow of that name does."""
-    started = time.monotonic()
-    following = begin_rebuild(pipeline, max_cost)
-    syncs = [sync(following)]
-    before = sync(live_pipeline(pipeline))
-    syncs.append(sync(following))
-    comparison = compare(pipeline, following)
-    retired = None
-    if to_switch:
-        retired = switch(pipeline, following)
-        syncs.append(sync(pipeline))
-    rebuilt = Rebuilt(
-        following=following,
-        syncs=tuple(syncs),
-        live_sync=before,
-        comparison=comparison,
-        retired_table=retired,
-        started=started,
-    )
-    return finish_rebuild(pipeline, rebuilt)
+    """One rebuild without an orchestrator."""
+    return in_order(pipeline, max_cost, REBUILD_STEPS, to_switch=to_switch)
 
 
 def vectors(connection: Connection) -> dict[int, tuple[str, str, str]]:
@@ -113,7 +90,13 @@ class Died(BaseException):
 @contextmanager
 def dying_after(stage: str, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """The process that runs this stage dies as soon as the stage is done; the body of the context must run it."""
-    modules: dict[str, Any] = {**order.BATCH_STAGES, "extract": extract, "merge": merge, "index": index, "validate": validate}
+    modules: dict[str, Any] = {
+        **order.BATCH_STAGES,
+        "extract": extract,
+        "merge": merge,
+        "index": index,
+        "validate": validate,
+    }
     real = modules[stage].run
 
     def die(*arguments: object) -> None:
