@@ -1,4 +1,4 @@
-"""One real Postgres cluster a session, one database cloned from a template a test."""
+"""One real Postgres cluster per session, and one database per test, cloned from a template."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from tests.support import paintings as gallery
 from tests.support.examples import PROFILE
 from tests.support.servers import azurite as blob_server
 
-# One blob server and one Prefect server a session, for whichever module asks first.
+# One blob server and one Prefect server per session; the first test that needs one starts it.
 azurite, container = blob_server.azurite, blob_server.container
 prefect_server = cli_process.prefect_server
-prefect_api = cli_process.prefect_api
 
 # `make test` tries the same cases each time, so that it never fails by luck. `make soak` draws new ones, and more.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -34,6 +33,7 @@ hypothesis.settings.register_profile("random", deadline=None, derandomize=False,
 hypothesis.settings.load_profile(PROFILE)
 
 _numbers = itertools.count(1)
+_to_drop: list[str] = []
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def cluster() -> Generator[str]:
     server = start_postgres(folder / "pg")
     url = server.get_uri()
     with psycopg.connect(url, autocommit=True) as connection:
-        # A test's cluster is thrown away: what a power cut would do to it is of no interest, and syncing is slow.
+        # The cluster is thrown away after the tests: it need not survive a power cut, and fsync is slow.
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
         connection.execute("CREATE DATABASE template_rowvec")
@@ -63,7 +63,12 @@ def database_url(cluster: str) -> Generator[str]:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec").format(sql.Identifier(name)))
     yield make_conninfo(cluster, dbname=name)
     with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        # A session takes a moment to end, and DROP DATABASE then sleeps for 100 ms: only the database of the test
+        # before, whose sessions have ended by now, is dropped.
+        for earlier in _to_drop:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(earlier)))
+    _to_drop[:] = [name]
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def connection(database_url: str) -> Generator[Connection]:
 
 @pytest.fixture
 def source(connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connection:
-    """A connection to a database with 50 paintings, which pipelines without a URL go to."""
+    """A connection to a database with 50 paintings; pipelines without a URL use this database."""
     monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
     monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
     connection.execute(gallery.SOURCE)

@@ -60,7 +60,7 @@ def test_every_edit_touches_other_rows_and_has_its_vectors(table: Connection) ->
     assert wrong_rows(table, HELD) == Wrong(missing=0, stale=sum(changed), orphaned=sum(deleted), doubled=0)
 
 
-def test_a_row_that_cannot_be_embedded_is_wanted_by_nobody(table: Connection) -> None:
+def test_a_row_that_cannot_be_embedded_is_not_expected(table: Connection) -> None:
     table.execute("INSERT INTO public.texts VALUES (9001, 'no vector is known'), (9002, %s)", (new_text(0),))
     assert wrong_rows(table, HELD) == Wrong(missing=1, stale=0, orphaned=0, doubled=0)
 
@@ -120,7 +120,7 @@ def test_a_verdict_says_whether_the_syncer_said_so(
     assert (outcome.verdict, outcome.extra) == (verdict, 2)
 
 
-def test_a_syncer_nobody_knows_is_refused() -> None:
+def test_an_unknown_syncer_is_refused() -> None:
     with pytest.raises(SystemExit, match="there is no syncer 'nobody'"):
         syncers(["nobody"])
 

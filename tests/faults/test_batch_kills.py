@@ -1,4 +1,4 @@
-"""The real command with batch jobs, killed where it hurts, and taken up by another machine: nothing is paid twice."""
+"""The real command with batch jobs, killed and continued on another machine: nothing is paid for twice."""
 
 from __future__ import annotations
 

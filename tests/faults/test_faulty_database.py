@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.postgres.connection import Connection
 from tests.support import paintings
-from tests.support.cli_process import PrefectServer, write_pipeline
+from tests.support.cli_process import write_pipeline
 from tests.support.fault_outcomes import Rowvec, failed, has_table, paid, refused, succeeded, waits
 from tests.support.paintings import assert_in_step
 from tests.support.servers.disposable import own_postgres
@@ -37,12 +37,6 @@ def file(source: Connection, server: OpenAIServer, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rowvec(prefect_server: PrefectServer) -> Rowvec:
-    """The command, against the session's Prefect server."""
-    return Rowvec(prefect_server)
-
-
-@pytest.fixture
 def proxy(database_url: str, source: Connection, monkeypatch: pytest.MonkeyPatch) -> Generator[DatabaseProxy]:
     """What stands before the database, as far as the command knows."""
     with before_database(database_url) as opened:
@@ -50,7 +44,7 @@ def proxy(database_url: str, source: Connection, monkeypatch: pytest.MonkeyPatch
         yield opened
 
 
-def test_a_copy_cut_in_its_middle_and_a_merge_that_is_terminated_are_done_anew(
+def test_a_copy_cut_in_its_middle_and_a_merge_that_is_terminated_are_done_again(
     source: Connection,
     database_url: str,
     proxy: DatabaseProxy,
@@ -133,7 +127,7 @@ def test_sessions_that_end_while_the_embedder_thinks_cost_what_was_in_flight_and
 
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", ["extract", "load 0", "merge"])
-def test_a_session_that_is_terminated_in_a_stage_is_opened_anew(
+def test_a_session_that_is_terminated_in_a_stage_is_opened_again(
     source: Connection, database_url: str, server: OpenAIServer, file: Path, rowvec: Rowvec, stage: str
 ) -> None:
     # What a stage cannot do without, and the one before it can.
@@ -200,7 +194,7 @@ def role(connection: Connection) -> Generator[str]:
     connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(name)))
 
 
-def test_what_a_role_may_not_do_is_said_and_once_it_may_the_run_is_paid_for_once(
+def test_a_missing_grant_is_named_and_the_run_after_the_grant_is_paid_for_once(
     source: Connection,
     database_url: str,
     server: OpenAIServer,

@@ -1,6 +1,6 @@
-"""An embedder that lies, over HTTP, to the real command: each fault has its outcome, and nothing is paid for twice.
+"""An embedder that answers wrongly, over HTTP, to the real command: nothing is paid for twice.
 
-What each fault does to a single request is in test_openai_embedder.py.
+What each fault does to a single request is in integration/embedders/test_openai_texts.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from rowvec.errors import EmbedderRefused
 from rowvec.postgres.connection import Connection
 from tests.support import paintings
-from tests.support.cli_process import PrefectServer, write_pipeline
+from tests.support.cli_process import write_pipeline
 from tests.support.fault_outcomes import Rowvec, failed, paid, succeeded
 from tests.support.paintings import assert_in_step, sync
 from tests.support.servers.openai_server import KEY, Fault, OpenAIServer, failing, quota, rate_limited, serve, slow_down
@@ -31,12 +31,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
 
 
 @pytest.fixture
-def rowvec(prefect_server: PrefectServer) -> Rowvec:
-    """The command."""
-    return Rowvec(prefect_server)
-
-
-@pytest.fixture
 def file(server: OpenAIServer, tmp_path: Path) -> Path:
     """The gallery's pipeline with an embedder that costs money."""
     return write_pipeline(paid(server, str(tmp_path / "artifacts")), tmp_path)
@@ -45,7 +39,7 @@ def file(server: OpenAIServer, tmp_path: Path) -> Path:
 def test_what_passes_is_tried_again_and_what_is_out_of_order_is_put_right(
     source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec
 ) -> None:
-    """One of each kind in one run; what was answered and thrown away was paid for, and nothing else twice."""
+    """One fault of each kind in one run; only answers that cannot be used are paid for twice."""
     server.add(
         rate_limited(0.2),
         rate_limited(milliseconds=100),
@@ -75,7 +69,7 @@ def test_what_passes_is_tried_again_and_what_is_out_of_order_is_put_right(
     assert len(server.requests) == sent
 
 
-def test_rows_that_never_get_a_vector_are_set_aside_and_the_others_are_not(
+def test_rows_that_never_get_a_vector_are_rejected_and_the_others_are_not(
     source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec
 ) -> None:
     source.execute("UPDATE paintings SET title = 'POISON' WHERE id = 1")
@@ -135,7 +129,7 @@ def test_another_model_of_the_same_dimensions_is_refused(
 def test_a_model_that_changes_in_the_middle_of_a_run_is_refused(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    """Of a server whose names for its models nobody knows."""
+    """The server is not OpenAI's, so its names of models are unknown to rowvec."""
     embedder = {"kind": "openai", "model": "ours", "dimensions": 96, "base_url": server.url, "max_batch_inputs": 4}
     pipeline = paintings.pipeline(str(tmp_path / "artifacts"), embedder=embedder)
     server.answers_as = "ours-2026-01"

@@ -20,7 +20,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.store.folder import FolderStore
 from rowvec.store.protocol import file_checksum
 from tests.support import paintings
-from tests.support.cli_process import PrefectServer, write_pipeline
+from tests.support.cli_process import write_pipeline
 from tests.support.fault_outcomes import Rowvec, failed, has_table, last_line, paid, succeeded, waits
 from tests.support.paintings import assert_in_step
 from tests.support.servers.azurite import Container
@@ -62,14 +62,8 @@ def file(
     return write_pipeline(paid(server, Artifacts(url=url, credential="${BLOB_KEY}")), tmp_path)
 
 
-@pytest.fixture
-def rowvec(prefect_server: PrefectServer) -> Rowvec:
-    """The command, against the session's Prefect server."""
-    return Rowvec(prefect_server)
-
-
 def client_of(container: Container) -> ContainerClient:
-    """A way to the container that nobody stands in."""
+    """A client of the container that does not go through the proxy."""
     return ContainerClient(container.account_url, container.name, credential=container.key)
 
 
@@ -79,7 +73,7 @@ def objects(container: Container) -> list[str]:
 
 
 def cut_in_half(container: Container, kind: str) -> None:
-    """Half of each object of this kind, with all that stood beside the whole."""
+    """Truncate each object of this kind to its half; its metadata stays."""
     client = client_of(container)
     for name in [name for name in objects(container) if re.search(kind, name)]:
         blob = client.get_blob_client(name)
@@ -88,7 +82,7 @@ def cut_in_half(container: Container, kind: str) -> None:
 
 
 def spoil(container: Container, kind: str) -> None:
-    """One byte of another value in each object of this kind; length and what stands beside it stay."""
+    """Change one byte in each object of this kind; its length and metadata stay."""
     client = client_of(container)
     for name in [name for name in objects(container) if re.search(kind, name)]:
         blob = client.get_blob_client(name)
@@ -179,7 +173,7 @@ def test_a_store_that_refuses_the_key_costs_nothing_that_was_paid(
 
 
 @pytest.mark.soak
-def test_a_container_deleted_between_runs_is_made_anew_and_audit_fills_it_from_the_table(
+def test_a_container_deleted_between_runs_is_created_again_and_audit_fills_it_from_the_table(
     source: Connection, server: OpenAIServer, container: Container, file: Path, rowvec: Rowvec
 ) -> None:
     succeeded(rowvec("sync", file))
@@ -215,12 +209,12 @@ def test_an_artifact_cut_in_the_store_fails_the_run_that_wrote_it(
     assert_in_step(source)
 
 
-def test_objects_spoilt_after_the_run_are_noticed_by_whoever_reads_them_and_replaced(
+def test_objects_corrupted_after_the_run_are_noticed_when_they_are_read_and_replaced(
     source: Connection, server: OpenAIServer, container: Container, file: Path, rowvec: Rowvec
 ) -> None:
     succeeded(rowvec("sync", file))
     spoil(container, ARTIFACT)
-    # No copy of the vectors is left: they are paid for again, and the same bytes must take the spoilt ones' place.
+    # No copy of the vectors is left: they are paid for again, and the same bytes must replace the corrupt ones.
     source.execute("DROP TABLE vectors.paintings CASCADE")
     assert succeeded(rowvec("sync", file))["embedded"] == 50
     assert set(server.paid.values()) == {2}
@@ -239,7 +233,7 @@ def test_a_folder_that_is_full_or_read_only_is_refused_and_leaves_nothing_half_w
     failed(
         source, rowvec.within(read_only, folder, "sync", file), str(folder), "Read-only file system", "artifacts.url"
     )
-    # The command sees a file system of 16 kB there; what is left on it afterwards is printed where it can be read.
+    # The command sees a file system of 16 kB there; the names of the files that it leaves are written next to it.
     full = 'mount -t tmpfs -o size=16k none "$0" && { "$@"; status=$?; find "$0" -type f >"$0.left"; exit $status; }'
     failed(source, rowvec.within(full, folder, "sync", file), str(folder), "No space left on device", "artifacts.url")
     assert Path(f"{folder}.left").read_text() == ""
@@ -250,7 +244,7 @@ def test_a_folder_that_is_full_or_read_only_is_refused_and_leaves_nothing_half_w
     assert_in_step(source)
 
 
-def test_what_killed_writers_left_in_a_folder_is_swept_once_it_is_old(tmp_path: Path) -> None:
+def test_files_of_killed_writers_are_removed_from_a_folder_once_they_are_old(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     path = tmp_path / "one"
     path.write_bytes(b"content")
@@ -269,7 +263,7 @@ def test_what_killed_writers_left_in_a_folder_is_swept_once_it_is_old(tmp_path: 
     assert (young.exists(), elsewhere.exists()) == (True, False)
 
 
-def test_a_spoilt_object_is_replaced_only_where_its_name_says_what_it_should_be(tmp_path: Path) -> None:
+def test_a_corrupt_object_is_replaced_only_if_its_name_says_what_it_should_hold(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     path = tmp_path / "one"
     path.write_bytes(b"content")

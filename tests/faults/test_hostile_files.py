@@ -166,7 +166,8 @@ def test_bytes_in_a_typed_column_are_named(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_type_is_no_silent_default(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"source\.types names a column 'yaer', which rows\.csv has not; it has id"):
+    message = r"source\.types names a column 'yaer', which rows\.csv does not have; it has id"
+    with pytest.raises(SourceError, match=message):
         _read(tmp_path, "id,text,year\n1,a,5\n", types={"yaer": "bigint"})
 
 
@@ -243,7 +244,10 @@ def _flipped(data: bytes) -> bytes:
         (_kept(0, 0, text=b"id,text\n1,a\n"), "cannot be read as Parquet"),
         (_kept(0, 0, text=b"PAR1" * 3), "cannot be read as Parquet"),
         (_flipped, "cannot be read as Parquet: .*CRC"),
-        (_says_rows(6000), "says that it has 6,000 rows, and 5,000 are in it: it was cut or changed; write it anew"),
+        (
+            _says_rows(6000),
+            "says that it has 6,000 rows, and 5,000 are in it: it was truncated or changed; write it again",
+        ),
         (_says_rows(4500), "says that it has 4,500 rows, and 5,000 are in it"),
     ],
     ids=range(10),
@@ -431,15 +435,15 @@ def test_rows_without_keys_do_not_fill_the_disk(tmp_path: Path) -> None:
 _HOLD = """
 import sys
 from pathlib import Path
-from rowvec.sources.files.temp_folder import passing_folder
-with passing_folder(Path(sys.argv[1])) as place:
+from rowvec.sources.files.temp_folder import temporary_folder
+with temporary_folder(Path(sys.argv[1])) as place:
     (place / "spill").write_bytes(b"x" * 1000)
     print(place, flush=True)
     sys.stdin.readline()
 """
 
 
-def test_the_folder_of_a_killed_process_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
     def hold() -> tuple[subprocess.Popen[str], Path]:
         process = subprocess.Popen(  # noqa: S603 # our own interpreter
             [sys.executable, "-c", _HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -47,7 +47,7 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
-def test_each_bad_file_is_set_aside_alone(source: Connection, tmp_path: Path) -> None:
+def test_each_bad_file_is_rejected_alone(source: Connection, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     fill(folder, 5)
     outside = save(90, tmp_path / "outside.png")
@@ -166,7 +166,7 @@ def test_any_bytes_are_an_image_or_a_reject(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO"])
-def test_every_kind_is_told_by_its_bytes_and_missed_when_cut(kind: str) -> None:
+def test_every_kind_is_recognised_by_its_bytes_and_rejected_when_truncated(kind: str) -> None:
     whole = encoded(kind)
     found = check(whole, "x", LIMIT)
     assert found.media_type in ("image/x-icon", f"image/{kind.lower()}")
@@ -197,7 +197,7 @@ def test_a_camera_s_large_image_is_checked_without_its_pixels() -> None:
         ("source: {kind: postgres, table: a, content: '{b}'}", "source.kind to images"),
     ],
 )
-def test_what_does_not_go_together_is_said(tmp_path: Path, change: str, sentence: str) -> None:
+def test_settings_that_contradict_each_other_are_named(tmp_path: Path, change: str, sentence: str) -> None:
     written: dict[str, Any] = {
         "name": "x",
         "source": {"kind": "images", "path": ".", "key": ["image_file"], "content": {"image": "image_file"}},

@@ -1,4 +1,4 @@
-"""Hostile names: columns, tables, schemas and pipelines called what nobody should call them, through whole syncs."""
+"""Hostile names of columns, tables, schemas and pipelines, through whole syncs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ NAMES = {
         "s" * 63, "t" * 63, "v" * 63, ("k" * 63, "k" * 62 + "l"), ("m" * 63, _NINE_BYTES_A_LETTER), ("c" * 63, "d" * 63)
     ),
     "punctuation": Names("a.b", "c.d", "e.f", ("-- x", "/* y"), (";", "a,b"), ("\\", "\n")),
-    # What our own statements call things: an ambiguous name in one of them would show.
+    # Names that rowvec's own statements use: an ambiguous name in a statement would fail.
     "own tables": Names("rows", "source", "diff", ("t", "d"), ("r", "l"), ("s", "p")),
     "own aliases": Names("k", "live", "taken", ("wanted", "stored"), ("source", "rendered"), ("content", "embedding")),
     "own columns": Names("x", "y", "z", ("key", "kind"), ("reason", "action"), ("fingerprint", "run_id")),
@@ -68,7 +68,7 @@ NAMES = {
 }
 
 
-_EVERYWHERE = ("quotes", "signs", "own aliases", "own columns", "longest")
+_EVERYWHERE = ("quotes", "own columns")
 
 
 def _quoted(*names: str) -> str:
@@ -102,7 +102,7 @@ def _pipeline(names: Names, kind: Kind, tmp_path: Path, url: str) -> Pipeline:
         }
     )
     if kind == "remote":
-        # Another way to write the same database is another database to rowvec.
+        # Another URL of the same database is another database to rowvec.
         remote = made.source.model_copy(update={"url": make_conninfo(url, application_name="elsewhere")})
         made = made.model_copy(update={"source": remote})
     return made
@@ -167,7 +167,7 @@ def _literals(row: tuple[object, ...]) -> sql.Composed:
 
 
 def _cases() -> Iterator[ParameterSet]:
-    """Each set of names beside the vector table, and those that are the worst from elsewhere too."""
+    """Each set of names next to the vector table; the two worst sets from elsewhere too, and the others in soak."""
     for name in NAMES:
         for kind in ("beside", "remote", "parquet"):
             marks = [] if kind == "beside" or name in _EVERYWHERE else [pytest.mark.soak]

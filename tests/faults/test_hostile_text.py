@@ -188,7 +188,7 @@ def test_a_key_of_three_columns_of_three_types(source: Connection, paintings: Pi
 
 
 @pytest.mark.parametrize(("kind", "before", "after"), [("numeric", "1.0", "1.00"), ("interval", "1 mon", "30 days")])
-def test_a_key_that_is_written_anew_as_an_equal_value(
+def test_a_key_that_is_overwritten_with_an_equal_value(
     source: Connection, paintings: Pipeline, kind: str, before: str, after: str
 ) -> None:
     source.execute(f"CREATE TABLE keyed (k {kind} PRIMARY KEY, title text)".encode())
@@ -201,7 +201,7 @@ def test_a_key_that_is_written_anew_as_an_equal_value(
     assert source.execute("SELECT k::text FROM vectors.paintings").fetchone() == (after,)
 
 
-def test_a_key_longer_than_an_index_can_hold_is_one_row_set_aside(source: Connection, tmp_path: Path) -> None:
+def test_a_key_longer_than_an_index_can_hold_is_one_rejected_row(source: Connection, tmp_path: Path) -> None:
     drawn = random.Random(1)
     long = [drawn.randbytes(n).hex() for n in (1300, 1301, 5 * _MB)]
     rows = {"id": [*long, long[2][:-1] + "!", "nul\0" + long[2], "short"], "text": list("abcdef")}
@@ -447,7 +447,7 @@ def test_a_hostile_object_name_leads_nowhere(tmp_path: Path, name: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {"x", "store"}
 
 
-def test_a_symbolic_link_in_a_folder_store_betrays_nothing_and_spoils_nothing(tmp_path: Path) -> None:
+def test_a_symbolic_link_in_a_folder_store_reveals_nothing_and_corrupts_nothing(tmp_path: Path) -> None:
     outside, mine = tmp_path / "outside", tmp_path / "mine"
     outside.write_text("a secret of another")
     mine.write_text("an artifact")

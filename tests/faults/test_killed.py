@@ -38,9 +38,9 @@ from tests.support.servers.disposable import (
     own_azurite,
     own_postgres,
     proxy,
-    wait_for,
 )
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
+from tests.support.waiting import wait_for
 
 TEXTS_A_REQUEST, CONCURRENCY = 4, 2
 IN_FLIGHT = TEXTS_A_REQUEST * CONCURRENCY
@@ -54,7 +54,7 @@ class Door:
 
     def __init__(self, url: str, held: ExitStack) -> None:
         self._watch = held.enter_context(closing(psycopg.connect(url, autocommit=True)))
-        # Two take turns at the lock, so that nobody slips through between one and the other.
+        # Two sessions take turns at the lock, so that no other session gets it between them.
         self._keepers = [held.enter_context(closing(psycopg.connect(url))) for _ in range(2)]
         self._lock(self._keepers[0])
 
@@ -79,7 +79,7 @@ class Door:
         return {name for (name,) in rows if name.startswith("rowvec")}
 
     def _let_pass(self, wanted: str) -> bool:
-        """Those who stand there pass, and nobody after them: locks are granted in the order they were asked for.
+        """Sessions that wait now pass, and none after them: locks are granted in the order of the requests.
 
         True where the wanted stage has come meanwhile; then nobody passes.
         """
@@ -188,7 +188,7 @@ def at_the_door(stage: str) -> Callable[[Scene], None]:
 
 
 def locked(stage: str, statement: str) -> Callable[[Scene], None]:
-    """Inside a stage, where it needs what the statement locks."""
+    """Inside a stage, when it needs what the statement locks."""
 
     def reach(scene: Scene) -> None:
         scene.door.until(scene.command, stage)
@@ -228,7 +228,7 @@ def embedding(scene: Scene) -> None:
 
 
 def binarizing(scene: Scene) -> None:
-    """The file that is to hold the bits is a pipe that nobody reads."""
+    """The file for the bits is a pipe that no process reads."""
     scene.door.until(scene.command, "rowvec embed 0")
     queue = Queue()
     scene.server.hold = queue
@@ -389,7 +389,7 @@ def paid(server: OpenAIServer, store: str) -> Pipeline:
 
 
 def with_another_index(pipeline: Pipeline) -> Pipeline:
-    """The pipeline, its index defined anew: it has to be built beside the one that readers use."""
+    """The pipeline with another index: it must be built next to the one that readers use."""
     return pipeline.model_copy(update={"index": pipeline.index.model_copy(update={"m": 8})})
 
 
@@ -415,7 +415,7 @@ def change(source: Connection) -> None:
 
 
 def texts(source: Connection) -> set[str]:
-    """What is to be embedded, by plain SQL."""
+    """The texts that must be embedded, by plain SQL."""
     statement = "SELECT coalesce(title, '') || E'\\n' || coalesce(description, '') FROM paintings"
     return {text for (text,) in source.execute(statement) if text.strip()}
 
@@ -450,7 +450,7 @@ def assert_recovered(
 
 
 @pytest.mark.parametrize(("point", "updating"), matrix(POINTS, REPRESENTATIVE))
-def test_a_killed_run_is_taken_up_on_another_machine(
+def test_a_killed_run_is_continued_on_another_machine(
     source: Connection,
     database_url: str,
     server: OpenAIServer,
@@ -699,7 +699,7 @@ def test_the_blob_server_is_killed_under_a_run(
         scene.door = Door(database_url, held)
         scene.command = rowvec("sync", in_blob.file)
         point.reach(scene)
-        # What it has not written to its disk yet would be lost with it, and that is not ours to mend.
+        # What it has not written to disk yet would be lost, and rowvec could not repair that.
         if "validate" in scene.stage:
             wait_for(lambda: in_blob.store.has_written(rb"\.parquet"))
         in_blob.store.kill()

@@ -33,7 +33,7 @@ OFTEN = 100
 _PROBE = "a"
 """What an embedder sends to tell a poisonous text from a server that takes none; no row holds it."""
 _SPOILED = ("short", "html")
-"""Answers that a provider bills and nobody can use."""
+"""Answers that a provider bills but that cannot be used."""
 
 
 @dataclass(slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from tests.support import race as racing
 from tests.support.cli_process import Command, Ended, PrefectServer, start, write_pipeline
 from tests.support.paintings import assert_in_step
 from tests.support.servers.openai_server import KEY, Fault, OpenAIServer, serve
+from tests.support.waiting import wait_for
 
 MODEL, DIMENSIONS = "text-embedding-3-small", 32
 
@@ -302,7 +302,7 @@ def test_readers_never_see_a_partial_run_an_error_or_a_table_without_an_index(
                 holder.execute("SELECT count(*) FROM paintings")
                 sync = rowvec("sync", write_pipeline(changed, tmp_path)).when(lambda: held(source, "rowvec index"))
                 read = threads.rounds + 6
-                wait_until(lambda read=read: threads.errors or threads.rounds > read)
+                wait_for(lambda read=read: threads.errors or threads.rounds > read)
             report = succeeded(sync.wait())
             assert report["rows"] == markers[marker]
             threads.check()
@@ -327,15 +327,7 @@ def waiting(connection: Connection) -> int:
     return row[0] if row else 0
 
 
-def wait_until(holds: Callable[[], object]) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + 100
-    while not holds():
-        assert time.monotonic() < end, "that never came to hold"
-        time.sleep(0.02)
-
-
-def test_two_syncs_at_once_and_the_other_commands_beside_them(
+def test_two_syncs_at_once_and_the_other_commands_during_them(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     """One does the job and the other leaves; plan, audit, search and rejects work, and harm nothing."""
@@ -346,7 +338,7 @@ def test_two_syncs_at_once_and_the_other_commands_beside_them(
         # Readers go on; who wants to write the vector table waits.
         holder.execute("LOCK TABLE vectors.paintings IN SHARE MODE")
         syncs = [rowvec("sync", file) for _ in range(2)]
-        wait_until(lambda: any(s.process.poll() is not None for s in syncs) and held(source, "rowvec merge"))
+        wait_for(lambda: any(s.process.poll() is not None for s in syncs) and held(source, "rowvec merge"))
         syncs.sort(key=lambda sync: sync.process.poll() is None)
         loser, winner = syncs[0].wait(), syncs[1]
         assert loser.status == 1
@@ -507,13 +499,13 @@ def test_a_plan_survives_a_sync_that_starts(
                 # Granted when the plan is stored; what it counts then has to wait.
                 queued = threading.Thread(target=second.execute, args=("LOCK TABLE rowvec.answers",))
                 queued.start()
-                wait_until(lambda: waiting(source) == 2)
+                wait_for(lambda: waiting(source) == 2)
             queued.join()
-            wait_until(lambda: held(source, "rowvec plan"))
+            wait_for(lambda: held(source, "rowvec plan"))
             sync = rowvec("sync", file)
             states = "SELECT FROM rowvec.runs WHERE cause = 'command'"
             sync.when(lambda: source.execute(states).fetchone() is not None)
-            wait_until(lambda: waiting(source) == 2 or sync.process.poll() is not None)
+            wait_for(lambda: waiting(source) == 2 or sync.process.poll() is not None)
         planned = plan.wait()
     assert (planned.status, planned.json["new"]) == (0, 50), planned
     assert succeeded(sync.wait())["rows"] == 50

@@ -1,6 +1,6 @@
-"""No secret leaves: planted ones are looked for wherever they could slip out, after runs that end well or badly.
+"""No secret leaves: after runs that succeed or fail, planted secrets are searched for in every place they could reach.
 
-The searcher is tested first: what could not find a planted secret proves nothing by finding none.
+The search is tested first: if it could not find a planted secret, finding none would prove nothing.
 """
 
 from __future__ import annotations
@@ -461,8 +461,8 @@ def command_lines() -> Iterator[bytes]:
             yield file.read_bytes()
 
 
-def test_runs_that_read_prefect_blocks_and_mend_leave_no_secret(world: World) -> None:
-    """The account key and the DSNs from Secret blocks; a tampered row is mended from the store and paid for nowhere."""
+def test_runs_that_read_prefect_blocks_and_repair_leave_no_secret(world: World) -> None:
+    """The account key and the DSNs from Secret blocks; a tampered row is repaired from the store for free."""
     values = {"key": EMBEDDER_KEY, "store": world.container.key}
     values |= {"target": world.environment["PLANTED_TARGET"], "source": world.environment["PLANTED_SOURCE"]}
     with temporary_settings({PREFECT_API_URL: world.server.api}):
@@ -607,7 +607,7 @@ def test_a_store_that_refuses_leaves_no_secret(world: World) -> None:
 
 
 @pytest.mark.soak
-def test_what_nobody_expected_leaves_no_secret(world: World) -> None:
+def test_an_unexpected_error_leaves_no_secret(world: World) -> None:
     """An error that is none of ours, with DSN and key in the frames; an interrupt; a connection cut under a stage."""
     file = world.pipeline("unexpected")
     blocked = world.folder / "a file"
@@ -652,7 +652,7 @@ def test_logs_of_every_library_at_their_most_talkative_hold_no_secret(world: Wor
 
 
 @given(st.text(st.sampled_from("aB3@:/?#[]%'\" "), min_size=8, max_size=20))
-def test_no_password_however_badly_written_is_in_the_sentence_of_a_connection_that_fails(text: str) -> None:
+def test_no_password_is_in_the_message_of_a_failed_connection_however_the_url_is_written(text: str) -> None:
     """What is said of a host, a port or a database that are pieces of a password, by libpq and by the resolver."""
     secret = f"{text}sEcretPiece{text}"
     for url in (f"postgresql://u:{secret}@127.0.0.1:1/db", f"host=127.0.0.1 port=1 password={secret}"):

@@ -1,4 +1,4 @@
-"""The real command as a process of its own, against a real Prefect server: what a test may kill, starve and lie to."""
+"""The real command in its own process, against a real Prefect server: a test may kill it and give it faulty servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
@@ -22,57 +21,74 @@ import yaml
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from rowvec.pipeline import Pipeline
+from tests.support.forked_commands import CommandForks, ForkedProcess
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 CLI = Path(sys.executable).parent / "rowvec"
-_PATIENCE_SECONDS = 150
+
+_forks: dict[str, CommandForks] = {}
+"""By the API of the Prefect server that the commands report to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A command that is over."""
+    """A command that has ended."""
 
     status: int
-    """Negative: the signal that ended it."""
+    """Negative if a signal ended it."""
     stdout: str
     stderr: str
 
     @property
     def json(self) -> dict[str, Any]:
-        """The one object on stdout."""
+        """The one JSON object on stdout."""
         return json.loads(self.stdout)
 
 
 @dataclass(slots=True)
 class Command:
-    """A command at work."""
+    """A command that is at work."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedProcess
 
-    def wait(self, seconds: float = _PATIENCE_SECONDS) -> Ended:
-        """How it ends by itself."""
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> Ended:
+        """Wait until it ends by itself; returns how."""
         stdout, stderr = self.process.communicate(timeout=seconds)
-        return Ended(status=self.process.returncode, stdout=stdout, stderr=stderr)
+        status = self.process.returncode
+        assert status is not None
+        return Ended(status=status, stdout=stdout, stderr=stderr)
 
     def kill(self, number: int = signal.SIGKILL) -> Ended:
-        """End it, with whatever it has started."""
+        """Send a signal to it and to all it has started; returns how it ended."""
         os.killpg(self.process.pid, number)
         return self.wait()
 
-    def when(self, holds: Callable[[], object], seconds: float = _PATIENCE_SECONDS) -> Command:
-        """Wait until something holds while the command is at work; the command itself, for chaining."""
-        end = time.monotonic() + seconds
-        while not holds():
-            assert self.process.poll() is None, f"it ended before that: {self.wait()}"
-            assert time.monotonic() < end, "that never came to hold"
-            time.sleep(0.02)
+    def when(self, holds: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> Command:
+        """Wait until ``holds`` returns something true while the command is at work; returns the command."""
+
+        def reached() -> bool:
+            if holds():
+                return True
+            assert self.process.poll() is None, f"the command ended before that: {self.wait()}"
+            return False
+
+        wait_for(reached, seconds)
         return self
 
 
 def start(api: str, *words: str | Path, **environment: str) -> Command:
-    """Start ``rowvec`` with these words; more environment by keyword."""
+    """Start ``rowvec`` with these words; more environment by keyword.
+
+    A command that reports to the session's Prefect server is forked from a process that has imported it, unless its
+    environment asks for other settings of Prefect and the like: then the interpreter starts it.
+    """
+    whole = {**os.environ, "PREFECT_API_URL": api, **environment}
+    forking = _forks.get(api)
+    if forking is not None and forking.can_start(whole):
+        return Command(forking.start([str(word) for word in words], whole))
     process = subprocess.Popen(  # noqa: S603 # our own command on our own file
         [CLI, *words],
-        env={**os.environ, "PREFECT_API_URL": api, **environment},
+        env=whole,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -83,7 +99,7 @@ def start(api: str, *words: str | Path, **environment: str) -> Command:
 
 
 def write_pipeline(pipeline: Pipeline, folder: Path) -> Path:
-    """The pipeline as a file."""
+    """Write the pipeline to a file in this folder."""
     file = folder / f"{pipeline.name}.yaml"
     file.write_text(yaml.safe_dump(pipeline.model_dump(mode="json", exclude_none=True)), "utf-8")
     return file
@@ -100,9 +116,12 @@ class PrefectServer:
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[PrefectServer]:
-    """One server a session: a command then starts in two seconds and not in twelve."""
+    """One server a session: a command with a server of its own takes ten seconds more."""
     with serving(tmp_path_factory.mktemp("prefect")) as server:
+        _forks[server.api] = forks = CommandForks(server.api)
         yield server
+        del _forks[server.api]
+        forks.close()
 
 
 @pytest.fixture
@@ -114,7 +133,7 @@ def prefect_api(prefect_server: PrefectServer) -> Generator[None]:
 
 @contextmanager
 def serving(home: Path, **settings: str) -> Generator[PrefectServer]:
-    """A server on a port and a database of its own; more settings by keyword."""
+    """A server with its own port and database; more settings by keyword."""
     home.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -131,20 +150,17 @@ def serving(home: Path, **settings: str) -> Generator[PrefectServer]:
             start_new_session=True,
         )
         try:
-            _wait_for(f"http://127.0.0.1:{port}/api/health", process, home / "server.log")
+            wait_for(lambda: _answers(f"http://127.0.0.1:{port}/api/health", process, home / "server.log"), every=0.2)
             yield PrefectServer(api=f"http://127.0.0.1:{port}/api", home=home)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310 # our own server
-                return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.2)
-    pytest.fail(f"no Prefect server after {_PATIENCE_SECONDS} s: {log.read_text()}")
+def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        with urllib.request.urlopen(url, timeout=5):  # noqa: S310 # our own server
+            return True
+    except (urllib.error.URLError, TimeoutError):
+        return False

@@ -1,4 +1,4 @@
-"""What the command makes of a fault: how it is run, and what must be true when it has ended well, or has not."""
+"""How tests of faults run the command, and what must be true when it has succeeded or failed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Rowvec:
         return self.start(*words, **environment).wait()
 
     def start(self, *words: str | Path, **environment: str) -> Command:
-        """The command at work."""
+        """Start the command."""
         return start(self._api, *words, "--json", **environment)
 
     def within(self, script: str, folder: Path, *words: str | Path) -> Ended:
-        """In a mount namespace of its own, which goes with the command; ``$0`` of the shell script is the folder."""
-        # Whoever is root already would lose, in a user namespace, the right to go to other users' sockets.
+        """Run it in its own mount namespace, which ends with the command; ``$0`` of the shell script is the folder."""
+        # In a user namespace, root would lose the right to use other users' sockets.
         shell = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
         probe = subprocess.run(  # noqa: S603 # ours
             [*shell, 'mount -t tmpfs none "$0"', folder], check=False, capture_output=True, text=True
@@ -53,7 +53,7 @@ class Rowvec:
 
 
 def paid(server: OpenAIServer, artifacts: str | Artifacts) -> Pipeline:
-    """The gallery with an embedder that costs money, four texts a request, two requests at once."""
+    """The gallery with an embedder that costs money: four texts per request, two requests at once."""
     embedder = {
         "kind": "openai",
         "model": "text-embedding-3-small",
@@ -67,7 +67,7 @@ def paid(server: OpenAIServer, artifacts: str | Artifacts) -> Pipeline:
 
 
 def last_line(ended: Ended) -> str:
-    """What a person reads; the lines before it tell of progress, and of nothing else."""
+    """The last line on stderr, for people; the lines before it may only report progress."""
     *before, last = ended.stderr.splitlines() or [""]
     assert all(
         re.match(r"(extract|images|embed|load|index|restore) .*: (\d+ of \d+|done)$", line) for line in before
@@ -76,14 +76,14 @@ def last_line(ended: Ended) -> str:
 
 
 def succeeded(ended: Ended) -> dict[str, Any]:
-    """The report of a command that ended well, and said nothing on stderr but how far it was."""
+    """The report of a command that succeeded, and printed nothing but progress on stderr."""
     assert ended.status == 0, f"{ended.stdout}\n{ended.stderr}"
     assert not ended.stderr or re.search(r": (\d+ of \d+|done)$", last_line(ended)), ended
     return ended.json
 
 
 def refused(ended: Ended, *words: str) -> str:
-    """The one sentence that the command failed with; it holds the words."""
+    """The one sentence that the command failed with; it must contain the words."""
     assert ended.status == 1, f"{ended.stdout}\n{ended.stderr}"
     sentence = last_line(ended)
     assert sentence.startswith("rowvec: "), ended
@@ -94,7 +94,7 @@ def refused(ended: Ended, *words: str) -> str:
 
 
 def failed(connection: Connection, ended: Ended, *words: str) -> None:
-    """It failed with one sentence that holds the words, and the ledger says the same of the run."""
+    """The command failed with one sentence that contains the words, and the ledger has the same error for the run."""
     sentence = refused(ended, *words)
     row = connection.execute("SELECT state, error FROM rowvec.runs ORDER BY run_id DESC LIMIT 1").fetchone()
     assert row == ("failed", sentence)

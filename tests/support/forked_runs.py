@@ -1,14 +1,13 @@
-"""Runs as processes of their own, cheap enough to kill by hundreds, and the embedder's server that they talk to."""
+"""Runs in their own processes, cheap enough to kill hundreds of them, and the server of the embedder they use."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
-import time
 import traceback
 import urllib.request
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -22,12 +21,13 @@ import pytest
 from rowvec.pipeline import Pipeline
 from tests.support.reference_model import POISON
 from tests.support.servers.openai_server import KEY, Fault, OpenAIServer
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 By = Literal["flow", "plain"]
 """``flow``: by Prefect, as ``rowvec sync`` does it; ``plain``: the same stages one after the other, without it."""
 Job = Literal["sync", "audit", "repair"]
 
-# What a run imports late would be imported by each fork anew.
+# Each fork would import these again, because a run imports them late.
 _PRELOAD = [
     "pytest",
     "rowvec_flows.sync",
@@ -56,8 +56,6 @@ _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     _IS_FORKSERVER: "1",
 }
-_PATIENCE_SECONDS = 120
-
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -78,7 +76,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Fork:
-    """A run at work."""
+    """A run that is at work."""
 
     process: ForkServerProcess
     _answer: Any  # of multiprocessing's kinds of pipe, which have no type in common
@@ -86,24 +84,24 @@ class Fork:
 
     @property
     def at_work(self) -> bool:
-        """Whether it is not over."""
+        """Whether the run has not ended yet."""
         return self.process.is_alive()
 
     def kill(self) -> None:
-        """SIGKILL; nothing where it is over."""
+        """Send SIGKILL, unless the run has ended."""
         self.process.kill()
 
     def wait(self) -> Outcome:
-        """How it ended, by itself or by ``kill``."""
+        """Wait until the run has ended, by itself or by ``kill``; returns how."""
         outcome = None
-        if self._answer.poll(_PATIENCE_SECONDS):
+        if self._answer.poll(PATIENCE_SECONDS):
             try:
                 outcome = self._answer.recv()
             except EOFError:
                 outcome = None
         else:
             self.process.kill()
-        self.process.join(_PATIENCE_SECONDS)
+        self.process.join(PATIENCE_SECONDS)
         code = self.process.exitcode
         self.process.close()
         self._answer.close()
@@ -114,10 +112,10 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Forks:
-    """Starts runs; their environment is the test's own besides what is given here."""
+    """Starts runs in the environment of the test, with the changes that are given here."""
 
     def start(self, job: Job, by: By, pipeline: Pipeline, environment: dict[str, str], log: Path) -> Fork:
-        """A run of its own process; what it prints goes to ``log``."""
+        """Start a run in its own process; what it prints goes to ``log``."""
         ours, theirs = _context.Pipe(duplex=False)
         work = (job, by, pipeline.model_dump_json(exclude_none=True), environment, str(log), theirs)
         process = _context.Process(target=_work, args=work, daemon=True)
@@ -128,21 +126,13 @@ class Forks:
 
 @contextmanager
 def forks(api: str) -> Generator[Forks]:
-    """A process that forks runs which report to this Prefect API."""
+    """A process that forks runs; they report to this Prefect API."""
     with pytest.MonkeyPatch.context() as patched:
         for name, value in {**_QUIET, "PREFECT_API_URL": api}.items():
             patched.setenv(name, value)
         _context.set_forkserver_preload(_PRELOAD)
         forkserver.ensure_running()
     yield Forks()
-
-
-def wait_for(holds: Callable[[], object]) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < end, "that never came to hold"
-        time.sleep(0.005)
 
 
 def _work(job: Job, by: By, written: str, environment: dict[str, str], log: str, answer: Connection) -> None:
@@ -191,7 +181,7 @@ def _sync(by: By, pipeline: Pipeline) -> dict[str, Any]:
 
 
 class CountingServer(OpenAIServer):
-    """Remembers which faults befell which texts, and knows when nobody is connected any more."""
+    """Remembers which faults hit which texts, and knows when no client is connected any more."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -207,13 +197,13 @@ class CountingServer(OpenAIServer):
         return fault
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A connection is taken."""
+        """Count a new connection."""
         with self._guard:
             self._open += 1
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """A connection, until it is closed."""
+        """Serve a connection until it is closed."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -221,15 +211,15 @@ class CountingServer(OpenAIServer):
                 self._open -= 1
 
     def settle(self) -> None:
-        """Return once every request of clients that are gone is on record: connections are taken in their order."""
+        """Return once every request of clients that have ended is recorded: connections are accepted in order."""
         with urllib.request.urlopen(f"{self.origin}/stats", timeout=30):  # noqa: S310 # our own server
             pass
-        wait_for(lambda: not self._open)
+        wait_for(lambda: not self._open, every=0.005)
 
 
 @contextmanager
 def counting_server() -> Generator[CountingServer]:
-    """A server that one session's sequences share, one after the other."""
+    """A server that the sequences of one session use one after the other."""
     with CountingServer(key=KEY, poison=POISON, latency=0.01) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()

@@ -54,7 +54,7 @@ class Asking:
         return sum(start <= at < end for at in tuple(self.answered))
 
     def kill(self) -> None:
-        """SIGKILL: it says goodbye to nobody."""
+        """Send SIGKILL, so that the process cannot give back its lease."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 

@@ -35,7 +35,7 @@ _WORDS = ("red", "green", "blue", "gold", "", " ", "same")
 
 @dataclass(frozen=True, slots=True)
 class Painting:
-    """A row that is to have a vector."""
+    """A row that should have a vector."""
 
     content: str
     author: str | None
@@ -100,7 +100,7 @@ def running(*turns: Callable[[], object], breath: float = 0.0) -> Generator[Thre
             while not threads.stop.wait(breath):
                 turn()
                 threads.rounds += 1
-        except BaseException as error:  # noqa: BLE001 # a thread has nobody else to tell
+        except BaseException as error:  # noqa: BLE001 # a thread can report it in no other way
             threads.errors.append(error)
             threads.stop.set()
 

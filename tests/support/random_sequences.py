@@ -24,9 +24,10 @@ from rowvec.embedders import open_embedder
 from rowvec.pipeline import Pipeline
 from rowvec.vectors.fingerprint import fingerprint
 from tests.support import paintings
-from tests.support.forked_runs import By, CountingServer, Fork, Forks, Job, Outcome, wait_for
+from tests.support.forked_runs import By, CountingServer, Fork, Forks, Job, Outcome
 from tests.support.reference_model import Author, Edit, Rows, Stored
 from tests.support.servers.openai_server import KEY, Fault, failing, quota, rate_limited, slow_down
+from tests.support.waiting import wait_for
 
 MODEL, DIMENSIONS = "model-under-fire", 32
 INPUTS, CONCURRENCY = 2, 2
@@ -291,7 +292,7 @@ class Stage:
     taints: list[Taint] = field(default_factory=list[Taint])
     """Tampering that nothing has written over yet."""
     sound: bool = True
-    """Whether nobody has tampered since the last repair."""
+    """Whether nothing was tampered with since the last repair."""
     lost: set[str] = field(default_factory=set[str])
     """Texts that some destroyed artifact held."""
     _texts: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
@@ -343,7 +344,7 @@ class Stage:
         return fingerprint(open_embedder(self.pipeline.embedder).identity.digest(), text.encode())
 
     def kept(self) -> set[str]:
-        """Texts whose vector can be had without paying: from where the ledger points, or a row that nobody touched."""
+        """Texts whose vector costs nothing: it is where the ledger points, or in a row that was not tampered with."""
         pointed = (
             "SELECT e.fingerprint FROM rowvec.embeddings AS e JOIN rowvec.artifacts AS a USING (artifact_id)"
             " WHERE a.name = ANY (%s)"
@@ -368,7 +369,7 @@ class Stage:
         return [name for name, sha256 in known if self._is_whole(name, sha256) == whole]
 
     def effective(self) -> list[Taint]:
-        """The tampering whose traces nobody has written over: the next repair's to find."""
+        """The tampering whose traces were not overwritten: the next repair must find it."""
         if self.stored() is None:
             return []
         return [t for t in self.taints if self._trace(t.column, t.id) == (t.embedded_at, t.value)]

@@ -134,7 +134,7 @@ class Author:
         return self._made("update content", {i: self._with_content(self.rows[i]) for i in self._some()})
 
     def _rewrite(self) -> Edit:
-        """Texts that nobody has ever paid for, and many of them: there is something to interrupt."""
+        """Many texts that were never paid for, so that there is something to interrupt."""
         ids = self.chance.sample(sorted(self.rows), len(self.rows) // 2)
         return self._made("rewrite many", {i: self._with_new_content(self.rows[i]) for i in sorted(ids)})
 
@@ -251,7 +251,7 @@ class Bill:
         assert twice.total() + len(lost) <= in_flight, f"paid twice: {sorted(twice)}; not kept: {sorted(lost)}"
         again = {text for text in paid if self.paid[text]}
         assert again <= self.excused, f"paid again, and never destroyed: {sorted(again - self.excused)}"
-        assert set(paid) <= self.ever, f"paid for what nobody asked: {sorted(set(paid) - self.ever)}"
+        assert set(paid) <= self.ever, f"paid for texts that were not asked for: {sorted(set(paid) - self.ever)}"
         self.again += len(again)
         self.in_flight += in_flight
         self.excused |= lost

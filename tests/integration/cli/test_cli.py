@@ -14,6 +14,7 @@ import yaml
 
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
+from tests.support.cli_process import PrefectServer
 from tests.support.paintings import sync
 
 CLI = Path(sys.executable).parent / "rowvec"
@@ -78,11 +79,11 @@ def test_a_database_that_is_not_there_is_status_one(paintings: Pipeline, tmp_pat
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def test_the_whole_job(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
+def test_the_whole_job(source: Connection, paintings: Pipeline, tmp_path: Path, prefect_server: PrefectServer) -> None:
     file = write(paintings, tmp_path)
     planned = only_json(rowvec("plan", file, "--json"))
     assert (planned["new"], planned["cost_usd"]) == (50, 0.0)
-    done = rowvec("sync", file, "--json", PREFECT_HOME=str(tmp_path / "prefect"))
+    done = rowvec("sync", file, "--json", PREFECT_API_URL=prefect_server.api)
     report = only_json(done)
     assert done.returncode == 0
     names = "run_id new changed metadata_only deleted unchanged rejected embedded reused tokens cost_usd consistent"
@@ -107,10 +108,10 @@ def test_the_whole_job(source: Connection, paintings: Pipeline, tmp_path: Path) 
     broken = rowvec("audit", file, "--json")
     assert broken.returncode == 1
     assert only_json(broken)["rows"][0]["key"] == ["3"]
-    failed = rowvec("sync", file, "--json", PREFECT_HOME=str(tmp_path / "prefect"))
+    failed = rowvec("sync", file, "--json", PREFECT_API_URL=prefect_server.api)
     assert failed.returncode == 1
     assert only_json(failed)["consistent"] is False
-    repaired = rowvec("audit", file, "--repair", "--json", PREFECT_HOME=str(tmp_path / "prefect"))
+    repaired = rowvec("audit", file, "--repair", "--json", PREFECT_API_URL=prefect_server.api)
     assert (repaired.returncode, only_json(repaired)["repaired"]) == (0, 1)
 
 

@@ -20,7 +20,8 @@ from rowvec.sync.order import through_all_stages
 from rowvec.sync.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill
-from tests.support.servers.disposable import own_postgres, wait_for
+from tests.support.servers.disposable import own_postgres
+from tests.support.waiting import wait_for
 
 ROWS = 3_000
 

@@ -28,7 +28,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_digest
 from rowvec.sources.diff import Block, diff
 from rowvec.sources.files import download
-from rowvec.sources.files.external_sort import RECORD, Spill
+from rowvec.sources.files.external_sort import RECORD, ExternalSort
 from rowvec.sources.files.pg_text import float_text, json_text, pg_record, pg_text, pg_type
 from rowvec.sources.files.rows import vector_bytes, vector_text
 from rowvec.sources.files.source import FileSource, open_files
@@ -248,7 +248,7 @@ def test_a_csv_field_larger_than_a_block_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_rows_without_a_key_of_their_own_are_set_aside(tmp_path: Path, kind: str) -> None:
+def test_rows_without_a_key_of_their_own_are_rejected(tmp_path: Path, kind: str) -> None:
     ids = ["1", "2", "2", None, "3", None, "4", "5"]
     texts = ["a", "b", "c", "d", "", "e", " \t", "f"]
     path = tmp_path / f"rows.{kind}"
@@ -263,7 +263,7 @@ def test_rows_without_a_key_of_their_own_are_set_aside(tmp_path: Path, kind: str
     assert blank == 2
 
 
-def test_bytes_that_are_no_text_are_set_aside(tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b"id,text\n1,good\n2,\xff\xfe\n\xff,bad key\n4,nul\0here\n5,also good\n")
     rows, aside, _ = read(pipeline(path, "csv"), tmp_path / "spool")
@@ -353,20 +353,20 @@ def test_vectors_keep_every_bit(vectors: list[list[float] | None]) -> None:
     st.lists(st.tuples(st.integers(0, 2**64 - 1) | st.integers(0, 3), st.integers(0, 3)), max_size=80),
     st.integers(1, 20),
 )
-def test_a_spill_sorts_whatever_fits_into_memory(digests: list[tuple[int, int]], run: int) -> None:
+def test_a_sort_gives_every_record_in_order_whatever_fits_into_memory(digests: list[tuple[int, int]], run: int) -> None:
     records = np.zeros(len(digests), RECORD)
     records["digest"] = np.array(digests, np.uint64).reshape(-1, 2)
     records["row"] = np.arange(len(digests))
-    with Spill(Path("/tmp"), memory=run * RECORD.itemsize) as spill:  # noqa: S108 # hypothesis and tmp_path do not mix
+    with ExternalSort(Path("/tmp"), memory=run * RECORD.itemsize) as rows_sort:  # noqa: S108 # hypothesis forbids tmp_path
         for start in range(0, len(records), 7):
-            spill.add(records[start : start + 7])
-        found = [(*map(int, r["digest"]), int(r["row"])) for block in spill.ascending() for r in block]
+            rows_sort.add(records[start : start + 7])
+        found = [(*map(int, r["digest"]), int(r["row"])) for block in rows_sort.ascending() for r in block]
     assert found == sorted((*digest, row) for row, digest in enumerate(digests))
 
 
 def test_a_folder_without_room_is_named(tmp_path: Path) -> None:
-    with Spill(tmp_path / "missing", memory=1) as spill, pytest.raises(FatalError, match="cannot sort in"):
-        spill.add(np.zeros(1, RECORD))
+    with ExternalSort(tmp_path / "missing", memory=1) as rows_sort, pytest.raises(FatalError, match="cannot sort in"):
+        rows_sort.add(np.zeros(1, RECORD))
 
 
 @pytest.mark.azurite

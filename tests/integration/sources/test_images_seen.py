@@ -78,7 +78,7 @@ def overwrite(path: Path, number: int) -> None:
     assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
 
 
-def test_a_run_reads_what_nobody_touches_once(
+def test_a_run_reads_an_unchanged_image_once(
     source: Connection, folder: Path, tmp_path: Path, reads: list[str]
 ) -> None:
     paintings = pipeline(folder, local(tmp_path))

@@ -234,7 +234,7 @@ def test_a_disk_that_cannot_take_the_object_is_named(store: Store, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "store") == ["one", "taken"]
 
 
-def test_a_spoilt_file_in_the_folder_is_seen(tmp_path: Path) -> None:
+def test_a_corrupt_file_in_the_folder_is_noticed(tmp_path: Path) -> None:
     store = open_store(Artifacts(url=str(tmp_path / "store")))
     path, digest = written(tmp_path / "one", b"content")
     store.put("a/b", path, digest)
@@ -247,7 +247,7 @@ def test_a_spoilt_file_in_the_folder_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.azurite
-def test_a_spoilt_blob_is_seen(container: Container, tmp_path: Path) -> None:
+def test_a_corrupt_blob_is_noticed(container: Container, tmp_path: Path) -> None:
     store = open_container(container.url, container.key)
     path, digest = written(tmp_path / "one", b"content")
     store.put("a/b", path, digest)

@@ -151,7 +151,7 @@ def test_runs_that_waited_for_too_long_ask_the_rest_directly(
     assert (report.rows, by_jobs(server), len(server.batches.jobs)) == (70, 50, 1)
 
 
-def test_poison_in_a_job_is_set_aside(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_poison_in_a_job_is_rejected(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     source.execute("UPDATE paintings SET title = 'POISON ' || id WHERE id % 10 = 0")
     asked = pipeline(server, tmp_path)
     report = sync(asked)
@@ -253,7 +253,7 @@ def test_jobs_are_cut_to_the_account_s_queue(source: Connection, server: OpenAIS
     assert_in_step(source)
 
 
-def test_a_queue_that_is_too_short_is_told(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_a_queue_that_is_too_short_is_named(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     server.batches.queue_tokens = 10
     asked = pipeline(server, tmp_path)
     with pytest.raises(EmbedderRefused, match="max_tokens"):

@@ -383,7 +383,7 @@ def test_a_run_that_dies_while_it_splits_leaves_no_row_half_split(
     texts.assert_in_step()
 
 
-def test_audit_finds_a_tampered_chunk_and_repair_mends_it_for_nothing(texts: Texts, server: OpenAIServer) -> None:
+def test_audit_finds_a_tampered_chunk_and_repair_restores_it_for_nothing(texts: Texts, server: OpenAIServer) -> None:
     texts.sync()
     pipeline, paid = texts.pipeline(), len(server.paid)
     assert run_audit(pipeline).consistent

@@ -1,18 +1,12 @@
-"""Syncs that are paid for: nothing twice, whatever happens (H2, H5, H10), against a server that speaks the protocol."""
+"""Syncs with an embedder that costs money: no text is paid for twice, whatever happens."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rowvec.errors import PipelineBusy, QuotaExhausted
 from rowvec.ledger.runs import running
@@ -21,10 +15,9 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.sync import dry_run
 from tests.support import paintings
+from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.paintings import assert_in_step, dying_after, fill, sync
 from tests.support.servers.openai_server import KEY, OpenAIServer, quota, serve
-
-CLI = Path(sys.executable).parent / "rowvec"
 
 
 @pytest.fixture
@@ -60,7 +53,7 @@ def test_tokens_and_cost_are_what_the_provider_says(source: Connection, paid: Pi
     assert sync(paid).tokens == 0
 
 
-def test_h2_one_poison_row_in_each_request_stays_one_poison_row(
+def test_one_poison_row_in_each_request_stays_one_poison_row(
     source: Connection, paid: Pipeline, server: OpenAIServer
 ) -> None:
     source.execute("UPDATE paintings SET title = 'POISON ' || id WHERE id % 5 = 0")
@@ -80,7 +73,7 @@ def test_h2_one_poison_row_in_each_request_stays_one_poison_row(
     assert len(server.texts) > sent + 1
 
 
-def test_h13_a_row_that_becomes_poison_loses_its_old_vector(source: Connection, paid: Pipeline) -> None:
+def test_a_row_that_becomes_poison_loses_its_old_vector(source: Connection, paid: Pipeline) -> None:
     sync(paid)
     source.execute("UPDATE paintings SET title = 'POISON' WHERE id = 1")
     report = sync(paid)
@@ -106,10 +99,8 @@ def test_a_used_up_quota_stops_at_once_and_what_was_paid_is_kept(
     assert_in_step(source)
 
 
-@pytest.mark.parametrize(
-    "stage", ["embed", "binarize", "upload", "load", "merge", "index"]
-)
-def test_h5_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
+@pytest.mark.parametrize("stage", ["embed", "binarize", "upload", "load", "merge", "index"])
+def test_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
     source: Connection, paid: Pipeline, server: OpenAIServer, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with dying_after(stage, monkeypatch):
@@ -122,27 +113,20 @@ def test_h5_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
 
 
 @pytest.mark.parametrize("after_requests", [0, 2, 6])
-def test_h5_kill_minus_nine_in_the_middle_of_embedding(
+def test_a_run_killed_in_the_middle_of_embedding_pays_again_only_for_what_was_in_flight(
     source: Connection,
     paid: Pipeline,
     server: OpenAIServer,
     tmp_path: Path,
+    prefect_server: PrefectServer,
     after_requests: int,
 ) -> None:
     """The whole command, killed with the provider at work: a rerun pays only for what was in flight."""
     fill(source, 30, start=51)
-    file = tmp_path / "paintings.yaml"
-    file.write_text(yaml.safe_dump(paid.model_dump(mode="json", exclude_none=True)), "utf-8")
+    file = write_pipeline(paid, tmp_path)
     server.latency = 0.3
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    command = subprocess.Popen(  # noqa: S603 # our own command on our own file
-        [CLI, "sync", file, "--json"], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while len(server.requests) <= after_requests and time.monotonic() < deadline and command.poll() is None:
-        time.sleep(0.02)
-    os.killpg(command.pid, signal.SIGKILL)
-    command.wait()
+    command = start(prefect_server.api, "sync", file, "--json")
+    command.when(lambda: len(server.requests) > after_requests).kill()
     in_flight = 2 * 4
     server.latency = 0.0
     report = sync(paid)

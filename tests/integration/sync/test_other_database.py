@@ -176,7 +176,7 @@ def test_contents_swapped_between_rows_follow_their_keys(source: Connection, apa
     assert_in_step(source)
 
 
-def test_an_audit_compares_with_the_source_and_repair_mends(source: Connection, apart: Apart, kept: Pipeline) -> None:
+def test_an_audit_compares_with_the_source_and_repairs(source: Connection, apart: Apart, kept: Pipeline) -> None:
     sync(kept)
     assert run_audit(kept).consistent
     source.execute("UPDATE vectors.paintings SET content = 'edited' WHERE id = 1")

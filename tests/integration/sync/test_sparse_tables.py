@@ -201,7 +201,7 @@ def test_an_artifact_is_plain_parquet_of_its_own_format(given: Connection, tmp_p
     assert path.stat().st_size < 50_000
 
 
-def test_bad_vectors_of_every_kind_are_set_aside_one_by_one(source: Connection, tmp_path: Path) -> None:
+def test_bad_vectors_of_every_kind_are_rejected_one_by_one(source: Connection, tmp_path: Path) -> None:
     source.execute("ALTER TABLE paintings ADD COLUMN given text")
     source.execute("UPDATE paintings SET given = '{7:1,' || id + 10 || ':2}/20000'")
     many = "{" + ",".join(f"{i}:1" for i in range(1, 16_002)) + "}/20000"
@@ -359,7 +359,7 @@ def test_a_vector_too_wide_for_the_index_ends_it_and_not_the_run(
     assert one(given, table_name) == 1
 
 
-def test_who_insists_on_the_index_is_told_before_anything_changes(given: Connection, tmp_path: Path) -> None:
+def test_a_required_index_that_cannot_be_built_is_refused_at_once(given: Connection, tmp_path: Path) -> None:
     ours = pipeline(tmp_path, index={"kind": "hnsw"})
     paintings.sync(ours)
     given.execute(_WIDE)

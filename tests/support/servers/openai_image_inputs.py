@@ -1,7 +1,7 @@
 """What a request of OpenAI's embeddings protocol asks about where it holds images: vLLM's messages, Jina's objects.
 
 Each input becomes a text, of which the stand-in makes a vector: an image is its checksum, or the text that it shows, so
-that a text can be seen to find an image; what stands beside it (an instruction, a system message) changes the vector.
+that a text can be seen to find an image; what comes with it (an instruction, a system message) changes the vector.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ Shape = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What is done to a request instead of, or besides, answering it rightly."""
+    """What happens to a request instead of the correct answer, or in addition to it."""
 
     times: int = 1
     """How many requests it befalls; -1: all."""

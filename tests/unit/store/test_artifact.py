@@ -216,7 +216,7 @@ def another_format(path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil", [cut, cut_in_the_middle, empty, no_parquet, foreign, lying, some_without_vectors, misnamed, another_format]
 )
-def test_a_spoilt_or_foreign_file_is_named(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+def test_a_corrupt_or_foreign_file_is_named(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     path, _ = write(tmp_path, table(), [rows(table(), 3000)])
     held = {batch.column("fingerprint")[0].as_py() for batch in read_artifact(path)}
     spoil(path)
@@ -228,7 +228,7 @@ def test_a_spoilt_or_foreign_file_is_named(tmp_path: Path, spoil: Callable[[Path
 
 @settings(max_examples=examples(100))
 @given(spot=st.floats(0, 1, exclude_max=True), footer=st.booleans(), bit=st.integers(0, 7), cut_there=st.booleans())
-def test_whatever_is_spoilt_it_is_read_or_named(
+def test_a_changed_file_is_read_or_its_name_is_in_the_error(
     spoilt: tuple[Path, bytes, set[bytes]], spot: float, footer: bool, bit: int, cut_there: bool
 ) -> None:
     path, content, held = spoilt

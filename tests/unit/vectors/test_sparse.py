@@ -154,7 +154,7 @@ _MANY = "{" + ",".join(f"{i}:1" for i in range(1, 16_002)) + "}/20000"
         ("3 indices / 2 values", "no sparse vector of numbers, {1:0.5,7:2}/9: '3 indices / 2 values'"),
     ],
 )
-def test_a_bad_vector_is_set_aside_and_the_others_land(text: str, detail: str) -> None:
+def test_a_bad_vector_is_rejected_and_the_others_are_not(text: str, detail: str) -> None:
     answers = answers_of(20_000, ["{1:1,5:2}/20000", text, "{20000:.5}/20000", "{3:1.}/20000"])
     rejected = {position: error for answer in answers for position, error in answer.rejected.items()}
     landed = [answer for answer in answers if len(answer.positions)]

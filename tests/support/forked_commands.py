@@ -1,0 +1,232 @@
+"""Starts the real command from a process that has imported it already: the imports take longer than most commands.
+
+A command gets its own process, session, environment and folder, as if a shell had started it. Only the interpreter's
+start and the imports happen once for all commands of a test session.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+_REPOSITORY = Path(__file__).parents[2]
+_START_SECONDS = 150
+
+# What a command reads of its environment while it is imported. A command for which one of these differs must be
+# started by the interpreter.
+_READ_AT_IMPORT = ("PREFECT_", "OTEL_", "OPENAI_LOG", "PYTHON", "LD_", "AZURE_", "LC_", "LANG")
+
+# What `rowvec sync` would import late.
+_PRELOAD = [
+    "rowvec.cli.app",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.concurrency.sync",
+    "prefect.telemetry.run_telemetry",
+    "prefect.utilities.visualization",
+    "fastapi",
+    "anyio._backends._asyncio",
+    "openai.resources.embeddings",
+    "httpcore2",
+    "truststore",
+    "numpy.ma",
+    "pyarrow.parquet",
+    "azure.storage.blob",
+    "rowvec.operations.audit",
+    "rowvec.operations.repair",
+    "rowvec.store.folder",
+    "rowvec.embedders.openai.texts",
+]
+
+
+class ForkedProcess:
+    """A command at work, with the part of ``subprocess.Popen`` that tests use."""
+
+    def __init__(self, pid: int, outputs: tuple[int, int], status: int) -> None:
+        """``outputs`` and ``status`` are the reading ends of pipes; the last one tells the exit status."""
+        self.pid = pid
+        self.returncode: int | None = None
+        self._status = status
+        self._texts = ["", ""]
+        self._readers = [
+            threading.Thread(target=self._read, args=(number, end), daemon=True) for number, end in enumerate(outputs)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def poll(self) -> int | None:
+        """The exit status, or None while the command is at work; negative if a signal ended it."""
+        if self.returncode is None:
+            os.set_blocking(self._status, False)
+            try:
+                self._take(os.read(self._status, 32))
+            except BlockingIOError:
+                return None
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What the command printed, once it has ended; raises ``subprocess.TimeoutExpired``."""
+        end = time.monotonic() + timeout
+        for reader in self._readers:
+            reader.join(max(0.0, end - time.monotonic()))
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(f"rowvec, process {self.pid}", timeout)
+            time.sleep(0.005)
+        return self._texts[0], self._texts[1]
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _take(self, status: bytes) -> None:
+        self.returncode = os.waitstatus_to_exitcode(int(status))
+        os.close(self._status)
+
+    def _read(self, number: int, end: int) -> None:
+        with open(end, encoding="utf-8", newline=None) as opened:
+            self._texts[number] = opened.read()
+
+
+class CommandForks:
+    """The process that forks commands, which report to one Prefect API."""
+
+    def __init__(self, api: str) -> None:
+        self._environment = {**os.environ, "PREFECT_API_URL": api}
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 # ours
+                [sys.executable, "-m", "tests.support.forked_commands", str(theirs.fileno())],
+                cwd=_REPOSITORY,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._ours.settimeout(_START_SECONDS)
+
+    def can_start(self, environment: dict[str, str]) -> bool:
+        """Whether all that the command reads while it is imported is as it was when this process imported it."""
+        return _read_at_import(environment) == _read_at_import(self._environment)
+
+    def start(self, words: list[str], environment: dict[str, str]) -> ForkedProcess:
+        """Start ``rowvec`` with these words, in the folder of the caller."""
+        pipes = [os.pipe() for _ in range(3)]
+        asked = {"words": words, "environment": environment, "folder": str(Path.cwd())}
+        try:
+            with self._lock:
+                pid = self._ask(json.dumps(asked).encode(), [writing for _, writing in pipes])
+        except ConnectionError:
+            stderr = self._process.communicate()[1].decode()
+            raise RuntimeError(f"the process that forks commands has ended: {stderr[-3000:]}") from None
+        finally:
+            for _, writing in pipes:
+                os.close(writing)
+        return ForkedProcess(pid, (pipes[0][0], pipes[1][0]), pipes[2][0])
+
+    def _ask(self, packet: bytes, ends: list[int]) -> int:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))
+        self._ours.sendmsg([len(packet).to_bytes(4, "big")], [rights])
+        for at in range(0, len(packet), _PACKET):
+            self._ours.send(packet[at : at + _PACKET])
+        return int(self._ours.recv(32) or _ended())
+
+    def close(self) -> None:
+        """End the process; commands at work go on."""
+        self._ours.close()
+        self._process.kill()
+        self._process.communicate()
+
+
+_PACKET = 1 << 16
+
+
+def _ended() -> NoReturn:
+    raise ConnectionResetError
+
+
+def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
+
+
+def _serve(channel: socket.socket) -> dict[str, Any] | None:
+    """Fork one command per request. Returns the request in the process of a command, and None when the session ends."""
+    while True:
+        head, rights, _, _ = channel.recvmsg(4, socket.CMSG_SPACE(3 * 4))
+        if not head:
+            return None
+        ends = array.array("i")
+        ends.frombytes(rights[0][2])
+        length, packet = int.from_bytes(head, "big"), b""
+        while len(packet) < length:
+            packet += channel.recv(_PACKET)
+        if os.fork():
+            for end in ends:
+                os.close(end)
+            continue
+        if _watch(channel, ends):
+            return json.loads(packet)
+
+
+def _watch(channel: socket.socket, ends: array.array[int]) -> bool:
+    """True in the process of the command; its parent waits until it has ended, tells its status and never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    stdout, stderr, status = ends
+    pid = os.fork()
+    if pid:
+        os.close(stdout)
+        os.close(stderr)
+        channel.send(str(pid).encode())
+        os.write(status, str(os.waitpid(pid, 0)[1]).encode())
+        os._exit(0)
+    os.setsid()
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    for end in ends:
+        os.close(end)
+    channel.close()
+    return True
+
+
+def _import_all() -> None:
+    from importlib import import_module
+    from importlib.metadata import entry_points
+
+    from rowvec.cli.flow_loader import load_flow
+
+    # First, because it sets what Prefect reads of the environment while it is imported.
+    for flow in entry_points(group="rowvec.flows"):
+        load_flow(flow.name)
+    for name in _PRELOAD:
+        import_module(name)
+    from rowvec.embedders.openai.tokens import count
+
+    count("The vocabulary is loaded at the first use.")
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as opened_channel:
+        _import_all()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        request = _serve(opened_channel)
+    if request is not None:
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        sys.argv = ["rowvec", *request["words"]]
+        from rowvec.cli import main
+
+        main()
