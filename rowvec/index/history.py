@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 
 from rowvec.index.build import IndexReport
 from rowvec.index.recall import RecallReport
-from rowvec.index.wear import Reason, Tried, Wear
+from rowvec.index.wear import Churn, Reason, Tried
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.queries import query
@@ -45,10 +45,10 @@ class Looked:
     newest_run: int
     served: Build | None
     """The newest build whose index is there still."""
-    served_wear: Wear | None
+    served_wear: Churn | None
     tried: tuple[Build, ...]
     """All builds, the newest first."""
-    tried_wear: Wear | None
+    tried_wear: Churn | None
     """Since the newest of them."""
 
 
@@ -78,9 +78,9 @@ def look(connection: Connection, table: VectorTable) -> Looked:
         oldest_run=oldest_run,
         newest_run=newest_run,
         served=served,
-        served_wear=Wear(built_over=served.rows, rows=count, came=since_served) if served else None,
+        served_wear=Churn(built_over=served.rows, rows=count, came=since_served) if served else None,
         tried=builds,
-        tried_wear=Wear(built_over=newest.rows, rows=count, came=since_tried) if newest else None,
+        tried_wear=Churn(built_over=newest.rows, rows=count, came=since_tried) if newest else None,
     )
 
 
@@ -117,7 +117,7 @@ def note_build(
     return row[0] if row else 0
 
 
-def note_wear(connection: Connection, build_id: int, wear: Wear) -> None:
+def note_wear(connection: Connection, build_id: int, wear: Churn) -> None:
     """Write down what came and went by now."""
     with lost_connections_are_retriable():
         values = {"build_id": build_id, "came": wear.came, "went": wear.went}

@@ -31,7 +31,7 @@ TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wear:
+class Churn:
     """What became of the vectors that an index was built over."""
 
     built_over: int
@@ -78,7 +78,7 @@ def reason_to_build(
     others: Sequence[IndexChoice],
     *,
     broken: Sequence[str] = (),
-    wear: Wear | None = None,
+    wear: Churn | None = None,
     grown: bool = False,
     asked: bool = False,
 ) -> Reason | None:
@@ -98,7 +98,7 @@ def reason_to_build(
     return None
 
 
-def is_worn(choice: IndexChoice, wear: Wear) -> bool:
+def is_worn(choice: IndexChoice, wear: Churn) -> bool:
     """Whether so much of what the index was built over has been replaced that a build anew pays."""
     # Growth alone wears neither: IVFFlat then wants more lists, and that is another choice.
     return wear.went / max(wear.built_over, 1) >= (GONE_SHARE if choice.kind == "hnsw" else MOVED_SHARE)
@@ -112,7 +112,7 @@ def too_little(recall: RecallReport) -> Reason:
     )
 
 
-def in_vain(tried: Sequence[Tried], choice: IndexChoice, recall_k: int, at_least: float, since: Wear | None) -> bool:
+def in_vain(tried: Sequence[Tried], choice: IndexChoice, recall_k: int, at_least: float, since: Churn | None) -> bool:
     """Whether the newest builds of ``choice`` (``tried``, newest first) all found too little, over much the same rows.
 
     ``since`` is what came and went after the newest of them. Without this, each run would build in vain again.

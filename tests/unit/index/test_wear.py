@@ -14,8 +14,8 @@ from rowvec.index.wear import (
     GONE_SHARE,
     MOVED_SHARE,
     TRIES,
+    Churn,
     Tried,
-    Wear,
     in_vain,
     is_worn,
     is_worse,
@@ -34,8 +34,8 @@ LISTS = IndexChoice(
 CHOICES = st.sampled_from([NONE, FLOAT, BITS, LISTS])
 
 
-def wear_of(built_over: int, kept: int, came: int) -> Wear:
-    return Wear(built_over=built_over, rows=min(kept, built_over) + came, came=came)
+def wear_of(built_over: int, kept: int, came: int) -> Churn:
+    return Churn(built_over=built_over, rows=min(kept, built_over) + came, came=came)
 
 
 WEARS = st.builds(wear_of, st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9))
@@ -48,7 +48,7 @@ def recall(value: float | None, at_least: float = 0.95) -> RecallReport:
 @given(built_over=st.integers(0, 10**9), kept=st.integers(0, 10**9), came=st.integers(0, 10**9))
 def test_what_came_and_what_went_is_told_from_the_rows_alone(built_over: int, kept: int, came: int) -> None:
     kept = min(kept, built_over)
-    wear = Wear(built_over=built_over, rows=kept + came, came=came)
+    wear = Churn(built_over=built_over, rows=kept + came, came=came)
     assert wear.went == built_over - kept
     assert 0 <= wear.share <= 1
     assert (wear.share == 0) == (came == 0 and wear.went == 0)
@@ -56,11 +56,11 @@ def test_what_came_and_what_went_is_told_from_the_rows_alone(built_over: int, ke
 
 @given(built_over=st.integers(1, 10**9), came=st.integers(0, 10**9), choice=st.sampled_from([FLOAT, BITS, LISTS]))
 def test_growth_alone_wears_nothing(built_over: int, came: int, choice: IndexChoice) -> None:
-    assert not is_worn(choice, Wear(built_over=built_over, rows=built_over + came, came=came))
+    assert not is_worn(choice, Churn(built_over=built_over, rows=built_over + came, came=came))
 
 
 @given(wear=WEARS, more=st.integers(1, 10**9), choice=st.sampled_from([FLOAT, BITS, LISTS]))
-def test_what_is_worn_stays_worn_when_more_goes(wear: Wear, more: int, choice: IndexChoice) -> None:
+def test_what_is_worn_stays_worn_when_more_goes(wear: Churn, more: int, choice: IndexChoice) -> None:
     old = wear.rows - wear.came
     further = replace(wear, rows=wear.rows - min(more, old))
     assert further.went >= wear.went
@@ -71,9 +71,9 @@ def test_what_is_worn_stays_worn_when_more_goes(wear: Wear, more: int, choice: I
 @pytest.mark.parametrize(("choice", "share"), [(FLOAT, GONE_SHARE), (BITS, GONE_SHARE), (LISTS, MOVED_SHARE)])
 def test_worn_begins_at_a_share(choice: IndexChoice, share: float) -> None:
     gone = round(1000 * share)
-    assert is_worn(choice, Wear(built_over=1000, rows=1000 - gone, came=0))
-    assert is_worn(choice, Wear(built_over=1000, rows=1000, came=gone))
-    assert not is_worn(choice, Wear(built_over=1000, rows=1000 - gone + 1, came=0))
+    assert is_worn(choice, Churn(built_over=1000, rows=1000 - gone, came=0))
+    assert is_worn(choice, Churn(built_over=1000, rows=1000, came=gone))
+    assert not is_worn(choice, Churn(built_over=1000, rows=1000 - gone + 1, came=0))
 
 
 @given(
@@ -90,7 +90,7 @@ def test_an_index_is_built_exactly_when_there_is_a_reason_and_it_is_said(
     serving: bool,
     others: list[IndexChoice],
     broken: list[str],
-    wear: Wear | None,
+    wear: Churn | None,
     grown: bool,
     asked: bool,
 ) -> None:
@@ -111,7 +111,7 @@ def test_an_index_is_built_exactly_when_there_is_a_reason_and_it_is_said(
 def test_each_reason() -> None:
     doubled = replace(LISTS, lists=25)
     fixed = replace(LISTS, lists=25, lists_by_rows=False)
-    worn = Wear(built_over=100, rows=80, came=0)
+    worn = Churn(built_over=100, rows=80, came=0)
     whys = [
         reason_to_build(FLOAT, None, []),
         reason_to_build(FLOAT, None, [], grown=True),
@@ -160,7 +160,7 @@ def test_vacuum_is_due_by_the_share_of_dead_rows(live: int, dead: int) -> None:
 
 def test_building_in_vain_ends_until_the_rows_are_others() -> None:
     poor, good = Tried(choice=BITS, recall=0.8, k=10), Tried(choice=BITS, recall=0.96, k=10)
-    still, changed = Wear(built_over=100, rows=100, came=1), Wear(built_over=100, rows=100, came=10)
+    still, changed = Churn(built_over=100, rows=100, came=1), Churn(built_over=100, rows=100, came=10)
     assert in_vain([poor] * TRIES, BITS, 10, 0.95, still)
     assert in_vain([replace(poor, choice=FLOAT), *[poor] * TRIES], BITS, 10, 0.95, still)
     assert not in_vain([poor] * TRIES, BITS, 10, 0.95, changed)
