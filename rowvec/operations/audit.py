@@ -1,4 +1,4 @@
-"""Audit: source, artifacts, journal and vector table compared both ways, every row and every vector of them."""
+"""Audit: compares every row and every vector of source, artifacts, journal and vector table."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class LostObject:
-    """An artifact, an image, a manifest or a journal entry that is missing, spoilt, or does not add up."""
+    """An artifact, an image, a manifest or a journal entry that is missing, corrupt, or contradicts its checksum."""
 
     name: str
     reason: str
@@ -69,7 +69,7 @@ class Audit:
 
     counts: dict[Kind, int]
     findings: tuple[Finding, ...]
-    """The first of them, up to ``LISTED``."""
+    """The first findings, up to ``LISTED``."""
     objects: tuple[LostObject, ...]
     more_objects: int = 0
     """Lost images beyond the first ``LISTED``."""
@@ -104,13 +104,13 @@ class Audit:
 class Journal:
     """The journal that was read."""
 
-    has_untold_keys: bool
-    """Whether rows have changed of which no manifest tells yet."""
+    has_unrecorded_keys: bool
+    """Whether there are changed rows that no manifest has recorded yet."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Audited:
-    """An audit that is over, on the connection whose temporary tables hold all that it found."""
+    """A finished audit, with the connection whose temporary tables hold everything that it found."""
 
     connection: Connection
     resolved: Pipeline
@@ -121,17 +121,17 @@ class Audited:
     lost_artifacts: list[str] = field(default_factory=list[str])
     more_objects: int = 0
     journal: Journal | None = None
-    """None where there is none to compare with."""
+    """None if there is no journal to compare with."""
     journal_is_sound: bool = True
 
     @property
     def identity(self) -> Identity:
-        """The embedder's."""
+        """The embedder's identity."""
         return open_embedder(self.resolved.embedder).identity
 
     @property
     def key_json(self) -> sql.Composed:
-        """The key of a row ``t`` of the vector table, as ``findings`` has it."""
+        """The key of a row ``t`` of the vector table in the form that ``findings`` has."""
         return key_json(self.table.key, "t")
 
     def report(self) -> Audit:
@@ -147,17 +147,18 @@ class Audited:
 
 
 def run_audit(pipeline: Pipeline) -> Audit:
-    """All that is not right; changes nothing."""
+    """Everything that is not right. Changes nothing."""
     with audited(effective(pipeline)) as found:
         return found.report()
 
 
 @contextmanager
 def audited(pipeline: Pipeline) -> Generator[Audited]:
-    """Compare everything with everything, and keep what was found at hand.
+    """Compare every row and every vector, and keep the findings in the connection's temporary tables.
 
-    Every row is compared with the source and with what the journal says its run wrote, and every vector with its bits
-    and its artifact. Findings are kept in the database: there may be as many as rows.
+    Every row is compared with the source and with what its run recorded in the journal, and every vector with its bits
+    and its artifact. The findings stay in the database, as there may be as many as rows. Raises ``PipelineBusy`` if
+    runs merge so often that no attempt sees one state.
     """
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec audit") as connection:
@@ -173,7 +174,7 @@ def audited(pipeline: Pipeline) -> Generator[Audited]:
         for _ in range(_ATTEMPTS):
             before = _last_merge(found)
             _compare(found, pipeline.name)
-            # What a merge changed in between agrees with nothing that was read before it.
+            # If a run has merged meanwhile, what was read before the merge does not fit what was read after it.
             if _last_merge(found) == before:
                 break
         else:
@@ -187,7 +188,7 @@ def _last_merge(found: Audited) -> tuple[Any, ...]:
 
 
 def _compare(found: Audited, pipeline_name: str) -> None:
-    """Read journal, artifacts and a source that cannot be joined; then compare all of it in one snapshot."""
+    """Read journal, artifacts and source as far as they are outside the database; then compare in one snapshot."""
     found.objects.clear()
     found.lost_artifacts.clear()
     found.connection.execute(query("audit", "drop_tables"))
@@ -224,13 +225,13 @@ def _vectors(found: Audited) -> None:
 
 
 def _read_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
-    """What each row's run recorded, as ``journal_state``; and whether the journal adds up to its own checksum."""
+    """Read what each row's run recorded into ``journal_state``, and check the journal against its own checksum."""
     connection, changes = found.connection, unrecorded(found.pipeline_id)
     values = {"pipeline_id": found.pipeline_id, "unrecorded": changes.as_string(connection)}
     found.journal, found.journal_is_sound = None, True
     newest = connection.execute(query("audit", "newest_manifest"), values).fetchone()
     if newest is None:
-        return  # no run of this pipeline has written a manifest yet, or the next one begins the journal anew
+        return  # no run of this pipeline has written a manifest yet, or the next run restarts the journal
     try:
         chain = read_chain(found.store, pipeline_name, newest[0])
         replay(connection, found.store, chain, folder)
@@ -238,11 +239,11 @@ def _read_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
         found.objects.append(LostObject(newest[0], str(error)))
         found.journal_is_sound = False
         return
-    found.journal = Journal(has_untold_keys=newest[1])
+    found.journal = Journal(has_unrecorded_keys=newest[1])
     last = chain[-1]
     summed = totals(connection, found.table, sql.Identifier("journal_state"))
     if summed != (last.manifest.counts["rows"], last.manifest.checksum):
-        found.objects.append(LostObject(last.name, "the journal does not add up to the checksum of this manifest"))
+        found.objects.append(LostObject(last.name, "the journal does not match the checksum of this manifest"))
         found.journal_is_sound = False
 
 
@@ -251,16 +252,16 @@ def _against_journal(found: Audited) -> None:
         return
     table, changes = found.table, unrecorded(found.pipeline_id)
     same = same_key(table.key, "s", "t")
-    told: sql.Composable = sql.SQL("true")
-    if found.journal.has_untold_keys:
-        told = query("audit", "told", unrecorded=changes, same_key=same)
-    parts = {"table": table.identifier, "key_json": found.key_json, "same_key": same, "told": told}
+    is_told: sql.Composable = sql.SQL("true")
+    if found.journal.has_unrecorded_keys:
+        is_told = query("audit", "told", unrecorded=changes, same_key=same)
+    parts = {"table": table.identifier, "key_json": found.key_json, "same_key": same, "told": is_told}
     found.connection.execute(query("audit", "journal", **parts))
     found.connection.execute(query("audit", "journal_only", **parts))
 
 
 def _read_artifacts(found: Audited, folder: Path) -> None:
-    """The sha256 of each vector that was kept, in wire format, as ``held``: what travels is 64 bytes a row."""
+    """Copy the sha256 of each vector in the artifacts, in wire format, into ``held``: 64 bytes per row travel."""
     connection, local = found.connection, folder / "artifact.parquet"
     connection.execute(query("audit", "hold_vectors"))
     for artifact_id, artifact in _artifacts(found):
@@ -313,7 +314,7 @@ class AuditReport:
 
     pipeline: str
     found: Audit
-    """As it is now: after a repair, what is left."""
+    """The findings; after a repair, what is left."""
     repaired: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -322,16 +323,16 @@ class AuditReport:
 
     def verdict(self) -> str:
         """One sentence, verdict first."""
-        mended = f" {self.repaired:,} repaired." if self.repaired else ""
+        repaired = f" {self.repaired:,} repaired." if self.repaired else ""
         if self.found.consistent:
-            return f"Consistent: source, artifacts and vector table agree.{mended}"
+            return f"Consistent: source, artifacts and vector table agree.{repaired}"
         counts = [f"{self.found.counts[kind]:,} {kind}" for kind in KINDS if self.found.counts[kind]]
         if self.found.lost:
-            counts.append(f"{self.found.lost:,} object(s) lost or spoilt")
-        return f"INCONSISTENT: {', '.join(counts)}.{mended}"
+            counts.append(f"{self.found.lost:,} object(s) lost or corrupt")
+        return f"INCONSISTENT: {', '.join(counts)}.{repaired}"
 
     def as_markdown(self) -> str:
-        """For a person with ten seconds."""
+        """A summary to read in ten seconds."""
         kinds = " | ".join(KINDS)
         counts = " | ".join(f"{self.found.counts[kind]:,}" for kind in KINDS)
         lines = [
@@ -342,11 +343,14 @@ class AuditReport:
             f"| {counts} | {self.found.lost:,} | {self.repaired:,} |",
         ]
         if not self.found.consistent:
-            lines += ["", "Run it again with `repair` to mend them: from artifacts first, paying for what is nowhere."]
+            lines += [
+                "",
+                "Run it again with `repair`: vectors come from artifacts first, and the others are paid for again.",
+            ]
         return "\n".join(lines)
 
     def alarms(self) -> list[Alarm]:
-        """What others are to be told."""
+        """The alarms that this report raises."""
         if self.found.consistent:
             return []
         counts = {**self.found.counts, "objects": self.found.lost, "repaired": self.repaired}

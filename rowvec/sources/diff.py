@@ -1,4 +1,4 @@
-"""What has to change: two streams of hashes, sorted by key digest, are merged in constant memory, with no I/O here."""
+"""The diff of source and vector table: it merges two streams of hashes, sorted by key digest, and does no I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Block:
     fingerprint: Words
     """``(n, 4)``: 32 bytes each, compared for equality only."""
     metadata_hash: Words
-    """``(n, 4)``, as the fingerprint."""
+    """``(n, 4)``, like the fingerprint."""
 
     def __len__(self) -> int:
         return len(self.digest)
@@ -34,7 +34,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Rows of the source that share a fate."""
+    """Rows of the source for which the diff found the same action."""
 
     position: Positions
     """``(n,)``: ordinals in the sorted source."""
@@ -47,15 +47,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What one stretch of the two streams comes to."""
+    """What the diff found in one stretch of the two streams."""
 
     new: Rows
     changed: Rows
     metadata_only: Rows
     duplicates: Rows
-    """Rows whose digest occurs more than once in the source: none of them can have a vector of its own."""
+    """Rows whose digest occurs more than once in the source: none of them can have its own vector."""
     deleted: Words
-    """``(n, 2)``: digests the target has and the source has not, or not just once."""
+    """``(n, 2)``: digests that the target has, and that the source does not have or has more than once."""
     unchanged: int
 
 
@@ -69,10 +69,10 @@ def empty_block() -> Block:
 
 
 def diff(source: Iterator[Block], target: Iterator[Block]) -> Iterator[Changes]:
-    """Compare desired with stored rows; both streams ascend by digest, and the target has each digest once.
+    """Compare the source's rows with the stored ones; both streams ascend by digest, the target without repetition.
 
-    Memory: two blocks a stream, and all rows of one duplicate key. Raises ``ValueError`` where a stream does not
-    ascend, for what came of it would delete vectors that are right.
+    Memory: two blocks per stream, and all rows of one duplicate key. Raises ``ValueError`` if a stream does not ascend,
+    because the result would delete vectors that are right.
     """
     wanted, stored = _Stream(source, "source", repeats=True), _Stream(target, "target", repeats=False)
     while True:
@@ -88,14 +88,14 @@ def diff(source: Iterator[Block], target: Iterator[Block]) -> Iterator[Changes]:
 
 
 class _Stream:
-    """One side: the rows that were read and not yet compared."""
+    """One side of the diff: the rows that were read and are not compared yet."""
 
     def __init__(self, blocks: Iterator[Block], name: str, *, repeats: bool) -> None:
         self._blocks, self._name, self._repeats = blocks, name, repeats
         self._held = empty_block()
         self._ended = False
         self.passed = 0
-        """Rows that were compared already."""
+        """Number of rows that are compared already."""
 
     @property
     def last(self) -> tuple[int, int]:
@@ -103,13 +103,13 @@ class _Stream:
         return _at(self._held.digest, -1)
 
     def fill(self) -> bool:
-        """Whether more may come, with at least one row at hand; nothing more once the stream has ended."""
+        """Read until there is at least one row at hand; whether more rows may follow."""
         while not self._ended and not len(self._held):
             self._read()
         return not self._ended
 
     def read_beyond(self, horizon: tuple[int, int]) -> None:
-        """Read on where the last row at hand was the horizon: rows equal to it may follow."""
+        """Read one more block if the last row at hand is the horizon: rows equal to it may follow."""
         if not self._ended and len(self._held) and self.last == horizon:
             self._read()
 
@@ -139,7 +139,7 @@ class _Stream:
 
 
 def _compare(wanted: Block, stored: Block, position: int) -> Changes:
-    """All rows of both streams below some digest."""
+    """What has changed, given all rows of both streams below some digest."""
     again = _equals_previous(wanted.digest)
     single = ~again
     single[:-1] &= ~again[1:]
@@ -166,7 +166,7 @@ def _compare(wanted: Block, stored: Block, position: int) -> Changes:
 
 
 def _find(wanted: Words, stored: Words) -> tuple[npt.NDArray[np.bool_], Positions]:
-    """Which digests of ``wanted`` are in ``stored``, and where; the place means nothing for the others."""
+    """Which digests of ``wanted`` are in ``stored``, and at which place; ignore the place of the others."""
     if not len(stored):
         return np.zeros(len(wanted), np.bool_), np.zeros(len(wanted), np.int64)
     high, low = np.ascontiguousarray(stored[:, 0]), stored[:, 1]
@@ -174,7 +174,7 @@ def _find(wanted: Words, stored: Words) -> tuple[npt.NDArray[np.bool_], Position
     while True:
         inside = np.minimum(place, len(stored) - 1)
         same_high = (place < len(stored)) & (high[inside] == wanted[:, 0])
-        # Digests with equal first halves are next to unheard of: this goes round once.
+        # Two digests almost never have equal first halves, so the loop almost never repeats.
         behind = same_high & (low[inside] < wanted[:, 1])
         if not behind.any():
             return same_high & (low[inside] == wanted[:, 1]), inside

@@ -1,4 +1,4 @@
-"""Pairs of key and content as hashes: read from Postgres' binary COPY in blocks, and summed up in the checksum."""
+"""Hashes of rows as a stream of blocks: read from Postgres' binary COPY, and summed up in the checksum."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rowvec.sources.diff import Block, Words
 
 DIGEST_BYTES = 16
 
-# A block of 5 MB: large enough that numpy's calls are noise, small enough to stay near the cache.
+# A block of 5 MB: large enough that the cost of numpy's calls does not matter, small enough for the cache.
 _BLOCK_ROWS = 65_536
 
-# The stream (PostgreSQL documentation, COPY, "Binary Format"): signature, flags, length of an extension that is empty.
+# The stream (PostgreSQL documentation, COPY, "Binary Format"): signature, flags, length of an empty extension.
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _RECORD = struct.Struct(">hiqi")
@@ -37,10 +37,10 @@ def copied_pairs(connection: Connection, pairs: sql.Composed) -> Generator[Block
 
 
 def pairs_from_copy(chunks: Iterable[Buffer]) -> Iterator[Block]:
-    """The blocks of ``sorted`` in sql/hash_stream.sql; chunks may be cut anywhere.
+    """The blocks of ``sorted`` in sql/hash_stream.sql; a chunk may end anywhere.
 
-    Raises ``DatabaseUnavailable`` where the stream stops before its end, ``TargetError`` where a hash has another
-    length, or is NULL.
+    Raises ``DatabaseUnavailable`` if the stream stops before its end, ``TargetError`` if a hash is NULL or has another
+    length.
     """
     held, rows, ended = bytearray(), bytearray(), False
     header = True
@@ -63,14 +63,14 @@ def pairs_from_copy(chunks: Iterable[Buffer]) -> Iterator[Block]:
 
 
 def _move_records(held: bytearray, rows: bytearray) -> bool:
-    """Take the records that have come in full; whether the stream has ended."""
+    """Move the complete records to ``rows``; whether the stream has ended."""
     at = 0
     while len(held) - at >= _RECORD.size:
         _, _, count, length = _RECORD.unpack_from(held, at)
         if length != count * _ROW.itemsize:
             raise TargetError(
-                "a row's fingerprint or metadata_hash does not have 32 bytes; rowvec audit --repair mends what was "
-                "edited"
+                "a row's fingerprint or metadata_hash does not have 32 bytes; rowvec audit --repair repairs rows that "
+                "somebody edited"
             )
         end = at + _RECORD.size + length
         if len(held) < end:
@@ -82,7 +82,7 @@ def _move_records(held: bytearray, rows: bytearray) -> bool:
 
 
 def pack_digests(digests: Iterable[bytes]) -> Words:
-    """Digests of 16 bytes each as ``(n, 2)`` numbers that sort as they do."""
+    """Digests of 16 bytes each as ``(n, 2)`` numbers in the same sort order."""
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
@@ -107,7 +107,10 @@ def digest_of_key(key: Iterable[str]) -> bytes:
 
 
 def checksum(block: Block) -> int:
-    """The block's share of the order-independent checksum of keys and fingerprints in ``docs/consistency.md``."""
+    """What a block adds to the checksum of keys and fingerprints, which does not depend on the order of rows.
+
+    docs/consistency.md has the formula.
+    """
     data = np.empty((len(block), DIGEST_BYTES + 32), np.uint8)
     data[:, :DIGEST_BYTES] = _bytes(block.digest.astype(">u8"))
     data[:, DIGEST_BYTES:] = _bytes(block.fingerprint)
@@ -118,7 +121,7 @@ def checksum(block: Block) -> int:
 
 
 def without(blocks: Iterable[Block], left_out: set[tuple[bytes, bytes]]) -> Iterator[Block]:
-    """The blocks less the rows whose digest and fingerprint are named: rows that are known to have no vector."""
+    """The blocks without the rows whose digest and fingerprint are in ``left_out``; these have no vector."""
     if not left_out:
         yield from blocks
         return

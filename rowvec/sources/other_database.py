@@ -1,4 +1,4 @@
-"""A Postgres source in another database than the target's: it renders and hashes its rows itself, and sends hashes."""
+"""A Postgres source in another database than the target's: that database renders and hashes the rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from rowvec.sources.postgres import SourceQuery, describe
 from rowvec.sources.protocol import ACTIONS, Action, Reject, SeenImage, row_schema
 from rowvec.vectors.fingerprint import Digested
 
-# Digests in one statement, 9 MB of it. Each statement hashes the whole source again, for no index knows the digests.
-_ASKED_ROWS = 250_000
+# Digests in one statement, which is 9 MB. Each statement hashes the whole source again, as no index has the digests.
+_DIGESTS_AT_ONCE = 250_000
 # Rows fetched at once: a few megabytes of text.
 _FETCH_ROWS = 2048
 
 
 class RemoteSource:
-    """See ``HashedSource``. Memory: 16 bytes for each row that changed, and some thousand rows."""
+    """See ``HashedSource``. Memory: 16 bytes per row that changed, and some thousand rows."""
 
     def __init__(self, connection: Connection, source: PostgresSource, described: SourceQuery) -> None:
         self._connection, self._source, self._described = connection, source, described
@@ -52,7 +52,7 @@ class RemoteSource:
     @property
     def blank(self) -> int:
         """See ``HashedSource``."""
-        with _own_faults():
+        with _source_errors():
             row = self._connection.execute(
                 query("other_database", "count_blank", blank=self._described.blank)
             ).fetchone()
@@ -61,7 +61,7 @@ class RemoteSource:
     def pairs(self) -> Iterator[Block]:
         """See ``HashedSource``."""
         pairs = query("other_database", "pairs", digest=self._digest, rows=self._described.rows)
-        with _own_faults():
+        with _source_errors():
             yield from copied_pairs(self._connection, pairs)
 
     def mark(self, changes: Changes) -> None:
@@ -80,8 +80,8 @@ class RemoteSource:
                 yield from self._fetch(action, None)
                 continue
             digests = np.concatenate(marked)
-            for start in range(0, len(digests), _ASKED_ROWS):
-                yield from self._fetch(action, unpack_digests(digests[start : start + _ASKED_ROWS]))
+            for start in range(0, len(digests), _DIGESTS_AT_ONCE):
+                yield from self._fetch(action, unpack_digests(digests[start : start + _DIGESTS_AT_ONCE]))
 
     def images(self, *, everything: bool = False) -> Iterator[list[SeenImage]]:
         """See ``HashedSource``: a database has texts."""
@@ -107,8 +107,8 @@ class RemoteSource:
         parts = {"columns": as_sent((*self.key, *self.metadata)), "rows": self._described.rows}
         statement = query("other_database", "rows", **parts)
         if digests is not None:
-            asked = sql.SQL("{}::bytea[]").format(sql.Literal(digests))
-            statement = query("other_database", "rows_of", digest=self._digest, digests=asked, **parts)
+            listed = sql.SQL("{}::bytea[]").format(sql.Literal(digests))
+            statement = query("other_database", "rows_of", digest=self._digest, digests=listed, **parts)
         for rows in self._blocks(statement):
             values = [[action] * len(rows), *zip(*rows, strict=True)]
             yield pa.record_batch([pa.array(v, f.type) for v, f in zip(values, schema, strict=True)], schema)
@@ -118,7 +118,7 @@ class RemoteSource:
             yield from rows
 
     def _blocks(self, statement: sql.Composed) -> Iterator[list[tuple[object, ...]]]:
-        with _own_faults(), self._connection.cursor(name="source", binary=True) as cursor:
+        with _source_errors(), self._connection.cursor(name="source", binary=True) as cursor:
             cursor.itersize = _FETCH_ROWS
             cursor.execute(statement)
             while rows := cursor.fetchmany(_FETCH_ROWS):
@@ -131,11 +131,11 @@ def open_remote(
 ) -> Generator[RemoteSource]:
     """The source in one snapshot, which ends with the context.
 
-    Raises ``SourceError`` where its database or its table cannot be read, ``TargetError`` where the target's database
-    does not have the type of one of its columns.
+    Raises ``SourceError`` if its database or its table cannot be read, ``TargetError`` if the target's database does
+    not have the type of one of its columns.
     """
     with _connected(source.url or "") as connection, connection.transaction():
-        with _own_faults():
+        with _source_errors():
             connection.execute(query("other_database", "begin_source"))
             described = describe(connection, pipeline, source, identity.digest())
         _check_types(target, (*described.key, *described.metadata))
@@ -160,8 +160,8 @@ def _check_types(target: Connection, columns: tuple[PgColumn, ...]) -> None:
 
 
 @contextmanager
-def _own_faults() -> Generator[None]:
-    """What the source's database raises, told apart from what the target's does."""
+def _source_errors() -> Generator[None]:
+    """Turn an error of the source's database into ours, so that it is not taken for one of the target's."""
     try:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:

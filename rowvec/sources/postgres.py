@@ -18,12 +18,12 @@ from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import query
 
 NOT_BLANK = "[^ \t\n\r\f\v]"
-"""Content without one such character has no vector. The search stops at the first; trimming copies the whole text."""
+"""Content with such a character has a vector. The search stops at the first one; trimming copies the whole text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceQuery:
-    """The source's rows as a SELECT, and what is known of its columns."""
+    """The source's rows as a SELECT, and facts about its columns."""
 
     relation: sql.Composable
     """``"public"."articles"`` or ``(select …)``."""
@@ -34,7 +34,7 @@ class SourceQuery:
     something: sql.Composable
     """Whether a row has anything to embed."""
     vector: sql.Composable | None
-    """The text of the source's own vector, with the column embedder."""
+    """The text of the source's own vector, if the column embedder takes it."""
     identity: bytes
     unique: bool
     """Whether the database itself forbids two rows of one key, and NULL in it."""
@@ -51,7 +51,7 @@ class SourceQuery:
 
     @property
     def rows(self) -> sql.Composed:
-        """``SELECT`` key, metadata, content, fingerprint and metadata_hash of every row that is to have a vector."""
+        """``SELECT`` key, metadata, content, fingerprint and metadata_hash of every row that must have a vector."""
         return query(
             "source",
             "rows",
@@ -68,7 +68,7 @@ class SourceQuery:
 
     @property
     def fingerprint(self) -> sql.Composed:
-        """sha256 over identity and content; what ``rowvec.fingerprint`` computes for files."""
+        """sha256 over identity and content, as ``rowvec.vectors.fingerprint`` computes it for files."""
         if self.vector is None:
             return fingerprint_of_content(self.identity)
         return sql.SQL(
@@ -96,9 +96,9 @@ def is_in_target_database(pipeline: Pipeline) -> bool:
 
 
 def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource, identity: bytes) -> SourceQuery:
-    """Look at the source's columns and compose its query.
+    """Look up the source's columns and compose its query.
 
-    Raises ``SourceError`` where the table, a column or the query is not there or not readable.
+    Raises ``SourceError`` if the table, a column or the query is missing or cannot be read.
     """
     relation = _relation(source)
     types = _column_types(connection, source, relation)
@@ -126,7 +126,7 @@ def fingerprint_of_content(identity: bytes) -> sql.Composed:
 
 
 def metadata_hash(metadata: tuple[PgColumn, ...], alias: str | None = None) -> sql.Composed:
-    """sha256 over the row's metadata as Postgres writes a record: NULL, '' and quotes are all told apart."""
+    """sha256 over the row's metadata as Postgres writes a record, in which NULL, '' and quotes all differ."""
     return sql.SQL("sha256(convert_to(ROW({})::text, 'UTF8'))").format(names(metadata, alias))
 
 
@@ -141,7 +141,7 @@ def _content(parsed: template.Template) -> sql.Composable:
 
 
 def _something(parsed: template.Template, vector_column: str | None) -> sql.Composable:
-    """Is there a character that is not blank? Asked of the columns one by one: rendering them all would cost more."""
+    """Whether there is a character that is not blank; looks at the columns one by one, as rendering all costs more."""
     if vector_column is not None:
         return sql.SQL("source.{} IS NOT NULL").format(sql.Identifier(vector_column))
     if any(isinstance(part, str) and part.strip(" \t\n\r\f\v") for part in parsed.parts):
@@ -156,7 +156,7 @@ def _relation(source: PostgresSource) -> sql.Composable:
     if source.table is not None:
         return sql.Identifier(*table_identifier(source.table))
     # The query is the pipeline author's own SQL, as trusted as the author; it runs with the role's rights.
-    # The line's end closes a comment that the query may end in.
+    # The line end closes a comment at the end of the query.
     return sql.SQL("({}\n)").format(sql.SQL(cast("LiteralString", (source.query or "").strip().rstrip("; \n"))))
 
 

@@ -1,4 +1,4 @@
-"""What a source that is not in the target's database offers: its rows as sorted hashes, and the rows one asks for."""
+"""A source outside the target's database: it sends the hashes of all rows, and then the rows that changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Action = Literal["new", "changed", "metadata_only"]
 ACTIONS: tuple[Action, ...] = ("new", "changed", "metadata_only")
 
 Reject = tuple[str, RowError]
-"""The key as a JSON array of texts, and why its row is set aside."""
+"""The key as a JSON array of texts, and why its row is rejected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,10 @@ class SeenImage:
 
 
 class HashedSource(Protocol):
-    """A source that is being read: one snapshot, from the first pair to the last row."""
+    """A source that is being read: another database, files, or images.
+
+    It is one snapshot, from the first pair to the last row.
+    """
 
     @property
     def key(self) -> tuple[PgColumn, ...]:
@@ -45,38 +48,38 @@ class HashedSource(Protocol):
         ...
 
     def pairs(self) -> Iterator[Block]:
-        """The hashes of every row that is to have a vector, ascending by key digest."""
+        """The hashes of every row that must have a vector, ascending by key digest."""
         ...
 
     def mark(self, changes: Changes) -> None:
-        """Take note of what a stretch of the diff found: of each one, in their order."""
+        """Remember what the diff found in one stretch; call it for every stretch, in order."""
         ...
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """The rows that were marked as new, changed, or changed in their metadata; once, after the last mark.
 
         Columns: ``rowvec_action``; key and metadata as ``PgColumn.arrow_field`` says; ``content``; ``rowvec_vector``
-        (text, NULL but for the column embedder); ``fingerprint``; ``metadata_hash``. Raises ``SourceError`` where the
-        source is not what it was when the pairs were read.
+        (text; NULL except with the column embedder); ``fingerprint``; ``metadata_hash``. Raises ``SourceError`` if the
+        source has changed since the pairs were read.
         """
         ...
 
     def images(self, *, everything: bool = False) -> Iterator[list[SeenImage]]:
-        """The images of the rows that were marked as new or changed, or of all; none where the source has texts."""
+        """The images of the rows that were marked as new or changed, or of all rows; none if the source has texts."""
         ...
 
     def rejects(self) -> Iterator[Reject]:
-        """The rows that cannot have a vector of their own; after the rows were read."""
+        """The rows that cannot have a vector of their own; call it after ``rows``."""
         ...
 
     @property
     def blank(self) -> int:
-        """How many rows have a key and nothing to embed; known once the pairs were read."""
+        """How many rows have a key and nothing to embed; read it after ``pairs``."""
         ...
 
 
 def row_schema(key: tuple[PgColumn, ...], metadata: tuple[PgColumn, ...]) -> pa.Schema:
-    """The schema of what ``rows`` gives."""
+    """The schema of the batches that ``rows`` yields."""
     return pa.schema(
         [
             pa.field("rowvec_action", pa.string()),

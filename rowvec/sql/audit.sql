@@ -1,4 +1,4 @@
--- name: findings -- each row once, with the first reason found; what is to be done may follow from a later one
+-- name: findings -- each row once, with the first reason found; void and salvage may come from a later one
 CREATE TEMP TABLE findings (
     key jsonb PRIMARY KEY,
     kind text NOT NULL,
@@ -14,7 +14,7 @@ DROP TABLE IF EXISTS findings, held
 SELECT max(merged_at), max(run_id) FILTER (WHERE merged_at IS NOT NULL)
 FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s
 
--- name: vectors -- all checks of the vectors in one pass
+-- name: vectors -- all checks of the vectors, in one pass over the table
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', CASE {reasons} END, {key_json}, true FROM {table} AS t WHERE {bad}
 ON CONFLICT (key) DO UPDATE SET void = true
@@ -22,7 +22,7 @@ ON CONFLICT (key) DO UPDATE SET void = true
 -- name: reason -- of one check
 WHEN {condition} THEN {reason}
 
--- name: journal -- facts that the journal has otherwise; keys that no manifest tells of yet are the next run's to tell
+-- name: journal -- rows that are not as the journal says, except keys that no manifest tells of yet
 INSERT INTO findings (kind, reason, key, void)
 SELECT
     'corrupt',
@@ -41,23 +41,23 @@ WHERE (t.fingerprint, t.metadata_hash, t.run_id, t.embedded_at)
   AND {told}
 ON CONFLICT (key) DO UPDATE SET void = true
 
--- name: journal_only
+-- name: journal_only -- rows that only the journal has
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', 'the vector table had this row, and no run of this pipeline deleted it', {key_json}, true
 FROM journal_state AS t
 WHERE NOT EXISTS (SELECT FROM {table} AS s WHERE {same_key}) AND {told}
 ON CONFLICT (key) DO UPDATE SET void = true
 
--- name: told -- where there are keys that no manifest tells of yet
+-- name: told -- leaves out the keys that no manifest tells of yet; the next run's manifest will
 NOT EXISTS (SELECT FROM {unrecorded} AS s WHERE {same_key})
 
--- name: newest_manifest -- what the ledger has for the journal's end; nothing where it is to begin anew
+-- name: newest_manifest -- the end of the journal as the ledger has it; no row if the next run restarts the journal
 SELECT r.manifest, to_regclass(%(unrecorded)s) IS NOT NULL
 FROM rowvec.runs AS r JOIN rowvec.pipelines AS p USING (pipeline_id)
 WHERE r.pipeline_id = %(pipeline_id)s AND r.manifest IS NOT NULL AND NOT p.journal_whole
 ORDER BY r.run_id DESC LIMIT 1
 
--- name: hold_vectors -- what the artifacts hold: the fingerprint, and the sha256 of the vector in wire format
+-- name: hold_vectors -- the vectors in the artifacts: fingerprint, and sha256 of the vector in wire format
 CREATE TEMP TABLE held (fingerprint bytea NOT NULL, vector_sha256 bytea NOT NULL, artifact_id bigint NOT NULL)
 
 -- name: copy_held
@@ -66,7 +66,7 @@ COPY held FROM STDIN (FORMAT binary)
 -- name: analyze_held
 ANALYZE held
 
--- name: other_vector -- rows whose vector is in artifacts, but is another one there
+-- name: other_vector -- rows whose vector differs from the one in the artifacts
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', 'its vector is not the one that was paid for and kept', {key_json}, true
 FROM {table} AS t
@@ -76,7 +76,7 @@ WHERE EXISTS (SELECT FROM held AS h WHERE h.fingerprint = t.fingerprint)
       WHERE h.fingerprint = t.fingerprint AND h.vector_sha256 = sha256({send}(t.embedding)))
 ON CONFLICT (key) DO UPDATE SET void = true
 
--- name: not_held -- rows whose vector is in no artifact that can be read: the table itself is the last place it is in
+-- name: not_held -- rows whose vector is in no readable artifact, so that only the table still has it
 INSERT INTO findings (kind, reason, key, salvage)
 SELECT 'corrupt', 'no artifact that can be read holds its vector', {key_json}, true
 FROM {table} AS t
@@ -99,21 +99,21 @@ SELECT kind, count(*) FROM findings GROUP BY kind
 -- name: listed
 SELECT kind, key, reason FROM findings ORDER BY kind, key LIMIT {limit}
 
--- name: point_elsewhere -- what a lost artifact held may be in another one too
+-- name: point_elsewhere -- vectors of a lost artifact that another artifact holds too
 INSERT INTO rowvec.embeddings (pipeline_id, fingerprint, artifact_id, run_id)
 SELECT DISTINCT ON (h.fingerprint) {pipeline_id}, h.fingerprint, h.artifact_id, a.run_id
 FROM held AS h JOIN rowvec.artifacts AS a USING (artifact_id)
 ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 
--- name: salvage -- sound rows whose vector is only in the table: one a fingerprint, for one place is enough
--- A repair that was killed may have left rows without a fingerprint: nobody knows what their vectors are of.
+-- name: salvage -- sound rows whose vector is only in the table: one row per fingerprint is enough
+-- A repair that was killed may have left rows without a fingerprint. What their vectors were made of is unknown.
 SELECT DISTINCT ON (t.fingerprint) {columns}, t.content, t.fingerprint, t.metadata_hash, {send}(t.embedding)
 FROM {table} AS t
 JOIN findings AS f ON f.key = {key_json}
 WHERE f.salvage AND NOT f.void AND octet_length(t.fingerprint) = 32
 ORDER BY t.fingerprint
 
--- name: retell -- the next manifest says how each row that was found wrong is then
+-- name: retell -- makes the next manifest record the rows that were found wrong as they are then
 INSERT INTO {unrecorded} ({key})
 SELECT {key} FROM {table} AS t WHERE EXISTS (SELECT FROM findings AS f WHERE f.key = {key_json})
 
@@ -124,7 +124,7 @@ SELECT {key} FROM journal_state AS t WHERE EXISTS (SELECT FROM findings AS f WHE
 -- name: unrecorded_table
 CREATE TABLE IF NOT EXISTS {unrecorded} AS SELECT {key} FROM {table} WHERE false
 
--- name: void -- a row that is not to be trusted loses its fingerprint: the next sync replaces it, from an artifact
+-- name: void -- a row that cannot be trusted loses its fingerprint, so that the next sync replaces it from an artifact
 UPDATE {table} AS t
 SET fingerprint = ''::bytea
 FROM findings AS f

@@ -1,5 +1,5 @@
--- name: forget_gone_rejects -- their row is gone, or has other content by now: it is not in the vector table, so it
--- would be among what was read
+-- name: forget_gone_rejects -- rejects whose row is gone or has other content
+-- A rejected row is not in the vector table, so it would be among the rows that were read.
 DELETE FROM rowvec.rejects AS r
 WHERE r.pipeline_id = {pipeline_id} AND r.fingerprint IS NOT NULL
   AND NOT EXISTS (SELECT FROM taken AS d WHERE {key_json} = r.key AND d.fingerprint = r.fingerprint)
@@ -12,8 +12,8 @@ SELECT
     (SELECT count(*) FROM gone)
 FROM taken
 
--- name: plan_rows -- laid out as the plan of a source beside the vector table; equal contents together
--- Made anew where the stage is tried again because nobody heard that it was done.
+-- name: plan_rows -- in the same layout as the plan in joined.sql; equal contents together
+-- The table is there already if the stage is tried again because the answer to the first try was lost.
 DROP TABLE IF EXISTS {plan};
 CREATE TABLE {plan} AS
 SELECT
@@ -27,14 +27,14 @@ SELECT
 FROM taken AS d
 ORDER BY rowvec_batch, d.fingerprint
 
--- name: plan_deletes -- the vector table knows the keys behind the digests
+-- name: plan_deletes -- the vector table has the keys that belong to the digests
 INSERT INTO {plan} (rowvec_action, {key})
 SELECT 'deleted', {key} FROM {table} WHERE {digest} IN (SELECT digest FROM gone)
 
 -- name: drop_plan
 DROP TABLE IF EXISTS {plan}
 
--- name: add_findings
+-- name: add_findings -- the differences of source and vector table as findings of an audit
 INSERT INTO findings (key, kind, reason, void)
 SELECT key::jsonb, kind, reason, kind = 'corrupt'
 FROM unnest(%(keys)s::text[], %(kinds)s::text[], %(reasons)s::text[]) AS f (key, kind, reason)

@@ -1,6 +1,6 @@
--- name: sorted -- rows as hashes, in the order in which the diff wants them, all whose digests begin alike as one record:
--- a client takes a record of fifteen rows as fast as one of one. A hash that is NULL or of another length leaves its
--- row out, so that the count does not fit.
+-- name: sorted -- rows as hashes, in the order that the diff needs; all rows whose digests begin alike are one record
+-- A client reads a record of fifteen rows as fast as a record of one row. A row with a hash that is NULL or has another
+-- length is left out, so the count does not match and the client raises an error.
 COPY (
     SELECT count(*), string_agg(CASE WHEN octet_length(pair) = 80 THEN pair END, ''::bytea ORDER BY pair)
     FROM (

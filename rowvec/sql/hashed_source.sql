@@ -1,5 +1,5 @@
--- name: stored_pairs -- the vector table's; a hash that does not fit its row is zeros, which no row has
--- With the source's own vectors the fingerprint covers a text that is not kept, so it is taken as it is.
+-- name: stored_pairs -- the vector table's rows as hashes; a hash that does not fit its row is zeros, which no row has
+-- With the source's own vectors the fingerprint covers a text that is not stored, so the fingerprint is not checked.
 SELECT
     {digest} AS digest,
     CASE WHEN octet_length(fingerprint) = 32 AND {fingerprint} = fingerprint THEN fingerprint
@@ -8,7 +8,7 @@ SELECT
          ELSE decode(repeat('00', 32), 'hex') END AS metadata_hash
 FROM {table}
 
--- name: taken -- what was read of the source, in the types in which values travel
+-- name: taken -- rows that were read from the source, in the types in which values travel
 CREATE TEMP TABLE taken ({columns}) ON COMMIT DROP
 
 -- name: copy_taken
@@ -23,7 +23,7 @@ COPY gone FROM STDIN (FORMAT binary)
 -- name: analyze
 ANALYZE taken, gone
 
--- name: leave_out_rejects -- a row that could not be embedded is not tried again until its content changes
+-- name: leave_out_rejects -- a row that could not be embedded is tried again only if its content changes
 DELETE FROM taken AS d
 USING rowvec.rejects AS r
 WHERE d.rowvec_action = 'new' AND r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = d.fingerprint

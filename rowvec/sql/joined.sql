@@ -1,6 +1,6 @@
--- name: diff -- keys whose row and vector do not belong together, by one join; unchanged rows leave no trace
--- Content and metadata are compared themselves, and not only by hash, so that a row somebody edited in the vector table
--- is found too. It is also cheaper than hashing both sides.
+-- name: diff -- keys whose row and vector do not belong together, by one join; unchanged rows are not stored
+-- Content and metadata themselves are compared, and not only their hashes, so that a row that somebody edited in the
+-- vector table is found too. This is also cheaper than hashing both sides.
 CREATE TEMP TABLE diff ON COMMIT DROP AS
 SELECT
     {coalesced_key},
@@ -27,12 +27,12 @@ SELECT {columns}, content, fingerprint, metadata_hash, true AS rowvec_present FR
 -- name: stored_nothing -- there is no vector table yet
 SELECT {columns}, content, fingerprint, metadata_hash, false AS rowvec_present FROM ({rows}) AS r WHERE false
 
--- name: leave_out_rejects -- a row that could not be embedded is not tried again until its content changes
+-- name: leave_out_rejects -- a row that could not be embedded is tried again only if its content changes
 DELETE FROM diff AS d
 USING rowvec.rejects AS r
 WHERE d.rowvec_action = 'new' AND r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = d.fingerprint
 
--- name: analyze_diff -- or the plan for the few rows that changed is the plan for a million
+-- name: analyze_diff -- without statistics, the few rows that changed get a query plan for a million
 ANALYZE diff
 
 -- name: count_diff
@@ -44,7 +44,7 @@ SELECT
 FROM diff
 
 -- name: plan_rows -- the changed rows themselves, as of the same snapshot, batch by batch and equal contents together
--- Made anew where the stage is tried again because nobody heard that it was done.
+-- The table is there already if the stage is tried again because the answer to the first try was lost.
 DROP TABLE IF EXISTS {plan};
 CREATE TABLE {plan} AS
 SELECT
@@ -86,7 +86,7 @@ SET reason = excluded.reason, detail = excluded.detail, run_id = excluded.run_id
 -- name: count_blank
 SELECT count(*) FROM ({blank}) AS source
 
--- name: add_differences -- what the diff of source and vector table means for an audit
+-- name: add_differences -- the diff of source and vector table as findings of an audit
 INSERT INTO findings (kind, reason, key, void)
 SELECT kind, reason, key, kind = 'corrupt' FROM (SELECT
     CASE
@@ -110,7 +110,7 @@ SELECT kind, reason, key, kind = 'corrupt' FROM (SELECT
 FROM diff AS d) AS found
 ON CONFLICT DO NOTHING
 
--- name: add_other_metadata_hashes -- of rows in which nothing differs: a diff looks at the columns, which is cheaper
+-- name: add_other_metadata_hashes -- wrong hashes of rows that the diff, which compares the columns, finds unchanged
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', 'its metadata_hash is not that of its metadata', {key_json}, true
 FROM {table} AS t

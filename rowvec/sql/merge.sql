@@ -1,16 +1,17 @@
--- name: lock -- one merge into a vector table at a time; it goes with the transaction, so poolers cannot lose it
+-- name: lock -- one merge into a vector table at a time; the lock ends with the transaction, so no pooler can lose it
 SELECT pg_advisory_xact_lock(%(space)s, %(pipeline_id)s)
 
--- name: keep -- autovacuum gives a table up when somebody has waited for it for deadlock_timeout, a second; a wait that
--- ends sooner, as those of a merge do, never gets it. It comes to no table that is held so, and readers and writers do.
+-- name: keep -- makes autovacuum leave the tables and stay away from them; readers and writers are not blocked
+-- Autovacuum leaves a table only for a process that has waited for deadlock_timeout, a second. The other waits of a
+-- merge are shorter.
 SET LOCAL lock_timeout = '30s';
 LOCK TABLE {tables} IN SHARE UPDATE EXCLUSIVE MODE;
 SET LOCAL lock_timeout = '1s'
 
--- name: what_is_there -- both go with the merge
+-- name: what_is_there -- the merge drops both tables
 SELECT to_regclass(%(staging)s) IS NOT NULL, to_regclass(%(plan)s) IS NOT NULL
 
--- name: empty_plan -- for a merge that was done, and whose plan went with it
+-- name: empty_plan -- for a merge that is committed and has dropped its plan
 CREATE TABLE {plan} AS
 SELECT
     ''::text AS rowvec_action, 0 AS rowvec_batch, {columns}, content, ''::text AS rowvec_vector, fingerprint, metadata_hash
@@ -24,7 +25,7 @@ SELECT
 -- name: analyze_live
 ANALYZE live
 
--- name: analyze_table -- a table that was loaded a moment ago has no statistics, and the first search would pay for it
+-- name: analyze_table -- a table that was just loaded has no statistics, which would slow down the first search
 ANALYZE {table}
 
 -- name: upsert
@@ -33,14 +34,14 @@ SELECT {staged_columns}, {run_id}, now()
 FROM {staging} AS s
 ON CONFLICT ({key}) DO UPDATE SET {assignments}
 
--- name: update_metadata -- no vector is touched, so none is written again
+-- name: update_metadata -- writes no vector again
 UPDATE {table} AS t
 SET {assignments} metadata_hash = p.metadata_hash
 FROM {plan} AS p
 JOIN live AS l ON {same_key_live} AND l.fingerprint = p.fingerprint AND l.metadata_hash = p.metadata_hash
 WHERE p.rowvec_action = 'metadata_only' AND {same_key} AND t.fingerprint = p.fingerprint
 
--- name: forget_fixed_rejects -- rows that have a vector now, or are gone
+-- name: forget_fixed_rejects -- rejects of rows that have a vector now
 DELETE FROM rowvec.rejects AS r
 USING {table} AS t
 WHERE r.pipeline_id = {pipeline_id} AND r.key = {key_json}

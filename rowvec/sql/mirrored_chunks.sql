@@ -1,7 +1,7 @@
--- name: lock -- one at a time, and before the snapshot is taken, which then shows what the other did
+-- name: lock -- one process at a time; taken before the snapshot, which then shows what the other process did
 LOCK TABLE {chunks} IN SHARE ROW EXCLUSIVE MODE
 
--- name: stored_pairs -- the rows that are split, by their first chunks
+-- name: stored_pairs -- the rows that are split, each by its first chunk
 SELECT {digest} AS digest, rowvec_row AS fingerprint, {metadata_hash} AS metadata_hash FROM {chunks} WHERE chunk = 0
 
 -- name: forget_gone

@@ -1,4 +1,4 @@
--- name: begin_source -- one snapshot of another database's source; it ends before anything is embedded
+-- name: begin_source -- one snapshot of the source; it ends before anything is embedded
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 SET LOCAL work_mem = '256MB';
 SET LOCAL lock_timeout = '30s'
@@ -6,13 +6,13 @@ SET LOCAL lock_timeout = '30s'
 -- name: type_exists
 SELECT to_regtype({pg_type}) IS NOT NULL
 
--- name: pairs -- the source's rows as hashes, of fixed length each
+-- name: pairs -- the source's rows as hashes of fixed length
 SELECT {digest} AS digest, fingerprint, metadata_hash FROM ({rows}) AS r
 
 -- name: rows -- all rows of the source
 SELECT {columns}, content, rowvec_vector, fingerprint, metadata_hash FROM ({rows}) AS r
 
--- name: rows_of -- those that changed
+-- name: rows_of -- the rows that changed
 SELECT {columns}, content, rowvec_vector, fingerprint, metadata_hash FROM ({rows}) AS r
 WHERE {digest} = ANY ({digests})
 

@@ -1,4 +1,4 @@
--- name: differences -- what the diff of source and vector table means for an audit
+-- name: differences -- what is wrong with each row that differs in source and vector table
 SELECT
     CASE
         WHEN d.rowvec_action = 'new' THEN 'missing'
@@ -23,7 +23,7 @@ UNION ALL
 SELECT 'orphaned', 'the vector table has this row, the source has not', {stored_key_json}, {planned_gone}
 FROM {table} AS t WHERE {digest} IN (SELECT digest FROM gone)
 
--- name: is_planned -- the plan, less what has moved, has the row with this very content: the merge was to write it
+-- name: is_planned -- the plan has the row with exactly this content, so the merge should have written it
 EXISTS (SELECT FROM {plan} AS p
         WHERE {same_key} AND p.fingerprint = d.fingerprint AND p.metadata_hash = d.metadata_hash)
 
@@ -33,11 +33,11 @@ EXISTS (SELECT FROM {plan} AS p WHERE {same_key} AND p.rowvec_action = 'deleted'
 -- name: rejected -- rows that are known to have no vector
 SELECT key, fingerprint FROM rowvec.rejects WHERE pipeline_id = {pipeline_id} AND fingerprint IS NOT NULL
 
--- name: planned_pairs -- what the source had when it was planned: the plan's rows, and those that it left alone
+-- name: planned_pairs -- what the source had when it was planned: the plan's rows, and the rows not in the plan
 SELECT {digest} AS digest, fingerprint, metadata_hash FROM {plan} WHERE rowvec_action <> 'deleted'
 {left_alone}
 
--- name: left_alone -- where there is a vector table
+-- name: left_alone -- the rows not in the plan, if there is a vector table
 UNION ALL
 SELECT {digest}, fingerprint, metadata_hash FROM {table} AS t WHERE NOT EXISTS (SELECT FROM {plan} AS p WHERE {same_key})
 

@@ -1,4 +1,4 @@
--- name: batch -- by the fingerprint's leading 24 bits: even shares, and equal contents never in two batches
+-- name: batch -- by the first 24 bits of the fingerprint: batches of equal size, and equal contents in one batch
 (((((get_byte(d.fingerprint, 0) << 16) + (get_byte(d.fingerprint, 1) << 8) + get_byte(d.fingerprint, 2))::bigint)
     * {batches}) >> 24)::int
 
@@ -15,7 +15,7 @@ SELECT count(*) FROM {table}
 -- name: count_rejects
 SELECT count(*) FROM rowvec.rejects WHERE pipeline_id = {pipeline_id}
 
--- name: forget_fixed_rejects -- rejects of the kinds that every extract finds anew, and that this one did not find
+-- name: forget_fixed_rejects -- rejects of the kinds that every extract finds again, and that this one did not find
 DELETE FROM rowvec.rejects
 WHERE pipeline_id = {pipeline_id} AND run_id <> {run_id}
   AND reason IN (

@@ -1,4 +1,4 @@
--- name: rows -- every row that is to have a vector: rendered, and hashed, by the database that holds it
+-- name: rows -- every row that must have a vector, rendered and hashed by the source's own database
 SELECT {columns}, content, rowvec_vector, {fingerprint} AS fingerprint, {metadata_hash} AS metadata_hash
 FROM (
     SELECT {columns}, {content} AS content, {vector} AS rowvec_vector FROM {relation} AS source WHERE {something}
@@ -13,7 +13,7 @@ SELECT format_type(oid, modifier)
 FROM unnest(%(oids)s::oid[], %(modifiers)s::int[]) WITH ORDINALITY AS described (oid, modifier, position)
 ORDER BY position
 
--- name: unique_key -- does a valid unique index, over columns that are never NULL, lie within the key?
+-- name: unique_key -- whether a valid unique index over columns that are never NULL consists of key columns
 SELECT EXISTS (
     SELECT
     FROM pg_index AS i
@@ -27,7 +27,7 @@ SELECT EXISTS (
       )
 )
 
--- name: single -- no two rows of one key: NOT IN hashes the few keys that occur twice
+-- name: single -- whether a row's key occurs once; NOT IN hashes the few keys that occur more often
 ({key}) NOT IN (
     SELECT {key} FROM {relation} AS source WHERE {whole_key} GROUP BY {key} HAVING count(*) > 1
 )

@@ -43,11 +43,11 @@ class Merged:
     """Rows whose metadata alone was written."""
     deleted: int
     pending: int
-    """Rows of the source that changed after they were read: the next round's work."""
+    """Rows of the source that changed after they were read; the next sync embeds them."""
     missing: tuple[str, ...]
-    """Keys of rows that were planned and have no vector all the same: there should be none."""
+    """Keys of rows that were planned and have no vector. There should be none."""
     source_rows: int | None
-    """Rows that are to have a vector, in the merge's own snapshot; None where the source cannot be joined."""
+    """Rows that must have a vector; None if the source changed while it was compared after the merge."""
     table_rows: int
     source_checksum: str | None
     table_checksum: str
@@ -101,12 +101,12 @@ def compare_with_source(source: SourceStrategy, plan: Plan, merged: Merged) -> M
 
 
 def _unmerged_part(connection: Connection, plan: Plan) -> Plan:
-    """The plan, or what is left to do of it where it has been merged and only the answer was lost on its way to us.
+    """The plan, or what is left of it if it is merged already and only the answer of the commit was lost.
 
-    Staging goes with the merge's own transaction. What is left is to look once more: nothing is loaded again.
+    The merge's own transaction drops staging. Only the comparison is left to do then: nothing is loaded again.
     """
-    names_ = {"staging": plan.staging.as_string(connection), "plan": plan.rows.as_string(connection)}
-    row = connection.execute(query("merge", "what_is_there"), names_).fetchone()
+    tables = {"staging": plan.staging.as_string(connection), "plan": plan.rows.as_string(connection)}
+    row = connection.execute(query("merge", "what_is_there"), tables).fetchone()
     staging_there, plan_there = row or (True, True)
     if not plan_there:
         key = names((*plan.table.key, *plan.table.metadata))
@@ -117,28 +117,28 @@ def _unmerged_part(connection: Connection, plan: Plan) -> Plan:
 
 
 def _check_staging(connection: Connection, plan: Plan) -> None:
-    """Staging is not logged: a database that crashed meanwhile has it, and has it empty."""
+    """Raise ``TargetError`` if staging lost rows: it is not logged, so a database that crashed has it, but empty."""
     if not plan.batches:
         return
     statement = query("merge", "staged", staging=plan.staging, run_id=sql.Literal(plan.run_id))
     staged, loaded = connection.execute(statement).fetchone() or (0, 0)
     if staged != loaded:
         raise TargetError(
-            f"staging has {staged:,} of {loaded:,} rows: the database was restarted meanwhile; nothing was changed. "
-            "Run again: what was embedded is kept, and nothing is paid for twice"
+            f"staging has {staged:,} of {loaded:,} rows: the database was restarted during the run; nothing was "
+            "changed. Run again: what was embedded is kept, and nothing is paid for twice"
         )
 
 
 def _begin(connection: Connection, plan: Plan) -> None:
     use_one_snapshot(connection)
-    # Before the snapshot, for which an index build anywhere in the database would wait.
+    # Take the locks before the snapshot, because every index build in the database waits for old snapshots to end.
     tables = [plan.rows, plan.staging] if plan.batches or plan.direct else [plan.rows]
     connection.execute(query("merge", "keep", tables=sql.SQL(", ").join(tables)))
     connection.execute(query("merge", "lock"), {"space": LockSpace.MERGE, "pipeline_id": plan.pipeline_id})
 
 
 def _remember_keys(connection: Connection, plan: Plan) -> None:
-    """What may change now is written down for the journal, and becomes true or void together with the merge."""
+    """Write down for the journal which keys the merge may change; this commits or rolls back with the merge."""
     if plan.direct:
         restart_journal(connection, plan.pipeline_id)
         return
@@ -154,7 +154,7 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows) -> Merged:
         upserted = _publish(connection, plan, live)
     elif not settled:
         live.check_deletes()
-        # Replacements first: what is deleted afterwards has none.
+        # Write the replacements first: the rows deleted afterwards have none.
         upserted = _upsert(connection, plan, live) if plan.batches else 0
         updated = _update_metadata(connection, plan)
         deleted = live.delete_gone()
@@ -243,9 +243,9 @@ def _forget_fixed_rejects(connection: Connection, plan: Plan) -> None:
 
 
 def make_room(connection: Connection, plan: Plan, wanted: Index) -> str | None:
-    """Before a merge: an index that cannot take what is staged goes, or the merge would fail; what there is to say.
+    """Before a merge: drop an index that cannot hold the staged vectors, or the merge would fail; what was dropped.
 
-    Searches are exact from then on. Raises ``UsageError`` where the pipeline insists on the index.
+    Searches are exact from then on. Raises ``UsageError`` if the pipeline requires the index.
     """
     table = plan.table
     if not plan.batches or not table.layout.is_sparse:
@@ -268,11 +268,11 @@ class Round:
     batches: tuple[Batch, ...]
     merged: Merged
     images_again: int = 0
-    """Those that were put into the store a second time, for it had lost them."""
+    """Images that the store had lost, and that were uploaded again."""
 
     @property
     def seconds(self) -> tuple[tuple[str, float], ...]:
-        """Time spent in the stages that are not a batch's."""
+        """Seconds spent in the stages that do not belong to a batch."""
         return (("extract", self.plan.seconds), ("merge", self.merged.seconds))
 
 

@@ -1,4 +1,4 @@
-"""Sorting more rows' hashes than memory holds: sorted runs in one nameless temporary file, merged range by range."""
+"""An external sort of row hashes: sorted runs in one temporary file without a name, merged range by range."""
 
 from __future__ import annotations
 
@@ -28,58 +28,58 @@ RECORD = np.dtype(
 
 Records = npt.NDArray[Any]
 
-_MEMORY = 32 << 20  # bytes of records before a run is written: 370,000 rows
-_RANGES = 256  # by the digest's first byte: 100,000,000 rows make ranges of 35 MB
-_YIELD = 1 << 16  # rows in a block that is handed out
+_MEMORY = 32 << 20  # bytes of records held before a run is written: 370,000 rows
+_RANGES = 256  # one per first byte of a digest: 100,000,000 rows make ranges of 35 MB
+_YIELD = 1 << 16  # rows in a block that ascending() yields
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A sorted run: where it starts in the file, and where in it each range does."""
+    """A sorted run: where it starts in the file, and where each range starts in the run."""
 
     offset: int
     starts: npt.NDArray[np.int64]
     """``(_RANGES + 1,)``, in rows."""
 
 
-class Spill:
-    """Takes records in any order, gives them back sorted by digest, and by row within a digest.
+class ExternalSort:
+    """Takes records in any order, and returns them sorted by digest, and by row within a digest.
 
-    What fits in ``memory`` bytes never touches the disk. The file has no name (or loses it at once), so the system
-    frees it when the process ends, in whatever way. A key that many rows share is held in memory with all of them.
+    Records that fit in ``memory`` bytes never touch the disk. The file has no name (or loses it at once), so the system
+    frees it when the process ends, even if it is killed. All rows of one key are in memory together.
     """
 
     def __init__(self, folder: Path, *, memory: int = _MEMORY) -> None:
         self._folder, self._memory = folder, memory
-        self._waiting: list[Records] = []
-        self._waiting_bytes = 0
+        self._held: list[Records] = []
+        self._held_bytes = 0
         self._runs: list[_Run] = []
         self._file: IO[bytes] | None = None
         self._closing = ExitStack()
 
-    def __enter__(self) -> Spill:
+    def __enter__(self) -> ExternalSort:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._waiting.clear()
+        self._held.clear()
         self._closing.close()
 
     def add(self, records: Records) -> None:
-        """Take some records. Raises ``FatalError`` where the folder has no room for them."""
-        self._waiting.append(records)
-        self._waiting_bytes += records.nbytes
-        if self._waiting_bytes >= self._memory:
+        """Add some records. Raises ``FatalError`` if the folder has no room for them."""
+        self._held.append(records)
+        self._held_bytes += records.nbytes
+        if self._held_bytes >= self._memory:
             self._write_run()
 
     def ascending(self) -> Iterator[Records]:
-        """Everything that was added, sorted; records of one digest are never in two blocks."""
+        """All records that were added, sorted; records of one digest are never in two blocks."""
         if not self._runs:
-            if self._waiting:
-                yield from _in_blocks(_sorted(self._waiting))
+            if self._held:
+                yield from _in_blocks(_sorted(self._held))
             return
-        if self._waiting:
+        if self._held:
             self._write_run()
         for number in range(_RANGES):
             pieces = [self._piece(run, number) for run in self._runs]
@@ -91,12 +91,12 @@ class Spill:
         self._file.seek(run.offset + first * RECORD.itemsize)
         data = self._file.read((last - first) * RECORD.itemsize)
         if len(data) != (last - first) * RECORD.itemsize:
-            raise FatalError(f"the temporary file in {self._folder} was cut; run again")
+            raise FatalError(f"the temporary file in {self._folder} was truncated; run again")
         return np.frombuffer(data, RECORD)
 
     def _write_run(self) -> None:
-        records = _sorted(self._waiting)
-        self._waiting, self._waiting_bytes = [], 0
+        records = _sorted(self._held)
+        self._held, self._held_bytes = [], 0
         bounds = np.arange(_RANGES, dtype=np.uint64) << np.uint64(56)
         starts = np.append(np.searchsorted(records["digest"][:, 0], bounds), len(records))
         try:
@@ -111,7 +111,7 @@ class Spill:
 
 
 def _temporary_file(folder: Path) -> AbstractContextManager[IO[bytes]]:
-    return tempfile.TemporaryFile(dir=folder, prefix="spill")
+    return tempfile.TemporaryFile(dir=folder, prefix="sort")
 
 
 def _sorted(blocks: list[Records]) -> Records:
@@ -122,7 +122,7 @@ def _sorted(blocks: list[Records]) -> Records:
 
 
 def _in_blocks(records: Records) -> Iterator[Records]:
-    """Blocks of about ``_YIELD`` records that end where a digest does."""
+    """Blocks of about ``_YIELD`` records; none ends between two records of one digest."""
     start = 0
     while start < len(records):
         end = min(start + _YIELD, len(records))

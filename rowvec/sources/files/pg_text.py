@@ -1,8 +1,8 @@
-"""Arrow values as the text Postgres gives for them: what is rendered and hashed here must be what a table would give.
+"""Arrow values as the text that Postgres gives for them, so that a file and a table with equal values hash alike.
 
-The forms follow the types' output functions under the settings in ``rowvec.database``: floats the shortest digits that
-read back (``float8out``), times in ISO form and UTC, bytes in hex, jsonb as ``jsonb_out`` writes it, and a row as
-``record_out`` does. Tested value by value against the real functions.
+The forms follow the types' output functions under the settings in ``rowvec.postgres.connection``: floats as the
+shortest digits that read back (``float8out``), times in ISO form and UTC, bytes in hex, jsonb as ``jsonb_out`` writes
+it, and a row as ``record_out`` does. Tests compare value by value with the real functions.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-# Arrow's functions are made when it is imported: no type checker sees them.
+# Arrow makes its functions when it is imported, so no type checker sees them.
 pc: Any = pyarrow.compute
 
 # What record_out quotes: delimiters, quotes, backslashes and white space (isspace of a server in UTF-8), and ''.
 _RECORD_QUOTED = r'["\\(), \t\n\v\f\r]|^$'
 
-# float8out and float4out change to exponents from here on.
+# From this number of digits before the decimal point on, float8out and float4out write an exponent.
 _FLOAT_DIGITS = {"double precision": 15, "real": 6}
 
-# Postgres' calendar, from 4714-11-24 BC on: https://www.postgresql.org/docs/current/datatype-datetime.html. Dates end
-# with 5874897; timestamps end later than microseconds in 64 bits do.
+# Postgres' calendar begins at 4714-11-24 BC: https://www.postgresql.org/docs/current/datatype-datetime.html. Dates end
+# with the year 5874897; timestamps end later than 64 bits of microseconds.
 _DAY = 86_400_000_000
 _FIRST_DAY, _LAST_DAY = -2_440_588, 2_145_042_905
 _FIRST_MOMENT = _FIRST_DAY * _DAY
 
 
 def pg_type(kind: pa.DataType) -> str | None:
-    """The Postgres type for an Arrow type, as ``format_type`` writes it; None where there is none."""
+    """The Postgres type for an Arrow type, as ``format_type`` writes it; None if there is none."""
     if isinstance(kind, pa.DictionaryType):
         return pg_type(kind.value_type)
     return _NUMBERS.get(kind) or _kind_of(kind)
@@ -45,8 +45,8 @@ def pg_type(kind: pa.DataType) -> str | None:
 def pg_text(array: pa.Array) -> pa.Array:
     """``value::text`` of each value, as ``large_string``; NULL stays NULL.
 
-    Raises ``ValueError``, or ``ArrowInvalid``, where a value has no counterpart in Postgres: NaN, a NUL character or a
-    key twice inside a nested value, a time before or after Postgres' calendar.
+    Raises ``ValueError``, or ``ArrowInvalid``, if Postgres has no such value: NaN, a NUL character or a repeated
+    key inside a nested value, a time before or after Postgres' calendar.
     """
     if isinstance(array, pa.DictionaryArray):
         return pg_text(array.dictionary).take(array.indices)
@@ -76,7 +76,7 @@ def float_text(value: float, name: str) -> str:
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     sign, digits, exponent = _shortest(value, name)
-    point = exponent + len(digits)  # where the decimal point stands among the digits
+    point = exponent + len(digits)  # the position of the decimal point among the digits
     if digits == "0":
         return sign + "0"
     if not -4 < point <= _FLOAT_DIGITS[name]:
@@ -108,7 +108,7 @@ def json_text(value: Any) -> str:
 
 
 def _kind_of(kind: pa.DataType) -> str | None:
-    """The type of anything that is no plain number."""
+    """The Postgres type for an Arrow type that is no plain number."""
     for name, tests in _TYPES:
         if any(test(kind) for test in tests):
             return name
@@ -147,13 +147,13 @@ def _string(text: str) -> pa.Scalar:
 
 
 def _one_by_one(array: pa.Array, name: str) -> pa.Array:
-    """Types that Arrow writes otherwise: some microseconds a value."""
+    """Texts of types that Arrow writes in another form than Postgres: some microseconds per value."""
     if pa.types.is_float16(array.type):
         array = array.cast(pa.float32())
     try:
         values = array.to_pylist(maps_as_pydicts="strict") if name == "jsonb" else array.to_pylist()
     except KeyError as error:
-        raise ValueError("a map has a key twice, which jsonb cannot") from error
+        raise ValueError("a map has a key twice, which jsonb does not allow") from error
     return pa.array([None if v is None else _value_text(v, name) for v in values], pa.large_string())
 
 
@@ -166,7 +166,7 @@ def _value_text(value: Any, name: str) -> str:
 
 
 def _shortest(value: float, name: str) -> tuple[str, str, int]:
-    """Sign, digits without zeros at the end, and the exponent of ten of the last digit."""
+    """Sign, digits without trailing zeros, and the power of ten of the last digit."""
     single = name == "real"
     text = str(np.float32(value)) if single else repr(value)
     precision = 0
@@ -174,7 +174,7 @@ def _shortest(value: float, name: str) -> tuple[str, str, int]:
         number = Decimal(text)
         if not _is_midpoint(number, value, single=single):
             break
-        # Postgres avoids decimals half-way between two floats, where reading back depends on how halves are rounded.
+        # Postgres avoids decimals half-way between two floats: what they read back as depends on rounding.
         precision = max(precision + 1, len(number.normalize().as_tuple().digits))
         text = f"{value:.{precision}e}"
     sign, digits, exponent = number.as_tuple()
@@ -185,7 +185,7 @@ def _shortest(value: float, name: str) -> tuple[str, str, int]:
 
 def _is_midpoint(number: Decimal, value: float, *, single: bool) -> bool:
     if abs(value) < 2.0 ** (24 if single else 53):
-        return False  # below, a half-way point has more digits than the shortest form ever needs
+        return False  # below this, a half-way point has more digits than the shortest form ever needs
     whole, exact = int(abs(number)), int(abs(value))
     if whole == exact:
         return False
@@ -195,7 +195,7 @@ def _is_midpoint(number: Decimal, value: float, *, single: bool) -> bool:
 
 
 def _next_float(value: float, *, up: bool, single: bool) -> float:
-    """The neighbour of a float of 2**24 (2**53) and more."""
+    """The neighbour of a float; for values from 2**24 on (single) or 2**53 on."""
     if single:
         (bits,) = struct.unpack("<I", struct.pack("<f", value))
         return struct.unpack("<f", struct.pack("<I", bits + (1 if up else -1)))[0]
@@ -207,12 +207,12 @@ def _times(array: pa.Array) -> pa.Array:
     if pa.types.is_time(kind):
         clock = array.cast(pa.time64("us"), safe=False)
         _check_within(clock.cast(pa.int64()), 0, _DAY)
-        # The day's last moment, which Postgres has and Arrow has not.
+        # The last moment of the day, 24:00:00, exists in Postgres and not in Arrow.
         midnight = pc.equal(clock.cast(pa.int64()), _DAY)
         early = pc.if_else(midnight, pa.scalar(0, pa.time64("us")), clock)
         return pc.if_else(midnight, _string("24:00:00"), _trimmed(early.cast(pa.large_string()), ""))
     zone = "+00" if kind.tz is not None else ""
-    # Finer than microseconds Postgres does not keep time; what is coarser may be too far away for microseconds.
+    # Postgres keeps microseconds, so finer times are cut; coarser ones may be out of the range of microseconds.
     moments = array.cast(pa.timestamp("us", kind.tz), safe=kind.unit != "ns").cast(pa.timestamp("us"))
     _check_within(moments.cast(pa.int64()), _FIRST_MOMENT, None)
     if _inside_calendar(moments, pc.year):
@@ -244,7 +244,7 @@ def _inside_calendar(array: pa.Array, year: Any) -> bool:
 
 
 def _ancient(value: int, unit: str, zone: str) -> str:
-    """Years before 1, which Postgres counts as BC, and after 9999."""
+    """A moment as text; also for years before 1, which Postgres counts as BC, and after 9999."""
     text = str(np.datetime64(value, unit)).lstrip("+")  # pyright: ignore[reportArgumentType, reportCallIssue] # any unit
     sign, text = ("-", text[1:]) if text[0] == "-" else ("", text)
     year, rest = text.split("-", 1)
@@ -259,7 +259,7 @@ def _trim(clock: str) -> str:
 
 
 def _trimmed(texts: pa.Array, zone: str) -> pa.Array:
-    """Without zeros at the end of the fraction, and with the zone."""
+    """Clock times without trailing zeros in the fraction, and with the zone."""
     texts = pc.replace_substring_regex(texts, r"\.?0*$", "") if _has_fraction(texts) else texts
     return pc.binary_join_element_wise(texts, _string(zone), _string("")) if zone else texts
 
@@ -271,7 +271,7 @@ def _has_fraction(texts: pa.Array) -> bool:
 def _record_field(column: pa.Array) -> pa.Array:
     texts = pg_text(column)
     if pa.types.is_boolean(column.type):
-        texts = pc.utf8_slice_codeunits(texts, 0, 1)  # boolout writes t and f, the cast to text true and false
+        texts = pc.utf8_slice_codeunits(texts, 0, 1)  # boolout writes t and f; the cast to text writes true and false
     special = pc.match_substring_regex(texts, _RECORD_QUOTED)
     if pc.any(special).as_py():
         doubled = pc.replace_substring_regex(texts, r'(["\\])', r"\1\1")
@@ -287,7 +287,7 @@ def _sorted_items(items: Iterable[tuple[Any, Any]]) -> list[tuple[str, Any]]:
 
 def _json_string(text: str) -> str:
     if "\0" in text:
-        raise ValueError("a nested value holds a NUL character, which jsonb cannot")
+        raise ValueError("a nested value holds a NUL character, which jsonb does not allow")
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -295,6 +295,6 @@ def _json_number(value: float | Decimal) -> str:
     if isinstance(value, int):
         return str(value)
     if not math.isfinite(value):
-        raise ValueError("a nested value holds NaN or infinity, which JSON cannot")
+        raise ValueError("a nested value holds NaN or infinity, which JSON does not allow")
     text = format(value if isinstance(value, Decimal) else Decimal(repr(value)), "f")
     return text.removeprefix("-") if value == 0 else text

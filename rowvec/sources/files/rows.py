@@ -1,4 +1,4 @@
-"""Rows of a file as keys, content and hashes: a batch at a time, with what Postgres would make of the same values."""
+"""Rows of a file as keys, content and hashes, a batch at a time, exactly as Postgres would render the same values."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from rowvec.sources.hash_stream import DIGEST_BYTES, pack_digests, pack_hashes
 from rowvec.sources.protocol import row_schema
 from rowvec.vectors.fingerprint import fingerprint
 
-# Arrow's functions are made when it is imported: no type checker sees them.
+# Arrow makes its functions when it is imported, so no type checker sees them.
 pc: Any = pyarrow.compute
 
 Mask = npt.NDArray[np.bool_]
 
-# What counts as white space is the same in rowvec.sources.postgres.NOT_BLANK: ASCII only.
+# White space is ASCII only, as in rowvec.sources.postgres.NOT_BLANK.
 _NOT_BLANK = r"[^ \t\n\r\f\v]"
 
 LONGEST_KEY = 2600
-"""Bytes of a row's key, as text: an entry of a B-tree has room for 2,704, overheads and all."""
+"""Bytes of a row's key, as text: an entry of a B-tree has room for 2,704, including its overhead."""
 _LISTED_KEY = 200
 
 _NOTHING = pa.scalar("", pa.large_string())
@@ -40,7 +40,7 @@ _NOTHING = pa.scalar("", pa.large_string())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What is made of a file's columns."""
+    """What each column of a file is used for."""
 
     key: tuple[PgColumn, ...]
     metadata: tuple[PgColumn, ...]
@@ -48,21 +48,21 @@ class Layout:
     vector: str | None
     """The column with the source's own vectors, with the column embedder."""
     refusals: tuple[str, str] | None
-    """The columns that say why a row is to be set aside, and in which words; NULL where it is not."""
+    """The columns with the reason and the detail of a rejected row; NULL for every other row."""
     dimensions: int
-    """Of the vectors."""
+    """Dimensions of the vectors."""
     identity: bytes
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read, each once."""
         own = [column.name for column in (*self.key, *self.metadata)]
-        beside = [*([self.vector] if self.vector else []), *(self.refusals or ())]
-        return tuple(dict.fromkeys([*own, *self.content.columns, *beside]))
+        others = [*([self.vector] if self.vector else []), *(self.refusals or ())]
+        return tuple(dict.fromkeys([*own, *self.content.columns, *others]))
 
 
 class Rendered:
-    """A batch of rows, ``n`` of them, and what is made of them, each part when it is first asked for."""
+    """A batch of ``n`` rows as text and hashes; each part is computed when it is first used."""
 
     def __init__(self, batch: pa.RecordBatch, layout: Layout) -> None:
         self._batch, self._layout = batch, layout
@@ -86,7 +86,7 @@ class Rendered:
 
     @cached_property
     def long_key(self) -> Mask:
-        """``(n,)``: rows whose key is longer than what a primary key can hold."""
+        """``(n,)``: rows whose key is longer than a primary key can hold."""
         lengths = np.zeros(self._rows, np.int64)
         for column in self._layout.key:
             lengths += pc.fill_null(pc.binary_length(self._texts[column.name]), 0).to_numpy(zero_copy_only=False)
@@ -94,13 +94,13 @@ class Rendered:
 
     @property
     def refused(self) -> Mask:
-        """``(n,)``: rows that the reader of the source wants to have set aside."""
+        """``(n,)``: rows that the reader of the source has rejected."""
         if self._layout.refusals is None:
             return np.zeros(self._rows, np.bool_)
         return _mask(self._batch.column(self._layout.refusals[0]).is_valid())
 
     def refusal(self, row: int) -> tuple[RejectReason, str]:
-        """Why a row that is refused is, and in which words."""
+        """The reason and the detail of a rejected row."""
         reason, detail = self._layout.refusals or ("", "")
         return self._batch.column(reason)[row].as_py(), self._batch.column(detail)[row].as_py()
 
@@ -125,7 +125,7 @@ class Rendered:
 
     @cached_property
     def fingerprints(self) -> list[bytes]:
-        """32 bytes a row."""
+        """32 bytes per row."""
         identity = self._layout.identity
         contents = self.content.cast(pa.large_binary()).to_pylist()
         if self._layout.vector is None:
@@ -135,7 +135,7 @@ class Rendered:
 
     @cached_property
     def metadata_hashes(self) -> list[bytes]:
-        """32 bytes a row."""
+        """32 bytes per row."""
         if not self._layout.metadata:
             return [hashlib.sha256(b"()").digest()] * self._rows
         arrays = [
@@ -155,7 +155,7 @@ class Rendered:
         return records[good]
 
     def key_json(self, rows: Sequence[int]) -> list[str]:
-        """The keys of these rows as the rejects hold them: JSON arrays of texts."""
+        """The keys of these rows as the table of rejects holds them: JSON arrays of texts."""
         columns = [self._texts[column.name] for column in self._layout.key]
         return [json.dumps([_shortened(c[row].as_py()) for c in columns], ensure_ascii=False) for row in rows]
 
@@ -193,7 +193,7 @@ class Rendered:
         return [digest[:DIGEST_BYTES] for digest in _sha256(pc.binary_join_element_wise(*parts, _NOTHING))]
 
     def _readable(self, name: str, column: pa.Array) -> pa.Array:
-        """The column's texts. A value that is none marks its row, and a likeness of it stands in its place."""
+        """The column's texts. An unreadable value marks its row, and a readable likeness takes its place."""
         try:
             texts = pg_text(_checked(column))
         except (pa.ArrowInvalid, ValueError):
@@ -225,7 +225,7 @@ class Rendered:
 def columns_of(schema: pa.Schema, names: Sequence[str], *, key: bool, where: str) -> tuple[PgColumn, ...]:
     """The Postgres columns for a file's columns.
 
-    Raises ``SourceError`` where a type has no counterpart in Postgres or, for a key, cannot tell rows apart.
+    Raises ``SourceError`` if Postgres has no type for a column, or a key column has a type that cannot identify rows.
     """
     found: list[PgColumn] = []
     for name in names:
@@ -243,7 +243,7 @@ def columns_of(schema: pa.Schema, names: Sequence[str], *, key: bool, where: str
 
 
 def vector_bytes(column: pa.Array, dimensions: int) -> list[bytes | None]:
-    """The vectors as float32, little-endian, for the fingerprint; a sparse one, and a text, as it is written."""
+    """The vectors as float32, little-endian, for the fingerprint; sparse vectors and texts as they are written."""
     if pa.types.is_struct(column.type):
         column = vector_text(column, dimensions)
     if not _is_list(column.type):
@@ -255,16 +255,16 @@ def vector_bytes(column: pa.Array, dimensions: int) -> list[bytes | None]:
 
 
 def vector_text(column: pa.Array, dimensions: int) -> pa.Array:
-    """The vectors as ``[1,2.5]``, in digits that give the same float32 back; a text vector as it is written.
+    """The vectors as ``[1,2.5]``, in digits that read back as the same float32; a text vector as it is written.
 
-    A struct of indices and values as ``{1:0.5,7:2}/9``, as pgvector writes it: there indices are counted from 1.
+    A struct of indices and values becomes ``{1:0.5,7:2}/9``, as pgvector writes it: pgvector counts indices from 1.
     """
     if pa.types.is_struct(column.type):
         return _sparse_text(column, dimensions)
     if not _is_list(column.type):
         return column.cast(pa.large_string())
     floats, starts = _floats(column)
-    # Arrow joins only lists with offsets of 32 bits; a batch has some megabytes.
+    # Arrow joins only lists with offsets of 32 bits. They suffice: a batch has some megabytes.
     numbers = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), floats.cast(pa.string()))
     joined = pc.binary_join(numbers, ",").cast(pa.large_string())
     texts = pc.binary_join_element_wise(_string("["), joined, _string("]"), _NOTHING)
@@ -283,7 +283,7 @@ def is_vector(kind: pa.DataType) -> bool:
 
 
 def _sparse_text(column: pa.StructArray, dimensions: int) -> pa.Array:
-    """Where a row's lists are not of one length, what they are instead: no embedder takes that for a vector."""
+    """Sparse vectors as text. If a row's lists differ in length, its text says so, which no embedder accepts."""
     indices, values = column.field("indices"), column.field("values")
     (numbers, starts), (weights, others) = _numbers(indices, pa.int64(), -1), _floats(values)
     counts, found = np.diff(starts), np.diff(others)
@@ -295,13 +295,13 @@ def _sparse_text(column: pa.StructArray, dimensions: int) -> pa.Array:
     joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pairs), ",").cast(pa.large_string())
     texts = pc.binary_join_element_wise(_string("{"), joined, _string(f"}}/{dimensions}"), _NOTHING)
     if odd.any():
-        said = [f"{i} indices / {v} values" for i, v in zip(counts.tolist(), found.tolist(), strict=True)]
-        texts = pc.if_else(pa.array(odd), pa.array(said, pa.large_string()), texts)
+        lengths = [f"{i} indices / {v} values" for i, v in zip(counts.tolist(), found.tolist(), strict=True)]
+        texts = pc.if_else(pa.array(odd), pa.array(lengths, pa.large_string()), texts)
     return pc.if_else(column.is_valid(), texts, pa.scalar(None, pa.large_string()))
 
 
 def _floats(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """All numbers one after the other, NaN for NULL, and where each row's start; ``(n + 1,)``."""
+    """All numbers in one array, NaN for NULL, and where the numbers of each row start, ``(n + 1,)``."""
     return _numbers(column, pa.float32(), float("nan"))
 
 
@@ -316,12 +316,12 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _may_be_misread(kind: pa.DataType) -> bool:
-    """Texts: neither Parquet nor CSV is checked for UTF-8 while it is read."""
+    """Whether values are texts: neither Parquet nor CSV is checked for UTF-8 while it is read."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _checked(column: pa.Array) -> pa.Array:
-    """Texts that are UTF-8. Raises ``ArrowInvalid`` where one is not."""
+    """The column, its texts checked to be UTF-8. Raises ``ArrowInvalid`` if one is not."""
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     if not _may_be_misread(column.type):
@@ -335,7 +335,7 @@ def _sha256(texts: pa.Array) -> list[bytes]:
 
 
 def _shortened(text: str | None) -> str | None:
-    """A part of a key as it is listed: the index on the rejects holds no more than that on the vector table."""
+    """A part of a key, shortened so that the index on the table of rejects can hold it."""
     if text is None or len(text) <= _LISTED_KEY:
         return text
     raw = text.encode()

@@ -1,4 +1,4 @@
-"""Files as a source: read twice, first to hash and sort what every row is, then for the rows that are wanted."""
+"""Files as a source: they are read twice, first to hash and sort all rows, then for the rows that changed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from rowvec.pipeline.sources import CsvSource, ImagesSource, ParquetSource
 from rowvec.pipeline.template import Column, Template
 from rowvec.postgres.columns import PgColumn, listed
 from rowvec.sources.diff import Block, Changes, Rows
-from rowvec.sources.files.external_sort import Records, Spill
+from rowvec.sources.files.external_sort import ExternalSort, Records
 from rowvec.sources.files.rows import LONGEST_KEY, Layout, Rendered, columns_of, is_vector
-from rowvec.sources.files.temp_folder import passing_folder
+from rowvec.sources.files.temp_folder import temporary_folder
 from rowvec.sources.formats.csv import CsvFormat
 from rowvec.sources.formats.parquet import ParquetFormat
 from rowvec.sources.formats.protocol import FileFormat
@@ -36,12 +36,12 @@ from rowvec.sources.protocol import ACTIONS, Reject, SeenImage
 from rowvec.vectors.fingerprint import Digested
 
 Fetch = Callable[[str, Path], list[Path]]
-"""Fetches what a blob URL names into a folder, and says which files that made."""
+"""Downloads the blobs that a URL names into a folder, and returns the files."""
 
-# Keys of rejects that are remembered: some megabytes.
-_TOLD = 65_536
+# Rejected keys that are remembered, so that each is written once: some megabytes.
+_REMEMBERED_KEYS = 65_536
 
-# What becomes of a row in the second pass, one byte a row of the source; 1, 2 and 3 are ACTIONS.
+# What the second pass does with a row, one byte per row of the source; 0 is nothing, and 1, 2 and 3 are ACTIONS.
 _DUPLICATE, _EMPTY = 4, 5
 
 _REASONS: dict[int, tuple[RejectReason, str]] = {
@@ -52,18 +52,18 @@ _REASONS: dict[int, tuple[RejectReason, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """What tells whether a file is still the one that was read."""
+    """Shows whether a file is still the one that was read."""
 
     path: Path
     size: int
     modified: int
     changed: int
-    """When the system last noted a change: unlike the time of modification, nobody can set it."""
+    """When the system last noted a change (ctime): unlike the time of modification, no user can set it."""
     inode: int
 
     @staticmethod
     def of(path: Path) -> _Mark:
-        """Raises ``SourceError`` where the file is gone."""
+        """Raises ``SourceError`` if the file is gone."""
         try:
             status = path.stat()
         except OSError as error:
@@ -71,13 +71,13 @@ class _Mark:
         return _Mark(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
     def check(self) -> None:
-        """Raise ``SourceError`` where the file is not the one that was marked."""
+        """Raise ``SourceError`` if the file has changed since the mark was taken."""
         if _Mark.of(self.path) != self:
             raise _changed(self.path)
 
 
 class FileSource:
-    """See ``HashedSource``. Memory: a batch, a run of hashes that are sorted, and a byte for each row of the source."""
+    """See ``HashedSource``. Memory: a batch, a sorted run of hashes, and one byte per row of the source."""
 
     def __init__(
         self,
@@ -85,18 +85,18 @@ class FileSource:
         identity: Digested,
         read: FileFormat,
         paths: list[Path],
-        spill: Spill,
-        aside: IO[str],
+        sort: ExternalSort,
+        rejects_file: IO[str],
     ) -> None:
         self._format = read
         self._reject_blank = pipeline.source.empty == "reject"
         self._marks = [_Mark.of(path) for path in paths]
         self._layout = _layout(pipeline, identity, self._format, paths)
-        self._spill, self._aside = spill, aside
-        self._told: set[int] = set()
+        self._sort, self._rejects_file = sort, rejects_file
+        self._rejected: set[int] = set()
         self._fates = np.zeros(0, np.uint8)
         self._sent: deque[npt.NDArray[np.int64]] = deque()
-        """The numbers of the rows that were given to the diff and not yet marked, in the order of their digests."""
+        """The numbers of the rows that the diff has got and not marked yet, in the order of their digests."""
         self._passed = self._blank = 0
 
     @property
@@ -119,11 +119,11 @@ class FileSource:
         rows = 0
         for path, first_row, batch in self._batches():
             rendered = Rendered(batch, self._layout)
-            self._spill.add(rendered.records(rows))
-            self._set_aside_unusable(path, first_row, rendered)
+            self._sort.add(rendered.records(rows))
+            self._reject_unusable(path, first_row, rendered)
             rows += batch.num_rows
         self._fates = np.zeros(rows, np.uint8)
-        for records in self._spill.ascending():
+        for records in self._sort.ascending():
             good = records[self._usable(records)]
             self._sent.append(good["row"].copy())
             yield Block(
@@ -164,21 +164,21 @@ class FileSource:
                 wanted = np.flatnonzero((fates == 1) | (fates == 2))  # new and changed: see ACTIONS
                 taken = batch if everything else batch.take(pa.array(wanted))
                 rows = zip(*(column.to_pylist() for column in taken.columns), strict=True)
-                # Without a content there is no image: the row is blank, or set aside.
+                # A row without content has no image: it is blank, or rejected.
                 if seen := [SeenImage(*row) for row in rows if row[0] is not None]:
                     yield seen
 
     def rejects(self) -> Iterator[Reject]:
         """See ``HashedSource``."""
-        self._aside.seek(0)
-        for line in self._aside:
+        self._rejects_file.seek(0)
+        for line in self._rejects_file:
             key, reason, detail = json.loads(line)
             yield key, RowError(reason, detail)
 
     def _batches(self) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
-        """All batches with their file and the number of their first row in it, as people count.
+        """All batches, each with its file and the number that people give its first row.
 
-        Raises ``SourceError`` where a file is not the one it was when the source was opened.
+        Raises ``SourceError`` if a file has changed since the source was opened.
         """
         for mark in self._marks:
             mark.check()
@@ -189,11 +189,12 @@ class FileSource:
             mark.check()
 
     def _usable(self, records: Records) -> npt.NDArray[np.bool_]:
-        """Which rows are to have a vector; of the others, the second pass names what is to be set aside."""
+        """Which rows must have a vector; for the others, the second pass writes the rejects."""
         same = np.zeros(len(records) + 1, np.bool_)
         same[1:-1] = (records["digest"][1:] == records["digest"][:-1]).all(axis=1)
         single = ~same[:-1] & ~same[1:]
-        self._fates[records["row"][same[1:] & ~same[:-1]]] = _DUPLICATE  # the first of each key stands for all
+        # The first row of each key is listed for all of them.
+        self._fates[records["row"][same[1:] & ~same[:-1]]] = _DUPLICATE
         blank = single & records["blank"]
         self._blank += int(blank.sum())
         if self._reject_blank:
@@ -201,7 +202,7 @@ class FileSource:
         return single & ~blank
 
     def _next_sent(self, count: int) -> npt.NDArray[np.int64]:
-        """The numbers of the next rows that were given to the diff."""
+        """The numbers of the next ``count`` rows that the diff has got."""
         taken: list[npt.NDArray[np.int64]] = []
         while count:
             first = self._sent.popleft()
@@ -213,40 +214,40 @@ class FileSource:
         return np.concatenate(taken) if taken else np.empty(0, np.int64)
 
     def _taken(self, batch: pa.RecordBatch, fates: npt.NDArray[np.uint8]) -> Iterator[pa.RecordBatch]:
-        aside = np.flatnonzero(fates > len(ACTIONS))
-        if len(aside):
-            for row, key in zip(aside, Rendered(batch, self._layout).key_json(aside.tolist()), strict=True):
-                self._set_aside(key, *_REASONS[int(fates[row])])
+        rejected = np.flatnonzero(fates > len(ACTIONS))
+        if len(rejected):
+            for row, key in zip(rejected, Rendered(batch, self._layout).key_json(rejected.tolist()), strict=True):
+                self._reject(key, *_REASONS[int(fates[row])])
         kept = np.flatnonzero(fates <= len(ACTIONS))
         if len(kept):
             actions = [ACTIONS[fate - 1] for fate in fates[kept].tolist()]
             yield Rendered(batch.take(pa.array(kept)), self._layout).taken(actions)
 
-    def _set_aside_unusable(self, path: Path, first_row: int, rendered: Rendered) -> None:
+    def _reject_unusable(self, path: Path, first_row: int, rendered: Rendered) -> None:
         null_key = rendered.null_key
         rows = np.flatnonzero(null_key | rendered.unreadable | rendered.long_key | rendered.refused).tolist()
         for row, key in zip(rows, rendered.key_json(rows), strict=True):
             where = f"row {first_row + row:,} of {path.name}"
             if null_key[row]:
-                self._set_aside(key, "null_key", f"a key column is NULL in {where}")
+                self._reject(key, "null_key", f"a key column is NULL in {where}")
             elif rendered.refused[row]:
-                self._set_aside(key, *rendered.refusal(row))
+                self._reject(key, *rendered.refusal(row))
             elif not rendered.unreadable[row]:
                 detail = f"the key in {where} has more than the {LONGEST_KEY:,} bytes that a primary key can hold"
-                self._set_aside(key, "unreadable", detail)
+                self._reject(key, "unreadable", detail)
             else:
                 column = rendered.unreadable_in[row]
-                detail = f"{where} has in column {column!r} a value that is not UTF-8, or that Postgres has not"
-                self._set_aside(key, "unreadable", detail)
+                detail = f"{where} has in column {column!r} a value that is not UTF-8, or that Postgres cannot hold"
+                self._reject(key, "unreadable", detail)
 
-    def _set_aside(self, key: str, reason: RejectReason, detail: str) -> None:
-        """One line in the rejects stands for all rows of a key: a file without keys is not written down again here."""
+    def _reject(self, key: str, reason: RejectReason, detail: str) -> None:
+        """Write a reject once per key and reason, so that a file without keys is not copied to the disk."""
         known = hash((key, reason))
-        if known in self._told:
+        if known in self._rejected:
             return
-        if len(self._told) < _TOLD:
-            self._told.add(known)
-        self._aside.write(json.dumps([key, reason, detail]) + "\n")
+        if len(self._rejected) < _REMEMBERED_KEYS:
+            self._rejected.add(known)
+        self._rejects_file.write(json.dumps([key, reason, detail]) + "\n")
 
 
 def file_format(source: CsvSource | ParquetSource | ImagesSource) -> FileFormat:
@@ -269,23 +270,23 @@ def open_files(
     fetch: Fetch,
     run: str | None = None,
 ) -> Generator[FileSource]:
-    """The source's files, ready to be read; what it takes on disk, in ``folder``, is gone when it is closed.
+    """The source's files, ready to be read; its temporary files, in ``folder``, are deleted when it is closed.
 
-    Images that ``run`` has read before, and that nobody has touched since, are not read again.
+    Images that ``run`` has read before, and that have not changed since, are not read again.
 
-    Raises ``SourceError`` where a file or a column is not there, or a type cannot be had in Postgres.
+    Raises ``SourceError`` if a file or a column is missing, or Postgres has no type for a column.
     """
     with (
-        passing_folder(folder) as place,
-        Spill(place) as spill,
-        tempfile.TemporaryFile("w+", dir=place, encoding="utf-8") as aside,
+        temporary_folder(folder) as place,
+        ExternalSort(place) as sort,
+        tempfile.TemporaryFile("w+", dir=place, encoding="utf-8") as rejects_file,
     ):
         paths = fetch(source.path, place) if is_url(source.path) else local_paths(source)
         try:
             read = file_format(source)
             if source.kind == "images":
                 read, paths = _with_images(pipeline, source, read, paths, place, memory_of(run))
-            yield FileSource(pipeline, identity, read, paths, spill, aside)
+            yield FileSource(pipeline, identity, read, paths, sort, rejects_file)
         except UnicodeDecodeError:
             raise SourceError(f"the source {source.path} holds bytes that are not UTF-8; convert it first") from None
         except pa.ArrowException as error:
@@ -294,9 +295,9 @@ def open_files(
 
 
 def local_paths(source: CsvSource | ParquetSource | ImagesSource) -> list[Path]:
-    """The files that a path or a glob names, in the order of names; of images the folder itself, where it is one.
+    """The files that a path or a glob names, sorted by name; the folder itself, if it is a folder of images.
 
-    Raises ``SourceError`` where there are none.
+    Raises ``SourceError`` if there are none.
     """
     path = source.path
     if Path(path).is_file() or (source.kind == "images" and Path(path).is_dir()):
@@ -317,12 +318,11 @@ def local_paths(source: CsvSource | ParquetSource | ImagesSource) -> list[Path]:
 def _with_images(
     pipeline: Pipeline, source: ImagesSource, read: FileFormat, paths: list[Path], place: Path, memory: ImageMemory
 ) -> tuple[FileFormat, list[Path]]:
-    """The same rows with what their images are, looked at once; and how they are read."""
+    """Files with the same rows and what was found in their images, each read once; and how to read the files."""
     kept = Path(pipeline.artifacts.url)
     if not is_url(pipeline.artifacts.url) and any(kept.resolve().is_relative_to(p.resolve()) for p in paths):
         raise SourceError(
-            f"artifacts.url, {kept}, is inside source.path: images that are kept there would become rows; move one of "
-            "them"
+            f"artifacts.url, {kept}, is inside source.path: images stored there would become rows; move one of them"
         )
     places, prepared = open_places(source), list[Path]()
     own = [pipeline.embedder.column] if pipeline.embedder.kind == "column" else []

@@ -1,4 +1,4 @@
-"""A folder for what a source takes on disk while it is read; one that a killed process left goes with the next."""
+"""A temporary folder for reading a source; the next one deletes the folders that killed processes left."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ _PREFIX = "source-"
 
 
 @contextmanager
-def passing_folder(parent: Path) -> Generator[Path]:
-    """A new folder in ``parent``, gone with the context; those that nobody holds any more are gone before it.
+def temporary_folder(parent: Path) -> Generator[Path]:
+    """A new folder in ``parent`` that is deleted when the context ends; leftovers of ended processes are deleted first.
 
-    Its holder has a lock on it, which the system takes away with the process, in whatever way that ends: a process id
-    would mean another process by now, or in another container.
+    A process holds a lock on its folder, and the system releases the lock when the process ends, even if it is killed.
+    A process id would not do: by now, or in another container, it may be the id of another process.
     """
     with _locked(parent):
-        # Whoever sweeps has this lock too, and so never sees a folder that is made and not held yet.
+        # Sweeping takes this lock too, so no other process sees a folder that is made and not locked yet.
         _sweep(parent)
         place = Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX))
-        held = _try_to_hold(place)
+        locked = _try_to_lock(place)
     try:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        if locked is not None:
+            os.close(locked)
 
 
 def _sweep(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
-        held = _try_to_hold(folder)
-        if held is not None:
+        locked = _try_to_lock(folder)
+        if locked is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
+            os.close(locked)
 
 
 @contextmanager
@@ -51,8 +51,8 @@ def _locked(folder: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def _try_to_hold(folder: Path) -> int | None:
-    """A descriptor with the folder's lock; None where somebody else has it, or it is gone by now."""
+def _try_to_lock(folder: Path) -> int | None:
+    """A descriptor with the folder's lock; None if another process has the lock, or the folder is gone."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

@@ -17,10 +17,10 @@ from pyarrow import csv
 from rowvec.errors import SourceError
 from rowvec.postgres.columns import listed
 
-# Arrow's functions are made when it is imported: no type checker sees them.
+# Arrow makes its functions when it is imported, so no type checker sees them.
 pc: Any = pyarrow.compute
 
-# A line has to fit into a block. Blocks grow, until they do, up to the largest.
+# A line must fit into a block. Blocks grow until every line fits, up to the largest.
 _BLOCK_BYTES = 4 << 20
 _LARGEST_BLOCK = 512 << 20
 
@@ -34,13 +34,13 @@ _TYPES: dict[str, pa.DataType] = {
 _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
 _ZONE = r"(Z|[+-]\d\d(:?\d\d)?)$"
 
-# What Arrow says where a line does not fit into a block.
+# What Arrow's message says if a line does not fit into a block.
 _TOO_SMALL = ("straddling", "cannot infer number of columns")
 
 _QUOTE = ord('"')
 
-# What a file begins with that is no text in UTF-8, and what to do about it.
-_DISGUISES = (
+# First bytes of files that are not text in UTF-8, and what to do about such a file.
+_OTHER_FORMATS = (
     ((b"\xff\xfe", b"\xfe\xff"), "is UTF-16; convert it to UTF-8"),
     ((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"), "is compressed; give its name the ending .gz or .zst, or unpack it"),
     ((b"PK\x03\x04",), "is a ZIP archive; unpack it"),
@@ -50,24 +50,24 @@ _DISGUISES = (
 class CsvFormat:
     """See ``FileFormat``. ``types`` gives the Postgres types of columns that are not text."""
 
-    first_row = 2  # the header is the first, as in Arrow's own messages
+    first_row = 2  # the header is row 1, as in Arrow's own messages
 
     def __init__(self, delimiter: str, types: Mapping[str, str]) -> None:
         self._delimiter, self._types = delimiter, types
 
     def schema(self, path: Path) -> pa.Schema:
         """See ``FileFormat``."""
-        self._refuse_disguises(path)
+        self._refuse_other_formats(path)
         names = self._open(path, _BLOCK_BYTES, None).schema.names
         unknown = next((name for name in self._types if name not in set(names)), None)
         if unknown is not None:
             raise SourceError(
-                f"source.types names a column {unknown!r}, which {path.name} has not; it has {listed(names)}"
+                f"source.types names a column {unknown!r}, which {path.name} does not have; it has {listed(names)}"
             )
         return pa.schema([pa.field(name, _TYPES.get(self._types.get(name, "text"), pa.string())) for name in names])
 
     def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """See ``FileFormat``. An empty field is NULL, an empty field in quotes the empty text."""
+        """See ``FileFormat``. An empty field is NULL, and an empty field in quotes is the empty text."""
         self._check_quotes(path)
         row = self.first_row
         for batch in self._texts(path, columns):
@@ -76,7 +76,7 @@ class CsvFormat:
             row += batch.num_rows
 
     def _texts(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The rows as texts; where a row does not fit into a block, it goes on from there with larger ones."""
+        """The rows as texts. If a row does not fit into a block, reading goes on from that row with larger blocks."""
         block, done = _BLOCK_BYTES, 0
         while True:
             try:
@@ -94,21 +94,21 @@ class CsvFormat:
             else:
                 return
 
-    def _refuse_disguises(self, path: Path) -> None:
+    def _refuse_other_formats(self, path: Path) -> None:
         try:
             with pa.input_stream(str(path)) as file:
                 head = file.read(4)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, error) from error
-        for beginnings, what in _DISGUISES:
+        for beginnings, what in _OTHER_FORMATS:
             if head.startswith(beginnings):
                 raise SourceError(f"the file {path.name} {what}")
 
     def _check_quotes(self, path: Path) -> None:
-        """Raise where a quote is not closed: Arrow takes all that follows for one value, and rows would be gone."""
+        """Raise ``SourceError`` if a quote is not closed: Arrow would take all that follows for one value."""
         if self._quotes_are_in_place(path):
             return
-        # A quote within an unquoted field is harmless; only a reader that goes character by character can tell.
+        # A quote within an unquoted field is harmless; only a reader that looks at each character can see that.
         limit, line = csv_module.field_size_limit(2**31 - 1), 0
         try:
             with (
@@ -127,7 +127,7 @@ class CsvFormat:
             csv_module.field_size_limit(limit)
 
     def _quotes_are_in_place(self, path: Path) -> bool:
-        """Whether every quote opens a field, ends one, or is doubled inside one; looked at a block at a time."""
+        """Whether every quote opens a field, ends one, or is doubled inside one; reads one block at a time."""
         edges = np.zeros(256, np.bool_)
         edges[list(f'{self._delimiter}\r\n"'.encode())] = True
         inside, last, ended = 0, ord("\n"), False
@@ -180,12 +180,12 @@ class CsvFormat:
             written = value.cast(pa.binary()).as_py().decode(errors="replace")
             raise SourceError(
                 f"the file {path.name} has {written[:40]!r} in column {name!r} of row {first_row + row:,} (the header "
-                f"is row 1), which is no {kind}; mend it, or leave the column out of source.types"
+                f"is row 1), which is no {kind}; fix it, or leave the column out of source.types"
             ) from None
 
 
 def _whole_lines(path: Path, block: int) -> Any:
-    """The file as Arrow can read it: it asks for a line's end after a header, even if nothing follows."""
+    """The file in a form that Arrow can read: Arrow needs a line end after the header, even if nothing follows."""
     with pa.input_stream(str(path)) as file:
         head = file.read(block)
     if len(head) == block or b"\n" in head or b"\r" in head or not head.removeprefix(b"\xef\xbb\xbf"):
@@ -194,14 +194,14 @@ def _whole_lines(path: Path, block: int) -> Any:
 
 
 def _is_too_small(error: Exception, block: int) -> bool:
-    """Whether a larger block may mend what Arrow says."""
+    """Whether a larger block may solve what Arrow reports."""
     return block < _LARGEST_BLOCK and any(words in str(error) for words in _TOO_SMALL)
 
 
 def _convert(kind: str, texts: pa.Array) -> pa.Array:
-    """The texts as values. Nothing, in quotes or not, is NULL: no type but text has an empty value.
+    """The texts as values. An empty text, in quotes or not, is NULL: only the type text has an empty value.
 
-    Raises ``ArrowInvalid`` where one is none.
+    Raises ``ArrowInvalid`` if a text is not a value of the type.
     """
     texts = pc.utf8_trim_whitespace(texts)
     texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)

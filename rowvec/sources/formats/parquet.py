@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from rowvec.errors import SourceError
 
-# Of a batch, before it is compressed: large enough that a batch's own cost is nothing, small against 700 MB.
+# Uncompressed size of a batch: large enough that the cost per batch does not matter, small against 700 MB.
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 16_384
 
@@ -31,21 +31,21 @@ class ParquetFormat:
         with _opened(path) as file:
             rows = file.metadata.num_rows
             size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-            a_batch = max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(1, rows) // max(1, size)))
+            batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(1, rows) // max(1, size)))
             left = rows
-            for batch in file.iter_batches(a_batch, columns=list(columns)):
+            for batch in file.iter_batches(batch_rows, columns=list(columns)):
                 left -= batch.num_rows
                 yield batch.select(list(columns))
             if left:
                 raise SourceError(
-                    f"the file {path.name} says that it has {rows:,} rows, and {rows - left:,} are in it: it was cut "
-                    "or changed; write it anew"
+                    f"the file {path.name} says that it has {rows:,} rows, and {rows - left:,} are in it: it was "
+                    "truncated or changed; write it again"
                 )
 
 
 @contextmanager
 def _opened(path: Path) -> Generator[pq.ParquetFile]:
-    """Raises ``SourceError`` where the file is not there, is no Parquet file, or was cut."""
+    """Raises ``SourceError`` if the file is not there, is no Parquet file, or was truncated."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file

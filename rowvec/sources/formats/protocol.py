@@ -1,4 +1,4 @@
-"""What a kind of file is to those who read its rows."""
+"""What the reader of a source's rows needs of a kind of file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class FileFormat(Protocol):
     """A kind of file."""
 
     first_row: int
-    """The number that people give the first row."""
+    """The number that people give the first row: with a header line it is 2."""
 
     def schema(self, path: Path) -> pa.Schema:
-        """The file's columns. Raises ``SourceError`` where the file cannot be read."""
+        """The file's columns. Raises ``SourceError`` if the file cannot be read."""
         ...
 
     def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The file's rows, some thousand at a time, with these columns in this order.
 
-        Raises ``SourceError`` where the file cannot be read, or a value is not what its column's type says.
+        Raises ``SourceError`` if the file cannot be read, or a value does not fit its column's type.
         """
         ...

@@ -1,4 +1,4 @@
-"""Images that a source has in Azure Blob Storage, read one by one; in one account, which the pipeline names."""
+"""Images of a source in Azure Blob Storage, read one by one, all from the one account that the pipeline names."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rowvec.sources.images.seen import Mark
 from rowvec.store.azure_account import Credential, Place, credential_of, place_of
 
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
-# A credential that is refused once is refused for all: no row is set aside for it.
+# If the credential is refused for one image it is refused for all, so no row is rejected for it.
 _REFUSED = frozenset({401, 403})
-_PASSING = frozenset({408, 409, 429})
+_TEMPORARY = frozenset({408, 409, 429})
 _WITH_SECRET = re.compile(r"[?#]|//[^/]*@")
 
 
 @dataclass(slots=True)
 class BlobPlaces:
-    """See ``Places``. The credential is for one account, and is sent to no other, whatever a table's rows say."""
+    """See ``Places``. The credential is for one account and is never sent to another one, whatever the rows say."""
 
     account_url: str
     prefix: str
-    """What relative paths are relative to: container and folders, ending with a slash."""
+    """The container and folders that relative paths start from, ending with a slash."""
     credential: Credential
     max_bytes: int
     _clients: dict[str, ContainerClient] = field(default_factory=dict[str, ContainerClient])
@@ -36,41 +36,41 @@ class BlobPlaces:
 
     @staticmethod
     def at(url: str, credential: str | None, max_bytes: int) -> BlobPlaces:
-        """The images under a blob URL. Raises ``SourceError`` where it names no container."""
+        """The images under a blob URL. Raises ``SourceError`` if the URL names no container."""
         try:
             place = place_of(url)
             signed_in = credential_of(place, credential)
         except UsageError:
             raise SourceError(
-                "source.images (or the path of the table) names no container, or source.credential is none; write "
-                "https://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER"
+                "source.images (or the path of the table) names no container, or source.credential is not a "
+                "credential; write https://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER"
             ) from None
         return BlobPlaces(place.account_url, f"{place.container}/{place.prefix}", signed_in, max_bytes)
 
     def read(self, written: str) -> ImageFile:
         """See ``Places``."""
-        container, name = self._parted(written)
+        container, name = self._split(written)
         try:
             found = self._client(container).download_blob(name, max_concurrency=1)
             if found.size > self.max_bytes:
                 raise too_many_bytes(written, found.size, self.max_bytes)
-            # Every write gives a blob another ETag.
+            # Every write gives a blob a new ETag.
             return ImageFile(found.readall(), found.properties.last_modified, (found.properties.etag,))
         except HttpResponseError as error:
-            # Azure's own messages quote URLs, and so SAS tokens.
+            # Azure's own messages quote URLs, which may hold SAS tokens.
             raise _explained(error, written) from None
         except AzureError as error:
             raise StoreUnavailable(f"the image {written} could not be reached: {type(error).__name__}") from None
 
     def mark(self, written: str) -> Mark | None:
-        """See ``Places``: a request without the bytes."""
+        """See ``Places``: one request, without the image's bytes."""
         try:
-            container, name = self._parted(written)
+            container, name = self._split(written)
             return (self._client(container).get_blob_client(name).get_blob_properties().etag,)
         except (AzureError, RowError):
-            return None  # whoever reads it is told why
+            return None  # read() reports the reason
 
-    def _parted(self, written: str) -> tuple[str, str]:
+    def _split(self, written: str) -> tuple[str, str]:
         """Container and name of the blob."""
         if _WITH_SECRET.search(written):
             raise RowError("unreadable", "the URL of the image holds more than a place; write it without a query")
@@ -97,7 +97,7 @@ class BlobPlaces:
                     credential=self.credential,
                     connection_timeout=_CONNECT_SECONDS,
                     read_timeout=_READ_SECONDS,
-                    # The first answer tells the size: of an image that is too large, no more than this travels.
+                    # The first answer has the size, so of an image that is too large no more than this is downloaded.
                     max_single_get_size=1 << 20,
                     max_chunk_get_size=4 << 20,
                 )
@@ -110,6 +110,6 @@ def _explained(error: HttpResponseError, written: str) -> RowError | SourceError
         return RowError("missing_image", f"there is no blob {written}")
     if status in _REFUSED:
         return SourceError(f"the blob store refused the image {written}, status {status}; check source.credential")
-    if status is None or status >= 500 or status in _PASSING:
+    if status is None or status >= 500 or status in _TEMPORARY:
         return StoreUnavailable(f"the image {written} could not be read: status {status}")
     return RowError("unreadable", f"the blob store refused {written}, status {status}")

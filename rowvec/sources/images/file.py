@@ -17,22 +17,23 @@ class ImageFile:
     content: bytes
     modified: datetime
     mark: Mark | None = None
-    """By which these bytes are known again; None where they may change without it."""
+    """Equal as long as the bytes are the same; None if the bytes may change while the mark does not."""
 
 
 class Places(Protocol):
     """Where a source's images are."""
 
     def read(self, written: str) -> ImageFile:
-        """The image that a source writes so, whole; called from several threads.
+        """The whole image at the path or URL that a row has. Several threads call it.
 
-        Raises ``RowError``, naming it, where it is not there, is no file, is larger than allowed or lies outside;
-        ``SourceError`` or ``StoreUnavailable`` where nothing is known of it just now.
+        Raises ``RowError``, which names the image, if it is not there, is no file, is larger than allowed, or is
+        outside the folder or account; ``SourceError`` or ``StoreUnavailable`` if it cannot be read now for another
+        reason.
         """
         ...
 
     def mark(self, written: str) -> Mark | None:
-        """The mark of the image that is there now, which is not read; None where there is none to be had."""
+        """The mark of the image as it is now, without reading it; None if there is none."""
         ...
 
 
@@ -42,5 +43,5 @@ def is_url(path: str) -> bool:
 
 
 def too_many_bytes(written: str, size: int, limit: int) -> RowError:
-    """The sentence for an image file that is larger than allowed."""
+    """The error for an image file that is larger than allowed."""
     return RowError("image_too_large", f"{written} has {size:,} bytes, and source.max_bytes allows {limit:,}")

@@ -1,4 +1,4 @@
-"""Where the images of a source are, and how one is read: from a folder that no path leads out of, or from blobs."""
+"""Where the images of a source are, and how one is read: from one folder and nothing outside it, or from blobs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rowvec.sources.images.file import ImageFile, Places, is_url, too_many_bytes
 from rowvec.sources.images.seen import Mark, is_settled, mark_of, now_ns
 
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
-# What is wrong with this one file. Anything else (a slow mount, a failing disk) says nothing about the image: were the
-# row set aside for it, its vector would go.
+# Errors that are about this one file. Any other error (a slow mount, a failing disk) says nothing about the image, and
+# must not reject its row: the merge would delete the row's vector.
 _ITS_OWN = {
     errno.EACCES: "may not be read by this user",
     errno.EPERM: "may not be read by this user",
@@ -27,9 +27,11 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 
 
 def open_places(source: ImagesSource, *, listed: bool = True) -> Places:
-    """Where the images of a source are; its references are resolved. With ``listed`` they are this machine's to list.
+    """Where the images of a source are; its references must be resolved.
 
-    Raises ``SourceError`` where the folder is not there, or the URL names no container.
+    ``listed``: this machine lists them, so a folder must be there.
+
+    Raises ``SourceError`` if the folder is not there, or the URL names no container.
     """
     root = source.images or _root_of(source.path)
     if is_url(root):
@@ -45,7 +47,7 @@ def open_places(source: ImagesSource, *, listed: bool = True) -> Places:
 
 @dataclass(frozen=True, slots=True)
 class FolderPlaces:
-    """See ``Places``. Symbolic links are followed as long as what they lead to is in the folder too."""
+    """See ``Places``. Symbolic links are followed if their target is in the folder too."""
 
     root: Path
     max_bytes: int
@@ -54,13 +56,13 @@ class FolderPlaces:
         """See ``Places``."""
         path, began = self._inside(written), now_ns()
         try:
-            # Looked at before it is opened, for opening a pipe or a device may do something; and once more when it is
-            # open, for it may be another file by then.
-            _refuse_others(path.lstat(), written)
+            # Check the kind of file before opening it, because opening a pipe or a device may have an effect; and
+            # again afterwards, because it may be another file by then.
+            _check_is_file(path.lstat(), written)
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as file:
                 status = os.fstat(descriptor)
-                _refuse_others(status, written)
+                _check_is_file(status, written)
                 too_large = status.st_size > self.max_bytes
                 content = b"" if too_large else file.read(self.max_bytes + 1)
         except OSError as error:
@@ -68,7 +70,7 @@ class FolderPlaces:
             raise _explained(error, written, path, is_link=is_link) from None
         if too_large or len(content) > self.max_bytes:
             raise too_many_bytes(written, max(status.st_size, len(content)), self.max_bytes)
-        # The mark is of before the reading: an edit in the midst of it, or later, gives the file another one.
+        # The mark was taken before the reading: an edit during it, or later, gives the file another mark.
         mark = mark_of(status) if is_settled(status, began) else None
         return ImageFile(content, datetime.fromtimestamp(status.st_mtime, UTC), mark)
 
@@ -77,7 +79,7 @@ class FolderPlaces:
         try:
             return mark_of(self._inside(written).lstat())
         except (OSError, RowError):
-            return None  # whoever reads it is told why
+            return None  # read() reports the reason
 
     def _inside(self, written: str) -> Path:
         if "\0" in written:
@@ -86,7 +88,7 @@ class FolderPlaces:
             raise RowError("unreadable", f"{written} has .. in it, and images are only read in {self.root}")
         try:
             path = (self.root / written).resolve()
-        except (OSError, RuntimeError):  # what Python 3.11 and 3.13 make of links in a circle
+        except (OSError, RuntimeError):  # Python 3.11 and 3.13 raise different errors for links in a circle
             raise RowError("unreadable", f"{written} is a symbolic link that leads nowhere") from None
         if not path.is_relative_to(self.root):
             raise RowError("unreadable", f"{written} leads out of {self.root}, where images are read")
@@ -94,7 +96,7 @@ class FolderPlaces:
 
 
 def _root_of(path: str) -> str:
-    """The folder that a folder of images is, or that a table of them is in: all before a wildcard, of a glob."""
+    """The folder of images itself, or the folder that the table of images is in; of a glob, all before a wildcard."""
     if is_url(path):
         return path.rpartition("/")[0]
     if Path(path).is_dir():
@@ -104,7 +106,7 @@ def _root_of(path: str) -> str:
     return str(Path(*parts[:fixed])) if fixed else "."
 
 
-def _refuse_others(status: os.stat_result, written: str) -> None:
+def _check_is_file(status: os.stat_result, written: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
         raise RowError("unreadable", f"{written} is {kind} and not a file")
@@ -118,4 +120,4 @@ def _explained(error: OSError, written: str, path: Path, *, is_link: bool) -> Ro
         return RowError("missing_image", is_gone)
     if error.errno in _ITS_OWN:
         return RowError("unreadable", f"{written} {_ITS_OWN[error.errno]}")
-    return SourceError(f"{path} cannot be read just now: {error.strerror}; nothing was changed, run again")
+    return SourceError(f"{path} cannot be read at the moment: {error.strerror}; nothing was changed, run again")

@@ -1,4 +1,4 @@
-"""Images as a source: a folder becomes a table of its files, and a table gets, row by row, what its images are."""
+"""Images as a source: a folder is read as a table of its files, and each row of a table gets facts about its image."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from rowvec.sources.images.file import Places, is_url
 from rowvec.sources.images.seen import ImageMemory, Seen
 
 CONTENT, REASON, DETAIL = "rowvec_content", "rowvec_reason", "rowvec_detail"
-"""What a row's image is, or why it is none."""
+"""Columns with a row's image, or the reason why there is none."""
 PLACE, MEDIA_TYPE, BYTES = "rowvec_place", "rowvec_media_type", "rowvec_bytes"
 
 SEEN_COLUMNS = (CONTENT, PLACE, MEDIA_TYPE, BYTES)
-"""What is known of an image, in the order of ``SeenImage``."""
+"""The columns about an image, in the order of the fields of ``SeenImage``."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ico"})
-"""What makes a file of a folder a row, in upper or lower case: there are notes and catalogues in folders of images."""
+"""Files of a folder with such an ending become rows, in upper or lower case; a folder may hold other files too."""
 
-# Files looked at at once: hashing leaves Python alone, and a mount or a blob store makes one wait.
+# Files read at once: hashing releases the interpreter lock, and a mount or a blob store takes time to answer.
 _THREADS = 8
 _LISTED_AT_ONCE = 1024
 
@@ -59,7 +59,7 @@ _FOLDER = pa.schema(
 
 
 class FolderFormat:
-    """See ``FileFormat``: of a folder, each image file a row. Only the name is known before a file is looked at."""
+    """See ``FileFormat``: one row per image file of a folder. Before a file is read, only its name is known."""
 
     first_row = 1
 
@@ -69,7 +69,7 @@ class FolderFormat:
         return _FOLDER
 
     def batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """See ``FileFormat``. Raises ``SourceError`` where a folder cannot be listed: its files are not gone."""
+        """See ``FileFormat``. Raises ``SourceError`` if a folder cannot be listed, as its files may still be there."""
         names: list[bytes] = []
         for name in _files(os.fsencode(path)):
             names.append(name)
@@ -81,7 +81,7 @@ class FolderFormat:
 
 
 class PreparedFormat:
-    """See ``FileFormat``: of what ``prepare`` has written."""
+    """See ``FileFormat``: the files that ``prepare`` has written."""
 
     def __init__(self, first_row: int) -> None:
         self.first_row = first_row
@@ -100,7 +100,7 @@ class PreparedFormat:
 
 
 def format_of(source: ImagesSource) -> FileFormat:
-    """How the rows are read, by what the path is. Raises ``SourceError`` where that cannot be told."""
+    """How the rows are read, which follows from the path. Raises ``SourceError`` if it does not."""
     if not is_url(source.path) and Path(source.path).is_dir():
         return FolderFormat()
     name = source.path.lower().removesuffix(".gz").removesuffix(".zst")
@@ -108,7 +108,9 @@ def format_of(source: ImagesSource) -> FileFormat:
         return CsvFormat(source.delimiter, source.types)
     if name.endswith((".parquet", ".pq")):
         return ParquetFormat()
-    raise SourceError(f"source.path {source.path} is no folder that is there, and no name of a .csv or .parquet file")
+    raise SourceError(
+        f"source.path {source.path} is neither an existing folder nor the name of a .csv or .parquet file"
+    )
 
 
 def prepare(
@@ -120,9 +122,9 @@ def prepare(
     memory: ImageMemory,
     into: Path,
 ) -> None:
-    """Look at the image of every row and write the rows with what was found, as an Arrow file.
+    """Read the image of every row, and write the rows with what was found to an Arrow file.
 
-    Memory: a batch of rows, and of images as many as there are threads, each at most ``max_bytes`` and its pixels.
+    Memory: a batch of rows, and one image per thread, each of at most ``max_bytes`` and its pixels.
     """
     image, done, listing = source.content.image, 0, isinstance(read, FolderFormat)
     total = sum(batch.num_rows for batch in read.batches(path, [image]))
@@ -141,9 +143,9 @@ def prepare(
 
 
 def look(places: Places, max_pixels: int, memory: ImageMemory, written: bytes | None) -> Seen:
-    """What is in the place that a row names; a place that is not named has no image, and that is no error.
+    """What is at the path or URL that a row names. A row that names none has no image, which is no error.
 
-    What this run has read there, and nobody has touched since, is not read again.
+    An image that this run has read, and that has not changed since, is not read again.
     """
     if written is None or not written.strip():
         return Seen(place=None)
@@ -175,9 +177,9 @@ def look(places: Places, max_pixels: int, memory: ImageMemory, written: bytes | 
 
 
 def _files(root: bytes) -> Iterator[bytes]:
-    """The image files under a folder, as paths relative to it: a folder at a time, in the order of names.
+    """The image files under a folder, as paths relative to it, one folder after another, sorted by name.
 
-    A folder that is a symbolic link is not entered, and what begins with a dot is nobody's image.
+    Symbolic links to folders are not entered, and names that begin with a dot are skipped.
     """
 
     def stop(error: OSError) -> None:
@@ -190,14 +192,14 @@ def _files(root: bytes) -> Iterator[bytes]:
         for name in sorted(files):
             if not name.startswith(b".") and os.path.splitext(name)[1].decode("latin-1").lower() in SUFFIXES:  # noqa: PTH122 # bytes: a name need not be text
                 yield os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 # bytes
-        # A folder, a pipe or a link called x.jpg is looked at, and set aside, like a file.
+        # A folder, a pipe or a link called x.jpg is treated like a file, and its row is rejected.
         for name in folders:
             if os.path.splitext(name)[1].decode("latin-1").lower() in SUFFIXES:  # noqa: PTH122 # bytes
                 yield os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118 # bytes
 
 
 def _listing(names: list[bytes], columns: Sequence[str]) -> pa.RecordBatch:
-    # As Arrow's readers give texts, unchecked: what is no UTF-8 is found, and set aside, with the rows of all files.
+    # Unchecked texts, as Arrow's readers give them: names that are not UTF-8 are found later, and their rows rejected.
     files = pa.array(names, pa.binary()).view(pa.string())
     arrays = [files if name == "image_file" else pa.nulls(len(names), _FOLDER.field(name).type) for name in columns]
     return pa.record_batch(arrays, names=list(columns))

@@ -1,9 +1,9 @@
-"""The chunks of a source's contents, kept in a table of the target's database that the source's rows are joined to.
+"""The chunks of a source's contents, in a table of the target's database that the source's rows are joined to.
 
-Splitting is not for SQL, and comparing is: so the chunks of each content are kept, by the content's hash, in
-``rowvec.chunks_<pipeline>``, and only what is new there passes through Python. A source in the target's own database is
-joined to them in each snapshot, so that a row whose content has changed since has no chunks, and is seen to wait for
-them. Of a source elsewhere the table holds the metadata too, and stands for it: it is brought up to date before each
+Python splits and SQL compares. So the table ``rowvec.chunks_<pipeline>`` keeps the chunks of each content by the
+content's hash, and only new contents pass through Python. A source in the target's own database is joined to the table
+in each snapshot: a row whose content has changed since then has no chunks, and is counted as pending. For any other
+source the table holds the metadata too and stands for the source; ``mirrored_chunks`` brings it up to date before every
 extract, merge and audit.
 """
 
@@ -34,12 +34,12 @@ from rowvec.vectors.fingerprint import Identity
 
 CHUNK_COLUMN = PgColumn(CHUNK, "integer")
 
-# Contents in memory at once, and chunks in one statement; contents are long, or they would not be split.
+# Contents in memory at once, and chunks in one statement. The contents are long, or they would not be split.
 _FETCH_ROWS = 64
 _ADD_CHUNKS = 4096
 
 _SCHEMA = "rowvec"
-_OF_ITS_OWN = {"rowvec_row": "bytea", CHUNK: "integer", "content": "text"}
+_OWN_COLUMNS = {"rowvec_row": "bytea", CHUNK: "integer", "content": "text"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class ChunkedQuery:
     """A source in the target's database, joined to the chunks of its contents."""
 
     whole: SourceQuery
-    """The rows as they are; their ``fingerprint`` is of the content and of how it is split."""
+    """The rows before they are split; their ``fingerprint`` covers the content and how it is split."""
     chunks: sql.Identifier
     identity: bytes
 
@@ -58,12 +58,12 @@ class ChunkedQuery:
 
     @property
     def metadata(self) -> tuple[PgColumn, ...]:
-        """The row's."""
+        """The metadata columns of the row."""
         return self.whole.metadata
 
     @property
     def rows(self) -> sql.Composed:
-        """As ``SourceQuery.rows``, for each chunk."""
+        """Like ``SourceQuery.rows``, one row per chunk."""
         whole = self.whole
         return query(
             "chunks",
@@ -87,7 +87,7 @@ class ChunkedQuery:
         return query("chunks", "unsplit", columns=_as_texts(self.whole.key), **self._parts)
 
     def forget(self, connection: Connection) -> None:
-        """Drop the chunks that no row has any more."""
+        """Delete the chunks whose content no row has any more."""
         connection.execute(query("chunks", "forget", **self._parts))
 
     @property
@@ -165,12 +165,12 @@ def make_table(
     *,
     versions: bool,
 ) -> None:
-    """Make the table where it is missing, or has other columns than the source has by now.
+    """Make the table of chunks if it is missing, or if its columns are not those of the source any more.
 
-    ``versions``: whether it may have chunks of several contents of one row.
+    ``versions``: whether it may hold chunks of several contents of one row.
     """
     columns = (*key, *metadata)
-    wanted = {c.name: c.pg_type for c in columns} | _OF_ITS_OWN
+    wanted = {c.name: c.pg_type for c in columns} | _OWN_COLUMNS
     chunks, there = chunk_table(pipeline_id), column_types(connection, pipeline_id)
     if there and there != wanted:
         connection.execute(query("chunks", "drop", chunks=chunks))
@@ -196,7 +196,10 @@ def add_chunks(
     cursor: psycopg.ServerCursor[tuple[Any, ...]],
     how: Splitting,
 ) -> None:
-    """Split what a cursor gives: ``columns`` as texts, the content, its hash. No row is half written."""
+    """Split the contents that a cursor yields, and store the chunks; all chunks of a row are stored at once.
+
+    The cursor's rows: ``columns`` as texts, the content, and its hash.
+    """
     added = 0
     while fetched := cursor.fetchmany(_FETCH_ROWS):
         for block in _blocks(fetched, how):
@@ -228,7 +231,7 @@ def column_types(connection: Connection, pipeline_id: PipelineId) -> dict[str, s
 
 
 def _blocks(fetched: list[tuple[Any, ...]], how: Splitting) -> Iterator[list[tuple[Any, ...]]]:
-    """The chunks of some rows: the row's columns, its hash, the chunk's number, and the chunk."""
+    """The chunks of some rows: the row's columns, its hash, the chunk's number, and the chunk's text."""
     block: list[tuple[Any, ...]] = []
     for *row, content, row_hash in fetched:
         block += [(*row, row_hash, number, chunk) for number, chunk in enumerate(how.split(content))]
@@ -267,5 +270,5 @@ def _table_name(pipeline_id: PipelineId) -> str:
 
 
 def _each(columns: tuple[PgColumn, ...], alias: str | None = None) -> sql.Composed:
-    """``r."a", r."b", `` with a comma at the end, or nothing."""
+    """``r."a", r."b", `` with a comma at the end, or nothing if there are no columns."""
     return sql.SQL("").join(sql.SQL("{}, ").format(names((c,), alias)) for c in columns)

@@ -1,4 +1,4 @@
-"""The chunks of a source that is not in the target's database: what changed there is read, split, and kept here."""
+"""The chunks of a source outside the target's database: contents that changed are read, split and kept in a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an extract is asked for, its limits, and the plan it stores."""
+"""An extract's input, the limits it must keep, and the plan it stores."""
 
 from __future__ import annotations
 
@@ -40,30 +40,36 @@ class Request:
     pipeline_id: PipelineId
     run_id: RunId
     note_all_images: bool = False
-    """Whether to note where all rows have their images, and not those that are new or changed alone."""
+    """Whether to note the places of the images of all rows, and not only of new and changed rows."""
     batch_weight: int = 1
     """See ``count_batches``."""
 
 
 def check_deletes(counts: Counts, pipeline: Pipeline) -> None:
-    """Refuse a plan that would delete more than the pipeline allows: a table half loaded looks like this."""
+    """Raise ``DeleteLimitExceeded`` if a plan would delete more than the pipeline allows.
+
+    A source table that is only half loaded looks as if its other rows were deleted.
+    """
     stored = counts.unchanged + counts.changed + counts.metadata_only + counts.deleted
     allowed = pipeline.validation.max_delete_fraction
     if stored and counts.deleted / stored > allowed:
         raise DeleteLimitExceeded(
             f"this run would delete {counts.deleted:,} of {stored:,} vectors ({counts.deleted / stored:.0%}), and "
-            f"validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If the rows are meant to go, "
+            f"validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If the rows should be deleted, "
             "run once with --max-delete-fraction 1"
         )
 
 
 def check_loss(gone: int, stored: int, pipeline: Pipeline) -> None:
-    """Refuse a merge for a source that was emptied since it was planned; going back costs nothing that was paid for."""
+    """Raise ``DeleteLimitExceeded`` if the source was emptied since the plan was made.
+
+    The merge is rolled back, and the vectors that were paid for are kept.
+    """
     allowed = pipeline.validation.max_delete_fraction
     if stored and gone / stored > allowed:
         raise DeleteLimitExceeded(
             f"the source has lost rows since the plan was made: the merge would delete {gone:,} of {stored:,} vectors, "
-            f"and validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If they are meant to go, "
+            f"and validation.max_delete_fraction allows {allowed:.0%}; nothing was changed. If they should be deleted, "
             "run once with --max-delete-fraction 1"
         )
 
@@ -77,7 +83,11 @@ def store_plan(
     *,
     exists: bool,
 ) -> Plan:
-    """Index the plan's rows, count what is paid for, and record the plan."""
+    """Index the plan's rows, count the texts that are paid for already, and record the plan.
+
+    ``changes``: the numbers of new, changed, metadata-only and deleted rows. ``exists``: whether there is a vector
+    table; if not, it is made here, or staging becomes it.
+    """
     new, changed, metadata_only, deleted = changes
     rows, pipeline_id = plan_rows(request.run_id), sql.Literal(request.pipeline_id)
     connection.execute(query("request", "index_plan", plan=rows))
@@ -119,7 +129,8 @@ def forget_fixed_rejects(connection: Connection, request: Request) -> None:
 
 
 def row(connection: Connection, statement: sql.Composed) -> tuple[int, ...]:
+    """The one row of counts that a statement returns. Raises ``TargetError`` if there is none."""
     row = connection.execute(statement).fetchone()
     if row is None:
-        raise TargetError("the database gave no answer to a count; is it a pooler that cuts results?")
+        raise TargetError("the database returned no row for a count; does a connection pooler drop results?")
     return row

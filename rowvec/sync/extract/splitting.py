@@ -1,8 +1,8 @@
 """Long contents in chunks: as many tokens as are allowed, cut at paragraphs, lines, sentences or words, with overlap.
 
-The splitter fills chunk after chunk from where it begins, so that a word more at the top of a text would move every cut
-below it, and all of it would be paid for again. Therefore a long text is first parted into sections at places that only
-the text around them decides on, and each section is split by itself: an edit changes the chunks of its own section.
+The splitter fills one chunk after the other, so one more word at the top of a text would move every cut below it, and
+the whole text would be paid for again. Therefore a long text is first cut into sections, at places that depend only on
+the text around them, and each section is split by itself: an edit changes only the chunks of its own section.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from rowvec.pipeline.sources import Chunks
 
 _LIBRARY = "semantic-text-splitter"
 
-# Raised whenever our own part in the splitting changes.
+# Increased whenever our own part of the splitting changes.
 _REVISION = 1
 
-# A token has about four characters. Sections have at least three chunks, and six on the average: of fewer, more chunks
-# would be short (the last of a section is); of more, an edit would be dearer.
+# A token has about four characters. Sections have at least three chunks, and six on average. With fewer, more chunks
+# would be short, as the last one of a section is; with more, an edit would cost more.
 _REACH_CHARS = 3 * 4
 
-# The text before and behind a place that its lot is drawn from.
+# Characters before and behind a place from which its random number is computed.
 _CONTEXT = 24
 
-# What no place parts (hexadecimal digits without end) is cut by length: the splitter looks at a section as a whole.
+# Text without any place to cut (endless hexadecimal digits) is cut by length, as the splitter takes a whole section.
 _LONGEST_REACHES = 16
 
 _STOPS = ".!?\u2026\u3002\uff01\uff1f"
-"""What ends a sentence: the ellipsis too, and the marks of Chinese and Japanese, which no space follows."""
+"""What ends a sentence; also the ellipsis, and the marks of Chinese and Japanese, which no space follows."""
 
 _PLACE = re.compile("\\s+|(?<=[\u3002\uff01\uff1f])(?=\\S)")
 
-# Characters: where a chunk's repeated words may begin is looked for this far back for each of their tokens.
+# How many characters to look back, per token of overlap, for the words that a chunk repeats.
 _LONGEST_TOKEN = 8
 
 _WORD = re.compile(r"\S+")
@@ -56,39 +56,39 @@ class Splitting:
     tokens: int
     overlap: int
     encoding: str
-    """The name of what counts the tokens."""
+    """The name of the tokenizer that counts."""
     count: Callable[[str], int]
     """Tokens of a text."""
     _splitter: TextSplitter = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # A frozen dataclass is given its derived fields this way.
+        # A frozen dataclass sets its derived fields this way.
         object.__setattr__(self, "_splitter", TextSplitter.from_callback(self.count, self.tokens - self.overlap))
 
     def digest(self) -> bytes:
-        """32 bytes over all that the chunks of a text depend on besides the text.
+        """32 bytes over everything, except the text, that the chunks of a text depend on.
 
-        The library's version is in it: after an upgrade all contents are split anew, and those chunks that came out
-        otherwise are the only ones that are paid for.
+        This includes the library's version: after an upgrade all contents are split again, and only chunks that came
+        out differently are paid for.
         """
         parts = [_LIBRARY, version(_LIBRARY), _REVISION, self.tokens, self.overlap, self.encoding]
         return hashlib.sha256(json.dumps(parts).encode()).digest()
 
     def split(self, text: str) -> list[str]:
-        """The chunks of a text that is not blank, in their order, each of ``tokens`` tokens at most.
+        """The chunks of a text that is not blank, in order, each of at most ``tokens`` tokens.
 
-        Together they hold all of the text but the white space between them.
+        Together they hold the whole text, except white space between them.
         """
         made: list[str] = []
         before = 0
         for start, end in self._spans(text):
             made.append(text[self._first_word(text, before, start, end) : end])
             before = start
-        # What is white space to Unicode alone (a no-break space) is content to us: such a text is its own chunk.
+        # A text of nothing but Unicode white space (a no-break space) is content here, and becomes one chunk.
         return made or [text]
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where each chunk, less what it repeats, begins and ends."""
+        """Where each chunk, without the words it repeats, begins and ends."""
         start, reach = 0, self.tokens * _REACH_CHARS
         for end in chain(_cuts(text, reach), [len(text)]):
             for first in range(start, end, _LONGEST_REACHES * reach):
@@ -98,13 +98,13 @@ class Splitting:
             start = end
 
     def _first_word(self, text: str, before: int, start: int, end: int) -> int:
-        """Where a chunk begins with the words it repeats: as many as ``overlap`` tokens are, of the chunk before.
+        """Where a chunk begins, with the words it repeats of the chunk before: at most ``overlap`` tokens.
 
-        The splitter's own overlap is of whole paragraphs where it cuts at paragraphs, and so mostly none.
+        The splitter's own overlap consists of whole paragraphs if it cuts at paragraphs, so there is mostly none.
         """
         if not (start and self.overlap):
             return start
-        # A word that is cut in two by looking no further back does not count.
+        # A word that is cut in two because the search goes no further back does not count.
         earliest = max(before, start - _LONGEST_TOKEN * self.overlap)
         words = [earliest + found.start() for found in _WORD.finditer(text[earliest:start])]
         if words and words[0] == earliest > before:
@@ -115,13 +115,13 @@ class Splitting:
 
 
 def splitting(chunks: Chunks, embedder: Embedder) -> Splitting:
-    """How a pipeline splits; tokens are counted as its embedder counts them."""
+    """How a pipeline splits; tokens are counted the way its embedder counts them."""
     name, count = _counter(embedder)
     return Splitting(tokens=chunks.tokens, overlap=chunks.overlap, encoding=name, count=count)
 
 
 def _counter(embedder: Embedder) -> tuple[str, Callable[[str], int]]:
-    # Imports are late: each brings its vocabulary, and a run needs one of them.
+    # The imports are late: each loads a vocabulary, and a run needs only one of them.
     if embedder.kind == "local":
         from rowvec.embedders.wordllama import load_model, pieces_of
 
@@ -135,12 +135,12 @@ def _counter(embedder: Embedder) -> tuple[str, Callable[[str], int]]:
 
 
 def _cuts(text: str, reach: int) -> Iterator[int]:
-    """Places between sections, ascending, at least ``reach`` characters apart from each other and from both ends.
+    """Places between sections, ascending, at least ``reach`` characters from each other and from both ends.
 
-    A place is cut at if it is the best within ``reach`` to both sides. Memory: the places within two reaches.
+    The text is cut at a place if it is the best within ``reach`` on both sides. Memory: the places within two reaches.
     """
     best: deque[tuple[int, int]] = deque()
-    """Place and worth, each less than all behind it: the first is the best of the window."""
+    """Place and cost, each cost less than all behind it: the first place is the best of the window."""
     undecided: deque[tuple[int, int]] = deque()
 
     def decided(seen: int) -> Iterator[int]:
@@ -151,20 +151,20 @@ def _cuts(text: str, reach: int) -> Iterator[int]:
             if best[0][0] == place and reach <= place <= len(text) - reach:
                 yield place
 
-    for place, worth in _places(text) if len(text) > 2 * reach else ():
+    for place, cost in _places(text) if len(text) > 2 * reach else ():
         yield from decided(place)
-        while best and best[-1][1] > worth:
+        while best and best[-1][1] > cost:
             best.pop()
-        best.append((place, worth))
-        undecided.append((place, worth))
+        best.append((place, cost))
+        undecided.append((place, cost))
     yield from decided(len(text) + reach + 1)
 
 
 def _places(text: str) -> Iterator[tuple[int, int]]:
-    """Where a text may be cut, ascending, and what each place is worth: the less, the better.
+    """Where a text may be cut, ascending, each place with its cost: the less, the better.
 
-    An empty line is better than a line's end, that better than a sentence's, that better than a space; among equals the
-    lot decides, drawn from the text around the place.
+    The end of a paragraph is better than the end of a line, which is better than the end of a sentence, which is better
+    than a space. Among equals a random number decides, which is computed from the text around the place.
     """
     for found in _PLACE.finditer(text):
         place, gap = found.end(), found.group()
