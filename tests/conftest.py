@@ -32,8 +32,17 @@ hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("random", deadline=None, derandomize=False, max_examples=1_000)
 hypothesis.settings.load_profile(PROFILE)
 
+_FLOWS = Path(__file__).parent / "flows"
 _numbers = itertools.count(1)
 _to_drop: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of flows first: they are the longest, and the run must not end with one process waiting for them.
+
+    They share servers, so one process should run them all. The others take over what comes after them.
+    """
+    items.sort(key=lambda item: not item.path.is_relative_to(_FLOWS))
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def test_typed_fields_are_read_as_postgres_reads_them(tmp_path: Path) -> None:
 def test_a_field_of_another_type_is_named_by_row_and_column(tmp_path: Path, kind: str, value: str) -> None:
     with pytest.raises(SourceError, match=r"rows\.csv has '.*' in column 'v' of row 4 \(the header is row 1\)") as no:
         _typed(tmp_path, kind, "", '""', f'"{value}"')
-    assert f"which is no {kind}; mend it" in str(no.value)
+    assert f"which is no {kind}; fix it" in str(no.value)
     assert len(str(no.value)) < 250
 
 
