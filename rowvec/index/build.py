@@ -1,4 +1,4 @@
-"""The index on a vector table: built beside the readers, replaced before it is dropped, trusted only when valid."""
+"""Builds and replaces indexes on a vector table while it is in use; an old index goes only after a valid new one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from rowvec.postgres.vector_table import VectorTable
 
 logger = logging.getLogger(__name__)
 
-# A concurrent build waits for every transaction older than itself, a nightly dump too; it blocks no reader or writer
-# meanwhile. A plain build, waiting, makes writers queue behind it.
+# A concurrent build waits for every older transaction, for example a nightly dump, and blocks no reader or writer. A
+# plain build makes writers queue behind it while it waits.
 _CONCURRENT_LOCK_TIMEOUT = "30min"
 _PLAIN_LOCK_TIMEOUT = "30s"
 _CLEARING_LOCK_TIMEOUT = "5s"
@@ -37,13 +37,13 @@ _CLEARING_LOCK_TIMEOUT = "5s"
 _PREFIX = re.compile(r"\bsubvector\(embedding, 1, (\d+)\)")
 _OURS = re.compile(r"_rowvec_[0-9a-f]{8}(_\d+)?(_cc(new|old)\d*)?$")
 
-# Workers cost tenths of a second to start: nothing is won below.
+# Starting workers takes tenths of a second, so smaller builds gain nothing.
 _PARALLEL_FROM_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexState:
-    """An index on vectors, as the catalog has it."""
+    """An index on vectors, from the catalog."""
 
     name: str
     kind: Kind
@@ -52,19 +52,19 @@ class IndexState:
     bytes: int
     definition: str
     present: IndexChoice
-    """What it was built as."""
+    """The choice that it was built by."""
     ours: bool
-    """Made by rowvec, which alone may drop it."""
+    """Whether rowvec made it; rowvec drops only its own indexes."""
     partial: bool
 
 
 Approve = Callable[[IndexState], bool]
-"""Called with a new index, valid, while those it is to replace are still there; False: it goes, and they stay."""
+"""Called with a new valid index while the old ones still exist; on False the new one is dropped and they stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Built:
-    """A build that ended well."""
+    """A successful build."""
 
     state: IndexState
     rows: int
@@ -77,19 +77,19 @@ class IndexReport:
     """What ``ensure_index`` found and did."""
 
     index: IndexState | None
-    """The index that serves now; None where none is wanted."""
+    """The index that serves now; None if none is wanted."""
     built: bool
     new: str | None
     """The name of the index that was built, if one was."""
     dropped: tuple[str, ...]
     refused: bool
-    """A new one was built and dropped again, and ``index`` is what was there before."""
+    """Whether a new index was built and dropped again; then ``index`` is the old one."""
     rows: int
-    """Estimated, and only where one was built."""
+    """Estimated; 0 if nothing was built."""
     memory: BuildMemory | None
-    """None where nothing was built."""
+    """None if nothing was built."""
     spilled_after: int | None
-    """Vectors after which the build ran out of memory; None where it did not."""
+    """Vectors after which the build ran out of memory; None if it did not."""
     seconds: float
 
 
@@ -109,16 +109,15 @@ def ensure_index(
     rebuild: bool = False,
     approve: Approve | None = None,
 ) -> IndexReport:
-    """See to it that the table has a valid index as ``choice`` wants it, and no other of ours.
+    """Give the table a valid index according to ``choice``, and drop rowvec's other indexes on its vectors.
 
-    A valid index that fits is left alone, whoever made it and whatever its name. Otherwise a new one is built, and
-    only when it is valid, and ``approve`` agrees, are the old ones dropped; ``approve`` is asked only where a valid one
-    is there already. ``readers``: the table is in use, so everything goes CONCURRENTLY. ``rebuild``: build anew though
-    the index fits, because it is worn. A build that another backend still has under way (its client may be long gone)
-    is waited for. ``progress`` is called from another thread.
+    A valid index that fits is left alone, with any name and any creator. Otherwise a new one is built. The old ones are
+    dropped only when it is valid and ``approve`` agrees; ``approve`` is called only if a valid one exists. ``readers``:
+    the table is in use, so all is done CONCURRENTLY. ``rebuild``: rebuild an index that fits, because it is worn. The
+    function waits for a build of another backend, whose client may be gone. ``progress`` is called from another thread.
 
-    Raises ``TargetError`` where the table does not exist or cannot be indexed, ``DatabaseUnavailable`` where locks
-    were not to be had in time.
+    Raises ``TargetError`` if the table does not exist or cannot be indexed, ``DatabaseUnavailable`` if a lock was not
+    granted in time.
     """
     started = time.monotonic()
     built: _Built | None = None
@@ -132,7 +131,7 @@ def ensure_index(
         for name in dropped:
             _drop(connection, table, name, readers=readers)
         states = index_state(connection, table)
-        # The newest: one that somebody else made is not ours to drop, and may have been replaced.
+        # The newest, because an index that a user made stays, and rowvec may have replaced it.
         serving = next((s for s in reversed(states) if s.valid and not s.partial and fits(s.present, choice)), None)
         replaced = [s for s in states if s.ours and (serving is None or rebuild or s.name != serving.name)]
         before = serving or next((s for s in reversed(states) if s.valid and not s.partial), None)
@@ -198,8 +197,8 @@ def _build(
                 with _session(connection, {**settings, "max_parallel_maintenance_workers": "0"}):
                     connection.execute(statement)
     except pg.Error:
-        # What a failed concurrent build leaves behind is invalid, and slows every write. If this fails too, the
-        # next call finds it.
+        # A failed concurrent build leaves an invalid index, which slows every write. If this drop fails too, the next
+        # call finds it.
         with suppress(pg.Error):
             _drop(connection, table, name, readers=readers, timeout=_CLEARING_LOCK_TIMEOUT)
         raise
@@ -213,7 +212,7 @@ def _build(
 
 
 def drop_indexes(connection: Connection, table: VectorTable) -> list[str]:
-    """Drop every whole index on the table's vectors while readers go on, whoever made it; returns their names."""
+    """Drop every complete index on the table's vectors without blocking readers; returns the names of the indexes."""
     with lost_connections_are_retriable():
         names = [state.name for state in index_state(connection, table) if not state.partial]
         for name in names:
@@ -241,7 +240,7 @@ def _options(choice: IndexChoice) -> sql.Composed:
 
 
 def _free_name(connection: Connection, table: VectorTable, choice: IndexChoice) -> str:
-    """A name that says what the index is; numbered where an index like it is there to be replaced."""
+    """A name derived from the choice, with a number if an index with the same choice exists."""
     what = f"{choice.kind} {choice.on} {choice.opclass} {choice.m} {choice.ef_construction} {choice.lists}"
     what += f" {choice.prefix}" if choice.prefix else ""
     stem = "_rowvec_" + hashlib.sha256(what.encode()).hexdigest()[:8]
@@ -252,7 +251,7 @@ def _free_name(connection: Connection, table: VectorTable, choice: IndexChoice) 
 
 
 def _rows(connection: Connection, table: VectorTable, estimate: int, *, unknown: bool) -> int:
-    """Good enough to size memory by: counted only where nobody has analysed the table yet."""
+    """The number of rows, exact enough to size memory; counted only if the table was never analysed."""
     if not unknown and estimate:
         return estimate
     counted = connection.execute(query("index", "count", table=table.identifier)).fetchone()
@@ -271,22 +270,22 @@ def _settings(connection: Connection, rows: int, memory: BuildMemory, *, readers
         "statement_timeout": "0",
         "maintenance_work_mem": f"{memory.given // 1024}kB",
         "max_parallel_maintenance_workers": str(parallel),
-        # Vectors in TOAST make a table look too small for workers; this makes any table large enough, and, unlike the
-        # table's parallel_workers, leaves nothing behind when we are killed.
+        # Vectors in TOAST make a table look too small for workers. This setting makes any table large enough, and it
+        # leaves nothing behind after a kill, unlike the table's parallel_workers.
         "min_parallel_table_scan_size": "0",
         **_hearing(connection),
     }
 
 
 def _hearing(connection: Connection) -> dict[str, str]:
-    """pgvector says it in a notice when the graph outgrows its memory; who hears more anyway goes on hearing it."""
+    """Let notices through: pgvector sends one when a graph exceeds its memory. A lower level stays as it is."""
     row = connection.execute(query("index", "current_settings"), {"names": ["client_min_messages"]}).fetchone()
     return {"client_min_messages": "notice"} if row and row[1] in ("warning", "error") else {}
 
 
 @contextmanager
 def _session(connection: Connection, settings: dict[str, str]) -> Generator[None]:
-    """Settings for what cannot run in a transaction, put back afterwards."""
+    """Settings for statements that cannot run in a transaction; the old values are restored afterwards."""
     before = connection.execute(query("index", "current_settings"), {"names": list(settings)}).fetchall()
     for name, value in settings.items():
         connection.execute(query("index", "set"), {"name": name, "value": value})
@@ -300,7 +299,7 @@ def _session(connection: Connection, settings: dict[str, str]) -> Generator[None
 
 @contextmanager
 def _listening(connection: Connection) -> Generator[list[str]]:
-    """What the server has to say meanwhile."""
+    """Collect the server's notices while the context is open."""
     heard: list[str] = []
 
     def hear(notice: pg.Diagnostic) -> None:
@@ -327,7 +326,7 @@ def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
         ef_construction=int(options.get("ef_construction", 64)),
         lists=int(options.get("lists", 100)) if kind == "ivfflat" else 0,
         prefix=int(prefix.group(1)) if prefix else 0,
-        reason="It is there.",
+        reason="It exists.",
     )
     return IndexState(
         name=name,

@@ -1,4 +1,4 @@
-"""Which index a vector table should have: decided from its size alone, so that the reasons can be read and tested."""
+"""Chooses the index of a vector table, as a pure function of the table's facts and the pipeline's settings."""
 
 from __future__ import annotations
 
@@ -15,38 +15,42 @@ from rowvec.vectors.layout import Layout, Precision
 LIMIT_VECTOR = 2_000
 LIMIT_HALFVEC = 4_000
 LIMIT_BITS = 64_000
-# And in nonzeros of a sparse vector, of whatever length: pgvector's HNSW_MAX_NNZ.
+# And in nonzeros of a sparse vector of any length: pgvector's HNSW_MAX_NNZ.
 LIMIT_NONZEROS = 1_000
 
-# Measured on two busy cores: an exact search of this many elements takes 20 ms where vectors stand with their rows
-# (33,000 x 256), 53 ms where they are TOASTed (10,600 x 1,024; 7,300 x 1,536). Below that an index would cost recall,
-# room and build time to save what nobody notices. A row itself costs what about 100 elements do.
+# Measured on two busy cores: an exact search of this many elements takes 20 ms if vectors are stored in their rows
+# (33,000 x 256), and 53 ms if they are TOASTed (10,600 x 1,024; 7,300 x 1,536). Below that an index would cost recall,
+# space and build time for a gain that nobody notices. A row itself costs as much as about 100 elements.
 EXACT_ELEMENTS = 12_000_000
 _ROW_ELEMENTS = 100
-# Measured on two busy cores: a nonzero of a sparse vector costs what six to eight elements do (20,000 rows of 110
-# nonzeros, 34 ms); and how many a vector has when nobody looked.
+# Measured on two busy cores: a nonzero of a sparse vector costs as much as six to eight elements (20,000 rows of 110
+# nonzeros, 34 ms). The second number is the nonzeros of a vector that is assumed without a measurement.
 _NONZERO_ELEMENTS = 6
 _NONZEROS = 128
 
-# At 3,072 dimensions bits gave twice the speed of halfvec at equal recall, in a twelfth of the room and a fifth of the
-# build time; at 256 dimensions they need 32 times oversampling to reach what floats have at once. From 1,536 up every
-# real model measured was past 0.97 at 4 times. 1,024 lies between and is not measured: the recall check decides.
+# At 3,072 dimensions bits had twice the speed of halfvec at equal recall, with a twelfth of the space and a fifth of
+# the build time. At 256 dimensions they need 32 times oversampling for the recall that floats have without any. From
+# 1,536 dimensions every real model that was measured had more than 0.97 at 4 times. 1,024 lies between and is not
+# measured: the recall check decides.
 BITS_FROM_DIMENSIONS = 1_024
 
-# At 3,072 dimensions four times find 0.96 to 1.00 on every real model measured.
+# At 3,072 dimensions 4 times oversampling finds 0.96 to 1.00 with every real model that was measured.
 _OVERSAMPLING_LONG, _OVERSAMPLING = 4, 8
 
-# ef_construction on floats, and on bits: Hamming distances tie, and over 100,000 x 3,072 a graph of 64 found 0.92 where
-# one of 128 found 0.953 by the same search. Comparing bits is cheap, so it is still built several times as fast.
+# ef_construction on floats, and on bits. Hamming distances are often equal: over 100,000 x 3,072 a graph of 64 found
+# 0.92 and one of 128 found 0.953 by the same search. Comparing bits is cheap, so the build is still several times as
+# fast.
 _EFFORT = (64, 128)
 # On sparse vectors: over 20,000 of 58 nonzeros a graph of 64 found 0.85 and one of 128 0.98, by the same search.
 EFFORT_SPARSE = 128
 
-# pgvector's advice for IVFFlat: a list per thousand rows up to a million rows, the square root of the rows above.
+# pgvector's advice for IVFFlat: one list per thousand rows up to a million rows, above that the square root of the
+# rows.
 _ROWS_A_LIST = 1_000
 _MANY_ROWS = 1_000_000
 
-# A tuner's choice holds until the table has so many times the rows: recall falls slowly, an exact search slows at once.
+# A tuner's choice holds until the table has this many times the rows. Recall falls slowly, but an exact search becomes
+# slower in proportion.
 _OUTGROWN = 10
 _OUTGROWN_NONE = 2
 
@@ -59,9 +63,9 @@ class Sparsity:
 
     mean: float
     most: int = 0
-    """Of the vector that has most; 0 where none can have too many for an index."""
+    """Nonzeros of the fullest vector; 0 if none can have too many for an index."""
     key: str = ""
-    """Of its row."""
+    """The key of that vector's row."""
 
     def written(self) -> str:
         """Why there is no index."""
@@ -71,69 +75,79 @@ class Sparsity:
         )
 
     def refused(self) -> str:
-        """What to tell who insists on one."""
+        """The error for a pipeline that requires an index."""
         return (
-            f"index.kind is hnsw, but {self.written()}: set index.kind to auto, which searches exactly then, or keep "
+            f"index.kind is hnsw, but {self.written()}: set index.kind to auto, which then searches exactly, or keep "
             "fewer of its nonzeros"
         )
 
 
-def choose(
-    rows: int,
-    dimensions: int,
-    precision: Precision,
-    bits: bool,
-    wanted: Index,
-    *,
-    metric: Metric = "cosine",
-    indexed: bool = False,
-    tuned: IndexChoice | None = None,
-    tuned_rows: int = 0,
-    sparsity: Sparsity | None = None,
-) -> IndexChoice:
-    """The index for a table of ``rows`` vectors of ``dimensions``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the choice of an index depends on in a table."""
 
-    ``tuned``: what a tuner chose when the table had ``tuned_rows``; where the pipeline leaves all to us, it is taken
-    as long as the table has not outgrown it.
+    rows: int
+    dimensions: int
+    precision: Precision
+    bits: bool
+    """Whether the table keeps ``embedding_bits``."""
+    metric: Metric = "cosine"
+    indexed: bool = False
+    """Whether the table has a valid index."""
+    sparsity: Sparsity | None = None
+    """For a table of sparse vectors; None: typical ones are assumed."""
 
-    ``bits``: the table keeps ``embedding_bits``. ``indexed``: it has an index by now; then ``auto`` gives it up only
-    at half the rows at which it would have made one, so that a table at the threshold does not build and drop in turn.
-    Raises ``UsageError`` where the pipeline asks for an index that pgvector cannot build.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What a tuner chose, and for how many rows."""
+
+    choice: IndexChoice
+    rows: int
+
+
+def choose(facts: Facts, wanted: Index, tuned: Tuned | None = None) -> IndexChoice:
+    """The index for a table.
+
+    ``tuned``: if the pipeline sets neither kind nor column, the tuner's choice is taken until the table has outgrown
+    it. With an index present, ``auto`` gives it up only at half the rows at which it would build one, so that a table
+    at the threshold does not build and drop in turn. Raises ``UsageError`` if the pipeline asks for an index that
+    pgvector cannot build.
     """
+    rows, dimensions = facts.rows, facts.dimensions
+    oversampling = oversampling_for(wanted, dimensions)
     if wanted.kind == "none":
-        return IndexChoice(
-            kind="none", oversampling=oversampling_for(wanted, dimensions), reason="The pipeline wants no index."
-        )
-    if precision == "sparse":
-        return _for_sparse(rows, wanted, sparsity, tuned, tuned_rows, metric=metric, indexed=indexed)
-    _check_asked(dimensions, bits, wanted)
+        return IndexChoice(kind="none", oversampling=oversampling, reason="The pipeline wants no index.")
+    if facts.precision == "sparse":
+        return _for_sparse(facts, wanted, tuned)
+    _check_wanted(facts, wanted)
     if tuned is not None and wanted.kind == "auto" and wanted.on == "auto":
-        held = _still_tuned(rows, tuned, tuned_rows)
+        held = _still_tuned(rows, tuned)
         if held is not None:
             return held
     if wanted.kind == "auto":
-        few = _few(rows, dimensions, f"{dimensions:,} dimensions", indexed=indexed)
+        few = _few(rows, dimensions, f"{dimensions:,} dimensions", indexed=facts.indexed)
         if few:
-            return IndexChoice(kind="none", oversampling=oversampling_for(wanted, dimensions), reason=few)
-    on, why = _on(dimensions, precision, bits, wanted)
+            return IndexChoice(kind="none", oversampling=oversampling, reason=few)
+    on, why = _on(facts, wanted)
     if on is None:
         if wanted.kind != "auto":
             raise UsageError(
                 f"index.kind is {wanted.kind}, but pgvector indexes no float vectors over {LIMIT_HALFVEC:,} "
                 f"dimensions, and these have {dimensions:,}: set target.bits to true"
             )
-        return IndexChoice(kind="none", oversampling=oversampling_for(wanted, dimensions), reason=why)
+        return IndexChoice(kind="none", oversampling=oversampling, reason=why)
     kind: Kind = "hnsw" if wanted.kind == "auto" else wanted.kind
     return IndexChoice(
         kind=kind,
         on=on,
-        opclass=opclass(on, precision, metric),
+        opclass=opclass(on, facts.precision, facts.metric),
         m=wanted.m,
         # pgvector refuses fewer candidates than twice the links.
         ef_construction=max(wanted.ef_construction or _EFFORT[on == "bits"], 2 * wanted.m),
         lists=(wanted.lists or lists_for(rows)) if kind == "ivfflat" else 0,
         lists_by_rows=wanted.lists is None,
-        oversampling=oversampling_for(wanted, dimensions),
+        oversampling=oversampling,
         reason=why,
     )
 
@@ -154,10 +168,11 @@ def fits(present: IndexChoice, choice: IndexChoice) -> bool:
     return present.lists == choice.lists
 
 
-def _check_asked(dimensions: int, bits: bool, wanted: Index) -> None:
-    """Raises ``UsageError`` for an index that cannot be, whatever the rows."""
-    if wanted.on == "bits" and not bits:
-        raise UsageError("index.on is bits, but the vector table keeps none: set target.bits to true")
+def _check_wanted(facts: Facts, wanted: Index) -> None:
+    """Raises ``UsageError`` for an index that cannot exist, whatever the number of rows."""
+    dimensions = facts.dimensions
+    if wanted.on == "bits" and not facts.bits:
+        raise UsageError("index.on is bits, but the vector table keeps no bits: set target.bits to true")
     if wanted.on == "float" and dimensions > LIMIT_HALFVEC:
         raise UsageError(
             f"index.on is float, but pgvector indexes no float vectors over {LIMIT_HALFVEC:,} dimensions, and these "
@@ -165,53 +180,45 @@ def _check_asked(dimensions: int, bits: bool, wanted: Index) -> None:
         )
 
 
-def _still_tuned(rows: int, tuned: IndexChoice, tuned_rows: int) -> IndexChoice | None:
-    """The tuner's choice for the rows there are now; None where they are too many for it to say anything."""
-    if rows > tuned_rows * (_OUTGROWN_NONE if tuned.kind == "none" else _OUTGROWN):
+def _still_tuned(rows: int, tuned: Tuned) -> IndexChoice | None:
+    """The tuner's choice for the present number of rows; None if the table has outgrown it."""
+    choice = tuned.choice
+    if rows > tuned.rows * (_OUTGROWN_NONE if choice.kind == "none" else _OUTGROWN):
         return None
-    if tuned.kind != "ivfflat" or rows <= 2 * tuned_rows:
-        return tuned
+    if choice.kind != "ivfflat" or rows <= 2 * tuned.rows:
+        return choice
     lists = lists_for(rows)
-    # As many of a hundred lists as before: the same share of the table is read.
-    return replace(tuned, lists=lists, probes=max(1, round(tuned.probes * lists / max(1, tuned.lists))))
+    # The same share of the lists is probed as before, so the same share of the table is read.
+    return replace(choice, lists=lists, probes=max(1, round(choice.probes * lists / max(1, choice.lists))))
 
 
-def _for_sparse(
-    rows: int,
-    wanted: Index,
-    sparsity: Sparsity | None,
-    tuned: IndexChoice | None,
-    tuned_rows: int,
-    *,
-    metric: Metric,
-    indexed: bool,
-) -> IndexChoice:
+def _for_sparse(facts: Facts, wanted: Index, tuned: Tuned | None) -> IndexChoice:
     """HNSW or nothing: pgvector has no other index on sparse vectors, and no bits of them."""
     none = IndexChoice(kind="none", reason="")
-    sparsity = sparsity or Sparsity(mean=_NONZEROS)
+    sparsity = facts.sparsity or Sparsity(mean=_NONZEROS)
     if wanted.kind == "ivfflat":
         raise UsageError("index.kind is ivfflat, which pgvector cannot build on sparse vectors: set it to auto")
     if sparsity.most > LIMIT_NONZEROS:
         if wanted.kind == "hnsw":
             raise UsageError(sparsity.refused())
-        said = sparsity.written()
-        return replace(none, reason=f"{said[0].upper()}{said[1:]}: searches are exact.")
+        reason = sparsity.written()
+        return replace(none, reason=f"{reason[0].upper()}{reason[1:]}: searches are exact.")
     if wanted.kind == "auto":
-        held = _still_tuned(rows, tuned, tuned_rows) if tuned is not None else None
+        held = _still_tuned(facts.rows, tuned) if tuned is not None else None
         if held is not None:
             return held
         elements = round(sparsity.mean * _NONZERO_ELEMENTS)
-        few = _few(rows, elements, f"{sparsity.mean:,.0f} nonzeros", indexed=indexed)
+        few = _few(facts.rows, elements, f"{sparsity.mean:,.0f} nonzeros", indexed=facts.indexed)
         if few:
             return replace(none, reason=few)
     return IndexChoice(
         kind="hnsw",
         on="float",
-        opclass=opclass("float", "sparse", metric),
+        opclass=opclass("float", "sparse", facts.metric),
         m=wanted.m,
         ef_construction=max(wanted.ef_construction or EFFORT_SPARSE, 2 * wanted.m),
         oversampling=wanted.oversampling or _OVERSAMPLING,
-        reason="The one index that pgvector has on sparse vectors is HNSW.",
+        reason="HNSW is the only index that pgvector has on sparse vectors.",
     )
 
 
@@ -224,14 +231,15 @@ def _few(rows: int, elements: int, what: str, *, indexed: bool) -> str | None:
     return f"{rows:,} rows of {what} are searched exactly in a few hundredths of a second."
 
 
-def _on(dimensions: int, precision: Precision, bits: bool, wanted: Index) -> tuple[On | None, str]:
+def _on(facts: Facts, wanted: Index) -> tuple[On | None, str]:
+    dimensions = facts.dimensions
     if wanted.on == "bits":
         return "bits", "The pipeline wants the index on bits."
-    floats: On = "halfvec" if precision == "float32" and dimensions > LIMIT_VECTOR else "float"
+    floats: On = "halfvec" if facts.precision == "float32" and dimensions > LIMIT_VECTOR else "float"
     if wanted.on == "float":
         return floats, "The pipeline wants the index on float vectors."
-    if bits and dimensions >= BITS_FROM_DIMENSIONS:
-        return "bits", f"At {dimensions:,} dimensions bits with exact rerank are the faster and far smaller index."
+    if facts.bits and dimensions >= BITS_FROM_DIMENSIONS:
+        return "bits", f"At {dimensions:,} dimensions bits with exact rerank give the faster and far smaller index."
     if dimensions > LIMIT_HALFVEC:
         return None, (
             f"pgvector indexes no float vectors over {LIMIT_HALFVEC:,} dimensions, and these have {dimensions:,}: "
@@ -243,6 +251,7 @@ def _on(dimensions: int, precision: Precision, bits: bool, wanted: Index) -> tup
 
 
 def opclass(on: On, precision: Precision, metric: Metric) -> str:
+    """pgvector's operator class for an index on this column."""
     if on == "bits":
         return "bit_hamming_ops"
     stored = "halfvec" if on == "halfvec" else Layout(precision, 1).type_name
@@ -250,10 +259,11 @@ def opclass(on: On, precision: Precision, metric: Metric) -> str:
 
 
 def oversampling_for(wanted: Index, dimensions: int) -> int:
-    """Candidates reranked for each row wanted: the pipeline's word, else as many as vectors of that length need."""
+    """Candidates that are reranked per row wanted: the pipeline's setting, else by the number of dimensions."""
     return wanted.oversampling or (_OVERSAMPLING_LONG if dimensions >= BITS_FROM_DIMENSIONS else _OVERSAMPLING)
 
 
 def lists_for(rows: int) -> int:
+    """IVFFlat lists for a table of this many rows."""
     lists = rows // _ROWS_A_LIST if rows <= _MANY_ROWS else math.isqrt(rows)
     return min(max(lists, 1), 32_768)

@@ -1,4 +1,4 @@
-"""The index kept fit: built for a stated reason, judged beside the one it is to replace, written down either way."""
+"""Keeps an index fit: it is rebuilt for a stated reason, compared with the one it replaces, and recorded."""
 
 from __future__ import annotations
 
@@ -26,26 +26,40 @@ class Kept:
     """The index that serves after the upkeep."""
 
     choice: IndexChoice
-    """What serves: not what was wanted where that would find less than what was there."""
+    """The index that serves; the old one if the wanted one would find less."""
     recall: RecallReport | None
-    """None where there is no index."""
+    """None if there is no index."""
     reason: Reason | None
-    """Why one was built; None where all was well."""
-    said: tuple[str, ...]
-    """What was found and done, a sentence each."""
+    """Why an index was built; None if none was."""
+    notes: tuple[str, ...]
+    """What was found and done, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Present:
-    """A valid index and what it finds."""
+    """A valid index and its recall."""
 
     state: IndexState
     choice: IndexChoice
     recall: RecallReport | None
     over: dict[str, Any] | None
-    """See ``index_builds.measured_over``."""
-    stands: bool = False
-    """Whether the recall was known, and has not been measured now."""
+    """See ``history.measured_over``."""
+    known: bool = False
+    """Whether the recall comes from the ledger and was not measured now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Upkeep:
+    """One look after a table's index."""
+
+    connection: Connection
+    table: VectorTable
+    choice: IndexChoice
+    looked: Looked
+    wanted: Recall
+
+    def measured_over(self, choice: IndexChoice) -> dict[str, Any] | None:
+        return history.measured_over(self.connection, self.table, choice, self.looked)
 
 
 def keep_fit(
@@ -58,13 +72,14 @@ def keep_fit(
     asked: bool = False,
     measure: bool = False,
 ) -> Kept:
-    """See to it that the table has a valid index as ``choice`` wants it, that finds what is wanted.
+    """Give the table a valid index according to ``choice`` with the recall that is ``wanted``.
 
-    One that is missing, invalid, other than chosen, outgrown, worn, or finds too little is built anew beside the one
-    that serves, and measured there: an index that finds too little, and less than the one it was to replace, is dropped
-    again. ``asked``: build anew whatever its state. ``measure``: what an index finds is measured even where nothing
-    can have changed since it was. Raises as ``ensure_index`` does.
+    An index that is missing, invalid, different from the choice, outgrown or worn, or has too little recall, is rebuilt
+    next to the one that serves, and measured there. If the new one has too little recall, and less than the old one, it
+    is dropped again. ``asked``: rebuild in any case. ``measure``: measure recall even if nothing can have changed since
+    the last measurement. Raises like ``ensure_index``.
     """
+    upkeep = _Upkeep(connection=connection, table=table, choice=choice, looked=looked, wanted=wanted)
     states = index_state(connection, table)
     whole = [s for s in states if s.valid and not s.partial]
     serving = next((s for s in reversed(whole) if fits(s.present, choice)), None)
@@ -81,31 +96,22 @@ def keep_fit(
     )
     tried = [build.tried for build in looked.tried]
     futile = not asked and in_vain(tried, choice, wanted.k, wanted.at_least, looked.tried_wear)
-    present = _present(
-        connection, table, choice, serving or next(reversed(others), None), wanted, looked, None if measure else known
-    )
+    present = _present(upkeep, serving or next(reversed(others), None), None if measure else known)
     if present is not None and present.state is serving:
-        _note_present(connection, table, present, looked, known)
+        _note_present(upkeep, present, known)
         if reason is None and present.recall is not None and not present.recall.passed:
             reason = too_little(present.recall)
     if reason is None or (futile and present is not None):
-        return _left_alone(connection, table, choice, present, looked, reason)
-    return _build(connection, table, choice, looked, wanted, reason, present)
+        return _left_alone(upkeep, present, reason)
+    return _build(upkeep, reason, present)
 
 
-def _present(
-    connection: Connection,
-    table: VectorTable,
-    choice: IndexChoice,
-    state: IndexState | None,
-    wanted: Recall,
-    looked: Looked,
-    known: history.Build | None,
-) -> _Present | None:
-    """The index that is there and what it finds; None where there is none, or none is wanted.
+def _present(upkeep: _Upkeep, state: IndexState | None, known: history.Build | None) -> _Present | None:
+    """The present index and its recall; None if there is none, or none is wanted.
 
-    ``known``: what the ledger has of it, where that may be taken for true: an exact pass reads every vector.
+    ``known``: the ledger's entry of the index, if its recall may be used, because a measurement reads every vector.
     """
+    choice = upkeep.choice
     if state is None or choice.kind == "none":
         return None
     searched = choice
@@ -113,18 +119,17 @@ def _present(
         searched = replace(
             state.present, oversampling=choice.oversampling, ef_search=choice.ef_search, probes=choice.probes
         )
-    over = history.measured_over(connection, table, searched, looked)
-    recall = history.standing_recall(connection, known, over, wanted) if known else None
+    over = upkeep.measured_over(searched)
+    recall = history.standing_recall(upkeep.connection, known, over, upkeep.wanted) if known else None
     if recall is not None:
-        return _Present(state=state, choice=searched, recall=recall, over=over, stands=True)
-    return _Present(
-        state=state, choice=searched, recall=measured_recall(connection, table, searched, wanted), over=over
-    )
+        return _Present(state=state, choice=searched, recall=recall, over=over, known=True)
+    recall = measured_recall(upkeep.connection, upkeep.table, searched, upkeep.wanted)
+    return _Present(state=state, choice=searched, recall=recall, over=over)
 
 
-def _note_present(
-    connection: Connection, table: VectorTable, present: _Present, looked: Looked, known: history.Build | None
-) -> None:
+def _note_present(upkeep: _Upkeep, present: _Present, known: history.Build | None) -> None:
+    """Record the present index, its wear and its recall in the ledger."""
+    connection, table, looked = upkeep.connection, upkeep.table, upkeep.looked
     if known is None:
         reason = Reason(why="found", sentence="it was there")
         build_id = history.note_build(connection, table, present.state.name, present.choice, reason, looked, None)
@@ -132,109 +137,89 @@ def _note_present(
         build_id = known.build_id
         if looked.served_wear is not None:
             history.note_wear(connection, build_id, looked.served_wear)
-    if not present.stands:
+    if not present.known:
         history.note_recall(connection, build_id, present.recall, present.over)
 
 
-def _left_alone(
-    connection: Connection,
-    table: VectorTable,
-    choice: IndexChoice,
-    present: _Present | None,
-    looked: Looked,
-    reason: Reason | None,
-) -> Kept:
+def _left_alone(upkeep: _Upkeep, present: _Present | None, reason: Reason | None) -> Kept:
+    connection, table, choice = upkeep.connection, upkeep.table, upkeep.choice
     if present is None:
         dropped = ensure_index(connection, table, choice).dropped
-        said = (f"dropped {', '.join(dropped)}: {choice.reason}",) if dropped else ()
-        return Kept(choice=choice, recall=None, reason=None, said=said)
+        notes = (f"dropped {', '.join(dropped)}: {choice.reason}",) if dropped else ()
+        return Kept(choice=choice, recall=None, reason=None, notes=notes)
     if reason is None:
         ensure_index(connection, table, choice)
-        wear = looked.served_wear
-        said = f"{present.state.name} was left alone" + (f": {wear.written()}" if wear else "")
+        wear = upkeep.looked.served_wear
+        note = f"{present.state.name} was left alone" + (f": {wear.written()}" if wear else "")
     else:
-        said = (
-            f"{present.state.name} was left alone, though {reason.sentence}: the last {TRIES} builds over much the "
-            f"same rows found too little; {remedy(present.choice)}, or run rowvec index --rebuild"
+        note = (
+            f"{present.state.name} was left alone, though {reason.sentence}: the last {TRIES} builds over nearly "
+            f"the same rows found too little; {remedy(present.choice)}, or run rowvec index --rebuild"
         )
-        logger.warning("%s", said)
-    return Kept(choice=present.choice, recall=present.recall, reason=None, said=(said,))
+        logger.warning("%s", note)
+    return Kept(choice=present.choice, recall=present.recall, reason=None, notes=(note,))
 
 
-def _build(
-    connection: Connection,
-    table: VectorTable,
-    choice: IndexChoice,
-    looked: Looked,
-    wanted: Recall,
-    reason: Reason,
-    present: _Present | None,
-) -> Kept:
-    said: list[str] = []
+def _build(upkeep: _Upkeep, reason: Reason, present: _Present | None) -> Kept:
+    notes: list[str] = []
     why = reason
     for _ in range(TRIES):
-        present, found, told = _build_once(connection, table, choice, looked, wanted, why, present)
-        said.extend(told)
+        present, found, more = _build_once(upkeep, why, present)
+        notes.extend(more)
         if found is None or found.passed:
             break
         why = too_little(found)
     return Kept(
-        choice=present.choice if present else choice,
+        choice=present.choice if present else upkeep.choice,
         recall=present.recall if present else None,
         reason=reason,
-        said=tuple(said),
+        notes=tuple(notes),
     )
 
 
 def _build_once(
-    connection: Connection,
-    table: VectorTable,
-    choice: IndexChoice,
-    looked: Looked,
-    wanted: Recall,
-    why: Reason,
-    present: _Present | None,
+    upkeep: _Upkeep, why: Reason, present: _Present | None
 ) -> tuple[_Present | None, RecallReport | None, list[str]]:
-    """What serves now, what the new index finds, and what there is to say."""
+    """Build an index; returns the index that serves afterwards, the new one's recall, and notes."""
+    connection, table, choice, wanted = upkeep.connection, upkeep.table, upkeep.choice, upkeep.wanted
     logger.info("%s.%s: an index is built (%s): %s", table.schema, table.name, why.why, why.sentence)
     measured: list[RecallReport] = []
 
     def approve(new: IndexState) -> bool:
         recall = measured_recall(connection, table, choice, wanted, newest=True)
         if recall is None or recall.index != new.name:
-            return True  # too large to be measured, or the planner would not be led: it is measured afterwards
+            return True  # too large to measure, or the planner did not use it: it is measured afterwards
         measured.append(recall)
         return not is_worse(recall, present.recall if present else None)
 
-    over = history.measured_over(connection, table, choice, looked)
+    over = upkeep.measured_over(choice)
     report = ensure_index(connection, table, choice, _progress, rebuild=True, approve=approve)
     recall = measured[0] if measured else measured_recall(connection, table, choice, wanted)
     name = report.new or ""
-    build_id = history.note_build(connection, table, name, choice, why, looked, report)
+    build_id = history.note_build(connection, table, name, choice, why, upkeep.looked, report)
     history.note_recall(connection, build_id, recall, over)
-    told = _told(report, name, why, recall, present)
+    notes = _notes(report, why, recall, present)
     if report.refused:
-        logger.warning("%s.%s: %s", table.schema, table.name, told[0])
-        return present, recall, told
+        logger.warning("%s.%s: %s", table.schema, table.name, notes[0])
+        return present, recall, notes
     now = _Present(state=report.index, choice=choice, recall=recall, over=over) if report.index else None
-    return now, recall, told
+    return now, recall, notes
 
 
-def _told(
-    report: IndexReport, name: str, why: Reason, recall: RecallReport | None, before: _Present | None
-) -> list[str]:
+def _notes(report: IndexReport, why: Reason, recall: RecallReport | None, before: _Present | None) -> list[str]:
+    name = report.new or ""
     found = "" if recall is None or recall.recall is None else f"; it finds {recall.recall:.3f}"
-    told = [f"{name} was built in {report.seconds:.1f} s ({why.why}: {why.sentence}){found}"]
+    notes = [f"{name} was built in {report.seconds:.1f} s ({why.why}: {why.sentence}){found}"]
     if report.refused and before is not None and before.recall is not None:
-        told = [
+        notes = [
             f"{name} was built ({why.why}: {why.sentence}), found {recall.recall if recall else 0:.3f} of the nearest, "
             f"and was dropped again: {before.state.name} finds {before.recall.recall:.3f} and stays"
         ]
     if report.memory is not None and report.memory.spills:
-        told.append(report.memory.written())
+        notes.append(report.memory.written())
     if report.spilled_after is not None:
-        told.append(f"it ran out of memory after {report.spilled_after:,} vectors, and inserted the rest one by one")
-    return told
+        notes.append(f"it ran out of memory after {report.spilled_after:,} vectors, and inserted the rest one by one")
+    return notes
 
 
 def _progress(done: float, phase: str) -> None:

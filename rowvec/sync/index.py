@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from rowvec.index.build import index_state
-from rowvec.index.choice import choose
+from rowvec.index.choice import Facts, Tuned, choose
 from rowvec.index.history import look
 from rowvec.index.recall import RecallReport
 from rowvec.index.sparsity import sparsity_of
@@ -54,18 +54,16 @@ def serve(
     indexed = any(state.valid for state in index_state(connection, table))
     looked = look(connection, table)
     tuned = find_tuning(connection, table)
-    choice = choose(
-        looked.rows,
-        table.dimensions,
-        table.precision,
-        table.bits,
-        pipeline.index,
+    facts = Facts(
+        rows=looked.rows,
+        dimensions=table.dimensions,
+        precision=table.precision,
+        bits=table.bits,
         metric=table.metric,
         indexed=indexed,
-        tuned=tuned.choice if tuned else None,
-        tuned_rows=tuned.rows if tuned else 0,
         sparsity=sparsity_of(connection, table, indexed=indexed),
     )
+    choice = choose(facts, pipeline.index, Tuned(choice=tuned.choice, rows=tuned.rows) if tuned else None)
     kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild, measure=measure)
     vacuumed = vacuum_if_due(connection, table)
     _install_functions(connection, table, pipeline, kept.choice)
@@ -76,7 +74,7 @@ def serve(
         recall=kept.recall,
         seconds=time.monotonic() - started,
         reason=kept.reason,
-        notes=(*kept.said, vacuumed) if vacuumed else kept.said,
+        notes=(*kept.notes, vacuumed) if vacuumed else kept.notes,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import rowvec
 
-PACKAGES = ("search", "sync")
+PACKAGES = ("index", "search", "sync")
 # Keyword-only parameters count; ``self`` and ``cls`` do not.
 MOST = 7
 

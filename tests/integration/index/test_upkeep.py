@@ -63,7 +63,7 @@ def test_it_is_built_once_and_then_only_for_a_reason(connection: Connection) -> 
     assert first.recall.passed
     (name,) = names(connection, table)
     again = kept(connection, table, FLOAT)
-    assert (why(again), again.said) == (
+    assert (why(again), again.notes) == (
         None,
         (f"{name} was left alone: of 1,000 vectors 0 are gone or replaced, and 0 came",),
     )
@@ -72,11 +72,11 @@ def test_it_is_built_once_and_then_only_for_a_reason(connection: Connection) -> 
     connection.execute("UPDATE items SET run_id = 2 WHERE id >= 1000 OR id < 50")
     grown = kept(connection, table, FLOAT)
     assert why(grown) is None
-    assert grown.said[0].endswith("of 1,000 vectors 50 are gone or replaced, and 550 came")
+    assert grown.notes[0].endswith("of 1,000 vectors 50 are gone or replaced, and 550 came")
     connection.execute("DELETE FROM items WHERE id BETWEEN 100 AND 149")
     worn = kept(connection, table, FLOAT)
     assert why(worn) == "worn"
-    assert "(worn: of 1,000 vectors 100 are gone or replaced, and 550 came)" in worn.said[0]
+    assert "(worn: of 1,000 vectors 100 are gone or replaced, and 550 came)" in worn.notes[0]
     assert why(kept(connection, table, FLOAT)) is None
     assert why(kept(connection, table, FLOAT, asked=True)) == "asked"
     assert why(kept(connection, table, BITS)) == "other choice"
@@ -88,7 +88,7 @@ def test_it_is_built_once_and_then_only_for_a_reason(connection: Connection) -> 
     assert why(kept(connection, table, replace(LISTS, lists=9))) == "outgrown"
     dropped = kept(connection, table, NONE)
     assert (dropped.recall, names(connection, table)) == (None, [])
-    assert dropped.said[0].endswith(": Small.")
+    assert dropped.notes[0].endswith(": Small.")
     assert [row[0] for row in recorded(connection)] == [
         "missing", "worn", "asked", "other choice", "invalid", "other choice", "outgrown",
     ]  # fmt: skip
@@ -233,18 +233,18 @@ def test_a_new_index_that_finds_less_goes_again_and_the_old_one_stays(
         outcome = kept(connection, table, poor)
     assert names(connection, table) == before
     assert (outcome.choice.on, outcome.recall and outcome.recall.passed) == ("float", True)
-    assert len(outcome.said) == TRIES
-    assert re.search(r"was dropped again: \w+ finds \d\.\d{3} and stays", outcome.said[0])
+    assert len(outcome.notes) == TRIES
+    assert re.search(r"was dropped again: \w+ finds \d\.\d{3} and stays", outcome.notes[0])
     assert "was dropped again" in caplog.text
     assert recorded(connection) == [("missing", "serves"), *[("other choice", "refused"), *[("recall", "refused")] * 2]]
     # What the run's report says, and that what serves is sound.
-    checks = check_serving(connection, table, outcome.choice, outcome.recall, outcome.said)
+    checks = check_serving(connection, table, outcome.choice, outcome.recall, outcome.notes)
     assert all(check.ok for check in checks)
     assert "was dropped again" in next(check.detail for check in checks if check.name == "index_kept_fit")
     # The next run knows, until the rows are others.
     again = kept(connection, table, poor)
     assert len(recorded(connection)) == 1 + TRIES
-    assert "the last 3 builds over much the same rows found too little" in again.said[0]
+    assert "the last 3 builds over nearly the same rows found too little" in again.notes[0]
     connection.execute("UPDATE items SET run_id = 2 WHERE id < 150")
     kept(connection, table, poor)
     assert len(recorded(connection)) > 1 + TRIES
@@ -304,7 +304,7 @@ def test_a_build_that_will_spill_is_foreseen_and_one_that_did_is_told(
     connection.execute("SET maintenance_work_mem = '1MB'")
     with caplog.at_level(logging.WARNING, "rowvec.index.build"):
         outcome = kept(connection, table, FLOAT)
-    said = " ".join(outcome.said)
+    said = " ".join(outcome.notes)
     assert "to be built in memory it needs about 3 MiB and has 1 MiB" in said
     assert re.search(r"it ran out of memory after [\d,]+ vectors", said)
     assert "the index on public.items will not fit" in caplog.messages[0]
@@ -317,9 +317,7 @@ def test_a_build_that_will_spill_is_foreseen_and_one_that_did_is_told(
     assert connection.execute("SHOW client_min_messages").fetchone() == ("warning",)
 
 
-def test_readers_are_served_by_a_valid_index_while_it_is_kept_fit(
-    connection: Connection, database_url: str
-) -> None:
+def test_readers_are_served_by_a_valid_index_while_it_is_kept_fit(connection: Connection, database_url: str) -> None:
     table = vector_table(16)
     filled(connection, table, 1_000)
     kept(connection, table, FLOAT)

@@ -15,7 +15,7 @@ from psycopg import sql
 
 from rowvec.errors import TargetError, UsageError
 from rowvec.index.build import ensure_index
-from rowvec.index.choice import choose
+from rowvec.index.choice import Facts, choose
 from rowvec.pipeline.model import Index
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
@@ -119,7 +119,7 @@ def test_k_rows_come_back_whenever_k_exist(connection: Connection, choice: Index
 
 def test_over_2000_dimensions_the_index_over_halfvec_serves(connection: Connection) -> None:
     table = vector_table(2_100, bits=False)
-    choice = choose(1_000_000, 2_100, "float32", False, Index())
+    choice = choose(Facts(rows=1_000_000, dimensions=2_100, precision="float32", bits=False), Index())
     vectors = filled(connection, table, 300)
     report = ensure_index(connection, table, choice)
     assert choice.on == "halfvec"
@@ -163,14 +163,14 @@ def served(connection: Connection, table: VectorTable, choice: IndexChoice, rows
 
 @pytest.mark.parametrize("dimensions", [2_001, 4_000])
 def test_floats_to_4000_dimensions_are_indexed_as_halfvec(connection: Connection, dimensions: int) -> None:
-    choice = choose(1_000_000, dimensions, "float32", False, Index())
+    choice = choose(Facts(rows=1_000_000, dimensions=dimensions, precision="float32", bits=False), Index())
     assert choice.on == "halfvec"
     served(connection, vector_table(dimensions, bits=False), choice, 200)
 
 
 @pytest.mark.parametrize(("precision", "dimensions"), [("float32", 5_000), ("float32", 16_000), ("float16", 16_000)])
 def test_more_dimensions_are_indexed_as_bits(connection: Connection, precision: Precision, dimensions: int) -> None:
-    choice = choose(1_000_000, dimensions, precision, True, Index())
+    choice = choose(Facts(rows=1_000_000, dimensions=dimensions, precision=precision, bits=True), Index())
     assert choice.on == "bits"
     served(connection, vector_table(dimensions, precision=precision), choice, 100)
 
@@ -260,7 +260,7 @@ def test_the_effort_of_the_choice_is_the_one_that_is_made(connection: Connection
 
 def test_bits_over_toasted_vectors_still_go_through_the_index(connection: Connection) -> None:
     table = vector_table(1_536)
-    choice = choose(1_000_000, 1_536, "float32", True, Index())
+    choice = choose(Facts(rows=1_000_000, dimensions=1_536, precision="float32", bits=True), Index())
     vectors = filled(connection, table, 1_000)
     report = ensure_index(connection, table, choice)
     assert report.index

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from rowvec.errors import UsageError
 from rowvec.index.build import ensure_index, index_state
 from rowvec.index.checks import check_index, check_vectors
-from rowvec.index.choice import LIMIT_NONZEROS, Sparsity, choose
+from rowvec.index.choice import LIMIT_NONZEROS, Facts, Sparsity, choose
 from rowvec.index.recall import measure
 from rowvec.index.tuning.tuner import Budget, tune
 from rowvec.operations import rejects
@@ -261,7 +261,17 @@ def test_a_file_of_indices_and_values(source: Connection, tmp_path: Path) -> Non
 def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Connection, metric: Any) -> None:
     vectors = drawn(1_500)
     table = fill(connection, vectors, metric)
-    choice = choose(1_000_000, DIMENSIONS, "sparse", False, Index(), metric=metric, sparsity=Sparsity(mean=24))
+    choice = choose(
+        Facts(
+            rows=1_000_000,
+            dimensions=DIMENSIONS,
+            precision="sparse",
+            bits=False,
+            metric=metric,
+            sparsity=Sparsity(mean=24),
+        ),
+        Index(),
+    )
     assert (choice.kind, choice.on) == ("hnsw", "float")
     built = ensure_index(connection, table, choice).index
     assert built is not None
@@ -302,7 +312,10 @@ def test_recall_is_measured_exactly(connection: Connection) -> None:
     """Against the answers of SQL, and with an index that cannot find enough."""
     vectors = drawn(400)
     table = fill(connection, vectors)
-    poor = choose(10**6, DIMENSIONS, "sparse", False, Index(kind="hnsw", m=2, ef_construction=4))
+    poor = choose(
+        Facts(rows=10**6, dimensions=DIMENSIONS, precision="sparse", bits=False),
+        Index(kind="hnsw", m=2, ef_construction=4),
+    )
     ensure_index(connection, table, poor)
     true = [
         {hit.key["id"] for hit in search(connection, table, NONE, SearchRequest(v, 11))} - {i}
@@ -473,7 +486,9 @@ def test_the_tuner_measures_the_one_kind_of_index_there_is(connection: Connectio
 def test_the_choice_says_why(connection: Connection) -> None:
     def chosen(rows: int, mean: float, most: int = 0, **index: Any) -> IndexChoice:
         found = Sparsity(mean=mean, most=most, key="7")
-        return choose(rows, DIMENSIONS, "sparse", False, Index(**index), sparsity=found)
+        return choose(
+            Facts(rows=rows, dimensions=DIMENSIONS, precision="sparse", bits=False, sparsity=found), Index(**index)
+        )
 
     assert chosen(1_000, 100).reason.startswith("1,000 rows of 100 nonzeros are searched exactly")
     assert (chosen(1_000_000, 100).kind, chosen(1_000_000, 100, 1_000).kind) == ("hnsw", "hnsw")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowvec.index.choice import choose
+from rowvec.index.choice import Facts, Tuned, choose
 from rowvec.index.tuning.candidates import (
     FAST_ENOUGH,
     UNNOTICED_MS,
@@ -128,7 +128,11 @@ def test_a_tuned_choice_is_taken_until_it_is_outgrown_or_overruled() -> None:
     auto = Index()
 
     def chosen(rows: int, wanted: Index = auto, choice: IndexChoice = tuned) -> IndexChoice:
-        return choose(rows, 3_072, "float32", True, wanted, tuned=choice, tuned_rows=100_000)
+        return choose(
+            Facts(rows=rows, dimensions=3_072, precision="float32", bits=True),
+            wanted,
+            Tuned(choice=choice, rows=100_000),
+        )
 
     assert chosen(100_000) == tuned
     assert chosen(1_000_000) == tuned

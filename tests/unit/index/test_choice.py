@@ -13,6 +13,7 @@ from rowvec.index.choice import (
     LIMIT_BITS,
     LIMIT_HALFVEC,
     LIMIT_VECTOR,
+    Facts,
     choose,
     fits,
 )
@@ -39,7 +40,10 @@ def chosen(
     rows: int, dimensions: int, precision: Precision, bits: bool, wanted: Index, metric: Metric, *, indexed: bool
 ) -> IndexChoice:
     try:
-        return choose(rows, dimensions, precision, bits, wanted, metric=metric, indexed=indexed)
+        return choose(
+            Facts(rows=rows, dimensions=dimensions, precision=precision, bits=bits, metric=metric, indexed=indexed),
+            wanted,
+        )
     except UsageError:
         # Only a wish that cannot be had is refused, and auto asks for nothing.
         assert (wanted.kind, wanted.on) != ("auto", "auto")
@@ -84,12 +88,21 @@ def test_no_limit_of_pgvector_is_passed(
 @given(rows=ROWS, dimensions=DIMENSIONS, bits=st.booleans())
 def test_auto_has_an_index_from_some_size_on_and_keeps_it(rows: int, dimensions: int, bits: bool) -> None:
     wanted = Index()
-    without, with_one = (choose(rows, dimensions, "float32", bits, wanted, indexed=i) for i in (False, True))
+    without, with_one = (
+        choose(Facts(rows=rows, dimensions=dimensions, precision="float32", bits=bits, indexed=i), wanted)
+        for i in (False, True)
+    )
     if without.kind != "none":
         assert with_one == without
-        assert choose(rows + 1, dimensions, "float32", bits, wanted).kind == without.kind
+        assert (
+            choose(Facts(rows=rows + 1, dimensions=dimensions, precision="float32", bits=bits), wanted).kind
+            == without.kind
+        )
     elif with_one.kind != "none":
-        assert choose(2 * rows + 1, dimensions, "float32", bits, wanted).kind != "none"
+        assert (
+            choose(Facts(rows=2 * rows + 1, dimensions=dimensions, precision="float32", bits=bits), wanted).kind
+            != "none"
+        )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +121,7 @@ def test_auto_has_an_index_from_some_size_on_and_keeps_it(rows: int, dimensions:
     ],
 )
 def test_what_auto_does(rows: int, dimensions: int, bits: bool, kind: str, on: str) -> None:
-    choice = choose(rows, dimensions, "float32", bits, Index())
+    choice = choose(Facts(rows=rows, dimensions=dimensions, precision="float32", bits=bits), Index())
     assert (choice.kind, choice.on) == (kind, on)
     assert EXACT_ELEMENTS
 
@@ -123,15 +136,20 @@ def test_what_auto_does(rows: int, dimensions: int, bits: bool, kind: str, on: s
 )
 def test_an_impossible_wish_is_told(dimensions: int, bits: bool, wanted: Index, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        choose(10, dimensions, "float32", bits, wanted)
+        choose(Facts(rows=10, dimensions=dimensions, precision="float32", bits=bits), wanted)
 
 
 @given(rows=st.integers(1, 10**9), change=st.floats(0.6, 1.6))
 def test_lists_by_rows_do_not_ask_for_a_rebuild_with_every_row(rows: int, change: float) -> None:
     wanted = Index(kind="ivfflat")
-    before, after = (choose(n, 64, "float32", False, wanted) for n in (rows, int(rows * change)))
+    before, after = (
+        choose(Facts(rows=n, dimensions=64, precision="float32", bits=False), wanted)
+        for n in (rows, int(rows * change))
+    )
     assert fits(before, after) or before.lists < 10
-    much_more = choose(rows * 8 + 40_000, 64, "float32", False, wanted)
+    much_more = choose(Facts(rows=rows * 8 + 40_000, dimensions=64, precision="float32", bits=False), wanted)
     assert not fits(before, much_more) or before.lists > 10_000
-    asked = choose(rows, 64, "float32", False, Index(kind="ivfflat", lists=before.lists + 1))
+    asked = choose(
+        Facts(rows=rows, dimensions=64, precision="float32", bits=False), Index(kind="ivfflat", lists=before.lists + 1)
+    )
     assert not fits(before, asked)
