@@ -82,7 +82,7 @@ def test_a_kill_between_submit_and_record_finds_the_job_again(
     server.batches.held_create = None
     left = rowvec("second").wait()
     assert (left.status, left.json["awaiting"]) == (3, {"jobs": 1, "texts": 50}), left.stderr
-    assert "next sync goes on" in left.json["message"]
+    assert "next sync continues from here" in left.json["message"]
     assert ("AwaitingBatch", "COMPLETED") in states(prefect_server.api)
     said = summary(prefect_server.api, "paintings")
     assert said.startswith("## Waiting: paintings is as it was")

@@ -273,6 +273,6 @@ def test_a_corrupt_object_is_replaced_only_if_its_name_says_what_it_should_hold(
         (tmp_path / "store" / name).write_bytes(b"conten")
     assert store.put(digest, path, digest) is True
     assert store.checksum(digest) == digest
-    with pytest.raises(ArtifactCorrupt, match="plain is there already"):
+    with pytest.raises(ArtifactCorrupt, match="plain already exists with other bytes"):
         store.put("plain", path, digest)
     assert sorted(p.name for p in (tmp_path / "store").iterdir()) == sorted([digest, "plain"])
