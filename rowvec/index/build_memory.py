@@ -1,4 +1,4 @@
-"""The memory that an index build takes: reckoned before, so that a build that would spill is no surprise."""
+"""Estimates the memory of an index build in advance, so that rowvec can warn of a build that would spill."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 
-# pgvector holds the graph in memory while it builds: each element's own fields, and 16 bytes for each of 2m links at
-# the bottom and m on each of the few levels above.
+# pgvector holds the graph in memory during the build: the fields of each element, and 16 bytes for each of its links.
+# An element has 2m links at the bottom level, and m at each of the few levels above.
 _ELEMENT_BYTES = 200
 _LINK_BYTES = 16
 _MEMORY_SHARE = 4
 _SMALLEST_MEMORY = 64 * 2**20
 
-# IVFFlat's k-means (Elkan's) draws fifty rows a list, and keeps a bound for each of them to each centre: pgvector
-# refuses the build where maintenance_work_mem is less than all of it (ElkanKmeans in its ivfkmeans.c).
+# IVFFlat's k-means (Elkan's) draws fifty rows per list, and keeps a bound for each pair of a row and a centre. pgvector
+# rejects the build if all of this does not fit in maintenance_work_mem (ElkanKmeans in its ivfkmeans.c).
 _SAMPLES_A_LIST = 50
 _LEAST_SAMPLES = 10_000
 _BOUND_BYTES = 4
@@ -30,50 +30,50 @@ _SPILLED = re.compile(r"hnsw graph no longer fits into maintenance_work_mem afte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildMemory:
-    """Bytes that a build needs, and those of maintenance_work_mem that it is given."""
+    """The memory that a build needs, and the maintenance_work_mem that it gets, both in bytes."""
 
     needed: int
-    """With something to spare."""
+    """An estimate with a safety margin."""
     given: int
     fewer_lists: int | None = None
-    """IVFFlat: as many lists as can be built with what is given; None for other kinds."""
+    """IVFFlat: the most lists that can be built with ``given`` bytes; None for other kinds."""
 
     @property
     def spills(self) -> bool:
-        """Whether a graph will outgrow its memory, and the rest be inserted vector by vector."""
+        """True if a graph will outgrow its memory, so that the rest is inserted vector by vector."""
         return self.needed > self.given and self.fewer_lists is None
 
     @property
     def is_refused(self) -> bool:
-        """Whether the server will not even begin."""
+        """True if the server will reject the build at its start."""
         return self.needed > self.given and self.fewer_lists is not None
 
     def written(self) -> str:
-        """What to tell of a build that spills or is refused."""
+        """The message for a build that spills or is rejected: what it needs, what it has, and what to do."""
         if self.fewer_lists is not None:
             fewer = f"set index.lists to {self.fewer_lists:,} or less, or " if self.fewer_lists else ""
             return (
-                f"its lists take about {_written(self.needed)} of memory while they are built, and there are "
+                f"its lists take about {_written(self.needed)} of memory during the build, and there are "
                 f"{_written(self.given)}: {fewer}raise the server's maintenance_work_mem"
             )
         return (
-            f"to be built in memory it needs about {_written(self.needed)} and has {_written(self.given)}, beyond "
-            "which it is many times slower: raise the server's maintenance_work_mem, give it more memory, or choose a "
-            "smaller index (index.on bits, a smaller index.m)"
+            f"to be built in memory it needs about {_written(self.needed)} and has {_written(self.given)}; a graph "
+            "that does not fit is built many times slower: raise the server's maintenance_work_mem, give it more "
+            "memory, or choose a smaller index (index.on bits, a smaller index.m)"
         )
 
 
 def build_memory(rows: int, dimensions: int, choice: IndexChoice, *, configured: int, allowed: int) -> int:
-    """Bytes of maintenance_work_mem for a build: what it needs, no more than ``allowed``.
+    """Bytes of maintenance_work_mem for a build: what it needs, but not more than ``allowed``.
 
-    Never less than ``configured``, what the server's administrator gives to every build anyway.
+    The result is at least ``configured``, the server's own setting, which every build gets anyway.
     """
     needed = needed_memory(rows, dimensions, choice)
     return max(configured, min(allowed, max(needed, _SMALLEST_MEMORY)))
 
 
 def needed_memory(rows: int, dimensions: int, choice: IndexChoice) -> int:
-    """Bytes that an index over ``rows`` vectors takes while it is built, with some added to be sure."""
+    """Bytes that the build of an index over ``rows`` vectors takes, with a safety margin."""
     held = choice.prefix or dimensions
     value = held // 8 if choice.on == "bits" else held * (2 if choice.opclass.startswith("half") else 4)
     if choice.kind == "ivfflat":
@@ -89,10 +89,10 @@ def _lists_memory(rows: int, dimensions: int, value: int, lists: int) -> int:
 
 
 def foresee(connection: Connection, rows: int, dimensions: int, choice: IndexChoice) -> BuildMemory:
-    """What a build of ``choice`` over ``rows`` vectors needs, and what it may have on this server."""
+    """The memory that a build of ``choice`` over ``rows`` vectors needs, and what it may use on this server."""
     configured, shared_buffers = connection.execute(query("index", "memory")).fetchone() or (0, 0)
     here = memory_here(connection)
-    # Of a server elsewhere we know only shared_buffers, by custom a quarter of its memory.
+    # Of a server on another machine we know only shared_buffers, which is usually a quarter of its memory.
     allowed = here // _MEMORY_SHARE if here else shared_buffers
     given = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed)
     needed = needed_memory(rows, dimensions, choice)
@@ -101,24 +101,24 @@ def foresee(connection: Connection, rows: int, dimensions: int, choice: IndexCho
 
 
 def fewer_lists(rows: int, dimensions: int, choice: IndexChoice, given: int) -> int:
-    """The most lists, up to the choice's number, whose build fits in ``given`` bytes; 0 where not even one does."""
+    """The most lists, up to ``choice.lists``, whose build fits in ``given`` bytes; 0 if not even one list fits."""
     numbers = range(1, choice.lists + 1)
     return bisect_right(numbers, given, key=lambda n: needed_memory(rows, dimensions, replace(choice, lists=n)))
 
 
 def memory_here(connection: Connection) -> int:
-    """Bytes of memory of this machine or container, if the server is on it too; else 0."""
+    """Bytes of memory of this machine or container if the server runs on it too; else 0."""
     host = connection.info.host
     if not (host.startswith("/") or host in ("", "localhost", "127.0.0.1", "::1")):
         return 0
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))  # "max" is no number
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))  # "max" is not a number
     return memory
 
 
 def spilled_after(notice: str) -> int | None:
-    """The vectors after which pgvector says that a graph outgrew its memory; None where it says something else."""
+    """The number of vectors after which a graph outgrew its memory, from pgvector's notice; None for other notices."""
     found = _SPILLED.search(notice)
     return int(found.group(1)) if found else None
 

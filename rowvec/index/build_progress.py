@@ -1,4 +1,4 @@
-"""How far the build of an index is: asked from a second connection, for the one that builds is busy."""
+"""Reports the progress of an index build, from a second connection because the building connection is busy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 
 Progress = Callable[[float, str], None]
-"""Called with the share done, from 0 to 1, and the phase as Postgres names it."""
+"""Called with the share that is done, from 0 to 1, and Postgres's name of the phase."""
 
 _POLL_SECONDS = 0.25
 
 
 @contextmanager
 def watched(connection: Connection, progress: Progress | None) -> Generator[None]:
-    """Report on the build that ``connection`` is busy with, from a second connection."""
+    """Report the progress of the build that ``connection`` runs, from a second connection."""
     if progress is None:
         yield
         return
@@ -42,7 +42,7 @@ def watched(connection: Connection, progress: Progress | None) -> Generator[None
 
 
 def _watch(url: str, pid: int, progress: Progress, stop: threading.Event) -> None:
-    # No second connection to be had, or this one lost: the build goes on unreported.
+    # If the second connection cannot be opened or is lost, the build continues without progress reports.
     with suppress(RowvecError, pg.Error), connect(url, application="rowvec progress") as connection:
         while not stop.wait(_POLL_SECONDS):
             row = connection.execute(query("index", "build_of"), {"pid": pid}).fetchone()
@@ -51,7 +51,7 @@ def _watch(url: str, pid: int, progress: Progress, stop: threading.Event) -> Non
 
 
 def wait_for_other_builds(connection: Connection, table: VectorTable, progress: Progress | None) -> None:
-    """Wait for builds of indexes on this table by other backends, whose clients may be long gone."""
+    """Wait until no other backend builds an index on this table. The client of such a build may have disconnected."""
     parameters = {"schema": table.schema, "table": table.name, "mine": connection.info.backend_pid}
     while True:
         row = connection.execute(query("index", "builds"), parameters).fetchone()

@@ -1,4 +1,4 @@
-"""Checks that the stored vectors are sound, and that the index over them is valid and used."""
+"""Checks that the stored vectors are correct, and that their index is valid and used."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from rowvec.search.query import explain
 from rowvec.search.request import SearchRequest
 
 MOST_ROWS = 100
-"""Offending keys that a check names."""
+"""The most keys of failing rows that a check lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorCheck:
-    """One check and what it found."""
+    """One check and its result."""
 
     name: str
     count: int
-    """Rows that fail it; for the checks of the index 1 where it fails."""
+    """The number of rows that fail the check. A check of the index has 1 if it fails."""
     rows: tuple[tuple[str, ...], ...] = ()
-    """Up to ``MOST_ROWS`` of their keys, each column as text."""
+    """Keys of the failing rows, up to ``MOST_ROWS``, each column as text."""
     detail: str
-    """What holds when the check passes, or what is wrong with the index and what to do."""
+    """What is true if the check passes; for a failed check of the index, what is wrong and what to do."""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found."""
+        """True if the check found no failure."""
         return self.count == 0
 
 
 def check_vectors(connection: Connection, table: VectorTable, *, run_id: int | None = None) -> list[VectorCheck]:
-    """The checks of the whole table, or of the rows that one run wrote; one pass over the vectors.
+    """Check all rows of the table, or only those that the run ``run_id`` wrote, in one pass over the vectors.
 
-    ``embedding_missing``, ``dimensions``, ``not_finite``, ``zero_norm`` (cosine only: it is no direction there, and
-    no index brings it back), ``bits`` (where the table keeps them). Raises ``DatabaseUnavailable``.
+    The checks are ``embedding_missing``, ``dimensions``, ``not_finite``, ``zero_norm`` (cosine only: a zero vector has
+    no direction, and no index returns it) and ``bits`` (if the table stores bits). Raises ``DatabaseUnavailable``.
     """
     checks = conditions(table)
     scope = sql.SQL("true") if run_id is None else query("vector_checks", "run", run_id=sql.Literal(run_id))
@@ -62,9 +62,9 @@ def check_vectors(connection: Connection, table: VectorTable, *, run_id: int | N
 
 
 def check_index(connection: Connection, table: VectorTable, choice: IndexChoice) -> list[VectorCheck]:
-    """``index_valid`` and ``index_used``: the table has the index of ``choice``, and the default search goes by it.
+    """``index_valid`` and ``index_used``: the table has the index of ``choice``, and the default search uses it.
 
-    None where ``choice`` is to have no index. Raises ``DatabaseUnavailable``.
+    There are no checks if ``choice`` has no index. Raises ``DatabaseUnavailable``.
     """
     if choice.kind == "none":
         return []
@@ -78,30 +78,30 @@ def check_index(connection: Connection, table: VectorTable, choice: IndexChoice)
             used = explain(connection, table, choice, SearchRequest(table.layout.unit(), 10)).indexes
     broken = [s.name for s in states if not s.valid]
     missing = f"{name} has no valid {choice.kind} index on {choice.on}" + (
-        f" ({', '.join(broken)} is invalid, a build that did not end)" if broken else ""
+        f" ({', '.join(broken)} is invalid: its build did not finish)" if broken else ""
     )
-    unused = f"a search of {name} does not go through its index: run ANALYZE on it, or rowvec index"
+    unused = f"a search of {name} does not use its index: run ANALYZE on the table, or rowvec index"
     return [
         VectorCheck(
             name="index_valid",
             count=0 if valid else 1,
-            detail="the index is there and valid" if valid else f"{missing}: run rowvec index",
+            detail="the index exists and is valid" if valid else f"{missing}: run rowvec index",
         ),
         VectorCheck(
             name="index_used",
             count=0 if row is None or used & valid else 1,
-            detail="the search goes through the index" if row is None or used & valid else unused,
+            detail="the search uses the index" if row is None or used & valid else unused,
         ),
     ]
 
 
 def conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
-    """Name of each check: the condition that a bad row meets, and what holds otherwise."""
+    """For the name of each check: the SQL condition that a failing row meets, and what is true if no row meets it."""
     embedding = sql.SQL("t.embedding")
     norm = sql.SQL("{}({})").format(table.layout.norm, embedding)
     found, wanted = table.dimensions_of(embedding), sql.Literal(table.dimensions)
     checks = {
-        "embedding_missing": (query("vector_checks", "missing"), "every row has its vector"),
+        "embedding_missing": (query("vector_checks", "missing"), "every row has a vector"),
         "dimensions": (
             query("vector_checks", "dimensions", found=found, wanted=wanted),
             f"every vector has {table.dimensions} dimensions",
@@ -111,7 +111,7 @@ def conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
     if table.metric == "cosine":
         checks["zero_norm"] = (query("vector_checks", "zero_norm", norm=norm), "no vector is zero")
     if table.bits:
-        checks["bits"] = (query("vector_checks", "bits"), "bits are those of the floats")
+        checks["bits"] = (query("vector_checks", "bits"), "the bits match the floats")
     return checks
 
 

@@ -1,4 +1,4 @@
-"""The ledger of index builds: what each index was built over and why, and how it has done since."""
+"""The history of index builds: why each index was built, over which rows, and what changed since."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 
-# pg_stat_force_next_flush came with PostgreSQL 15; before, statistics were late by half a second.
+# PostgreSQL 15 added pg_stat_force_next_flush. Older versions report statistics up to half a second late.
 _CAN_FLUSH = 15_00_00
 
 _NAMES = {field.name for field in fields(IndexChoice)}
@@ -25,7 +25,7 @@ _NAMES = {field.name for field in fields(IndexChoice)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """An index build as the ledger has it."""
+    """One index build, as stored in ``rowvec.index_builds``."""
 
     build_id: int
     name: str
@@ -38,26 +38,26 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looked:
-    """The rows of a vector table, and what of them came after two builds."""
+    """The rows of a vector table, and how they changed since two of its index builds."""
 
     rows: int
     oldest_run: int
     newest_run: int
     served: Build | None
-    """The newest build whose index is there still."""
+    """The newest build whose index still exists."""
     served_wear: Churn | None
     tried: tuple[Build, ...]
-    """All builds, the newest first."""
+    """The latest 100 builds, the newest first."""
     tried_wear: Churn | None
-    """Since the newest of them."""
+    """The changes since the newest build of ``tried``."""
 
 
 def look(connection: Connection, table: VectorTable) -> Looked:
-    """Count the table's rows, and those that came since its builds, in one pass.
+    """Count the table's rows, and the rows that got their vector after its builds, in one pass.
 
-    A row carries the number of the run that gave it its vector, so the table itself tells what came after a build,
-    whatever was killed, restored or reset since; ``docs/index.md`` says why not the statistics. A row changed more than
-    once counts once.
+    Each row stores the number of the run that gave it its vector. So the table itself shows what changed after a
+    build, even if a run was killed, the table was restored, or statistics were reset. ``docs/index.md`` explains why
+    the statistics are not used for this. A row that changed more than once counts once. Raises ``DatabaseUnavailable``.
     """
     with lost_connections_are_retriable():
         connection.execute(query("index_builds", "ended"), {**_name_of(table), "outcome": "gone"})
@@ -93,7 +93,10 @@ def note_build(
     looked: Looked,
     report: IndexReport | None,
 ) -> int:
-    """Write down an index (``report`` is None for one that was found there); returns the build's number."""
+    """Record an index and return the build's id; ``report`` is None for an index that no run built.
+
+    Raises ``DatabaseUnavailable``.
+    """
     memory = report.memory if report else None
     values = {
         "table_schema": table.schema,
@@ -118,7 +121,7 @@ def note_build(
 
 
 def note_wear(connection: Connection, build_id: int, wear: Churn) -> None:
-    """Write down what came and went by now."""
+    """Record how many vectors came and went since the build. Raises ``DatabaseUnavailable``."""
     with lost_connections_are_retriable():
         values = {"build_id": build_id, "came": wear.came, "went": wear.went}
         connection.execute(query("index_builds", "looked"), values)
@@ -127,11 +130,12 @@ def note_wear(connection: Connection, build_id: int, wear: Churn) -> None:
 def measured_over(
     connection: Connection, table: VectorTable, choice: IndexChoice, looked: Looked
 ) -> dict[str, Any] | None:
-    """What a recall is of: as long as this is the same, so is the recall. To be asked for before it is measured.
+    """The state that a recall depends on: while this value is unchanged, the recall is unchanged too.
 
-    Rows and their newest run tell what runs have written, the server's statistics whatever anybody has, and its
-    VACUUMs, which mend a graph. Statistics that were reset, or lost in a crash, begin anew and are not the same. None
-    where they say nothing of the table: it lies elsewhere (Citus).
+    Read it before the measurement. The number of rows and the newest run show what runs have written. The server's
+    statistics show what any session has written, and each VACUUM, which repairs a graph. After a reset or a crash the
+    statistics start again from zero, so the value differs. None if the statistics show no writes to this table,
+    because its rows are on another server (Citus). Raises ``DatabaseUnavailable``.
     """
     with lost_connections_are_retriable():
         if connection.info.server_version >= _CAN_FLUSH:
@@ -153,7 +157,10 @@ def measured_over(
 def standing_recall(
     connection: Connection, build: Build, over: dict[str, Any] | None, wanted: Recall
 ) -> RecallReport | None:
-    """The recall that was measured over the same, and is enough; None where it must be measured."""
+    """An earlier recall that is still valid and high enough; None if recall must be measured again.
+
+    It is valid if it was measured in the same state ``over``. Raises ``DatabaseUnavailable``.
+    """
     if over is None:
         return None
     values = {"build_id": build.build_id, "over": Jsonb(over), **wanted.model_dump()}
@@ -177,7 +184,10 @@ def standing_recall(
 def note_recall(
     connection: Connection, build_id: int, recall: RecallReport | None, over: dict[str, Any] | None
 ) -> None:
-    """Write down what was measured, if anything was, and what it is of."""
+    """Record a measured recall and the state ``over`` in which it was measured; does nothing without a recall.
+
+    Raises ``DatabaseUnavailable``.
+    """
     if recall is None or recall.recall is None:
         return
     values = {
@@ -195,7 +205,7 @@ def note_recall(
 
 def _build(row: tuple[Any, ...]) -> Build:
     build_id, name, oid, choice, rows, newest_run, recall, k, outcome = row
-    # Fields that another release of rowvec has, or had, say nothing here.
+    # Ignore fields that only another release of rowvec has.
     known = IndexChoice(**{key: value for key, value in choice.items() if key in _NAMES})
     return Build(
         build_id=build_id,

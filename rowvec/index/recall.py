@@ -1,4 +1,4 @@
-"""Recall: how many of the true nearest neighbours a search through the index gives back."""
+"""Recall: the share of the true nearest neighbours that a search through the index returns."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rowvec.vectors.layout import AnyVectors, Embeddings, products, squares
 from rowvec.vectors.sparse import SparseVectors
 
 SEED = 20_240_229
-"""The same rows are asked about every time, as long as the table is the same."""
+"""A fixed seed: every measurement draws the same rows as queries, as long as the table is unchanged."""
 
-# An exact answer needs one pass over all vectors, whatever the number of queries; at 200 MB/s this is 5 minutes.
+# The exact answers need one pass over all vectors, for any number of queries. At 200 MB/s this takes 5 minutes.
 MOST_BYTES = 64 * 2**30
 
-_PAGES_A_QUERY = 3  # drawn pages may be empty, and rows of one page are often alike
+_PAGES_A_QUERY = 3  # a drawn page may be empty, and rows of one page are often similar
 _BLOCK_BYTES = 2**21
 _COPY_HEADER = 19  # 11 bytes of signature, flags, no extension
 _Z95 = 1.959964
@@ -36,24 +36,27 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallReport:
-    """Recall@k over sampled rows, each asked for its neighbours without itself."""
+    """Recall@k over sampled rows: each row is a query for its nearest neighbours other than itself."""
 
     recall: float | None
-    """From 0 to 1; None where it was not measured."""
+    """From 0 to 1; None if it was not measured."""
     low: float
     high: float
-    """The 95 % interval: Wilson's score with a query as one trial, wider than need be as recalls are no coin tosses."""
+    """The 95 % interval: Wilson score interval with one trial per query.
+
+    The interval is conservative, because the recall of one query is not just 0 or 1.
+    """
     k: int
     queries: int
     at_least: float
     index: str | None
-    """The index that the planner uses for the search; None where it uses none."""
+    """The index that the planner uses for the search; None if it uses none."""
     note: str = ""
-    """Why nothing was measured, or what a reader should know."""
+    """Why nothing was measured, or when an earlier measurement was taken."""
 
     @property
     def passed(self) -> bool:
-        """Whether recall is what the pipeline asks for, or could not be measured."""
+        """True if recall is at least what the pipeline asks for, or could not be measured."""
         return self.recall is None or self.recall >= self.at_least
 
 
@@ -67,13 +70,13 @@ def measure(
     most_bytes: int = MOST_BYTES,
     newest: bool = False,
 ) -> RecallReport:
-    """Recall@k of ``search`` in its default mode against exact distances to every vector of the table.
+    """Recall@k of ``search`` in its default mode, compared with exact distances to every vector of the table.
 
-    A row that came back counts when it is no farther than the k-th true neighbour, so equal distances are as good as
-    each other. The exact pass reads each vector once, for all queries together, in constant memory; a table of more
-    than ``most_bytes`` is not measured, and the report says so. ``newest``: of several indexes that serve the search
-    the youngest is measured, while all else in the database goes on with the one that seems cheapest; the report's
-    ``index`` tells whether the planner complied. Raises ``DatabaseUnavailable``.
+    A returned row counts if it is no farther than the k-th true neighbour, so ties do not reduce recall. The exact
+    pass reads each vector once, for all queries together, in constant memory. A table of more than ``most_bytes`` is
+    not measured, and the report says so. ``newest``: if several indexes can serve the search, measure the newest one.
+    Other sessions still use the index that the planner finds cheapest. The report's ``index`` shows whether the
+    planner used the newest one. Raises ``DatabaseUnavailable``.
     """
     if choice.kind == "none":
         return _unmeasured(recall, "Without an index every search is exact.", exact=True)
@@ -89,7 +92,7 @@ def measure(
             )
         keys, vectors = _sample(connection, table, recall.queries)
         if not keys:
-            return _unmeasured(recall, "The table has no vectors to ask about.")
+            return _unmeasured(recall, "The table has no vectors to use as queries.")
         answers = [
             _neighbours(connection, table, choice, key, vector, recall.k, oversampling)
             for key, vector in zip(keys, vectors, strict=True)
@@ -98,8 +101,8 @@ def measure(
         plan = explain(connection, table, choice, request)
         used = [state.name for state in index_state(connection, table) if state.name in plan.indexes]
         nearest = _nearest(connection, table, vectors, recall.k + 1)
-    asked = Questions(keys=tuple(keys), vectors=vectors, nearest=nearest, k=recall.k)
-    each = asked.recalls(table, answers)
+    sampled = Questions(keys=tuple(keys), vectors=vectors, nearest=nearest, k=recall.k)
+    each = sampled.recalls(table, answers)
     if not each:
         return _unmeasured(recall, "The table has one vector, which has no neighbours.")
     mean = float(np.mean(each))
@@ -117,25 +120,29 @@ def measure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """Rows of a table that are asked for their neighbours, and the true answers."""
+    """Rows of a table that serve as queries, and the exact answers."""
 
     keys: tuple[tuple[Any, ...], ...]
     vectors: Embeddings
     """``(q, d)``."""
     nearest: npt.NDArray[np.float64]
-    """``(q, k + 1)`` smallest distances of all rows, the row itself among them."""
+    """``(q, k + 1)`` smallest distances to all rows, including the query row itself."""
     k: int
 
     def recalls(self, table: VectorTable, answers: list[list[float]]) -> list[float]:
-        """The share of the true neighbours in each answer: distances of rows that came back, without the row itself.
+        """The recall of each answer. An answer is the distances of the returned rows, without the query row itself.
 
-        A row that is no farther than the k-th true neighbour counts. Shorter than ``answers`` where a row has none.
+        A row that is no farther than the k-th true neighbour counts. A query row without any true neighbour has no
+        recall, so the list may be shorter than ``answers``.
         """
         return _recalls(table.metric, self.vectors, self.nearest, answers, self.k)
 
 
 def questions(connection: Connection, table: VectorTable, queries: int, k: int) -> Questions:
-    """Rows drawn from a table that nobody writes, and their ``k`` true neighbours each: one pass over all vectors."""
+    """Draw query rows from a table that no other session writes to, and find the ``k`` true neighbours of each.
+
+    Takes one pass over all vectors. Raises ``DatabaseUnavailable``.
+    """
     with lost_connections_are_retriable(), connection.transaction():
         connection.execute(query("recall", "begin"))
         keys, vectors = _sample(connection, table, queries)
@@ -143,7 +150,7 @@ def questions(connection: Connection, table: VectorTable, queries: int, k: int) 
 
 
 def interval(mean: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share ``mean`` seen in ``trials``."""
+    """The 95 % Wilson score interval for a share ``mean`` that was observed in ``trials``."""
     z2 = _Z95**2 / trials
     middle = (mean + z2 / 2) / (1 + z2)
     half = _Z95 * math.sqrt(mean * (1 - mean) / trials + z2 / (4 * trials)) / (1 + z2)
@@ -153,7 +160,7 @@ def interval(mean: float, trials: int) -> tuple[float, float]:
 def distances(metric: Metric, vectors: AnyVectors, queries: AnyVectors) -> npt.NDArray[np.float64]:
     """``(q, n)`` distances of ``(n, d)`` vectors to ``(q, d)`` queries, as pgvector defines them, in double precision.
 
-    Cosine with a zero vector is infinite here: pgvector has NaN, and sorts it last.
+    The cosine distance to a zero vector is infinite here; pgvector returns NaN, and sorts it last.
     """
     inner = products(vectors, queries)
     if metric == "inner_product":
@@ -173,15 +180,16 @@ def _recalls(
     answers: list[list[float]],
     k: int,
 ) -> list[float]:
-    """The share of true neighbours in each answer; ``nearest`` is ``(q, up to k + 1)`` with the query row itself."""
+    """The recall of each answer; ``nearest`` is ``(q, up to k + 1)`` and includes the query row itself."""
     scale = np.sqrt(squares(queries))
     itself = {"cosine": np.zeros_like(scale), "l2": np.zeros_like(scale), "inner_product": -(scale**2)}[metric]
     recalls: list[float] = []
     for i, answer in enumerate(answers):
-        # The server adds up in single precision.
+        # The server computes sums in single precision.
         slack = 2e-6 * {"cosine": 1.0, "l2": nearest[i, -1] + 0.1 * scale[i], "inner_product": scale[i] ** 2}[metric]
         others = nearest[i].tolist()
-        # The row itself goes. By inner product it may not be among its own nearest: then this is the last of them.
+        # Remove the query row itself. With the inner product it may not be among its own nearest rows; then this
+        # removes the last of them.
         others.pop(int(np.argmin(np.abs(nearest[i] - itself[i]))))
         true = [d for d in others[:k] if math.isfinite(d)]
         if true:
@@ -198,7 +206,7 @@ def _neighbours(
     k: int,
     oversampling: int | None,
 ) -> list[float]:
-    """Distances of the k rows that the search finds nearest, the row itself left out."""
+    """Distances of the k nearest rows that the search returns, without the query row itself."""
     hits = search(connection, table, choice, SearchRequest(vector, k + 1, oversampling=oversampling))
     return [hit.distance for hit in hits if tuple(hit.key.values()) != key][:k]
 
@@ -225,19 +233,19 @@ def _sample(connection: Connection, table: VectorTable, queries: int) -> tuple[l
 
 
 def _nearest(connection: Connection, table: VectorTable, queries: Embeddings, k: int) -> npt.NDArray[np.float64]:
-    """``(q, k)`` smallest distances of all rows, ascending; infinite where there are fewer rows."""
+    """``(q, k)`` smallest distances to all rows, ascending; filled with infinity if there are fewer rows."""
     wide = queries if isinstance(queries, SparseVectors) else queries.astype(np.float64)
     best = np.full((len(queries), k), np.inf)
     for block in (_sparse if table.layout.is_sparse else _dense)(connection, table):
         found = distances(table.metric, block, wide)
-        # Most rows are near no question: to order those too would take half of the time.
+        # Most rows are not near any query. Sorting them too would take half of the time.
         near = (found < best.max(axis=1, keepdims=True)).any(axis=0)
         best = np.partition(np.concatenate([best, found[:, near]], axis=1), k - 1, axis=1)[:, :k]
     return np.sort(best, axis=1)
 
 
 def _sparse(connection: Connection, table: VectorTable) -> Iterator[AnyVectors]:
-    """All vectors of the table in blocks: rows are of any length."""
+    """All vectors of the table in blocks. Each row may have a different length in bytes."""
     statement = query("recall", "sent", table=table.identifier, send=table.layout.send)
     held: list[bytes] = []
     size = 0
@@ -254,7 +262,7 @@ def _sparse(connection: Connection, table: VectorTable) -> Iterator[AnyVectors]:
 
 
 def _dense(connection: Connection, table: VectorTable) -> Iterator[AnyVectors]:
-    """All vectors of the table in blocks of ``(n, d)``: a row is always the same number of bytes long."""
+    """All vectors of the table in blocks of ``(n, d)``. Each row has the same length in bytes."""
     record = np.dtype([("head", "V10"), ("vector", ">f4", (table.dimensions,))])
     held = bytearray()
     at = _COPY_HEADER
@@ -266,7 +274,7 @@ def _dense(connection: Connection, table: VectorTable) -> Iterator[AnyVectors]:
                 yield np.frombuffer(held, record, rows, at)["vector"].astype(np.float64)
                 held = bytearray(memoryview(held)[at + rows * record.itemsize :])
                 at = 0
-    # The stream ends with a row count of -1, two bytes.
+    # The stream ends with a field count of -1, two bytes long.
     rows = max(len(held) - at - 2, 0) // record.itemsize
     if rows:
         yield np.frombuffer(held, record, rows, at)["vector"].astype(np.float64)
@@ -294,13 +302,13 @@ def _number(connection: Connection, statement: sql.Composed) -> int:
     return int(row[0]) if row else 0
 
 
-# Their 95 % interval is about two points wide at a recall of 0.95.
+# With this many queries, the 95 % interval is about two points wide at a recall of 0.95.
 _DECIDING_QUERIES = 1000
 
 
 def remedy(choice: IndexChoice) -> str:
-    """What raises the recall of an index like this one."""
-    tuned = "let rowvec index --tune find the effort, or set index.kind to none, which searches exactly"
+    """Advice: how to raise the recall of an index like this one."""
+    tuned = "run rowvec index --tune to find better search settings, or set index.kind to none, which searches exactly"
     if choice.kind == "ivfflat":
         return tuned
     if choice.on == "bits" or choice.prefix:
@@ -311,15 +319,16 @@ def remedy(choice: IndexChoice) -> str:
 def measured_recall(
     connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall, *, newest: bool = False
 ) -> RecallReport | None:
-    """What the index finds of what an exact search finds; None where there is no index.
+    """The recall of the index compared with an exact search; None if ``choice`` has no index.
 
-    ``newest``: of several that serve the search, the youngest (see ``recall.measure``).
+    A recall that is too low is measured a second time with 1,000 queries. ``newest``: if several indexes can serve the
+    search, measure the newest one (see ``measure``). Raises ``DatabaseUnavailable``.
     """
     if choice.kind == "none":
         return None
     recall = measure(connection, table, choice, wanted, choice.oversampling, newest=newest)
     if recall.passed or wanted.queries >= _DECIDING_QUERIES:
         return recall
-    # A hundred queries can miss by chance; a run should fail for what is so.
+    # A hundred queries can give a low recall by chance. A run should fail only if the recall really is too low.
     more = wanted.model_copy(update={"queries": _DECIDING_QUERIES})
     return measure(connection, table, choice, more, choice.oversampling, newest=newest)

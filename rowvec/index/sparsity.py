@@ -1,4 +1,4 @@
-"""How full a table's sparse vectors are: pgvector's index on them takes no vector with too many nonzeros."""
+"""How many nonzeros a table's sparse vectors have: pgvector cannot index a sparse vector with too many nonzeros."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rowvec.postgres.vector_table import VectorTable
 
 
 def sparsity_of(connection: Connection, table: VectorTable, *, indexed: bool) -> Sparsity | None:
-    """Of a table of sparse vectors; None of any other.
+    """The sparsity of a table of sparse vectors; None if the table's vectors are not sparse.
 
-    ``indexed``: it has an index on them, so none has too many nonzeros; else all are looked at.
+    ``indexed``: the table has an index on them, so no vector has too many nonzeros. Otherwise all vectors are read.
     """
     if not table.layout.is_sparse:
         return None

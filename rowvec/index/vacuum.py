@@ -1,4 +1,4 @@
-"""Vacuum after a merge that left many dead rows, rather than whenever autovacuum comes by."""
+"""Vacuums a table after a merge that left many dead rows, so that readers do not have to wait for autovacuum."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def vacuum_if_due(connection: Connection, table: VectorTable) -> str | None:
-    """Vacuum the table where a share of its rows is dead; returns what was done, or why not, None where none is due.
+    """Vacuum the table if too large a share of its rows is dead.
 
-    Outside of any transaction, for one would keep the very rows that are to go. Somebody else at work on the table
-    (autovacuum, a build, DDL) goes first, and then the next run looks again: a table not vacuumed is no failure.
+    Returns a sentence that says what was done, or why it was not possible; None if no vacuum is due. Call it outside
+    of any transaction, because an open transaction would keep the dead rows. If another process works on the table
+    (autovacuum, a build, DDL), the vacuum is skipped and the next run checks again. A skipped vacuum is not a failure.
     """
     qualified = {"qualified": table.identifier.as_string(connection)}
     live, dead = connection.execute(query("index", "live_and_dead"), qualified).fetchone() or (0, 0)
@@ -28,20 +29,20 @@ def vacuum_if_due(connection: Connection, table: VectorTable) -> str | None:
         return None
     notices: list[str] = []
 
-    def hear(notice: pg.Diagnostic) -> None:
+    def keep_notice(notice: pg.Diagnostic) -> None:
         notices.append(notice.message_primary or "")
 
     name = f"{table.schema}.{table.name}"
-    logger.info("%s: %s of %s rows are dead: it is vacuumed", name, f"{dead:,}", f"{live + dead:,}")
+    logger.info("%s: vacuuming the table, because %s of its %s rows are dead", name, f"{dead:,}", f"{live + dead:,}")
     tell("index", "vacuum", 0, 1)
     started = time.monotonic()
-    connection.add_notice_handler(hear)
+    connection.add_notice_handler(keep_notice)
     try:
         connection.execute(query("index", "vacuum", table=table.identifier))
     except (pg.LockNotAvailable, pg.QueryCanceled, pg.InsufficientPrivilege, pg.OutOfMemory, pg.DiskFull) as error:
         notices.append(error.diag.message_primary or str(error))
     finally:
-        connection.remove_notice_handler(hear)
+        connection.remove_notice_handler(keep_notice)
     tell("index", "vacuum", 1, 1)
     if notices:
         logger.warning("%s was not vacuumed: %s", name, notices[0])

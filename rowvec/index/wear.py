@@ -1,4 +1,4 @@
-"""When an index is to be built, and when a table is to be vacuumed: pure decisions, each with the reason it gives."""
+"""Decides when to build an index and when to vacuum a table: pure functions, which give a reason for each build."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ from rowvec.postgres.vector_index import IndexChoice
 
 Why = Literal["missing", "invalid", "other choice", "outgrown", "worn", "recall", "asked", "found"]
 
-# HNSW. What goes from a graph leaves holes that VACUUM mends link by link, in one process: with 5 % gone it took 0.8
-# (bits 0.9) times as long as a build anew, with 10 % 1.5 (1.2) times, with 20 % 2.2 (1.0) times, over 15,000 x 128.
-# After a build anew it has nothing to mend. What comes wears no graph, for inserting is how it is built.
+# HNSW. Each removed vector leaves a hole in the graph, and VACUUM repairs the holes link by link in one process. Over
+# 15,000 x 128, this repair took 0.8 (bits 0.9) times as long as a rebuild with 5 % removed, 1.5 (1.2) times with 10 %,
+# and 2.2 (1.0) times with 20 %. After a rebuild VACUUM has nothing to repair. New vectors do not wear a graph, because
+# a graph is built by inserting vectors.
 GONE_SHARE = 0.1
-# IVFFlat: the centres of its lists stay where the vectors were that it was built from.
+# IVFFlat. The centres of its lists do not move: they fit the vectors that were there at the build.
 MOVED_SHARE = 0.3
 
-# Half of what autovacuum waits for by default: it would come at a time of its own, in the middle of the day.
+# Half of the default threshold of autovacuum, so that autovacuum does not start by itself in the middle of the day.
 DEAD_SHARE = 0.1
-# Below that, a table is read in no time, dead rows and all.
+# With fewer dead rows than this, they do not slow readers noticeably.
 _DEAD_ROWS = 1_000
 
-# HNSW graphs are drawn by lot, and many equal vectors can cut a part of one off: of five builds over the same 69,202
-# texts two found 0.95 of the neighbours and three 0.97 to 0.99, whatever the search's effort.
+# HNSW builds are randomised, and many equal vectors can disconnect a part of the graph. Of five builds over the same
+# 69,202 texts, two had a recall of 0.95 and three a recall of 0.97 to 0.99, at any setting of the search.
 TRIES = 3
-"""Builds of one choice over much the same rows, before it is given up that the next finds more."""
+"""The most builds of one choice over nearly the same rows. After that, no further build is tried for its recall."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Churn:
-    """What became of the vectors that an index was built over."""
+    """How the vectors of a table changed since an index was built over them."""
 
     built_over: int
-    """Rows at the build."""
+    """The number of rows at the build."""
     rows: int
     came: int
-    """Of these rows, those whose vector is new, or another one than at the build."""
+    """The number of these rows whose vector is new or was replaced since the build."""
 
     @property
     def went(self) -> int:
-        """Vectors of the build that are gone or replaced."""
+        """The number of vectors that were there at the build and are now gone or replaced."""
         return max(0, self.built_over - (self.rows - self.came))
 
     @property
     def share(self) -> float:
-        """From 0, as built, to 1, when nothing is left of it."""
+        """The changed share, from 0 (as built) to 1 (no vector of the build is left)."""
         return max(self.came, self.went) / max(self.built_over, self.rows, 1)
 
     def written(self) -> str:
-        """For a sentence."""
+        """The figures as a clause, for messages."""
         return f"of {self.built_over:,} vectors {self.went:,} are gone or replaced, and {self.came:,} came"
 
 
@@ -65,7 +66,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """A build of the past."""
+    """An earlier build: its choice and its measured recall@k."""
 
     choice: IndexChoice
     recall: float | None
@@ -82,40 +83,42 @@ def reason_to_build(
     grown: bool = False,
     asked: bool = False,
 ) -> Reason | None:
-    """Why ``choice`` is to be built; None where it is not.
+    """The reason to build ``choice``; None if there is no reason.
 
-    ``serving``: the valid index that fits it, if any; ``others``: valid ones that do not; ``broken``: names of invalid
-    ones. ``wear`` is of ``serving``. ``grown``: earlier runs did without an index.
+    ``serving``: the valid index that fits ``choice``, if there is one. ``others``: valid indexes that do not fit it.
+    ``broken``: the names of invalid indexes. ``wear``: the changes since the build of ``serving``. ``grown``: earlier
+    runs needed no index.
     """
     if choice.kind == "none":
         return None
     if serving is None:
         return _reason_for_the_first(choice, others, broken, grown=grown)
     if asked:
-        return Reason(why="asked", sentence="it was asked for")
+        return Reason(why="asked", sentence="a user asked for it")
     if wear is not None and is_worn(choice, wear):
         return Reason(why="worn", sentence=wear.written())
     return None
 
 
 def is_worn(choice: IndexChoice, wear: Churn) -> bool:
-    """Whether so much of what the index was built over has been replaced that a build anew pays."""
-    # Growth alone wears neither: IVFFlat then wants more lists, and that is another choice.
+    """True if so many vectors of the build are gone or replaced that a rebuild is worth its cost."""
+    # Growth alone wears neither kind. A grown IVFFlat index needs more lists, which is a different choice.
     return wear.went / max(wear.built_over, 1) >= (GONE_SHARE if choice.kind == "hnsw" else MOVED_SHARE)
 
 
 def too_little(recall: RecallReport) -> Reason:
-    """The reason of an index that does not find enough."""
+    """The reason to rebuild an index whose recall is too low."""
     found = recall.recall or 0.0
     return Reason(
-        why="recall", sentence=f"it finds {found:.3f} of the nearest {recall.k}, and {recall.at_least:.3f} are wanted"
+        why="recall", sentence=f"it finds {found:.3f} of the nearest {recall.k}, and {recall.at_least:.3f} is required"
     )
 
 
 def in_vain(tried: Sequence[Tried], choice: IndexChoice, recall_k: int, at_least: float, since: Churn | None) -> bool:
-    """Whether the newest builds of ``choice`` (``tried``, newest first) all found too little, over much the same rows.
+    """True if the last ``TRIES`` builds of ``choice`` all had too low a recall, over nearly the same rows.
 
-    ``since`` is what came and went after the newest of them. Without this, each run would build in vain again.
+    ``tried``: earlier builds, the newest first. ``since``: the changes since the newest of them. Without this check,
+    every run would build the index again, without success.
     """
     same = [one for one in tried if one.recall is not None and one.k == recall_k and _alike(one.choice, choice)]
     newest = same[:TRIES]
@@ -125,14 +128,17 @@ def in_vain(tried: Sequence[Tried], choice: IndexChoice, recall_k: int, at_least
 
 
 def is_worse(new: RecallReport, old: RecallReport | None) -> bool:
-    """Whether a new index is to go again, and the old one to stay: it finds too little, and less than the old one."""
+    """True if the new index should be dropped and the old one kept.
+
+    This is so if the new one misses the required recall and is worse than the old one.
+    """
     if old is None or old.recall is None or new.recall is None:
         return False
     return not new.passed and new.recall < old.recall
 
 
 def vacuum_due(live: int, dead: int) -> bool:
-    """Whether so many rows are dead that readers pay for it."""
+    """True if there are so many dead rows that they slow readers."""
     return dead >= _DEAD_ROWS and dead / (live + dead) >= DEAD_SHARE
 
 
@@ -140,21 +146,22 @@ def _reason_for_the_first(
     choice: IndexChoice, others: Sequence[IndexChoice], broken: Sequence[str], *, grown: bool
 ) -> Reason:
     if any(fits(replace(other, lists=choice.lists), choice) for other in others if choice.lists_by_rows):
-        return Reason(why="outgrown", sentence=f"{choice.lists:,} lists suit the rows there are now")
+        return Reason(why="outgrown", sentence=f"the present number of rows needs {choice.lists:,} lists")
     if others:
-        there = others[-1]
+        current = others[-1]
         return Reason(
-            why="other choice", sentence=f"{_written(there)} is there, {_written(choice)} is wanted: {choice.reason}"
+            why="other choice",
+            sentence=f"the index is {_written(current)}, but should be {_written(choice)}: {choice.reason}",
         )
     if broken:
-        return Reason(why="invalid", sentence=f"{', '.join(broken)} is invalid, a build that did not end")
+        return Reason(why="invalid", sentence=f"{', '.join(broken)} is invalid: its build did not finish")
     if grown:
-        return Reason(why="outgrown", sentence="the table has become too large to be searched without an index")
-    return Reason(why="missing", sentence="there is none yet")
+        return Reason(why="outgrown", sentence="the table has become too large to search without an index")
+    return Reason(why="missing", sentence="the table has no index yet")
 
 
 def _alike(one: IndexChoice, other: IndexChoice) -> bool:
-    """Whether the same index would be built, and searched the same way."""
+    """True if both choices build the same index and search it with the same settings."""
     return fits(one, other) and (one.oversampling, one.ef_search, one.probes) == (
         other.oversampling,
         other.ef_search,

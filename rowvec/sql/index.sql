@@ -1,4 +1,4 @@
--- name: state -- the indexes on vectors of one table; what is invalid or not ready serves no query
+-- name: state -- the vector indexes of one table; no query uses an index that is invalid or not ready
 SELECT
     c.relname,
     am.amname,
@@ -17,25 +17,25 @@ JOIN pg_opclass AS o ON o.oid = i.indclass[0]
 WHERE n.nspname = %(schema)s AND t.relname = %(table)s AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY c.oid
 
--- name: names -- of everything in the schema that an index could collide with
+-- name: names -- all names in the schema that the name of a new index could collide with
 SELECT c.relname
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s
 
--- name: builds -- of indexes on this table, by whichever backend
+-- name: builds -- builds of indexes on this table by other backends
 SELECT p.pid, p.phase, p.blocks_total, p.blocks_done, p.tuples_total, p.tuples_done
 FROM pg_stat_progress_create_index AS p
 JOIN pg_class AS t ON t.oid = p.relid
 JOIN pg_namespace AS n ON n.oid = t.relnamespace
 WHERE p.datname = current_database() AND n.nspname = %(schema)s AND t.relname = %(table)s AND p.pid <> %(mine)s
 
--- name: build_of -- the same of one backend, which works on one index at a time
+-- name: build_of -- the build of one backend, which builds one index at a time
 SELECT p.pid, p.phase, p.blocks_total, p.blocks_done, p.tuples_total, p.tuples_done
 FROM pg_stat_progress_create_index AS p
 WHERE p.pid = %(pid)s
 
--- name: table_facts -- estimated rows, and whether there is such a table
+-- name: table_facts -- the estimated number of rows, and whether it is unknown; no row if there is no such table
 SELECT greatest(c.reltuples, 0)::bigint, c.reltuples < 0
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -44,7 +44,7 @@ WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND c.relkind = 'r'
 -- name: count
 SELECT count(*) FROM {table}
 
--- name: memory -- bytes
+-- name: memory -- both settings in bytes
 SELECT pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(current_setting('shared_buffers'))
 
 -- name: current_settings
@@ -62,8 +62,8 @@ CREATE INDEX {concurrently} {name} ON {table} USING {kind} ({column} {opclass}) 
 -- name: drop
 DROP INDEX {concurrently} IF EXISTS {name}
 
--- name: live_and_dead -- rows by the statistics, which a crash forgets
+-- name: live_and_dead -- live and dead rows by the statistics, which are lost in a crash
 SELECT pg_stat_get_live_tuples(to_regclass(%(qualified)s)), pg_stat_get_dead_tuples(to_regclass(%(qualified)s))
 
--- name: vacuum -- waits for no lock, and takes none that readers would wait for
+-- name: vacuum -- waits for no lock, and takes no lock that blocks readers
 VACUUM (SKIP_LOCKED, TRUNCATE false, INDEX_CLEANUP on, ANALYZE) {table}

@@ -8,14 +8,14 @@ VALUES (
     clock_timestamp(), %(outcome)s)
 RETURNING build_id
 
--- name: recorded -- builds of a table, the newest first; enough of them to know what was tried in vain
+-- name: recorded -- the latest builds of a table, the newest first; enough to see which builds had too low a recall
 SELECT b.build_id, b.index_name, b.index_oid, b.choice, b.rows, b.newest_run, b.recall, b.recall_k, b.outcome
 FROM rowvec.index_builds AS b
 WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s
 ORDER BY b.build_id DESC
 LIMIT 100
 
--- name: ended -- whatever is not there any more serves no more
+-- name: ended -- a build whose index no longer exists gets its final outcome
 UPDATE rowvec.index_builds AS b SET outcome = %(outcome)s
 WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s AND b.outcome = 'serves'
   AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = b.index_oid AND c.relname = b.index_name)
@@ -24,28 +24,28 @@ WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s AND b.outcome = '
 UPDATE rowvec.index_builds SET came = %(came)s, went = %(went)s, looked_at = clock_timestamp()
 WHERE build_id = %(build_id)s
 
--- name: recalled -- REINDEX and VACUUM FULL make another graph, in another file, and count nowhere
+-- name: recalled -- with the index's file: REINDEX and VACUUM FULL build a new one, and no statistics count that
 UPDATE rowvec.index_builds
 SET recall = %(recall)s, recall_low = %(low)s, recall_high = %(high)s, recall_k = %(k)s, recall_queries = %(queries)s,
     recalled_over = %(over)s::jsonb || jsonb_build_object('file', pg_relation_filenode(index_oid)),
     recalled_at = clock_timestamp()
 WHERE build_id = %(build_id)s
 
--- name: flush -- what this session has written is in the server's statistics once this statement is over
+-- name: flush -- after this statement, the server's statistics include what this session wrote
 SELECT pg_stat_force_next_flush()
 
--- name: activity -- how often a table was written and vacuumed since its statistics began
+-- name: activity -- how many rows were written and how many VACUUMs ran since the table's statistics began
 SELECT n_tup_ins + n_tup_upd + n_tup_del, vacuum_count + autovacuum_count
 FROM pg_stat_all_tables WHERE schemaname = %(schema)s AND relname = %(table)s
 
--- name: standing -- what a build's index was found to find, where that is of the very same table and search
+-- name: standing -- the measured recall of a build's index, if table, index and search settings are unchanged since
 SELECT recall, recall_low, recall_high, recall_k, recall_queries, recalled_at
 FROM rowvec.index_builds
 WHERE build_id = %(build_id)s
   AND recalled_over = %(over)s::jsonb || jsonb_build_object('file', pg_relation_filenode(index_oid))
   AND recall_k = %(k)s AND recall_queries >= %(queries)s AND recall >= %(at_least)s
 
--- name: rows -- and how many of them came with later runs than that one, and than that other
+-- name: rows -- the number of rows, and how many of them were written by runs after each of two given runs
 SELECT
     count(*),
     count(*) FILTER (WHERE run_id > {served_since}),

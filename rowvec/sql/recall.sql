@@ -1,26 +1,26 @@
--- name: begin -- one snapshot for the index's answers and the exact ones
+-- name: begin -- one snapshot for the answers of the index and the exact answers
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
 
--- name: indifferent -- where all plans cost the same, the planner takes the index that it sees first: the youngest
+-- name: indifferent -- if all plans cost the same, the planner takes the index that it considers first: the newest
 SELECT set_config(name, '0', true)
 FROM unnest(ARRAY['seq_page_cost', 'random_page_cost', 'cpu_tuple_cost', 'cpu_index_tuple_cost', 'cpu_operator_cost'])
     AS name
 
--- name: pages -- of the table itself, TOAST aside
+-- name: pages -- the pages of the table itself, without TOAST
 SELECT greatest(pg_relation_size({table}::regclass) / current_setting('block_size')::int, 1)
 
--- name: sample -- rows as queries; whole pages are drawn, so the rest of the table is never read
+-- name: sample -- rows that serve as queries; it draws whole pages, so the rest of the table is not read
 SELECT {key}, {send}(t.embedding)
 FROM {table} AS t TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
 WHERE t.embedding IS NOT NULL AND {norm}(t.embedding) <> 0
 ORDER BY hashtextextended({key_text}, {seed})
 LIMIT {queries}
 
--- name: size -- of what an exact pass reads, in bytes
+-- name: size -- the bytes that an exact pass reads
 SELECT pg_table_size({table}::regclass)
 
--- name: vectors -- every vector, as its own binary format
+-- name: vectors -- every vector in the binary format of its type
 COPY (SELECT t.embedding::vector FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)
 
--- name: sent -- the same for vectors of any length
+-- name: sent -- every vector as bytes, for types whose values differ in length
 COPY (SELECT {send}(t.embedding) FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)

@@ -1,23 +1,23 @@
--- name: lock -- one tuner a table: held by the session, so that a killed one lets go of it
+-- name: lock -- one tuner per table; the session holds the lock, so the lock of a killed tuner is released
 SELECT pg_try_advisory_lock(%(space)s, hashtext(%(table)s))
 
 -- name: unlock
 SELECT pg_advisory_unlock(%(space)s, hashtext(%(table)s))
 
--- name: oid -- for a name that no other table's sample has
+-- name: oid -- makes the name of the sample unique to this table
 SELECT {table}::regclass::oid::bigint
 
 -- name: drop
 DROP TABLE IF EXISTS {sample}
 
--- name: create -- laid out and stored as the table itself, for what a search reads is part of what it costs
+-- name: create -- stored in the same way as the table, because reading is part of the cost of a search
 CREATE UNLOGGED TABLE {sample} (LIKE {table} INCLUDING STORAGE INCLUDING COMPRESSION)
 
--- name: add_bits -- that the table does not keep
+-- name: add_bits -- bits, if the table does not store them
 ALTER TABLE {sample} ADD COLUMN embedding_bits bit({dimensions})
     GENERATED ALWAYS AS (binary_quantize(embedding)::bit({dimensions})) STORED
 
--- name: fill -- single rows, not pages: rows of one page are often alike
+-- name: fill -- draws single rows, not pages, because rows of one page are often similar
 INSERT INTO {sample} ({columns})
 SELECT {columns} FROM {table} TABLESAMPLE BERNOULLI ({percent}) REPEATABLE ({seed})
 WHERE embedding IS NOT NULL
@@ -26,7 +26,7 @@ LIMIT {rows}
 -- name: primary_key
 ALTER TABLE {sample} ADD PRIMARY KEY ({key})
 
--- name: vacuum -- all rows visible, and statistics
+-- name: vacuum -- marks all rows as visible, and gathers statistics
 VACUUM (ANALYZE) {sample}
 
 -- name: store
@@ -41,6 +41,6 @@ SET layout = excluded.layout, chosen = excluded.chosen, measured = excluded.meas
     rows = excluded.rows, sampled_rows = excluded.sampled_rows, queries = excluded.queries, k = excluded.k,
     at_least = excluded.at_least, seconds = excluded.seconds, tuned_at = now()
 
--- name: find -- of vectors like these: another model or precision is another table
+-- name: find -- only for the same layout of vectors: results for another layout do not apply
 SELECT chosen, rows, at_least, tuned_at FROM rowvec.tunings
 WHERE table_schema = %(schema)s AND table_name = %(table)s AND layout = %(layout)s

@@ -1,10 +1,10 @@
 -- name: counts -- all checks in one pass over the vectors
 SELECT {counts} FROM {table} AS t WHERE {scope}
 
--- name: count -- of one check
+-- name: count -- the failing rows of one check
 count(*) FILTER (WHERE {condition})
 
--- name: rows -- the first offending keys, as text
+-- name: rows -- the keys of the first failing rows, as text
 SELECT {key} FROM {table} AS t WHERE {scope} AND {condition} ORDER BY {order} LIMIT {limit}
 
 -- name: run -- rows that one run wrote

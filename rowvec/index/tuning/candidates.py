@@ -1,4 +1,4 @@
-"""Which indexes a tuner tries, and which of those measured it recommends: pure, so that reasons can be tested."""
+"""Decides which indexes a tuner tries, and which of the measured ones it recommends. All functions here are pure."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ _EF_SEARCH = (40, 64, 100, 200, 400, 800)
 _OVERSAMPLING = (1, 2, 4, 8, 16, 32)
 _PROBES = (1, 2, 5, 10, 20, 40, 80, 160, 320)
 _LEAST_EF = 40
-# Below this many dimensions a prefix says too little to be worth a measurement.
+# A prefix of fewer dimensions than this finds too little to be worth a measurement.
 _LEAST_PREFIX = 64
 
-# A search that takes no longer is not noticed: then no index is the best one.
+# Users do not notice a search that takes no longer than this. If an exact search is that fast, no index is best.
 UNNOTICED_MS = 20.0
 
-# The smallest index among those that are at least so fast as a share of the fastest. On 117,659 texts of 256
-# dimensions that takes halfvec (1,313 requests/s, 97 MB) and not bits (516, 39 MB) nor float (1,114, 159 MB).
+# The tuner recommends the smallest index among those that reach at least this share of the fastest one's speed. On
+# 117,659 texts of 256 dimensions this selects halfvec (1,313 requests/s, 97 MB), not bits (516, 39 MB) or float (1,114,
+# 159 MB).
 FAST_ENOUGH = 0.7
 
-# Seconds of one core for each element that a graph is built of, and elements that a row costs beside its vector:
-# 117,659 x 256 took 26 s, 20,000 x 3,072 halfvec 15 s, bits a fifth of that.
+# Build time on one core: the seconds per element, and the cost of a row in elements in addition to its vector.
+# Measured: 117,659 x 256 took 26 s, 20,000 x 3,072 halfvec 15 s, and bits a fifth of that.
 _SECONDS_AN_ELEMENT = 4.0e-7
 _ROW_ELEMENTS = 150
-# 20,000 sparse vectors of 110 nonzeros, of which each counts for two here, took 34 s.
+# 20,000 sparse vectors of 110 nonzeros took 34 s. Each nonzero counts as two elements here.
 _SPARSE = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An index to build, and the settings to search it with, the cheapest first."""
+    """An index to build, and the search settings to try with it, the cheapest first."""
 
     name: str
     index: IndexChoice
@@ -50,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What an index did with one setting."""
+    """The recall and speed of an index with one search setting."""
 
     name: str
     choice: IndexChoice
@@ -60,16 +61,16 @@ class Measured:
     median_ms: float
     p95_ms: float
     per_second: float
-    """Requests on one connection, one after the other, at the median."""
+    """Requests per second on one connection, one after the other, computed from the median."""
     bytes: int
     build_seconds: float
 
 
 def candidates(table: VectorTable, rows: int) -> list[Candidate]:
-    """All that is worth trying, in the order in which time should be spent on it.
+    """All candidates that are worth trying, in the order in which the tuner should try them.
 
-    ``table.bits`` or not, bits are among them: that a table should keep them is a finding too. On sparse vectors
-    pgvector has one kind of index.
+    Bits are among them even if the table does not store bits, because the tuner may find that it should. For sparse
+    vectors pgvector has only one kind of index.
     """
     if table.layout.is_sparse:
         return [_on_floats(table, "float", "sparse", EFFORT_SPARSE)]
@@ -87,18 +88,19 @@ def candidates(table: VectorTable, rows: int) -> list[Candidate]:
         found.append(_in_lists(table, half, rows))
     order = [*found]
     if table.dimensions < BITS_FROM_DIMENSIONS:
-        # Where bits say little, floats come first.
+        # With few dimensions bits carry little information, so floats come first.
         order.sort(key=lambda c: c.index.on == "bits")
     return order
 
 
 def variations(best: Candidate) -> list[Candidate]:
-    """The best graph with fewer and with more links: smaller, or finding more with less effort."""
+    """The best graph with fewer links (smaller) and with more links (higher recall at less search effort)."""
     if best.index.kind != "hnsw":
         return []
     graphs = [(8, best.index.ef_construction), (24, 128)]
     if best.index.on == "bits":
-        # Over 100,000 x 3,072 it is smaller than the default's graph and finds as much on a walk a sixth shorter.
+        # Over 100,000 x 3,072 this graph is smaller than the default graph, and has the same recall with a walk that is
+        # a sixth shorter.
         graphs.append((12, 200))
     return [
         Candidate(
@@ -111,7 +113,10 @@ def variations(best: Candidate) -> list[Candidate]:
 
 
 def build_estimate(rows: int, dimensions: int, choice: IndexChoice) -> float:
-    """Seconds a build may take on one core, to be mended by what others took: good to a factor of two or three."""
+    """Estimated seconds of a build on one core, correct to a factor of two or three.
+
+    The tuner corrects the estimate by the time that earlier builds took.
+    """
     held = (choice.prefix or dimensions) / (32 if choice.on == "bits" else 1)
     held *= _SPARSE if choice.opclass.startswith("sparsevec") else 1
     graph = choice.m / 16 * choice.ef_construction / 64 if choice.kind == "hnsw" else 0.1
@@ -119,7 +124,7 @@ def build_estimate(rows: int, dimensions: int, choice: IndexChoice) -> float:
 
 
 def sample_rows(rows: int, table: VectorTable, seconds: float, memory: int) -> int:
-    """How many rows a tuner can afford: no build may spill, and all of them together fit the time."""
+    """How many rows a tuner can afford: no build may spill, and all builds together must fit in ``seconds``."""
     links = 16 * 3 * 16 + 200
     elements = table.layout.elements
     by_memory = memory // ((elements * 4 + links) * 5 // 4)
@@ -129,26 +134,29 @@ def sample_rows(rows: int, table: VectorTable, seconds: float, memory: int) -> i
 
 
 def recommend(measured: Sequence[Measured], exact_ms: float, at_least: float) -> tuple[IndexChoice, str]:
-    """The smallest of the fastest that find enough, and why. ``exact_ms``: an exact search of the whole table."""
-    none = IndexChoice(kind="none", reason=f"An exact search takes {exact_ms:.0f} ms, which an index need not better.")
+    """The smallest of the fastest indexes that reach the recall ``at_least``, and the reason.
+
+    ``exact_ms``: milliseconds of an exact search of the whole table.
+    """
+    none = IndexChoice(kind="none", reason=f"An exact search takes only {exact_ms:.0f} ms, so no index is needed.")
     if exact_ms <= UNNOTICED_MS:
         return none, none.reason
     enough = [m for m in measured if m.recall >= at_least]
     if not enough:
         best = max(measured, key=lambda m: m.recall, default=None)
         if best is None:
-            return none, "No index was measured in the time given, so the exact search stays: give it more seconds."
+            return none, "No index was measured in the time limit, so searches stay exact: allow more seconds."
         why = f"No index reaches a recall of {at_least:.2f}; {best.name} comes nearest with {best.recall:.3f}."
         return replace(best.choice, reason=why), why
     fastest = max(m.per_second for m in enough)
     fast = [m for m in enough if m.per_second >= FAST_ENOUGH * fastest]
     best = min(fast, key=lambda m: (m.bytes, -m.per_second))
     why = (
-        f"Measured: {best.name} finds {best.recall:.3f} at {best.per_second:,.0f} requests/s; it is the smallest of "
-        f"those at least {FAST_ENOUGH:.0%} as fast as the fastest."
+        f"Measured: {best.name} finds {best.recall:.3f} at {best.per_second:,.0f} requests/s; it is the smallest "
+        f"index with enough recall that is at least {FAST_ENOUGH:.0%} as fast as the fastest."
     )
     if best.per_second * exact_ms / 1000 <= 1:
-        why = f"No index that finds enough is faster than the exact search, which takes {exact_ms:.0f} ms."
+        why = f"No index with enough recall is faster than the exact search, which takes {exact_ms:.0f} ms."
         return replace(none, reason=why), why
     return replace(best.choice, reason=why), why
 

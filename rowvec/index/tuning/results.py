@@ -1,4 +1,4 @@
-"""What tuners have found, kept where a sync looks for it."""
+"""Stores the results of tunings in ``rowvec.tunings``, where the next sync reads them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from rowvec.postgres.vector_table import VectorTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """The choice of the last tuning of a vector table."""
+    """The stored choice of the last tuning of a vector table."""
 
     choice: IndexChoice
     rows: int
-    """Of the table, when it was tuned."""
+    """The number of rows of the table when it was tuned."""
     at_least: float
-    """The recall that was wanted."""
+    """The recall that the tuning required."""
     tuned_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What a tuner did and found."""
+    """The result of a tuning: the choice, and everything that was measured for it."""
 
     choice: IndexChoice
     reason: str
@@ -46,13 +46,13 @@ class Tuning:
     k: int
     at_least: float
     exact_ms: float
-    """Of a search of the whole table without an index, reckoned from the sample."""
+    """Milliseconds of an exact search of the whole table, estimated from the sample."""
     seconds: float
     kept: str | None = None
-    """Why the choice of the tuning before was left as it is; None where syncs go by this one."""
+    """Why syncs still use the choice of the previous tuning; None if they use this one."""
 
     def is_choice(self, measured: Measured) -> bool:
-        """Whether this is what was chosen, index and effort, whatever the reason given."""
+        """True if ``measured`` has the chosen index and search settings; reasons are not compared."""
         return replace(measured.choice, reason=self.choice.reason) == self.choice
 
     def as_json(self) -> dict[str, Any]:
@@ -61,23 +61,26 @@ class Tuning:
 
 
 def keeps_former(former: Tuned, tuning: Tuning) -> str | None:
-    """Why a tuning does not replace the one before: it had not the time to measure what that one chose."""
+    """Why a tuning does not replace the previous one: it had no time to measure what the previous one chose.
+
+    None if it does replace it.
+    """
     chosen = _build(former.choice)
     if not tuning.skipped or chosen.kind == "none" or any(_build(m.choice) == chosen for m in tuning.measured):
         return None
     return (
-        f"The choice of {former.tuned_at:%Y-%m-%d %H:%M} ({former.choice.kind} on {former.choice.on}) stays: this "
-        "tuning had not the time to measure it. Give it more seconds."
+        f"The choice of {former.tuned_at:%Y-%m-%d %H:%M} ({former.choice.kind} on {former.choice.on}) stays, "
+        "because this tuning had no time to measure it. Allow more seconds."
     )
 
 
 def _build(choice: IndexChoice) -> IndexChoice:
-    """What is built, without the effort of searches."""
+    """The choice without its search settings: what a build depends on."""
     return replace(choice, reason="", oversampling=1, ef_search=None, probes=None, lists=None)
 
 
 def store_tuning(connection: Connection, table: VectorTable, tuning: Tuning) -> Tuning:
-    """Keep it in place of the one before, or say why that one stays."""
+    """Store the tuning in place of the previous one. If the previous one stays, ``kept`` of the result says why."""
     former = find_tuning(connection, table)
     kept = keeps_former(former, tuning) if former else None
     if kept:
@@ -99,7 +102,10 @@ def store_tuning(connection: Connection, table: VectorTable, tuning: Tuning) -> 
 
 
 def find_tuning(connection: Connection, table: VectorTable) -> Tuned | None:
-    """The last tuning of this table; None where there was none that we may read, or of vectors of another kind."""
+    """The last tuning of this table.
+
+    None if there is none, if this role may not read it, or if it was for vectors of another layout.
+    """
     if not pipelines.is_readable(connection, "tunings", "chosen"):
         return None
     row = connection.execute(query("tuner", "find"), _of(table)).fetchone()
@@ -120,7 +126,10 @@ def _of(table: VectorTable) -> dict[str, object]:
 
 
 def present_index(connection: Connection, table: VectorTable, wanted: Index) -> IndexChoice:
-    """What a search can go by: the valid index that is there, with the effort that was tuned for it; else none."""
+    """The valid index that a search can use, with the search settings that were tuned for it.
+
+    Its kind is ``none`` if there is no valid index.
+    """
     oversampling = oversampling_for(wanted, table.dimensions)
     tuned = find_tuning(connection, table) if wanted.kind == "auto" and wanted.on == "auto" else None
     for state in reversed(index_state(connection, table)):

@@ -1,7 +1,7 @@
-"""The tuner: measures, on a copy of some of a table's own rows, which index finds enough and at what price.
+"""The tuner: measures which index has enough recall, and at what cost, on a copy of some of a table's rows.
 
-Nothing is built on the table itself, so no reader's plan changes: a sample of it is copied into an unlogged table of
-the schema ``rowvec``, which goes when the tuner does.
+The tuner builds nothing on the table itself, so no reader's plan changes. It copies a sample into an unlogged table in
+the schema ``rowvec``, and drops that table when it ends.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from rowvec.runtime.progress import tell
 from rowvec.search.query import search
 from rowvec.search.request import SearchRequest
 
-# Enough for an interval of two points at a recall of 0.95.
+# Enough for an interval of two points on each side at a recall of 0.95.
 _QUERIES = 400
-# Graphs of the same rows differ by so much in what they find, more over many equal vectors.
+# Recalls of two graphs over the same rows differ by up to this much, and by more if many vectors are equal.
 _NEARLY = 0.03
 _LEAST_ROWS = 1_000
 _NONE = IndexChoice(kind="none", reason="")
@@ -52,62 +52,64 @@ _NONE = IndexChoice(kind="none", reason="")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a tuner may spend."""
+    """The limits of a tuning."""
 
     seconds: float = 600.0
     memory: int = 2 * 2**30
-    """Bytes that one build may take."""
+    """The most bytes of memory for one build."""
     rows: int = 200_000
-    """Copied at most."""
+    """The most rows that are copied into the sample."""
 
 
 @dataclass(slots=True)
 class _Work:
-    """A tuner at work on its sample."""
+    """The state of a running tuning and its sample."""
 
     connection: Connection
     table: VectorTable
     rows: int
-    asked: Questions
+    queries: Questions
     at_least: float
     memory: int
     ends: float
-    """On the monotonic clock."""
+    """The end of the time limit, in seconds on the monotonic clock."""
     measured: list[Measured] = field(default_factory=list[Measured])
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     pace: float = 1.0
-    """How much longer builds take here than reckoned."""
+    """The factor by which builds on this machine take longer than estimated."""
 
 
 def tune(connection: Connection, table: VectorTable, recall: Recall, budget: Budget) -> Tuning:
-    """Measure what is worth trying within the budget, and say what to choose.
+    """Measure the candidates within the budget, and recommend one.
 
-    Recall@k and latency are those of ``search``, asked for rows of the sample without themselves, against exact
-    answers. Raises ``UsageError`` where the table has too few rows to say anything, ``PipelineBusy`` where another
-    tuner is at work on it.
+    Recall@k and latency are those of ``search`` on the sample. Rows of the sample are the queries, each for its
+    neighbours other than itself, and exact searches give the true answers. Raises ``UsageError`` if the table has too
+    few rows, or a sparse vector with too many nonzeros for any index; ``PipelineBusy`` if another tuner works on the
+    table; ``DatabaseUnavailable``.
     """
     started = time.monotonic()
     rows = count_rows(connection, table)
     if rows < _LEAST_ROWS:
         raise UsageError(
-            f"{table.schema}.{table.name} has {rows:,} rows, too few to tune for: any search of them is exact and fast"
+            f"{table.schema}.{table.name} has {rows:,} rows, too few to tune an index for: "
+            "an exact search of them is fast"
         )
     wanted = max(_LEAST_ROWS, min(budget.rows, sample_rows(rows, table, budget.seconds, budget.memory)))
     _check_nonzeros(connection, table)
     with lost_connections_are_retriable(), _sample(connection, table, rows, wanted) as sample:
         sampled = count_rows(connection, sample)
         with _step(f"exact answers over {sampled:,} rows"):
-            asked = questions(connection, sample, min(_QUERIES, sampled // 2), recall.k)
+            sampled_queries = questions(connection, sample, min(_QUERIES, sampled // 2), recall.k)
         work = _Work(
             connection=connection,
             table=sample,
             rows=sampled,
-            asked=asked,
+            queries=sampled_queries,
             at_least=recall.at_least,
             memory=budget.memory,
             ends=started + budget.seconds,
         )
-        exact_ms = median(_ask(work, _NONE, min(20, len(asked.keys)))[1]) * rows / sampled
+        exact_ms = median(_ask(work, _NONE, min(20, len(sampled_queries.keys)))[1]) * rows / sampled
         _try_all(work)
     bits_too = [m for m in work.measured if table.bits or m.choice.on != "bits"]
     choice, reason = recommend(bits_too, exact_ms, recall.at_least)
@@ -119,7 +121,7 @@ def tune(connection: Connection, table: VectorTable, recall: Recall, budget: Bud
         skipped=tuple(work.skipped),
         rows=rows,
         sampled_rows=sampled,
-        queries=len(asked.keys),
+        queries=len(sampled_queries.keys),
         k=recall.k,
         at_least=recall.at_least,
         exact_ms=exact_ms,
@@ -135,11 +137,11 @@ def _check_nonzeros(connection: Connection, table: VectorTable) -> None:
 
 
 def _without_bits(measured: list[Measured], choice: IndexChoice, exact_ms: float, at_least: float) -> str:
-    """What a table that keeps no bits misses."""
+    """Advice for a table without bits if an index on bits would be better; empty if it would not."""
     with_bits, _ = recommend(measured, exact_ms, at_least)
     if with_bits.on != "bits" or choice.on == "bits" or with_bits.kind == "none":
         return ""
-    return " An index on bits would be the better one: set target.bits to true and run rowvec rebuild."
+    return " An index on bits would be better: set target.bits to true and run rowvec rebuild."
 
 
 def _try_all(work: _Work) -> None:
@@ -153,26 +155,27 @@ def _try_all(work: _Work) -> None:
 
 
 def _try(work: _Work, candidate: Candidate) -> None:
-    """Build it, unless the budget forbids, and search it with more and more effort until it finds enough.
+    """Build the candidate if the budget allows it, and raise the search effort until the recall is high enough.
 
-    A graph is drawn by lot, and one that just misses may be an unlucky one: it gets a second draw.
+    HNSW builds are randomised, so a candidate that narrowly misses the recall is built a second time. The better of
+    the two builds counts.
     """
-    drawn = _draw(work, candidate)
-    best = max((m.recall for m in drawn), default=1.0)
+    built = _build_and_search(work, candidate)
+    best = max((m.recall for m in built), default=1.0)
     if candidate.index.kind == "hnsw" and work.at_least - _NEARLY <= best < work.at_least:
-        again = _draw(work, candidate, f"{candidate.name}, drawn again")
-        drawn = max(drawn, again, key=lambda draw: max((m.recall for m in draw), default=0.0))
-    work.measured.extend(drawn)
+        again = _build_and_search(work, candidate, f"{candidate.name}, built again")
+        built = max(built, again, key=lambda build: max((m.recall for m in build), default=0.0))
+    work.measured.extend(built)
 
 
-def _draw(work: _Work, candidate: Candidate, name: str = "") -> list[Measured]:
-    """One build and what it finds; nothing where the budget forbids it."""
+def _build_and_search(work: _Work, candidate: Candidate, name: str = "") -> list[Measured]:
+    """One build and its measurements; empty if the budget does not allow the build."""
     name = name or candidate.name
     left = work.ends - time.monotonic()
     elements = work.table.layout.elements
-    reckoned = build_estimate(work.rows, elements, candidate.index) * work.pace
-    if reckoned > left:
-        why = f"its build takes about {ceil(reckoned):,} s, and {ceil(left):,} s were left"
+    estimated = build_estimate(work.rows, elements, candidate.index) * work.pace
+    if estimated > left:
+        why = f"its build takes about {ceil(estimated):,} s, and {ceil(left):,} s were left"
         work.skipped.append((name, why if left > 0 else "no time was left for it"))
         return []
     memory = foresee(work.connection, work.rows, elements, candidate.index)
@@ -182,13 +185,13 @@ def _draw(work: _Work, candidate: Candidate, name: str = "") -> list[Measured]:
     with _step(f"building {name}"):
         report = ensure_index(work.connection, work.table, candidate.index, readers=False)
     if report.index is None:
-        raise LookupError(name)  # it was built, or ``ensure_index`` has raised
-    work.pace = max(0.2, report.seconds / max(reckoned / work.pace, 0.1)) if reckoned > 1 else work.pace
+        raise LookupError(name)  # impossible: ``ensure_index`` builds it or raises
+    work.pace = max(0.2, report.seconds / max(estimated / work.pace, 0.1)) if estimated > 1 else work.pace
     measured: list[Measured] = []
     with _step(f"searching {name}"):
         for choice in candidate.settings:
             if time.monotonic() > work.ends:
-                work.skipped.append((name, "the time was over before all its settings were tried"))
+                work.skipped.append((name, "the time limit passed before all its settings were tried"))
                 break
             measured.append(_measure(work, candidate, choice, report.index.bytes, report.seconds))
             if measured[-1].recall >= work.at_least:
@@ -198,10 +201,10 @@ def _draw(work: _Work, candidate: Candidate, name: str = "") -> list[Measured]:
 
 
 def _measure(work: _Work, candidate: Candidate, choice: IndexChoice, size: int, seconds: float) -> Measured:
-    # The first pass fills the caches, and tells the recall.
-    answers, _ = _ask(work, choice, len(work.asked.keys))
-    _, times = _ask(work, choice, len(work.asked.keys))
-    each = work.asked.recalls(work.table, answers)
+    # The first pass fills the caches and gives the recall; the second pass gives the times.
+    answers, _ = _ask(work, choice, len(work.queries.keys))
+    _, times = _ask(work, choice, len(work.queries.keys))
+    each = work.queries.recalls(work.table, answers)
     recall = mean(each) if each else 1.0
     low, high = interval(recall, max(1, len(each)))
     return Measured(
@@ -212,7 +215,7 @@ def _measure(work: _Work, candidate: Candidate, choice: IndexChoice, size: int, 
         high=high,
         median_ms=median(times),
         p95_ms=quantiles(times, n=20)[-1],
-        # By the median: what else a machine does in the meantime shows in the slowest.
+        # The median, because other work of the machine affects only the slowest requests.
         per_second=1000 / median(times),
         bytes=size,
         build_seconds=seconds,
@@ -220,11 +223,11 @@ def _measure(work: _Work, candidate: Candidate, choice: IndexChoice, size: int, 
 
 
 def _ask(work: _Work, choice: IndexChoice, number: int) -> tuple[list[list[float]], list[float]]:
-    """Distances of the neighbours of the first so many rows, themselves left out, and milliseconds each took."""
-    k, mode = work.asked.k, "exact" if choice.kind == "none" else "adaptive"
+    """For the first ``number`` query rows: distances of their neighbours other than themselves, and milliseconds."""
+    k, mode = work.queries.k, "exact" if choice.kind == "none" else "adaptive"
     answers: list[list[float]] = []
     times: list[float] = []
-    for key, vector in zip(work.asked.keys[:number], work.asked.vectors[:number], strict=True):
+    for key, vector in zip(work.queries.keys[:number], work.queries.vectors[:number], strict=True):
         started = time.perf_counter()
         request = SearchRequest(vector, k + 1, mode, oversampling=choice.oversampling)
         hits = search(work.connection, work.table, choice, request)
@@ -254,18 +257,20 @@ def _step(part: str) -> Generator[None]:
 
 @contextmanager
 def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) -> Generator[VectorTable]:
-    """A copy of ``wanted`` rows, with bits whether the table keeps them or not, if its vectors can have any."""
+    """A copy of ``wanted`` rows. It has bits even if the table has none, unless its vectors are sparse."""
     lock = {"space": LockSpace.TUNER, "table": f"{table.schema}.{table.name}"}
     held = connection.execute(query("tuner", "lock"), lock).fetchone()
     if not (held and held[0]):
-        raise PipelineBusy(f"another tuner is at work on {table.schema}.{table.name}; wait for it, or stop it first")
+        raise PipelineBusy(
+            f"another tuner is working on {table.schema}.{table.name}: wait until it ends, or stop it first"
+        )
     literal = sql.Literal(table.identifier.as_string(connection))
     named = connection.execute(query("tuner", "oid", table=literal)).fetchone()
     sample = replace(table, schema="rowvec", name=f"tuning_{named[0] if named else 0}")
     sample = replace(sample, bits=not table.layout.is_sparse)
     drop = query("tuner", "drop", sample=sample.identifier)
     try:
-        # What a killed tuner has left.
+        # Remove what a killed tuner left behind.
         connection.execute(drop)
         with _step(f"copying {wanted:,} of {rows:,} rows"):
             _copy(connection, table, sample, rows, wanted)
@@ -282,7 +287,7 @@ def _copy(connection: Connection, table: VectorTable, sample: VectorTable, rows:
     if sample.bits and not table.bits:
         dimensions = sql.Literal(table.dimensions)
         connection.execute(query("tuner", "add_bits", sample=sample.identifier, dimensions=dimensions))
-    # A little more than wanted, for the draw is by lot; the limit takes what is over.
+    # Draw a little more than wanted, because the sample size is random. LIMIT removes the surplus.
     percent = min(100.0, 100.0 * wanted / rows * 1.05 + 0.01)
     parts = {"columns": names(table.columns), "percent": sql.Literal(percent), "seed": sql.Literal(SEED)}
     connection.execute(query("tuner", "fill", rows=sql.Literal(wanted), **tables, **parts))

@@ -1,4 +1,4 @@
-"""Dead entries of an index cut what it finds; a sync leaves none behind that would."""
+"""Dead entries in an index lower its recall, and a sync leaves none behind that do."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ EXACTLY: LiteralString = "(embedding <=> {}::vector) + 0"
 
 @pytest.fixture
 def indexed(source: Connection, paintings: Pipeline) -> Pipeline:
-    """1,500 paintings with an HNSW index, and no autovacuum to come to anybody's help."""
+    """1,500 paintings with an HNSW index and without autovacuum, which would remove the dead entries."""
     gallery.fill(source, ROWS - 50, start=51)
-    # Numbers that end alike lie together; these texts are spread out.
+    # Descriptions that end in similar numbers have similar vectors. MD5 texts are spread out.
     source.execute("UPDATE paintings SET description = md5(id::text)")
     pipeline = paintings.model_copy(
         update={
@@ -39,7 +39,7 @@ def indexed(source: Connection, paintings: Pipeline) -> Pipeline:
 
 
 def plain_search(connection: Connection, order: LiteralString, queries: list[str]) -> list[list[Any]]:
-    """Distances of what any client gets by pgvector's own defaults, 10 wanted for each query."""
+    """Distances of the 10 rows that a client gets for each query with pgvector's default settings."""
     with connection.transaction():
         for path in ("enable_seqscan", "enable_bitmapscan"):
             connection.execute("SELECT set_config(%s, 'off', true)", (path,))
@@ -55,14 +55,14 @@ def plain_search(connection: Connection, order: LiteralString, queries: list[str
 
 
 def recall(connection: Connection, queries: list[str]) -> float:
-    """The share of the ten nearest that the index brings, by distance; ties count."""
+    """The share of the ten nearest rows that the index returns, compared by distance; ties count."""
     found = plain_search(connection, THROUGH_INDEX, queries)
     exact = plain_search(connection, EXACTLY, queries)
     hits = [sum(d[0] <= true[-1][0] + 1e-6 for d in got) for got, true in zip(found, exact, strict=True)]
     return sum(hits) / (10 * len(queries))
 
 
-def test_dead_entries_cut_recall_and_a_sync_repairs_it(source: Connection, indexed: Pipeline) -> None:
+def test_dead_entries_lower_recall_and_a_sync_restores_it(source: Connection, indexed: Pipeline) -> None:
     table = stored_table(source, indexed)
     (before,) = (state.name for state in index_state(source, table))
     oid = source.execute("SELECT %s::regclass::oid", (f'vectors."{before}"',)).fetchone()
@@ -71,7 +71,7 @@ def test_dead_entries_cut_recall_and_a_sync_repairs_it(source: Connection, index
     queries = [row[0] for row in rows.fetchall()]
     with running(indexed, "test") as run:
         done = bring_up_to_date(indexed, run, IN_PROCESS)
-        # As the merge leaves it: the dead are looked at first, and the living do not come back.
+        # The state after the merge: the search visits dead entries first, and does not return enough live rows.
         assert recall(source, queries) < 0.7
         assert min(len(found) for found in plain_search(source, THROUGH_INDEX, queries)) < 10
         report = validate.run(indexed, run, [done], index.run(indexed, run.run_id))
@@ -87,7 +87,7 @@ def test_dead_entries_cut_recall_and_a_sync_repairs_it(source: Connection, index
 
 
 def test_rows_replaced_little_by_little_add_up(source: Connection, indexed: Pipeline) -> None:
-    """No run changes much, and the wear is that of all of them since the build."""
+    """No single run replaces many rows. The index is rebuilt when all runs since the build together replaced enough."""
     whys: list[tuple[Any, ...]] = []
     for turn in range(4):
         source.execute(
@@ -96,7 +96,7 @@ def test_rows_replaced_little_by_little_add_up(source: Connection, indexed: Pipe
         gallery.sync(indexed)
         whys = source.execute("SELECT why, came, went FROM rowvec.index_builds ORDER BY build_id").fetchall()
         assert len(whys) == (2 if turn == 3 else 1)
-    # 39 and three times 40 of 1,500 are more than a tenth; after the fourth run all begins anew.
+    # 39 and three times 40 of 1,500 rows are more than a tenth. The fourth run rebuilds, and counting starts at zero.
     assert whys == [("missing", 159, 159), ("worn", 0, 0)]
 
 

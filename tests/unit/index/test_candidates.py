@@ -1,4 +1,4 @@
-"""What a tuner tries, and what it recommends of what it measured."""
+"""Which indexes a tuner tries, and which of the measured ones it recommends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLOW_MS = 1_000.0
 
 
 def measured(name: str, recall: float, per_second: float, mib: float, on: str = "float") -> Measured:
-    """A measurement."""
+    """A measurement of an HNSW index."""
     choice = IndexChoice(kind="hnsw", on="bits" if on == "bits" else "float", opclass="o", reason="")
     return Measured(
         name=name,
@@ -42,7 +42,7 @@ def measured(name: str, recall: float, per_second: float, mib: float, on: str = 
     )
 
 
-# docs: 117,659 texts of 256 dimensions, and 20,000 x 3,072.
+# Figures from the documentation: 117,659 texts of 256 dimensions, and 20,000 x 3,072.
 STATIC_256 = [
     measured("float", 0.945, 1_114, 159),
     measured("float, ef 100", 0.971, 598, 159),

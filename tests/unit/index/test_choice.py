@@ -1,4 +1,4 @@
-"""The index choice never passes pgvector's limits, and changes its mind only where it should."""
+"""The index choice never exceeds pgvector's limits, and changes only if it should."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def chosen(
             wanted,
         )
     except UsageError:
-        # Only a wish that cannot be had is refused, and auto asks for nothing.
+        # Only a setting that is impossible is rejected, and auto demands nothing.
         assert (wanted.kind, wanted.on) != ("auto", "auto")
         assert wanted.on == "bits" or dimensions > LIMIT_HALFVEC
         assume(False)

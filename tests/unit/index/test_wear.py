@@ -1,4 +1,4 @@
-"""When an index is built and a table vacuumed is decided from values alone, and each decision gives its reason."""
+"""The decisions to build an index and to vacuum a table depend on values alone, and each build has a reason."""
 
 from __future__ import annotations
 
@@ -135,9 +135,11 @@ def test_each_reason() -> None:
         "recall",
     ]
     assert whys[3] is not None
-    assert whys[3].sentence.startswith("hnsw on bits with m 16, ef_construction 64 is there, hnsw on float")
+    assert whys[3].sentence.startswith(
+        "the index is hnsw on bits with m 16, ef_construction 64, but should be hnsw on float"
+    )
     assert whys[8] is not None
-    assert whys[8].sentence == "it finds 0.500 of the nearest 10, and 0.950 are wanted"
+    assert whys[8].sentence == "it finds 0.500 of the nearest 10, and 0.950 is required"
 
 
 @given(new=st.none() | st.floats(0, 1), old=st.none() | st.floats(0, 1), at_least=st.floats(0, 1))
