@@ -36,7 +36,7 @@ def file(server: OpenAIServer, tmp_path: Path) -> Path:
     return write_pipeline(paid(server, str(tmp_path / "artifacts")), tmp_path)
 
 
-def test_what_passes_is_tried_again_and_what_is_out_of_order_is_put_right(
+def test_passing_faults_are_retried_and_answers_out_of_order_are_sorted(
     source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec
 ) -> None:
     """One fault of each kind in one run; only answers that cannot be used are paid for twice."""
@@ -99,7 +99,7 @@ def test_rows_that_never_get_a_vector_are_rejected_and_the_others_are_not(
     ],
     ids=["quota", "credit", "401", "403", "dimensions"],
 )
-def test_what_does_not_pass_ends_the_run_with_one_sentence_and_keeps_what_was_paid(
+def test_lasting_faults_end_the_run_with_one_sentence_and_keep_what_was_paid(
     source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec, fault: Fault, words: list[str]
 ) -> None:
     server.add(replace(fault, after=3))

@@ -415,7 +415,7 @@ def test_a_file_of_equal_size_and_time_is_not_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("becomes", ["gone", "broken"])
-def test_a_file_that_is_gone_or_broken_between_the_passes_says_so(tmp_path: Path, becomes: str) -> None:
+def test_a_file_that_is_deleted_or_broken_between_the_passes_stops_the_run(tmp_path: Path, becomes: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("id,text\n1,a\n2,b\n")
     what = path.unlink if becomes == "gone" else lambda: path.write_text('id,text\n1,"')

@@ -133,7 +133,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path: Path, written: str) -> None:
     assert places.read(str(folder / "a/inside.png")) == places.read("a/./inside.png")
 
 
-def test_what_cannot_be_listed_is_not_gone(source: Connection, tmp_path: Path) -> None:
+def test_rows_of_a_folder_that_cannot_be_listed_are_kept(source: Connection, tmp_path: Path) -> None:
     """A folder that is not mounted, or that may not be listed, must not empty the table."""
     folder = tmp_path / "images"
     fill(folder, 6)
@@ -175,7 +175,7 @@ def test_every_kind_is_recognised_by_its_bytes_and_rejected_when_truncated(kind:
         check(whole[: len(whole) // 2], "x", LIMIT)
 
 
-def test_a_camera_s_large_image_is_checked_without_its_pixels() -> None:
+def test_a_large_image_of_a_camera_is_checked_without_its_pixels() -> None:
     out = io.BytesIO()
     Image.effect_noise((3000, 2000), 60).convert("RGB").save(out, "JPEG")
     assert check(out.getvalue(), "x.jpg", 10_000_000).width == 3000

@@ -275,7 +275,7 @@ def _yaml(source: dict[str, Any], target: str = "vectors.paintings", name: str =
 
 
 @pytest.mark.parametrize("table", ["rowvec.runs", "pg_catalog.x", "information_schema.x", "pg_temp.x"])
-def test_vectors_are_not_put_where_others_are_at_home(table: str, tmp_path: Path) -> None:
+def test_vectors_are_not_written_into_schemas_of_postgres_or_rowvec(table: str, tmp_path: Path) -> None:
     file = tmp_path / "paintings.yaml"
     file.write_text(_yaml({"kind": "csv", "path": "x", "key": ["id"], "content": "{t}"}, table), "utf-8")
     with pytest.raises(UsageError, match="is not for vector tables; name another one"):
@@ -304,7 +304,7 @@ def test_a_template_reaches_for_nothing_but_columns(source: Connection, painting
     assert repr(content[1:-1]) in str(refused.value)
 
 
-def test_a_column_may_be_called_like_a_trick(source: Connection, paintings: Pipeline) -> None:
+def test_a_column_may_have_the_name_of_a_template_attack(source: Connection, paintings: Pipeline) -> None:
     source.execute('ALTER TABLE paintings RENAME title TO "title.__class__"')
     source.execute('ALTER TABLE paintings RENAME description TO "0:>1000000000!r"')
     tricky = paintings.source.model_copy(update={"content": "${title.__class__}{0:>1000000000!r}"})

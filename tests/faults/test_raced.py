@@ -511,7 +511,7 @@ def test_a_plan_survives_a_sync_that_starts(
     assert succeeded(sync.wait())["rows"] == 50
 
 
-def test_metadata_written_while_a_row_is_embedded_is_the_next_rounds(
+def test_metadata_written_while_a_row_is_embedded_is_left_to_the_next_round(
     source: Connection, paid: Pipeline, server: OpenAIServer, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     """Its content has not moved, so its vector is taken; its author must not be left stale without a word."""

@@ -60,7 +60,7 @@ def test_the_merge_takes_its_tables_from_an_autovacuum(
     assert_in_step(server)
 
 
-def test_generations_change_places_beside_an_autovacuum(
+def test_generations_are_switched_during_an_autovacuum(
     server: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery.sync(paintings)

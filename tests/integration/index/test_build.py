@@ -43,7 +43,7 @@ def oid(connection: Connection, name: str) -> int:
 
 
 @pytest.mark.parametrize("readers", [True, False])
-def test_made_when_missing_and_left_alone_when_it_fits(connection: Connection, readers: bool) -> None:
+def test_an_index_is_built_if_missing_and_kept_if_it_fits(connection: Connection, readers: bool) -> None:
     table = vector_table(16)
     filled(connection, table, 500)
     small = replace(FLOAT, m=8)
@@ -189,7 +189,7 @@ def test_a_build_that_is_under_way_is_waited_for(connection: Connection, databas
     assert any("waiting" in phase for phase in phases)
 
 
-def test_a_lock_that_is_not_to_be_had_ends_the_build(
+def test_a_lock_that_cannot_be_taken_ends_the_build(
     connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rowvec.index.build._CONCURRENT_LOCK_TIMEOUT", "200ms")
@@ -286,7 +286,7 @@ def test_a_build_takes_no_more_than_it_may(
 
 
 @pytest.mark.parametrize(("lists", "less"), [(60, "4MB"), (400, "12MB")])
-def test_the_memory_that_lists_take_is_reckoned_as_the_server_reckons_it(
+def test_the_memory_that_lists_take_is_computed_as_the_server_computes_it(
     connection: Connection, lists: int, less: LiteralString
 ) -> None:
     """pgvector refuses with what it needs, rounded up to MB: ours is a little more, and never less.

@@ -191,7 +191,7 @@ def test_a_table_that_outgrows_exact_search_says_so(connection: Connection) -> N
     assert why(kept(connection, table, FLOAT)) == "outgrown"
 
 
-def test_an_index_of_somebody_elses_is_watched_from_when_it_is_found(connection: Connection) -> None:
+def test_an_index_that_rowvec_did_not_build_is_watched_once_it_is_found(connection: Connection) -> None:
     table = vector_table(8)
     filled(connection, table, 200)
     connection.execute("CREATE INDEX by_hand ON items USING hnsw (embedding vector_cosine_ops)")
@@ -203,7 +203,7 @@ def test_an_index_of_somebody_elses_is_watched_from_when_it_is_found(connection:
     assert len(names(connection, table)) == 2
 
 
-def test_an_index_that_lacks_rows_is_built_anew_for_its_recall(connection: Connection) -> None:
+def test_an_index_that_lacks_rows_is_rebuilt_for_its_recall(connection: Connection) -> None:
     table = vector_table(16)
     filled(connection, table, 600)
     kept(connection, table, FLOAT)
@@ -294,7 +294,7 @@ def test_vacuum_comes_after_many_rows_died_and_waits_for_nobody(connection: Conn
     assert vacuum_if_due(connection, table) is None
 
 
-def test_a_build_that_will_spill_is_foreseen_and_one_that_did_is_told(
+def test_a_build_that_will_spill_is_predicted_and_one_that_did_is_reported(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("rowvec.index.build_memory._SMALLEST_MEMORY", 2**20)

@@ -41,7 +41,7 @@ def test_the_history_shows_runs_that_failed_too_and_none_that_only_planned(
     assert "Last failure, run 2: this run would delete 49 of 50 vectors" in shown
 
 
-def test_an_alarm_tells_a_worse_index_from_a_wrong_table(source: Connection, paintings: Pipeline) -> None:
+def test_an_alarm_distinguishes_a_worse_index_from_a_wrong_table(source: Connection, paintings: Pipeline) -> None:
     report = sync(paintings)
     assert [alarm.name for alarm in of_sync(report)] == ["rowvec.sync.completed"]
     recall = Check(name="recall", ok=False, detail="0.8 of 10")

@@ -35,7 +35,7 @@ def elsewhere(cluster: str) -> Generator[str]:
         administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
-def test_concurrent_runs_of_two_databases_keep_their_files_apart(
+def test_concurrent_runs_of_two_databases_keep_separate_files(
     source: Connection, paintings: Pipeline, elsewhere: str
 ) -> None:
     urls = [os.environ["ROWVEC_DATABASE_URL"], elsewhere]

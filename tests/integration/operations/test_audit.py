@@ -104,7 +104,7 @@ def test_a_row_that_no_run_wrote_is_found_though_its_content_is_right(synced: Co
     assert run_audit(paintings).consistent
 
 
-def test_a_row_that_is_wrong_in_two_ways_is_mended_of_both(
+def test_a_row_that_is_wrong_in_two_ways_is_repaired_in_both(
     synced: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
     """The source has other metadata by now, which is the reason that is named; its bits are wrong all the same."""
@@ -121,7 +121,7 @@ def test_a_row_that_is_wrong_in_two_ways_is_mended_of_both(
     assert_in_step(synced)
 
 
-def test_all_findings_are_counted_and_mended_and_a_hundred_are_named(synced: Connection, paintings: Pipeline) -> None:
+def test_all_findings_are_counted_and_repaired_and_a_hundred_are_named(synced: Connection, paintings: Pipeline) -> None:
     fill(synced, 250, start=60)
     sync(paintings)
     synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits")
@@ -133,7 +133,7 @@ def test_all_findings_are_counted_and_mended_and_a_hundred_are_named(synced: Con
 
 @pytest.mark.parametrize("lost", [True, False])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_lost_or_spoilt_artifact_is_written_again_from_the_table(
+def test_a_lost_or_corrupt_artifact_is_written_again_from_the_table(
     source: Connection, tmp_path: Path, lost: bool, precision: str
 ) -> None:
     """What is paid for is what exists nowhere: here, nothing."""
@@ -180,7 +180,7 @@ def test_a_lost_artifact_whose_vectors_are_in_another_one_too_costs_nothing(
 
 
 @pytest.mark.parametrize("suffix", ["json", "zst"])
-def test_a_lost_manifest_or_journal_entry_is_found_and_the_journal_begun_anew(
+def test_a_lost_manifest_or_journal_entry_is_found_and_the_journal_restarted(
     synced: Connection, paintings: Pipeline, tmp_path: Path, suffix: str
 ) -> None:
     synced.execute("UPDATE paintings SET author = 'other' WHERE id = 3")
@@ -197,7 +197,7 @@ def test_a_lost_manifest_or_journal_entry_is_found_and_the_journal_begun_anew(
 
 
 @pytest.mark.flow
-def test_the_command_names_the_rows_and_mends_them(
+def test_the_command_names_the_rows_and_repairs_them(
     synced: Connection, paintings: Pipeline, prefect_server: PrefectServer, tmp_path: Path
 ) -> None:
     file = write_pipeline(paintings, tmp_path)

@@ -257,7 +257,7 @@ def test_a_corrupt_blob_is_noticed(container: Container, tmp_path: Path) -> None
 
 
 @pytest.mark.azurite
-def test_a_blob_whose_note_was_lost_is_known_by_its_bytes(container: Container, tmp_path: Path) -> None:
+def test_a_blob_whose_metadata_was_lost_is_known_by_its_bytes(container: Container, tmp_path: Path) -> None:
     store = open_container(container.url, container.key)
     path, digest = written(tmp_path / "one", b"content")
     store.put("a/b", path, digest)

@@ -89,14 +89,16 @@ def test_a_job_that_is_done_at_once_is_waited_for(source: Connection, server: Op
     assert (report.embedded, by_jobs(server), directly(server)) == (50, 50, 0)
 
 
-def test_few_texts_are_asked_directly(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_few_texts_are_requested_directly(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     asked = pipeline(server, tmp_path, at_least=51)
     report = sync(asked)
     assert (report.embedded, by_jobs(server)) == (50, 0)
     assert report.cost_usd == pytest.approx(report.tokens * PRICE / 1e6)
 
 
-def test_rows_written_meanwhile_are_asked_directly(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_rows_written_meanwhile_are_requested_directly(
+    source: Connection, server: OpenAIServer, tmp_path: Path
+) -> None:
     asked = pipeline(server, tmp_path)
     server.batches.hold = True
     leave(asked)
@@ -138,7 +140,7 @@ def test_a_job_that_always_fails_is_given_up_after_three(
     assert (len(server.batches.jobs), by_jobs(server)) == (3, 0)
 
 
-def test_runs_that_waited_for_too_long_ask_the_rest_directly(
+def test_runs_that_waited_for_too_long_request_the_rest_directly(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     asked = pipeline(server, tmp_path, patience_hours=1)
@@ -164,7 +166,9 @@ def test_poison_in_a_job_is_rejected(source: Connection, server: OpenAIServer, t
     assert_in_step(source)
 
 
-def test_answers_that_are_none_are_asked_again(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_unusable_answers_in_a_job_are_requested_again(
+    source: Connection, server: OpenAIServer, tmp_path: Path
+) -> None:
     source.execute("UPDATE paintings SET title = 'ODD' WHERE id = 1")
     source.execute("UPDATE paintings SET title = 'DOWN' WHERE id = 2")
     server.add(Fault(spoil="nan", marker="ODD"), failing(500))
@@ -175,7 +179,7 @@ def test_answers_that_are_none_are_asked_again(source: Connection, server: OpenA
     assert_in_step(source)
 
 
-def test_a_quota_said_in_lines_stops_the_run_and_keeps_the_rest(
+def test_a_quota_error_in_a_jobs_lines_stops_the_run_and_keeps_the_rest(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     server.add(replace(quota(), after=20))
@@ -211,7 +215,7 @@ def test_a_run_that_never_heard_of_its_job_finds_it(source: Connection, server: 
     assert by_jobs(server) == 50
 
 
-def test_a_job_the_provider_never_heard_of_is_made_again(
+def test_a_job_the_provider_never_received_is_submitted_again(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     asked = pipeline(server, tmp_path, {"max_attempts": 1})
@@ -232,7 +236,7 @@ def test_a_download_that_is_cut_is_fetched_again(source: Connection, server: Ope
     assert paid_once(server)
 
 
-def test_a_job_the_provider_has_forgotten_is_asked_again(
+def test_a_job_the_provider_has_forgotten_is_submitted_again(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     asked = pipeline(server, tmp_path, fallback="direct")
@@ -243,7 +247,7 @@ def test_a_job_the_provider_has_forgotten_is_asked_again(
     assert (report.rows, by_jobs(server)) == (50, 0)
 
 
-def test_jobs_are_cut_to_the_account_s_queue(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_jobs_fit_the_queue_of_the_account(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     tokens = dry_run.plan(pipeline(server, tmp_path))["tokens"]
     asked = pipeline(server, tmp_path, max_tokens=tokens // 3)
     report = sync(asked)
@@ -267,7 +271,9 @@ def test_a_server_without_a_batch_api_says_so(source: Connection, server: OpenAI
         sync(pipeline(server, tmp_path))
 
 
-def test_a_model_of_another_name_is_not_believed(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_answers_of_a_model_of_another_name_are_refused(
+    source: Connection, server: OpenAIServer, tmp_path: Path
+) -> None:
     server.answers_as = "text-embedding-ada-002"
     asked = pipeline(server, tmp_path)
     with pytest.raises(EmbedderRefused, match="vectors of two models"):
@@ -275,7 +281,7 @@ def test_a_model_of_another_name_is_not_believed(source: Connection, server: Ope
     assert source.execute("SELECT count(*) FROM rowvec.answers").fetchone() == (0,)
 
 
-def test_the_plan_tells_of_jobs_and_half_the_price(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_the_plan_reports_jobs_and_half_the_price(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     asked = pipeline(server, tmp_path)
     planned = dry_run.plan(asked)
     assert planned["cost_usd"] == pytest.approx(planned["tokens"] * PRICE / 2 / 1e6)
@@ -285,7 +291,7 @@ def test_the_plan_tells_of_jobs_and_half_the_price(source: Connection, server: O
     assert dry_run.plan(asked)["awaiting"] == {"jobs": 1, "texts": 50}
 
 
-def test_azure_s_paths_and_deployment(
+def test_paths_and_deployment_of_azure(
     source: Connection, server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
@@ -295,7 +301,9 @@ def test_azure_s_paths_and_deployment(
     assert {request.model for request in server.requests} == {"small-batch"}
 
 
-def test_jobs_are_taken_though_batch_was_switched_off(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
+def test_jobs_are_fetched_though_batch_was_switched_off(
+    source: Connection, server: OpenAIServer, tmp_path: Path
+) -> None:
     server.batches.hold = True
     leave(pipeline(server, tmp_path))
     paintings.fill(source, 10, start=51)
@@ -306,7 +314,7 @@ def test_jobs_are_taken_though_batch_was_switched_off(source: Connection, server
     assert paid_once(server)
 
 
-def test_jobs_of_rows_that_are_gone_are_taken_all_the_same(
+def test_jobs_of_deleted_rows_are_fetched_nevertheless(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     asked = pipeline(server, tmp_path)

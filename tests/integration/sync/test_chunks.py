@@ -273,7 +273,7 @@ def test_rows_that_shrink_grow_go_and_change_their_metadata(texts: Texts, server
     texts.assert_in_step()
 
 
-def test_a_row_that_changes_while_its_chunks_are_embedded_waits_for_the_next_round(
+def test_a_row_that_changes_while_its_chunks_are_embedded_is_left_to_the_next_round(
     texts_anywhere: Texts, server: OpenAIServer
 ) -> None:
     texts = texts_anywhere
@@ -334,7 +334,7 @@ def test_rows_that_go_before_the_merge_are_a_loss_and_rows_that_change_are_none(
 
 
 @pytest.mark.parametrize("stage", ["extract", "embed", "merge"])
-def test_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
+def test_a_run_that_dies_after_any_stage_is_continued_without_paying_again(
     texts: Texts, server: OpenAIServer, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with dying_after(stage, monkeypatch):
@@ -414,7 +414,7 @@ def test_audit_sees_what_the_source_has_by_now(texts: Texts) -> None:
     assert {f.kind for f in found.findings} <= {"missing", "stale"}
 
 
-def test_a_poisonous_chunk_is_set_aside_alone_under_its_number(texts: Texts) -> None:
+def test_a_poisonous_chunk_is_rejected_alone_under_its_number(texts: Texts) -> None:
     long = prose(40, seed=2)
     at = long.index("\n\n", len(long) // 2)
     texts.put(2, long[:at] + " POISON." + long[at:], "author 2")
@@ -429,7 +429,7 @@ def test_a_poisonous_chunk_is_set_aside_alone_under_its_number(texts: Texts) -> 
     texts.assert_in_step()
 
 
-def test_rows_that_share_a_key_or_are_blank_are_set_aside_by_their_own_key(texts_anywhere: Texts) -> None:
+def test_rows_that_share_a_key_or_are_blank_are_rejected_by_their_own_key(texts_anywhere: Texts) -> None:
     texts = texts_anywhere
     texts.target.execute("ALTER TABLE texts DROP CONSTRAINT texts_pkey")
     texts.target.execute("INSERT INTO texts VALUES (1, %s, 'another')", (prose(9),))
@@ -462,7 +462,7 @@ def test_a_restored_table_has_the_chunks_and_the_next_sync_nothing_to_do(texts: 
     assert len(server.paid) == paid
 
 
-def test_what_is_kept_of_the_chunks_may_be_lost(texts: Texts, server: OpenAIServer) -> None:
+def test_the_stored_chunks_may_be_lost(texts: Texts, server: OpenAIServer) -> None:
     texts.sync()
     paid = len(server.paid)
     texts.target.execute("DROP TABLE rowvec.chunks_1")
@@ -471,7 +471,7 @@ def test_what_is_kept_of_the_chunks_may_be_lost(texts: Texts, server: OpenAIServ
     assert len(server.paid) == paid
 
 
-def test_nothing_is_kept_of_rows_that_are_gone_or_changed(texts: Texts) -> None:
+def test_no_chunk_is_kept_of_deleted_or_changed_rows(texts: Texts) -> None:
     texts.sync()
     texts.put(1, prose(30, seed=9), "author 1")
     texts.target.execute("DELETE FROM texts WHERE id = 4")
@@ -480,7 +480,7 @@ def test_nothing_is_kept_of_rows_that_are_gone_or_changed(texts: Texts) -> None:
     assert kept == [(id_, n, chunk) for id_, each in sorted(texts.wanted().items()) for n, chunk in enumerate(each)]
 
 
-def test_a_table_without_chunks_is_built_anew_with_them_and_back(texts: Texts, server: OpenAIServer) -> None:
+def test_a_table_without_chunks_is_rebuilt_with_them_and_back(texts: Texts, server: OpenAIServer) -> None:
     whole, split = texts.pipeline({}), texts.pipeline()
     texts.sync(whole)
     paid = len(server.paid)
@@ -514,7 +514,7 @@ def test_another_size_pays_for_the_chunks_that_came_out_otherwise(texts: Texts, 
     assert set(server.paid) - before == {c for each in texts.stored().values() for c in each} - before
 
 
-def test_an_upgrade_of_the_splitter_splits_anew_and_pays_for_what_differs(
+def test_an_upgrade_of_the_splitter_splits_again_and_pays_for_what_differs(
     texts: Texts, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts.sync()
@@ -586,7 +586,7 @@ def test_a_table_without_chunks_has_none(beside: Texts) -> None:
     assert beside.target.execute("SELECT to_regclass('rowvec.chunks_1')").fetchone() == (None,)
 
 
-def test_what_cannot_be_split_is_said() -> None:
+def test_chunk_settings_that_cannot_work_are_refused() -> None:
     written = paintings.pipeline("artifacts").model_dump(mode="json", exclude_none=True)
     for chunks_, embedder, match in (
         ({"tokens": 100, "overlap": 51}, None, "more than half of tokens"),
@@ -630,7 +630,7 @@ def shared(first: str, second: str) -> str:
     return next((second[:n] for n in range(len(second), 0, -1) if first.endswith(second[:n])), "")
 
 
-def test_chunks_repeat_what_is_asked_of_the_one_before() -> None:
+def test_each_chunk_repeats_as_much_of_the_one_before_as_overlap_says() -> None:
     text = prose(900)
     how = splitter(64, 24)
     made = how.split(text)

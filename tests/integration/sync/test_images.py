@@ -270,7 +270,7 @@ def test_images_in_a_container(
     }
 
 
-def test_a_file_that_changes_under_a_run_is_the_next_rounds(
+def test_a_file_that_changes_during_a_run_is_left_to_the_next_round(
     source: Connection, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the upload and the embedding, and between the embedding and the merge."""
@@ -332,7 +332,7 @@ def test_embedding_elsewhere_takes_images_from_the_store(
 
 
 @pytest.mark.flow
-def test_a_kill_in_the_upload_is_gone_on_from(
+def test_a_killed_upload_is_continued(
     source: Connection, database_url: str, folder: Path, tmp_path: Path, prefect_server: PrefectServer
 ) -> None:
     paintings = pipeline(folder, local(tmp_path))

@@ -100,7 +100,7 @@ def test_a_used_up_quota_stops_at_once_and_what_was_paid_is_kept(
 
 
 @pytest.mark.parametrize("stage", ["embed", "binarize", "upload", "load", "merge", "index"])
-def test_a_run_that_dies_after_any_stage_is_taken_up_without_paying_again(
+def test_a_run_that_dies_after_any_stage_is_continued_without_paying_again(
     source: Connection, paid: Pipeline, server: OpenAIServer, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with dying_after(stage, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_run_killed_in_the_middle_of_embedding_pays_again_only_for_what_was_in
     assert states == [("abandoned",), ("succeeded",)]
 
 
-def test_two_runs_of_one_pipeline_do_not_meet(source: Connection, paid: Pipeline, server: OpenAIServer) -> None:
+def test_two_runs_of_one_pipeline_exclude_each_other(source: Connection, paid: Pipeline, server: OpenAIServer) -> None:
     with running(paid, "test"), pytest.raises(PipelineBusy, match="another run of the pipeline paintings"):
         sync(paid)
     assert sync(paid).consistent

@@ -265,7 +265,7 @@ def test_a_merge_with_nothing_to_do_sees_what_came_since_the_plan(
     assert_in_step(source)
 
 
-def test_a_run_goes_round_again_for_what_changed_meanwhile(
+def test_a_run_starts_another_round_for_what_changed_meanwhile(
     source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merge_run, changes = merge.run, iter(["UPDATE paintings SET title = 'late' WHERE id = 3"])
@@ -343,7 +343,7 @@ def test_composite_keys_of_any_type(source: Connection, tmp_path: Path) -> None:
     assert sync(hung).unchanged == 40
 
 
-def test_a_query_with_doubtful_keys_sets_them_aside(source: Connection, tmp_path: Path) -> None:
+def test_a_query_with_doubtful_keys_rejects_those_rows(source: Connection, tmp_path: Path) -> None:
     source.execute("CREATE TABLE loose AS SELECT * FROM paintings WHERE id <= 10")
     source.execute("INSERT INTO loose VALUES (1, 'again', 'one', 'x', 1), (NULL, 'no', 'key', 'x', 1)")
     loose = gallery.pipeline(
@@ -419,7 +419,7 @@ def test_hostile_names(source: Connection, tmp_path: Path) -> None:
     assert len(search.search(weird, "text", 3, "\"or'der\" = 'other'", "adaptive")["results"]) == 1
 
 
-def test_a_lost_ledger_is_made_good_from_the_vector_table(source: Connection, paintings: Pipeline) -> None:
+def test_a_lost_ledger_is_rebuilt_from_the_vector_table(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     source.execute("DROP SCHEMA rowvec CASCADE")
     source.execute("UPDATE paintings SET id = id + 100 WHERE id <= 5")
@@ -502,7 +502,7 @@ def test_a_change_that_triggers_do_not_see_is_found(source: Connection, painting
     assert_in_step(source)
 
 
-def test_579_rows_dropped_and_put_back_cost_nothing(source: Connection, paintings: Pipeline) -> None:
+def test_579_rows_deleted_and_inserted_again_cost_nothing(source: Connection, paintings: Pipeline) -> None:
     """Real tables do this: gone in one version, back in the next."""
     fill(source, 1450, start=51)
     source.execute("CREATE TABLE kept AS SELECT * FROM paintings WHERE id BETWEEN 500 AND 1078")

@@ -112,7 +112,7 @@ def test_what_is_no_mapping_is_no_pipeline(tmp_path: Path, text: str) -> None:
         load(write(tmp_path, text))
 
 
-def test_a_missing_file_is_said_plainly(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_in_plain_words(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         load(tmp_path / "none.yaml")
 

@@ -121,7 +121,7 @@ def test_a_manifest_with_other_bytes_is_corrupt(store: Store, tmp_path: Path) ->
         read_manifest(store, name, "0" * 64)
 
 
-def test_a_chain_begins_where_every_row_is_told_and_ends_with_the_newest(store: Store, tmp_path: Path) -> None:
+def test_a_chain_begins_with_a_full_manifest_and_ends_with_the_newest(store: Store, tmp_path: Path) -> None:
     assert read_chain(store, "paintings") == []
     names: list[str | None] = [None]
     for run, begins in enumerate([True, False, True, False, False]):
