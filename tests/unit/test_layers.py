@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,14 @@ def test_the_layers_on_the_page_are_those_of_the_contract() -> None:
     ]
     table = [name for name in re.findall(r"^\| `(rowvec/\w+/)` \|", PAGE, re.MULTILINE) if name != "rowvec/sql/"]
     assert table == layers
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Imports inside functions and for type checking alone count too."""
+    graph = grimp.build_graph("rowvec", "rowvec_tasks", "rowvec_flows")
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > len(MODULES) // 2
+    TopologicalSorter(imports).prepare()  # raises CycleError with the modules of a circle
 
 
 def test_the_top_of_the_core_can_be_read_at_a_glance() -> None:
