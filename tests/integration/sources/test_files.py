@@ -1,4 +1,4 @@
-"""Files as a source: their values as Postgres would write them, what is set aside, and what stops a run."""
+"""Files as a source: values are written as Postgres writes them, bad rows are rejected, and some faults stop a run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _NESTED = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=4),
     max_leaves=8,
 )
-# Large powers of ten and two, where a decimal may lie half-way between two floats.
+# Large powers of ten and of two: a decimal may lie half-way between two floats there.
 _FLOATS = (
     st.floats()
     | st.tuples(st.integers(-999, 999), st.integers(-30, 30)).map(_times_ten)
@@ -62,7 +62,7 @@ _FLOATS = (
 
 
 def _asked(connection: Connection, values: list[str], pg_type: str) -> list[str]:
-    """What Postgres makes of texts of a type."""
+    """The texts, each cast to a type by Postgres and written as text again."""
     statement = f"SELECT v::{pg_type}::text FROM unnest(%s::text[]) WITH ORDINALITY AS u (v, i) ORDER BY i"  # noqa: S608 # a test's own type
     rows = connection.execute(statement.encode(), (values,))
     return [row[0] for row in rows.fetchall()]
@@ -76,7 +76,7 @@ def test_floats_are_written_as_postgres_does(connection: Connection, values: lis
     assert ours == _asked(connection, [repr(v) for v in values], "float8")
     with np.errstate(over="ignore"):
         singles = [float(np.float32(v)) for v in values]
-    # 17 digits of the double that a single is exactly: reading them back cannot round to another one.
+    # A single-precision float is also an exact double. Its 17 digits cannot be read back as another double.
     exact = [f"{v:.17g}" for v in singles]
     assert [float_text(v, "real") for v in singles] == _asked(connection, exact, "float4")
 
@@ -174,7 +174,7 @@ def opened(made: Pipeline, folder: Path) -> Generator[FileSource]:
 
 
 def read(made: Pipeline, folder: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str]], int]:
-    """All rows of the files, by content, with what is set aside and how many are blank."""
+    """All rows of the files, by content, with the rejected rows and the number of blank ones."""
     folder.mkdir(exist_ok=True)
     with opened(made, folder) as source:
         nothing: Iterator[Block] = iter(())
@@ -394,7 +394,7 @@ def test_blobs_are_fetched_one_or_by_a_glob(container: Container, tmp_path: Path
 
 
 def with_credential(made: Pipeline, credential: str) -> Pipeline:
-    """The pipeline as it is once its references are resolved."""
+    """The pipeline after its references have been resolved."""
     source = made.source.model_copy(update={"credential": credential})
     return made.model_copy(update={"source": source})
 

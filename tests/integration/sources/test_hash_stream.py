@@ -1,4 +1,4 @@
-"""Pairs of hashes: parsed from a real COPY, cut anywhere, and summed up as the database does."""
+"""Pairs of hashes are parsed from a real COPY that may be cut anywhere, and summed up as the database does."""
 
 from __future__ import annotations
 

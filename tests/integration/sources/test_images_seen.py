@@ -1,4 +1,4 @@
-"""An image is read once a run where nobody can have touched it, and every edit is noticed all the same."""
+"""A run reads an image once if no process can have changed it in between, and still notices every edit."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _PIXELS = 50_000_000
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Images that were drawn long ago, as far as the margin goes, on a disk that is called local."""
+    """Images whose times are older than the margin, on a disk that is treated as local."""
     monkeypatch.setattr(image_memory, "MARGIN_SECONDS", 0.05)
     monkeypatch.setattr(image_memory, "_is_local", _yes)
     fill(tmp_path / "paintings", COUNT)
-    for number in range(COUNT):  # all as large as each other, for edits that keep the size
+    for number in range(COUNT):  # all of the same size, for edits that keep the size
         (tmp_path / f"paintings/same {number}.bmp").parent.mkdir(exist_ok=True)
         draw(100 + number).save(tmp_path / f"paintings/same {number}.bmp")
     time.sleep(0.2)
@@ -51,7 +51,7 @@ def _yes(device: int) -> bool:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The places that are read, in their order."""
+    """The locations that are read, in order."""
     found: list[str] = []
     read = FolderPlaces.read
 
@@ -64,7 +64,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def overwrite(path: Path, number: int) -> None:
-    """Another image of the same size in the same file, its time of modification set back."""
+    """Write another image of the same size into the same file, and reset its modification time."""
     before = path.stat()
     other = path.with_name("other.tmp")
     draw(number).save(other, format="BMP")
@@ -114,7 +114,7 @@ def test_an_edit_that_keeps_size_and_time_is_noticed_by_the_next_run(
 def test_an_edit_that_keeps_size_and_time_is_noticed_within_a_run(
     source: Connection, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the extract and the merge, of a row that is not planned too; and before the table is read back."""
+    """Rows, planned or not, are edited between extract and merge; and others before the table is read back."""
     paintings = pipeline(folder, local(tmp_path))
     sync(paintings)
     overwrite(folder / "same 0.bmp", 900)
@@ -171,7 +171,7 @@ def test_a_file_that_is_edited_while_it_is_read_is_not_remembered(
 
 
 def test_what_takes_its_place_is_read(folder: Path) -> None:
-    """Replaced by a rename, led elsewhere by a link, gone."""
+    """A file is replaced by a rename, is a link that changes its target, or is deleted."""
     places, memory = FolderPlaces(folder.resolve(), 10**9), ImageMemory()
     names = [b"same 0.bmp", b"same 1.bmp", b"same 2.bmp"]
     before = [look(places, _PIXELS, memory, name) for name in names]
@@ -222,7 +222,7 @@ _TIMES = st.integers(0, 2**62)
 
 @given(_TIMES, _TIMES, _TIMES)
 def test_settled_is_older_than_the_margin_by_both_times(changed: int, modified: int, began: int) -> None:
-    # Fields by number: mode, inode, device, links, owner, group, size, whole seconds, then the times in ns.
+    # The fields in order: mode, inode, device, links, owner, group, size, times in whole seconds, then times in ns.
     status = os.stat_result((0,) * 10 + (0.0,) * 3 + (0, modified, changed) + (0,) * 3)
     assert (status.st_mtime_ns, status.st_ctime_ns) == (modified, changed)
     if is_settled(status, began):

@@ -1,4 +1,4 @@
-"""A folder and a blob container keep the same promises, whoever else writes and whatever breaks on the way."""
+"""A folder and a blob container give the same guarantees, also with other writers and with faults on the way."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def written(path: Path, content: bytes) -> tuple[Path, str]:
 
 
 def official(place: Container) -> AzureContainer:
-    """The container through Azure's own client, for looking at what ours did."""
+    """The container through Azure's own client, to check what rowvec's client did."""
     return AzureContainer(place.account_url, place.name, credential=place.key)
 
 
 def sas(place: Container, permission: str, *, hours: int = 1) -> str:
-    """A SAS token for the account, which is itself a secret."""
+    """A SAS token for the account. The token is a secret."""
     return generate_account_sas(
         place.account,
         place.key,
@@ -66,7 +66,7 @@ def sas(place: Container, permission: str, *, hours: int = 1) -> str:
 
 
 def said(error: BaseException) -> str:
-    """All that a log would show of an error."""
+    """Everything that a log would show of an error."""
     return "".join(traceback.format_exception(error)) + repr(error)
 
 
@@ -382,7 +382,7 @@ def test_a_gateway_that_quotes_the_url_gives_no_token_away(tmp_path: Path, monke
 
 @contextmanager
 def quoting_gateway() -> Generator[str]:
-    """A server that answers 503 to everything and repeats the URL, as gateways and proxies on the way do."""
+    """A server that answers every request with 503 and repeats the URL, as gateways and proxies do."""
 
     class Gateway(BaseHTTPRequestHandler):
         def handle_one_request(self) -> None:
@@ -442,7 +442,7 @@ def test_a_url_names_account_container_and_prefix() -> None:
 
 @contextmanager
 def losing_the_answer_to(marker: bytes, host: str) -> Generator[tuple[str, list[bytes]]]:
-    """A proxy that forwards all, but cuts the line instead of giving the first answer to a ``marker`` request."""
+    """A proxy that forwards everything, but closes the connection instead of answering the first ``marker`` request."""
     target = host.removeprefix("http://").split(":")
     lost: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -463,7 +463,7 @@ def losing_the_answer_to(marker: bytes, host: str) -> Generator[tuple[str, list[
         def forward_back(upstream: socket.socket, client: socket.socket, losing: threading.Event) -> None:
             while data := received(upstream):
                 if losing.is_set() and not data.startswith(b"HTTP/1.1 100"):
-                    break  # it was done, and nobody will hear of it
+                    break  # the server did it, but the client gets no answer
                 client.sendall(data)
             end(client)
 
@@ -485,7 +485,7 @@ def losing_the_answer_to(marker: bytes, host: str) -> Generator[tuple[str, list[
 
 
 def received(line: socket.socket) -> bytes:
-    """What comes next; nothing once the other side is gone."""
+    """The next bytes; none after the other side has closed."""
     try:
         return line.recv(MIB)
     except OSError:
@@ -493,7 +493,7 @@ def received(line: socket.socket) -> bytes:
 
 
 def end(line: socket.socket) -> None:
-    """Close both ways, so that whoever waits for it wakes."""
+    """Close both directions, so that a thread that waits for data wakes up."""
     try:
         line.shutdown(socket.SHUT_RDWR)
     except OSError:
@@ -509,7 +509,7 @@ def test_a_lost_acknowledgement_ends_as_done(
         client.create_container()
     with losing_the_answer_to(b"PUT ", container.host) as (host, lost):
         place = Container(host=host, name=container.name)
-        # The client's own second attempt meets what its first one did.
+        # The client tries again, and finds the object that its first attempt created.
         assert open_container(place.url, place.key).put("a/b", path, digest) is False
     assert len(lost) == 1
     assert b"/some/prefix/a/b" in lost[0]

@@ -1,4 +1,4 @@
-"""The main job with Azure Blob Storage as the store: a real blob server, another machine, a planted secret."""
+"""Syncs with Azure Blob Storage as the store: a real blob server, another machine, a planted secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts asked by the Batch API: the same answers, artifacts and merge, and never twice, whatever becomes of a job."""
+"""Texts embedded by the Batch API: the same results as direct requests, and no text is paid twice if a job fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
 
 
 def pipeline(server: OpenAIServer, tmp_path: Path, embedder: dict[str, Any] | None = None, **batch: Any) -> Pipeline:
-    """The gallery's, asked by jobs where at least five texts are wanted, and never waited for."""
+    """The gallery's pipeline with jobs for five texts or more; a run does not wait for its jobs."""
     common = {"kind": "openai", "model": "text-embedding-3-small", "dimensions": 96, "base_url": server.url}
     how = {"at_least": 5, "wait_minutes": 0, **batch}
     return paintings.pipeline(
@@ -39,22 +39,22 @@ def pipeline(server: OpenAIServer, tmp_path: Path, embedder: dict[str, Any] | No
 
 
 def by_jobs(server: OpenAIServer) -> int:
-    """Requests that were made by jobs."""
+    """The number of requests that were made by jobs."""
     return sum(request.path == "/v1/batches" for request in server.requests)
 
 
 def directly(server: OpenAIServer) -> int:
-    """Requests that were made directly."""
+    """The number of requests that were made directly."""
     return sum(request.path != "/v1/batches" for request in server.requests)
 
 
 def paid_once(server: OpenAIServer) -> bool:
-    """No text was billed twice."""
+    """Whether no text was billed twice."""
     return max(server.paid.values(), default=0) <= 1
 
 
 def leave(asked: Pipeline) -> AwaitingJobs:
-    """A sync that leaves its jobs to the next."""
+    """Run a sync that leaves its jobs to the next sync."""
     with pytest.raises(AwaitingJobs) as awaited:
         sync(asked)
     return awaited.value
@@ -205,7 +205,7 @@ def test_a_run_that_never_heard_of_its_job_finds_it(source: Connection, server: 
     with pytest.raises(Exception, match="does not answer"):
         sync(asked)
     assert source.execute("SELECT state, provider_id FROM rowvec.jobs").fetchall() == [("prepared", None)]
-    # Other jobs of the account stand before it in the list.
+    # Other jobs of the account come before it in the list.
     for number in range(5):
         job = replace(server.batches.jobs["batch_1"], id=f"other_{number}", metadata={}, status="completed")
         server.batches.jobs[job.id] = job

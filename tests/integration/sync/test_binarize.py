@@ -1,4 +1,4 @@
-"""The bits are pgvector's own: compared with what the database itself makes of the same vectors."""
+"""The bits are the same as pgvector's: they are compared with what the database computes from the same vectors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def vectors(dtype: type[np.floating]) -> st.SearchStrategy[Vectors]:
 
 
 def quantized(connection: Connection, wire: npt.NDArray[np.floating], halfvec: bool) -> list[bytes]:
-    """What ``binary_quantize`` makes of vectors given in their wire format, which keeps every bit of every value."""
+    """``binary_quantize`` of vectors that are sent in their wire format, which keeps every bit of every value."""
     head = wire.shape[1].to_bytes(2, "big") + bytes(2)
     recv = "halfvec" if halfvec else "vector"
     connection.execute("DROP TABLE IF EXISTS pg_temp.given")

@@ -1,4 +1,4 @@
-"""Chunking: long contents in several vectors, of which an edit pays for those that changed and no others."""
+"""Chunking: a long content has several vectors, and an edit pays only for the chunks that it changes."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ WORDS = (
 
 
 def sentence(seed: int) -> str:
-    """A sentence of some ten tokens."""
-    return " ".join(random.Random(seed).choices(WORDS, k=9)).capitalize() + "."  # no secret
+    """A sentence of about ten tokens."""
+    return " ".join(random.Random(seed).choices(WORDS, k=9)).capitalize() + "."  # not a secret
 
 
 def prose(sentences: int, seed: int = 0) -> str:
@@ -64,7 +64,7 @@ def prose(sentences: int, seed: int = 0) -> str:
 
 
 class Texts:
-    """Rows of (id, text, author), kept in the target's database and brought to where the source is."""
+    """Rows of (id, text, author), kept in the target's database and copied to the source."""
 
     def __init__(self, kind: str, target: Connection, elsewhere: str, folder: Path, server: OpenAIServer) -> None:
         self.kind, self.target, self._elsewhere, self._folder, self._server = kind, target, elsewhere, folder, server
@@ -79,7 +79,7 @@ class Texts:
         )
 
     def publish(self) -> None:
-        """Bring the source to what ``texts`` is."""
+        """Make the source equal to the table ``texts``."""
         rows = self.target.execute("SELECT * FROM texts ORDER BY random()").fetchall()
         columns = [list(values) for values in zip(*rows, strict=True)] if rows else [[], [], []]
         if self.kind == "database":
@@ -133,7 +133,7 @@ class Texts:
         return Pipeline.model_validate({**written, "artifacts": {"url": str(self._folder / "artifacts")}, **parts})
 
     def sync(self, pipeline: Pipeline | None = None) -> Any:
-        """Publish, and bring the vectors in step."""
+        """Publish the rows, and sync."""
         self.publish()
         return sync(pipeline or self.pipeline())
 
@@ -147,13 +147,13 @@ class Texts:
         return found
 
     def wanted(self) -> dict[int, list[str]]:
-        """What the vector table ought to hold, by the splitter and the rows themselves."""
+        """What the vector table must hold, computed from the rows by the splitter."""
         how = splitter()
         rows = self.target.execute("SELECT id, text FROM texts").fetchall()
         return {id_: how.split(text) for id_, text in rows if text and text.strip(" \t\n\r\f\v")}
 
     def assert_in_step(self) -> None:
-        """Every chunk is there, and its author, and nothing else."""
+        """Every chunk is there with its author, and nothing else."""
         assert self.stored() == self.wanted()
         wrong = self.target.execute(
             "SELECT id FROM vectors.texts AS v JOIN texts USING (id) WHERE v.author IS DISTINCT FROM texts.author"
@@ -162,7 +162,7 @@ class Texts:
 
 
 def splitter(size: int = SIZE, overlap: int = OVERLAP) -> Splitting:
-    """How the pipelines of these tests split."""
+    """The chunk settings of the pipelines in this module."""
     return splitting(Chunks(tokens=size, overlap=overlap), EMBEDDER)
 
 
@@ -199,24 +199,24 @@ def make_texts(
 
 @pytest.fixture(params=["beside", "database"])
 def texts(request: pytest.FixtureRequest, make_texts: MakeTexts) -> Texts:
-    """Five rows: three long texts, a short one, and a blank."""
+    """Five rows: three long texts, a short one, and a blank one."""
     return filled(make_texts(request.param))
 
 
 @pytest.fixture(params=KINDS)
 def texts_anywhere(request: pytest.FixtureRequest, make_texts: MakeTexts) -> Texts:
-    """The same in every kind of source: files go the way of other databases but for how they are read."""
+    """The same rows in every kind of source. Files take the same path as another database, but are read differently."""
     return filled(make_texts(request.param))
 
 
 @pytest.fixture
 def beside(make_texts: MakeTexts) -> Texts:
-    """The same beside the vector table."""
+    """The same rows in a table of the vector table's database."""
     return filled(make_texts("beside"))
 
 
 def filled(made: Texts) -> Texts:
-    """Give a source its rows."""
+    """Fill a source with its rows."""
     for id_, sentences in ((1, 60), (2, 40), (3, 24), (4, 1)):
         made.put(id_, prose(sentences, seed=id_), f"author {id_}")
     made.put(5, " \n ")
@@ -290,7 +290,7 @@ def test_a_row_that_changes_while_its_chunks_are_embedded_is_left_to_the_next_ro
         merged = merge.run(pipeline, run.run_id)
         stored = texts.target.execute("SELECT id, chunk, content FROM vectors.texts").fetchall()
         wanted = texts.wanted()
-        # Nothing stale and no orphan, whatever is not there yet.
+        # Chunks may still be missing, but none is stale and none is an orphan.
         assert all(wanted[id_][number] == content for id_, number, content in stored)
         assert {id_ for id_, _, _ in stored} >= {2, 4}
         assert merged.pending > 0
@@ -355,7 +355,7 @@ def test_a_run_that_dies_while_it_splits_leaves_no_row_half_split(
     real, calls = chunks.add_chunks, 0
 
     class Dying:
-        """A cursor that gives its first rows only."""
+        """A cursor that returns only its first rows."""
 
         def __init__(self, cursor: Any) -> None:
             self._cursor = cursor
@@ -377,7 +377,8 @@ def test_a_run_that_dies_while_it_splits_leaves_no_row_half_split(
         with pytest.raises(Died):
             texts.sync()
     split = texts.target.execute("SELECT count(DISTINCT id) FROM rowvec.chunks_1").fetchone()
-    # What is beside is split without a transaction, and kept; what is elsewhere is read in one.
+    # A table next to the vector table is split without a transaction, and its chunks are stored. Another source is read
+    # in one transaction.
     assert split == ((128,) if kind == "beside" else (0,))
     texts.sync()
     texts.assert_in_step()
@@ -489,7 +490,8 @@ def test_a_table_without_chunks_is_rebuilt_with_them_and_back(texts: Texts, serv
     assert len(server.paid) == paid
     report = paintings.rebuild(split)
     assert (report.switched, report.consistent) == (True, True)
-    # Asked about source rows, whose neighbours are source rows, whatever the tables' keys.
+    # The comparison asks for source rows, and their neighbours are source rows, even if the keys of the two tables
+    # differ.
     assert report.comparison.questions > 0
     assert report.comparison.shared > 0
     texts.assert_in_step()
@@ -541,7 +543,7 @@ def test_a_search_says_which_chunk_it_found(beside: Texts) -> None:
 
 
 def vector_of(text: str) -> list[float]:
-    """The server's vector of a text."""
+    """The vector that the server gives a text."""
     return [float(x) for x in vector(EMBEDDER.model, text, EMBEDDER.dimensions)]
 
 
@@ -617,7 +619,7 @@ def test_chunks_hold_the_whole_text_and_never_more_tokens_than_allowed(text: str
     assert made == split.split(text)
     covered = 0
     for chunk in made:
-        # The furthest place at which it may stand with nothing but white space left out before it.
+        # The furthest place at which the chunk may start if only white space is left out before it.
         begins = covered + len(text[covered:]) - len(text[covered:].lstrip())
         at = text.rfind(chunk, 0, begins + len(chunk))
         assert at >= 0
@@ -626,7 +628,7 @@ def test_chunks_hold_the_whole_text_and_never_more_tokens_than_allowed(text: str
 
 
 def shared(first: str, second: str) -> str:
-    """The end of the one that is the other's beginning."""
+    """The end of the one chunk that is also the beginning of the other."""
     return next((second[:n] for n in range(len(second), 0, -1) if first.endswith(second[:n])), "")
 
 

@@ -1,4 +1,4 @@
-"""A folder of images kept in step: what is replaced, renamed, deleted and broken, and nothing else, is work."""
+"""A folder of images is kept in sync: only images that are replaced, renamed, deleted or broken cause work."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pipeline(path: Path, artifacts: dict[str, str], **source: Any) -> Pipeline:
 
 @pytest.fixture(params=["folder", pytest.param("azurite", marks=pytest.mark.azurite)])
 def artifacts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Where images are kept."""
+    """The folder of the images."""
     if request.param == "folder":
         return {"url": str(tmp_path / "artifacts")}
     container: Container = request.getfixturevalue("container")
@@ -86,7 +86,7 @@ def contents(connection: Connection) -> dict[str, str]:
 
 
 def expected(folder: Path, without: AbstractSet[Path] = frozenset()) -> dict[str, str]:
-    """What the vector table must hold, by the files themselves."""
+    """What the vector table must hold, computed from the files."""
     files = [path for path in folder.rglob("*") if path.is_file() and path not in without]
     return {path.relative_to(folder).as_posix(): f"sha256:{sha256(path)}" for path in files}
 
@@ -119,7 +119,7 @@ def test_only_what_changed_is_work(source: Connection, folder: Path, artifacts: 
     assert (expected_work["new"], expected_work["changed"], expected_work["embedded"]) == (5, 5, 5)
     report = sync(paintings)
     assert (report.changed, report.embedded, report.images) == (5, 5, 5)
-    assert (report.new, report.reused) == (5, 5)  # under their new names, and of those no vector was made
+    assert (report.new, report.reused) == (5, 5)  # under their new names, and no vector was computed for them
     assert report.deleted == 5 + 5 + 1  # deleted, the old names of the moved, the broken
     assert report.rejected == 1
     (reject,) = rejects(paintings, retry=False)["rejects"]
@@ -163,7 +163,7 @@ def test_images_go_with_their_rows_when_they_are_pruned(source: Connection, few:
     done = prune(paintings, timedelta(0), apply=True)
     assert (done.images, len(kept(paintings))) == (1, 9)
     assert run_audit(paintings).consistent
-    # It comes back: uploaded again; its vector is had where its artifact still is.
+    # The image comes back. It is uploaded again, and its vector is reused if its artifact still exists.
     (tmp_path / "away.png").rename(gone)
     back = sync(paintings)
     assert (back.new, back.images, back.embedded) == (1, 1, 0)
@@ -187,14 +187,14 @@ def test_a_month_keeps_what_an_older_run_shows(source: Connection, few: Path, tm
     sorted(few.rglob("*.png"))[0].unlink()
     sync(paintings)
     source.execute("UPDATE rowvec.images SET noted_at = noted_at - interval '40 days'")
-    assert prune(paintings, timedelta(days=30), apply=True).images == 0  # the first run is of today
+    assert prune(paintings, timedelta(days=30), apply=True).images == 0  # the first run was today
     source.execute("UPDATE rowvec.runs SET started_at = started_at - interval '35 days'")
     assert prune(paintings, timedelta(days=30), apply=True).images == 1
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_table_says_where_its_images_are(source: Connection, few: Path, tmp_path: Path, kind: str) -> None:
-    """A rename in the table is a change of metadata, and one row without an image has no vector."""
+    """A rename in the table is a change of metadata, and a row without an image has no vector."""
     files = sorted(path for path in few.rglob("*") if path.is_file())
 
     def write(names: list[str | None]) -> None:
@@ -234,7 +234,7 @@ def test_a_table_says_where_its_images_are(source: Connection, few: Path, tmp_pa
 def test_images_in_a_container(
     source: Connection, few: Path, tmp_path: Path, container: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Relative to a blob URL, and as whole URLs; a URL of another account is never asked."""
+    """Names are relative to a blob URL, or are whole URLs. A URL of another account is never requested."""
     monkeypatch.setenv("BLOB_KEY", container.key)
     client = ContainerClient(container.account_url, container.name, credential=container.key)
     client.create_container()
@@ -273,7 +273,7 @@ def test_images_in_a_container(
 def test_a_file_that_changes_during_a_run_is_left_to_the_next_round(
     source: Connection, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the upload and the embedding, and between the embedding and the merge."""
+    """Files change between the upload and the embedding, and between the embedding and the merge."""
     paintings = pipeline(few, local(tmp_path))
     files = sorted(path for path in few.rglob("*") if path.is_file())
     first = files[0].read_bytes()
@@ -299,7 +299,8 @@ def test_a_file_that_changes_during_a_run_is_left_to_the_next_round(
     assert report.consistent
     assert report.rejected == 0
     assert contents(source) == expected(few)
-    # As it was when the run began: its vector is had, and is that of these bytes, not of those that were there then.
+    # The file is again as it was when the run began. Its vector is reused, and is the vector of these bytes, not of the
+    # bytes that were there during the run.
     files[0].write_bytes(first)
     report = sync(paintings)
     assert (report.changed, report.embedded, report.reused) == (1, 0, 1)
@@ -314,7 +315,7 @@ def test_a_file_that_changes_during_a_run_is_left_to_the_next_round(
 def test_embedding_elsewhere_takes_images_from_the_store(
     source: Connection, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine that embeds has no such folder; neither has the one that merges: the folder is only back then."""
+    """The machine that embeds does not have the folder: it is moved away until the embedding is over."""
     paintings = pipeline(few, local(tmp_path))
     embed_run = batch.run
 
@@ -341,7 +342,7 @@ def test_a_killed_upload_is_continued(
     with psycopg.connect(database_url) as other:
 
         def noted() -> bool:
-            # While this is held nothing more is noted: the upload is stopped where it is.
+            # While this lock is held, no more images are recorded, so the upload stops at this point.
             other.execute("LOCK TABLE rowvec.images IN SHARE MODE")
             row = other.execute("SELECT count(*) FROM rowvec.images WHERE uploaded_at IS NOT NULL").fetchone()
             if row is not None and row[0] > 0:

@@ -1,4 +1,4 @@
-"""A batch is in staging once, whole, or not at all; and loading it takes no more memory than a batch of rows."""
+"""A batch is in staging once and whole, or not at all. Loading it takes no more memory than one batch of rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from rowvec.vectors.fingerprint import Identity
 _IDENTITY = Identity(provider="local", model="wordllama", dimensions=16, preprocessing=1)
 _INTO = sql.Identifier("rowvec", "waiting")
 
-# Runs alone, so that what it holds at its peak is the load's and nobody else's.
+# Runs in a process of its own, so that its peak memory is that of the load alone.
 _LOAD_ALONE = """
 import resource, sys
 from pathlib import Path
@@ -66,7 +66,7 @@ with connect(url) as connection:
 
 @pytest.fixture
 def run(connection: Connection, paintings: Pipeline) -> RunId:
-    """A run in the ledger, for the marks of its batches."""
+    """A run in the ledger, to which the marks of its batches refer."""
     return runs.start_run(connection, pipelines.register(connection, paintings, _IDENTITY), "test")
 
 
@@ -77,7 +77,7 @@ def test_a_batch_that_is_marked_is_not_loaded_again(connection: Connection, run:
     assert load_batch(connection, run, 0, first, table, _INTO, direct=True) == 7
     assert load_batch(connection, run, 0, first, table, _INTO, direct=True) == 7
     assert load_batch(connection, run, 1, second, table, _INTO, direct=True) == 5
-    # Not even read: a worker that takes over has it no more.
+    # The file is not even read: a worker that takes over does not have it any more.
     first.unlink()
     assert load_batch(connection, run, 0, first, table, _INTO, direct=True) == 7
     assert _ids(connection) == list(range(12))
@@ -133,7 +133,7 @@ def test_rows_as_the_vector_table_has_them(
     vectors = np.array([row[5] for row in found], np.float32)
     kind = np.float32 if precision == "float32" else np.float16
     assert (vectors == np.array(whole.column("embedding").to_pylist(), kind)).all()
-    # The transaction's own time, as the merge has it for every other row.
+    # The time of the transaction, which the merge also writes to every other row.
     times = connection.execute(
         "SELECT DISTINCT run_id, now() - embedded_at BETWEEN '0' AND '1 min'::interval FROM rowvec.waiting"
     ).fetchall()
@@ -189,7 +189,7 @@ def test_an_artifact_that_breaks_in_the_middle_leaves_nothing(
             load_batch(connection, run, 0, artifact, table, _INTO, direct=True)
     assert _ids(connection) == []
     assert _marks(connection, run) == []
-    # The connection is as good as new, and so is the batch.
+    # The connection can be used again, and the batch can be loaded again.
     assert load_batch(connection, run, 0, artifact, table, _INTO, direct=True) == 6000
 
 
@@ -229,7 +229,7 @@ def test_a_server_that_goes_away_is_tried_again(
 
 
 def test_rows_that_the_server_did_not_see_are_missed(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream cut between two rows is a good stream to Postgres."""
+    """Postgres accepts a stream that is cut between two rows."""
     connection.execute("CREATE TABLE cut (id bigint)")
     whole = Encoder.encode
 
@@ -257,7 +257,7 @@ def test_memory_does_not_grow_with_the_artifact(
     large = _artifact(tmp_path / "large.parquet", table, 48_000, first=4096)
     assert large.stat().st_size > 200e6
     arguments = [sys.executable, "-c", _LOAD_ALONE, database_url, str(run), str(small), str(large)]
-    # What glibc keeps for itself of freed blocks depends on the number of cores.
+    # How much freed memory glibc keeps depends on the number of cores.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)  # noqa: S603 - our own text
     rows, grown_mb = map(int, done.stdout.split())

@@ -1,4 +1,4 @@
-"""Syncs with an embedder that costs money: no text is paid for twice, whatever happens."""
+"""Syncs with an embedder that costs money: no text is paid for twice, whichever fault occurs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
 
 @pytest.fixture
 def paid(server: OpenAIServer, tmp_path: Path) -> Pipeline:
-    """The gallery's pipeline with an embedder that costs money, four texts a request."""
+    """The gallery's pipeline with an embedder that costs money, four texts per request."""
     embedder = {
         "kind": "openai",
         "model": "text-embedding-3-small",
@@ -66,8 +66,8 @@ def test_one_poison_row_in_each_request_stays_one_poison_row(
     again = sync(paid)
     assert (again.rejected, again.new, len(server.texts)) == (10, 0, sent)
     source.execute("UPDATE paintings SET title = 'mended' WHERE id = 5")
-    mended = sync(paid)
-    assert (mended.rejected, mended.embedded, mended.rows) == (9, 1, 41)
+    retried = sync(paid)
+    assert (retried.rejected, retried.embedded, retried.rows) == (9, 1, 41)
     rejects.rejects(paid, retry=True)
     assert sync(paid).rejected == 9
     assert len(server.texts) > sent + 1
@@ -121,7 +121,7 @@ def test_a_run_killed_in_the_middle_of_embedding_pays_again_only_for_what_was_in
     prefect_server: PrefectServer,
     after_requests: int,
 ) -> None:
-    """The whole command, killed with the provider at work: a rerun pays only for what was in flight."""
+    """The whole command is killed while requests are in flight. A second run pays again only for those."""
     fill(source, 30, start=51)
     file = write_pipeline(paid, tmp_path)
     server.latency = 0.3

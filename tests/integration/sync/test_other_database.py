@@ -1,4 +1,4 @@
-"""The main job on sources that are not in the target's database: CSV and Parquet files, and another database."""
+"""Syncs of sources that are not in the target's database: CSV and Parquet files, and another database."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _COLUMNS = ("id", "title", "description", "author", "year")
 
 
 class Apart:
-    """The paintings, kept in the target's database for comparison and copied to where the source is."""
+    """The paintings, kept in the target's database for comparison and copied to the source."""
 
     def __init__(self, kind: str, beside: Connection, url: str, folder: Path) -> None:
         self.kind, self._beside, self._url, self._folder = kind, beside, url, folder
 
     def write(self) -> None:
-        """Bring the source to what ``paintings`` in the target's database is."""
+        """Make the source equal to ``paintings`` in the target's database."""
         rows = self._beside.execute("SELECT * FROM paintings ORDER BY random()").fetchall()
         if self.kind == "database":
             with connect(self._url) as connection:
@@ -307,7 +307,7 @@ def test_rows_that_move_after_the_plan_are_known(source: Connection, apart: Apar
         source.execute("DELETE FROM paintings WHERE id = 3")
         source.execute("INSERT INTO paintings SELECT * FROM gone WHERE id = 12")
         source.execute("UPDATE paintings SET title = 'not planned' WHERE id = 20")
-        source.execute("UPDATE paintings SET year = 1 WHERE id = 21")  # not planned either, and its vector is right
+        source.execute("UPDATE paintings SET year = 1 WHERE id = 21")  # also not planned, and its vector is right
         apart.write()
         assert sorted(moved_since(source, resolve(kept), plan)) == sorted(
             digest_of_key([str(i)]) for i in (1, 2, 3, 12, 20)

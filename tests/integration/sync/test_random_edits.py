@@ -1,4 +1,4 @@
-"""Random edits of the source between syncs: the vector table is always what the source says, and no text is paid twice.
+"""Random edits between syncs: after each sync the vector table agrees with the source, and no text is paid twice.
 
 A few seeds run with the other tests, many in ``make soak``; a failure names its seed.
 """
@@ -20,7 +20,7 @@ WORDS = ("red", "green", "blue", "gold", "", " ", "same")
 
 
 def edit(source: Connection, chance: random.Random) -> None:
-    """One random change to the source, or to the vector table behind our back."""
+    """Make one random change to the source, or to the vector table without rowvec."""
     some = [chance.randrange(60) for _ in range(chance.randrange(1, 6))]
     word = chance.choice(WORDS)
     match chance.randrange(8):
@@ -50,7 +50,7 @@ def edit(source: Connection, chance: random.Random) -> None:
 
 
 def play(seed: int, source: Connection, paintings: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some rounds of edits and syncs."""
+    """Run several rounds of edits and a sync."""
     chance = random.Random(seed)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serve(key=KEY) as server:

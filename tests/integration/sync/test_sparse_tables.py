@@ -1,4 +1,4 @@
-"""A pipeline of sparse vectors: all that holds for dense ones holds for them, from the source to the search."""
+"""A pipeline of sparse vectors: everything that holds for dense ones holds for them, from the source to the search."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def given(source: Connection) -> Connection:
 
 @pytest.fixture
 def empty(cluster: str) -> Generator[str]:
-    """The DSN of a database without anything in it."""
+    """The DSN of an empty database."""
     name = f"empty_sparse_{next(_numbers)}"
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -88,19 +88,19 @@ def pipeline(folder: Path, dimensions: int = DIMENSIONS, **parts: dict[str, Any]
 
 
 def one(connection: Connection, statement: str) -> Any:
-    """The one value of a query of ours."""
+    """The one value that a query returns."""
     row = connection.execute(sql.SQL(cast("LiteralString", statement))).fetchone()
     return row and row[0]
 
 
 def drawn(rows: int, *, dimensions: int = DIMENSIONS, nonzeros: int = 24) -> SparseVectors:
-    """Vectors of about so many nonzeros, about 20 around each of many topics."""
+    """Vectors with about ``nonzeros`` nonzeros each, in groups of about 20 that share a topic."""
     random = np.random.default_rng(7)
     topics = [random.choice(dimensions, 2 * nonzeros, replace=False) for _ in range(rows // 20 + 1)]
     found: list[np.ndarray[Any, Any]] = []
     for row in range(rows):
         of_topic = random.choice(topics[row % len(topics)], nonzeros * 3 // 4, replace=False)
-        # As in any language, some words are everywhere.
+        # As in any language, some words occur in most texts.
         everywhere = random.integers(0, 50, nonzeros // 4)
         found.append(np.unique(np.concatenate([of_topic, everywhere])))
     starts = sparse.ends_of(np.array([len(one) for one in found], np.int64))
@@ -197,7 +197,7 @@ def test_an_artifact_is_plain_parquet_of_its_own_format(given: Connection, tmp_p
         "values": np.array([value for _, value in pairs], np.float32).tolist(),
     }
     assert by_content["Painting 5\nIt shows the number 5"] == wanted
-    # A dense row alone would take 122,088 bytes.
+    # One dense row would take 122,088 bytes.
     assert path.stat().st_size < 50_000
 
 
@@ -237,7 +237,7 @@ def test_a_file_of_indices_and_values(source: Connection, tmp_path: Path) -> Non
     vectors = drawn(300)
     rows: list[Any] = vectors.arrow().to_pylist()
     rows[5] = {"indices": [30_522], "values": [1.0]}
-    # As models write them: the heaviest first.
+    # In the order in which models write them: the largest weight first.
     rows[6] = {"indices": [30_000, 2], "values": [3.0, 1.0]}
     path = tmp_path / "source.parquet"
     pq.write_table(
@@ -283,7 +283,7 @@ def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Conne
     found = measure(connection, table, choice, Recall(queries=50))
     assert found.index == built.name
     assert found.recall is not None
-    # The graph is drawn by lot, and by l2 the short vectors are everybody's neighbours.
+    # The graph is random, and with l2 the short vectors are near to all others.
     assert found.recall > (0.6 if metric == "l2" else 0.85)
     assert [check.passed for check in (*check_vectors(connection, table), *check_index(connection, table, choice))] == [
         True
@@ -302,14 +302,14 @@ def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Conne
     name = install_search_function(connection, table, choice)
     text = one(connection, "SELECT embedding::text FROM items WHERE id = 3")
     for filter_ in (None, json.dumps({"author": "author 3"})):
-        statement = f"SELECT id FROM {name}(%s, 5, filter => %s)"  # noqa: S608 # its own quoted name
+        statement = f"SELECT id FROM {name}(%s, 5, filter => %s)"  # noqa: S608 # a name that rowvec quotes
         rows = connection.execute(statement, (text, filter_)).fetchall()  # pyright: ignore[reportArgumentType] # ours
         assert len(rows) == 5
         assert filter_ is None or {row[0] % 10 for row in rows} == {3}
 
 
 def test_recall_is_measured_exactly(connection: Connection) -> None:
-    """Against the answers of SQL, and with an index that cannot find enough."""
+    """Recall is compared with the answers of SQL, also for an index that cannot find enough."""
     vectors = drawn(400)
     table = fill(connection, vectors)
     poor = choose(
@@ -510,8 +510,8 @@ def test_the_command_with_a_file_written_by_hand(
     synced = start(prefect_server.api, "sync", file, "--json").wait()
     assert (synced.status, synced.json["consistent"], synced.json["new"]) == (0, True, 50), synced.stderr
     given.execute("UPDATE vectors.paintings SET embedding = '{3:1}/30522' WHERE id = 11")
-    mended = start(prefect_server.api, "audit", file, "--repair", "--json").wait()
-    assert (mended.status, mended.json["consistent"], mended.json["repaired"]) == (0, True, 1), mended.stderr
+    repaired = start(prefect_server.api, "audit", file, "--repair", "--json").wait()
+    assert (repaired.status, repaired.json["consistent"], repaired.json["repaired"]) == (0, True, 1), repaired.stderr
     found = start(prefect_server.api, "search", file, "{139:1}/30522", "-k", "1", "--json").wait()
     assert (found.status, len(found.json["results"])) == (0, 1), found.stderr
     assert one(given, _AGREE) == 50

@@ -1,4 +1,4 @@
-"""The main job on a table in the target's own database, and the changes that other tools miss."""
+"""Syncs of a table in the target's own database, and the changes that other tools miss."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_contents_swapped_between_rows_follow_their_keys(source: Connection, pai
 
 
 def _sync_with_a_change(paintings: Pipeline, source: Connection, change: str) -> tuple[Run, Merged]:
-    """One round of a sync whose source changes between extract and merge."""
+    """Run one round of a sync whose source changes between extract and merge."""
     with running(paintings, "test") as run:
         plan = stage.run(paintings, run)
         for number in range(plan.batches):
@@ -490,7 +490,7 @@ def test_rows_arrive_by_copy_and_an_index_is_valid_if_the_catalogue_says_so(
 
 
 def test_a_change_that_triggers_do_not_see_is_found(source: Connection, paintings: Pipeline) -> None:
-    """As logical replication applies changes: no trigger fires, no rule, no timestamp of the application's is set."""
+    """Changes are applied as by logical replication: no trigger or rule fires, and no timestamp column is set."""
     sync(paintings)
     with source.transaction():
         source.execute("SET LOCAL session_replication_role = replica")
@@ -503,7 +503,7 @@ def test_a_change_that_triggers_do_not_see_is_found(source: Connection, painting
 
 
 def test_579_rows_deleted_and_inserted_again_cost_nothing(source: Connection, paintings: Pipeline) -> None:
-    """Real tables do this: gone in one version, back in the next."""
+    """Real tables do this: rows are missing in one version and back in the next."""
     fill(source, 1450, start=51)
     source.execute("CREATE TABLE kept AS SELECT * FROM paintings WHERE id BETWEEN 500 AND 1078")
     sync(paintings)
