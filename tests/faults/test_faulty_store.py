@@ -183,8 +183,8 @@ def test_a_container_deleted_between_runs_is_created_again_and_audit_fills_it_fr
     assert (report["embedded"], report["consistent"]) == (1, True)
     assert client_of(container).get_container_properties().public_access is None
     assert_in_step(source)
-    mended = succeeded(rowvec("audit", file, "--repair"))
-    assert (mended["consistent"], mended["repaired"] >= 50) == (True, True)
+    repaired = succeeded(rowvec("audit", file, "--repair"))
+    assert (repaired["consistent"], repaired["repaired"] >= 50) == (True, True)
     assert set(server.paid.values()) == {1}
 
 
@@ -203,8 +203,8 @@ def test_an_artifact_cut_in_the_store_fails_the_run_that_wrote_it(
     assert (ended.status, ended.json["consistent"]) == (1, False), ended
     assert "artifact(s) are not in the store as they were written" in last_line(ended)
     assert source.execute("SELECT state FROM rowvec.runs").fetchall() == [("failed",)]
-    mended = succeeded(rowvec("audit", file, "--repair"))
-    assert (mended["consistent"], mended["repaired"] >= 50) == (True, True)
+    repaired = succeeded(rowvec("audit", file, "--repair"))
+    assert (repaired["consistent"], repaired["repaired"] >= 50) == (True, True)
     assert set(server.paid.values()) == {1}
     assert_in_step(source)
 

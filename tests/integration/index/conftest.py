@@ -1,4 +1,4 @@
-"""What the tests of indexes share."""
+"""Settings that all tests of indexes share."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tuner asks 60 questions of each candidate, not 400: a recall of two decimals is not what these tests need."""
+    """The tuner asks each candidate 60 questions instead of 400: these tests do not need a recall of two decimals."""
     monkeypatch.setattr("rowvec.index.tuning.tuner._QUERIES", 60)

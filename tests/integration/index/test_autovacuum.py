@@ -1,4 +1,4 @@
-"""Autovacuum comes by whenever it likes, also while a run is at work on tables of its own: the merge does not wait."""
+"""Autovacuum may start at any time, also on the tables of a run: the merge does not wait for it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.support.waiting import wait_for
 
 ROWS = 3_000
 
-# It comes by each second, to those tables alone that ask for it: its workers are few.
+# Autovacuum runs every second, and only on tables that ask for it, because it has few workers.
 _SERVER = ("autovacuum_naptime = '1s'", "autovacuum_vacuum_insert_threshold = 1000000")
-# A page a tenth of a second: once it has begun it is at work for as long as the test is.
+# One page per tenth of a second: once a vacuum has begun, it lasts as long as the test.
 _ASKED = """
     autovacuum_vacuum_insert_threshold = 1, autovacuum_vacuum_insert_scale_factor = 0,
     autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1
@@ -36,7 +36,7 @@ _ASKED = """
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Connection]:
-    """A server whose autovacuum comes by often, with the paintings."""
+    """A server with the paintings whose autovacuum runs often."""
     with own_postgres() as server, connect(server.url) as connection:
         monkeypatch.setenv("ROWVEC_DATABASE_URL", server.url)
         monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
@@ -51,7 +51,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Connect
 def test_the_merge_takes_its_tables_from_an_autovacuum(
     server: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A lock that is not to be had ends the merge at once, and is not tried for half a minute.
+    # If a lock cannot be taken, the merge ends at once, and does not try again for half a minute.
     monkeypatch.setattr(database, "LOCK_PATIENCE_SECONDS", 0.0)
     assert _sync_beside_autovacuum(server, paintings).new == ROWS
     assert_in_step(server)

@@ -1,4 +1,4 @@
-"""The index is made, mended and replaced without a moment in which readers have none."""
+"""The index is built, repaired and replaced, and readers have a usable index at every moment."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_index_is_built_if_missing_and_kept_if_it_fits(connection: Connection
 
 
 def test_an_invalid_index_is_not_trusted_for_its_name(connection: Connection) -> None:
-    """A name says nothing; indisvalid does."""
+    """The name alone proves nothing; ``indisvalid`` decides."""
     table = vector_table(16)
     filled(connection, table, 500)
     first = ensure_index(connection, table, BITS).index
@@ -94,7 +94,7 @@ def test_indexes_of_others_are_used_but_never_dropped(connection: Connection) ->
 
 
 def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connection, database_url: str) -> None:
-    """The new index is valid before the old one goes; a worn one is rebuilt the same way."""
+    """The new index is valid before the old one is dropped; a worn index is rebuilt in the same way."""
     table = vector_table(32)
     vectors = filled(connection, table, 4_000)
     ensure_index(connection, table, BITS)
@@ -132,7 +132,7 @@ def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connec
 def test_what_a_killed_build_leaves_is_cleared(connection: Connection, database_url: str) -> None:
     table = vector_table(64, bits=False)
     filled(connection, table, 6_000)
-    # An old transaction keeps the build waiting, so that it is surely under way when its backend is ended.
+    # The build waits for an old transaction, so it is certainly under way when its backend is terminated.
     with connect(database_url) as old, connect(database_url) as builder:
         old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         old.execute("SELECT 1 FROM items LIMIT 1")
@@ -153,7 +153,7 @@ def test_what_a_killed_build_leaves_is_cleared(connection: Connection, database_
         assert failed
     (left,) = index_state(connection, table)
     assert not left.valid
-    # And what REINDEX CONCURRENTLY leaves when it is killed.
+    # An index as a killed REINDEX CONCURRENTLY leaves it.
     connection.execute(
         sql.SQL("ALTER INDEX {} RENAME TO {}").format(*map(sql.Identifier, (left.name, left.name + "_ccnew")))
     )
@@ -164,7 +164,7 @@ def test_what_a_killed_build_leaves_is_cleared(connection: Connection, database_
 
 
 def test_a_build_that_is_under_way_is_waited_for(connection: Connection, database_url: str) -> None:
-    """The backend of a killed client builds on; a second build beside it would be paid for twice."""
+    """The backend of a killed client continues its build; a second build at the same time would do the work twice."""
     table = vector_table(16, bits=False)
     filled(connection, table, 1_000)
     with connect(database_url) as old, connect(database_url) as first:
@@ -178,7 +178,7 @@ def test_a_build_that_is_under_way_is_waited_for(connection: Connection, databas
 
         def seen(_: float, phase: str) -> None:
             phases.append(phase)
-            # It cannot but come to this while there is an older transaction.
+            # The build always reaches a waiting phase while there is an older transaction.
             if "waiting" in phase:
                 old.rollback()
 
@@ -202,7 +202,9 @@ def test_a_lock_that_cannot_be_taken_ends_the_build(
         old.execute("UPDATE items SET year = 1 WHERE id = 1")
         with pytest.raises(DatabaseUnavailable, match="lock timeout"):
             ensure_index(connection, table, BITS)
-    assert [state.valid for state in index_state(connection, table)] == [False]  # that writer kept it from going, too
+    assert [state.valid for state in index_state(connection, table)] == [
+        False
+    ]  # the same writer also prevented the drop
     assert connection.execute("SHOW lock_timeout").fetchone() == patience
     assert connection.execute("SHOW min_parallel_table_scan_size").fetchone() == ("8MB",)
     assert ensure_index(connection, table, BITS).built
@@ -263,7 +265,7 @@ def test_names_fit_and_differ(table: str, other: str) -> None:
     try:
         (table + other).encode()
     except UnicodeEncodeError:
-        return  # no name in Postgres
+        return  # not a possible name in Postgres
     cut = cut_name(table, suffix)
     assert len(cut.encode()) <= 63
     assert cut.endswith(suffix)
@@ -289,9 +291,9 @@ def test_a_build_takes_no_more_than_it_may(
 def test_the_memory_that_lists_take_is_computed_as_the_server_computes_it(
     connection: Connection, lists: int, less: LiteralString
 ) -> None:
-    """pgvector refuses with what it needs, rounded up to MB: ours is a little more, and never less.
+    """pgvector's error names the memory it needs, rounded up to MB; rowvec's figure is a little more, and never less.
 
-    ``less`` is enough for the rows that it draws, which it asks for first.
+    ``less`` is enough for the sample of rows, for which pgvector needs memory first.
     """
     filled(connection, vector_table(64), 12_000)
     choice = replace(IVFFLAT, lists=lists)

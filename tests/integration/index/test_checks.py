@@ -34,7 +34,7 @@ def test_bad_rows_are_counted_and_named(connection: Connection, precision: Preci
     connection.execute("UPDATE items SET embedding = NULL WHERE id = 1")
     connection.execute("UPDATE items SET embedding = '[0,0,0,0]', embedding_bits = B'0000', run_id = 2 WHERE id = 2")
     connection.execute("UPDATE items SET embedding_bits = ~embedding_bits WHERE id >= 300")
-    # Only a table whose column lost its length can hold these.
+    # Only a table whose column has lost its length can hold these values.
     connection.execute(f"ALTER TABLE items ALTER COLUMN embedding TYPE {kind}".encode())
     connection.execute("UPDATE items SET embedding = '[1,1,1]', embedding_bits = NULL WHERE id = 3")
     found = {check.name: check for check in check_vectors(connection, table)}
@@ -58,7 +58,7 @@ def test_a_composite_key_is_named_whole(connection: Connection) -> None:
     create(connection, table)
     connection.execute("INSERT INTO items VALUES ('x', 7, 'c', '[0,0]', 'f', 'm', 1, now())")
     assert [check.rows for check in check_vectors(connection, table) if not check.passed] == [(("x", "7"),)]
-    # Zero is a vector like any other where direction does not matter.
+    # Zero is a valid vector if the metric does not depend on direction.
     assert all(check.passed for check in check_vectors(connection, replace(table, metric="l2")))
 
 

@@ -28,7 +28,7 @@ def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
     sync(paintings)
     assert maintain(paintings)["index"] is None
     tuning = tune(paintings, SMALL)
-    assert tuning.choice.kind == "none"  # of so few rows
+    assert tuning.choice.kind == "none"  # because there are so few rows
     # As if a search of them had been slow.
     chosen = next(m for m in tuning.measured if m.choice.kind == "hnsw" and m.recall >= 0.95)
     source.execute(
@@ -43,7 +43,7 @@ def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
     assert len(search(paintings, "the number 7", 3, None, "adaptive")["results"]) == 3
     shown = source.execute("SELECT index_name, held, tuned_choice ->> 'on', state FROM rowvec.indexes").fetchall()
     assert shown == [(seen["index"], chosen.choice.on, chosen.choice.on, "live")]
-    # A pipeline that names its index is obeyed.
+    # If the pipeline names its index, that index is built.
     named = maintain(paintings.model_copy(update=BITS))
     assert (named["on"], named["built"]) == ("bits", True)
     again = maintain(paintings.model_copy(update=BITS), rebuild=True)

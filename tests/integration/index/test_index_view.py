@@ -1,4 +1,4 @@
-"""rowvec.indexes tells a monitoring role what each index is, how worn, how good, and how far one that is built."""
+"""rowvec.indexes shows a monitoring role the kind, wear and recall of each index, and the progress of a build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recall is measured against distances that the index has no part in."""
+"""Recall is measured against distances that are computed without the index."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_index_that_finds_everything_has_recall_1(
     precision: Any = "float32" if stored == "vector" else "float16"
     table = vector_table(24, metric=metric, precision=precision, bits=False)
     vectors = 90 * np.random.default_rng(1).standard_normal((400, 24)).astype(np.float32)
-    # Of everything two, and of one many: ties and neighbours at no distance.
+    # Two copies of every vector and many of one: there are ties, and neighbours at distance zero.
     vectors[200:] = vectors[:200]
     vectors[150:190] = vectors[0]
     create(connection, table)
@@ -68,7 +68,9 @@ READY: LiteralString = "UPDATE pg_index SET indisready = %s WHERE indexrelid = '
 
 
 def test_a_search_that_leaves_rows_out_shows(connection: Connection) -> None:
-    """Every row has a twin, and the index knows one of the two: of half of the rows it finds the nearest."""
+    """Every row has a twin, and the index holds only one of the two: it finds the nearest neighbour of half the
+    rows.
+    """
     table = vector_table(16, bits=False)
     vectors = np.tile(clustered(2_000, 16), (2, 1))
     create(connection, table)

@@ -1,4 +1,4 @@
-"""The index is kept fit: each build has its reason, is judged beside the one it replaces, and is written down."""
+"""Upkeep of the index: each build has a reason, is compared with the index it replaces, and is recorded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WANTED = Recall(k=10, at_least=0.9, queries=20)
 
 @pytest.fixture(autouse=True)
 def decided_by_few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a thousand queries decide of a real table, a few decide of one made to be plainly good or bad."""
+    """A few queries are enough here: the tables of these tests are made to have a clearly good or bad recall."""
     monkeypatch.setattr("rowvec.index.recall._DECIDING_QUERIES", 20)
 
 
@@ -67,7 +67,7 @@ def test_it_is_built_once_and_then_only_for_a_reason(connection: Connection) -> 
         None,
         (f"{name} was left alone: of 1,000 vectors 0 are gone or replaced, and 0 came",),
     )
-    # Growth wears nothing; rows that later runs gave other vectors do, and so do those that went.
+    # New rows do not wear an index. Rows whose vectors later runs replaced wear it, and so do deleted rows.
     fill(connection, table, clustered(500, 16, seed=8), first=1_000)
     connection.execute("UPDATE items SET run_id = 2 WHERE id >= 1000 OR id < 50")
     grown = kept(connection, table, FLOAT)
@@ -96,7 +96,7 @@ def test_it_is_built_once_and_then_only_for_a_reason(connection: Connection) -> 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recall]:
-    """What was asked for, each time that a recall was really measured."""
+    """The requested recall of each real measurement."""
     asked: list[Recall] = []
 
     def counted(*arguments: Any, **how: Any) -> RecallReport | None:
@@ -157,7 +157,7 @@ def test_a_recall_that_was_too_little_does_not_stand(connection: Connection, mea
     assert len(measured) == 2
     assert again.recall is not None
     assert again.recall.passed
-    # Measured, and found good: nothing is built for what the ledger says.
+    # The measurement is good, so nothing is built because of the poor recall in the ledger.
     assert recorded(connection) == [("missing", "serves")]
 
 
@@ -198,7 +198,9 @@ def test_an_index_that_rowvec_did_not_build_is_watched_once_it_is_found(connecti
     assert why(kept(connection, table, FLOAT)) is None
     connection.execute("UPDATE items SET run_id = 2 WHERE id < 40")
     assert why(kept(connection, table, FLOAT)) == "worn"
-    assert why(kept(connection, table, FLOAT)) is None  # the newer one serves, and is not dropped for the older
+    assert (
+        why(kept(connection, table, FLOAT)) is None
+    )  # the newer index serves, and the older one does not make the run drop it
     assert recorded(connection) == [("found", "serves"), ("worn", "serves")]
     assert len(names(connection, table)) == 2
 
@@ -210,13 +212,15 @@ def test_an_index_that_lacks_rows_is_rebuilt_for_its_recall(connection: Connecti
     (poor,) = names(connection, table)
     ready = sql.SQL("UPDATE pg_index SET indisready = {} WHERE indexrelid = {}::regclass")
     connection.execute(ready.format(False, poor))
-    fill(connection, table, clustered(600, 16), first=600)  # each vector again: half of all neighbours are in no index
+    fill(
+        connection, table, clustered(600, 16), first=600
+    )  # each vector a second time: half of all neighbours are in no index
     connection.execute(ready.format(True, poor))
     strict = WANTED.model_copy(update={"at_least": 0.99})
-    mended = kept(connection, table, FLOAT, strict)
-    assert why(mended) == "recall"
-    assert mended.recall is not None
-    assert mended.recall.passed
+    rebuilt = kept(connection, table, FLOAT, strict)
+    assert why(rebuilt) == "recall"
+    assert rebuilt.recall is not None
+    assert rebuilt.recall.passed
     assert poor not in names(connection, table)
     assert recorded(connection) == [("missing", "replaced"), ("recall", "serves")]
 
@@ -237,11 +241,11 @@ def test_a_new_index_that_finds_less_goes_again_and_the_old_one_stays(
     assert re.search(r"was dropped again: \w+ finds \d\.\d{3} and stays", outcome.notes[0])
     assert "was dropped again" in caplog.text
     assert recorded(connection) == [("missing", "serves"), *[("other choice", "refused"), *[("recall", "refused")] * 2]]
-    # What the run's report says, and that what serves is sound.
+    # The report of the run says so, and the index that serves is sound.
     checks = check_serving(connection, table, outcome.choice, outcome.recall, outcome.notes)
     assert all(check.ok for check in checks)
     assert "was dropped again" in next(check.detail for check in checks if check.name == "index_kept_fit")
-    # The next run knows, until the rows are others.
+    # The next run remembers this until enough rows have changed.
     again = kept(connection, table, poor)
     assert len(recorded(connection)) == 1 + TRIES
     assert "the last 3 builds over nearly the same rows found too little" in again.notes[0]
@@ -252,7 +256,7 @@ def test_a_new_index_that_finds_less_goes_again_and_the_old_one_stays(
 
 @pytest.mark.parametrize("other", [FLOAT, replace(FLOAT, m=32), replace(FLOAT, m=4, ef_construction=8)])
 def test_a_new_index_is_measured_while_the_old_one_serves(connection: Connection, other: IndexChoice) -> None:
-    """By itself the planner takes the cheaper of two alike: the old one where the new one has more links."""
+    """Of two similar indexes the planner takes the cheaper one: the old index, if the new one has more links."""
     table = vector_table(16)
     filled(connection, table, 1_000)
     kept(connection, table, FLOAT)

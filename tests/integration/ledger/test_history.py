@@ -60,7 +60,7 @@ def test_an_alarm_distinguishes_a_worse_index_from_a_wrong_table(source: Connect
 def test_the_sync_of_a_generation_under_way_is_not_reported_as_one_of_the_pipeline(
     paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An automation that waits for the next sync of a generation's own name would wait for ever after the switch."""
+    """After the switch, an automation that waits for a sync under the generation's own name would wait for ever."""
     sent: list[str] = []
 
     def note(resource: dict[str, str], **_: object) -> None:
@@ -80,7 +80,7 @@ def test_leftovers_of_a_dead_run_are_cleared_and_a_run_under_way_is_left_alone(
         extract.run(paintings, run)
         assert clear(paintings, "crashed").runs == ()
         assert _tables(source) == 2
-    # As a killed process leaves it: running in the ledger, without its lock, with its files.
+    # As a killed process leaves a run: running in the ledger, without its lock, with its files.
     with connect(database_url) as connection:
         source.execute("UPDATE rowvec.runs SET state = 'running', finished_at = NULL")
         folder = make_workdir(connection, run.run_id)

@@ -1,4 +1,4 @@
-"""The audit finds what does not agree, names it, and a repair mends it from artifacts."""
+"""The audit finds every difference and names it, and a repair fixes it from the artifacts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def synced(source: Connection, paintings: Pipeline) -> Connection:
 
 
 def repair(pipeline: Pipeline) -> SyncReport:
-    """What the command does."""
+    """Run what the command runs."""
     prepare_repair(pipeline)
     return sync(pipeline)
 
@@ -94,7 +94,7 @@ def test_any_drift_of_any_column_is_found_and_repaired(
 
 
 def test_a_row_that_no_run_wrote_is_found_though_its_content_is_right(synced: Connection, paintings: Pipeline) -> None:
-    """Another run's number, which does exist: only the journal knows better."""
+    """The row has the number of another existing run, so only the journal shows that it is wrong."""
     fill(synced, 1, start=60)
     sync(paintings)
     synced.execute("UPDATE vectors.paintings SET run_id = 2 WHERE id = 3")
@@ -107,7 +107,7 @@ def test_a_row_that_no_run_wrote_is_found_though_its_content_is_right(synced: Co
 def test_a_row_that_is_wrong_in_two_ways_is_repaired_in_both(
     synced: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
-    """The source has other metadata by now, which is the reason that is named; its bits are wrong all the same."""
+    """The metadata in the source has changed, and the audit names this reason; the bits are wrong as well."""
     synced.execute("UPDATE paintings SET year = 1 WHERE id IN (3, 4)")
     synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 3")
     assert run_audit(paintings).counts["stale"] == 2
@@ -136,7 +136,7 @@ def test_all_findings_are_counted_and_repaired_and_a_hundred_are_named(synced: C
 def test_a_lost_or_corrupt_artifact_is_written_again_from_the_table(
     source: Connection, tmp_path: Path, lost: bool, precision: str
 ) -> None:
-    """What is paid for is what exists nowhere: here, nothing."""
+    """Only vectors that exist nowhere are paid for, and here none is missing everywhere."""
     pipeline = gallery.pipeline(str(tmp_path / "artifacts"), target={"precision": precision})
     sync(pipeline)
     for path in (tmp_path / "artifacts").rglob("*.parquet"):
@@ -207,8 +207,8 @@ def test_the_command_names_the_rows_and_repairs_them(
     assert ended.status == 1
     assert (ended.json["missing"], ended.json["corrupt"], ended.json["repaired"]) == (1, 1, 0)
     assert {(row["key"][0], row["kind"]) for row in ended.json["rows"]} == {("3", "missing"), ("4", "corrupt")}
-    mended = start(prefect_server.api, "audit", file, "--repair", "--json").wait()
-    assert (mended.status, mended.json["consistent"], mended.json["repaired"]) == (0, True, 2)
+    repaired = start(prefect_server.api, "audit", file, "--repair", "--json").wait()
+    assert (repaired.status, repaired.json["consistent"], repaired.json["repaired"]) == (0, True, 2)
     assert_in_step(synced)
 
 

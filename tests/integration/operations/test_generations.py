@@ -158,7 +158,7 @@ def test_no_switch_while_a_run_is_under_way(source: Connection, paintings: Pipel
         switch(longer, following)
     assert dimensions(source) == {64}
     assert switch(longer, following) == "vectors.paintings__1"
-    # A switch that is tried again after its answer was lost is not made twice.
+    # If the answer to a switch is lost and the switch is tried again, it is not done twice.
     assert switch(longer, following) == "vectors.paintings__1"
 
 

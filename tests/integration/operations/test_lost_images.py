@@ -75,7 +75,7 @@ def spoil(artifacts: dict[str, str], request: pytest.FixtureRequest) -> Callable
 
 
 def restore(pipeline: Pipeline) -> RestoreReport:
-    """What the flow does."""
+    """Run what the flow runs."""
     with restoring(pipeline) as restore:
         return finish_restore(pipeline, restore.run, restore_rows(pipeline, restore))
 

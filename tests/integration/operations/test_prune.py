@@ -74,7 +74,7 @@ def test_what_the_table_needs_stays(edited: Connection, paintings: Pipeline, dat
 
 
 def test_a_kept_run_can_still_be_restored(edited: Connection, paintings: Pipeline, database_url: str) -> None:
-    """With an age of thirty days: no row needs the second artifact, but a run of last week does."""
+    """The age is thirty days: no row needs the second artifact, but a run of last week needs it."""
     assert prune(paintings, MONTH, apply=True).artifacts == 0
     age(edited, 20)
     assert prune(paintings, MONTH, apply=True).artifacts == 0

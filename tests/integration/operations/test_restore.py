@@ -41,13 +41,13 @@ def empty(cluster: str) -> Generator[str]:
 
 
 def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
-    """What the flow does."""
+    """Run what the flow runs."""
     with restoring(pipeline, manifest) as restore:
         return finish_restore(pipeline, restore.run, restore_rows(pipeline, restore))
 
 
 def edit(connection: Connection) -> None:
-    """A change of each kind."""
+    """Make one change of each kind."""
     connection.execute("DELETE FROM paintings WHERE id <= 3")
     connection.execute("UPDATE paintings SET author = 'O, \"quoted\"\nName' WHERE id IN (4, 5)")
     connection.execute("UPDATE paintings SET author = NULL WHERE id = 6")

@@ -1,4 +1,4 @@
-"""Sparse vectors as pgvector sends them, takes them and reads them in a text."""
+"""Sparse vectors as pgvector sends them, accepts them, and parses them from text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_pgvector_takes_what_is_sent_and_sends_the_same(connection: Connection) 
         texts = [text for _, text in found[1:]]
         (answer,) = answers_of(dimensions, texts)
         assert isinstance(answer.vectors, SparseVectors)
-        # All but the least of floats, whose square vanishes.
+        # All floats except the smallest, whose squares underflow to zero.
         assert {error.detail for error in answer.rejected.values()} <= {
             "the vector's norm is beyond what float32 can hold"
         }
@@ -54,7 +54,7 @@ def test_pgvector_takes_what_is_sent_and_sends_the_same(connection: Connection) 
 
 
 def test_what_pgvector_thinks_of_a_text_is_what_we_do(connection: Connection) -> None:
-    """Unsorted indices and zeros are pgvector's to take in a text; what it refuses is refused here too."""
+    """In a text pgvector accepts unsorted indices and zeros, and so does rowvec; both refuse the same texts."""
     for text in ("{3:1,1:2}/5", "{1:0,2:1}/5", " { 1 : 2 , 2 : 1e-3 } / 5 ", "{1:1,1:2}/5", "{6:1}/5", "{0:1}/5"):
         answers = answers_of(5, [text])
         taken: bytes | None = None
