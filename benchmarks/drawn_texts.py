@@ -1,4 +1,4 @@
-"""Texts as many as wanted, no two alike and twenty of a kind: what an index finds hard, and a hash does not."""
+"""Made-up texts in any number: no two are equal, twenty are of each kind. That is hard for an index, not for a hash."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 _BLOCK_ROWS = 10_000
 _ROWS_A_KIND = 20
-# Each row has the words of its kind, and some of its own.
+# Each row has the words of its kind, and some words of its own.
 _COMMON, _OWN = 12, 10
 _TEXT = (
     "dawn river oil canvas portrait winter harbour gold leaf study woman window garden storm marble "
@@ -24,7 +24,7 @@ _WORDS = _TEXT.split()
 def copied_texts(rows: int) -> Iterator[str]:
     """Blocks of lines for COPY: id, title, body, author and year; title and body have about 145 bytes together.
 
-    The same lines for the same number of rows.
+    The lines are always the same for the same number of rows.
     """
     random = np.random.default_rng(7)
     kinds = random.integers(len(_WORDS), size=(max(1, rows // _ROWS_A_KIND), _COMMON))

@@ -1,8 +1,8 @@
 """Who ends right after a fault, and what did each pay? The same faults for rowvec and for what people use today.
 
-Each fault befalls a table of its own. After it the syncer runs once more, and then a second time; after each run plain
-SQL compares every vector with the one it should be. ``extra`` are texts that were paid for beyond the distinct ones.
-``--quick`` has fewer rows. The last line is one JSON object.
+Each fault happens to a table of its own. After it the syncer runs once, and then a second time; after each run plain
+SQL compares every vector with the one it should be. ``extra`` counts the texts paid for beyond the distinct ones.
+``--quick`` uses fewer rows. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SLOW_SECONDS = 3.0
 _NEW: LiteralString = "INSERT INTO public.texts VALUES (%s, %s)"
 _GONE: LiteralString = "DELETE FROM public.texts WHERE id >= %s AND id %% 2 = 0"
 _DROP: LiteralString = "DELETE FROM {table} WHERE {id} < %(first)s"
-# Each gets the vector of the row whose key is twice its own.
+# Each row gets the vector of the row whose key is twice its own.
 _SWAP: LiteralString = """
     UPDATE {table} AS mine SET embedding = other.embedding
     FROM (SELECT {id} AS of, embedding FROM {table}) AS other
@@ -45,7 +45,7 @@ _SWAP: LiteralString = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One syncer before one fault, its table not yet filled."""
+    """One syncer before one fault; its vector table is not filled yet."""
 
     syncer: Syncer
     place: Place
@@ -55,26 +55,26 @@ class Scene:
     limit: float
 
     def sync(self) -> Ended:
-        """One sync, to its end."""
+        """Run one sync to its end."""
         return start(self.syncer, self.place).wait(self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one syncer came through one fault."""
+    """What one fault did to one syncer."""
 
     fault: str
     syncer: str
     befell: bool
-    """False where the syncer had ended, or failed, before it could."""
+    """False if the syncer had ended or failed before the fault could happen."""
     statuses: tuple[int, int]
-    """Of the run that follows and of the one after it."""
+    """The exit statuses of the run that follows the fault and of the run after it."""
     first: Wrong
     then: Wrong
     paid: int
     distinct: int
     told: str
-    """The last words of a run that failed."""
+    """The last line that a failed run wrote."""
 
     @property
     def extra(self) -> int:
@@ -83,7 +83,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """In a few words."""
+        """The result in a few words."""
         if not self.befell:
             return "not reached"
         if not self.first.rows:
@@ -96,13 +96,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What befalls a syncer, up to and including the run that must cope with it."""
+    """What happens to a syncer, up to and including the run that must repair it."""
 
     name: str
     befall: Callable[[Scene], Ended | None]
-    """None: it could not."""
+    """Returns None if the fault could not happen."""
     large: bool = False
-    """Whether it needs a table that takes a while."""
+    """Whether the fault needs a table whose sync takes a while."""
     account: Account = field(default_factory=Account)
 
 
@@ -116,7 +116,7 @@ def killed(scene: Scene) -> Ended | None:
 
 
 def deleted_meanwhile(scene: Scene) -> Ended | None:
-    """Half of the new rows are deleted while the provider has their texts."""
+    """Delete half of the new rows while the provider has their texts."""
     if scene.sync().status:
         return None
     for number in range(_NEW_ROWS):
@@ -129,13 +129,13 @@ def deleted_meanwhile(scene: Scene) -> Ended | None:
 
 
 def poisoned(scene: Scene) -> Ended | None:
-    """One row of the table cannot be embedded: the provider refuses each request that holds it."""
+    """Make one row of the table impossible to embed: the provider refuses each request that holds it."""
     scene.connection.execute("UPDATE public.texts SET content = %s WHERE id = %s", (f"Words {POISON}", scene.rows // 2))
     return scene.sync()
 
 
 def tampered(scene: Scene) -> Ended | None:
-    """Somebody deletes vectors in the syncer's table, and overwrites others."""
+    """Delete some vectors in the syncer's table, and overwrite others."""
     if scene.sync().status:
         return None
     held = scene.syncer.held
@@ -147,7 +147,7 @@ def tampered(scene: Scene) -> Ended | None:
 
 
 def lost(scene: Scene) -> Ended | None:
-    """What the syncer keeps on this machine is gone, and so are some rows of the source."""
+    """Delete all that the syncer keeps on this machine, and some rows of the source."""
     if scene.sync().status:
         return None
     delete(scene.connection, 0)
@@ -166,7 +166,7 @@ FAULTS = (
 
 
 def main() -> None:
-    """Try and print."""
+    """Let each fault happen to each syncer, and print what came of it."""
     arguments = _arguments()
     if arguments.quick:
         arguments.rows, arguments.small = 3_000, 300
@@ -214,7 +214,7 @@ def _try(arena: Arena, fault: Fault, arguments: argparse.Namespace, syncer: Sync
 
 
 def _once_more(scene: Scene, fault: Fault) -> Ended:
-    """The second run; after tampering, what the syncer's documentation says to run then."""
+    """The second run. After tampering, it is the command that the syncer's documentation gives for that."""
     repair = scene.syncer.repair
     if fault.befall is tampered and repair is not None:
         return start(scene.syncer, scene.place, repair(scene.place)).wait(scene.limit)
@@ -259,7 +259,7 @@ def _tell(found: list[Outcome], chosen: list[Syncer], arguments: argparse.Namesp
 
 
 def new_text(number: int) -> str:
-    """The content of a row that is added."""
+    """The content of an added row."""
     return f"A row that came later, the {number}th"
 
 
@@ -279,12 +279,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=20_000, help="of the table whose sync is killed")
     parser.add_argument("--small", type=int, default=1_000, help="rows of the other tables")
     parser.add_argument(
-        "--data", type=Path, help="a Parquet file of texts; left out: made up, a seventh of them repeated"
+        "--data", type=Path, help="a Parquet file of texts; by default texts are made up, a seventh of them repeated"
     )
     parser.add_argument("--column", default="title", help="of the file")
     parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds after which a run is ended")
-    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="syncers that are tried side by side")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds after which a run is killed")
+    parser.add_argument(
+        "--at-once", type=int, default=os.cpu_count() or 1, help="how many syncers run at the same time"
+    )
     parser.add_argument("--only", nargs="+", help="names of syncers")
     parser.add_argument("--logs", type=Path, help="a folder for what the syncers write")
     return parser.parse_args()

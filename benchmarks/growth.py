@@ -1,4 +1,4 @@
-"""How costs grow with rows: laws fitted to what was measured, and what they say of sizes that were not."""
+"""How costs grow with rows: laws fitted to measured sizes, and what they predict for sizes that were not measured."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Law:
     constant: float
     slope: float
     r2: float
-    """The share of the variance it explains, in the measured unit: the largest sizes weigh most."""
+    """The share of the variance that the law explains, in the measured unit, so the largest sizes weigh most."""
 
     def at(self, rows: float) -> float:
-        """What it says of so many rows."""
+        """The predicted cost of this many rows."""
         return self.constant + self.slope * _scaled(self.form, rows)
 
     def written(self, unit: str) -> str:
-        """For people: the cost of a million rows besides the constant."""
+        """The law as text: the constant, and the cost of each million rows."""
         a_million = self.slope * _scaled(self.form, 1e6)
         return f"{self.constant:.2f} + {a_million:.4g} {unit} a million rows ({self.form}), R2 {self.r2:.4f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """``factor * n ** exponent``, fitted in logarithms, where each size weighs the same."""
+    """``factor * n ** exponent``, fitted in logarithms, so each size weighs the same."""
 
     factor: float
     exponent: float
@@ -42,9 +42,10 @@ class Power:
 
 
 def fit(form: Form, rows: Sequence[int], costs: Sequence[float]) -> Law:
-    """The law of least squares through two sizes or more; neither its constant nor its slope is below nothing."""
+    """The least-squares law through two sizes or more; neither its constant nor its slope is negative."""
     x, y = np.array([_scaled(form, n) for n in rows]), np.array(costs, np.float64)
-    # Relative to the cost: without it the constant, which the smallest sizes show, would be what the largest leave.
+    # Errors are relative to the cost. Otherwise the constant, which shows at the smallest sizes, would only absorb the
+    # errors of the largest.
     weights = 1 / np.maximum(y, 1e-9)
     slope, constant = np.polyfit(x, y, 1, w=weights)
     if slope < 0:
@@ -55,7 +56,7 @@ def fit(form: Form, rows: Sequence[int], costs: Sequence[float]) -> Law:
 
 
 def power(rows: Sequence[int], costs: Sequence[float]) -> Power:
-    """The power law through two sizes or more; costs must be above nothing."""
+    """The power law through two sizes or more; costs must be positive."""
     x, y = np.log(np.array(rows, np.float64)), np.log(np.array(costs, np.float64))
     exponent, factor = np.polyfit(x, y, 1)
     return Power(factor=math.exp(factor), exponent=float(exponent), r2=_explained(y, factor + exponent * x))

@@ -1,9 +1,9 @@
-"""What of a bare threaded upload's rate do images keep, with checksums, metadata and a ledger?
+"""How much of a bare threaded upload's rate do images keep, with checksums, metadata and a ledger?
 
-Small images, unlike each other, are drawn into a folder. The peer sends the same bytes with the same number of threads
-and Azure's own client, ``overwrite=False``, and nothing else. Ours is ``rowvec.sync.images.upload.upload_images`` over
-a stored plan, ledger and all. Both go into one Azurite, a slice of the images at a time, in turns, so that what else
-the machine does meets both. ``--quick`` has fewer images. The last line is one JSON object.
+Small images, all different, are drawn into a folder. The peer sends the same bytes with the same number of threads and
+Azure's own client, ``overwrite=False``, and nothing else. Ours is ``rowvec.sync.images.upload.upload_images`` over a
+stored plan, with the ledger. Both upload into one Azurite, one slice of the images at a time, in turns, so that other
+work on the machine affects both. ``--quick`` uses fewer images. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.support.servers.azurite import Container, serving
 
 SIDE = 96
 GOALS = {"rate": 0.80, "memory": 1.2}
-"""Images a second of a bare upload's; the client's peak after all slices to that after the first."""
+"""Images per second over those of a bare upload; the client's peak after all slices over that after the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +47,17 @@ class Measured:
 
     seconds: float
     cpu: float
-    """Of this process, all threads."""
+    """CPU seconds of this process, all threads."""
     images: int
 
     @property
     def rate(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.images / self.seconds
 
 
 def bare(container: Container, files: list[Path]) -> Measured:
-    """The peer."""
+    """The peer: Azure's own client and threads, nothing else."""
     client = ContainerClient(container.account_url, container.name, credential=container.key)
 
     def send(path: Path) -> None:
@@ -71,7 +71,10 @@ def bare(container: Container, files: list[Path]) -> Measured:
 
 @contextmanager
 def planned(pipeline: Pipeline) -> Generator[Callable[[list[str]], Measured]]:
-    """What uploads some of the images, by their paths: of a plan that has all, as if the ledger had the others."""
+    """A function that uploads the images with the given paths.
+
+    The plan holds all images; the ledger is set so that the others count as uploaded.
+    """
     resolved = resolve(pipeline)
     assert resolved.source.kind == "images"
     with running(pipeline, "benchmark") as run, connect(target_url(None)) as connection:
@@ -90,7 +93,7 @@ def planned(pipeline: Pipeline) -> Generator[Callable[[list[str]], Measured]]:
 
 
 def pipeline_into(container: Container, folder: Path) -> Pipeline:
-    """The images of a folder, into a container."""
+    """A pipeline from the images of a folder into a container."""
     return Pipeline.model_validate(
         {
             "name": "benchmark",
@@ -139,7 +142,7 @@ def main() -> None:
                 peaks.append(peak_mb())
                 pair = {name: round(ones[-1].rate, 1) for name, ones in found.items()}
                 print(f"{number:2} {pair} images/s, peak {peaks[-1]} MB", flush=True)
-    # Connections, imports and the server's own warming are the first slice's.
+    # The first slice pays for connections, imports and the server's own warm-up.
     bares, ours = found["bare"][1:], found["ours"][1:]
     rates = {name: round(statistics.median(one.rate for one in ones[1:]), 1) for name, ones in found.items()}
     cpu_ms = {

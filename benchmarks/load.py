@@ -1,6 +1,6 @@
-"""How near the load stage comes to the server's own limit: a Parquet artifact into a table, against COPY FROM a file.
+"""How near does the load stage come to the server's own limit? A Parquet artifact into a table, against COPY FROM.
 
-Run it with ``python -m benchmarks.load [--quick]``; benchmarks/README.md says what it measures and what with.
+Run it with ``python -m benchmarks.load [--quick]``; benchmarks/README.md says what it measures and against what.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from rowvec.vectors.fingerprint import Identity
 
 DIMENSIONS = (256, 1536, 3072)
 GOALS = {256: 0.80, 1536: 0.90}
-"""Rows/s of the load stage over those of the server's own COPY FROM."""
+"""Rows/s of the load stage over those of the server's own COPY FROM, by dimensions."""
 GOAL_OVER_SLOW = 30.0
 """Rows/s of the load stage over those of each library of ``SLOW``."""
 GOAL_CPU = 0.5
-"""Client CPU a row, of that of pgvector-python's loader."""
+"""Client CPU per row over that of pgvector-python's loader."""
 
 LIMIT, OURS, BULK_PEER = "server-side COPY", "rowvec", "pgvector-python"
 SLOW = ("SQLAlchemy", "LangChain", "LlamaIndex")
@@ -57,7 +57,8 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, nargs="+", default=list(DIMENSIONS))
     arguments = parser.parse_args()
     effort = _Effort(megabytes=40, repeats=3, vectors_megabytes=1) if arguments.quick else _Effort()
-    # The server may run as another user: it writes the ready file itself, into a folder open to all.
+    # The server may run as another user: it writes the prepared file itself, into a folder that every user may write
+    # to.
     folder = Path(tempfile.mkdtemp(prefix="rvbench", dir="/tmp"))
     folder.chmod(0o755)
     (folder / "ready").mkdir()
@@ -78,15 +79,15 @@ def main() -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Effort:
     megabytes: int = 240
-    """Of the artifact."""
+    """Rows of the artifact."""
     repeats: int = 9
     vectors_megabytes: int = 4
-    """Of the vectors that the slow peers take: a small part of the rows, and rates a row are compared."""
+    """How many rows the slow peers load: a small part, because only rates per row are compared."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Contender:
-    """A loader, and what its turns cost; the first one warms caches and is not counted."""
+    """A loader, and what its turns cost; the first turn warms caches and is not counted."""
 
     rows: int
     load: Callable[[int], object]
@@ -97,7 +98,7 @@ class _Contender:
     peaks: list[int] = field(default_factory=list[int])
 
     def take_turn(self, connection: Connection, number: int) -> None:
-        """One load, and a count of the rows."""
+        """Load once, and check the number of rows."""
         connection.execute(sql.SQL("TRUNCATE {}").format(self.table))
         connection.execute("CHECKPOINT")
         forget_peak()
@@ -111,11 +112,11 @@ class _Contender:
         assert found == (self.rows,), f"{found} of {self.rows} rows are there"
 
     def rates(self) -> list[float]:
-        """Rows a second, turn by turn."""
+        """Rows per second, turn by turn."""
         return [self.rows / seconds for seconds in self.seconds]
 
     def cpu_us(self) -> float:
-        """Of this process, a row."""
+        """Client CPU of this process per row."""
         return statistics.median(self.cpu) / self.rows * 1e6
 
 
@@ -149,7 +150,7 @@ def _measure(connection: Connection, url: str, folder: Path, dimensions: int, ef
                 rows=store.rows, load=lambda number, add=add: add(), table=sql.Identifier(*store.table)
             )
         for number in range(1, effort.repeats + 2):
-            # Each in turn goes first: what one leaves for the disk to write falls on the next.
+            # Loaders take turns at going first: what one leaves for the disk to write slows the next one down.
             turn = number % len(found)
             for contender in [*found.values()][turn:] + [*found.values()][:turn]:
                 contender.take_turn(connection, number)
@@ -164,7 +165,7 @@ def _measure(connection: Connection, url: str, folder: Path, dimensions: int, ef
 
 
 def _told(one: _Contender, among: dict[str, _Contender]) -> dict[str, Any]:
-    """A loader's figures; ratios are of each round, for other work on the machine falls on all of its turns."""
+    """A loader's figures. Ratios are per round, because other work on the machine affects all turns of a round."""
     own = one.rates()
     return {
         "rows": one.rows,
@@ -208,7 +209,7 @@ def _few(artifact: Path, table: VectorTable, megabytes: int) -> Rows:
 
 
 def _write_artifact(connection: Connection, table: VectorTable, rows: int, path: Path) -> RunId:
-    """An artifact as the upload stage writes it, with about 144 bytes of text a row; and a run to load it in."""
+    """Write an artifact as the upload stage does, with about 144 bytes of text per row, and a run that loads it."""
     random = np.random.default_rng(7)
     names = [name for name in table.artifact_schema.names if name != "embedding_bits"]
     schema = pa.schema([table.artifact_schema.field(name) for name in names])
@@ -248,7 +249,7 @@ def _write_artifact(connection: Connection, table: VectorTable, rows: int, path:
 
 
 def _check(connection: Connection, rows: int) -> None:
-    """What the last loader wrote is what it should have written: bits and floats agree."""
+    """Check what the last loader wrote: bits and floats must agree."""
     found = connection.execute(
         sql.SQL("SELECT count(*) FROM {} WHERE binary_quantize(embedding) = embedding_bits").format(TABLE)
     ).fetchone()

@@ -1,4 +1,4 @@
-"""How much memory this process has had at its peak, since it was last asked to forget."""
+"""The peak memory of this process since the peak was last reset."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def forget_peak() -> None:
-    """Linux starts the process's peak anew; elsewhere it is that of the whole run."""
+    """Reset the process's peak on Linux; on other systems the peak stays that of the whole run."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb() -> int:
-    """Resident, mapped files with it."""
+    """Peak resident memory in MB, with mapped files."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

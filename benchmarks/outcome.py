@@ -1,4 +1,4 @@
-"""How every benchmark begins and ends: the same two options, and one JSON object as its last line."""
+"""What all benchmarks share: the options ``--quick`` and ``--plot``, and one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def conclude(
 ) -> None:
     """Print the last line: ratios by name, the goals of some of them, and where and when they were measured.
 
-    ``busy`` is the load average of the last minute: beside other work figures say little.
+    ``busy`` is the load average of the last minute: figures from a machine with other work on it say little.
     """
     machine = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,11 +1,11 @@
 """How much longer does a first sync take than its slowest stage alone, and what does orchestration cost?
 
-One source table, synced for the first time again and again, each time as a new pipeline with its own vector table and
-store: by the flow on a Prefect server of its own; by the same stages on the same number of threads without Prefect; and
-stage after stage, each over all batches with nothing beside it. The three take turns, and ratios are medians of the
-rounds. Two embedders one after the other: the local model, and a provider in a process of its own that takes its time
-(``--latency``) and keeps to a limit (``--tokens-per-minute``). ``--data`` is a Parquet file with a text column
-(``--column``); left out, rows are made up.
+One source table gets many first syncs, each as a new pipeline with its own vector table and store, in three ways: by
+the flow on a Prefect server of its own; by the same stages on the same number of threads without Prefect; and stage
+after stage, each over all batches while nothing else runs. The three take turns, and ratios are medians of the rounds.
+Two embedders are measured one after the other: the local model, and a provider in a process of its own that has a
+latency (``--latency``) and a limit (``--tokens-per-minute``). ``--data`` is a Parquet file with a text column
+(``--column``); by default rows are made up.
 """
 
 from __future__ import annotations
@@ -39,40 +39,41 @@ from rowvec.sync.batch import Batch, embedded_at_once
 from rowvec.sync.report import SyncReport
 
 GOALS = {"of_slowest": 1.15, "orchestration": 0.03}
-"""Wall of the flow to its slowest stage alone; what the flow takes beyond the stages themselves, as a share of them."""
+"""The flow's wall over that of its slowest stage alone; the time the flow adds to its stages, as a share of theirs."""
 
 Mode = Literal["local", "paid"]
 MODES: tuple[Mode, ...] = ("local", "paid")
 
-# What is done batch by batch, and so can overlap; the other stages wait for all batches, or all batches for them.
+# These stages work batch by batch, so they can overlap. All batches wait for extract; the other stages wait for all
+# batches.
 _BATCHED = ("embed", "binarize", "upload", "load")
 _QUICK_ROWS = 8_192
-# Of what the provider's limit allows in a minute, so much at once: else the first minute would have no limit.
+# What may be used at once, in seconds of the limit: if a whole minute's limit could be, the first minute had no limit.
 _BURST_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """Seconds of one round, each of the three on a table of its own."""
+    """Seconds of one round; each of the three ways has a table of its own."""
 
     flow: float
     stages: float
     alone: dict[str, float]
-    """By stage."""
+    """Seconds of each stage alone, by stage."""
 
     @property
     def orchestration(self) -> float:
-        """What the flow takes beyond the stages, as a share of them."""
+        """The time that the flow adds to the stages, as a share of theirs."""
         return (self.flow - self.stages) / self.stages
 
     @property
     def of_slowest(self) -> float:
-        """The flow's wall to that of the slowest stage."""
+        """The flow's wall over that of the slowest stage."""
         return self.flow / max(self.alone.values())
 
     @property
     def of_path(self) -> float:
-        """The flow's wall to the least there can be: what overlaps as long as its slowest, what does not in full."""
+        """The flow's wall over the least the order allows: the slowest stage that overlaps, plus all other stages."""
         batched = max(self.alone[stage] for stage in _BATCHED)
         return self.flow / (batched + sum(s for stage, s in self.alone.items() if stage not in _BATCHED))
 
@@ -122,7 +123,7 @@ def _measure(
 
     ways: dict[str, Callable[[Pipeline], Any]] = {"flow": by_flow, "stages": _by_stages, "alone": _one_by_one}
     rounds: list[Round] = []
-    # The first of each loads the model, and fills caches; beside a provider's pace that is nothing.
+    # The first run of each way loads the model and fills caches; with a provider's limit that makes no difference.
     warming = 1 if mode == "local" else 0
     for number in range(arguments.rounds + warming):
         seconds: dict[str, Any] = {}
@@ -135,7 +136,7 @@ def _measure(
 
 
 def _by_stages(pipeline: Pipeline) -> float:
-    """What the flow does, on as many threads, without Prefect."""
+    """Run the flow's stages on the same number of threads, without Prefect."""
     from rowvec_flows.sync import BATCHES_IN_FLIGHT  # late, as above
 
     started = time.perf_counter()
@@ -174,7 +175,7 @@ def _rest(pipeline: Pipeline, embedded: Future[Batch]) -> Batch:
 
 
 def _one_by_one(pipeline: Pipeline) -> dict[str, float]:
-    """Seconds of each stage over all batches, while nothing else runs: by the run's own report."""
+    """Seconds of each stage over all batches while nothing else runs, from the run's own report."""
 
     def batches(pipeline: Pipeline, run: Run, count: int) -> list[Batch]:
         done = [Batch(run_id=run.run_id, number=number) for number in range(count)]
@@ -224,7 +225,7 @@ def _embedder(mode: Mode, arguments: argparse.Namespace) -> Generator[dict[str, 
         return
     limit = arguments.tokens_per_minute
     words = (f"--latency={arguments.latency}", f"--tokens-per-minute={limit}", f"--burst-seconds={_BURST_SECONDS}")
-    # Vectors of texts, not noise: of noise an index takes more than twice as long to build.
+    # Vectors of texts, not noise: an index over noise takes more than twice as long to build.
     with provider(*words, "--meaning") as origin:
         asked = {"model": "text-embedding-3-small", "dimensions": 256, "tokens_per_minute": limit}
         yield {"kind": "openai", "base_url": f"{origin}/v1", **asked}

@@ -1,10 +1,10 @@
-"""How much of a provider's limit an embedder uses, and how often it is refused.
+"""How much of a provider's limit does an embedder use, and how often is it refused?
 
-A server that speaks OpenAI's protocol, in a process of its own, allows so many requests or tokens a minute, of which a
-tenth may be used at once. Our embedder sends it texts for a while: with the limits in the pipeline, and without, so
-that they are learned from its headers and refusals. With ``--processes 2`` so many processes use the account at once,
-each told its whole limit: together, by leases in a ledger, and each for itself, as if it were alone. ``--quick`` is
-shorter. The last line is one JSON object, whose ``ratios`` are of the limit.
+A server that speaks OpenAI's protocol, in a process of its own, allows a number of requests or tokens per minute, of
+which a tenth may be used at once. Our embedder sends it texts for a while: first with the limits in the pipeline, then
+without, so that it learns them from headers and refusals. With ``--processes 2`` two processes use the account at once,
+and each has the account's whole limit in its pipeline: first together, with leases in a ledger, then each as if it were
+alone. ``--quick`` is shorter. The last line is one JSON object, whose ``ratios`` are shares of the limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEY = "sk-pace"
 BURST_SECONDS = 6.0
 REQUESTS_A_MINUTE = 600
 TOKENS_A_MINUTE = 60_000
-# Until processes have started, have used what may be used at once, and have agreed on their shares.
+# Not counted: until then processes start, use what may be used at once, and agree on their shares.
 SETTLED_SECONDS = 15.0
 
 
@@ -44,7 +44,7 @@ def limited(**limits: float) -> Generator[str]:
 
 
 def stats_of(origin: str) -> dict[str, Any]:
-    """What the server has counted so far."""
+    """How many requests and tokens the server has counted so far."""
     with urllib.request.urlopen(f"{origin}/stats") as answer:  # noqa: S310 # our own server
         return json.loads(answer.read())
 
@@ -55,7 +55,7 @@ def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
         known = {name: int(value) for name, value in limits.items()} if told else {}
         inputs = 1 if "requests_per_minute" in limits else 20
         embedder = open_embedder(config(KEY, base_url=f"{origin}/v1", max_batch_inputs=inputs, concurrency=16, **known))
-        # Imports, the tokenizer and the first connection are not the pace's.
+        # The time of imports, the tokenizer and the first connection has nothing to do with the rate limit.
         list(embedder.embed(["warm"]))
         started = time.monotonic()
         answered = sum(len(answer.positions) for answer in embedder.embed(texts(seconds)))
@@ -63,7 +63,7 @@ def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
         stats = stats_of(origin)
     used = stats["statuses"].get("200", 0) if "requests_per_minute" in limits else stats["tokens"]
     (limit,) = limits.values()
-    # The rate that can be kept up; what may be used at once in the beginning is on top, so a run may show more than 1.
+    # The sustained rate. What may be used at once at the start comes on top of it, so a run may show more than 1.
     allowed = limit * took / 60
     return {
         "of_limit": round(used / allowed, 3),
@@ -75,7 +75,7 @@ def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
 
 @contextmanager
 def ledger() -> Generator[str]:
-    """The DSN of a database that keeps the pace."""
+    """The DSN of a database whose ledger holds the leases of the shared rate limit."""
     with tempfile.TemporaryDirectory(prefix="pace") as folder:
         server = start_postgres(Path(folder) / "postgres")
         with connect(server.get_uri()) as connection:
@@ -85,7 +85,10 @@ def ledger() -> Generator[str]:
 
 
 def measured_together(seconds: float, processes: int, database: str | None) -> dict[str, Any]:
-    """So many processes against one limit; ``database``: whose ledger keeps their pace, None: each for itself."""
+    """Several processes against one limit.
+
+    They share it by leases in the ledger of ``database``; with None, each uses the whole limit.
+    """
     with limited(requests_per_minute=REQUESTS_A_MINUTE) as origin:
         embedder = {
             "base_url": f"{origin}/v1",
@@ -127,7 +130,7 @@ def main() -> None:
 
 
 def by_processes(seconds: float, processes: int) -> dict[str, Any]:
-    """Several processes, together and apart."""
+    """Measure several processes: first together, then each as if it were alone."""
     with ledger() as database:
         result = {
             f"{processes} processes together": measured_together(seconds, processes, database),
@@ -139,7 +142,7 @@ def by_processes(seconds: float, processes: int) -> dict[str, Any]:
 
 
 def by_limit(seconds: float) -> dict[str, Any]:
-    """One process, each limit, told and learned."""
+    """Measure one process with each limit: first with the limit in the pipeline, then learned."""
     result: dict[str, Any] = {}
     for name, limit in (
         ("requests", {"requests_per_minute": REQUESTS_A_MINUTE}),

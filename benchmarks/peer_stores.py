@@ -1,4 +1,4 @@
-"""Loading by SQLAlchemy, LangChain and LlamaIndex: vectors that are there already, as their documentation adds them."""
+"""Loading with SQLAlchemy, LangChain and LlamaIndex: existing vectors, added as their documentation says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """What is to be added, in the types these libraries take, so that nothing has to be made of it first."""
+    """The rows to add, in the types these libraries take, so that no conversion is measured."""
 
     keys: list[int]
     authors: list[str]
@@ -30,7 +30,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStore:
-    """A table of a library's own making, and what adds all the rows to it."""
+    """A table that the library itself created, and the call that adds all rows to it."""
 
     name: str
     table: tuple[str, str]
@@ -40,7 +40,7 @@ class PeerStore:
 
 @contextmanager
 def peer_stores(url: str, rows: Rows, dimensions: int) -> Generator[list[PeerStore]]:
-    """The three, their tables made and their connections open."""
+    """The three libraries' loaders, with their tables created and their connections open."""
     sqlalchemy_url = make_url(url).set(drivername="postgresql+psycopg")
     engine = create_engine(sqlalchemy_url)
     langchain = PGEngine.from_connection_string(sqlalchemy_url)
@@ -99,7 +99,7 @@ def _by_langchain(engine: PGEngine, rows: Rows, dimensions: int) -> PeerStore:
     )
     store = PGVectorStore.create_sync(
         engine,
-        DeterministicFakeEmbedding(size=dimensions),  # asked for nothing: the vectors are given
+        DeterministicFakeEmbedding(size=dimensions),  # never called: the vectors are given
         table_name=name,
         id_column="id",
         metadata_columns=["author"],
@@ -116,7 +116,7 @@ def _by_llama_index(store: LlamaStore, rows: Rows, dimensions: int) -> PeerStore
     """``PGVectorStore.add`` of nodes that have their embedding."""
     every = zip(rows.keys, rows.authors, rows.contents, rows.embeddings, strict=True)
     nodes: list[BaseNode] = [TextNode(id_=str(k), text=c, metadata={"author": a}, embedding=e) for k, a, c, e in every]
-    store.add(nodes[:1])  # makes the table
+    store.add(nodes[:1])  # creates the table
     return PeerStore(
         name="LlamaIndex", rows=len(nodes), table=("public", f"data_nodes_{dimensions}"), add=lambda: store.add(nodes)
     )

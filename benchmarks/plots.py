@@ -1,4 +1,4 @@
-"""What the benchmarks measured, as pictures: bars against a goal, and lines over sizes."""
+"""Plots of what the benchmarks measured: bars against a goal, and lines over sizes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _INCHES_A_PANEL = (6.0, 4.6)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bars:
-    """One bar a name."""
+    """One bar per name."""
 
     title: str
     label: str
     values: Mapping[str, float]
     goal: float | None = None
-    """A dotted line."""
+    """Drawn as a dotted line."""
     log: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lines:
-    """One line a name, over x."""
+    """One line per name, over x."""
 
     title: str
     x_label: str
@@ -39,7 +39,7 @@ class Lines:
 
 
 def draw(into: Path | None, title: str, panels: Sequence[Bars | Lines]) -> None:
-    """Panels side by side, into a file whose ending says the format; nothing where there is no file."""
+    """Draw panels side by side into a file; its suffix decides the format. Without a file it does nothing."""
     if into is None:
         return
     width, height = _INCHES_A_PANEL

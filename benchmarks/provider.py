@@ -1,4 +1,4 @@
-"""The paid service that every syncer of a benchmark asks: one server of OpenAI's protocol, in a process of its own."""
+"""The paid provider that all syncers of a benchmark use: one server of OpenAI's protocol in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 KEY = "sk-contest"
 MODEL = "text-embedding-3-small"
-"""Under this name a client sends what it sends to OpenAI; the vectors are drawn from the text's hash."""
+"""With this name a client sends the same requests as to OpenAI; the vectors are drawn from the text's hash."""
 
 _BURST_SECONDS = 6.0
 _PATIENCE_SECONDS = 10.0
@@ -21,7 +21,7 @@ _PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """How fast the service answers, and what it allows."""
+    """How fast the provider answers, and what it allows."""
 
     latency: float = 0.2
     """Seconds of every answer."""
@@ -31,12 +31,12 @@ class Account:
     tokens_per_minute: int = 5_000_000
     """Both limits are those of an OpenAI account of tier 3; a tenth of a minute's may be used at once."""
     poison: str | None = None
-    """A request with a text that holds this is a 400."""
+    """A request with a text that contains this string is answered with 400."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """What a syncer has asked for."""
+    """What a syncer has requested."""
 
     requests: int = 0
     refused: int = 0
@@ -44,14 +44,14 @@ class Bill:
     paid: int = 0
     """Texts in requests that were answered with 200."""
     distinct: int = 0
-    """Different texts among them."""
+    """Distinct texts among them."""
     tokens: int = 0
     in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """The server at work."""
+    """A running server."""
 
     origin: str
 
@@ -61,7 +61,7 @@ class Provider:
         return f"{self.origin}/v1"
 
     def bill(self) -> Bill:
-        """What was asked for since the last reset."""
+        """What was requested since the last reset."""
         with urllib.request.urlopen(f"{self.origin}/stats", timeout=_PATIENCE_SECONDS) as answer:  # noqa: S310 # ours
             stats: dict[str, Any] = json.loads(answer.read())
         return Bill(
@@ -74,14 +74,14 @@ class Provider:
         )
 
     def reset(self) -> None:
-        """A new bill."""
+        """Start a new bill."""
         request = urllib.request.Request(f"{self.origin}/reset", data=b"{}", method="POST")  # noqa: S310 # ours
         urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS).close()  # noqa: S310 # ours
 
 
 @contextmanager
 def serving(account: Account) -> Generator[Provider]:
-    """The server, for as long as the block lasts."""
+    """Run the server for as long as the block lasts."""
     words = [
         f"--key={KEY}",
         f"--latency={account.latency}",

@@ -1,12 +1,12 @@
 """Is the table right after each of hundreds of real edits, and is no text paid for twice? A table's history, replayed.
 
-A Parquet file of events (version, op I/U/D, key, row as JSON) is played into a source table, version by version. After
-each step one sync, then plain SQL compares every row of the vector table with what the source says. At the end the sum
+A Parquet file of events (version, op I/U/D, key, row as JSON) is replayed into a source table, version by version.
+After each step one sync runs, then plain SQL compares every row of the vector table with the source. At the end the sum
 of ``embedded`` must be the number of distinct contents that any sync has seen.
 
-``python -m benchmarks.replay --data EVENTS.parquet`` plays it whole with the local embedder; ``--every N`` takes N
-versions at a time, ``--versions M`` stops after M of them, ``--paid`` embeds by a server in a process of its own that
-counts the texts it is sent.
+``python -m benchmarks.replay --data EVENTS.parquet`` replays all of it with the local embedder; ``--every N`` takes N
+versions at a time, ``--versions M`` stops after M of them, ``--paid`` embeds with a server in a process of its own that
+counts the texts it receives.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DATA = "ROWVEC_REPLAY_DATA"
 
 MAX_ROUNDS = 3
 
-# Numbers stay numbers: metadata of more than one type is compared.
+# Numbers keep their type, so that metadata of more than one type is compared.
 _TABLE: LiteralString = """
     CREATE TABLE public.constituents (
         constituentid bigint PRIMARY KEY, forwarddisplayname text, displaydate text, nationality text,
@@ -65,7 +65,7 @@ _PUT: LiteralString = """
 
 _DROP: LiteralString = "DELETE FROM public.constituents WHERE constituentid = ANY (%s::bigint[])"
 
-# The pipeline's template once more, by hand: rows without a visible character have no vector.
+# The pipeline's template written again as SQL by hand. Rows without a visible character have no vector.
 _WANTED: LiteralString = """
     WITH wanted AS (
         SELECT * FROM (
@@ -96,7 +96,7 @@ _SEE: LiteralString = "INSERT INTO replay.seen SELECT DISTINCT content FROM want
 
 
 class ReplayFailed(Exception):
-    """A step left the vector table other than the source says, or something was paid for twice."""
+    """After a step the vector table differs from the source, or a text was paid for twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ class Step:
     """What changes between two syncs."""
 
     version: int
-    """The last one in it."""
+    """The last version of the step."""
     put: dict[int, str]
     """Rows as JSON, by key."""
     drop: frozenset[int]
@@ -121,13 +121,13 @@ class Outcome:
     reused: int
     deleted: int
     refused: int
-    """Steps that wanted to delete more than the pipeline allows, and were let through by a raised limit."""
+    """Steps that would have deleted more than the pipeline allows, and ran with a raised limit."""
     seconds: tuple[float, ...]
-    """Of each step's sync."""
+    """Seconds of each step's sync."""
 
 
 def read_steps(path: Path, *, every: int = 1, versions: int | None = None) -> list[Step]:
-    """The events, ``every`` versions to a step, in their order; only the first ``versions`` of them, where given."""
+    """The events in their order, ``every`` versions per step; if ``versions`` is given, only the first of them."""
     table = pq.read_table(path, columns=["version", "op", "key", "row"])
     events: list[dict[str, Any]] = table.sort_by("version").to_pylist()
     numbers = sorted({event["version"] for event in events})[:versions]
@@ -149,12 +149,12 @@ def read_steps(path: Path, *, every: int = 1, versions: int | None = None) -> li
 
 
 def _row(written: str) -> str:
-    """The JSON with NULL where the history, which was CSV, has nothing."""
+    """The row as JSON, with NULL for the empty values of the history, which was CSV."""
     return json.dumps({name: value or None for name, value in json.loads(written).items()})
 
 
 def written_pipeline(artifacts: Path, embedder: dict[str, Any]) -> Pipeline:
-    """Names and dates are the content; the rest of what the table tells of a person is metadata."""
+    """The pipeline of the replay: names and dates are the content, the other columns of a person are metadata."""
     return Pipeline.model_validate(
         {
             "name": "constituents",
@@ -180,7 +180,7 @@ def replay(
 ) -> Outcome:
     """Play the steps, with a sync and a comparison after each.
 
-    ``connection`` leads to the pipeline's own database, and is autocommit. Raises ``ReplayFailed`` naming the version.
+    ``connection`` is to the pipeline's own database, in autocommit. Raises ``ReplayFailed``, which names the version.
     """
     connection.execute(_TABLE)
     seconds: list[float] = []
@@ -216,7 +216,10 @@ def replay(
 
 
 def _allowed(connection: Connection, pipeline: Pipeline, step: Step) -> tuple[Pipeline, bool]:
-    """The pipeline this step needs, and whether its own limit of deletions had to stop it first, and did."""
+    """The pipeline that this step needs, and whether the limit of deletions first had to stop the sync, and did.
+
+    Raises ``ReplayFailed`` if the limit did not stop it.
+    """
     if connection.execute("SELECT to_regclass('vectors.constituents')").fetchone() == (None,):
         return pipeline, False
     going, stored = connection.execute(_WANTED + _GOING).fetchone() or (0, 0)
@@ -227,16 +230,18 @@ def _allowed(connection: Connection, pipeline: Pipeline, step: Step) -> tuple[Pi
     except DeleteLimitExceeded:
         raised = pipeline.validation.model_copy(update={"max_delete_fraction": 1.0})
         return pipeline.model_copy(update={"validation": raised}), True
-    raise ReplayFailed(f"version {step.version}: {going:,} of {stored:,} rows went, and no limit stopped it")
+    raise ReplayFailed(
+        f"version {step.version}: {going:,} of {stored:,} rows were deleted, and no limit stopped the sync"
+    )
 
 
 def sync(pipeline: Pipeline) -> SyncReport:
-    """The main job without an orchestrator. Raises ``Inconsistent`` as the flow does."""
+    """A sync without an orchestrator. Raises ``Inconsistent`` as the flow does."""
     return order.sync(pipeline, "replay")
 
 
 def wrong_rows(connection: Connection) -> list[int]:
-    """The keys whose vector, content or metadata are not what the source says, by plain SQL."""
+    """The keys whose vector, content or metadata differ from the source, found by plain SQL."""
     return [key for (key,) in connection.execute(_WANTED + _WRONG)]
 
 
@@ -245,7 +250,7 @@ def _check(connection: Connection, step: Step, report: SyncReport) -> None:
     if wrong:
         raise ReplayFailed(f"version {step.version}: {len(wrong):,} rows are wrong, such as {wrong[:5]}")
     if not report.consistent or report.pending:
-        raise ReplayFailed(f"version {step.version}: {report.verdict()} {report.pending} rows still to come")
+        raise ReplayFailed(f"version {step.version}: {report.verdict()} {report.pending} rows pending")
 
 
 def _count(connection: Connection) -> int:
@@ -253,7 +258,7 @@ def _count(connection: Connection) -> int:
 
 
 def ambiguous(connection: Connection) -> int:
-    """How many contents have more than one vector: without a word of the embedder, equal texts have equal ones."""
+    """How many contents have more than one vector. Whatever the embedder reports, equal texts must have equal ones."""
     row = connection.execute(
         "SELECT count(*) FROM (SELECT 1 FROM vectors.constituents GROUP BY content"
         " HAVING count(DISTINCT embedding) > 1 OR count(DISTINCT fingerprint) > 1) AS several"
@@ -263,7 +268,7 @@ def ambiguous(connection: Connection) -> int:
 
 @contextmanager
 def counting_server() -> Generator[str]:
-    """The address of an embeddings server in a process of its own, which remembers what it was sent."""
+    """The address of an embeddings server in a process of its own, which counts the texts it receives."""
     command = [sys.executable, "-m", "tests.support.servers.openai_server", "--port", "0", "--key", "replayed"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # our own test server
     try:
@@ -279,14 +284,14 @@ def counting_server() -> Generator[str]:
 def main() -> None:
     """Replay, and print a line for people and a JSON object for machines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help=f"the events' Parquet file; left out: ${DATA}")
+    parser.add_argument("--data", type=Path, help=f"the events' Parquet file; the default is ${DATA}")
     parser.add_argument("--every", type=int, default=1, help="versions to a step")
-    parser.add_argument("--versions", type=int, help="how many versions in all; left out: every one")
+    parser.add_argument("--versions", type=int, help="how many versions in all; the default is every one")
     parser.add_argument("--paid", action="store_true", help="embed by a server that counts")
     arguments = parser.parse_args()
     data = arguments.data or (Path(os.environ[DATA]) if os.environ.get(DATA) else None)
     if data is None or not data.is_file():
-        parser.error(f"the events are not there ({data or 'no path'}); name their Parquet file by --data or ${DATA}")
+        parser.error(f"the events were not found ({data or 'no path'}); name their Parquet file with --data or ${DATA}")
     if arguments.every < 1:
         parser.error("--every takes one version or more")
     folder = Path(tempfile.mkdtemp(prefix="rvp"))
@@ -315,11 +320,11 @@ def run(folder: Path, steps: list[Step], address: str | None) -> None:
         raise ReplayFailed(f"{several:,} contents have more than one vector")
     sent = _sent(address) if address else None
     if sent not in (None, outcome.distinct):
-        raise ReplayFailed(f"the server was sent {sent:,} texts, and there are {outcome.distinct:,} distinct ones")
+        raise ReplayFailed(f"the server received {sent:,} texts, but {outcome.distinct:,} are distinct")
     sys.stdout.write(
         f"{outcome.steps:,} steps to {outcome.rows:,} rows, each right; {outcome.embedded:,} texts embedded, "
         f"{outcome.distinct:,} distinct ones seen; {outcome.reused:,} vectors reused, {outcome.deleted:,} deleted; "
-        f"{statistics.median(outcome.seconds):.2f} s a sync (median), {max(outcome.seconds):.1f} s the longest, "
+        f"{statistics.median(outcome.seconds):.2f} s per sync (median), {max(outcome.seconds):.1f} s the longest, "
         f"{sum(outcome.seconds):.0f} s in all\n"
     )
     figures = {name: getattr(outcome, name) for name in ("steps", "rows", "embedded", "distinct", "reused", "deleted")}

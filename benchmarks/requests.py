@@ -1,4 +1,4 @@
-"""Requests a second, on one connection or several at once, each in a process of its own."""
+"""Requests per second, on one connection or on several at once, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.synthetic import Floats
 from rowvec.postgres.connection import Connection, connect
 
 _WARM_REQUESTS = 20
-# All connect and warm up in this time, and start together.
+# All processes connect and warm up within this time, and then start together.
 _LEAD_SECONDS = 0.4
 
 _connections: dict[str, Connection] = {}
@@ -29,12 +29,12 @@ class Rate:
 
     per_second: float
     cpu_ms: float
-    """Of the server's process, a request: other work on the machine changes it far less than the rate. 0 where the
-    server's process is not to be seen."""
+    """CPU of the server's process per request: other work on the machine changes it far less than the rate. 0 if the
+    server's process cannot be seen."""
 
 
 def start_worker() -> None:
-    """One thread for numpy: the server needs the cores."""
+    """Limit numpy to one thread: the server needs the cores."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
@@ -46,7 +46,7 @@ def measure_rate(
     connections: int,
     arguments: argparse.Namespace,
 ) -> Rate:
-    """Requests one after the other on each of ``connections``, for ``arguments.seconds``; ``queries`` is ``(q, d)``."""
+    """Send requests on each of ``connections``, one after the other, for ``arguments.seconds``; queries are ``(q, d)``."""
     start = time.time() + _LEAD_SECONDS
     share = len(queries) // connections
     running = [
@@ -62,7 +62,7 @@ def measure_rate(
 
 
 def _requests(url: str, request: Request, queries: Floats, start: float, seconds: float) -> tuple[int, float, float]:
-    """Requests made, the seconds they took, and the server's seconds of CPU."""
+    """The number of requests, the seconds they took, and the server's CPU seconds."""
     connection = _connection(url)
     request.prepare(connection)
     for query in queries[:_WARM_REQUESTS]:
@@ -77,10 +77,10 @@ def _requests(url: str, request: Request, queries: Floats, start: float, seconds
 
 
 def _connection(url: str) -> Connection:
-    """This process's own, kept from turn to turn as a pool keeps it.
+    """This process's own connection, kept from turn to turn as a pool keeps it.
 
-    A new server process has each page of the shared buffers to map when it first meets it, which costs
-    more than reading it; whoever opens a connection a request pays for that, and for much else.
+    A new server process must map each page of the shared buffers the first time it uses it, which costs more than
+    reading it. A client that opens one connection per request pays for that, and for much else.
     """
     if url not in _connections:
         _connections[url] = connect(url)
@@ -89,7 +89,7 @@ def _connection(url: str) -> Connection:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process on this machine, in ticks of a hundredth."""
+    """User and system time of a process on this machine, in ticks of a hundredth of a second."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,8 +1,8 @@
 """What does a sync cost against rows, and what of 100,000,000?
 
-For each size a Postgres of its own, a table of made-up texts, and three times the real command ``rowvec sync`` with the
-local embedder: first load, nothing changed, 1 % changed. Laws are fitted to the seconds of each stage and carried on.
-``python -m benchmarks.scale`` takes sizes up to 2,000,000, ``--quick`` up to 40,000.
+Each size has a Postgres of its own and a table of made-up texts. The real command ``rowvec sync`` runs three times with
+the local embedder: first load, nothing changed, 1 % changed. Laws are fitted to the seconds of each stage and
+extrapolated. ``python -m benchmarks.scale`` takes sizes up to 2,000,000, ``--quick`` up to 40,000.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ SIZES = (10_000, 50_000, 100_000, 200_000, 500_000, 2_000_000)
 QUICK = (5_000, 20_000)
 FAR = 100_000_000
 GOALS = {"exponent first": 1.1, "client memory": 1.5}
-"""At most: wall against rows as a power, over the sizes with an index; memory at the largest to that at 200,000."""
+"""Upper limits: the exponent of wall against rows, over the sizes with an index; memory at the largest size over that
+at 200,000."""
 
 _STEPS = ("first", "unchanged", "1 % changed")
 _SERIAL: dict[str, Form] = {"extract": "linear", "merge": "linear", "index": "n log n", "validate": "linear"}
-"""Stages that one machine does for all rows at once. What is left of the wall is the batches', which overlap."""
+"""Stages that one machine does for all rows at once. The rest of the wall is the batches, whose stages overlap."""
 _WORKERS = (1, 4, 16)
 _EVERY_SECONDS = 0.05
 _FLAT_FROM = 200_000
@@ -65,42 +66,42 @@ class Step:
     """One run of the command."""
 
     wall: float
-    """Seconds from its start to its end, imports and Prefect with them."""
+    """Seconds from the command's start to its end, with imports and Prefect."""
     total: float
-    """Seconds by its own report."""
+    """Seconds in the run's own report."""
     seconds: dict[str, float]
-    """By stage. Batches overlap: those of their stages add up to more than they took."""
+    """Seconds by stage. Batches overlap, so the seconds of their stages add up to more than the batches took."""
     peak_mb: float
-    """Resident, with the pages of files that it has mapped."""
+    """Peak resident memory, with the pages of mapped files."""
     own_mb: float
-    """Resident without those: what no other process could have instead."""
+    """Peak resident memory without mapped files: memory that no other process can use meanwhile."""
     embedded: int
     recall: float | None
     retries: dict[str, int]
-    """Task runs that were tried more than once, by name: with their waits they are in the total, and in no stage."""
+    """Task runs that were tried more than once, by name. Their waits are part of the total but of no stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What a table of so many rows costs."""
+    """What a table of this many rows costs."""
 
     rows: int
     steps: dict[str, Step]
     bytes: dict[str, int]
-    """Source, vector table, its indexes, ledger and artifacts, after the three steps."""
+    """Bytes of the source, the vector table, its indexes, the ledger and the artifacts after the three steps."""
     answers: int
-    """Left in ``rowvec.answers``; none should be."""
+    """Rows left in ``rowvec.answers``; there should be none."""
     tables_left: int
-    """Plans and staging tables that are still there; none should be."""
+    """Plans and staging tables that were not dropped; there should be none."""
     files_left: int
-    """In the spool; none should be."""
+    """Files left in the spool; there should be none."""
 
 
 def main() -> None:
     """Measure, print tables for people and a JSON object for machines."""
     parser = options(__doc__, "5,000 and 20,000 rows")
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=list(SIZES), help="the sizes, ascending; a law takes two"
+        "--rows", type=int, nargs="+", default=list(SIZES), help="the sizes, ascending; a law needs two"
     )
     parser.add_argument("--dimensions", type=int, default=64, choices=[64, 128, 256])
     arguments = parser.parse_args()
@@ -135,7 +136,7 @@ def _measure(folder: Path, rows: int, dimensions: int) -> Size:
 
 
 def _fill(connection: Connection, rows: int) -> None:
-    """Texts of about 145 bytes, no two alike, twenty of a kind: what an index finds hard and a hash does not."""
+    """Fill the source with texts of about 145 bytes: no two are equal, twenty are of each kind."""
     connection.execute(_TABLE)
     with connection.cursor().copy("COPY public.texts FROM STDIN") as copy:
         for block in copied_texts(rows):
@@ -144,7 +145,7 @@ def _fill(connection: Connection, rows: int) -> None:
 
 
 def _sync(folder: Path, url: str, dimensions: int) -> Step:
-    """The command in a process of its own, watched."""
+    """Run the command in a process of its own, and watch its memory."""
     file, out = folder / "texts.yaml", folder / "out.json"
     file.write_text(yaml.safe_dump(_pipeline(dimensions)), "utf-8")
     environment = {**os.environ, "ROWVEC_DATABASE_URL": url, "ROWVEC_HOME": str(folder / "home")}
@@ -175,8 +176,8 @@ def _sync(folder: Path, url: str, dimensions: int) -> Step:
 
 
 def _retries() -> dict[str, int]:
-    """Of the last flow run, by what Prefect's server knows."""
-    from prefect.client.orchestration import get_client  # late: by now Prefect knows where its server is
+    """The task runs of the last flow run that were tried again, as Prefect's server counts them."""
+    from prefect.client.orchestration import get_client  # late import: by now Prefect knows where its server is
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import FlowRunSort
 
@@ -187,7 +188,7 @@ def _retries() -> dict[str, int]:
 
 
 def _own_kb(pid: int) -> int:
-    """Resident anonymous memory of a process of ours on Linux; 0 elsewhere, and when it is over."""
+    """Resident anonymous memory of a process of ours on Linux; 0 on other systems, and after the process has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -232,7 +233,7 @@ def _progress(rows: int, name: str, step: Step) -> None:
 
 
 def _walls(sizes: list[Size], step: str) -> dict[str, list[float]]:
-    """Seconds by part: the serial stages, and ``batches``, what is left of the run."""
+    """Seconds by part: the serial stages, and ``batches``, which is the rest of the run."""
     found = {part: [max(1e-3, one.steps[step].seconds.get(part, 0.0)) for one in sizes] for part in _SERIAL}
     found["batches"] = [
         max(1e-3, one.steps[step].total - sum(one.steps[step].seconds.get(part, 0.0) for part in _SERIAL))
@@ -242,7 +243,7 @@ def _walls(sizes: list[Size], step: str) -> dict[str, list[float]]:
 
 
 def _alike(sizes: list[Size]) -> list[Size]:
-    """The sizes that have an index, where there are two or more: small tables are searched without, and cost less."""
+    """The sizes that have an index, if there are two or more: small tables have none, and cost less."""
     indexed = [one for one in sizes if one.steps["first"].recall is not None]
     return indexed if len(indexed) > 1 else sizes
 
@@ -257,7 +258,7 @@ def _far(sizes: list[Size], laws: dict[str, Law]) -> dict[str, float]:
     load = fit("linear", [one.rows for one in sizes], [one.steps["first"].seconds["load"] for one in sizes]).at(FAR)
     serial = sum(laws[part].at(FAR) for part in _SERIAL)
     batches = laws["batches"].at(FAR)
-    # However many embed, one server takes the rows.
+    # One server loads the rows, however many workers embed.
     walls = {workers: serial + max(batches / workers, load if workers > 1 else 0.0) for workers in _WORKERS}
     return {str(workers): round(wall / 3600, 2) for workers, wall in walls.items()}
 
@@ -282,7 +283,7 @@ def _tell(sizes: list[Size], arguments: argparse.Namespace) -> None:
     }
     hours = _far(large, laws["first"])
     print(
-        f"\n{FAR:,} rows, carried on: " + ", ".join(f"{what} {b:,.0f} bytes a row" for what, b in bytes_a_row.items())
+        f"\n{FAR:,} rows, extrapolated: " + ", ".join(f"{what} {b:,.0f} bytes a row" for what, b in bytes_a_row.items())
     )
     print("hours of a first sync by workers: " + ", ".join(f"{w}: {h}" for w, h in hours.items()))
     flat = [one for one in sizes if one.rows >= _FLAT_FROM] or sizes

@@ -1,6 +1,6 @@
-"""What bits with exact rerank win over plain pgvector's HNSW on floats, at equal recall, and what shortening costs.
+"""What do bits with exact rerank gain over pgvector's HNSW on floats at equal recall, and what does shortening cost?
 
-Run it with ``python -m benchmarks.search [--quick]``; benchmarks/README.md says what it measures and what with.
+Run it with ``python -m benchmarks.search [--quick]``; benchmarks/README.md says what it measures and against what.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ K = 10
 AT_LEAST = 0.95
 OURS = "bits and rerank, rowvec"
 GOALS = {"requests": 4.0, "bytes": 12.0, "build": 5.0}
-"""Of bits with rerank against the HNSW index on halfvec, at 3,072 dimensions and 100,000 rows."""
+"""Ratios of bits with rerank against the HNSW index on halfvec, at 3,072 dimensions and 100,000 rows."""
 
-_PARQUET: Any = pyarrow.parquet  # its functions are seen by no type checker
+_PARQUET: Any = pyarrow.parquet  # type checkers do not see its functions
 _SEED = 20_240_229
 _TEXT = "x" * 144
 _NO_INDEX = IndexChoice(kind="none", reason="Built anew.")
 _EXPLAINED = 50
-# The server adds up in single precision: who is this little farther than the k-th neighbour is as near.
+# The server adds in single precision: a row that is only this much farther than the k-th neighbour counts as near.
 _TIE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorSet:
-    """Vectors to search, block by block, the same ones each time."""
+    """A set of vectors to search, read block by block; the vectors are the same each time."""
 
     name: str
     rows: int
@@ -71,17 +71,17 @@ class VectorSet:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Queries that are rows of the set themselves, and their distance to every row."""
+    """Queries, which are rows of the set, and their distance to every row."""
 
     keys: npt.NDArray[np.int64]
     queries: Floats
     distances: npt.NDArray[np.float32]
-    """``(q, n)`` by cosine, the row itself infinitely far."""
+    """Cosine distances ``(q, n)``; that of a query to its own row is infinite."""
     farthest: npt.NDArray[np.float32]
-    """``(q,)``: of the k-th true neighbour."""
+    """``(q,)``: the distance of the k-th true neighbour."""
 
     def recall(self, answers: list[list[int]]) -> float:
-        """The mean share of the k nearest in the answers; a row as near as the k-th is as good as it."""
+        """The mean share of the k nearest in the answers; a row as near as the k-th counts as one of them."""
         shares = [
             sum(self.distances[i, row] <= self.farthest[i] + _TIE for row in [r for r in rows if r != key][:K]) / K
             for i, (key, rows) in enumerate(zip(self.keys.tolist(), answers, strict=True))
@@ -92,16 +92,21 @@ class Truth:
 def main() -> None:
     parser = options(__doc__, f"5,000 x 3,072 and short turns, of ours only {OURS!r}")
     parser.add_argument(
-        "--data", type=Path, default=os.environ.get(DATA_VARIABLE), help="folder of openai_*.parquet; none: made up"
+        "--data",
+        type=Path,
+        default=os.environ.get(DATA_VARIABLE),
+        help="folder of openai_*.parquet; without it vectors are made up",
     )
     parser.add_argument("--rows", type=int, default=100_000, help="of each synthetic set")
     parser.add_argument("--dimensions", type=int, nargs="*", default=[1536, 3072], help="of the synthetic sets")
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of requests in each turn")
-    parser.add_argument("--shared-buffers", default="2GB", help="of the server; floats gain most from more")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of requests in each turn")
+    parser.add_argument(
+        "--shared-buffers", default="2GB", help="shared buffers of the server; floats gain most from more"
+    )
     parser.add_argument("--precision", choices=["float32", "float16"], default="float32", help="of the vector table")
-    parser.add_argument("--plain", action="store_true", help="keep vectors in their rows, out of TOAST")
+    parser.add_argument("--plain", action="store_true", help="store vectors in their rows, not in TOAST")
     parser.add_argument("--peers-effort", type=int, default=64, help="ef_construction of the peer's index")
     parser.add_argument("--only", default="", help="contenders whose names contain this, and the peer")
     parser.add_argument("--no-real", action="store_true", help="leave out the real sets")
@@ -133,7 +138,7 @@ def _sets(arguments: argparse.Namespace) -> list[VectorSet]:
     if not arguments.no_real:
         sets += [_in_memory(name, vectors) for name, vectors in real.items()]
     for dimensions in arguments.dimensions:
-        # The first half of the larger model's vectors is what that model gives when asked for as many.
+        # The larger model gives the first half of its vectors if it is asked for half the dimensions.
         model = max((v for v in real.values() if v.shape[1] >= dimensions), key=lambda v: v.shape[1])
         sets.append(_synthetic(Spectrum.of(_unit(model[:, :dimensions])), arguments.rows, dimensions, "synthetic"))
     return sets
@@ -161,7 +166,7 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def _measure(folder: Path, one: VectorSet, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All contenders on one set, in a Postgres of its own."""
+    """Measure all contenders on one set, in a Postgres of its own."""
     url, stop = _server(folder, arguments.shared_buffers)
     table = VectorTable(
         schema="public",
@@ -204,7 +209,7 @@ def _server(folder: Path, shared_buffers: str) -> tuple[str, Callable[[], None]]
 
 
 def _load(connection: Connection, table: VectorTable, one: VectorSet, *, plain: bool) -> None:
-    """As a first sync does it: one table, binary COPY."""
+    """Load the set as a first sync does: one table, binary COPY."""
     create_table(connection, table)
     if plain:
         connection.execute(sql.SQL("ALTER TABLE {} ALTER embedding SET STORAGE PLAIN").format(table.identifier))
@@ -233,7 +238,7 @@ def _batches(table: VectorTable, one: VectorSet) -> Iterator[pa.RecordBatch]:
 
 
 def _truth(one: VectorSet, queries: int) -> Truth:
-    """Exact distances in double precision, from the vectors as they were drawn."""
+    """Exact distances in double precision, computed from the vectors as they were drawn."""
     keys = np.sort(np.random.default_rng(_SEED).choice(one.rows, queries, replace=False))
     asked = _rows(one, keys)
     found = [distances("cosine", block.astype(np.float64), asked.astype(np.float64)) for block in one.blocks()]
@@ -258,7 +263,7 @@ def _contend(
     truth: Truth,
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """The peer first, whose index stays; then each contender, its requests in turns with the peer's."""
+    """Measure the peer first and keep its index; then each contender, whose requests take turns with the peer's."""
     peer, *others = contenders(table, arguments.peers_effort)
     rows: list[dict[str, Any]] = []
     peers_built = _build(connection, table, peer)
@@ -279,7 +284,7 @@ def _contend(
         for connections in (1, 2):
             pairs: list[tuple[Rate, Rate]] = []
             for number in range(arguments.rounds + 1):
-                # Each in turn goes first; other work on the machine falls on both.
+                # The two take turns at going first, so that other work on the machine affects both.
                 turns = [(peer, peers_setting), (contender, setting)]
                 rates = [
                     measure_rate(workers, url, request(connection, table, c, s), truth.queries, connections, arguments)
@@ -299,7 +304,7 @@ def _contend(
 
 
 def _build(connection: Connection, table: VectorTable, contender: Contender) -> tuple[int, float]:
-    """Bytes and seconds of the contender's index, built by the product, others of its own gone before."""
+    """Drop the contender's other indexes and build its index with rowvec's own code; returns its bytes and seconds."""
     ensure_index(connection, table, _NO_INDEX, readers=False)
     if contender.index.kind == "none":
         return 0, 0.0
@@ -310,7 +315,7 @@ def _build(connection: Connection, table: VectorTable, contender: Contender) -> 
 
 
 def _keep(connection: Connection, table: VectorTable) -> None:
-    """By another name the index is nobody's to drop, and serves on beside those of the contenders."""
+    """Rename the peer's index: under another name rowvec does not drop it, so it stays while contenders have theirs."""
     for state in index_state(connection, table):
         old = sql.Identifier(table.schema, state.name)
         connection.execute(sql.SQL("ALTER INDEX {} RENAME TO the_peers").format(old))
@@ -319,7 +324,7 @@ def _keep(connection: Connection, table: VectorTable) -> None:
 def _cheapest(
     connection: Connection, table: VectorTable, contender: Contender, truth: Truth
 ) -> tuple[Setting, list[tuple[str, float]]]:
-    """The first setting to reach the recall, or the one that comes nearest; and what each that was tried found."""
+    """The first setting that reaches the recall, or else the nearest one; and the recall of each setting tried."""
     sweep: list[tuple[str, float]] = []
     best: tuple[Setting, float] | None = None
     for setting in contender.settings:
@@ -335,7 +340,10 @@ def _cheapest(
 
 
 def _pages(connection: Connection, table: VectorTable, contender: Contender, setting: Setting, truth: Truth) -> float:
-    """Read by a search in the mean: what a walk costs whatever the distance does, and however busy the machine is."""
+    """The mean number of pages that a search reads.
+
+    It measures the walk, and depends neither on the kind of distance nor on how busy the machine is.
+    """
     asked = request(connection, table, contender, setting)
     return round(statistics.mean(asked.pages(connection, query) for query in truth.queries[:_EXPLAINED]), 1)
 
@@ -362,7 +370,7 @@ def _row(
 
 
 def _rates(pairs: list[tuple[Rate, Rate]], connections: int) -> dict[str, Any]:
-    """Medians over the rounds; the ratio is that of each round, for its peer ran a moment before."""
+    """Medians over the rounds. Ratios are taken within each round, because the peer ran just before or after."""
     peer, own = [p for p, _ in pairs], [o for _, o in pairs]
     row: dict[str, Any] = {
         f"rps_{connections}": round(statistics.median(o.per_second for o in own), 1),
@@ -376,7 +384,7 @@ def _rates(pairs: list[tuple[Rate, Rate]], connections: int) -> dict[str, Any]:
 
 
 def _tell(table: VectorTable, row: dict[str, Any]) -> None:
-    """A run takes long: what is known so far goes to stderr."""
+    """Print the results so far to stderr, because a run takes long."""
     rates = {name: value for name, value in row.items() if name not in ("name", "sweep")}
     print(f"{table.dimensions} {row['name']}: {rates}", file=sys.stderr, flush=True)
 
@@ -401,7 +409,7 @@ def _print_table(result: dict[str, Any]) -> None:
 
 
 def _ratios(results: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Of ours to plain pgvector's HNSW on halfvec, on synthetic sets: what of a real one is too small for an index."""
+    """Ratios of ours over plain pgvector's HNSW on halfvec, on synthetic sets; real ones are too small for an index."""
     ratios: dict[str, float | None] = {}
     for result in results:
         ours = next((row for row in result["contenders"] if row["name"] == OURS), None)
@@ -421,7 +429,7 @@ def _plot(results: list[dict[str, Any]], into: Path | None) -> None:
     panels = [
         plots.Bars(
             title=f"{one['set']}, {one['rows']:,} x {one['dimensions']:,}",
-            label="requests a second on one connection",
+            label="requests per second on one connection",
             values={f"{row['name']} ({row['recall']:.2f})": row["rps_1"] or 0.0 for row in one["contenders"]},
         )
         for one in results

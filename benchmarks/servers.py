@@ -1,4 +1,4 @@
-"""What benchmarks of whole runs talk to: a Prefect server, and a provider that speaks OpenAI's protocol."""
+"""The servers that benchmarks of whole runs use: a Prefect server, and a provider that speaks OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _START_SECONDS = 120
 
 @contextmanager
 def prefect_server(folder: Path) -> Generator[str]:
-    """The address of a Prefect server's API, as it is shipped but for its home; flows of this process go there too."""
+    """The address of a Prefect server's API, with default settings but for its home; this process's flows use it too."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -42,7 +42,7 @@ def prefect_server(folder: Path) -> Generator[str]:
 
 
 def _send_logs() -> None:
-    """What flows of this process have logged: at its end Prefect would look for the server for more than a minute."""
+    """Send the logs of this process's flows now: at exit Prefect would look for the server for more than a minute."""
     if "prefect.logging.handlers" in sys.modules:
         from prefect.logging.handlers import APILogHandler
 
@@ -51,7 +51,7 @@ def _send_logs() -> None:
 
 @contextmanager
 def provider(*words: str) -> Generator[str]:
-    """The origin of a server of OpenAI's protocol in a process of its own; ``words`` are its options."""
+    """The origin of a server of OpenAI's protocol in a process of its own; ``words`` are its command-line options."""
     command = [sys.executable, "-m", "tests.support.servers.openai_server", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # ours
     try:

@@ -1,8 +1,9 @@
 """What does it cost to keep the vectors of a table in step, against what people use today?
 
-The same table, provider and Postgres for all: a first sync, one with nothing changed, with 1 % of the rows changed and
-with 1 % deleted. Counted are wall, requests and texts; after each phase plain SQL compares every vector of the syncer's
-own table with the one it should be. ``--quick`` has few rows and no repeats. The last line is one JSON object.
+All syncers have the same table, provider and Postgres, and go through a first sync, one with nothing changed, one with
+1 % of the rows changed and one with 1 % deleted. Wall time, requests and texts are counted; after each phase plain SQL
+compares every vector of the syncer's own table with the one it should be. ``--quick`` uses few rows and no repeats. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Measured:
     seconds: float
     """From the start of the command to its end."""
     cpu_seconds: float
-    """Of the command; other work on the machine changes it far less than the wall."""
+    """CPU seconds of the command; other work on the machine changes them far less than the wall."""
     status: int
     told: str
     bill: Bill
@@ -74,7 +75,7 @@ def _measure(
     arena: Arena, provider: Provider, chosen: list[Syncer], places: dict[str, Place], arguments: argparse.Namespace
 ) -> list[Measured]:
     found: list[Measured] = []
-    # Each in turn goes first.
+    # Syncers take turns at going first.
     for number in range(arguments.repeats):
         order = chosen[number % len(chosen) :] + chosen[: number % len(chosen)]
         for phase in PHASES if number == 0 else EDITS:
@@ -155,13 +156,13 @@ def _tell(
 
 
 def _cpu_of_children() -> float:
-    """Of all that have ended."""
+    """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def compare(found: list[Measured]) -> dict[str, float]:
-    """A peer's wall over ours, the median over the repeats; where it failed there is none."""
+    """A peer's wall over ours, as the median over the repeats; there is no ratio for a run that failed."""
     ours = {(one.phase, one.number): one.seconds for one in found if one.syncer == "rowvec" and not one.status}
     each: dict[str, list[float]] = {}
     for one in found:
@@ -171,7 +172,7 @@ def compare(found: list[Measured]) -> dict[str, float]:
 
 
 def _shortest(found: list[Measured], account: Account) -> float:
-    """Seconds that the account's tokens a minute make of the texts that rowvec had to send, with no other cost."""
+    """The seconds that the account's tokens per minute alone require for the texts that rowvec had to send."""
     tokens = max((one.bill.tokens for one in found if (one.syncer, one.phase) == ("rowvec", "cold")), default=0)
     return 60 * tokens / account.tokens_per_minute
 
@@ -185,7 +186,9 @@ def _taking_part(names: list[str] | None) -> list[Syncer]:
     chosen = syncers(names)
     for one in chosen:
         if not one.installed:
-            print(f"{one.name} takes no part: it is not in {one.folder}; run make bench-rivals", file=sys.stderr)
+            print(
+                f"{one.name} is left out: it is not installed in {one.folder}; run make bench-rivals", file=sys.stderr
+            )
     return [one for one in chosen if one.installed]
 
 
@@ -206,7 +209,7 @@ def _arguments() -> argparse.Namespace:
     parser = options(__doc__, "1,000 rows, no repeats", "20 programs start, each of which needs some seconds")
     parser.add_argument("--rows", type=int, default=69_202)
     parser.add_argument(
-        "--data", type=Path, help="a Parquet file of texts; left out: made up, a seventh of them repeated"
+        "--data", type=Path, help="a Parquet file of texts; by default texts are made up, a seventh of them repeated"
     )
     parser.add_argument("--column", default="title", help="of the file")
     parser.add_argument("--dimensions", type=int, default=256)
@@ -214,13 +217,15 @@ def _arguments() -> argparse.Namespace:
         "--repeats", type=int, default=2, choices=range(1, REVISIONS + 1), help="of all but the first sync"
     )
     usual = Account()
-    parser.add_argument("--latency", type=float, default=usual.latency, help="seconds of each answer of the provider")
+    parser.add_argument(
+        "--latency", type=float, default=usual.latency, help="seconds that each answer of the provider takes"
+    )
     parser.add_argument(
         "--latency-per-text", type=float, default=usual.latency_per_text, help="seconds more for each text of a request"
     )
     parser.add_argument("--requests-per-minute", type=int, default=usual.requests_per_minute)
     parser.add_argument("--tokens-per-minute", type=int, default=usual.tokens_per_minute)
-    parser.add_argument("--limit", type=float, default=1_800.0, help="seconds after which a sync is ended")
+    parser.add_argument("--limit", type=float, default=1_800.0, help="seconds after which a sync is killed")
     parser.add_argument("--only", nargs="+", help="names of syncers")
     parser.add_argument("--logs", type=Path, help="a folder for what the syncers write")
     return parser.parse_args()

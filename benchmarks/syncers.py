@@ -1,4 +1,4 @@
-"""Who takes part in benchmarks/sync.py and faults.py: how each is set up, started, and where it keeps its vectors."""
+"""The syncers of benchmarks/sync.py and faults.py: how each is set up and started, and where it keeps its vectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.provider import KEY, MODEL, Account
 from benchmarks.texts import Held
 
 ENVIRONMENTS = Path(__file__).parent / ".rivals"
-"""One virtual environment a peer, by ``make bench-rivals``: their pins clash."""
+"""One virtual environment per peer, made by ``make bench-rivals``, because their pins clash."""
 
 _RIVALS = Path(__file__).parent / "rivals"
 _POLL_SECONDS = 0.05
@@ -29,24 +29,24 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What one syncer works with; nobody else does."""
+    """What one syncer works with; no other syncer uses it."""
 
     database: str
     base_url: str
     account: Account
     dimensions: int
     state: Path
-    """The folder of whatever it keeps on this machine."""
+    """The folder for all that the syncer keeps on this machine."""
     prefect_api: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A command that is over."""
+    """A command that has ended."""
 
     seconds: float
     status: int
-    """Negative: the signal that ended it."""
+    """The exit status; a negative number is the signal that ended the command."""
     told: str
     """The last line that it wrote."""
 
@@ -57,24 +57,24 @@ class Syncer:
 
     name: str
     packages: tuple[str, ...]
-    """Whose versions are worth telling; the first one is what must be installed."""
+    """The packages whose versions are printed; the first one must be installed."""
     held: Held
     command: Callable[[Place], list[str]]
     prepare: Callable[[Place], None] = lambda place: None
     environment: Callable[[Place], dict[str, str]] = lambda place: {}
     repair: Callable[[Place], list[str]] | None = None
-    """What its documentation says to run after somebody has written into its table; None: another sync."""
+    """The command its documentation gives for a table that something else wrote into; None: another sync."""
     keeps: tuple[str, ...] = field(default=())
-    """What of its state is on this machine, for people."""
+    """Which part of its state is on this machine, in words."""
 
     @property
     def folder(self) -> Path:
-        """Its environment."""
+        """The folder of its virtual environment."""
         return ENVIRONMENTS / self.name
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of its packages, as they are installed; none where they are not."""
+        """The installed versions of its packages; packages that are not installed are left out."""
         if self.name == "rowvec":
             return {name: importlib.metadata.version(name) for name in self.packages}
         paths = [str(path) for path in self.folder.glob("lib/python3*/site-packages")]
@@ -88,10 +88,10 @@ class Syncer:
 
 
 class Running:
-    """A command at work, in a process group of its own."""
+    """A running command in a process group of its own."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
-        """Start it; what it writes is added to ``log``."""
+        """Start the command; its output is appended to ``log``."""
         self._log = log
         self._began = time.perf_counter()
         with log.open("a") as file:
@@ -106,22 +106,22 @@ class Running:
 
     @property
     def at_work(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the command is still running."""
         return self._process.poll() is None
 
     def kill(self) -> Ended:
-        """End it at once, with whatever it has started."""
+        """Kill the command at once, with all processes that it has started."""
         os.killpg(self._process.pid, signal.SIGKILL)
         return self.wait(None)
 
     def wait(self, limit: float | None) -> Ended:
-        """How it ends; killed after ``limit`` seconds."""
+        """Wait until the command ends, and return how; it is killed after ``limit`` seconds."""
         try:
             self._process.wait(limit)
         except subprocess.TimeoutExpired:
             pass
         finally:
-            # Also where the benchmark itself is being ended.
+            # Also if the benchmark itself is being stopped.
             if self.at_work:
                 os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
@@ -129,7 +129,7 @@ class Running:
         return Ended(seconds=time.perf_counter() - self._began, status=status, told=lines[-1] if lines else "")
 
     def until(self, holds: Callable[[], bool]) -> bool:
-        """Wait until something holds; False where the command ended before."""
+        """Wait until a condition holds; False if the command ended before that."""
         while self.at_work:
             if holds():
                 return True
@@ -143,7 +143,7 @@ def start(syncer: Syncer, place: Place, command: list[str] | None = None) -> Run
     environment = {
         "OPENAI_API_KEY": KEY,
         "OPENAI_BASE_URL": place.base_url,
-        # Nobody telephones home or looks for models during a measurement.
+        # No syncer sends telemetry or looks for models during a measurement.
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "COCOINDEX_DISABLE_USAGE_TRACKING": "1",
         **syncer.environment(place),
@@ -152,7 +152,7 @@ def start(syncer: Syncer, place: Place, command: list[str] | None = None) -> Run
 
 
 def syncers(names: list[str] | None = None) -> list[Syncer]:
-    """rowvec first, then its peers; only those ``names``, where given."""
+    """rowvec first, then its peers; if ``names`` is given, only those."""
     everyone = [_rowvec(), _langchain(), _llamaindex(), _cocoindex(), _pgai()]
     known = [one.name for one in everyone]
     for name in names or ():
@@ -180,7 +180,7 @@ def _rowvec() -> Syncer:
                 "tokens_per_minute": place.account.tokens_per_minute,
             },
             "target": {"table": "vectors.texts"},
-            # The peers build none unless they are told to.
+            # The peers build no index by default.
             "index": {"kind": "none"},
         }
         place.state.mkdir(parents=True, exist_ok=True)
@@ -263,7 +263,7 @@ def _pgai() -> Syncer:
         held=Held(table="public.texts_embeddings_store", id="id"),
         prepare=prepare,
         command=lambda place: [program, "vectorizer", "worker", "--once", "-d", place.database],
-        # It would download an encoding, which takes a network; LlamaIndex' wheel has the same file.
+        # It would download an encoding from the network; LlamaIndex' wheel contains the same file.
         environment=lambda place: {"TIKTOKEN_CACHE_DIR": str(encodings[0])} if encodings else {},
     )
 

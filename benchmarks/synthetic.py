@@ -1,4 +1,4 @@
-"""Vectors as many as wanted from a few hundred real ones: drawn anew from their mean and covariance, in clusters."""
+"""Any number of vectors from a few hundred real ones: drawn from their mean and covariance, in clusters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Floats = npt.NDArray[np.float32]
 BLOCK_ROWS = 1_000
 
 # Half of the variance is between clusters of about 20 rows, half within. Chosen among six mixtures at 20,000 x 3,072,
-# so that bits alone find as many of the 10 nearest as in the real set (.86 there and here) and twice as many candidates
-# a little fewer (.97, real .99). Without clusters all rows would be about equally far from each other.
+# so that bits alone find as many of the 10 nearest as in the real set (.86 in both), and with twice as many candidates
+# a little less (.97, real .99). Without clusters all rows would be about equally far from each other.
 WITHIN = 0.5
 ROWS_A_CLUSTER = 20
 
@@ -37,9 +37,9 @@ class Spectrum:
 
     @staticmethod
     def made_up(dimensions: int, rank: int = 508, seed: int = 2) -> Spectrum:
-        """A spectrum without real vectors: as many directions as the real ones had, each shorter than the one before.
+        """A spectrum without real vectors: as many directions as the real ones have, each shorter than the one before.
 
-        How many neighbours bits find in it is not what they find in real vectors: it is for trying the benchmark.
+        Bits find another share of the neighbours in it than in real vectors: it is only for trying the benchmark.
         """
         random = np.random.default_rng(seed)
         directions, _ = np.linalg.qr(random.standard_normal((dimensions, min(rank, dimensions))))
@@ -48,10 +48,10 @@ class Spectrum:
         return Spectrum((directions[:, 0] * 0.3).astype(np.float32), axes)
 
     def draw(self, rows: int, seed: int = 1) -> Iterator[Floats]:
-        """Blocks of ``(up to BLOCK_ROWS, d)`` unit vectors, the same ones for the same arguments.
+        """Blocks of ``(up to BLOCK_ROWS, d)`` unit vectors; the same arguments give the same vectors.
 
-        A row is the mean, and normally distributed along each axis: its cluster's centre with ``1 - WITHIN`` of the
-        variance, itself about the centre with the rest. Then it is scaled to length 1.
+        A row is normally distributed about the mean along each axis: its cluster's centre has ``1 - WITHIN`` of the
+        variance, and the row's distance from that centre has the rest. Then the row is scaled to length 1.
         """
         random = np.random.default_rng(seed)
         rank = len(self.axes)

@@ -1,7 +1,7 @@
-"""The table that every syncer of a benchmark keeps in step, the edits it goes through, and which rows are wrong after.
+"""The source table of the benchmarks of syncers: its texts, its edits, and which rows are wrong after a sync.
 
-A row is wrong if it has no vector, a vector of another text than its own, or more than one; or if it has one and is not
-in the source any more. The vectors of all texts are known, so a vector is compared with the one that it should be.
+A row is wrong if it has no vector, the vector of another text, or more than one vector; or if it has a vector but is no
+longer in the source. The vectors of all texts are known, so each vector is compared with the one that it should be.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rowvec.postgres.connection import Connection
 from tests.support.servers.openai_server import vector
 
 REVISIONS = 3
-"""How often 1 % of the rows can be changed, and 1 % deleted, each time other rows."""
+"""How many times 1 % of the rows can be changed, and 1 % deleted, with different rows each time."""
 
 TEMPLATE = "contest_texts"
 POISON = "that no model can read"
 
-# As in the collection of the Tate, of whose 69,202 texts 15 % are repeats.
+# As in the collection of the Tate: 15 % of its 69,202 texts are repeats.
 _REPEATED_EVERY = 7
 _SUBJECTS = ("the sea in winter", "a harbour at dawn", "a woman reading", "hills after rain", "a table with fruit")
 _WAYS = ("oil on canvas", "graphite on paper", "etching", "watercolour on paper", "screenprint", "bronze")
@@ -39,7 +39,7 @@ _TABLES: LiteralString = """
 _CHANGE: LiteralString = "UPDATE public.texts SET content = content || %(revision)s WHERE id %% 100 = %(part)s"
 _DELETE: LiteralString = "DELETE FROM public.texts WHERE id %% 100 = %(part)s"
 
-# A vector as near as this is the same: float32 that has been through text.
+# Two vectors this near to each other are the same: a float32 changes a little when it is written as text.
 _WRONG: LiteralString = """
     WITH wanted AS (
         SELECT t.id, v.embedding FROM public.texts AS t JOIN contest.vectors AS v USING (content)
@@ -76,11 +76,11 @@ class Wrong:
     stale: int
     orphaned: int
     doubled: int
-    """More than one vector, all of them the right one."""
+    """Rows with more than one vector, all of them right."""
 
     @property
     def rows(self) -> int:
-        """All of them."""
+        """The number of all wrong rows."""
         return self.missing + self.stale + self.orphaned + self.doubled
 
     def __str__(self) -> str:
@@ -94,17 +94,17 @@ class Wrong:
 
 
 def read_texts(data: Path | None, column: str, rows: int) -> list[str]:
-    """``rows`` texts at most: of a Parquet file, without those that are empty; or made up, some of them repeated."""
+    """At most ``rows`` texts: the non-empty ones of a Parquet file, or made-up ones, some of them repeated."""
     if data is None:
         return [_made_up(number) for number in range(rows)]
     found: list[str | None] = pq.read_table(data, columns=[column]).column(0).to_pylist()
-    # What a splitter would cut off the ends is nobody's mistake.
+    # A splitter would strip the ends of a text; that must not count as an error.
     texts = [" ".join((text or "").split()) for text in found]
     return [text for text in texts if text][:rows]
 
 
 def fill(connection: Connection, texts: list[str], dimensions: int, later: Sequence[str] = ()) -> None:
-    """The source table, and the vectors of every text that it will ever hold, ``later`` added by hand."""
+    """Fill the source table, and store the vector of every text that it will ever hold, with the texts of ``later``."""
     for statement in _TABLES.split(";"):
         connection.execute(statement)
     with connection.cursor().copy("COPY public.texts FROM STDIN") as copy:
@@ -119,21 +119,21 @@ def fill(connection: Connection, texts: list[str], dimensions: int, later: Seque
 
 
 def change(connection: Connection, number: int) -> int:
-    """1 % of the rows get another text; how many."""
+    """Give 1 % of the rows another text; returns how many."""
     return connection.execute(_CHANGE, {"revision": _revision(number), "part": _changed_part(number)}).rowcount
 
 
 def delete(connection: Connection, number: int) -> int:
-    """1 % of the rows go; how many."""
+    """Delete 1 % of the rows; returns how many."""
     return connection.execute(_DELETE, {"part": 50 + number}).rowcount
 
 
 def wrong_rows(connection: Connection, held: Held) -> Wrong:
-    """What is wrong with a syncer's table now; a row that cannot be embedded is wanted by nobody."""
+    """What is wrong with a syncer's table now; a row that cannot be embedded needs no vector."""
     parts = {"table": sql.SQL(held.table), "id": sql.SQL(held.id)}
     found = connection.execute("SELECT to_regclass(%s)", (held.table,)).fetchone()
     if found is None or found[0] is None:
-        # Ended before it had a table.
+        # The syncer ended before it had created its table.
         nothing = sql.SQL("(SELECT NULL::bigint AS id, NULL::vector AS embedding WHERE false) AS nothing")
         parts = {"table": nothing, "id": sql.SQL("id")}
     counts = connection.execute(sql.SQL(_WRONG).format(**parts)).fetchone()

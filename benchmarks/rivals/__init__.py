@@ -1,1 +1,1 @@
-"""What the peers' documentation has a user write to keep a table in step; each runs in an environment of its own."""
+"""The programs that the peers' documentation tells a user to write; each runs in a virtual environment of its own."""

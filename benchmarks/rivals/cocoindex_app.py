@@ -1,10 +1,10 @@
-"""One update of a cocoindex app from table to table, as its example of a Postgres source has it.
+"""One update of a cocoindex app from table to table, written as in its example of a Postgres source.
 
 A row is a component of its own (``mount_each``, ``memo=True``); its state is the folder that ``COCOINDEX_DB`` names.
 """
 
 # pyright: reportMissingImports=false, reportUntypedFunctionDecorator=false, reportUnknownLambdaType=false
-# cocoindex is in an environment of its own, where this runs: its decorators and rows have no types here.
+# This runs in cocoindex's own environment, which the type checker does not see: decorators and rows have no types here.
 from __future__ import annotations
 
 import argparse
@@ -26,7 +26,7 @@ EMBEDDER = coco.ContextKey[LiteLLMEmbedder]("embedder", detect_change=True)
 
 @dataclass
 class Text:
-    """A row of the source."""
+    """One row of the source."""
 
     id: int
     content: str
@@ -34,7 +34,7 @@ class Text:
 
 @dataclass
 class Embedded:
-    """A row of the target."""
+    """One row of the target."""
 
     id: int
     content: str
@@ -43,7 +43,7 @@ class Embedded:
 
 @coco.lifespan
 async def resources(builder: coco.EnvironmentBuilder) -> AsyncIterator[None]:
-    """The pool and the embedder, for as long as the app is at work."""
+    """Open the pool and the embedder for as long as the app runs."""
     async with await asyncpg.create_pool(os.environ["SYNC_DATABASE"]) as pool:
         builder.provide(DATABASE, pool)
         builder.provide(
@@ -59,14 +59,14 @@ async def resources(builder: coco.EnvironmentBuilder) -> AsyncIterator[None]:
 
 @coco.fn(memo=True)
 async def embed(text: Text, table: postgres.TableTarget[Embedded]) -> None:
-    """A row, embedded."""
+    """Embed one row."""
     vector = await coco.use_context(EMBEDDER).embed(text.content)
     table.declare_row(row=Embedded(id=text.id, content=text.content, embedding=vector))
 
 
 @coco.fn
 async def texts() -> None:
-    """All rows."""
+    """Embed all rows."""
     table = await postgres.mount_table_target(
         DATABASE,
         table_name="texts",
@@ -81,7 +81,7 @@ app = coco.App(coco.AppConfig(name="texts"), texts)
 
 
 def main() -> None:
-    """One update."""
+    """Run one update."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     app.update_blocking()
 

@@ -1,10 +1,10 @@
-"""One sync by LangChain's indexing API into langchain-postgres' PGVectorStore, as their documentation has it.
+"""One sync by LangChain's indexing API into langchain-postgres' PGVectorStore, as in their documentation.
 
 Record manager in SQLite in the state folder, batches of 100 (the default), ``cleanup="full"`` because rows can go.
 """
 
 # pyright: reportMissingImports=false
-# LangChain's packages are in an environment of their own, where this runs.
+# This runs in the environment of LangChain's packages, which the type checker does not see.
 from __future__ import annotations
 
 import argparse
@@ -29,7 +29,7 @@ class TextsLoader(BaseLoader):
         self.url = url
 
     def lazy_load(self) -> Iterator[Document]:
-        """A document a row; its source is the key."""
+        """One document per row; its source is the key."""
         with psycopg.connect(self.url) as connection, connection.cursor(name="texts") as cursor:
             cursor.execute("SELECT id, content FROM public.texts ORDER BY id")
             for key, content in cursor:
@@ -37,7 +37,7 @@ class TextsLoader(BaseLoader):
 
 
 def main() -> None:
-    """One sync."""
+    """Run one sync."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("database", "base-url", "model"):
         parser.add_argument(f"--{name}", required=True)
@@ -46,13 +46,13 @@ def main() -> None:
     given = parser.parse_args()
 
     engine = PGEngine.from_connection_string(given.database.replace("postgresql://", "postgresql+asyncpg://"))
-    # A key that index() makes by sha256 is no UUID.
+    # The ids that index() makes with sha256 are not UUIDs.
     key = Column("langchain_id", "TEXT", nullable=False)
     with psycopg.connect(given.database) as connection:
         found = connection.execute("SELECT to_regclass(%s)", (_TABLE,)).fetchone()
     if found is None or found[0] is None:
         engine.init_vectorstore_table(table_name=_TABLE, vector_size=given.dimensions, id_column=key)
-    # Lists of tokens instead of texts are for OpenAI alone: this is what the documentation says for other servers.
+    # Only OpenAI takes lists of tokens instead of texts; the documentation gives this setting for other servers.
     embeddings = OpenAIEmbeddings(
         model=given.model, dimensions=given.dimensions, base_url=given.base_url, check_embedding_ctx_length=False
     )

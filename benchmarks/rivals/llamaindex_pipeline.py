@@ -1,11 +1,11 @@
-"""One sync by LlamaIndex' IngestionPipeline into its PGVectorStore, as its pages on document management have it.
+"""One sync by LlamaIndex' IngestionPipeline into its PGVectorStore, as in its pages on document management.
 
 Docstore and cache in files of the state folder, loaded before and persisted after; splitter and requests of 100 texts
 as they are by default; ``upserts_and_delete`` because rows can go.
 """
 
 # pyright: reportMissingImports=false
-# LlamaIndex is in an environment of its own, where this runs.
+# This runs in LlamaIndex' own environment, which the type checker does not see.
 from __future__ import annotations
 
 import argparse
@@ -21,7 +21,7 @@ from llama_index.vector_stores.postgres import PGVectorStore
 
 
 def main() -> None:
-    """One sync."""
+    """Run one sync."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("database", "base-url", "model"):
         parser.add_argument(f"--{name}", required=True)
@@ -47,8 +47,8 @@ def main() -> None:
         pipeline.load(str(kept))
     with psycopg.connect(given.database) as connection:
         rows = connection.execute("SELECT id, content FROM public.texts ORDER BY id").fetchall()
-    # Equal texts would have equal hashes, by which the docstore tells which documents are gone: the key is metadata,
-    # neither embedded nor shown to a model.
+    # The docstore uses hashes to find deleted documents, and equal texts would have equal hashes. So the key is part of
+    # the metadata, but is neither embedded nor shown to a model.
     documents = [
         Document(
             text=content,
