@@ -1,4 +1,4 @@
-"""What the tests of faults share."""
+"""Fixtures that all tests of faults share."""
 
 from __future__ import annotations
 

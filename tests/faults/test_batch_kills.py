@@ -32,7 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
 
 @pytest.fixture
 def asked(server: OpenAIServer, tmp_path: Path) -> Pipeline:
-    """The gallery's pipeline, asked by jobs that are never waited for."""
+    """The gallery's pipeline with batch jobs; a run does not wait for them."""
     embedder = {"kind": "openai", "model": "text-embedding-3-small", "dimensions": 96, "base_url": server.url}
     batch = {"at_least": 5, "wait_minutes": 0}
     return paintings.pipeline(str(tmp_path / "artifacts"), embedder={**embedder, "batch": batch})
@@ -40,7 +40,7 @@ def asked(server: OpenAIServer, tmp_path: Path) -> Pipeline:
 
 @pytest.fixture
 def rowvec(prefect_server: PrefectServer, asked: Pipeline, tmp_path: Path) -> Rowvec:
-    """Starts a sync of it on a machine of its own."""
+    """Start a sync of the pipeline on a machine of its own."""
     file = write_pipeline(asked, tmp_path)
 
     def sync(machine: str) -> Command:
@@ -53,7 +53,7 @@ def rowvec(prefect_server: PrefectServer, asked: Pipeline, tmp_path: Path) -> Ro
 
 
 def states(api: str) -> set[tuple[str, str]]:
-    """Name and type of the states of the last flow runs, as Prefect's server has them."""
+    """The name and type of the states of the last flow runs, read from Prefect's server."""
     body = json.dumps({"sort": "EXPECTED_START_TIME_DESC", "limit": 20}).encode()
     asked = urllib.request.Request(  # noqa: S310 # our own server
         f"{api}/flow_runs/filter", data=body, headers={"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""A database that cuts, locks, fills up and refuses: what the real command makes of each, and what it leaves."""
+"""A database that cuts connections, holds locks, fills up or refuses: what the real command does and leaves behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def file(source: Connection, server: OpenAIServer, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def proxy(database_url: str, source: Connection, monkeypatch: pytest.MonkeyPatch) -> Generator[DatabaseProxy]:
-    """What stands before the database, as far as the command knows."""
+    """A proxy in front of the database; the command connects to it as if it were the database."""
     with before_database(database_url) as opened:
         monkeypatch.setenv("ROWVEC_DATABASE_URL", opened.url())
         yield opened
@@ -52,7 +52,7 @@ def test_a_copy_cut_in_its_middle_and_a_merge_that_is_terminated_are_done_again(
     file: Path,
     rowvec: Rowvec,
 ) -> None:
-    # 50 rows of 96 floats are 20 kB and more: the cut is in the midst of them.
+    # 50 rows of 96 floats take more than 20 kB, so the cut is in the middle of their data.
     copying = proxy.cut(application="rowvec load 0", sent=15_000)
     server.hold = threading.Event()
     with psycopg.connect(database_url) as keeper:
@@ -80,7 +80,7 @@ def test_a_copy_cut_in_its_middle_and_a_merge_that_is_terminated_are_done_again(
 def test_a_commit_whose_acknowledgement_is_lost_is_not_done_twice(
     source: Connection, proxy: DatabaseProxy, server: OpenAIServer, file: Path, rowvec: Rowvec, stage: str
 ) -> None:
-    # The zero byte ends a statement; COMMIT alone is also in ON COMMIT DROP.
+    # The zero byte ends a statement. Without it, COMMIT would also match ON COMMIT DROP.
     lost = proxy.cut(application=f"rowvec {stage}", unheard=b"COMMIT\0")
     report = succeeded(rowvec("sync", file))
     assert lost.done == 1
@@ -130,7 +130,7 @@ def test_sessions_that_end_while_the_embedder_thinks_cost_what_was_in_flight_and
 def test_a_session_that_is_terminated_in_a_stage_is_opened_again(
     source: Connection, database_url: str, server: OpenAIServer, file: Path, rowvec: Rowvec, stage: str
 ) -> None:
-    # What a stage cannot do without, and the one before it can.
+    # A table that the stage needs and the stage before it does not.
     needed: dict[str, LiteralString] = {"extract": "paintings", "load 0": "rowvec.loaded", "merge": "vectors.paintings"}
     succeeded(rowvec("sync", file))
     paintings.fill(source, 20, start=51)
@@ -164,7 +164,7 @@ def test_a_database_out_of_room_stops_the_run_with_nothing_half_done(
 ) -> None:
     succeeded(rowvec("sync", file))
     before = paintings.vectors(source)
-    # The server itself raises it, where the merge writes its first row.
+    # The server itself raises the error when the merge writes its first row.
     source.execute(
         sql.SQL(
             "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$"
@@ -203,7 +203,7 @@ def test_a_missing_grant_is_named_and_the_run_after_the_grant_is_paid_for_once(
     role: str,
     tmp_path: Path,
 ) -> None:
-    # As an administrator would give it out: the extension is there, rowvec's schema is the role's own to make.
+    # As an administrator would set it up: the extension exists, and the role may create rowvec's schema itself.
     source.execute("DROP SCHEMA rowvec CASCADE")
     url = make_conninfo(database_url, user=role)
 
@@ -241,7 +241,7 @@ def test_a_lock_held_for_long_is_waited_for_and_held_for_ever_ends_the_run(
     with psycopg.connect(database_url) as keeper:
         keeper.execute(lock)
         running = rowvec.start("sync", file).when(lambda: waits(source, "rowvec extract"))
-        # It gives up once, and asks again.
+        # The command gives up once, and tries again.
         running.when(lambda: not waits(source, "rowvec extract"))
         running.when(lambda: waits(source, "rowvec extract"))
         keeper.rollback()

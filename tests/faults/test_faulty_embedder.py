@@ -1,4 +1,4 @@
-"""An embedder that answers wrongly, over HTTP, to the real command: nothing is paid for twice.
+"""An embedder that answers the real command wrongly over HTTP: nothing is paid for twice.
 
 What each fault does to a single request is in integration/embedders/test_openai_texts.py.
 """
@@ -63,7 +63,8 @@ def test_passing_faults_are_retried_and_answers_out_of_order_are_sorted(
     assert (report["embedded"], report["rejected"], report["consistent"]) == (50, 0, True)
     assert_in_step(source)
     sent = len(server.requests)
-    # Short, long, duplicate index, HTML, junk, empty: billed and of no use, four texts each; and one NaN.
+    # Answers that are billed but cannot be used: short, long, duplicate index, HTML, junk and empty with four texts
+    # each, and one NaN.
     assert 50 <= sum(server.paid.values()) <= 50 + 6 * 4 + 1
     assert succeeded(rowvec("sync", file))["embedded"] == 0
     assert len(server.requests) == sent
@@ -111,7 +112,7 @@ def test_lasting_faults_end_the_run_with_one_sentence_and_keep_what_was_paid(
     assert kept is not None
     assert kept[0] >= 3 * 4
     tried = len(server.requests)
-    assert tried <= 12  # it is not asked without end
+    assert tried <= 12  # the number of requests is bounded
     server.reset()
     report = succeeded(rowvec("sync", file))
     assert (report["embedded"], sum(server.paid.values())) == (50 - kept[0], 50 - kept[0])
@@ -129,7 +130,7 @@ def test_another_model_of_the_same_dimensions_is_refused(
 def test_a_model_that_changes_in_the_middle_of_a_run_is_refused(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    """The server is not OpenAI's, so its names of models are unknown to rowvec."""
+    """The server is not OpenAI's, so rowvec does not know its model names."""
     embedder = {"kind": "openai", "model": "ours", "dimensions": 96, "base_url": server.url, "max_batch_inputs": 4}
     pipeline = paintings.pipeline(str(tmp_path / "artifacts"), embedder=embedder)
     server.answers_as = "ours-2026-01"
@@ -144,8 +145,8 @@ def test_a_model_that_changes_in_the_middle_of_a_run_is_refused(
 def test_a_provider_that_never_answers_is_asked_a_bounded_number_of_times(
     source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec
 ) -> None:
-    """Failures do not make a run ask without end."""
+    """Failures do not make a run send requests without end."""
     server.add(failing(500, times=-1))
     failed(source, rowvec.start("sync", file).wait(600))
-    # Two at once, ten tries each, in five tries of the stage.
+    # Two concurrent requests, ten tries of each, in five tries of the stage.
     assert len(server.requests) <= 2 * 10 * 5

@@ -1,4 +1,4 @@
-"""A blob store that lies: what it loses, refuses, delays, forgets and spoils, and what the real command makes of it."""
+"""A blob store that loses, refuses, delays, forgets or corrupts objects, and what the real command does then."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
 
 @pytest.fixture
 def proxy(azurite: str) -> Generator[StoreProxy]:
-    """What stands before the blob server."""
+    """A proxy in front of the blob server."""
     with before_store(azurite) as opened:
         yield opened
 
@@ -73,7 +73,7 @@ def objects(container: Container) -> list[str]:
 
 
 def cut_in_half(container: Container, kind: str) -> None:
-    """Truncate each object of this kind to its half; its metadata stays."""
+    """Truncate each object of this kind to half its length; its metadata stays."""
     client = client_of(container)
     for name in [name for name in objects(container) if re.search(kind, name)]:
         blob = client.get_blob_client(name)
@@ -148,7 +148,7 @@ def test_a_store_that_never_recovers_fails_the_run_with_one_sentence(
         source.execute("DROP TABLE vectors.paintings CASCADE")
     ended = rowvec.start("sync", file).wait(1500)
     if fault.do == "lose_answer":
-        # What was never acknowledged is there all the same: it is looked for, and found.
+        # The object whose write was never acknowledged exists nevertheless: the command looks for it and finds it.
         assert succeeded(ended)["manifest"] is not None
     else:
         failed(source, ended, "the blob store" if fault.do == "refuse" else "could not be reached")

@@ -1,4 +1,4 @@
-"""Hostile files: each is read right, or stops the run with one sentence that names the file and the place in it."""
+"""Hostile files: each is read correctly, or stops the run with one sentence that names the file and the place in it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MB = 1 << 20
 
 
 def _read(tmp_path: Path, content: bytes | str, name: str = "rows.csv", **source: Any) -> list[tuple[Any, ...]]:
-    """Id and content of each row of a file; nothing may have been set aside."""
+    """The id and content of each row of a file; no row may have been rejected."""
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     rows, aside, _ = read(pipeline(path, "csv" if ".csv" in name else "parquet", **source), tmp_path / "spool")
@@ -67,7 +67,7 @@ def test_csv_that_is_odd_is_read_right(tmp_path: Path, content: str, found: list
 
 
 def test_a_field_of_megabytes_may_come_late(tmp_path: Path) -> None:
-    """Some blocks are handed out before one is too small: nothing is lost there, and nothing comes twice."""
+    """Some blocks are read before a block is too small: no row is lost, and none is read twice."""
     lines = "".join(f"{i},text {i}\n" for i in range(400_000))
     found = _read(tmp_path, f'id,text\n{lines}a,{"y" * 6 * _MB}\nb,short\nc,"{"z," * 20 * _MB}"\nd,end\n')
     assert len(found) == 400_004
@@ -176,7 +176,7 @@ def test_a_misspelt_type_is_no_silent_default(tmp_path: Path) -> None:
     st.integers(1, 7),
 )
 def test_quotes_that_are_in_place_are_seen_so_whatever_the_blocks(rows: list[list[str]], block: int) -> None:
-    """A file that is written by the rules passes the quick look, and one with a stray quote at its end does not."""
+    """A file that follows the rules passes the quick check, and a file with a stray quote at its end does not."""
     import tempfile
 
     from rowvec.sources.formats import csv
@@ -206,7 +206,7 @@ _MANY = pa.table({"id": list(range(5000)), "text": [f"text {i}" for i in range(5
 
 
 def _says_rows(rows: int) -> Callable[[bytes], bytes]:
-    """The footer with another total: field 3 of FileMetaData, a zigzag varint after the byte 0x16 (compact Thrift)."""
+    """Write another row count into the footer: field 3 of FileMetaData, a zigzag varint after 0x16 (compact Thrift)."""
 
     def varint(value: int) -> bytes:
         return bytes([(value << 1 & 0x7F) | 0x80, value << 1 >> 7])
@@ -225,7 +225,7 @@ def _says_rows(rows: int) -> Callable[[bytes], bytes]:
 
 
 def _kept(start: int | None, end: int | None, *, before: int = 0, text: bytes = b"") -> Callable[[bytes], bytes]:
-    """A part of the file, after its head or another text."""
+    """A part of the file, after its own head or after another text."""
     return lambda data: text + data[:before] + data[start:end]
 
 
@@ -305,7 +305,7 @@ def test_encrypted_parquet_says_so(tmp_path: Path) -> None:
 
 
 def _texts(*raw: bytes) -> pa.Array:
-    """An array of texts that nobody has checked."""
+    """An array of texts whose bytes are not checked to be UTF-8."""
     return pa.Array.from_buffers(pa.string(), len(raw), pa.array(raw, pa.binary()).buffers())
 
 
@@ -335,7 +335,7 @@ _MAP = pa.map_(pa.string(), pa.int64())
     ids=range(16),
 )
 def test_one_bad_value_stays_one_bad_row(tmp_path: Path, values: pa.Array) -> None:
-    """In the metadata, in the content and in both: the row is set aside by key, with its place; the other is not."""
+    """The bad value is in the metadata, the content or both: only its row is rejected, by key and with its place."""
     ids = pa.array(["bad", "good"])
     path = _parquet(tmp_path, pa.table({"id": ids, "text": ["a", "b"], "v": values}))
     both = {"content": "{text} {v}", "metadata": ["v"]}

@@ -1,4 +1,4 @@
-"""What a folder of images may hold: one bad file stays one bad file, nothing outside is read, and nothing hangs."""
+"""Hostile folders of images: a bad file is rejected alone, nothing outside the folder is read, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def encoded(kind: str, number: int = 1) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes that says it has so many pixels."""
+    """A PNG of a few hundred bytes whose header claims this many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -79,7 +79,7 @@ def test_each_bad_file_is_rejected_alone(source: Connection, tmp_path: Path) -> 
     (folder / "folder.png").mkdir()
     os.mkfifo(folder / "pipe.png")
     (folder / "loop").symlink_to(".", target_is_directory=True)
-    os.mkdir(os.fsencode(folder) + b"/caf\xe9")  # noqa: PTH102 # a name that is no text
+    os.mkdir(os.fsencode(folder) + b"/caf\xe9")  # noqa: PTH102 # a name that is not valid text
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9/x.png")).write_bytes(encoded("PNG", 79))
     (folder / "line\nbreak 'quoted'; {x} %s.png").write_bytes(encoded("PNG", 80))
 
@@ -115,7 +115,7 @@ def test_each_bad_file_is_rejected_alone(source: Connection, tmp_path: Path) -> 
     assert contents(source).keys() == {p.relative_to(folder).as_posix() for p in folder.glob("room*/*")} | good
     named = source.execute("SELECT media_type FROM vectors.paintings WHERE image_file = 'named.png'").fetchone()
     assert named == ("image/jpeg",)
-    # What two names show is kept once.
+    # An image with two names is stored once.
     assert report.embedded == report.images == 5 + 3
     assert sync(paintings).rejected == len(found)
 

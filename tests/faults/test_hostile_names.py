@@ -32,7 +32,7 @@ _NINE_BYTES_A_LETTER = "é" * 31 + "x"  # 63 bytes, the longest name Postgres ke
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What everything is called: schema and tables, two key columns, two metadata columns, two of the content."""
+    """The names of everything: schema and tables, two key columns, two metadata columns, two content columns."""
 
     schema: str
     source: str
@@ -76,7 +76,7 @@ def _quoted(*names: str) -> str:
 
 
 def _braced(name: str) -> str:
-    """A column in a template, which has no braces in its name."""
+    """A column in a template; its name must not contain braces."""
     return "{" + name + "}"
 
 
@@ -137,7 +137,7 @@ class Table:
         return sql.Identifier(self._names.schema, self._names.source)
 
     def write(self) -> None:
-        """Make the source what ``rows`` says."""
+        """Make the source hold exactly ``rows``."""
         rows = [(*key, *values) for key, values in self.rows.items()]
         if self._kind == "parquet":
             arrays = [pa.array(column) for column in zip(*rows, strict=True)]
@@ -150,7 +150,7 @@ class Table:
                 self._connection.execute(sql.SQL("INSERT INTO {} VALUES ({})").format(self._table, _literals(row)))
 
     def in_step(self) -> None:
-        """The vector table holds just these rows."""
+        """The vector table holds exactly these rows."""
         names = self._names
         columns = [*names.keys, *names.metadata, "content"]
         found = self._connection.execute(
@@ -167,7 +167,7 @@ def _literals(row: tuple[object, ...]) -> sql.Composed:
 
 
 def _cases() -> Iterator[ParameterSet]:
-    """Each set of names next to the vector table; the two worst sets from elsewhere too, and the others in soak."""
+    """Each set of names in the vector table's database; the two worst sets also in other sources, the rest in soak."""
     for name in NAMES:
         for kind in ("beside", "remote", "parquet"):
             marks = [] if kind == "beside" or name in _EVERYWHERE else [pytest.mark.soak]
@@ -269,7 +269,7 @@ def test_a_name_that_cannot_be_is_refused_by_its_key(tmp_path: Path, part: str, 
 
 
 def _yaml(source: dict[str, Any], target: str = "vectors.paintings", name: str = "paintings") -> str:
-    """JSON is YAML, but for what escapes may hold: half a surrogate pair is written as YAML's own escape."""
+    """JSON is valid YAML, except for some escapes: half a surrogate pair is written as YAML's own escape."""
     pipeline = {"name": name, "source": source, "embedder": {"kind": "local"}, "target": {"table": target}}
     return json.dumps(pipeline, indent=1)
 

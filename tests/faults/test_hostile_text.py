@@ -1,4 +1,4 @@
-"""Hostile values: what a key, a cell, a filter, a query or a line of the pipeline file may hold."""
+"""Hostile values in a key, a cell, a filter, a query or a line of the pipeline file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.paintings import sync
 
 _MB = 1 << 20
 
-# Direction marks, joined emoji, noncharacters, combining marks, blanks that are none to ASCII, escapes, other scripts.
+# Direction marks, joined emoji, noncharacters, combining marks, blanks outside ASCII, escapes, other scripts.
 _ODD = [
     "\u202egnp.exe",
     "👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈",
@@ -70,7 +70,7 @@ def test_odd_texts_are_kept_to_the_last_character(
 
 
 def _as_kind(connection: Connection, made: Pipeline, kind: str, url: str, folder: Path) -> Pipeline:
-    """The same rows from somewhere else."""
+    """Move the same rows to another kind of source."""
     rows = connection.execute("SELECT id::text, title, description, author, year FROM paintings ORDER BY id").fetchall()
     names = ["id", "title", "description", "author", "year"]
     written: dict[str, Any] = made.source.model_dump(exclude={"table", "query", "url"})
@@ -304,7 +304,7 @@ _INJECTIONS = [
 
 @pytest.mark.parametrize("where", _INJECTIONS, ids=range(len(_INJECTIONS)))
 def test_a_hostile_filter_is_refused(source: Connection, paintings: Pipeline, where: str) -> None:
-    """By the parser, or (a value that its column cannot hold) by the database: as wrong use, before anything runs."""
+    """The parser refuses it, or the database if a value does not fit its column: as wrong use, before any run."""
     columns = (PgColumn("id", "integer"), PgColumn("author", "text"), PgColumn("year", "integer"))
     if where.endswith(("9999", "'abc'")):
         sync(paintings)
@@ -319,7 +319,7 @@ def test_a_hostile_filter_is_refused(source: Connection, paintings: Pipeline, wh
 @given(st.text(st.characters(codec=None), max_size=60) | st.text("yeart=<>'\"()%{}$;- \\0", max_size=60))
 @example("year = '%s'")
 def test_no_text_of_a_filter_becomes_sql(text: str) -> None:
-    """What is read has only our own words, quoted columns and placeholders in it; every value is a parameter."""
+    """The SQL has only rowvec's own words, quoted columns and placeholders in it; every value is a parameter."""
     try:
         found = parse_where(text, _COLUMNS)
     except UsageError:
@@ -430,7 +430,7 @@ def test_an_anchor_in_a_pipeline_file_is_welcome(tmp_path: Path) -> None:
     ],
 )
 def test_a_hostile_object_name_leads_nowhere(tmp_path: Path, name: str) -> None:
-    """As it may stand in a manifest that somebody else wrote: refused by name, and nothing outside is touched."""
+    """A manifest that another program wrote may hold such a name: it is refused, and nothing outside is touched."""
     with pytest.raises(StoreRefused, match="is not a valid name for an object"):
         checked_name(name)
     store = FolderStore(tmp_path / "store")

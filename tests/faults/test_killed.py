@@ -1,4 +1,4 @@
-"""Syncs that are killed before, in and after every stage, and taken up by another machine.
+"""Syncs that are killed before, in and after every stage, and continued by another machine.
 
 A run is held from outside at the point in question, by a lock in the database, an embedder that does not answer, or a
 proxy that swallows requests to the blob store; then its process gets SIGKILL.
@@ -46,20 +46,20 @@ TEXTS_A_REQUEST, CONCURRENCY = 4, 2
 IN_FLIGHT = TEXTS_A_REQUEST * CONCURRENCY
 
 Rowvec = Callable[..., Command]
-"""Starts a command: its words, and more environment by keyword."""
+"""Starts a command with these words; keywords are additional environment variables."""
 
 
 class Door:
-    """What every stage goes through first: it reads ``rowvec.plans``, which is locked."""
+    """A gate that every stage passes first: each stage reads ``rowvec.plans``, which is locked here."""
 
     def __init__(self, url: str, held: ExitStack) -> None:
         self._watch = held.enter_context(closing(psycopg.connect(url, autocommit=True)))
-        # Two sessions take turns at the lock, so that no other session gets it between them.
+        # Two sessions hold the lock in turn, so that no other session gets it in between.
         self._keepers = [held.enter_context(closing(psycopg.connect(url))) for _ in range(2)]
         self._lock(self._keepers[0])
 
     def until(self, command: Command, stage: str) -> None:
-        """Let stages pass until this one stands at the door."""
+        """Let stages pass until this stage waits at the door."""
 
         def reached() -> bool:
             standing = self._standing()
@@ -68,7 +68,7 @@ class Door:
         command.when(reached)
 
     def open(self) -> None:
-        """Let all pass from now on."""
+        """Let all stages pass from now on."""
         self._keepers[0].rollback()
 
     def _standing(self) -> set[str]:
@@ -79,9 +79,9 @@ class Door:
         return {name for (name,) in rows if name.startswith("rowvec")}
 
     def _let_pass(self, wanted: str) -> bool:
-        """Sessions that wait now pass, and none after them: locks are granted in the order of the requests.
+        """Let the sessions pass that wait now, and no later ones: locks are granted in the order of the requests.
 
-        True where the wanted stage has come meanwhile; then nobody passes.
+        Returns True if the wanted stage has arrived in the meantime; then no session passes.
         """
         opening, closing = self._keepers
         thread = threading.Thread(target=self._lock, args=(closing,))
@@ -105,7 +105,7 @@ class Door:
 
 
 class Queue(threading.Event):
-    """An event that knows how many have come to wait for it."""
+    """An event that counts the threads that have waited for it."""
 
     length = 0
 
@@ -117,19 +117,19 @@ class Queue(threading.Event):
 
 @dataclass(slots=True, kw_only=True)
 class Scene:
-    """A run, and what it can be held by."""
+    """A run, and the means to hold it at a point."""
 
     database: Connection
     url: str
     server: OpenAIServer
     proxy: Proxy | None
     folder: Path
-    """The test's own, with the homes of all machines."""
+    """The folder of the test; it contains the homes of all machines."""
     held: ExitStack
     door: Door = field(init=False)
     command: Command = field(init=False)
     stage: str = ""
-    """The one whose request to the store is held."""
+    """The stage whose request to the store is held."""
 
     def hold(self, statement: str, **names: str) -> None:
         """Take a lock in a transaction that stays open."""
@@ -138,7 +138,7 @@ class Scene:
         keeper.execute(composed)
 
     def waits(self, stage: str) -> None:
-        """Wait until a stage waits for a lock, other than the door's."""
+        """Wait until a stage waits for a lock other than that of the door."""
         statement = (
             "SELECT true FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
             " WHERE NOT l.granted AND l.relation IS DISTINCT FROM 'rowvec.plans'::regclass"
@@ -147,13 +147,13 @@ class Scene:
         self.command.when(lambda: self.database.execute(statement, (stage,)).fetchone())
 
     def run_id(self) -> int:
-        """The run at work."""
+        """The id of the current run."""
         row = self.database.execute("SELECT max(run_id) FROM rowvec.runs").fetchone()
         assert row is not None
         return row[0]
 
     def stall(self, request: bytes, where: Where) -> None:
-        """Hold a request to the blob store, and wait until it is."""
+        """Hold a request to the blob store, and wait until it is held."""
         assert self.proxy is not None
         stall = self.proxy.stall(request, where)
         self.door.open()
@@ -161,26 +161,26 @@ class Scene:
 
 
 def nothing(_: Scene) -> None:
-    """The default of what else happens."""
+    """Do nothing; the default action of a point."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Where a run is held when it is killed."""
+    """A point at which a run is held and then killed."""
 
     name: str
     reach: Callable[[Scene], None]
-    """Hold the run there; on entry it is under way."""
+    """Holds the run at this point; the run has been started before the call."""
     before: Callable[[Scene], None] = nothing
-    """What must be held before the run starts."""
+    """Takes what must be held before the run starts."""
     twice: int = 0
     """How many texts may be paid for a second time."""
     also: Callable[[Scene], None] = nothing
-    """What else befalls the run once its process is dead."""
+    """What else happens to the run once its process is dead."""
     blob: bool = False
-    """Needs a blob store on the network."""
+    """Whether the point needs a blob store on the network."""
     left: str = "abandoned"
-    """What the ledger says of the killed run afterwards."""
+    """The state of the killed run in the ledger afterwards."""
 
 
 def at_the_door(stage: str) -> Callable[[Scene], None]:
@@ -188,7 +188,7 @@ def at_the_door(stage: str) -> Callable[[Scene], None]:
 
 
 def locked(stage: str, statement: str) -> Callable[[Scene], None]:
-    """Inside a stage, when it needs what the statement locks."""
+    """Hold the run inside a stage, at the moment it needs what the statement locks."""
 
     def reach(scene: Scene) -> None:
         scene.door.until(scene.command, stage)
@@ -201,7 +201,7 @@ def locked(stage: str, statement: str) -> Callable[[Scene], None]:
 
 
 def locked_from_the_start(name: str, stage: str, statement: str) -> Point:
-    """The same where the lock must be there before the run is."""
+    """A point like ``locked``, for a lock that must be taken before the run starts."""
 
     def before(scene: Scene) -> None:
         scene.hold(statement)
@@ -214,7 +214,7 @@ def locked_from_the_start(name: str, stage: str, statement: str) -> Point:
 
 
 def embedding(scene: Scene) -> None:
-    """Some answers are durable, and as many requests as may be are under way."""
+    """Hold the run when some answers are durable and the maximum number of requests is in flight."""
     scene.door.until(scene.command, "rowvec embed 0")
     known = "SELECT count(*) >= 8 FROM rowvec.answers"
     scene.server.latency = 0.1
@@ -223,12 +223,12 @@ def embedding(scene: Scene) -> None:
     queue = Queue()
     scene.server.hold = queue
     scene.held.callback(queue.set)
-    # What was answered a moment ago is written down by now: no more than these are in flight.
+    # Earlier answers are stored by now, so only these requests are in flight.
     scene.command.when(lambda: queue.length == CONCURRENCY)
 
 
 def binarizing(scene: Scene) -> None:
-    """The file for the bits is a pipe that no process reads."""
+    """Hold the run while it writes the bits: their file is a pipe that no process reads."""
     scene.door.until(scene.command, "rowvec embed 0")
     queue = Queue()
     scene.server.hold = queue
@@ -254,7 +254,7 @@ def store_stalled(stage: str, request: bytes, where: Where) -> Callable[[Scene],
 
 
 def indexing(scene: Scene, statement: str) -> None:
-    """A build waits for somebody else's transaction: the index is in the catalog, and not valid."""
+    """Hold the run while its build waits for another transaction: the index is in the catalog, and is not valid."""
     scene.door.until(scene.command, "rowvec index")
     keeper = scene.held.enter_context(closing(psycopg.connect(scene.url)))
     keeper.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -265,7 +265,7 @@ def indexing(scene: Scene, statement: str) -> None:
 
 
 def end_the_build(scene: Scene) -> None:
-    """What a server that is restarted does to it."""
+    """End the session of the build, as a restart of the server does."""
     ended = scene.database.execute(
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_progress_create_index WHERE datname = current_database()"
     )
@@ -334,11 +334,11 @@ REPRESENTATIVE = {
     "in index, snapshots": "first load",
     "in validate, manifest": "update",
 }
-"""One a stage, for every check of a commit; all the others are soak."""
+"""One point per stage, for the checks of every commit; all other points run in soak."""
 
 
 def matrix(points: list[Point], representative: dict[str, str]) -> list[Any]:
-    """Every point, in a first load and in an update of a table that is read; soak, but for those named."""
+    """Every point, in a first load and in an update of a table with readers; all but the named ones run in soak."""
     return [
         pytest.param(
             point,
@@ -361,7 +361,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
 
 @pytest.fixture
 def rowvec(prefect_server: PrefectServer, tmp_path: Path) -> Generator[Rowvec]:
-    """Start a command on a machine that has never seen the pipeline; none of them outlives the test."""
+    """Start commands, each on a machine that has never seen the pipeline; they are stopped at the end of the test."""
     started: list[Command] = []
 
     def begin(*words: str | Path) -> Command:
@@ -376,7 +376,7 @@ def rowvec(prefect_server: PrefectServer, tmp_path: Path) -> Generator[Rowvec]:
 
 
 def paid(server: OpenAIServer, store: str) -> Pipeline:
-    """The gallery's pipeline with an embedder that costs money, and an index whatever its size."""
+    """The gallery's pipeline with an embedder that costs money, and with an index although the table is small."""
     embedder = {
         "kind": "openai",
         "model": "text-embedding-3-small",
@@ -394,7 +394,7 @@ def with_another_index(pipeline: Pipeline) -> Pipeline:
 
 
 def succeeded(ended: Ended) -> dict[str, Any]:
-    """The report of a sync that must have gone well."""
+    """The report of a sync that must have succeeded."""
     assert ended.status == 0, (ended.stdout[-2000:], ended.stderr[-2000:])
     assert ended.json["consistent"], ended.json
     return ended.json
@@ -415,7 +415,7 @@ def change(source: Connection) -> None:
 
 
 def texts(source: Connection) -> set[str]:
-    """The texts that must be embedded, by plain SQL."""
+    """The texts that must be embedded, computed in plain SQL."""
     statement = "SELECT coalesce(title, '') || E'\\n' || coalesce(description, '') FROM paintings"
     return {text for (text,) in source.execute(statement) if text.strip()}
 
@@ -436,7 +436,7 @@ def assert_tidy(connection: Connection) -> None:
 def assert_recovered(
     source: Connection, server: OpenAIServer, rowvec: Rowvec, pipeline: Pipeline, file: Path, ever: set[str], twice: int
 ) -> None:
-    """Another machine takes over, pays for nothing twice, and leaves nothing to do for a third."""
+    """Another machine continues the run, pays for nothing twice, and leaves nothing to do for a third machine."""
     succeeded(rowvec("sync", file).wait())
     assert_in_step(source)
     assert set(server.paid) == ever
@@ -525,13 +525,13 @@ def mortal_url(mortal: OwnPostgres, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def ended_well(ended: Ended) -> bool:
-    """Whether it succeeded; if not, it said so in one sentence."""
+    """Whether the command succeeded; if not, it must have reported the error in one sentence."""
     assert "Traceback" not in ended.stderr, ended.stderr
     if ended.status == 0:
         return True
     assert ended.status == 1, ended
     if "error" in ended.json:
-        # Progress comes before it.
+        # Lines of progress come before the error.
         assert ended.stderr.strip().splitlines()[-1] == f"rowvec: {ended.json['error']}"
     return False
 
@@ -624,7 +624,7 @@ def test_a_database_that_stays_away_is_one_sentence(
 def test_a_run_that_lost_its_hold_of_the_pipeline_gives_way_to_the_next(
     mortal: OwnPostgres, mortal_url: str, server: OpenAIServer, rowvec: Rowvec, tmp_path: Path
 ) -> None:
-    """The lock that keeps two runs apart is a session's, and a restart ends all sessions."""
+    """The lock that prevents two runs at once belongs to a session, and a restart of the server ends all sessions."""
     pipeline = paid(server, str(tmp_path / "store"))
     file = write_pipeline(pipeline, tmp_path)
     with paintings.writer(mortal_url) as source:
@@ -648,7 +648,7 @@ def test_a_run_that_lost_its_hold_of_the_pipeline_gives_way_to_the_next(
 
 @dataclass(slots=True, kw_only=True)
 class InBlob:
-    """A pipeline whose blob server may be killed."""
+    """A pipeline and the blob server of its own, which the test may kill."""
 
     store: OwnAzurite
     proxy: Proxy
@@ -699,7 +699,7 @@ def test_the_blob_server_is_killed_under_a_run(
         scene.door = Door(database_url, held)
         scene.command = rowvec("sync", in_blob.file)
         point.reach(scene)
-        # What it has not written to disk yet would be lost, and rowvec could not repair that.
+        # The blob server would lose what it has not yet written to disk, and rowvec could not repair that loss.
         if "validate" in scene.stage:
             wait_for(lambda: in_blob.store.has_written(rb"\.parquet"))
         in_blob.store.kill()

@@ -1,4 +1,4 @@
-"""The product against a model of it: random sequences of everything that may happen, killed and lied to throughout.
+"""rowvec is compared with a model of it: random sequences of edits, runs, kills and faults.
 
 ``ROWVEC_SEED=123 pytest tests/faults/test_model.py -m soak`` plays one sequence again.
 """
@@ -28,23 +28,23 @@ Play = Callable[[int], None]
 SHORT = (9, 22, 43, 53)
 LONG = [int(os.environ["ROWVEC_SEED"])] if "ROWVEC_SEED" in os.environ else range(1000, 2000)
 OFTEN = 100
-"""Sequences between two looks at the figures."""
+"""The number of sequences between two prints of the figures."""
 
 _PROBE = "a"
-"""What an embedder sends to tell a poisonous text from a server that takes none; no row holds it."""
+"""The text that rowvec sends to distinguish a poisonous text from a server that accepts no text; no row holds it."""
 _SPOILED = ("short", "html")
-"""Answers that a provider bills but that cannot be used."""
+"""Faults whose answers are billed by the provider but cannot be used."""
 
 
 @dataclass(slots=True)
 class Judge:
-    """Says what does not hold after a run."""
+    """Checks after each run that everything holds that must hold."""
 
     stage: Stage
     bill: Bill = field(default_factory=Bill)
 
     def look(self, played: Played) -> None:
-        """Everything that must hold."""
+        """Check everything that must hold after this run."""
         stage, job, outcome = self.stage, played.run.job, played.outcome
         self.bill.excused |= stage.lost
         if job != "audit":
@@ -64,7 +64,7 @@ class Judge:
             assert found in (played.before, must), f"neither as it was nor as it should be: {_differences(found, must)}"
 
     def end(self) -> None:
-        """What must hold when a sequence is over, the last run having succeeded."""
+        """Check what must hold at the end of a sequence, after its last run has succeeded."""
         self.bill.close()
         self.stage.counts["texts ever"] += len(self.bill.ever)
         self.stage.counts["texts in flight at an interruption, at most"] += self.bill.in_flight
@@ -77,7 +77,7 @@ class Judge:
         assert not running, f"runs that are over and say that they run: {running}"
 
     def _failure(self, played: Played) -> None:
-        """Nothing fails without a reason."""
+        """Check that the run failed for a known reason."""
         run, outcome = played.run, played.outcome
         if outcome.state == "killed":
             assert played.interrupted, "it was killed, and not by us"
@@ -94,14 +94,14 @@ class Judge:
         assert outcome.error in allowed, f"it failed with {outcome.error}: {outcome.message}"
 
     def _table(self, *, repaired: bool) -> None:
-        """The vector table is f(source), each embedding is the one the server gave, and the rejects are the poison."""
+        """The vector table is f(source), each embedding is the server's, and the rejects are the poisonous rows."""
         stage, connection = self.stage, self.stage.connection
         rows = connection.execute("SELECT id, title, description, author, year FROM paintings").fetchall()
         known = {id_: (p.title, p.description, p.author, p.year) for id_, p in stage.rows.items()}
         assert {row[0]: row[1:] for row in rows} == known, "the model has lost the source"
         stored, must = stage.stored(), wanted(stage.rows)
         assert stored == must, f"the vector table is not f(source): {_differences(stored, must)}"
-        # A vector that was tampered with may be copied to where its text moves, until an audit has seen it.
+        # A vector that was tampered with may be copied to another row with its text until an audit has found it.
         tainted = {must[t.id][0] for t in stage.taints if t.column in UNTRUSTED and t.id in must}
         for id_, embedding in connection.execute("SELECT id, embedding::text FROM vectors.paintings").fetchall():
             if repaired or must[id_][0] not in tainted:
@@ -112,7 +112,7 @@ class Judge:
         assert dict(rejects) == dict.fromkeys(refused(stage.rows), "invalid_input"), f"other rejects: {rejects}"
 
     def _audit(self, played: Played) -> None:
-        """It names every row and object that is not right, and finds nothing where all is."""
+        """An audit names every wrong row and object, and finds nothing if everything is right."""
         stage, outcome = self.stage, played.outcome
         if played.before is None:
             assert outcome.error in ("UsageError", "TargetError"), f"an audit of no table: {outcome}"
@@ -130,7 +130,7 @@ class Judge:
             assert found["consistent"], f"an audit finds what is not there: {found}"
 
     def _unsettled(self) -> bool:
-        """Whether a run has left something for the next, or found an artifact lost that held what the table has."""
+        """Whether work is left for the next run, or vectors of the table are in no artifact."""
         rejects = self.stage.connection.execute("SELECT (key ->> 0)::int FROM rowvec.rejects").fetchall()
         rows = self.stage.connection.execute("SELECT content, fingerprint FROM vectors.paintings").fetchall()
         void = any(known != self.stage.fingerprint(content) for content, known in rows)
@@ -140,7 +140,7 @@ class Judge:
 
 @pytest.fixture(scope="module")
 def forking(prefect_server: PrefectServer) -> Generator[Forks]:
-    """Where runs come from."""
+    """The process that forks the runs."""
     with forks(prefect_server.api) as opened:
         yield opened
 
@@ -154,7 +154,7 @@ def server() -> Generator[CountingServer]:
 
 @pytest.fixture(scope="module")
 def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Writes to the terminal at once: a long run is watched."""
+    """A function that writes to the terminal at once, so that a person can watch a long run."""
     plugins = request.config.pluginmanager
     reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
 
@@ -168,7 +168,7 @@ def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 @pytest.fixture(scope="module")
 def counts(tell: Callable[[str], None]) -> Generator[Counter[str]]:
-    """The figures of all sequences; those of a long run are shown at its end."""
+    """The figures of all sequences; after a long run they are printed."""
     kept = Counter[str]()
     yield kept
     if kept["sequences"] > len(SHORT):
@@ -184,7 +184,7 @@ def play(
     database_url: str,
     tmp_path: Path,
 ) -> Play:
-    """Plays the sequence of a seed."""
+    """A function that plays the sequence of a seed."""
 
     def of(seed: int) -> None:
         sequence = compose(seed)

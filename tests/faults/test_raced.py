@@ -1,4 +1,4 @@
-"""Syncs that are raced: by writers, by readers, by each other, and by the other pipelines of a database."""
+"""Syncs that race with writers, with readers, with each other, and with the other pipelines of a database."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def paid(server: OpenAIServer, tmp_path: Path) -> Pipeline:
 
 
 def pipeline(server: OpenAIServer, folder: Path, **parts: dict[str, Any]) -> Pipeline:
-    """The gallery's pipeline with an embedder that takes its time; ``parts`` as in ``gallery.pipeline``."""
+    """The gallery's pipeline with a slow embedder; ``parts`` as in ``gallery.pipeline``."""
     embedder = {
         "kind": "openai",
         "model": MODEL,
@@ -57,12 +57,12 @@ def pipeline(server: OpenAIServer, folder: Path, **parts: dict[str, Any]) -> Pip
 
 
 Rowvec = Callable[..., Command]
-"""Starts a command: its words, and more environment by keyword."""
+"""Starts a command with these words; keywords are additional environment variables."""
 
 
 @pytest.fixture
 def rowvec(prefect_server: PrefectServer) -> Generator[Rowvec]:
-    """Start commands; none of them outlives the test."""
+    """Start commands; they are stopped at the end of the test."""
     started: list[Command] = []
 
     def begin(*words: str | Path, **environment: str) -> Command:
@@ -76,14 +76,14 @@ def rowvec(prefect_server: PrefectServer) -> Generator[Rowvec]:
 
 
 def succeeded(ended: Ended) -> dict[str, Any]:
-    """The report of a sync that must have gone well."""
+    """The report of a sync that must have succeeded."""
     assert ended.status == 0, (ended.stdout[-2000:], ended.stderr[-2000:])
     return ended.json
 
 
 @pytest.fixture
 def elsewhere(cluster: str, source: Connection) -> Generator[str]:
-    """The DSN of another database with the same 50 paintings; the target's own are gone."""
+    """The DSN of another database with the same 50 paintings; the target's own are dropped."""
     name = f"elsewhere_{source.info.dbname}"
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -99,18 +99,18 @@ def elsewhere(cluster: str, source: Connection) -> Generator[str]:
 
 @dataclass(slots=True, kw_only=True)
 class Race:
-    """A source that is written without rest, and the syncs that run meanwhile."""
+    """A source that is written all the time, and the syncs that run meanwhile."""
 
     target: Connection
     url: str
-    """Where the source is."""
+    """The DSN of the source's database."""
     rowvec: Rowvec
     file: Path
     apart: bool = False
     """The source is in another database: it cannot be read in the merge's own snapshot."""
 
     def run(self, seed: int, syncs: int, **writing: Any) -> list[dict[str, Any]]:
-        """Several syncs under fire, and one in peace."""
+        """Run several syncs while writers are at work, and one sync after they have stopped."""
         with paintings.writer(self.url) as source:
             paintings.fill(source, 200, start=51)
             racing.start_history(source)
@@ -128,7 +128,7 @@ class Race:
         return succeeded(self.rowvec("sync", self.file).wait())
 
     def _sync_under_fire(self, source: Connection, threads: racing.Threads) -> dict[str, Any]:
-        """One sync with writers at work; then nothing may be stale or orphaned by the snapshot it merged with."""
+        """Run a sync while writers are at work: no row may be stale or an orphan in the snapshot of its merge."""
         report = self._sync()
         threads.check()
         table = racing.stored(self.target)
@@ -137,12 +137,12 @@ class Race:
         row = self.target.execute(times, (report["run_id"],)).fetchone()
         assert row is not None
         started_at, merged_at, finished_at = row
-        # Another database is read before the merge, at a moment that the ledger does not keep.
+        # Another database is read before the merge, at a moment that the ledger does not record.
         verdict = racing.judge(racing.commits(source), table, started_at if self.apart else merged_at, finished_at)
         assert verdict.agreeing, f"stale or orphaned: {verdict.nearest} by each of {verdict.states} states"
         if not self.apart:
-            # What the vector table lacks is what the run says it lacks. What is pending of another database's source
-            # is counted later, when that has moved on.
+            # The rows that the vector table lacks are those that the run reports as pending. For a source in another
+            # database, the run counts them later, after the source has changed again.
             assert any(lag.missing <= report["pending"] <= lag.missing + lag.metadata for lag in verdict.agreeing)
         assert len(table) == report["rows"] > 0
         return report
@@ -159,7 +159,7 @@ def test_writers_without_rest_leave_nothing_stale_or_orphaned(
 ) -> None:
     file = write_pipeline(paid, tmp_path)
     reports = Race(target=source, url=database_url, rowvec=rowvec, file=file).run(seed=1, syncs=1)
-    # Rows did change between extract and merge.
+    # Rows must really have changed between extract and merge.
     assert any(report["pending"] for report in reports)
     assert_in_step(source)
 
@@ -211,17 +211,17 @@ ROWS = 150
 
 @dataclass(slots=True)
 class Reader:
-    """A client that searches all the time, each time in a transaction of its own, and never meets half a run."""
+    """A client that searches all the time, each time in its own transaction, and must never see half a run."""
 
     connection: Connection
     rows_by_marker: dict[str, int]
-    """What each state of the vector table is marked by, and how many rows it has."""
+    """The marker of each state of the vector table, with the number of rows in that state."""
     seen: set[str]
     functions: int = 0
     indexes: set[str] = field(default_factory=set[str])
 
     def read(self) -> None:
-        """One transaction in one snapshot; an error counts from the first moment there is something to read."""
+        """Read in one transaction and one snapshot; errors are allowed only until the table first exists."""
         try:
             with self.connection.transaction():
                 self.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -297,7 +297,7 @@ def test_readers_never_see_a_partial_run_an_error_or_a_table_without_an_index(
             mark(source, marker)
             changed = pipeline(server, tmp_path, index={"kind": "hnsw", **index})
             with paintings.writer(database_url) as holder, holder.transaction():
-                # The build waits for this snapshot, so the readers meet it half done.
+                # The build waits for this snapshot, so the readers see it half done.
                 holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 holder.execute("SELECT count(*) FROM paintings")
                 sync = rowvec("sync", write_pipeline(changed, tmp_path)).when(lambda: held(source, "rowvec index"))
@@ -309,12 +309,12 @@ def test_readers_never_see_a_partial_run_an_error_or_a_table_without_an_index(
     for reader in readers:
         assert reader.seen == set(markers)
         assert reader.functions > 0
-        # The index was built, built otherwise, and built on bits.
+        # The index was built, built with other settings, and built on bits.
         assert len(reader.indexes) == 3
 
 
 def held(connection: Connection, stage: str) -> bool:
-    """Whether somebody at a stage waits for a lock."""
+    """Whether a session of this stage waits for a lock."""
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s"
     return connection.execute(f"{waiting} AND wait_event_type = 'Lock'".encode(), (f"{stage}%",)).fetchone() is not None
 
@@ -330,12 +330,12 @@ def waiting(connection: Connection) -> int:
 def test_two_syncs_at_once_and_the_other_commands_during_them(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
-    """One does the job and the other leaves; plan, audit, search and rejects work, and harm nothing."""
+    """One sync does the work and the other ends; plan, audit, search and rejects work meanwhile, and change nothing."""
     file = write_pipeline(paid, tmp_path)
     paintings.sync(paid)
     source.execute("UPDATE paintings SET title = title || '!' WHERE id <= 7")
     with paintings.writer(database_url) as holder, holder.transaction():
-        # Readers go on; who wants to write the vector table waits.
+        # Readers continue; a session that wants to write the vector table waits.
         holder.execute("LOCK TABLE vectors.paintings IN SHARE MODE")
         syncs = [rowvec("sync", file) for _ in range(2)]
         wait_for(lambda: any(s.process.poll() is not None for s in syncs) and held(source, "rowvec merge"))
@@ -349,7 +349,7 @@ def test_two_syncs_at_once_and_the_other_commands_during_them(
         ]
         plan, audit, search, rejects = (command.wait() for command in beside)
         assert (plan.status, plan.json["changed"], plan.json["new"]) == (0, 7, 0), plan
-        # What the sync has not merged yet is stale, and nothing else is wrong.
+        # Only the rows that the sync has not merged yet are stale, and nothing else is wrong.
         assert {k: audit.json[k] for k in ("missing", "stale", "orphaned", "corrupt")} == {
             "missing": 0,
             "stale": 7,
@@ -371,14 +371,14 @@ def test_two_syncs_at_once_and_the_other_commands_during_them(
 
 @dataclass(slots=True, kw_only=True)
 class Neighbour:
-    """One of several pipelines in a database; its role tells its sessions from the others'."""
+    """One of several pipelines in a database; its sessions are known by its role."""
 
     name: str
     file: Path
     url: str
 
     def sync(self, rowvec: Rowvec) -> Command:
-        """Start a sync of it."""
+        """Start a sync of this pipeline."""
         return rowvec("sync", self.file, ROWVEC_DATABASE_URL=self.url)
 
 
@@ -422,13 +422,13 @@ def neighbours(
 
 
 def deadlocks(connection: Connection) -> int:
-    """How many there were in this database."""
+    """The number of deadlocks in this database so far."""
     row = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
     return row[0] if row else 0
 
 
 def side_by_side(source: Connection, url: str, neighbours: list[Neighbour], rowvec: Rowvec, rounds: int) -> None:
-    """All of them at once, a first load and then changes; none waits for a lock of another, and none loses to one."""
+    """Sync all at once, first a load and then changes: none waits for a lock of another, and there is no deadlock."""
     with racing.waits(url) as waits:
         for number in range(rounds):
             for ended in [command.wait() for command in [n.sync(rowvec) for n in neighbours]]:
@@ -436,7 +436,7 @@ def side_by_side(source: Connection, url: str, neighbours: list[Neighbour], rowv
             for neighbour in neighbours:
                 table = sql.Identifier(neighbour.name)
                 source.execute(sql.SQL("UPDATE {} SET title = title || '!' WHERE id <= 20").format(table))
-    # A concurrent build waits for statements that are older than itself; for no lock does anybody wait.
+    # A concurrent build waits for statements that are older than itself. No session waits for any other lock.
     assert {w for w in waits if (w.stage, w.kind) != ("rowvec index", "virtualxid")} == set()
     assert deadlocks(source) == 0
 
@@ -456,7 +456,7 @@ def test_a_pipeline_that_is_blocked_does_not_block_the_others(
     neighbours: list[Neighbour],
     rowvec: Rowvec,
 ) -> None:
-    """One whose source is locked, and one whose provider hangs: the other two end meanwhile."""
+    """The source of one pipeline is locked, and the provider of another hangs: the other two end meanwhile."""
     locked, hanging, *free = neighbours
     source.execute(sql.SQL("UPDATE {} SET title = 'HANGS ' || title").format(sql.Identifier(hanging.name)))
     server.add(Fault(times=-1, shape="hang", marker="HANGS", seconds=120))
@@ -467,7 +467,7 @@ def test_a_pipeline_that_is_blocked_does_not_block_the_others(
         hung.when(lambda: any(r.status == 0 for r in server.requests))
         for ended in [command.wait() for command in [n.sync(rowvec) for n in free]]:
             assert succeeded(ended)["rows"] == 50
-        # The lock is still held, and the provider still says nothing.
+        # The lock is still held, and the provider still does not answer.
         assert blocked.process.poll() is None
         assert hung.process.poll() is None
     assert succeeded(blocked.wait())["rows"] == 50
@@ -477,7 +477,7 @@ def test_a_pipeline_that_is_blocked_does_not_block_the_others(
 def test_two_first_loads_may_make_the_same_schema(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
-    """Whoever comes second finds the schema there: CREATE SCHEMA IF NOT EXISTS alone would raise 23505."""
+    """The second run finds the schema. CREATE SCHEMA IF NOT EXISTS alone would raise 23505."""
     file = write_pipeline(paid, tmp_path)
     with paintings.writer(database_url) as other:
         with other.transaction():
@@ -489,14 +489,14 @@ def test_two_first_loads_may_make_the_same_schema(
 def test_a_plan_survives_a_sync_that_starts(
     source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
-    """The sync clears what killed runs left, and a plan that is at work is not that."""
+    """A sync clears what killed runs have left, but not what a plan uses that is still at work."""
     file = write_pipeline(paid, tmp_path)
     with paintings.writer(database_url) as first, paintings.writer(database_url) as second:
         with second.transaction():
             with first.transaction():
                 first.execute("LOCK TABLE rowvec.plans IN EXCLUSIVE MODE")
                 plan = rowvec("plan", file).when(lambda: held(source, "rowvec plan"))
-                # Granted when the plan is stored; what it counts then has to wait.
+                # This lock is granted once the plan is stored; the plan's next query then has to wait for it.
                 queued = threading.Thread(target=second.execute, args=("LOCK TABLE rowvec.answers",))
                 queued.start()
                 wait_for(lambda: waiting(source) == 2)
@@ -514,7 +514,7 @@ def test_a_plan_survives_a_sync_that_starts(
 def test_metadata_written_while_a_row_is_embedded_is_left_to_the_next_round(
     source: Connection, paid: Pipeline, server: OpenAIServer, tmp_path: Path, rowvec: Rowvec
 ) -> None:
-    """Its content has not moved, so its vector is taken; its author must not be left stale without a word."""
+    """The content has not changed, so the vector is used. The author must not be left stale without a report."""
     server.hold = threading.Event()
     sync = rowvec("sync", write_pipeline(paid, tmp_path))
     sync.when(lambda: server.most_at_once)

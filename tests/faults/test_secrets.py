@@ -55,22 +55,23 @@ from tests.support.servers.openai_server import Fault, OpenAIServer, quota, serv
 
 pytestmark = pytest.mark.azurite
 
-# Made up for these tests. The first twelve characters need no escaping anywhere; what follows does.
+# Invented for these tests. The first twelve characters need no escaping anywhere; some of the others do.
 EMBEDDER_KEY = "kE7yPlanted0Embedder+9f/31c7="
 TARGET_PASSWORD = "tGtPlanted4Password+/=@c2d8"  # noqa: S105 # opens a cluster that lives for this test
 SOURCE_PASSWORD = "sRcPlanted5Password@:/#d9e1"  # noqa: S105 # the same
 _TELLING = 12
-"""So many characters of a secret, from its start or to its end, are as bad as all of it."""
+"""This many characters from the start or the end of a secret count as a leak of the whole secret."""
 
 
 def traces(secret: str) -> frozenset[bytes]:
-    """How a secret, or a piece of it, looks in bytes: plain, URL-encoded, in base64, in hex, in JSON."""
+    """The bytes of a secret's first and last piece in each encoding: plain, URL-encoded, base64, hex, JSON."""
     found: set[bytes] = set()
     for piece in (secret[:_TELLING], secret[-_TELLING:]):
         found |= {piece.encode(), quote(piece, safe="").encode(), quote(piece).encode(), piece.encode().hex().encode()}
         found |= {json.dumps(piece)[1:-1].encode(), piece.replace("/", "\\/").encode()}
         for before in range(3):
-            # In base64 a piece looks different at each of three offsets; the groups at its ends hold neighbours' bits.
+            # In base64 a piece looks different at each of three offsets; the groups at its ends also hold bits of its
+            # neighbours.
             text = base64.b64encode(b"\0" * before + piece.encode()).decode()
             whole = text[4 * (before > 0) : len(text) - 4 * ((before + len(piece)) % 3 > 0)]
             found |= {whole.encode(), whole.replace("+", "-").replace("/", "_").encode()}
@@ -91,12 +92,12 @@ class World:
     source: str
     """DSN of the cluster's superuser, for the source's database."""
     signatures: list[str]
-    """Of the SAS tokens handed out."""
+    """The signatures of the SAS tokens in use."""
     outputs: list[Ended] = field(default_factory=list[Ended])
 
     @property
     def secrets(self) -> dict[str, str]:
-        """By name."""
+        """All planted secrets by name."""
         return {
             "embedder key": EMBEDDER_KEY,
             "target password": TARGET_PASSWORD,
@@ -107,17 +108,17 @@ class World:
 
     @property
     def home(self) -> Path:
-        """``ROWVEC_HOME``."""
+        """The folder ``ROWVEC_HOME``."""
         return self.folder / "home"
 
     def run(self, *words: str | Path, **environment: str) -> Ended:
-        """The real command, to its end; what it printed is searched too."""
+        """Run the real command to its end; what it prints is searched too."""
         ended = start(self.server.api, *words, **{**self.environment, **environment}).wait()
         self.outputs.append(ended)
         return ended
 
     def pipeline(self, name: str, **changes: dict[str, Any]) -> Path:
-        """A pipeline file; every secret in it is a reference into the environment, unless changed."""
+        """Write a pipeline file; each secret in it refers to an environment variable, unless changed."""
         written: dict[str, Any] = {
             "name": name,
             "source": {
@@ -146,7 +147,7 @@ class World:
         return file
 
     def together(self, *commands: tuple[Any, ...], **environment: str) -> list[Ended]:
-        """Several commands side by side, each with words and, at its end, environment of its own."""
+        """Run several commands at once; each is its words followed by its own environment variables."""
         started = [
             start(self.server.api, *words, **{**self.environment, **environment, **own}) for *words, own in commands
         ]
@@ -155,7 +156,7 @@ class World:
         return ended
 
     def found(self, **secrets: str) -> list[str]:
-        """Where which secret is; those of the pipelines, unless others are given."""
+        """Every secret that was found, with its place; searches for the pipelines' secrets unless others are given."""
         wanted = [(name, trace) for name, secret in (secrets or self.secrets).items() for trace in traces(secret)]
         return sorted(
             {f"{name} in {place}" for place, content in self._places() for name, trace in wanted if trace in content}
@@ -183,7 +184,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _in_parquet(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Metadata and every value that is text or bytes; they are compressed on disk."""
+    """The metadata and every value that is not a vector, because the values are compressed on disk."""
     yield f"the footer of {file}", repr(pq.read_metadata(file).metadata).encode()
     table = pq.read_table(file)
     yield f"the schema of {file}", repr([(f.name, f.metadata) for f in table.schema]).encode()
@@ -195,7 +196,7 @@ def _in_parquet(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _in_sqlite(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Each table row by row, from the write-ahead log too: in the file itself a long value is cut into pages."""
+    """Each table row by row, also from the write-ahead log: in the file itself, a long value is split over pages."""
     connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)
     try:
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
@@ -207,7 +208,7 @@ def _in_sqlite(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _in_api(api: str) -> Iterator[tuple[str, bytes]]:
-    """What the API shows of runs, their parameters, states, logs and artifacts."""
+    """What the API shows about runs: their parameters, states, logs and artifacts."""
     for what in ("flow_runs", "task_runs", "logs", "artifacts", "block_documents", "variables", "deployments"):
         offset = 0
         while True:
@@ -235,7 +236,7 @@ def _in_store(container: Container, fetched: Path) -> Iterator[tuple[str, bytes]
 
 
 def _in_database(admin: str) -> Iterator[tuple[str, bytes]]:
-    """Every column of every table of ours, as text."""
+    """Every column of every table of rowvec, as text."""
     with connect(admin) as connection:
         tables = connection.execute(
             "SELECT table_schema, table_name FROM information_schema.tables WHERE table_schema IN ('rowvec', 'vectors')"
@@ -257,7 +258,7 @@ def call(url: str, body: dict[str, Any] | list[dict[str, Any]]) -> Any:
 
 @pytest.fixture(scope="module")
 def passwords() -> Generator[tuple[str, str, str]]:
-    """A cluster that asks two roles for their passwords: DSNs of target, of source, and of its superuser."""
+    """A cluster that asks two roles for passwords: the DSNs of the target, of the source, and of the superuser."""
     folder = Path(tempfile.mkdtemp(prefix="rvs"))
     server = start_postgres(folder / "pg")
     rules = folder / "pg/pg_hba.conf"
@@ -351,7 +352,7 @@ def test_a_piece_of_a_secret_is_known_however_it_is_written(
 
 
 def test_the_searcher_finds_what_is_planted(world: World) -> None:
-    """In each kind of place once, in another shape each time: without this the other tests would prove nothing."""
+    """A decoy is found in each kind of place, in various encodings; otherwise the other tests would prove nothing."""
     decoy = f"{uuid4().hex[:_TELLING]}Decoy+/="
     file = world.pipeline("searched")
     assert world.run("sync", file, "--json").status == 0
@@ -385,7 +386,7 @@ def test_the_searcher_finds_what_is_planted(world: World) -> None:
 
 
 def plant_elsewhere(world: World, decoy: str, encoded: str) -> None:
-    """In output, under ROWVEC_HOME, in the store, and at Prefect."""
+    """Plant the decoy in output, under ROWVEC_HOME, in the store, and in Prefect."""
     world.outputs.append(Ended(status=1, stdout=f'{{"error": "{quote(decoy)}"}}', stderr=f"Basic {encoded}"))
     (world.home / "spool").mkdir(parents=True, exist_ok=True)
     (world.home / "spool/left").write_text(decoy.encode().hex(), "utf-8")
@@ -414,7 +415,7 @@ def plant_elsewhere(world: World, decoy: str, encoded: str) -> None:
 
 
 def held(world: World, file: Path) -> Command:
-    """A sync that has sent its first texts, new ones, and waits for the answer."""
+    """Start a sync of changed rows, and return once it has sent its first texts and waits for the answer."""
     with connect(world.source) as connection:
         connection.execute("UPDATE paintings SET title = title || '.'")
     world.embedder.hold, world.embedder.most_at_once = threading.Event(), 0
@@ -423,13 +424,13 @@ def held(world: World, file: Path) -> Command:
 
 
 def release(world: World) -> None:
-    """Answer."""
+    """Let the embedder answer."""
     if world.embedder.hold:
         world.embedder.hold.set()
 
 
 def test_runs_that_succeed_leave_no_secret(world: World) -> None:
-    """Nor does the database or the process list show one while a run is at work."""
+    """The database and the process list also show no secret while a run is at work."""
     file = world.pipeline("planted")
     assert world.run("plan", file, "--json").json["new"] == 12
     command = held(world, file)
@@ -455,20 +456,20 @@ def test_runs_that_succeed_leave_no_secret(world: World) -> None:
 
 
 def command_lines() -> Iterator[bytes]:
-    """Of every process there is."""
+    """The command lines of all processes."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended meanwhile
             yield file.read_bytes()
 
 
 def test_runs_that_read_prefect_blocks_and_repair_leave_no_secret(world: World) -> None:
-    """The account key and the DSNs from Secret blocks; a tampered row is repaired from the store for free."""
+    """The account key and the DSNs come from Secret blocks; a tampered row is repaired from the store at no cost."""
     values = {"key": EMBEDDER_KEY, "store": world.container.key}
     values |= {"target": world.environment["PLANTED_TARGET"], "source": world.environment["PLANTED_SOURCE"]}
     with temporary_settings({PREFECT_API_URL: world.server.api}):
         for name, value in values.items():
             Secret(value=SecretStr(value)).save(f"planted-{name}", overwrite=True)
-    # Both spellings: the second is for a prefect.yaml, where Prefect would put the secret in for the first.
+    # Both spellings: the second is for a prefect.yaml, in which Prefect would replace the first by the secret.
     block = {name: f"{{{{ prefect.blocks.secret.planted-{name} }}}}" for name in ("key", "target")}
     block |= {name: f"${{prefect.blocks.secret.planted-{name}}}" for name in ("store", "source")}
     file = world.pipeline(
@@ -499,7 +500,7 @@ def test_databases_that_refuse_leave_no_secret(world: World) -> None:
         ({"PLANTED_SOURCE": source.replace("@/", "WRONG@/")}, "password authentication failed"),
         ({"PLANTED_TARGET": f"postgresql://u:{quote(TARGET_PASSWORD, safe='')}@127.0.0.1:1/db"}, "does not answer"),
         ({"PLANTED_SOURCE": f"postgresql://u:{quote(SOURCE_PASSWORD, safe='')}@127.0.0.1:1/db"}, "does not answer"),
-        # What libpq takes for a port, and for a host.
+        # Here libpq reads a piece of the password as a port, and then as a host.
         ({"PLANTED_TARGET": f"{raw}@/planted_target?host={host}"}, "the database URL leads nowhere"),
         ({"PLANTED_SOURCE": f"{at}@127.0.0.1:1/db"}, "the database URL leads nowhere"),
         ({"PLANTED_TARGET": f"postgresql://u:{TARGET_PASSWORD}@[::1/db"}, "leads nowhere"),
@@ -518,7 +519,7 @@ def test_databases_that_refuse_leave_no_secret(world: World) -> None:
 
 
 def echo(key: str) -> str:
-    """What a careless provider says of a key."""
+    """What a careless provider says about a key."""
     return f"Incorrect API key provided: {key}. Sent as Bearer {key}."
 
 
@@ -546,7 +547,7 @@ def test_an_embedder_that_repeats_the_key_does_not_make_us_repeat_it(world: Worl
 
 
 class _EchoingStore(BaseHTTPRequestHandler):
-    """Refuses each request, and repeats its URL in the reason, in a header and in the body, as gateways do."""
+    """Refuses each request and repeats its URL in the reason, in a header and in the body, as gateways do."""
 
     def _refuse(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", "0")))
@@ -562,7 +563,7 @@ class _EchoingStore(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_HEAD = do_POST = _refuse
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -608,7 +609,7 @@ def test_a_store_that_refuses_leaves_no_secret(world: World) -> None:
 
 @pytest.mark.soak
 def test_an_unexpected_error_leaves_no_secret(world: World) -> None:
-    """An error that is none of ours, with DSN and key in the frames; an interrupt; a connection cut under a stage."""
+    """An error that is not rowvec's, with DSN and key in its frames; interrupts; a connection cut during a stage."""
     file = world.pipeline("unexpected")
     blocked = world.folder / "a file"
     blocked.write_text("no folder", "utf-8")
@@ -645,7 +646,7 @@ def test_logs_of_every_library_at_their_most_talkative_hold_no_secret(world: Wor
     file = world.pipeline("loud")
     synced = world.run("sync", file, **loud)
     assert synced.status == 0, synced
-    # The signed URLs were logged, and blotted out.
+    # The signed URLs were logged, and their signatures were masked.
     assert "sig=***" in synced.stderr
     assert world.run("search", file, "anything", **loud).status == 0
     assert world.found() == []
@@ -653,7 +654,7 @@ def test_logs_of_every_library_at_their_most_talkative_hold_no_secret(world: Wor
 
 @given(st.text(st.sampled_from("aB3@:/?#[]%'\" "), min_size=8, max_size=20))
 def test_no_password_is_in_the_message_of_a_failed_connection_however_the_url_is_written(text: str) -> None:
-    """What is said of a host, a port or a database that are pieces of a password, by libpq and by the resolver."""
+    """libpq and the resolver quote a host, a port or a database name, which may be pieces of the password."""
     secret = f"{text}sEcretPiece{text}"
     for url in (f"postgresql://u:{secret}@127.0.0.1:1/db", f"host=127.0.0.1 port=1 password={secret}"):
         with pytest.raises((TargetError, DatabaseUnavailable)) as failure:
@@ -684,7 +685,7 @@ _LITERALS = {
     "artifacts": ["?sv=1&sig={}", "AccountKey={}"],
     "embedder": ["{}", "${{KEY}}{}"],
 }
-# Beside a reference, in what is no URL, and bare.
+# A secret next to a reference, in a text that is not a URL, and alone.
 _UNSEEN = {
     "target": [
         "postgresql://u:{}@${{HOST}}/db",
@@ -704,7 +705,7 @@ _UNSEEN = {
     ],
 )
 def test_a_secret_written_into_the_file_is_refused_and_not_repeated(part: str, written: str, tmp_path: Path) -> None:
-    """It would be stored with the flow's parameters."""
+    """Prefect would store the secret with the parameters of the flow."""
     field_of = {"target": "url", "artifacts": "credential", "embedder": "api_key"}
     whole: dict[str, dict[str, Any]] = {
         "source": {"kind": "postgres", "table": "t", "key": ["id"], "content": "{c}"},

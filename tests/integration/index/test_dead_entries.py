@@ -1,4 +1,4 @@
-"""Dead entries in an index lower its recall, and a sync leaves none behind that do."""
+"""Dead entries in an index lower its recall, and no sync leaves so many that they do."""
 
 from __future__ import annotations
 

@@ -68,9 +68,7 @@ READY: LiteralString = "UPDATE pg_index SET indisready = %s WHERE indexrelid = '
 
 
 def test_a_search_that_leaves_rows_out_shows(connection: Connection) -> None:
-    """Every row has a twin, and the index holds only one of the two: it finds the nearest neighbour of half the
-    rows.
-    """
+    """Every row has a twin, and the index holds only one of the two: it finds half of the nearest neighbours."""
     table = vector_table(16, bits=False)
     vectors = np.tile(clustered(2_000, 16), (2, 1))
     create(connection, table)

@@ -63,7 +63,7 @@ def test_what_a_killed_tuner_left_is_cleared_and_two_do_not_meet(connection: Con
         other.execute("SELECT pg_advisory_lock(%s, hashtext('public.items'))", (LockSpace.TUNER,))
         with pytest.raises(PipelineBusy, match="another tuner"):
             tune(connection, table, Recall(), SMALL)
-        # A session's locks outlive its close() for a moment.
+        # The server releases the locks of a session a moment after its close(), so they are released here.
         other.execute("SELECT pg_advisory_unlock_all()")
     found = tune(connection, table, Recall(), SMALL)
     assert found.measured

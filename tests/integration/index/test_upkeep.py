@@ -198,9 +198,8 @@ def test_an_index_that_rowvec_did_not_build_is_watched_once_it_is_found(connecti
     assert why(kept(connection, table, FLOAT)) is None
     connection.execute("UPDATE items SET run_id = 2 WHERE id < 40")
     assert why(kept(connection, table, FLOAT)) == "worn"
-    assert (
-        why(kept(connection, table, FLOAT)) is None
-    )  # the newer index serves, and the older one does not make the run drop it
+    # The newer index serves. The older one is no reason to drop it.
+    assert why(kept(connection, table, FLOAT)) is None
     assert recorded(connection) == [("found", "serves"), ("worn", "serves")]
     assert len(names(connection, table)) == 2
 
@@ -212,9 +211,8 @@ def test_an_index_that_lacks_rows_is_rebuilt_for_its_recall(connection: Connecti
     (poor,) = names(connection, table)
     ready = sql.SQL("UPDATE pg_index SET indisready = {} WHERE indexrelid = {}::regclass")
     connection.execute(ready.format(False, poor))
-    fill(
-        connection, table, clustered(600, 16), first=600
-    )  # each vector a second time: half of all neighbours are in no index
+    # Each vector comes a second time, so half of all neighbours are in no index.
+    fill(connection, table, clustered(600, 16), first=600)
     connection.execute(ready.format(True, poor))
     strict = WANTED.model_copy(update={"at_least": 0.99})
     rebuilt = kept(connection, table, FLOAT, strict)
