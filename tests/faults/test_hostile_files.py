@@ -62,7 +62,7 @@ def _read(tmp_path: Path, content: bytes | str, name: str = "rows.csv", **source
     ],
     ids=range(15),
 )
-def test_csv_that_is_odd_is_read_right(tmp_path: Path, content: str, found: list[tuple[str, str]]) -> None:
+def test_odd_csv_is_read_correctly(tmp_path: Path, content: str, found: list[tuple[str, str]]) -> None:
     assert sorted(_read(tmp_path, content)) == sorted(found)
 
 
@@ -106,7 +106,7 @@ _QUOTE = r"has a quote that is not closed, or not in its place, from line {} on"
     ],
     ids=range(18),
 )
-def test_csv_that_is_wrong_says_where(tmp_path: Path, content: bytes | str, says: str) -> None:
+def test_an_error_in_hostile_csv_names_the_place(tmp_path: Path, content: bytes | str, says: str) -> None:
     with pytest.raises(SourceError, match=says) as refused:
         _read(tmp_path, content)
     assert len(str(refused.value)) < 600
@@ -175,7 +175,7 @@ def test_a_misspelt_type_is_no_silent_default(tmp_path: Path) -> None:
     st.lists(st.lists(st.text(st.sampled_from('ab",\n;'), max_size=4), min_size=2, max_size=2), min_size=1, max_size=8),
     st.integers(1, 7),
 )
-def test_quotes_that_are_in_place_are_seen_so_whatever_the_blocks(rows: list[list[str]], block: int) -> None:
+def test_correct_quotes_are_recognised_whatever_the_block_size(rows: list[list[str]], block: int) -> None:
     """A file that follows the rules passes the quick check, and a file with a stray quote at its end does not."""
     import tempfile
 
@@ -385,7 +385,7 @@ def test_the_ends_of_the_calendar_are_in_it(connection: Connection, array: pa.Ar
     ],
     ids=range(7),
 )
-def test_what_is_past_the_calendar_is_never_another_day(array: pa.Array) -> None:
+def test_a_date_beyond_the_calendar_is_never_read_as_another_day(array: pa.Array) -> None:
     with pytest.raises((ValueError, pa.ArrowInvalid)):
         pg_text(array)
 

@@ -226,7 +226,7 @@ def test_a_key_longer_than_an_index_can_hold_is_one_rejected_row(source: Connect
     assert sync(made).unchanged == 2
 
 
-def test_bytes_that_are_no_utf8_in_the_source_database_are_one_sentence(
+def test_invalid_utf8_in_the_source_database_is_one_sentence(
     source: Connection, cluster: str, database_url: str, paintings: Pipeline
 ) -> None:
     name = f"ascii_{os.getpid()}"
@@ -393,7 +393,7 @@ _BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
     ids=range(29),
 )
-def test_a_hostile_pipeline_file_is_one_line_a_mistake(tmp_path: Path, text: str, says: str) -> None:
+def test_a_hostile_pipeline_file_gives_one_line_per_mistake(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "hostile.yaml"
     file.write_text(text, "utf-8")
     with pytest.raises(UsageError, match=says) as refused:
@@ -471,7 +471,9 @@ def test_a_symbolic_link_in_a_folder_store_reveals_nothing_and_corrupts_nothing(
     assert not dangling.exists()
 
 
-def test_the_command_takes_words_that_are_no_text(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
+def test_the_command_accepts_arguments_that_are_not_text(
+    source: Connection, paintings: Pipeline, tmp_path: Path
+) -> None:
     sync(paintings)
     file = write_pipeline(paintings, tmp_path)
     for words, status in (

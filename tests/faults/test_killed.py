@@ -621,7 +621,7 @@ def test_a_database_that_stays_away_is_one_sentence(
 
 
 @pytest.mark.soak
-def test_a_run_that_lost_its_hold_of_the_pipeline_gives_way_to_the_next(
+def test_a_run_that_lost_its_lock_on_the_pipeline_gives_way_to_the_next(
     mortal: OwnPostgres, mortal_url: str, server: OpenAIServer, rowvec: Rowvec, tmp_path: Path
 ) -> None:
     """The lock that prevents two runs at once belongs to a session, and a restart of the server ends all sessions."""

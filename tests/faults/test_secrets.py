@@ -635,7 +635,7 @@ def test_an_unexpected_error_leaves_no_secret(world: World) -> None:
     assert world.found() == []
 
 
-def test_logs_of_every_library_at_their_most_talkative_hold_no_secret(world: World) -> None:
+def test_debug_logs_of_every_library_hold_no_secret(world: World) -> None:
     loud = {
         "PREFECT_LOGGING_LEVEL": "DEBUG",
         "PREFECT_LOGGING_ROOT_LEVEL": "DEBUG",
@@ -673,7 +673,7 @@ def test_a_credential_that_cannot_be_read_is_not_repeated(credential: str) -> No
     assert EMBEDDER_KEY[:_TELLING] not in str(failure.value)
 
 
-def test_a_signature_is_blotted_out_of_what_the_http_library_logs(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_signature_is_masked_in_the_logs_of_the_http_library(caplog: pytest.LogCaptureFixture) -> None:
     credential_of(place_of("https://account.blob.core.windows.net/container"), "sv=1&sig=planted%2Bsignature")
     with caplog.at_level("DEBUG", "urllib3.connectionpool"):
         logging.getLogger("urllib3.connectionpool").debug('"%s %s" %s', "PUT", "/x?sig=planted%2Bsignature&sv=1", 201)

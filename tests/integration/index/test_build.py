@@ -279,7 +279,7 @@ def test_names_fit_and_differ(table: str, other: str) -> None:
     allowed=st.integers(2**20, 2**40),
     choice=st.sampled_from([BITS, FLOAT, IVFFLAT, HALFVEC]),
 )
-def test_a_build_takes_no_more_than_it_may(
+def test_a_build_takes_no_more_memory_than_allowed(
     rows: int, dimensions: int, configured: int, allowed: int, choice: IndexChoice
 ) -> None:
     memory = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed)

@@ -67,7 +67,7 @@ def test_an_index_that_finds_everything_has_recall_1(
 READY: LiteralString = "UPDATE pg_index SET indisready = %s WHERE indexrelid = 'part_rowvec_00000000'::regclass"
 
 
-def test_a_search_that_leaves_rows_out_shows(connection: Connection) -> None:
+def test_an_index_that_lacks_rows_has_a_low_recall(connection: Connection) -> None:
     """Every row has a twin, and the index holds only one of the two: it finds half of the nearest neighbours."""
     table = vector_table(16, bits=False)
     vectors = np.tile(clustered(2_000, 16), (2, 1))

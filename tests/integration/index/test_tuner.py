@@ -27,7 +27,7 @@ def samples(connection: Connection) -> list[str]:
 
 
 @pytest.mark.parametrize("bits", [True, False])
-def test_it_measures_a_copy_and_keeps_the_choice(connection: Connection, bits: bool) -> None:
+def test_the_tuner_measures_a_copy_and_keeps_the_choice(connection: Connection, bits: bool) -> None:
     table = vector_table(128, bits=bits)
     filled(connection, table, 3_000)
     found = tune(connection, table, Recall(k=5, queries=100), SMALL)
@@ -53,7 +53,9 @@ def test_it_measures_a_copy_and_keeps_the_choice(connection: Connection, bits: b
     assert find_tuning(connection, vector_table(64, bits=bits)) is None
 
 
-def test_what_a_killed_tuner_left_is_cleared_and_two_do_not_meet(connection: Connection, database_url: str) -> None:
+def test_what_a_killed_tuner_left_is_cleared_and_two_tuners_exclude_each_other(
+    connection: Connection, database_url: str
+) -> None:
     table = vector_table(64)
     filled(connection, table, 1_200)
     oid = connection.execute("SELECT 'public.items'::regclass::oid::bigint").fetchone()

@@ -54,7 +54,7 @@ def names(connection: Connection, table: VectorTable) -> list[str]:
     return [state.name for state in index_state(connection, table)]
 
 
-def test_it_is_built_once_and_then_only_for_a_reason(connection: Connection) -> None:
+def test_an_index_is_built_once_and_then_only_for_a_reason(connection: Connection) -> None:
     table = vector_table(16)
     filled(connection, table, 1_000)
     first = kept(connection, table, FLOAT)
@@ -223,7 +223,7 @@ def test_an_index_that_lacks_rows_is_rebuilt_for_its_recall(connection: Connecti
     assert recorded(connection) == [("missing", "replaced"), ("recall", "serves")]
 
 
-def test_a_new_index_that_finds_less_goes_again_and_the_old_one_stays(
+def test_a_new_index_that_finds_less_is_dropped_and_the_old_one_stays(
     connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = vector_table(32)
@@ -275,7 +275,7 @@ def test_a_new_index_is_measured_while_the_old_one_serves(connection: Connection
     assert connection.execute("SHOW random_page_cost").fetchone() == ("4",)
 
 
-def test_vacuum_comes_after_many_rows_died_and_waits_for_nobody(connection: Connection, database_url: str) -> None:
+def test_vacuum_runs_after_many_rows_died_and_waits_for_no_lock(connection: Connection, database_url: str) -> None:
     table = vector_table(8)
     filled(connection, table, 3_000)
     connection.execute("ALTER TABLE items SET (autovacuum_enabled = false)")

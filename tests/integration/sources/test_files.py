@@ -231,7 +231,7 @@ def test_csv_columns_have_the_types_the_pipeline_gives(tmp_path: Path) -> None:
         ("id,text,n\n1,a,4\n2,b,4x\n", "rows.csv has '4x' in column 'n' of row 3 .*, which is no bigint"),
     ],
 )
-def test_csv_files_that_are_wrong_say_where(tmp_path: Path, content: str, message: str) -> None:
+def test_errors_in_csv_files_name_the_place(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(content)
     typed = {"types": {"n": "bigint"}, "metadata": ["n"]} if "n\n" in content[:10] else {}
@@ -399,7 +399,7 @@ def with_credential(made: Pipeline, credential: str) -> Pipeline:
     return made.model_copy(update={"source": source})
 
 
-def test_bytes_that_are_no_utf8_are_one_sentence(source: Connection, tmp_path: Path) -> None:
+def test_invalid_utf8_in_a_csv_file_is_one_sentence(source: Connection, tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(b"id,t\xe9xt\n1,a\n")
     latin = paintings.pipeline(
         str(tmp_path / "artifacts"),

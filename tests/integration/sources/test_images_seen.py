@@ -170,7 +170,7 @@ def test_a_file_that_is_edited_while_it_is_read_is_not_remembered(
     assert first.sha256 != second.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_what_takes_its_place_is_read(folder: Path) -> None:
+def test_a_file_that_replaces_an_image_is_read(folder: Path) -> None:
     """A file is replaced by a rename, is a link that changes its target, or is deleted."""
     places, memory = FolderPlaces(folder.resolve(), 10**9), ImageMemory()
     names = [b"same 0.bmp", b"same 1.bmp", b"same 2.bmp"]
@@ -221,7 +221,9 @@ _TIMES = st.integers(0, 2**62)
 
 
 @given(_TIMES, _TIMES, _TIMES)
-def test_settled_is_older_than_the_margin_by_both_times(changed: int, modified: int, began: int) -> None:
+def test_an_image_is_settled_if_both_its_times_are_older_than_the_margin(
+    changed: int, modified: int, began: int
+) -> None:
     # The fields in order: mode, inode, device, links, owner, group, size, times in whole seconds, then times in ns.
     status = os.stat_result((0,) * 10 + (0.0,) * 3 + (0, modified, changed) + (0,) * 3)
     assert (status.st_mtime_ns, status.st_ctime_ns) == (modified, changed)
@@ -230,7 +232,7 @@ def test_settled_is_older_than_the_margin_by_both_times(changed: int, modified: 
         assert began - modified > 3_000_000_000
 
 
-def test_only_disks_that_are_known_for_local_are_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_disks_known_to_be_local_are_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status = tmp_path.stat()
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     mounts = tmp_path / "mountinfo"

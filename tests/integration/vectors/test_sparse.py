@@ -53,7 +53,7 @@ def test_pgvector_takes_what_is_sent_and_sends_the_same(connection: Connection) 
         connection.execute("DROP TABLE t")
 
 
-def test_what_pgvector_thinks_of_a_text_is_what_we_do(connection: Connection) -> None:
+def test_rowvec_accepts_and_refuses_the_same_texts_as_pgvector(connection: Connection) -> None:
     """In a text pgvector accepts unsorted indices and zeros, and so does rowvec; both refuse the same texts."""
     for text in ("{3:1,1:2}/5", "{1:0,2:1}/5", " { 1 : 2 , 2 : 1e-3 } / 5 ", "{1:1,1:2}/5", "{6:1}/5", "{0:1}/5"):
         answers = answers_of(5, [text])

@@ -61,7 +61,7 @@ def chosen(
     metric=METRICS,
     indexed=st.booleans(),
 )
-def test_no_limit_of_pgvector_is_passed(
+def test_no_limit_of_pgvector_is_exceeded(
     rows: int, dimensions: int, precision: Precision, bits: bool, wanted: Index, metric: Metric, indexed: bool
 ) -> None:
     choice = chosen(rows, dimensions, precision, bits, wanted, metric, indexed=indexed)
@@ -134,7 +134,7 @@ def test_what_auto_does(rows: int, dimensions: int, bits: bool, kind: str, on: s
         (4_001, False, Index(kind="hnsw"), "4,000"),
     ],
 )
-def test_an_impossible_wish_is_told(dimensions: int, bits: bool, wanted: Index, message: str) -> None:
+def test_an_impossible_index_setting_is_reported(dimensions: int, bits: bool, wanted: Index, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         choose(Facts(rows=10, dimensions=dimensions, precision="float32", bits=bits), wanted)
 

@@ -46,7 +46,7 @@ def recall(value: float | None, at_least: float = 0.95) -> RecallReport:
 
 
 @given(built_over=st.integers(0, 10**9), kept=st.integers(0, 10**9), came=st.integers(0, 10**9))
-def test_what_came_and_what_went_is_told_from_the_rows_alone(built_over: int, kept: int, came: int) -> None:
+def test_added_and_removed_rows_are_counted_from_the_rows_alone(built_over: int, kept: int, came: int) -> None:
     kept = min(kept, built_over)
     wear = Churn(built_over=built_over, rows=kept + came, came=came)
     assert wear.went == built_over - kept
@@ -55,7 +55,7 @@ def test_what_came_and_what_went_is_told_from_the_rows_alone(built_over: int, ke
 
 
 @given(built_over=st.integers(1, 10**9), came=st.integers(0, 10**9), choice=st.sampled_from([FLOAT, BITS, LISTS]))
-def test_growth_alone_wears_nothing(built_over: int, came: int, choice: IndexChoice) -> None:
+def test_growth_alone_wears_no_index(built_over: int, came: int, choice: IndexChoice) -> None:
     assert not is_worn(choice, Churn(built_over=built_over, rows=built_over + came, came=came))
 
 
@@ -85,7 +85,7 @@ def test_worn_begins_at_a_share(choice: IndexChoice, share: float) -> None:
     grown=st.booleans(),
     asked=st.booleans(),
 )
-def test_an_index_is_built_exactly_when_there_is_a_reason_and_it_is_said(
+def test_an_index_is_built_exactly_when_there_is_a_reason_and_it_is_reported(
     choice: IndexChoice,
     serving: bool,
     others: list[IndexChoice],
@@ -143,7 +143,7 @@ def test_each_reason() -> None:
 
 
 @given(new=st.none() | st.floats(0, 1), old=st.none() | st.floats(0, 1), at_least=st.floats(0, 1))
-def test_a_new_index_goes_only_when_it_is_under_the_threshold_and_worse(
+def test_a_new_index_is_dropped_only_if_it_is_below_the_threshold_and_worse(
     new: float | None, old: float | None, at_least: float
 ) -> None:
     goes = is_worse(recall(new, at_least), recall(old, at_least))
@@ -160,7 +160,7 @@ def test_vacuum_is_due_by_the_share_of_dead_rows(live: int, dead: int) -> None:
     assert not vacuum_due(live, 0)
 
 
-def test_building_in_vain_ends_until_the_rows_are_others() -> None:
+def test_builds_in_vain_stop_until_enough_rows_have_changed() -> None:
     poor, good = Tried(choice=BITS, recall=0.8, k=10), Tried(choice=BITS, recall=0.96, k=10)
     still, changed = Churn(built_over=100, rows=100, came=1), Churn(built_over=100, rows=100, came=10)
     assert in_vain([poor] * TRIES, BITS, 10, 0.95, still)

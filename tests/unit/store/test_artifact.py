@@ -127,7 +127,7 @@ def test_an_artifact_is_named_by_its_content(tmp_path: Path) -> None:
     assert upload(store, path, artifact) is False
 
 
-def test_an_artifact_says_whose_it_is(tmp_path: Path) -> None:
+def test_an_artifact_names_its_format_pipeline_and_identity(tmp_path: Path) -> None:
     path, _ = write(tmp_path, table(), [rows(table(), 10)])
     schema = pq.read_schema(path)
     assert schema.metadata[b"rowvec.format"] == b"rowvec.artifact/1"

@@ -49,9 +49,7 @@ def test_arrow_and_the_wire_give_the_very_vectors_back(drawn: tuple[int, list[Ro
 
 
 @given(sparse_rows(_values), st.data())
-def test_some_of_the_vectors_are_those_in_the_order_asked_for(
-    drawn: tuple[int, list[Row]], data: st.DataObject
-) -> None:
+def test_selected_vectors_come_in_the_requested_order(drawn: tuple[int, list[Row]], data: st.DataObject) -> None:
     dimensions, rows = drawn
     vectors = made(dimensions, rows)
     which = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=9) if rows else st.just([]))
@@ -197,7 +195,7 @@ def test_a_spool_gives_back_what_was_put_last_whichever_way_it_came(
             assert isinstance(spool.take(some), SparseVectors) == (precision == "sparse")
 
 
-def test_a_question_may_be_sparse() -> None:
+def test_a_query_vector_may_be_sparse() -> None:
     embedder = open_embedder(embedders.ColumnEmbedder(kind="column", column="v", dimensions=3))
     vector = embed_query(embedder, "{3:2}/3")
     assert isinstance(vector, SparseVectors)
