@@ -188,8 +188,8 @@ def test_correct_quotes_are_recognised_whatever_the_block_size(rows: list[list[s
             path = Path(file.name)
             path.write_bytes(written)
             assert CsvFormat(",", {})._quotes_are_in_place(path)  # pyright: ignore[reportPrivateUsage]
-            for spoilt in (written + b'x"y"', written + b'"', written + b'"a"b'):
-                path.write_bytes(spoilt)
+            for corrupt in (written + b'x"y"', written + b'"', written + b'"a"b'):
+                path.write_bytes(corrupt)
                 assert not CsvFormat(",", {})._quotes_are_in_place(path)  # pyright: ignore[reportPrivateUsage]
     finally:
         csv._BLOCK_BYTES = usual  # pyright: ignore[reportPrivateUsage, reportConstantRedefinition]

@@ -1,4 +1,4 @@
-"""Unit tests need no server: what would start one fails here."""
+"""Unit tests need no server: a fixture that would start one fails here."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _FAILURE = "a unit test must not start a server; put it into tests/integration"
 
 @pytest.fixture(scope="session")
 def cluster() -> NoReturn:
-    """No Postgres."""
+    """Fail: unit tests have no Postgres."""
     pytest.fail(_FAILURE)
 
 
 @pytest.fixture(scope="session")
 def azurite() -> NoReturn:
-    """No blob server."""
+    """Fail: unit tests have no blob server."""
     pytest.fail(_FAILURE)
 
 
 @pytest.fixture(scope="session")
 def prefect_server() -> NoReturn:
-    """No Prefect server."""
+    """Fail: unit tests have no Prefect server."""
     pytest.fail(_FAILURE)

@@ -1,4 +1,4 @@
-"""``docs/architecture.md`` is true to the tree: it names every package, and every path it names exists."""
+"""``docs/architecture.md`` agrees with the tree: it names every package, and every path it names exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tuner measures on a copy, within its budget, and disturbs nobody."""
+"""The tuner measures on a copy, within its budget, and does not disturb readers or writers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rowvec.postgres.locks import LockSpace
 from rowvec.runtime.progress import listening
 from tests.support.vector_tables import create, filled, vector_table
 
-# Time enough for a busy machine: what is left over is not used.
+# Enough time for a busy machine; the tuner does not use what is left over.
 SMALL = Budget(seconds=600, memory=2**30, rows=2_000)
 
 
@@ -49,7 +49,7 @@ def test_the_tuner_measures_a_copy_and_keeps_the_choice(connection: Connection, 
     kept = find_tuning(connection, table)
     assert kept is not None
     assert (kept.choice, kept.rows) == (found.choice, 3_000)
-    # Vectors of another kind are not what was tuned.
+    # The tuned choice does not apply to vectors of another kind.
     assert find_tuning(connection, vector_table(64, bits=bits)) is None
 
 
@@ -93,7 +93,7 @@ def test_a_tuning_without_time_does_not_replace_one_that_had_it(connection: Conn
     kept = find_tuning(connection, table)
     assert kept is not None
     assert kept.choice == graph
-    # One that had the time does, whatever it chose.
+    # A tuning that had enough time does, whatever it chose.
     assert store_tuning(connection, table, thorough).kept is None
     assert find_tuning(connection, table) != kept
 
@@ -107,7 +107,7 @@ def test_a_graph_that_narrowly_misses_is_built_again(connection: Connection, mon
         if stage == "tune" and done < total and part.startswith("building"):
             drawn.append(part)
 
-    # So little effort that bits alone miss, and any miss is near enough.
+    # With so little effort every index on bits misses the recall, and every miss counts as narrow.
     monkeypatch.setattr("rowvec.index.tuning.candidates._OVERSAMPLING", (1,))
     monkeypatch.setattr("rowvec.index.tuning.tuner._NEARLY", 1.0)
     with listening(listener):

@@ -1,4 +1,4 @@
-"""The custom-run form of a deployment opens with the kinds of source and embedder that its parameters name."""
+"""The custom-run form of a deployment first shows the kinds of source and embedder that its parameters name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PIPELINES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def opened(part: str, value: dict[str, Any]) -> str:
-    """The kind that Prefect's form opens with: the first of those that have most of the value's keys."""
+    """The kind that Prefect's form shows first: among the kinds with the most keys of the value, the first one."""
     definitions = SCHEMA["definitions"]
     kinds = [definitions[one["$ref"].rsplit("/", 1)[1]] for one in definitions["Pipeline"]["properties"][part]["anyOf"]]
     best = max(kinds, key=lambda kind: len(set(value) & set(kind["properties"])))
@@ -45,7 +45,7 @@ def opened(part: str, value: dict[str, Any]) -> str:
 
 
 def wrong(pipeline: dict[str, Any]) -> set[str]:
-    """The parts that the form shows as another kind than they are."""
+    """The parts for which the form shows a wrong kind."""
     return {part for part in ("source", "embedder") if opened(part, pipeline[part]) != pipeline[part]["kind"]}
 
 

@@ -175,13 +175,13 @@ _SEEDS = [
     keep=st.floats(0.05, 1),
 )
 def test_a_corrupt_file_gives_a_vector_or_a_reject(content: bytes, edits: list[tuple[float, int]], keep: float) -> None:
-    spoilt = bytearray(content[: int(len(content) * keep)])
+    corrupt = bytearray(content[: int(len(content) * keep)])
     for place, value in edits:
-        spoilt[int(place * len(spoilt))] = value
+        corrupt[int(place * len(corrupt))] = value
     with warnings.catch_warnings():
         # Pillow warns about many defects and reads the file nevertheless.
         warnings.simplefilter("ignore")
-        (answer,) = answers_for(bytes(spoilt))
+        (answer,) = answers_for(bytes(corrupt))
     assert len(answer.positions) + len(answer.rejected) == 1
     assert np.isfinite(dense(answer.vectors)).all()
 

@@ -1,4 +1,4 @@
-"""The table of embedder kinds: it has every kind that a pipeline file can name, and says rightly which take images."""
+"""The table of embedder kinds has every kind that a pipeline file can name, and marks those that take images."""
 
 from __future__ import annotations
 

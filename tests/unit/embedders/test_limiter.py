@@ -1,4 +1,4 @@
-"""The rate limiter: as fast as the provider allows and almost never faster, in simulations of hours."""
+"""The rate limiter is as fast as the provider allows and almost never faster, in simulations of several hours."""
 
 from __future__ import annotations
 

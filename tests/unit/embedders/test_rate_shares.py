@@ -1,4 +1,4 @@
-"""How limits are divided: never more than there is, a fair part for each, and a dead process's share is freed."""
+"""How limits are divided: never more than the limit, a fair part for each process, and dead processes lose theirs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Process:
 def test_processes_never_hold_more_than_the_limit_and_reach_their_fair_share(
     events: list[tuple[float, int, float, str]],
 ) -> None:
-    """A lease ends a little earlier for its holder, whose clock starts before the ledger's."""
+    """For its holder a lease ends a little earlier, because the holder's clock starts before the ledger's."""
     now, processes, ledger = 0.0, [Process() for _ in range(6)], dict[int, tuple[float, Lease]]()
 
     def renew(i: int, want: float) -> Grant:
@@ -81,7 +81,7 @@ def test_processes_never_hold_more_than_the_limit_and_reach_their_fair_share(
             renew(i, want)
         holding = [p.share for p in processes if p.alive and now < p.renewed_at + LEASE]
         assert sum(holding) <= 1 + SMALL
-    # The shares of dead processes are free when their leases expire; two rounds later all others have their part.
+    # The shares of dead processes become free when their leases expire. Two rounds later, all others have their part.
     now += LEASE
     alive = [i for i, process in enumerate(processes) if process.alive]
     given: list[Grant] = []
@@ -112,7 +112,7 @@ class Divider:
         """Do nothing."""
 
     def provider_asked_to_rest(self, seconds: float) -> None:
-        """Remember it."""
+        """Record the rest."""
         self.rests.append(seconds)
 
 

@@ -1,4 +1,4 @@
-"""wordllama: what its vectors are, and what they do not depend on."""
+"""The wordllama embedder: its vectors are those of the library, and do not depend on the other texts."""
 
 from __future__ import annotations
 

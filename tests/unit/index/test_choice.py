@@ -45,7 +45,7 @@ def chosen(
             wanted,
         )
     except UsageError:
-        # Only a setting that is impossible is rejected, and auto demands nothing.
+        # Only an impossible setting is rejected, and ``auto`` sets nothing.
         assert (wanted.kind, wanted.on) != ("auto", "auto")
         assert wanted.on == "bits" or dimensions > LIMIT_HALFVEC
         assume(False)

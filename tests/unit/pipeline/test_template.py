@@ -1,4 +1,4 @@
-"""The content template: what it renders, and what it refuses."""
+"""The content template: the texts that it renders, and the templates that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The streaming diff against a ten-line model with dictionaries."""
+"""The streaming diff is compared with a ten-line model that uses dictionaries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rowvec.sources.diff import Block, Changes, diff
 
-# Few values, so that halves, hashes and whole digests meet often.
+# Few values, so that halves, hashes and whole digests are often equal.
 Digest = tuple[int, int]
 Row = tuple[Digest, int, int]
 _HALF = st.sampled_from([0, 1, 2, 255, 256, 2**63, 2**64 - 1])
@@ -22,7 +22,7 @@ _TARGET = st.dictionaries(_DIGEST, st.tuples(st.integers(0, 2), st.integers(0, 2
 
 
 def blocks(rows: list[Row], sizes: Iterator[int]) -> Iterator[Block]:
-    """The rows cut into blocks of these sizes, empty ones among them."""
+    """The rows, cut into blocks of these sizes; a block may be empty."""
     at = 0
     while at < len(rows):
         part = rows[at : at + next(sizes)]
@@ -35,14 +35,14 @@ def blocks(rows: list[Row], sizes: Iterator[int]) -> Iterator[Block]:
 
 
 def cuts(sizes: list[int]) -> Iterator[int]:
-    """Sizes of blocks, over and over; the last of a round is never 0."""
+    """The sizes of the blocks, repeated for ever; the last of each repetition is never 0."""
     while True:
         yield from sizes
         yield 3
 
 
 def whole(changes: Iterator[Changes]) -> dict[str, object]:
-    """All stretches together."""
+    """The changes of all stretches in one dictionary."""
     found = list(changes)
 
     def positions(name: str) -> list[int]:
@@ -54,7 +54,7 @@ def whole(changes: Iterator[Changes]) -> dict[str, object]:
 
 
 def model(source: list[Row], target: dict[Digest, tuple[int, int]]) -> dict[str, object]:
-    """What the diff should say."""
+    """The result that the diff must give."""
     times = Counter(d for d, _, _ in source)
     single = [(i, d, f, m) for i, (d, f, m) in enumerate(source) if times[d] == 1]
     known = [(i, (f, m), target[d]) for i, d, f, m in single if d in target]

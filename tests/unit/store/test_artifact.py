@@ -1,4 +1,4 @@
-"""An artifact gives back, bit for bit, what was paid for, and a spoilt one is never taken for a good one."""
+"""An artifact returns the paid vectors bit for bit, and a corrupt artifact is never read as a sound one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IDENTITY = Identity(provider="local", model="wordllama", dimensions=12, preproce
 
 
 def table(dimensions: int = 12, *, bits: bool = True) -> VectorTable:
-    """A vector table with a NULLable metadata column of a type that travels as text."""
+    """A vector table with a nullable metadata column whose type is transferred as text."""
     return VectorTable(
         schema="vectors",
         name="paintings",
@@ -63,7 +63,7 @@ def rows(of: VectorTable, n: int, seed: int = 1) -> pa.RecordBatch:
 
 
 def write(folder: Path, of: VectorTable, batches: list[pa.RecordBatch]) -> tuple[Path, Artifact]:
-    """Through the same files as a run."""
+    """Write an artifact through the same files as a run."""
     spool, bits, into = folder / "embedded.arrow", folder / "bits.arrow", folder / "artifact.parquet"
     schema = pa.schema([field for field in of.artifact_schema if field.name != "embedding_bits"])
     with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
@@ -103,7 +103,7 @@ def test_rows_come_back_bit_for_bit(
         if name != "embedding":
             assert found[name].to_pylist() == wanted[name].to_pylist()
     if sum(sizes):
-        # As bytes: -0.0 equals 0.0, and is not the same.
+        # Compared as bytes, because -0.0 equals 0.0 but has other bits.
         assert vectors_of(found, dimensions).tobytes() == vectors_of(wanted, dimensions).tobytes()
         if bits:
             packed = b"".join(found["embedding_bits"].to_pylist())
@@ -229,10 +229,10 @@ def test_a_corrupt_or_foreign_file_is_named(tmp_path: Path, spoil: Callable[[Pat
 @settings(max_examples=examples(100))
 @given(spot=st.floats(0, 1, exclude_max=True), footer=st.booleans(), bit=st.integers(0, 7), cut_there=st.booleans())
 def test_a_changed_file_is_read_or_its_name_is_in_the_error(
-    spoilt: tuple[Path, bytes, set[bytes]], spot: float, footer: bool, bit: int, cut_there: bool
+    corruptible: tuple[Path, bytes, set[bytes]], spot: float, footer: bool, bit: int, cut_there: bool
 ) -> None:
-    path, content, held = spoilt
-    # The footer is a small part of the file, and the one that decides what the rest means.
+    path, content, held = corruptible
+    # The footer is a small part of the file, but it decides how the rest is read.
     start = len(content) - 4000 if footer else 0
     at = start + int(spot * (len(content) - start))
     path.write_bytes(content[:at] + (b"" if cut_there else bytes([content[at] ^ 1 << bit]) + content[at + 1 :]))
@@ -243,10 +243,10 @@ def test_a_changed_file_is_read_or_its_name_is_in_the_error(
 
 
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, set[bytes]]:
-    """A file to spoil, what it holds when it is whole, and its fingerprints."""
+def corruptible(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, set[bytes]]:
+    """A file that a test may corrupt, its sound content, and its fingerprints."""
     of = table(16)
-    path, _ = write(tmp_path_factory.mktemp("spoilt"), of, [rows(of, 300)])
+    path, _ = write(tmp_path_factory.mktemp("corruptible"), of, [rows(of, 300)])
     held = {fingerprint for batch in read_artifact(path) for fingerprint in batch.column("fingerprint").to_pylist()}
     return path, path.read_bytes(), held
 

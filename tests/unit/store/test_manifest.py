@@ -1,4 +1,4 @@
-"""A manifest comes back as it was written, and nothing else passes for one."""
+"""A manifest is read as it was written, and no other content is accepted as a manifest."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ MANIFEST = Manifest(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A folder; blobs keep the same promises, see test_stores.py."""
+    """A folder store; a blob store gives the same guarantees, see test_stores.py."""
     return open_store(Artifacts(url=str(tmp_path / "store")))
 
 
@@ -75,7 +75,7 @@ def test_equal_manifests_have_equal_bytes(store: Store, tmp_path: Path) -> None:
 
 
 def test_manifests_are_listed_in_the_order_of_time(store: Store, tmp_path: Path) -> None:
-    # A database that was lost begins with run 1 again: it is the time that counts.
+    # After the loss of a database, run numbers start at 1 again, so the order is that of time.
     times = [MANIFEST.created_at + timedelta(milliseconds=i) for i in range(3)]
     runs = [replace(MANIFEST, run_id=run, created_at=at) for run, at in zip((9, 100, 1), times, strict=True)]
     written = [write_manifest(store, run, tmp_path)[0] for run in runs]

@@ -1,4 +1,4 @@
-"""The pure parts of asking ahead: how files are cut, what lines say, and what to do next."""
+"""The pure parts of batch jobs: how files are cut, what their lines mean, and which step comes next."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_jobs_hold_all_entries_in_order_and_none_is_over_its_limits(
         assert len(held) <= inputs
         assert sum(len(entry.line) for entry in held) <= size
         assert tokens is None or sum(entry.tokens for entry in held) <= tokens
-    # None is smaller than it must be: the first entry of the next job would not have fitted.
+    # No job is smaller than necessary: the first entry of the next job would not have fitted.
     for job in range(len(jobs) - 1):
         both = [*jobs[job], jobs[job + 1][0]]
         too_long = sum(len(entry.line) for entry in both) > size
@@ -90,10 +90,10 @@ def test_what_to_do_next(now: Situation) -> None:
     wanted = now.eligible >= now.at_least and not now.overdue
     assert (step == "submit") == (wanted and not now.barred)
     if step in ("wait", "leave"):
-        # Whoever waits waits for something, and not beyond what it may.
+        # A run waits only if a job is unfinished, and no longer than the limit.
         assert now.unfinished
         assert (step == "wait") == (now.waited < now.wait)
     if step == "go on":
         assert not (now.unfinished and now.awaited)
-    # A run ends: when all has come, and nothing can be submitted, it goes on.
+    # Every run ends: if no job is unfinished and nothing can be submitted, it goes on.
     assert decide(replace(now, unfinished=0, awaited=False, barred=True)) == "go on"

@@ -1,4 +1,4 @@
-"""The progress that is published of a run, whatever its batches report and in which order."""
+"""The published progress of a run, for reports of its batches in any order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_batches_add_up_to_a_hundred_over_all_rounds(rounds: list[int], data: st
     progress, before = Progress(), 0.0
     for batches in rounds:
         progress.expect(batches)
-        before = 0.0  # it may be lower than in the round before: more work is known now
+        before = 0.0  # progress may be lower than in the previous round, because more work is known now
         for number in data.draw(st.permutations(range(batches))):
             for done in (0, 1, 2):
                 progress("embed", f"batch {number}", done, 2)

@@ -1,4 +1,4 @@
-"""Sparse vectors outside any table: the same from Arrow, from the wire, from text and from all their zeros."""
+"""Sparse vectors without a database: equal whether read from Arrow, the wire format, text or dense vectors."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_distances_are_those_of_the_dense_vectors(
 
 @given(sparse_rows(_values))
 def test_what_is_copied_is_what_pgvector_sends(drawn: tuple[int, list[Row]]) -> None:
-    """The encoder's stream, taken apart again: a NULL here and there, and beside them another column."""
+    """The encoder's stream is parsed again; it has some NULLs and a second column."""
     dimensions, rows = drawn
     vectors = made(dimensions, rows)
     valid = [i % 3 != 1 for i in range(len(rows))]
@@ -105,7 +105,7 @@ def test_what_is_copied_is_what_pgvector_sends(drawn: tuple[int, list[Row]]) -> 
 def test_texts_are_read_to_the_bit_in_any_order_and_without_zeros(drawn: tuple[int, list[Row]]) -> None:
     dimensions, rows = drawn
     texts = [_text(dimensions, row) for row in rows]
-    # Zeros are no nonzeros, and pgvector takes them in a text.
+    # pgvector accepts zeros in a text, but does not count them as nonzeros.
     texts = [text.replace("{", "{" + "1:0.0," if 0 not in row else "{") for text, row in zip(texts, rows, strict=True)]
     answers = answers_of(dimensions, texts)
     if not rows:
