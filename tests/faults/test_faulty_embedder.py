@@ -142,7 +142,7 @@ def test_a_model_that_changes_in_the_middle_of_a_run_is_refused(
 
 
 @pytest.mark.soak
-def test_a_provider_that_never_answers_is_asked_a_bounded_number_of_times(
+def test_a_provider_that_never_answers_gets_a_bounded_number_of_requests(
     source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec
 ) -> None:
     """Failures do not make a run send requests without end."""

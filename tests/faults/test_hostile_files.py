@@ -165,7 +165,7 @@ def test_bytes_in_a_typed_column_are_named(tmp_path: Path) -> None:
         _read(tmp_path, b"id,text,v\n1,a,5\n2,b,5\xff\n", types={"v": "bigint"}, metadata=["v"])
 
 
-def test_a_misspelt_type_is_no_silent_default(tmp_path: Path) -> None:
+def test_a_misspelt_column_in_types_is_an_error(tmp_path: Path) -> None:
     message = r"source\.types names a column 'yaer', which rows\.csv does not have; it has id"
     with pytest.raises(SourceError, match=message):
         _read(tmp_path, "id,text,year\n1,a,5\n", types={"yaer": "bigint"})

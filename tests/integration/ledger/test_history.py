@@ -93,7 +93,7 @@ def test_leftovers_of_a_dead_run_are_cleared_and_a_run_under_way_is_left_alone(
     assert clear(paintings, "again") == clear(gallery_pipeline("elsewhere", target={"table": "v.other"}), "never ran")
 
 
-def test_what_up_deploys_names_secrets_and_holds_none(tmp_path: Path) -> None:
+def test_deployments_of_up_name_secrets_and_do_not_hold_them(tmp_path: Path) -> None:
     pipeline = gallery_pipeline(str(tmp_path), target={"url": "${MY_DSN}"})
     made = prefect_file([pipeline], tmp_path, 15, datetime(2026, 1, 1, tzinfo=UTC))
     flows = {one["entrypoint"]: one for one in made["deployments"]}

@@ -146,7 +146,7 @@ def test_an_earlier_manifest_gives_the_table_of_that_day(
     assert rows(empty) == then
 
 
-def test_run_numbers_that_are_taken_are_not_used_twice(
+def test_run_numbers_already_in_use_are_not_used_twice(
     source: Connection,
     paintings: Pipeline,
     tmp_path: Path,

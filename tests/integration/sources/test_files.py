@@ -146,7 +146,7 @@ def test_odd_values(connection: Connection, array: pa.Array, text: str | None) -
     assert _asked(connection, [ours], pg_type(array.type) or "") == [ours]
 
 
-def test_nan_in_a_nested_value_is_no_json() -> None:
+def test_nan_in_a_nested_value_is_not_json() -> None:
     with pytest.raises(ValueError, match="NaN"):
         json_text([float("nan")])
 
@@ -263,7 +263,7 @@ def test_rows_without_a_key_of_their_own_are_rejected(tmp_path: Path, kind: str)
     assert blank == 2
 
 
-def test_bytes_that_are_no_text_are_rejected(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b"id,text\n1,good\n2,\xff\xfe\n\xff,bad key\n4,nul\0here\n5,also good\n")
     rows, aside, _ = read(pipeline(path, "csv"), tmp_path / "spool")

@@ -301,7 +301,7 @@ def test_a_row_that_changes_while_its_chunks_are_embedded_is_left_to_the_next_ro
     assert texts.sync().embedded == 0
 
 
-def test_texts_that_shrink_or_all_change_are_no_loss_of_rows(texts: Texts, server: OpenAIServer) -> None:
+def test_texts_that_shrink_or_all_change_do_not_count_as_deleted_rows(texts: Texts, server: OpenAIServer) -> None:
     texts.sync()
     for id_ in (1, 2, 3):
         texts.put(id_, sentence(id_), f"author {id_}")
@@ -313,7 +313,7 @@ def test_texts_that_shrink_or_all_change_are_no_loss_of_rows(texts: Texts, serve
         texts.sync()
 
 
-def test_rows_that_go_before_the_merge_are_a_loss_and_rows_that_change_are_none(beside: Texts) -> None:
+def test_rows_deleted_before_the_merge_count_as_deleted_and_changed_rows_do_not(beside: Texts) -> None:
     beside.sync()
     for id_ in (1, 2, 3):
         beside.put(id_, prose(20, seed=id_ + 10), f"author {id_}")

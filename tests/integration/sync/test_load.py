@@ -244,7 +244,7 @@ def test_rows_that_the_server_did_not_see_are_missed(connection: Connection, mon
 
 
 @pytest.mark.parametrize("batches", [[], [pa.record_batch([pa.array([], pa.int64())], names=["id"])]])
-def test_no_rows_are_no_error(connection: Connection, batches: list[pa.RecordBatch]) -> None:
+def test_loading_no_rows_is_not_an_error(connection: Connection, batches: list[pa.RecordBatch]) -> None:
     connection.execute("CREATE TABLE none (id bigint)")
     assert copy_rows(connection, sql.Identifier("none"), [PgColumn("id", "bigint")], batches) == 0
 

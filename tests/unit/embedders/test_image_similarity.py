@@ -91,7 +91,7 @@ def test_a_picture_of_one_colour_has_a_vector_too() -> None:
         ("L", "JPEG"), ("RGB", "BMP"), ("RGB", "WEBP"), ("CMYK", "TIFF"), ("RGB", "ICO"),
     ],
 )  # fmt: skip
-def test_every_mode_and_format_is_taken(mode: str, format: str) -> None:
+def test_every_mode_and_format_is_accepted(mode: str, format: str) -> None:
     shown = decoded(saved(drawn(size=(64, 64)).convert(mode), format), "it", at_least=64)
     assert shown.mode == "RGB"
     assert shown.size == (64, 64)

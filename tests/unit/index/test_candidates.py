@@ -84,7 +84,7 @@ def test_the_nearest_miss_where_nothing_finds_enough() -> None:
     ),
     st.floats(0.5, 1),
 )
-def test_what_is_recommended_finds_enough_and_nothing_beats_it_in_both(
+def test_the_recommended_index_finds_enough_and_none_beats_it_in_both(
     figures: list[tuple[float, float, float]], at_least: float
 ) -> None:
     all_of_them = [

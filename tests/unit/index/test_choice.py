@@ -45,7 +45,7 @@ def chosen(
             wanted,
         )
     except UsageError:
-        # Only an impossible setting is rejected, and ``auto`` sets nothing.
+        # Only an impossible setting is rejected, and ``auto`` for both kind and column is always possible.
         assert (wanted.kind, wanted.on) != ("auto", "auto")
         assert wanted.on == "bits" or dimensions > LIMIT_HALFVEC
         assume(False)
@@ -120,7 +120,7 @@ def test_auto_has_an_index_from_some_size_on_and_keeps_it(rows: int, dimensions:
         (1_000_000, 4_001, True, "hnsw", "bits"),
     ],
 )
-def test_what_auto_does(rows: int, dimensions: int, bits: bool, kind: str, on: str) -> None:
+def test_the_index_that_auto_chooses(rows: int, dimensions: int, bits: bool, kind: str, on: str) -> None:
     choice = choose(Facts(rows=rows, dimensions=dimensions, precision="float32", bits=bits), Index())
     assert (choice.kind, choice.on) == (kind, on)
     assert EXACT_ELEMENTS

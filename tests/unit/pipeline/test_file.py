@@ -107,7 +107,7 @@ def test_the_words_of_yaml_1_1_for_true_and_false_are_words(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
-def test_what_is_no_mapping_is_no_pipeline(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_not_a_pipeline(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="holds no pipeline"):
         load(write(tmp_path, text))
 

@@ -97,7 +97,7 @@ def test_manifests_are_listed_in_the_order_of_time(store: Store, tmp_path: Path)
         (("artifacts", 0, "rows"), "many"),
     ],
 )
-def test_what_is_no_manifest_is_named(
+def test_a_file_that_is_not_a_manifest_is_named(
     store: Store, tmp_path: Path, path: tuple[str | int, ...], value: str | int | None
 ) -> None:
     name, sha256 = write_manifest(store, MANIFEST, tmp_path)
@@ -135,7 +135,7 @@ def test_a_chain_begins_with_a_full_manifest_and_ends_with_the_newest(store: Sto
         read_chain(store, "paintings")
 
 
-def test_text_that_is_no_json_is_no_manifest(store: Store, tmp_path: Path) -> None:
+def test_text_that_is_not_json_is_not_a_manifest(store: Store, tmp_path: Path) -> None:
     local = tmp_path / "text"
     local.write_text("not json")
     digest = hashlib.sha256(b"not json").hexdigest()

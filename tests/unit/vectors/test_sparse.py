@@ -218,7 +218,7 @@ def test_structs_of_a_file_are_the_texts_that_pgvector_would_write(rows: list[Ro
             assert_same(answer.vectors, made(9, present))
 
 
-def test_a_struct_whose_lists_do_not_pair_is_no_vector() -> None:
+def test_malformed_structs_of_sparse_vectors_are_rejected() -> None:
     kind = pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
     rows = [
         {"indices": [1, 2], "values": [0.5]},
@@ -239,7 +239,7 @@ def test_a_struct_whose_lists_do_not_pair_is_no_vector() -> None:
     }
 
 
-def test_columns_that_are_no_vectors_are_known() -> None:
+def test_columns_that_do_not_hold_vectors_are_recognised() -> None:
     numbers, whole = pa.list_(pa.float32()), pa.list_(pa.int32())
     assert not is_vector(pa.struct([("indices", whole)]))
     assert not is_vector(pa.struct([("indices", numbers), ("values", numbers)]))
