@@ -46,7 +46,7 @@ def measure_rate(
     connections: int,
     arguments: argparse.Namespace,
 ) -> Rate:
-    """Send requests on each of ``connections``, one after the other, for ``arguments.seconds``; queries are ``(q, d)``."""
+    """Send requests in sequence on each of ``connections`` for ``arguments.seconds``. ``queries``: ``(q, d)``."""
     start = time.time() + _LEAD_SECONDS
     share = len(queries) // connections
     running = [

@@ -18,7 +18,7 @@ _START_SECONDS = 120
 
 @contextmanager
 def prefect_server(folder: Path) -> Generator[str]:
-    """The address of a Prefect server's API, with default settings but for its home; this process's flows use it too."""
+    """The address of a Prefect server's API, with default settings but for its home; flows of this process use it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
