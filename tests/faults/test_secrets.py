@@ -601,7 +601,7 @@ def test_a_store_that_refuses_leaves_no_secret(world: World) -> None:
         (echoed, 1, "the blob store refused"),
         (signed, 2, "artifacts.url holds more than an address"),
         (from_blob, 1, "check source.path and source.credential"),
-        (whole, 1, "source.path holds more than a place"),
+        (whole, 1, "source.path holds more than an address"),
     ):
         assert (ended.status, sentence in ended.json["error"]) == (status, True), ended
     assert world.found() == []

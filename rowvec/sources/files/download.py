@@ -62,7 +62,7 @@ def _split_url(url: str) -> tuple[Place, str]:
     parts = urlsplit(url)
     segments = [segment for segment in parts.path.split("/") if segment]
     if parts.fragment or (parts.query and "=" in parts.query):
-        raise SourceError("source.path holds more than a place; put the SAS token or key into source.credential")
+        raise SourceError("source.path holds more than an address; put the SAS token or key into source.credential")
     # The account is in the host name, or, with Azurite, in front of the container.
     for length in (1, 2):
         try:

@@ -73,7 +73,7 @@ class BlobPlaces:
     def _split(self, written: str) -> tuple[str, str]:
         """Container and name of the blob."""
         if _WITH_SECRET.search(written):
-            raise RowError("unreadable", "the URL of the image holds more than a place; write it without a query")
+            raise RowError("unreadable", "the URL of the image holds more than an address; write it without a query")
         path = unquote(written)
         if is_url(written):
             root = f"{self.account_url}/"
