@@ -2,7 +2,7 @@
 
 Each size has a Postgres of its own and a table of made-up texts. The real command ``rowvec sync`` runs three times with
 the local embedder: first load, nothing changed, 1 % changed. Laws are fitted to the seconds of each stage and
-extrapolated. ``python -m benchmarks.scale`` takes sizes up to 2,000,000, ``--quick`` up to 40,000.
+extrapolated. ``python -m benchmarks.scale`` takes sizes up to 2,000,000, ``--quick`` up to 20,000.
 """
 
 from __future__ import annotations
