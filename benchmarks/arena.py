@@ -45,7 +45,7 @@ class Arena:
             fill(connection, texts, dimensions, later)
 
     def enter(self, syncer: Syncer, provider: Provider, account: Account, dimensions: int, *, to: str) -> Place:
-        """Create a database and a folder, and run the syncer's own setup; ``to`` tells one entry from another."""
+        """Create a database and a folder, and run the syncer's own setup; ``to`` distinguishes the entries."""
         name = f"{to}_{syncer.name}"
         self._create(name, TEMPLATE)
         place = Place(

@@ -91,7 +91,7 @@ class _Contender:
 
     rows: int
     load: Callable[[int], object]
-    """Loads the rows into its empty table and commits; the argument tells one turn from another."""
+    """Loads the rows into its empty table and commits; the argument is the number of the turn."""
     table: sql.Identifier
     seconds: list[float] = field(default_factory=list[float])
     cpu: list[float] = field(default_factory=list[float])
