@@ -26,8 +26,20 @@ class Check:
     """The measured number, if the check measures one."""
 
 
+class _Checked:
+    """A report with checks: what both kinds of report say of those that failed."""
+
+    __slots__ = ()
+    checks: tuple[Check, ...]
+
+    @property
+    def failed_checks(self) -> tuple[Check, ...]:
+        """The checks that do not hold."""
+        return tuple(check for check in self.checks if not check.ok)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SyncReport:
+class SyncReport(_Checked):
     """The outcome of one sync; ``as_json`` is what ``rowvec sync --json`` prints."""
 
     run_id: int
@@ -64,11 +76,6 @@ class SyncReport:
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
         return asdict(self)
-
-    @property
-    def failed_checks(self) -> tuple[Check, ...]:
-        """The checks that do not hold."""
-        return tuple(check for check in self.checks if not check.ok)
 
     def verdict(self) -> str:
         """One sentence, verdict first."""
@@ -107,7 +114,7 @@ class SyncReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreReport:
+class RestoreReport(_Checked):
     """The outcome of one restore; ``as_json`` is what ``rowvec restore --json`` prints."""
 
     run_id: int
@@ -133,11 +140,6 @@ class RestoreReport:
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
         return asdict(self)
-
-    @property
-    def failed_checks(self) -> tuple[Check, ...]:
-        """The checks that do not hold."""
-        return tuple(check for check in self.checks if not check.ok)
 
     def verdict(self) -> str:
         """One sentence, verdict first."""
