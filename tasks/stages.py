@@ -22,6 +22,7 @@ from rowvec.operations.prune import Pruned, prune
 from rowvec.operations.rebuild import Comparison
 from rowvec.operations.restore import Restore, Restored, finish_restore, restore_rows
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.private import private_files
 from rowvec.sync import cluster, order
 from rowvec.sync import index as index_stage
 from rowvec.sync import merge as merge_stage
@@ -58,7 +59,8 @@ def submit_jobs(pipeline: Pipeline, run: Run) -> Awaited:
 def batch(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
     """Work a batch through all stages, on a worker of a cluster."""
     log_sentences()  # in the worker's log
-    return cluster.work_through(pipeline, run_id, number)
+    with private_files():
+        return cluster.work_through(pipeline, run_id, number)
 
 
 @stage("images again")

@@ -27,6 +27,7 @@ from rowvec.operations.search import search
 from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline.file import load
+from rowvec.runtime.private import files_for_others, private_files
 from rowvec.sync import dry_run
 from rowvec.sync.report import RestoreReport, SyncReport
 
@@ -97,7 +98,8 @@ def search_rows(
     pipeline, question = load(file), _question(query, image)
     search_pictures.check_outputs(pipeline, grid, html)
     found = search(pipeline, question, k, where, mode, words)
-    search_pictures.show_pictures(pipeline, question, where, found["results"], grid, html)
+    with files_for_others():
+        search_pictures.show_pictures(pipeline, question, where, found["results"], grid, html)
     emit(found, as_json, lambda: render.search(str(question), found))
 
 
@@ -235,7 +237,8 @@ def main() -> None:
     """Run the command line and exit with its status. Typer explains wrong arguments, with status 2."""
     as_json = "--json" in sys.argv
     try:
-        app()
+        with private_files():
+            app()
     except Inconsistent as error:
         _show_inconsistent(error, as_json)
         sys.exit(1)

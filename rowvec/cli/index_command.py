@@ -16,6 +16,7 @@ from rowvec.errors import UsageError
 from rowvec.index.tuning.results import Tuning
 from rowvec.operations.index import maintain
 from rowvec.pipeline.file import load
+from rowvec.runtime.private import files_for_others
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -88,4 +89,5 @@ def draw(tuning: Tuning, into: Path) -> None:
     """Draw recall against latency and size. Raises ``UsageError`` if the picture cannot be written."""
     from rowvec.cli.tuning_plot import plot  # late: matplotlib takes a second
 
-    plot(tuning, into)
+    with files_for_others():
+        plot(tuning, into)

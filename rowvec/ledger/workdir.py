@@ -6,9 +6,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from rowvec.postgres.connection import Connection
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home, home_folder
 
 _NAME_LENGTH = 12
+_SPOOL = "spool"
 
 
 def make_workdir(connection: Connection, run_id: int) -> Path:
@@ -18,9 +19,7 @@ def make_workdir(connection: Connection, run_id: int) -> Path:
 
 def make_workdir_in(database: str, run_id: int) -> Path:
     """As ``make_workdir``, for a database given by its ``database_name``."""
-    folder = _folder(database, run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return home_folder(_SPOOL, database, str(run_id))
 
 
 def workdir(connection: Connection, run_id: int) -> Path:
@@ -35,4 +34,4 @@ def database_name(connection: Connection) -> str:
 
 
 def _folder(database: str, run_id: int) -> Path:
-    return home() / "spool" / database / str(run_id)
+    return home() / _SPOOL / database / str(run_id)

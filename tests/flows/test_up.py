@@ -39,7 +39,7 @@ class Home:
         for process in psutil.process_iter():
             try:
                 ours = process.environ().get("ROWVEC_HOME") == str(self.folder)
-                postgres = str(self.folder / "postgres") in process.cmdline()
+                postgres = process.cwd() == str(self.folder / "postgres")
                 if process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid() and (ours or postgres):
                     found.append(process.pid)
             except psutil.Error:

@@ -17,7 +17,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection, connect, target_url
 from rowvec.postgres.queries import query
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home_folder
 from rowvec.sync.report import SyncReport
 
 QUESTIONS = (
@@ -52,9 +52,8 @@ def run(sync: Flow, *, quiet: bool) -> dict[str, Any]:
 
 def pipeline_file() -> Path:
     """The gallery's pipeline file, copied to a folder that can hold its artifacts too."""
-    file = home() / "demo" / "paintings.yaml"
-    file.parent.mkdir(exist_ok=True)
-    shutil.copy(str(files("rowvec.cli.demo") / "paintings.yaml"), file)
+    file = home_folder("demo") / "paintings.yaml"
+    shutil.copyfile(str(files("rowvec.cli.demo") / "paintings.yaml"), file)
     return file
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 
 import psutil
 
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home_folder
 
 Phase = Literal["starting", "ready", "failed", "ended"]
 
@@ -121,9 +121,7 @@ class StackState:
 
 def stack_folder() -> Path:
     """The folder of the state and the logs; created if it is missing."""
-    folder = home() / "stack"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return home_folder("stack")
 
 
 def read_state() -> StackState | None:

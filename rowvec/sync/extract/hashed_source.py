@@ -18,7 +18,7 @@ from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
 from rowvec.postgres.fragments import definitions, key_digest, names
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home_folder
 from rowvec.sources.diff import Block, Words, diff
 from rowvec.sources.files.source import open_files
 from rowvec.sources.hash_stream import copied_pairs, unpack_digests
@@ -51,8 +51,7 @@ def open_hashed_source(
         from rowvec.sources.files.download import fetcher  # late: Azure's client takes half a second to import
 
         run = None if run_id is None else run_name(run_id)
-        folder = home() / "spool"
-        folder.mkdir(exist_ok=True)
+        folder = home_folder("spool")
         with open_files(pipeline, source, identity, folder, fetcher(source.credential), run) as files:
             yield files
 
