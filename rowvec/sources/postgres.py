@@ -62,6 +62,11 @@ class SourceQuery:
         )
 
     @property
+    def changed_rows(self) -> sql.Composed:
+        """``rows``: a join with the changed ones renders no others."""
+        return self.rows
+
+    @property
     def blank(self) -> sql.Composed:
         """``SELECT`` the keys of rows that have nothing to embed."""
         return query("source", "blank", key=names(self.key), **self._parts)

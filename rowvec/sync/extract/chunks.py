@@ -64,6 +64,34 @@ class ChunkedQuery:
     @property
     def rows(self) -> sql.Composed:
         """Like ``SourceQuery.rows``, one row per chunk."""
+        return self._rows(sql.SQL("true"))
+
+    @property
+    def changed_rows(self) -> sql.Composed:
+        """See ``Rows``: hashes no content whose chunks are all unchanged."""
+        return self._rows(query("chunks", "among", columns=names(self.whole.key)))
+
+    @property
+    def unsplit(self) -> sql.Composed:
+        """``SELECT`` the keys of rows whose present content is not split yet."""
+        return query("chunks", "unsplit", columns=names(self.whole.key), **self._parts, **self._hashed())
+
+    @property
+    def unsplit_contents(self) -> sql.Composed:
+        """``SELECT`` these rows with their contents, as ``add_chunks`` takes them."""
+        key, whole = self.whole.key, self.whole.rows
+        parts = {"texts": _as_texts(key), "columns": names(key), "whole": whole, "unsplit": self.unsplit}
+        return query("chunks", "unsplit_contents", **parts)
+
+    def forget(self, connection: Connection) -> None:
+        """Delete the chunks whose content no row has any more."""
+        connection.execute(query("chunks", "forget", **self._parts, **self._hashed()))
+
+    @property
+    def _parts(self) -> dict[str, sql.Composable]:
+        return {"chunks": self.chunks, "same_row": same_key(self.whole.key, "c", "r")}
+
+    def _rows(self, among: sql.Composable) -> sql.Composed:
         whole = self.whole
         return query(
             "chunks",
@@ -74,25 +102,15 @@ class ChunkedQuery:
             row_metadata=_each(whole.metadata, "r"),
             fingerprint=fingerprint_of_content(self.identity),
             **self._parts,
+            **self._hashed(among, whole.metadata),
         )
 
-    @property
-    def unsplit(self) -> sql.Composed:
-        """``SELECT`` the keys of rows whose present content is not split yet."""
-        return query("chunks", "unsplit", columns=names(self.whole.key), **self._parts)
-
-    @property
-    def unsplit_contents(self) -> sql.Composed:
-        """``SELECT`` these rows with their contents, as ``add_chunks`` takes them."""
-        return query("chunks", "unsplit", columns=_as_texts(self.whole.key), **self._parts)
-
-    def forget(self, connection: Connection) -> None:
-        """Delete the chunks whose content no row has any more."""
-        connection.execute(query("chunks", "forget", **self._parts))
-
-    @property
-    def _parts(self) -> dict[str, sql.Composable]:
-        return {"whole": self.whole.rows, "chunks": self.chunks, "same_row": same_key(self.whole.key, "c", "r")}
+    def _hashed(
+        self, among: sql.Composable | None = None, metadata: tuple[PgColumn, ...] = ()
+    ) -> dict[str, sql.Composable]:
+        whole = self.whole
+        parts = {"columns": names(whole.key), "metadata": _each(metadata), "whole": whole.rows}
+        return {"hashed": query("chunks", "hashed", among=among or sql.SQL("true"), **parts)}
 
 
 class ChunkedSource(JoinedSource):
@@ -212,7 +230,8 @@ def add_chunks(
 def count_lost(connection: Connection, plan: Plan, describe_rows: Callable[[], Rows]) -> int:
     """How many vectors a plan deletes because their row is gone; the other deleted ones are of shortened texts."""
     every = describe_rows().whole.rows
-    parts = {"plan": plan.rows, "rows": every, "same_row": same_key(plan.table.row_key, "p", "r")}
+    key = plan.table.row_key
+    parts = {"plan": plan.rows, "rows": every, "columns": names(key), "same_row": same_key(key, "p", "r")}
     found = connection.execute(query("chunks", "count_lost", **parts)).fetchone()
     return found[0] if found else 0
 

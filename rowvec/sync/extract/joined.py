@@ -201,7 +201,7 @@ def _store(connection: Connection, request: Request, rows: Rows, table: VectorTa
             batch=query("request", "batch", batches=sql.Literal(batches)),
             diff_key=names(table.key, "d"),
             row_metadata=sql.SQL("").join(sql.SQL("{}, ").format(sql.Identifier("r", c.name)) for c in table.metadata),
-            rows=rows.rows,
+            rows=rows.changed_rows,
             same_key=same_key(table.key, "d", "r"),
         )
     )

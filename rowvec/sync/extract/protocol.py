@@ -39,6 +39,11 @@ class Rows(Protocol):
         ...
 
     @property
+    def changed_rows(self) -> sql.Composed:
+        """The same of at least the rows in the temporary table ``diff``."""
+        ...
+
+    @property
     def unsplit(self) -> sql.Composed:
         """``SELECT`` the keys of rows whose present content is not split yet."""
         ...

@@ -1,0 +1,119 @@
+"""The work for a long text grows with the text, and not with the text times the number of its chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from rowvec.operations.audit import run_audit
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from rowvec.sync import dry_run
+from tests.support.paintings import sync
+from tests.support.waiting import wait_for
+
+CHUNK_TOKENS = 16
+
+# Of two rows by one command: its statements that read the source, times two rows, times two, because a row is rendered
+# to see whether it is blank, and again to be hashed.
+MOST_RENDERINGS = 60
+
+# The planner takes it for as cheap as sha256, which is what hides the cost of a call in a join.
+COUNTED = """
+    CREATE FUNCTION public.counted(value text) RETURNS text LANGUAGE plpgsql IMMUTABLE COST 1 PARALLEL SAFE
+    AS 'BEGIN RETURN value; END'
+"""
+
+# The fixture's own session is called rowvec; those of a command have a second word.
+SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'rowvec _%'"
+)
+
+
+@pytest.fixture(params=["beside", "database"])
+def where(
+    request: pytest.FixtureRequest, connection: Connection, database_url: str, cluster: str
+) -> Generator[tuple[str, str]]:
+    """The database of the source: the target's own, or another one; and its name."""
+    if request.param == "beside":
+        yield database_url, connection.info.dbname
+        return
+    name = f"elsewhere_{connection.info.dbname}"
+    with psycopg.connect(cluster, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}".encode())
+    yield make_conninfo(cluster, dbname=name), name
+    with psycopg.connect(cluster, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def text(words: int) -> str:
+    """A text of different words."""
+    return " ".join(f"word{i}" for i in range(words))
+
+
+def renderings(url: str, pipeline: Pipeline, words: int) -> dict[str, int]:
+    """How often each command renders the contents of a source of two rows, one of which has ``words`` words."""
+
+    def execute(statement: str, *values: object) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement.encode(), values)
+
+    def counted(command: Any) -> int:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SELECT pg_stat_reset()")
+            command(pipeline)
+            # A session hands in its counts when it ends.
+            wait_for(lambda: connection.execute(SESSIONS).fetchone() == (0,))
+            calls = connection.execute(
+                "SELECT sum(calls)::int FROM pg_stat_user_functions WHERE funcname = 'counted'"
+            ).fetchone()
+        assert calls is not None
+        return calls[0]
+
+    execute("TRUNCATE texts")
+    execute("INSERT INTO texts VALUES (1, %s), (2, 'short')", text(words))
+    found = {"plan": counted(dry_run.plan), "first sync": counted(sync), "sync": counted(sync)}
+    execute("UPDATE texts SET text = 'before ' || text WHERE id = 1")
+    found["sync of an edit"] = counted(sync)
+    execute("UPDATE texts SET text = left(text, length(text) / 2) WHERE id = 1")
+    found["sync of a shorter text"] = counted(sync)
+    return {**found, "audit": counted(run_audit)}
+
+
+def test_a_text_is_rendered_a_few_times_whatever_the_number_of_its_chunks(
+    where: tuple[str, str], connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, database = where
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
+    monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
+    with psycopg.connect(url, autocommit=True) as made:
+        made.execute(f"ALTER DATABASE {database} SET track_functions = 'all'".encode())
+        made.execute(COUNTED)
+        made.execute("CREATE TABLE texts (id int PRIMARY KEY, text text)")
+    source: dict[str, Any] = {
+        "kind": "postgres",
+        "query": "SELECT id, public.counted(text) AS text FROM texts",
+        "key": ["id"],
+        "content": "{text}",
+        "chunks": {"tokens": CHUNK_TOKENS, "overlap": 0},
+    }
+    written = {
+        "name": "long",
+        "source": {**source, **({} if url == database_url else {"url": url})},
+        "embedder": {"kind": "local", "dimensions": 64},
+        "target": {"table": "vectors.long"},
+        "artifacts": {"url": str(tmp_path / "artifacts")},
+        "index": {"kind": "none"},
+        # A shortened text is much shorter here, and its vectors count as deleted.
+        "validation": {"max_delete_fraction": 1.0},
+    }
+    counts = renderings(url, Pipeline.model_validate(written), words=1_200)
+    stored = connection.execute("SELECT count(*) FROM vectors.long").fetchone()
+    assert stored is not None
+    assert stored[0] > 2 * MOST_RENDERINGS
+    assert {name: count for name, count in counts.items() if count > MOST_RENDERINGS} == {}
