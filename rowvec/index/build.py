@@ -22,6 +22,7 @@ from rowvec.index.build_progress import Progress, wait_for_other_builds, watched
 from rowvec.index.choice import fits
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.fragments import cut_name
+from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice, Kind, On, column
 from rowvec.postgres.vector_table import VectorTable
@@ -177,7 +178,7 @@ def _build(
         table=table.identifier,
         kind=sql.Identifier(choice.kind),
         column=column(table, choice),
-        opclass=sql.Identifier(choice.opclass),
+        opclass=sql.SQL("{}.{}").format(PGVECTOR, sql.Identifier(choice.opclass)),
         options=_options(choice),
     )
     memory = foresee(connection, rows, table.mean_elements(connection), choice)
@@ -189,13 +190,11 @@ def _build(
     try:
         with watched(connection, progress), _listening(connection) as notices:
             try:
-                with _session(connection, settings):
-                    connection.execute(statement)
+                _execute(connection, statement, settings, readers=readers)
             except (pg.DiskFull, pg.OutOfMemory):
                 # A container's /dev/shm is often 64 MB, and parallel workers share the graph through it.
                 _drop(connection, table, name, readers=readers)
-                with _session(connection, {**settings, "max_parallel_maintenance_workers": "0"}):
-                    connection.execute(statement)
+                _execute(connection, statement, {**settings, "max_parallel_maintenance_workers": "0"}, readers=readers)
     except pg.Error:
         # A failed concurrent build leaves an invalid index, which slows every write. If this drop fails too, the next
         # call finds it.
@@ -223,8 +222,7 @@ def drop_indexes(connection: Connection, table: VectorTable) -> list[str]:
 def _drop(connection: Connection, table: VectorTable, name: str, *, readers: bool, timeout: str | None = None) -> None:
     statement = query("index", "drop", concurrently=_concurrently(readers), name=sql.Identifier(table.schema, name))
     timeout = timeout or (_CONCURRENT_LOCK_TIMEOUT if readers else _PLAIN_LOCK_TIMEOUT)
-    with _session(connection, {"lock_timeout": timeout, "statement_timeout": "0"}):
-        connection.execute(statement)
+    _execute(connection, statement, {"lock_timeout": timeout}, readers=readers)
 
 
 def _concurrently(readers: bool) -> sql.SQL:
@@ -267,34 +265,25 @@ def _settings(connection: Connection, rows: int, memory: BuildMemory, *, readers
         parallel = min(workers, max(os.cpu_count() or 1, for_maintenance)) if here else for_maintenance
     return {
         "lock_timeout": _CONCURRENT_LOCK_TIMEOUT if readers else _PLAIN_LOCK_TIMEOUT,
-        "statement_timeout": "0",
         "maintenance_work_mem": f"{memory.given // 1024}kB",
         "max_parallel_maintenance_workers": str(parallel),
         # Vectors in TOAST make a table look too small for workers. This setting makes any table large enough, and it
         # leaves nothing behind after a kill, unlike the table's parallel_workers.
         "min_parallel_table_scan_size": "0",
-        **_hearing(connection),
+        # pgvector sends a notice when a graph exceeds its memory.
+        "client_min_messages": "notice",
     }
 
 
-def _hearing(connection: Connection) -> dict[str, str]:
-    """Let notices through: pgvector sends one when a graph exceeds its memory. A lower level stays as it is."""
-    row = connection.execute(query("index", "current_settings"), {"names": ["client_min_messages"]}).fetchone()
-    return {"client_min_messages": "notice"} if row and row[1] in ("warning", "error") else {}
-
-
-@contextmanager
-def _session(connection: Connection, settings: dict[str, str]) -> Generator[None]:
-    """Settings for statements that cannot run in a transaction; the old values are restored afterwards."""
-    before = connection.execute(query("index", "current_settings"), {"names": list(settings)}).fetchall()
-    for name, value in settings.items():
-        connection.execute(query("index", "set"), {"name": name, "value": value})
-    try:
-        yield
-    finally:
-        if not connection.closed and not connection.broken:
-            for name, value in before:
-                connection.execute(query("index", "set"), {"name": name, "value": value})
+def _execute(connection: Connection, statement: sql.Composed, settings: dict[str, str], *, readers: bool) -> None:
+    """Execute a statement with settings; with ``readers`` it is CONCURRENT, which is allowed in no transaction."""
+    if readers:
+        connection.execute_alone(statement, settings)
+        return
+    with connection.transaction():
+        for name, value in settings.items():
+            connection.execute(query("index", "set"), {"name": name, "value": value})
+        connection.execute(statement)
 
 
 @contextmanager

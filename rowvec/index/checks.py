@@ -9,6 +9,7 @@ from psycopg import sql
 from rowvec.index.build import index_state
 from rowvec.index.choice import fits
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
@@ -98,7 +99,7 @@ def check_index(connection: Connection, table: VectorTable, choice: IndexChoice)
 def conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
     """For the name of each check: the SQL condition that a failing row meets, and what is true if no row meets it."""
     embedding = sql.SQL("t.embedding")
-    norm = sql.SQL("{}({})").format(table.layout.norm, embedding)
+    norm = sql.SQL("{}.{}({})").format(PGVECTOR, table.layout.norm, embedding)
     found, wanted = table.dimensions_of(embedding), sql.Literal(table.dimensions)
     checks = {
         "embedding_missing": (query("vector_checks", "missing"), "every row has a vector"),

@@ -38,7 +38,7 @@ def vacuum_if_due(connection: Connection, table: VectorTable) -> str | None:
     started = time.monotonic()
     connection.add_notice_handler(keep_notice)
     try:
-        connection.execute(query("index", "vacuum", table=table.identifier))
+        connection.execute_alone(query("index", "vacuum", table=table.identifier), {})
     except (pg.LockNotAvailable, pg.QueryCanceled, pg.InsufficientPrivilege, pg.OutOfMemory, pg.DiskFull) as error:
         notices.append(error.diag.message_primary or str(error))
     finally:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import LiteralString, cast
 
 import pyarrow as pa
-from psycopg import sql
+
+from rowvec.postgres.names import TypeName
 
 # The types whose values travel as they are. Values of all other types (timestamps past Python's calendar, numeric,
 # arrays, ranges, enums, types of other extensions) travel as the text that Postgres writes, and are cast back later.
@@ -38,7 +39,7 @@ def listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PgColumn:
-    """A column of the source, or of the vector table, with its type as ``format_type`` writes it."""
+    """A column of the source, or of the vector table, with its type as ``Names.without_schema`` writes it."""
 
     name: str
     pg_type: str
@@ -49,9 +50,9 @@ class PgColumn:
         return cast("LiteralString", self.pg_type) if self.pg_type in _NATIVE else "text"
 
     @property
-    def type_sql(self) -> sql.SQL:
+    def type_sql(self) -> TypeName:
         """The type for DDL and casts: the database itself wrote it, and quoted what needs quotes."""
-        return sql.SQL(cast("LiteralString", self.pg_type))
+        return TypeName(self.pg_type)
 
     @property
     def arrow_field(self) -> pa.Field:

@@ -1,13 +1,13 @@
-"""Connections to Postgres: their address, their settings, and the errors of rowvec that a failure becomes."""
+"""Connections to Postgres: how they are opened, and the errors of rowvec that a failure becomes."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
-from typing import Any, LiteralString, TypeVar
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
 
 import psycopg
 from psycopg import errors as pg
@@ -17,25 +17,11 @@ from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.embedded import embedded_database_url
 from rowvec.postgres.queries import query
-
-Connection = psycopg.Connection[tuple[Any, ...]]
-
-# How a value turns into text must not depend on who connects, so the settings of role and database are overridden.
-# Limits that are meant for a web server's queries must not end a long merge. Waiting for a lock has an end, because a
-# run that waits forever reports nothing and blocks the runs after it.
-PINNED: LiteralString = """
-    SET client_encoding = 'UTF8';
-    SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; SET extra_float_digits = 1;
-    SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET lc_numeric = 'C'; SET client_min_messages = 'warning';
-    SET lock_timeout = '30s'; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0
-"""
+from rowvec.postgres.session import Connection
 
 # How long a transaction that cannot get its locks is tried again. Each try waits a second for a lock
 # (sql/transaction.sql) and then gives up its snapshot, for which every CREATE INDEX CONCURRENTLY in the database waits.
 LOCK_PATIENCE_SECONDS = 30.0
-
-# A role may have a statement_timeout of a millisecond, the least there is; a busy machine sometimes needs longer.
-_PIN_TRIES = 10
 
 # 0.8.2 to 0.8.4 fixed HNSW: an overflow in parallel builds, corruption by vacuum, and a graph left unrepaired.
 MINIMUM_PGVECTOR = (0, 8, 4)
@@ -50,36 +36,33 @@ def target_url(url: str | None) -> str:
     return url or os.environ.get("ROWVEC_DATABASE_URL") or embedded_database_url()
 
 
-def connect(url: str, *, application: str = "rowvec") -> Connection:
-    """An autocommit connection with pinned settings.
+def connect(url: str, *, application: str = "rowvec", limits: Mapping[str, str] | None = None) -> Connection:
+    """An autocommit connection whose transactions make the settings of ``rowvec.postgres.settings``.
 
-    Raises ``DatabaseUnavailable`` if the server does not answer, ``TargetError`` if it refuses. Neither message repeats
-    the DSN, which may hold a password, nor a piece of a password that was not percent-encoded and so taken for a host.
+    ``limits``: other values than there, by name. Raises ``DatabaseUnavailable`` if the server does not answer,
+    ``TargetError`` if it refuses. Neither message repeats the DSN, which may hold a password, nor a piece of a password
+    that was not percent-encoded and so taken for a host.
     """
     try:
-        connection = psycopg.connect(url, autocommit=True, application_name=application, connect_timeout=15)
+        connection = Connection.connect(
+            url,
+            autocommit=True,
+            # A pooler gives the session to others, who do not know what was prepared in it.
+            prepare_threshold=None,
+            client_encoding="utf8",
+            application_name=application,
+            connect_timeout=15,
+        )
     except (psycopg.ProgrammingError, UnicodeError):
         raise TargetError("the database URL cannot be read; write postgresql://user@host:port/database") from None
     except psycopg.OperationalError as error:
         raise _refused(error, url) from None
     try:
-        _pin(connection)
+        connection.settle(limits or {})
     except psycopg.OperationalError as error:
         connection.close()
         raise DatabaseUnavailable(f"the connection to the database was lost: {_first_line(error)}") from None
     return connection
-
-
-def _pin(connection: Connection) -> None:
-    """Make the session's settings. Until then the role's own statement_timeout holds, and may be too short.
-
-    Not as startup options: some poolers reject those.
-    """
-    for _ in range(_PIN_TRIES):
-        with suppress(pg.QueryCanceled):
-            connection.execute(PINNED)
-            return
-    connection.execute(PINNED)
 
 
 @contextmanager

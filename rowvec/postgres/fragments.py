@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from psycopg import sql
 
 from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.names import Operator
 
 _LONGEST_NAME = 63
 
@@ -36,8 +37,10 @@ def same_key(key: Iterable[PgColumn], left: str, right: str, *, cast_right: bool
     travel, and types without a binary form travel as text.
     """
     return sql.SQL(" AND ").join(
-        sql.SQL("{} = {}").format(
-            _name(column, left), as_own_type(column, right) if cast_right else _name(column, right)
+        sql.SQL("{} {} {}").format(
+            _name(column, left),
+            Operator("=", column.pg_type),
+            as_own_type(column, right) if cast_right else _name(column, right),
         )
         for column in key
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from psycopg import errors as pg
+from psycopg import sql
 
 from rowvec.errors import TargetError
 from rowvec.postgres.connection import MINIMUM_PGVECTOR, Connection
@@ -45,7 +46,9 @@ def _newest_applied(connection: Connection) -> int:
 def _install_pgvector(connection: Connection) -> None:
     try:
         with connection.transaction():
-            connection.execute(query("schema", "extension"))
+            schema = sql.Identifier(connection.names.creation or "public")
+            connection.execute(query("schema", "extension", schema=schema))
+        connection.read_names()
     except (pg.InsufficientPrivilege, pg.FeatureNotSupported, pg.UndefinedFile) as error:
         raise TargetError(
             f"pgvector cannot be installed in the target database ({error.diag.message_primary}); "

@@ -9,6 +9,8 @@ from typing import LiteralString, cast
 
 from psycopg import sql
 
+from rowvec.postgres.names import PGVECTOR
+
 _NAME = re.compile(r"^-- name: (\w+)(?: --.*)?$", re.MULTILINE)
 
 
@@ -25,8 +27,8 @@ def blocks(file: str) -> dict[str, LiteralString]:
 def query(file: str, name: str, /, **parts: sql.Composable) -> sql.Composed:
     """The block ``name`` of ``sql/<file>.sql`` with each ``{part}`` filled by an identifier, literal or composition.
 
-    A block writes literal braces twice. Only blocks whose identifiers are rowvec's own may have parameters
-    (``%(name)s``): psycopg looks for them in the whole text, and a user's column may be called ``100%``. In all other
-    blocks values are literals.
+    ``{pgvector}`` is the schema of pgvector, in each block. A block writes literal braces twice. Only blocks whose
+    identifiers are rowvec's own may have parameters (``%(name)s``): psycopg looks for them in the whole text, and a
+    user's column may be called ``100%``. In all other blocks values are literals.
     """
-    return sql.SQL(blocks(file)[name]).format(**parts)
+    return sql.SQL(blocks(file)[name]).format(pgvector=PGVECTOR, **parts)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from psycopg import sql
 
+from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.vector_table import VectorTable
 
 
@@ -25,9 +26,11 @@ def indexed_expression(table: VectorTable, choice: IndexChoice, of: sql.Composab
     if not choice.prefix and choice.on == "float":
         return None
     half = choice.on == "halfvec" or table.precision == "float16"
-    cut = sql.SQL("subvector({}, 1, {})").format(of, sql.Literal(choice.prefix)) if choice.prefix else of
-    cast = sql.SQL("({}::halfvec({}))" if half else "({}::vector({}))")
-    return cast.format(cut, sql.Literal(choice.prefix or table.dimensions))
+    prefix = sql.Literal(choice.prefix)
+    cut = sql.SQL("{}.subvector({}, 1, {})").format(PGVECTOR, of, prefix) if choice.prefix else of
+    return sql.SQL("({}::{}.{}({}))").format(
+        cut, PGVECTOR, sql.SQL("halfvec" if half else "vector"), sql.Literal(choice.prefix or table.dimensions)
+    )
 
 
 Kind = Literal["none", "hnsw", "ivfflat"]

@@ -130,7 +130,7 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
     Raises ``UsageError`` if the table does not exist yet, or lacks a column of the pipeline.
     """
     schema, name = table_identifier(pipeline.target.table)
-    rows = connection.execute(query("vector_table", "columns"), {"schema": schema, "table": name}).fetchall()
+    rows = stored_columns(connection, schema, name)
     if not rows:
         raise UsageError(f"there is no vector table {schema}.{name} yet; run rowvec sync first")
     types = {column: pg_type for column, pg_type, _ in rows}
@@ -144,10 +144,16 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
     )
 
 
+def stored_columns(connection: Connection, schema: str, name: str) -> list[tuple[str, str, bool]]:
+    """Name and type of each column, and whether it is in the primary key; empty if there is no such table."""
+    with connection.types_with_schemas():
+        rows = connection.execute(query("vector_table", "columns"), {"schema": schema, "table": name}).fetchall()
+    return [(column, connection.names.without_schema(pg_type), in_key) for column, pg_type, in_key in rows]
+
+
 def is_there(connection: Connection, schema: str, name: str) -> bool:
     """Whether a table of this name exists, whatever its columns."""
-    values = {"schema": schema, "table": name}
-    return bool(connection.execute(query("vector_table", "columns"), values).fetchall())
+    return bool(stored_columns(connection, schema, name))
 
 
 def find_table(connection: Connection, table: VectorTable) -> bool:
@@ -155,9 +161,7 @@ def find_table(connection: Connection, table: VectorTable) -> bool:
 
     Raises ``TargetError`` if a table of its name has other columns, types or key.
     """
-    rows = connection.execute(
-        query("vector_table", "columns"), {"schema": table.schema, "table": table.name}
-    ).fetchall()
+    rows = stored_columns(connection, table.schema, table.name)
     if not rows:
         return False
     found = {name: pg_type for name, pg_type, _ in rows}

@@ -71,20 +71,14 @@ def ensure_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid
             _drop(connection, table, name)
         built = not before.get(name)
         if built:
-            connection.execute(query("index", "set"), {"name": "lock_timeout", "value": _LOCK_TIMEOUT})
-            try:
-                connection.execute(
-                    query(
-                        "hybrid",
-                        "create_index",
-                        name=sql.Identifier(name),
-                        table=table.identifier,
-                        language=sql.Literal(hybrid.language),
-                    )
-                )
-            finally:
-                if not connection.broken:
-                    connection.execute(query("index", "set"), {"name": "lock_timeout", "value": "30s"})
+            create = query(
+                "hybrid",
+                "create_index",
+                name=sql.Identifier(name),
+                table=table.identifier,
+                language=sql.Literal(hybrid.language),
+            )
+            connection.execute_alone(create, {"lock_timeout": _LOCK_TIMEOUT})
             if not _text_indexes(connection, table).get(name):
                 raise TargetError(f"the full text index {table.schema}.{name} is not valid: run again")
         for other in before:
@@ -191,6 +185,5 @@ def _text_indexes(connection: Connection, table: VectorTable) -> dict[str, bool]
 
 
 def _drop(connection: Connection, table: VectorTable, name: str) -> None:
-    connection.execute(
-        query("index", "drop", concurrently=sql.SQL("CONCURRENTLY"), name=sql.Identifier(table.schema, name))
-    )
+    statement = query("index", "drop", concurrently=sql.SQL("CONCURRENTLY"), name=sql.Identifier(table.schema, name))
+    connection.execute_alone(statement, {})

@@ -21,7 +21,6 @@ from rowvec.search.sql_function import (
     remove_function,
     replace_function,
     results,
-    vector_schema,
     vector_type,
 )
 from rowvec.search.statement import SearchValues
@@ -59,7 +58,6 @@ def install_hybrid_function(connection: Connection, table: VectorTable, choice: 
             results=results(
                 table, sql.SQL("score double precision"), sql.SQL("vector_rank bigint"), sql.SQL("text_rank bigint")
             ),
-            vector_schema=vector_schema(connection),
             body=sql.Literal(_body(connection, table, choice, hybrid).as_string(connection)),
         )
         connection.execute(function)

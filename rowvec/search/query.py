@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from pgvector import HalfVector, SparseVector, Vector
@@ -18,6 +18,7 @@ from psycopg import sql
 
 from rowvec.errors import UsageError
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.names import Operator, PercentSignsDoubled, PgvectorSchema, TypeName
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
@@ -137,8 +138,8 @@ def percent_signs_doubled(composed: sql.Composed) -> sql.Composed:
     parts: list[sql.Composable] = [
         percent_signs_doubled(part)
         if isinstance(part, sql.Composed)
-        else sql.SQL(cast("LiteralString", part.as_string().replace("%", "%%")))
-        if isinstance(part, sql.Identifier)
+        else PercentSignsDoubled(part)
+        if isinstance(part, (sql.Identifier, PgvectorSchema, TypeName, Operator))
         else part
         for part in composed
     ]

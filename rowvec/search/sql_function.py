@@ -17,9 +17,10 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.fragments import cut_name, definitions, names
 from rowvec.postgres.locks import LockSpace
+from rowvec.postgres.names import TypeName
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
-from rowvec.postgres.vector_table import VectorTable
+from rowvec.postgres.vector_table import VectorTable, stored_columns
 from rowvec.search.request import LIMITS, MOST_K, MOST_OVERSAMPLING
 from rowvec.search.statement import Filtered, SearchValues, by_index, filter_plan, shortlist_length, statement
 from rowvec.search.where import cast_of
@@ -63,6 +64,7 @@ def replace_function(
         connection.execute(
             query("search", "function_lock"), {"space": LockSpace.SEARCH_FUNCTION, "name": name.as_string(connection)}
         )
+        connection.execute(query("search", "load_library"))
         ours = query("search", "our_functions")
         before = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
         try:
@@ -117,19 +119,10 @@ def _create(connection: Connection, table: VectorTable, choice: IndexChoice, nam
         seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
         # No parallel workers with an index: those of the exact search, which is seldom needed, would start every time.
         workers=sql.SQL("DEFAULT" if choice.kind == "none" else "0"),
-        vector_schema=vector_schema(connection),
         body=sql.Literal(body.as_string(connection)),
     )
     connection.execute(function)
     return commented(connection, name, sql.SQL("{}, integer, integer, jsonb").format(vector_type(table)), _COMMENT)
-
-
-def vector_schema(connection: Connection) -> sql.Identifier:
-    """The schema that pgvector is installed in. Raises ``TargetError`` if it is not installed."""
-    schema = connection.execute(query("search", "vector_schema")).fetchone()
-    if schema is None:
-        raise TargetError("the target database has no pgvector: let a sync install it")
-    return sql.Identifier(schema[0])
 
 
 def results(table: VectorTable, *more: sql.SQL) -> sql.Composed:
@@ -195,8 +188,7 @@ def _call(table: VectorTable, function: sql.Identifier, columns: LiteralString) 
 
 def _has_columns(connection: Connection, table: VectorTable, former: str) -> bool:
     """Whether the generation before gives the same columns in the same types, and takes the same type of query."""
-    values = {"schema": table.schema, "table": former}
-    stored = {(name, kind) for name, kind, _ in connection.execute(query("vector_table", "columns"), values)}
+    stored = {(name, kind) for name, kind, _ in stored_columns(connection, table.schema, former)}
     kinds = {_LENGTH.sub("", kind) for name, kind in stored if name == "embedding"}
     # Of pgvector's types only ``vector`` is cast to the others implicitly.
     return (
@@ -272,9 +264,9 @@ def arguments(table: VectorTable, wanted: list[tuple[LiteralString, sql.Composab
     return sql.SQL(", ").join(named)
 
 
-def vector_type(table: VectorTable) -> sql.SQL:
+def vector_type(table: VectorTable) -> TypeName:
     """The type of a query, without its length."""
-    return sql.SQL(table.layout.type_name)
+    return TypeName(table.layout.type_name)
 
 
 def _drop(connection: Connection, signatures: list[str]) -> None:

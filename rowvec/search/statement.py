@@ -8,6 +8,7 @@ from typing import Literal
 from psycopg import sql
 
 from rowvec.postgres.fragments import names
+from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import blocks, query
 from rowvec.postgres.vector_index import IndexChoice, indexed_expression
 from rowvec.postgres.vector_table import Metric, VectorTable
@@ -28,10 +29,10 @@ _ROW = 1.0
 _ROW_DIMENSION = 0.006
 COST_UNIT = 3.0
 
-_OPERATORS: dict[Metric, sql.SQL] = {
-    "cosine": sql.SQL("<=>"),
-    "l2": sql.SQL("<->"),
-    "inner_product": sql.SQL("<#>"),
+_OPERATORS: dict[Metric, sql.Composed] = {
+    "cosine": sql.SQL("OPERATOR({}.<=>)").format(PGVECTOR),
+    "l2": sql.SQL("OPERATOR({}.<->)").format(PGVECTOR),
+    "inner_product": sql.SQL("OPERATOR({}.<#>)").format(PGVECTOR),
 }
 
 
@@ -157,9 +158,8 @@ def _candidates(values: SearchValues) -> sql.Composed:
 
 def _hamming(table: VectorTable, vector: sql.Composable) -> sql.Composed:
     # In a SELECT of its own the bits are computed once, and not again for each candidate whose distance is compared.
-    return sql.SQL("(t.embedding_bits <~> (SELECT binary_quantize({})::bit({})))").format(
-        vector, sql.Literal(table.dimensions)
-    )
+    bits = sql.SQL("{}.binary_quantize({})::bit({})").format(PGVECTOR, vector, sql.Literal(table.dimensions))
+    return sql.SQL("(t.embedding_bits OPERATOR({}.<~>) (SELECT {}))").format(PGVECTOR, bits)
 
 
 def _nearness(table: VectorTable, choice: IndexChoice, mode: Mode, vector: sql.Composable) -> sql.Composed:

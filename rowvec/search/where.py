@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import LiteralString, cast
+from typing import LiteralString
 
 from psycopg import sql
 
 from rowvec.errors import UsageError
 from rowvec.postgres.columns import PgColumn, listed
+from rowvec.postgres.names import Operator, PercentSignsDoubled, TypeName
 
 _LONGEST = 20_000
 _DEEPEST = 64  # far below Python's own limit, and far above what people write
@@ -24,14 +25,14 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_COMPARISONS: dict[str, sql.SQL] = {
-    "=": sql.SQL("="),
-    "<>": sql.SQL("<>"),
-    "!=": sql.SQL("<>"),
-    "<": sql.SQL("<"),
-    "<=": sql.SQL("<="),
-    ">": sql.SQL(">"),
-    ">=": sql.SQL(">="),
+_COMPARISONS: dict[str, LiteralString] = {
+    "=": "=",
+    "<>": "<>",
+    "!=": "<>",
+    "<": "<",
+    "<=": "<=",
+    ">": ">",
+    ">=": ">=",
 }
 _PATTERNS: dict[str, sql.SQL] = {"LIKE": sql.SQL("LIKE"), "ILIKE": sql.SQL("ILIKE")}
 _KEYWORDS = frozenset({"AND", "OR", "NOT", "IN", "IS", "NULL", "LIKE", "ILIKE", "BETWEEN", "TRUE", "FALSE"})
@@ -160,7 +161,9 @@ class _Parser:
         if self._next.kind == "sign" and self._next.text in _COMPARISONS:
             operator = _COMPARISONS[self._next.text]
             self.at += 1
-            return sql.SQL("({} {} {})").format(name, operator, self._value(cast_of(column)))
+            return sql.SQL("({} {} {})").format(
+                name, PercentSignsDoubled(Operator(operator, column.pg_type)), self._value(cast_of(column))
+            )
         negated = self._accept("NOT")
         condition = self._set_or_range(name, column)
         return sql.SQL("(NOT {})").format(condition) if negated else condition
@@ -172,11 +175,16 @@ class _Parser:
             while self._accept(","):
                 values.append(self._value(cast_of(column)))
             self._expect(")")
-            return sql.SQL("({} IN ({}))").format(name, sql.SQL(", ").join(values))
+            equal = PercentSignsDoubled(Operator("=", column.pg_type))
+            return sql.SQL("({})").format(
+                sql.SQL(" OR ").join(sql.SQL("{} {} {}").format(name, equal, value) for value in values)
+            )
         if self._accept("BETWEEN"):
             low = self._value(cast_of(column))
             self._expect("AND")
-            return sql.SQL("({} BETWEEN {} AND {})").format(name, low, self._value(cast_of(column)))
+            least, most = (PercentSignsDoubled(Operator(sign, column.pg_type)) for sign in (">=", "<="))
+            high = self._value(cast_of(column))
+            return sql.SQL("({0} {1} {2} AND {0} {3} {4})").format(name, least, low, most, high)
         for word, operator in _PATTERNS.items():
             if self._accept(word):
                 return sql.SQL("({}::text {} {})").format(name, operator, self._value(sql.SQL("text")))
@@ -199,7 +207,7 @@ class _Parser:
         self.at += 1
         return self.columns[name]
 
-    def _value(self, cast_to: sql.SQL) -> sql.Composable:
+    def _value(self, cast_to: sql.Composable) -> sql.Composable:
         token = self._next
         if token.kind == "string":
             value = token.text[1:-1].replace("''", "'")
@@ -217,13 +225,12 @@ class _Parser:
         return sql.SQL("{}::{}").format(sql.Placeholder(name), cast_to)
 
 
-def cast_of(column: PgColumn) -> sql.SQL:
+def cast_of(column: PgColumn) -> sql.Composable:
     """The column's type without its length: a cast to varchar(3) would cut the value, and match the wrong rows."""
     pg_type = column.pg_type
     if '"' not in pg_type:
         pg_type = re.sub(r"\([^)]*\)", "", pg_type)
     pg_type = re.sub(r"^character(?! varying)", "bpchar", pg_type)  # bare `character` means a length of 1
     pg_type = re.sub(r"^bit(?! varying)\b", "bit varying", pg_type)
-    # Written by format_type, like PgColumn.type_sql: by the database and never by the user. In a statement with
-    # parameters psycopg takes a percent sign for a placeholder, even in a quoted name.
-    return sql.SQL(cast("LiteralString", pg_type.replace("%", "%%")))
+    # In a statement with parameters psycopg takes a percent sign for a placeholder, even in a quoted name.
+    return PercentSignsDoubled(TypeName(pg_type))

@@ -151,7 +151,8 @@ def _connected(url: str) -> Connection:
 
 def _check_types(target: Connection, columns: tuple[PgColumn, ...]) -> None:
     for column in columns:
-        row = target.execute(query("other_database", "type_exists", pg_type=sql.Literal(column.pg_type))).fetchone()
+        written = column.type_sql.as_string(target)
+        row = target.execute(query("other_database", "type_exists", pg_type=sql.Literal(written))).fetchone()
         if not (row and row[0]):
             raise TargetError(
                 f"the source's column {column.name} is {column.pg_type}, and the target's database has no such type; "

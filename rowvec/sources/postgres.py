@@ -175,11 +175,13 @@ def _column_types(connection: Connection, source: PostgresSource, relation: sql.
         raise SourceError("the source's query gives no rows; write a SELECT")
     columns = range(result.nfields)
     names = [(result.fname(i) or b"").decode() for i in columns]
-    described = connection.execute(
-        query("source", "column_types"),
-        {"oids": [result.ftype(i) for i in columns], "modifiers": [result.fmod(i) for i in columns]},
-    )
-    return dict(zip(names, (row[0] for row in described), strict=True))
+    with connection.types_with_schemas():
+        described = connection.execute(
+            query("source", "column_types"),
+            {"oids": [result.ftype(i) for i in columns], "modifiers": [result.fmod(i) for i in columns]},
+        )
+    types = (connection.names.without_schema(row[0]) for row in described)
+    return dict(zip(names, types, strict=True))
 
 
 def _is_unique(connection: Connection, table: str, key: list[str]) -> bool:

@@ -73,7 +73,7 @@ FROM {table} AS t
 WHERE EXISTS (SELECT FROM held AS h WHERE h.fingerprint = t.fingerprint)
   AND NOT EXISTS (
       SELECT FROM held AS h
-      WHERE h.fingerprint = t.fingerprint AND h.vector_sha256 = sha256({send}(t.embedding)))
+      WHERE h.fingerprint = t.fingerprint AND h.vector_sha256 = sha256({pgvector}.{send}(t.embedding)))
 ON CONFLICT (key) DO UPDATE SET void = true
 
 -- name: not_held -- rows whose vector is in no readable artifact, so that only the table still has it
@@ -107,7 +107,7 @@ ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 
 -- name: salvage -- sound rows whose vector is only in the table: one row per fingerprint is enough
 -- A repair that was killed may have left rows without a fingerprint. What their vectors were made of is unknown.
-SELECT DISTINCT ON (t.fingerprint) {columns}, t.content, t.fingerprint, t.metadata_hash, {send}(t.embedding)
+SELECT DISTINCT ON (t.fingerprint) {columns}, t.content, t.fingerprint, t.metadata_hash, {pgvector}.{send}(t.embedding)
 FROM {table} AS t
 JOIN findings AS f ON f.key = {key_json}
 WHERE f.salvage AND NOT f.void AND octet_length(t.fingerprint) = 32

@@ -44,7 +44,9 @@ WHERE n.nspname = %(schema)s AND t.relname = %(table)s AND am.amname = 'gin' AND
 ORDER BY c.oid
 
 -- name: create_index
-CREATE INDEX CONCURRENTLY {name} ON {table} USING gin (to_tsvector({language}::regconfig, content))
+CREATE INDEX CONCURRENTLY {name} ON {table} USING gin (
+    pg_catalog.to_tsvector({language}::pg_catalog.regconfig, content)
+)
 
 -- name: function
 CREATE OR REPLACE FUNCTION {name} ({arguments}) RETURNS TABLE ({results})
@@ -52,7 +54,7 @@ LANGUAGE plpgsql STABLE
 -- One plan for all words and filters would be wrong for most.
 SET plan_cache_mode = force_custom_plan
 SET jit = off
-SET search_path = pg_catalog, {vector_schema}, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS {body}
 
 -- name: function_body

@@ -47,11 +47,8 @@ SELECT count(*) FROM {table}
 -- name: memory -- both settings in bytes
 SELECT pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(current_setting('shared_buffers'))
 
--- name: current_settings
-SELECT name, current_setting(name) FROM unnest(%(names)s::text[]) AS name
-
 -- name: set
-SELECT set_config(%(name)s, %(value)s, false)
+SELECT set_config(%(name)s, %(value)s, true)
 
 -- name: workers
 SELECT current_setting('max_parallel_workers')::int, current_setting('max_parallel_maintenance_workers')::int

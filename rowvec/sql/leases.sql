@@ -1,6 +1,3 @@
--- name: session -- short time-outs: a process that holds an account's row must not block the others that use the account
-SET lock_timeout = '2s'; SET statement_timeout = '3s'; SET idle_in_transaction_session_timeout = '5s'
-
 -- name: account -- locks the account until the transaction ends; the rest that the provider asked for, in seconds from now
 INSERT INTO rowvec.pace_accounts AS a (account, address, model, rest_until)
 VALUES (%(account)s, %(address)s, %(model)s, clock_timestamp() + make_interval(secs => %(rest)s))

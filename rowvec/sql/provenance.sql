@@ -17,7 +17,9 @@ DROP VIEW IF EXISTS {name}
 DROP FUNCTION IF EXISTS {name} ()
 
 -- name: function -- its text is bound only when it is called: the table can be dropped, and created again
-CREATE FUNCTION {name} () RETURNS TABLE ({results}) LANGUAGE sql STABLE AS {body}
+CREATE FUNCTION {name} () RETURNS TABLE ({results}) LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS {body}
 
 -- name: body -- a single SELECT, which the planner inlines: a query for one key then reads one key
 SELECT

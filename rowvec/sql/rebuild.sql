@@ -1,5 +1,5 @@
 -- name: pairs -- rows that both generations have, with their vector in each
-SELECT {key}, {live_send}(l.embedding), {next_send}(n.embedding)
+SELECT {key}, {pgvector}.{live_send}(l.embedding), {pgvector}.{next_send}(n.embedding)
 FROM {live} AS l TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
 JOIN {next} AS n ON {same_key}
 WHERE {live_norm}(l.embedding) <> 0 AND {next_norm}(n.embedding) <> 0

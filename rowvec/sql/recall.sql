@@ -10,7 +10,7 @@ FROM unnest(ARRAY['seq_page_cost', 'random_page_cost', 'cpu_tuple_cost', 'cpu_in
 SELECT greatest(pg_relation_size({table}::regclass) / current_setting('block_size')::int, 1)
 
 -- name: sample -- rows that serve as queries; it draws whole pages, so the rest of the table is not read
-SELECT {key}, {send}(t.embedding)
+SELECT {key}, {pgvector}.{send}(t.embedding)
 FROM {table} AS t TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
 WHERE t.embedding IS NOT NULL AND {norm}(t.embedding) <> 0
 ORDER BY hashtextextended({key_text}, {seed})
@@ -20,7 +20,7 @@ LIMIT {queries}
 SELECT pg_table_size({table}::regclass)
 
 -- name: vectors -- every vector in the binary format of its type
-COPY (SELECT t.embedding::vector FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)
+COPY (SELECT t.embedding::{pgvector}.vector FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)
 
 -- name: sent -- every vector as bytes, for types whose values differ in length
-COPY (SELECT {send}(t.embedding) FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)
+COPY (SELECT {pgvector}.{send}(t.embedding) FROM {table} AS t WHERE t.embedding IS NOT NULL) TO STDOUT (FORMAT BINARY)

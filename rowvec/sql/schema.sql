@@ -2,7 +2,7 @@
 SELECT pg_advisory_xact_lock(%(lock)s)
 
 -- name: extension -- pgvector, if it is not installed yet; the role may lack the right to install it
-CREATE EXTENSION IF NOT EXISTS vector;
+CREATE EXTENSION IF NOT EXISTS vector SCHEMA {schema}
 
 -- name: pgvector_version -- no row if pgvector is not installed
 SELECT extversion FROM pg_extension WHERE extname = 'vector'

@@ -106,11 +106,8 @@ EXPLAIN (FORMAT JSON) {statement}
 -- name: function_lock -- two processes that replace a function at once would fail on each other's row in pg_proc
 SELECT pg_advisory_xact_lock(%(space)s, hashtext(%(name)s))
 
--- name: vector_schema -- the schema of pgvector's operators; the cast loads its library, which defines the settings
-SELECT n.nspname
-FROM pg_extension AS e
-JOIN pg_namespace AS n ON n.oid = e.extnamespace
-WHERE e.extname = 'vector' AND '[1]'::vector IS NOT NULL
+-- name: load_library -- pgvector's, which defines the settings that the function makes
+SELECT '[1]'::{pgvector}.vector IS NOT NULL
 
 -- name: our_functions -- functions of this name that rowvec made, known by their comment
 SELECT p.oid::regprocedure::text, p.oid
@@ -144,7 +141,7 @@ SET max_parallel_workers_per_gather = {workers}
 SET jit = off
 -- Without a filter no plan depends on the arguments; with a filter the body turns on custom plans.
 SET plan_cache_mode = force_generic_plan
-SET search_path = pg_catalog, {vector_schema}, pg_temp
+SET search_path = pg_catalog, pg_temp
 AS {body}
 
 -- name: function_body

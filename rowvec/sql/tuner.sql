@@ -15,7 +15,7 @@ CREATE UNLOGGED TABLE {sample} (LIKE {table} INCLUDING STORAGE INCLUDING COMPRES
 
 -- name: add_bits -- bits, if the table does not store them
 ALTER TABLE {sample} ADD COLUMN embedding_bits bit({dimensions})
-    GENERATED ALWAYS AS (binary_quantize(embedding)::bit({dimensions})) STORED
+    GENERATED ALWAYS AS ({pgvector}.binary_quantize(embedding)::bit({dimensions})) STORED
 
 -- name: fill -- draws single rows, not pages, because rows of one page are often similar
 INSERT INTO {sample} ({columns})

@@ -1,15 +1,15 @@
 -- name: dimensions_dense
-vector_dims({vector})
+{pgvector}.vector_dims({vector})
 
 -- name: dimensions_sparse -- the first word of the binary format
-('x' || encode(substring(sparsevec_send({vector}) FROM 1 FOR 4), 'hex'))::bit(32)::int
+('x' || encode(substring({pgvector}.sparsevec_send({vector}) FROM 1 FOR 4), 'hex'))::bit(32)::int
 
 -- name: nonzeros -- the mean over the first thousand rows, from the second word of the binary format
-SELECT avg(('x' || encode(substring(sparsevec_send(t.embedding) FROM 5 FOR 4), 'hex'))::bit(32)::int)::float8
+SELECT avg(('x' || encode(substring({pgvector}.sparsevec_send(t.embedding) FROM 5 FOR 4), 'hex'))::bit(32)::int)::float8
 FROM (SELECT embedding FROM {table} WHERE embedding IS NOT NULL LIMIT 1000) AS t
 
 -- name: widest -- the row with the most nonzeros
-SELECT ('x' || encode(substring(sparsevec_send(t.embedding) FROM 5 FOR 4), 'hex'))::bit(32)::int, {key_json}
+SELECT ('x' || encode(substring({pgvector}.sparsevec_send(t.embedding) FROM 5 FOR 4), 'hex'))::bit(32)::int, {key_json}
 FROM {table} AS t
 WHERE t.embedding IS NOT NULL
 ORDER BY 1 DESC

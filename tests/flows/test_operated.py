@@ -169,7 +169,9 @@ def wait_for(holds: Callable[[], object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[Operated]:
+def operated(
+    cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_database: Path
+) -> Generator[Operated]:
     """Server, deployments and worker, started as deployments/README.md says."""
     folder = tmp_path_factory.mktemp("operated")
     database = make_conninfo(cluster, dbname="operated")
@@ -177,7 +179,7 @@ def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Generato
         connection.execute(sql.SQL("CREATE DATABASE operated TEMPLATE template_rowvec"))
     create_gallery_once(database)
     quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    with serving(folder / "prefect", **quick) as server:
+    with serving(folder / "prefect", prefect_database, **quick) as server:
         environment = {
             **os.environ,
             **quick,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from rowvec.pipeline import Pipeline
@@ -115,9 +117,31 @@ class PrefectServer:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[PrefectServer]:
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a new Prefect server, to copy: to migrate one takes eight seconds, once for all processes."""
+    folder = tmp_path_factory.getbasetemp()
+    # The processes of one test run have their folders next to each other.
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    home = shared / "new-prefect-server"
+    with FileLock(shared / "new-prefect-server.lock", timeout=PATIENCE_SECONDS):
+        if not home.exists():
+            # Of another name until it is whole.
+            unfinished = shared / "unfinished-prefect-server"
+            subprocess.run(  # noqa: S603 # ours
+                [CLI.parent / "prefect", "server", "database", "upgrade", "--yes"],
+                env={**os.environ, "PREFECT_HOME": str(unfinished)},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=True,
+            )
+            unfinished.rename(home)
+    return home / "prefect.db"
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Generator[PrefectServer]:
     """One server a session: a command with a server of its own takes ten seconds more."""
-    with serving(tmp_path_factory.mktemp("prefect")) as server:
+    with serving(tmp_path_factory.mktemp("prefect"), prefect_database) as server:
         _forks[server.api] = forks = CommandForks(server.api)
         yield server
         del _forks[server.api]
@@ -132,9 +156,10 @@ def prefect_api(prefect_server: PrefectServer) -> Generator[None]:
 
 
 @contextmanager
-def serving(home: Path, **settings: str) -> Generator[PrefectServer]:
-    """A server with its own port and database; more settings by keyword."""
+def serving(home: Path, database: Path, **settings: str) -> Generator[PrefectServer]:
+    """A server with its own port and a copy of a database; more settings by keyword."""
     home.mkdir(exist_ok=True)
+    shutil.copy(database, home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

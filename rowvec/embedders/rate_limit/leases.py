@@ -12,6 +12,9 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 
+# A process that holds an account's row must not block the others that use the account.
+_LIMITS = {"lock_timeout": "2s", "statement_timeout": "3s", "idle_in_transaction_session_timeout": "5s"}
+
 LEASE_SECONDS = 6.0
 """How long a share stays reserved for a process that was killed, or that lost its network."""
 
@@ -31,11 +34,10 @@ def open_pace_ledger(url: str, *, installed: bool) -> Connection:
 
     Raises ``DatabaseUnavailable`` or ``TargetError``.
     """
-    connection = connect(url, application="rowvec pace")
+    connection = connect(url, application="rowvec pace", limits=_LIMITS)
     try:
         if not installed:
             install(connection)
-        connection.execute(query("leases", "session"))
     except BaseException:
         connection.close()
         raise

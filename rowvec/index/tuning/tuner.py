@@ -292,4 +292,4 @@ def _copy(connection: Connection, table: VectorTable, sample: VectorTable, rows:
     parts = {"columns": names(table.columns), "percent": sql.Literal(percent), "seed": sql.Literal(SEED)}
     connection.execute(query("tuner", "fill", rows=sql.Literal(wanted), **tables, **parts))
     connection.execute(query("tuner", "primary_key", sample=sample.identifier, key=names(table.key)))
-    connection.execute(query("tuner", "vacuum", sample=sample.identifier))
+    connection.execute_alone(query("tuner", "vacuum", sample=sample.identifier), {})

@@ -24,7 +24,7 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import names, same_key
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable, find_table
+from rowvec.postgres.vector_table import VectorTable, find_table, stored_columns
 from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content
 from rowvec.sync.extract.joined import JoinedSource, reject_rows_without_content
 from rowvec.sync.extract.protocol import Rows
@@ -245,8 +245,7 @@ def splitting_of(pipeline: Pipeline) -> Splitting:
 
 def column_types(connection: Connection, pipeline_id: PipelineId) -> dict[str, str]:
     """The columns of a pipeline's chunks with their types; none if there is no such table."""
-    values = {"schema": _SCHEMA, "table": _table_name(pipeline_id)}
-    return {name: pg_type for name, pg_type, _ in connection.execute(query("vector_table", "columns"), values)}
+    return {name: pg_type for name, pg_type, _ in stored_columns(connection, _SCHEMA, _table_name(pipeline_id))}
 
 
 def _blocks(fetched: list[tuple[Any, ...]], how: Splitting) -> Iterator[list[tuple[Any, ...]]]:

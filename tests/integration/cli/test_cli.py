@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,11 @@ def test_a_filter_that_is_none_is_status_two(source: Connection, paintings: Pipe
     assert source.execute("SELECT count(*) FROM paintings").fetchone() == (50,)
 
 
-def test_piped_output_is_plain_lines(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
+def test_piped_output_is_plain_lines(
+    source: Connection, paintings: Pipeline, tmp_path: Path, prefect_database: Path
+) -> None:
+    (tmp_path / "prefect").mkdir()
+    shutil.copy(prefect_database, tmp_path / "prefect")
     done = rowvec("sync", write(paintings, tmp_path), PREFECT_HOME=str(tmp_path / "prefect"))
     assert done.returncode == 0
     assert "\x1b" not in done.stdout + done.stderr

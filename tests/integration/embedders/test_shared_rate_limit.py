@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import IdleInTransactionSessionTimeout, LockNotAvailable
 
 from rowvec.embedders import open_embedder
 from rowvec.embedders.rate_limit.leases import Holder, leave, open_pace_ledger, renew
@@ -135,18 +136,24 @@ def test_leases_in_the_ledger(connection: Connection, database_url: str) -> None
     ledger.close()
 
 
+def _renew_beside(frozen: Connection, ledger: Connection) -> None:
+    """The other process waits for the account only until the server ends the transaction of the frozen one."""
+    with frozen.transaction():
+        frozen.execute("SELECT FROM rowvec.pace_accounts FOR UPDATE")
+        with pytest.raises(LockNotAvailable):
+            renew(ledger, holder(2), wanted=1.0, rest=0.0)
+        free = "SELECT FROM rowvec.pace_accounts FOR UPDATE SKIP LOCKED"
+        wait_for(lambda: ledger.execute(free).fetchone() is not None)
+        renew(ledger, holder(2), wanted=1.0, rest=0.0)
+        frozen.execute("SELECT 1")
+
+
 def test_a_process_that_freezes_while_renewing_blocks_others_for_seconds_only(database_url: str) -> None:
     frozen = open_pace_ledger(database_url, installed=True)
     with open_pace_ledger(database_url, installed=True) as ledger:
         renew(frozen, holder(1), wanted=1.0, rest=0.0)
-        frozen.execute("BEGIN")
-        frozen.execute("SELECT FROM rowvec.pace_accounts FOR UPDATE")
-        with pytest.raises(LockNotAvailable):
-            renew(ledger, holder(2), wanted=1.0, rest=0.0)
-        wait_for(
-            lambda: ledger.execute("SELECT FROM rowvec.pace_accounts FOR UPDATE SKIP LOCKED").fetchone() is not None
-        )
-        renew(ledger, holder(2), wanted=1.0, rest=0.0)
+        with pytest.raises(IdleInTransactionSessionTimeout):
+            _renew_beside(frozen, ledger)
     frozen.close()
 
 
@@ -219,7 +226,7 @@ def test_targets_in_two_databases_share_by_a_third(
     source: Connection, cluster: str, paid: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third database has pgvector, but no schema of ours yet."""
-    with connect(cluster) as administrator:
+    with psycopg.connect(cluster, autocommit=True) as administrator:
         administrator.execute("CREATE DATABASE pace_of_all")
     monkeypatch.setenv("ROWVEC_PACE_DATABASE_URL", third := make_conninfo(cluster, dbname="pace_of_all"))
     assert paintings.sync(paid).embedded == 50

@@ -43,7 +43,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Connect
         connection.execute(gallery.SOURCE)
         fill(connection, ROWS)
         for setting in _SERVER:
-            connection.execute(f"ALTER SYSTEM SET {setting}".encode())
+            connection.execute_alone(f"ALTER SYSTEM SET {setting}".encode(), {})
         connection.execute("SELECT pg_reload_conf()")
         yield connection
 
@@ -77,11 +77,11 @@ def test_generations_are_switched_during_an_autovacuum(
 def _sync_beside_autovacuum(connection: Connection, pipeline: Pipeline) -> SyncReport:
     with running(pipeline, "test") as run:
         plan = stage.run(pipeline, run)
-        batches = tuple(through_all_stages(pipeline, run.run_id, number) for number in range(plan.batches))
+        batches = tuple(through_all_stages(pipeline, run, number) for number in range(plan.batches))
         _have_vacuumed(connection, f"rowvec.staging_{run.run_id}")
-        merged = merge.run(pipeline, run.run_id)
+        merged = merge.run(pipeline, run)
         one = Round(plan=plan, batches=batches, merged=merged)
-        return validate.run(pipeline, run, [one], index.run(pipeline, run.run_id))
+        return validate.run(pipeline, run, [one], index.run(pipeline, run))
 
 
 def _have_vacuumed(connection: Connection, table: str) -> None:

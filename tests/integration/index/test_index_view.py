@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import psycopg
 from psycopg.rows import dict_row
 
 from rowvec.index.build import ensure_index
@@ -66,7 +67,7 @@ def test_what_an_index_is_how_worn_and_how_good(connection: Connection) -> None:
 def test_a_build_under_way_is_shown_with_its_phase(connection: Connection, database_url: str) -> None:
     table = registered(connection)
     filled(connection, table, 500)
-    with connect(database_url) as old, connect(database_url) as builder:
+    with psycopg.connect(database_url, autocommit=True) as old, connect(database_url) as builder:
         old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         old.execute("SELECT 1 FROM items LIMIT 1")
         building = threading.Thread(target=ensure_index, args=(builder, table, FLOAT))
@@ -85,11 +86,11 @@ def test_a_role_that_only_watches_can_read_it(source: Connection, paintings: Pip
     try:
         source.execute("GRANT USAGE ON SCHEMA rowvec TO watcher")
         source.execute("GRANT SELECT ON rowvec.indexes TO watcher")
-        source.execute("SET ROLE watcher")
-        (row,) = indexes(source)
+        with source.transaction():
+            source.execute("SET LOCAL ROLE watcher")
+            (row,) = indexes(source)
         assert (row["pipeline"], row["kind"], row["why"], row["rows_at_build"]) == ("paintings", "hnsw", "missing", 50)
     finally:
-        source.execute("RESET ROLE")
         source.execute("DROP OWNED BY watcher")
         source.execute("DROP ROLE watcher")
 

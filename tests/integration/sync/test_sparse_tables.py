@@ -119,7 +119,7 @@ def fill(connection: Connection, vectors: SparseVectors, metric: Any = "cosine")
             copy.write_row(
                 [i, f"author {i % 10}", 1000 + i % 1000, f"text {i}", text, b"f" * 32, b"m" * 32, 1, "2024-01-01"]
             )
-    connection.execute("VACUUM (ANALYZE) items")
+    connection.execute_alone("VACUUM (ANALYZE) public.items", {})
     return table
 
 

@@ -1,0 +1,183 @@
+"""A session on a Postgres server that leaves nothing of its own behind: all it sets ends with its transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, LiteralString, Self, cast
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg.abc import Params, QueryNoTemplate
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row
+
+from rowvec.postgres.names import Names
+from rowvec.postgres.queries import query
+from rowvec.postgres.settings import statements
+
+# A role may have a statement_timeout of a millisecond, the least there is; a busy machine sometimes needs longer.
+_TRIES = 10
+
+
+class _Cursor(psycopg.Cursor[Row]):
+    """A cursor whose statements outside a transaction get one of their own, with our settings."""
+
+    def execute(self, *args: Any, **kwargs: Any) -> Self:
+        """As psycopg's."""
+        with _settled(self.connection):
+            return super().execute(*args, **kwargs)
+
+    def executemany(self, *args: Any, **kwargs: Any) -> None:
+        """As psycopg's."""
+        with _settled(self.connection):
+            super().executemany(*args, **kwargs)
+
+    @contextmanager
+    def copy(self, *args: Any, **kwargs: Any) -> Generator[psycopg.Copy]:
+        """As psycopg's."""
+        with _settled(self.connection), super().copy(*args, **kwargs) as copy:
+            yield copy
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection in autocommit mode whose every statement is in a transaction that makes our settings first.
+
+    A pooler in transaction mode gives the server's session to other clients between two transactions, so nothing
+    stays in it: no setting, no lock, no temporary table, no prepared statement. If the session ended between two
+    transactions, because it was idle for too long or because the server was restarted, the next one opens another.
+    """
+
+    names = Names()
+    before_commit: Callable[[], None] | None = None
+    """What each transaction that is not a savepoint calls just before it commits; what it raises rolls back."""
+
+    def settle(self, limits: Mapping[str, str]) -> None:
+        """Read the names of the database, and settle how transactions begin; for ``connect``."""
+        self._limits = dict(limits)
+        self.cursor_factory = _Cursor
+        self.read_names()
+
+    def read_names(self) -> None:
+        """Read what names stand for, as the role has just connected, or after an extension was installed."""
+        self._begin_with(Names())
+        (path,) = self._first(query("session", "own_path"))
+        with self.transaction():
+            found, pgvector, types = self._first(query("session", "names"), {"path": path})
+        # Unnamed, pg_catalog is searched before all of them, and temporary tables, which are our own, before it.
+        whole = ", ".join(found) or "pg_catalog"
+        self._begin_with(Names(pgvector=pgvector, types=types, path=whole, creation=path[0] if path else None))
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler stands between us and the server: the server's process is not the one that we were told."""
+        (pid,) = self._first(sql.SQL("SELECT pg_catalog.pg_backend_pid()"))
+        return pid != self.info.backend_pid
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Generator[psycopg.Transaction]:
+        """A transaction with our settings; inside another one, a savepoint."""
+        if self.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            with super().transaction(savepoint_name, force_rollback) as inner:
+                yield inner
+            return
+        self._begin()
+        try:
+            yield psycopg.Transaction(self)
+            if self.before_commit and not force_rollback:
+                self.before_commit()
+        except BaseException:
+            # The server rolls back by itself if the connection is lost.
+            with suppress(psycopg.Error):
+                self._plain("ROLLBACK")
+            raise
+        ended = self._plain("ROLLBACK" if force_rollback else "COMMIT")
+        if not force_rollback and ended.statusmessage != "COMMIT":
+            raise pg.InFailedSqlTransaction("the transaction was rolled back: a statement in it had failed")
+
+    @contextmanager
+    def types_with_schemas(self) -> Generator[None]:
+        """Within this context the server writes each type with its schema, unless it is one of its own."""
+        path = sql.SQL("SET LOCAL search_path = ")
+        with self.transaction():
+            self._plain(path + sql.SQL("pg_catalog"))
+            yield
+            self._plain(path + sql.SQL(cast("LiteralString", self.names.path)))
+
+    def execute_alone(self, statement: QueryNoTemplate, settings: Mapping[str, str]) -> None:
+        """Execute a statement that the server allows in no transaction, and make these settings for it.
+
+        Through a pooler no settings can be made for it, because they would stay in a session that others get: the
+        role's own hold, its path too. So the statement's names, those of functions and types as well, must have their
+        schemas.
+        """
+        if self.before_commit:
+            with self.transaction():
+                # With a number of its own the transaction counts as one that writes.
+                self._plain("SELECT pg_catalog.pg_current_xact_id()")
+        if self.is_pooled:
+            self._plain(statement)
+            return
+        made = {**dict(statements(self.info.server_version, self._limits)), **settings}
+        change = sql.SQL("SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)")
+        with self.transaction():
+            self._plain(change, (list(made), list(made.values())))
+            self._plain(sql.SQL("SET search_path = pg_catalog"))
+        try:
+            self._plain(statement)
+        finally:
+            if not self.closed:
+                self._plain("RESET ALL")
+
+    def _begin(self) -> None:
+        for attempt in range(_TRIES):
+            try:
+                self._plain(self._beginning)
+            except pg.QueryCanceled:
+                self._plain("ROLLBACK")
+                if attempt + 1 == _TRIES:
+                    raise
+            except psycopg.OperationalError:
+                # Nothing was done in the transaction that did not begin, so it may begin in another session.
+                if attempt or not self.closed:
+                    raise
+                self._reopen()
+            else:
+                return
+
+    def _reopen(self) -> None:
+        self.pgconn.reset()
+        if self.closed:
+            raise psycopg.OperationalError(self.pgconn.get_error_message())
+        self.pgconn.nonblocking = 1
+
+    def _begin_with(self, names: Names) -> None:
+        self.names = names
+        parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")]
+        for name, value in statements(self.info.server_version, self._limits):
+            parts.append(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+        # The server itself has quoted the schemas.
+        parts.append(sql.SQL("SET LOCAL search_path = " + cast("LiteralString", names.path)))
+        self._beginning = sql.SQL("; ").join(parts).as_bytes(self)
+
+    def _plain(self, statement: QueryNoTemplate, params: Params | None = None) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Execute without a transaction of ours around it."""
+        return psycopg.Cursor(self).execute(statement, params)
+
+    def _first(self, statement: QueryNoTemplate, params: Params | None = None) -> tuple[Any, ...]:
+        return self._plain(statement, params).fetchone() or ()
+
+
+@contextmanager
+def _settled(connection: psycopg.Connection[Any]) -> Generator[None]:
+    if isinstance(connection, Connection) and connection.info.transaction_status not in (
+        TransactionStatus.INTRANS,
+        TransactionStatus.INERROR,
+    ):
+        with connection.transaction():
+            yield
+    else:
+        yield

@@ -1,0 +1,45 @@
+-- name: own_path -- the schemas of the role's own path; written so that no schema of the path can change its meaning
+SELECT pg_catalog.current_schemas(false)
+
+-- name: names -- schemas of the path in which nobody but this role and superusers may create; pgvector; types of extensions
+SELECT
+    (
+        SELECT coalesce(array_agg(quote_ident(n.nspname) ORDER BY s.position), '{{}}')
+        FROM unnest(%(path)s::name[]) WITH ORDINALITY AS s (name, position)
+        JOIN pg_namespace AS n ON n.nspname = s.name
+        WHERE n.nspname !~ '^pg_' AND NOT EXISTS (
+            SELECT
+            FROM (
+                SELECT n.nspowner AS grantee
+                UNION ALL
+                SELECT a.grantee
+                FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) AS a
+                WHERE a.privilege_type = 'CREATE'
+            ) AS creator
+            LEFT JOIN pg_roles AS r ON r.oid = CASE
+                WHEN creator.grantee = 'pg_database_owner'::regrole
+                THEN (SELECT d.datdba FROM pg_database AS d WHERE d.datname = current_database())
+                ELSE creator.grantee
+            END
+            -- The grantee 0 is PUBLIC, and no role.
+            WHERE r.oid IS NULL OR NOT (r.rolsuper OR r.rolname = current_user)
+        )
+    ),
+    (
+        SELECT quote_ident(n.nspname)
+        FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
+        WHERE e.extname = 'vector'
+    ),
+    (
+        SELECT coalesce(jsonb_object_agg(one.name, one.schema), '{{}}')
+        FROM (
+            SELECT quote_ident(t.typname) AS name, min(quote_ident(n.nspname)) AS schema
+            FROM pg_depend AS d
+            JOIN pg_type AS t ON t.oid = d.objid
+            JOIN pg_namespace AS n ON n.oid = t.typnamespace
+            WHERE d.classid = 'pg_type'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+              AND n.nspname <> 'pg_catalog'
+            GROUP BY t.typname
+            HAVING count(DISTINCT n.oid) = 1
+        ) AS one
+    )
