@@ -32,6 +32,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
+from rowvec.runtime.display import shown
+
 R = TypeVar("R")
 
 RejectReason = Literal[
@@ -52,7 +54,13 @@ RejectReason = Literal[
 
 
 class RowvecError(Exception):
-    """The root. The message is one sentence for a person that names what failed and what to do."""
+    """The root. The message is one sentence for a person that names what failed and what to do.
+
+    It may quote a row or a server, so it is read with control characters written as their codes, wherever it goes.
+    """
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class RetriableError(RowvecError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rowvec_tasks.names import artifact_key
 
@@ -11,6 +13,7 @@ from rowvec.operations.audit import AuditReport
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.display import plain
 from rowvec.sync.report import RestoreReport, SyncReport
 
 _ROWS_SHOWN = 10
@@ -30,58 +33,46 @@ def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
     ]
     rejected = f"{len(history.rejects):,} rejected row(s): they cannot be embedded"
     pages = {
-        "checks": create_table_artifact(
-            rows, key=artifact_key(name, "checks"), description="What must hold after a run"
-        ),
-        "earlier runs": create_markdown_artifact(
-            history.as_markdown(), key=artifact_key(name, "history"), description="The last runs next to each other"
-        ),
+        "checks": _table(name, "checks", rows, "What must hold after a run"),
+        "earlier runs": _page(name, "history", history.as_markdown(), "The last runs next to each other"),
         # Published even if there are none, or the page would go on showing the rows of an earlier run.
-        "rejected rows": create_table_artifact(
-            _rejected(history), key=artifact_key(name, "rejects"), description=rejected
-        ),
+        "rejected rows": _table(name, "rejects", _rejected(history), rejected),
     }
     # Relative links, because the server may have several addresses.
     links = ", ".join(f"[{text}](/artifacts/artifact/{page})" for text, page in pages.items())
-    create_markdown_artifact(
-        f"{report.as_markdown()}\n- **More**: {links}",
-        key=artifact_key(name, "summary"),
-        description=report.verdict(),
-    )
+    _page(name, "summary", f"{report.as_markdown()}\n- **More**: {links}", report.verdict())
 
 
 def show_failure(pipeline: Pipeline, error: RowvecError) -> None:
     """Replace the summary of the run before, which would go on saying that all is well."""
-    text = f"## FAILED: a run of {pipeline.name} ended early; readers see nothing half done\n\n{error}\n\n{_ALARMS}"
-    create_markdown_artifact(text, key=artifact_key(pipeline.name, "summary"), description=f"FAILED: {error}")
+    head = f"## FAILED: a run of {plain(pipeline.name)} ended early; readers see nothing half done"
+    _page(pipeline.name, "summary", f"{head}\n\n{plain(str(error))}\n\n{_ALARMS}", f"FAILED: {error}")
 
 
 def show_waiting(pipeline: Pipeline, pause: AwaitingJobs) -> None:
     """Replace the summary of the run before by one that says what this run waits for."""
     text = (
-        f"## Waiting: {pipeline.name} is as it was, until all its vectors are there\n\n{pause}\n\n"
+        f"## Waiting: {plain(pipeline.name)} is as it was, until all its vectors are there\n\n{plain(str(pause))}\n\n"
         f"- **Jobs at the provider**: {pause.jobs:,}\n- **Texts in them**: {pause.texts:,}\n"
         "- **Next**: the next sync takes their answers; docs/cost.md explains how."
     )
-    create_markdown_artifact(text, key=artifact_key(pipeline.name, "summary"), description=f"Waiting: {pause}")
+    _page(pipeline.name, "summary", text, f"Waiting: {pause}")
 
 
 def show_rebuild(report: RebuildReport) -> None:
     """Publish what a rebuild did."""
     rows = [{"what": name, "value": str(value)} for name, value in report.as_json().items()]
-    create_table_artifact(rows, key=artifact_key(report.pipeline, "rebuild"), description=report.verdict())
+    _table(report.pipeline, "rebuild", rows, report.verdict())
 
 
 def show_audit(report: AuditReport) -> None:
     """Publish what an audit found."""
-    create_markdown_artifact(
-        report.as_markdown(), key=artifact_key(report.pipeline, "audit"), description=report.verdict()
-    )
+    _page(report.pipeline, "audit", report.as_markdown(), report.verdict())
     rows = [
         *({"what": ", ".join(map(str, f.key)), "kind": f.kind, "reason": f.reason} for f in report.found.findings),
         *({"what": lost.name, "kind": "object", "reason": lost.reason} for lost in report.found.objects),
     ]
-    create_table_artifact(rows, key=artifact_key(report.pipeline, "audit-findings"), description=report.verdict())
+    _table(report.pipeline, "audit-findings", rows, report.verdict())
 
 
 def show_pruned(pipeline: Pipeline, found: Pruned) -> None:
@@ -89,14 +80,14 @@ def show_pruned(pipeline: Pipeline, found: Pruned) -> None:
     rows = [{"what": name, "value": str(value)} for name, value in found.as_json().items() if name != "names"]
     done = "Deleted" if found.applied else "Would be deleted"
     description = f"{done}: {found.artifacts:,} artifact(s), {found.bytes:,} bytes; {found.manifests:,} manifest(s)"
-    create_table_artifact(rows, key=artifact_key(pipeline.name, "prune"), description=description)
+    _table(pipeline.name, "prune", rows, description)
 
 
 def show_index(pipeline: Pipeline, found: dict[str, object]) -> None:
     """Publish the state of the index, or what a tuner found."""
     rows = [{"what": name, "value": str(value)} for name, value in found.items()]
     reason = str(found.get("reason") or "The index")
-    create_table_artifact(rows, key=artifact_key(pipeline.name, "index-state"), description=reason)
+    _table(pipeline.name, "index-state", rows, reason)
 
 
 _ALARMS = "What to do is in docs/operations.md, under *When a run is red*."
@@ -113,3 +104,14 @@ def _rejected(history: History) -> list[dict[str, str]]:
         }
         for reject in history.rejects
     ]
+
+
+def _page(pipeline: str, what: str, text: str, description: str) -> Any:
+    """Publish Markdown, in which the caller has made plain what is not ours; returns the artifact's id."""
+    return create_markdown_artifact(text, key=artifact_key(pipeline, what), description=plain(description))
+
+
+def _table(pipeline: str, what: str, rows: list[dict[str, str]], description: str) -> Any:
+    """Publish a table; Prefect's UI reads each cell and the description as Markdown. Returns the artifact's id."""
+    cells = [{name: plain(value) for name, value in row.items()} for row in rows]
+    return create_table_artifact(cells, key=artifact_key(pipeline, what), description=plain(description))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 from prefect.events import emit_event
 from rowvec_tasks.artifacts import show_failure
@@ -10,6 +11,7 @@ from rowvec_tasks.names import source_asset, vector_asset
 
 from rowvec.errors import Inconsistent, RowvecError
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.display import shown
 from rowvec.sync.alarms import Alarm, of_error, of_sync
 from rowvec.sync.report import SyncReport
 
@@ -54,5 +56,16 @@ def tell(pipeline: Pipeline, alarms: Iterable[Alarm]) -> None:
                 "prefect.resource.name": pipeline.name,
                 "rowvec.table": pipeline.target.table,
             },
-            payload={"sentence": alarm.sentence, **alarm.payload},
+            payload={name: _shown(value) for name, value in {"sentence": alarm.sentence, **alarm.payload}.items()},
         )
+
+
+def _shown(value: Any) -> Any:
+    """A payload whose texts hold no character that the terminal of a subscriber would obey."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, list):
+        return [_shown(one) for one in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {name: _shown(one) for name, one in cast("dict[str, Any]", value).items()}
+    return value

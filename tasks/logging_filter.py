@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from rowvec.errors import RowvecError
+from rowvec.runtime.display import shown
 
 _LOGGERS = ("prefect.task_runs", "prefect.flow_runs", "prefect.engine")
 
@@ -14,6 +15,8 @@ class _Sentences(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is logged; the record of a ``RowvecError`` loses its traceback."""
+        # `prefect flow-run logs` writes messages to a terminal as they are.
+        record.msg, record.args = shown(record.getMessage()), None
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, RowvecError):
             record.exc_info = record.exc_text = None

@@ -16,6 +16,7 @@ from prefect.exceptions import PrefectException
 from rowvec_tasks.names import artifact_key
 from rowvec_tasks.when_busy import WAIT
 
+from rowvec.runtime.display import plain
 from rowvec.runtime.progress import listening
 
 # An update takes the API 11 ms. A run that ends before the first update has no progress artifacts, only its summary.
@@ -116,8 +117,10 @@ class _Publisher:
             if stage == WAIT or self._published.get(stage) == (percent, sentence):
                 continue
             if stage in self._artifacts:
-                update_progress_artifact(self._artifacts[stage], progress=percent, description=sentence)
+                update_progress_artifact(self._artifacts[stage], progress=percent, description=plain(sentence))
             elif create:
-                made = create_progress_artifact(percent, key=artifact_key(self._pipeline, stage), description=sentence)
+                made = create_progress_artifact(
+                    percent, key=artifact_key(self._pipeline, stage), description=plain(sentence)
+                )
                 self._artifacts[stage] = made  # pyright: ignore[reportArgumentType] # a UUID, because no event loop runs here
             self._published[stage] = (percent, sentence)

@@ -17,6 +17,7 @@ from rowvec.cli.options import AsJson, File
 from rowvec.cli.output import emit, err, fail
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.cli.stack.commands import down, up
+from rowvec.cli.terminal import stderr_shown
 from rowvec.errors import AwaitingJobs, Inconsistent, RowvecError, UsageError
 from rowvec.operations import search_pictures
 from rowvec.operations.audit import AuditReport, conclude_audit, run_audit
@@ -27,6 +28,7 @@ from rowvec.operations.search import search
 from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline.file import load
+from rowvec.runtime.display import one_line
 from rowvec.runtime.private import files_for_others, private_files
 from rowvec.sync import dry_run
 from rowvec.sync.report import RestoreReport, SyncReport
@@ -237,7 +239,7 @@ def main() -> None:
     """Run the command line and exit with its status. Typer explains wrong arguments, with status 2."""
     as_json = "--json" in sys.argv
     try:
-        with private_files():
+        with private_files(), stderr_shown():
             app()
     except Inconsistent as error:
         _show_inconsistent(error, as_json)
@@ -274,7 +276,7 @@ def _show_inconsistent(error: Inconsistent, as_json: bool) -> None:
     else:
         fail(str(error), as_json)
         return
-    err.print(f"rowvec: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    err.print(f"rowvec: {one_line(str(error))}", style="red", soft_wrap=True)
 
 
 def _with_limit(pipeline: Pipeline, limit: float | None) -> Pipeline:

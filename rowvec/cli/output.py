@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterable
 from datetime import date, datetime
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-out = Console()
-err = Console(stderr=True)
+from rowvec.cli.terminal import Terminal
+from rowvec.runtime.display import json_text, one_line
+
+out = Terminal()
+err = Terminal(stderr=True)
 
 
 def emit(data: dict[str, Any], as_json: bool, for_people: Callable[[], None]) -> None:
     """Print ``data`` as one JSON object, or call ``for_people`` to print it on a terminal."""
     if as_json:
-        sys.stdout.write(json.dumps(data, default=_plain, ensure_ascii=False) + "\n")
+        _write_json(data)
     else:
         for_people()
 
@@ -27,8 +28,8 @@ def emit(data: dict[str, Any], as_json: bool, for_people: Callable[[], None]) ->
 def fail(message: str, as_json: bool, **more: Any) -> None:
     """Print an error: on stderr, and with ``as_json`` also as a JSON object on stdout."""
     if as_json:
-        sys.stdout.write(json.dumps({"error": message, **more}, default=_plain, ensure_ascii=False) + "\n")
-    err.print(f"rowvec: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _write_json({"error": message, **more})
+    err.print(f"rowvec: {one_line(message)}", style="red", soft_wrap=True)
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> None:
@@ -42,13 +43,16 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], 
     out.print(grid, markup=False)
 
 
+def _write_json(data: dict[str, Any]) -> None:
+    sys.stdout.write(json_text(json.dumps(data, default=_plain, ensure_ascii=False)) + "\n")
+
+
 def _shown(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:,.4f}"
-    # Rich reads some brackets as markup, but a row's text has none.
-    return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _plain(value: object) -> str:

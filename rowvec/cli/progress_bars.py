@@ -20,7 +20,12 @@ _LINE_SECONDS = 10.0
 def shown_progress(console: Console) -> Generator[None]:
     """Within this context, show the progress of everything that runs in this process."""
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bars, listening(_Bars(bars)):
             yield
     else:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from psycopg.rows import class_row
 
+from rowvec.runtime.display import plain
 from rowvec.ledger.pipelines import find
 from rowvec.ledger.rejects import Reject, list_rejects
 from rowvec.pipeline import Pipeline
@@ -69,7 +70,7 @@ class History:
         lines += ["|--:|:--|:--|:--|--:|--:|--:|--:|--:|--:|", *(_row(run) for run in self.runs)]
         failed = next((run for run in self.runs if run.error and run.state != "waiting"), None)
         if failed is not None:
-            lines += ["", f"Last failure, run {failed.run_id}: {failed.error}"]
+            lines += ["", f"Last failure, run {failed.run_id}: {plain(failed.error)}"]
         return "\n".join(lines)
 
 
@@ -94,7 +95,7 @@ def _row(run: PastRun) -> str:
     cells = (
         str(run.run_id),
         f"{run.started_at:%Y-%m-%d %H:%M}",
-        run.cause,
+        plain(run.cause),
         run.outcome,
         shown(run.rows, ",.0f"),
         shown(run.embedded, ",.0f"),

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from opentelemetry import metrics
 
+from rowvec.runtime.display import plain
 from rowvec.errors import Inconsistent
 from rowvec.pipeline.model import BILLED, What
 
@@ -88,9 +89,9 @@ class SyncReport(_Checked):
         """A summary that a person can read in ten seconds."""
         recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
         shows_images = self.what == "images"
-        failed = [f"- **FAILED** {check.name}: {check.detail}" for check in self.failed_checks]
+        failed = [f"- **FAILED** {plain(check.name)}: {plain(check.detail)}" for check in self.failed_checks]
         lines = [
-            f"## {self.verdict()}",
+            f"## {plain(self.verdict())}",
             "",
             *failed,
             "",
@@ -107,8 +108,8 @@ class SyncReport(_Checked):
             "",
             f"- **Seconds by stage**: {_by_stage(self.seconds)}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
-            f"- **Artifacts**: {self.artifacts}, manifest `{self.manifest or 'none: nothing was embedded'}`",
-            f"- **Run** {self.run_id} of pipeline {self.pipeline}",
+            f"- **Artifacts**: {self.artifacts}, manifest {plain(self.manifest or 'none: nothing was embedded')}",
+            f"- **Run** {self.run_id} of pipeline {plain(self.pipeline)}",
         ]
         return "\n".join(lines)
 
@@ -152,15 +153,15 @@ class RestoreReport(_Checked):
         """A summary that a person can read in ten seconds."""
         recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
         lines = [
-            f"## {self.verdict()}",
+            f"## {plain(self.verdict())}",
             "",
             f"- **Rows**: {self.rows:,} restored, {self.missing:,} without a vector in any artifact",
             f"- **Artifacts**: {self.artifacts:,} read, {len(self.lost):,} lost or corrupt; nothing was embedded",
             f"- **Recall@{self.k}**: {recall}",
             f"- **Seconds by stage**: {_by_stage(self.seconds)}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
-            f"- **Manifest** `{self.manifest}`",
-            f"- **Run** {self.run_id} of pipeline {self.pipeline}",
+            f"- **Manifest** {plain(self.manifest)}",
+            f"- **Run** {self.run_id} of pipeline {plain(self.pipeline)}",
         ]
         return "\n".join(lines)
 
