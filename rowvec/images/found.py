@@ -92,7 +92,7 @@ def _shown(
     return FoundPicture(
         title=title,
         details=details,
-        distance=float(result["distance"]),
+        distance=None if result["distance"] is None else float(result["distance"]),
         thumbnail=thumbnail,
         link=link(name) if name else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def _check_mode(pipeline: Pipeline, question: str | Path, mode: str, words: str 
 
 
 def _shown(hit: Hit) -> dict[str, Any]:
-    return {**hit.key, **hit.metadata, "content": hit.content, "distance": hit.distance}
+    distance = hit.distance if math.isfinite(hit.distance) else None
+    return {**hit.key, **hit.metadata, "content": hit.content, "distance": distance}
 
 
 def _ranks(found: HybridHit) -> dict[str, Any]:
