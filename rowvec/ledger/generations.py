@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString, cast
+
+from psycopg import sql
 
 from rowvec.errors import UsageError
 from rowvec.ledger.pipelines import PipelineId, is_readable
@@ -112,6 +114,18 @@ def _essence(pipeline: Pipeline) -> dict[str, Any]:
     written = pipeline.model_dump(mode="json", exclude_none=True)
     kept = {name: part for name, part in written.items() if name not in _FREE}
     return {**kept, "target": {name: value for name, value in kept["target"].items() if name not in ("table", "url")}}
+
+
+def hide_until_switch(connection: Connection, schema: str, table: str) -> None:
+    """Take from all others what default privileges gave them on a new table, if it is of a generation that is not live.
+
+    Row level security and the privileges of the live table come with the switch; until then only the owner reads the
+    new table. For the transaction that creates the table.
+    """
+    values = {"schema": schema, "table": table}
+    for (statement,) in connection.execute(query("generations", "default_privileges"), values).fetchall():
+        # The database itself wrote and quoted it.
+        connection.execute(sql.SQL(cast("LiteralString", statement)))
 
 
 def as_generation(pipeline: Pipeline, name: str, schema: str, table: str) -> Pipeline:

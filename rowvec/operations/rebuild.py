@@ -14,7 +14,8 @@ from rowvec.errors import CostLimitExceeded, UsageError
 from rowvec.index.recall import SEED
 from rowvec.index.tuning.results import present_index
 from rowvec.ledger.generations import Generation, by_settings, list_generations, live_of
-from rowvec.operations.switch import Next, begin, both_held, copy_indexes, next_generation, switch_tables, table_of
+from rowvec.operations.additions import carry_additions
+from rowvec.operations.switch import Next, begin, both_held, next_generation, switch_tables, table_of
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import BILLED, What
 from rowvec.pipeline.references import resolve
@@ -171,8 +172,8 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
     """The pipeline that builds the next generation, after its cost was checked against ``max_cost`` US dollars.
 
     Raises ``CostLimitExceeded`` before anything is spent or dropped; ``UsageError`` if there is nothing to build, or if
-    ``max_cost`` is given and the price is not configured; ``TargetError`` if an object of the user is bound to the
-    table; ``PipelineBusy`` if another rebuild is at work.
+    ``max_cost`` is given and the price is not configured; ``TargetError`` if something that the user added to the
+    table cannot be carried over; ``PipelineBusy`` if another rebuild is at work.
     """
     following = next_generation(pipeline)
     if max_cost is not None:
@@ -220,7 +221,7 @@ def switch(pipeline: Pipeline, following: Pipeline) -> str:
     """Make the next generation the live one; returns the name of the table that keeps the one before.
 
     Raises ``UsageError`` if the next generation does not exist any more; ``PipelineBusy`` if either generation has a
-    run under way; ``TargetError`` and ``DatabaseUnavailable`` as ``switch_tables`` does.
+    run under way; ``TargetError`` and ``DatabaseUnavailable`` as ``carry_additions`` and ``switch_tables`` do.
     """
     with open_target(resolve(pipeline), "rowvec switch") as connection:
         known = list_generations(connection, pipeline.name)
@@ -235,7 +236,7 @@ def rollback(pipeline: Pipeline) -> str:
 
     Its rows are as old as the switch: a sync with the settings it was built with brings it up to date. Raises
     ``UsageError`` if there is no generation to go back to; ``PipelineBusy`` if either generation has a run under way;
-    ``TargetError`` and ``DatabaseUnavailable`` as ``switch_tables`` does.
+    ``TargetError`` and ``DatabaseUnavailable`` as ``carry_additions`` and ``switch_tables`` do.
     """
     with open_target(resolve(pipeline), "rowvec rollback") as connection:
         install(connection)
@@ -275,7 +276,7 @@ def finish_rebuild(pipeline: Pipeline, rebuilt: Rebuilt) -> RebuildReport:
 def _switch_to(connection: Connection, pipeline: Pipeline, known: list[Generation], new: Generation) -> str:
     live = live_of(known, pipeline)
     with both_held(pipeline, live, new):
-        copy_indexes(connection, live, new)
+        carry_additions(connection, live, new, (live.settings or pipeline, new.settings or pipeline))
         now, former = (
             present_index(connection, table_of(connection, pipeline, g), pipeline.index) for g in (new, live)
         )

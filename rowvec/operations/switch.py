@@ -26,6 +26,7 @@ from rowvec.ledger.generations import (
 )
 from rowvec.ledger.reuse import has_artifacts
 from rowvec.ledger.runs import exclusively
+from rowvec.operations.additions import check_additions, check_equal, check_free, check_no_data, exchange_names
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, without_blocking
@@ -71,7 +72,7 @@ def next_generation(pipeline: Pipeline) -> Next:
     """Find the next generation; changes nothing.
 
     Raises ``UsageError`` if there is no vector table yet or the settings are those of the live one, and ``TargetError``
-    if an object of the user is bound to the table.
+    if something that the user added to the table cannot be carried over, or the name of the next table is taken.
     """
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         install(connection)
@@ -84,7 +85,8 @@ def next_generation(pipeline: Pipeline) -> Next:
                 f"{live.schema}.{live.table} already has these settings: change the pipeline file to build "
                 "another generation, or run rowvec index --rebuild if only the index is worn"
             )
-        check_in_the_way(connection, live)
+        check_free(connection, live.schema, _away(live))
+        check_additions(connection, live, live.settings or pipeline, pipeline)
         kept = [g for g in known if g.state in ("building", "retired")]
         begun = next((g for g in kept if g.settings is not None and same_vectors(g.settings, pipeline)), None)
         if begun is not None:
@@ -93,9 +95,9 @@ def next_generation(pipeline: Pipeline) -> Next:
             # A generation that was only planned does not use up its number.
             planned = known[0].state == "dropped" and not has_artifacts(connection, known[0].pipeline_id)
             number = known[0].number + (0 if planned else 1)
-            following = as_generation(
-                pipeline, f"{pipeline.name}.{number}", live.schema, cut_name(live.table, f"__{number}")
-            )
+            table = cut_name(live.table, f"__{number}")
+            check_free(connection, live.schema, table)
+            following = as_generation(pipeline, f"{pipeline.name}.{number}", live.schema, table)
         given_up = tuple(g for g in kept if g.state == "building" and g is not begun)
         return Next(pipeline=following, begun=begun, given_up=given_up)
 
@@ -103,50 +105,25 @@ def next_generation(pipeline: Pipeline) -> Next:
 def begin(pipeline: Pipeline, following: Next) -> None:
     """Drop the unfinished generations with other settings, and mark this one as being built.
 
-    Raises ``PipelineBusy`` if another process is building one of them at this moment.
+    Raises ``PipelineBusy`` if another process is building one of them at this moment, and ``TargetError`` if one has
+    columns of the user's own.
     """
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
+        for old in following.given_up:
+            check_no_data(connection, old, pipeline)
         for old in following.given_up:
             with exclusively(url_of_target(pipeline), old.name, old.pipeline_id):
                 drop(connection, old)
         connection.execute(query("switch", "build"), {"name": following.pipeline.name})
 
 
-def check_in_the_way(connection: Connection, live: Generation) -> None:
-    """Raise ``TargetError`` if an object of the user is bound to the live table, and would stay with the old one."""
-    values = {"table": _written(connection, live.schema, live.table)}
-    found = [row[0] for row in connection.execute(query("switch", "in_the_way"), values)]
-    if found:
-        raise TargetError(
-            f"{', '.join(found[:5])} depend(s) on {live.schema}.{live.table} and would stay with the old table after a "
-            f"switch; drop it before rowvec rebuild and create it again after, or let it read {live.table}_search"
-        )
-
-
-def copy_indexes(connection: Connection, live: Generation, following: Generation) -> list[str]:
-    """Create the user's own indexes of the live table on the next one too; returns the statements that were run."""
-    made: list[str] = []
-    old = _qualified(connection, live.schema, live.table)
-    new = _qualified(connection, following.schema, following.table)
-    values = {"table": _written(connection, live.schema, live.table)}
-    have = {"table": _written(connection, following.schema, following.table)}
-    there = {row[0] for row in connection.execute(query("switch", "user_indexes"), have)}
-    for name, definition, quoted in connection.execute(query("switch", "user_indexes"), values).fetchall():
-        copy = cut_name(name, f"_{following.number}")
-        head, on, tail = definition.partition(f" ON {old} ")
-        if copy in there or not on:
-            continue
-        head = head.replace(f"INDEX {quoted}", f"INDEX {sql.Identifier(copy).as_string(connection)}")
-        statement = f"{head} ON {new} {tail}"
-        # The text comes from pg_get_indexdef, for an index that exists.
-        connection.execute(sql.SQL(cast("LiteralString", statement)))
-        made.append(statement)
-    return made
-
-
 @contextmanager
 def both_held(pipeline: Pipeline, one: Generation, other: Generation) -> Generator[None]:
-    """Lock both generations, so that neither has a run meanwhile. Raises ``PipelineBusy`` if one has a run now."""
+    """Hold both generations, so that neither has a run meanwhile. Raises ``PipelineBusy`` if one has a run now.
+
+    Within this context the connection commits nothing once one of the two leases is lost.
+    """
+    url = url_of_target(pipeline)
     with ExitStack() as held:
         for generation in sorted((one, other), key=lambda g: g.pipeline_id):
             held.enter_context(exclusively(url_of_target(pipeline), generation.name, generation.pipeline_id))
@@ -159,11 +136,11 @@ def switch_tables(
     """Exchange the names of the two tables in one transaction, so that each query reads one of them.
 
     ``choice`` and ``former``: the indexes of the next table and of the live one. The caller must hold both generations,
-    see ``both_held``. Raises ``TargetError`` if an object of the user is bound to the live table, and
-    ``DatabaseUnavailable`` if queries read the table all the time.
+    see ``both_held``, and have given the next table what was added to the live one, see ``carry_additions``. Raises
+    ``TargetError`` if the two tables differ by now, and ``DatabaseUnavailable`` if queries read the table all the time.
     """
     live = live_of(list_generations(connection, pipeline.name), pipeline)
-    check_in_the_way(connection, live)
+    check_free(connection, live.schema, _away(live))
 
     def at_once() -> Switched:
         with connection.transaction():
@@ -179,11 +156,20 @@ def switch_tables(
 
 
 def drop(connection: Connection, generation: Generation) -> None:
-    """Drop a generation's table with its functions and views; its artifacts and their cost stay in the ledger."""
+    """Drop a generation's table with its functions and views; its artifacts and their cost stay in the ledger.
+
+    Raises ``TargetError`` if something of the user's depends on it.
+    """
     with connection.transaction():
         table = sql.Identifier(generation.schema, generation.table)
-        for one in (table, chunk_table(generation.pipeline_id)):
-            connection.execute(query("switch", "drop_table", table=one))
+        try:
+            for one in (table, chunk_table(generation.pipeline_id)):
+                connection.execute(query("switch", "drop_table", table=one))
+        except pg.DependentObjectsStillExist as error:
+            first = (error.diag.message_detail or "something depends on it").splitlines()[0]
+            raise TargetError(
+                f"{generation.schema}.{generation.table} was not dropped: {first}; drop that first, or change it"
+            ) from error
         _drop_functions(connection, generation.schema, generation.table)
         state = {"state": "dropped", "pipeline_id": generation.pipeline_id}
         connection.execute(query("switch", "set_state"), state)
@@ -193,11 +179,14 @@ def drop(connection: Connection, generation: Generation) -> None:
 def retire_for_good(pipeline: Pipeline) -> list[str]:
     """Drop the retired and the unfinished generations; returns the names of their tables.
 
-    Raises ``PipelineBusy`` if one of them has a run under way.
+    Raises ``PipelineBusy`` if one of them has a run under way; ``TargetError``, before anything is dropped, if one has
+    columns of the user's own.
     """
     with open_target(resolve(pipeline), "rowvec rebuild") as connection:
         install(connection)
         old = [g for g in list_generations(connection, pipeline.name) if g.state in ("building", "retired")]
+        for generation in old:
+            check_no_data(connection, generation, pipeline)
         for generation in old:
             with exclusively(url_of_target(pipeline), generation.name, generation.pipeline_id):
                 drop(connection, generation)
@@ -223,8 +212,9 @@ def _exchange(
     for statement in ("keep", "lock"):
         names = {name: table.identifier for name, table in tables.items()}
         connection.execute(query("switch", statement, **names))
-    _copy_privileges(connection, live, following)
-    away = cut_name(live.table, f"__{live.number}")
+    check_equal(connection, live, following, (live.settings or pipeline, following.settings or pipeline))
+    exchange_names(connection, live, following)
+    away = _away(live)
     _drop_functions(connection, following.schema, following.table)
     for old, name in ((live.table, away), (following.table, live.table)):
         renamed = query("switch", "rename", table=sql.Identifier(live.schema, old), name=sql.Identifier(name))
@@ -246,30 +236,6 @@ def _exchange(
     return Switched(live=following, retired=live, retired_table=f"{live.schema}.{away}")
 
 
-def _copy_privileges(connection: Connection, live: Generation, following: Generation) -> None:
-    """Give the next table the owner, the privileges and the comment of the live one."""
-    values = {"table": _written(connection, live.schema, live.table)}
-    table = sql.Identifier(following.schema, following.table)
-    for privilege, grantable, role in connection.execute(query("switch", "grants"), values).fetchall():
-        grant = query(
-            "switch",
-            "grant",
-            # The keyword comes from the database's own list.
-            privilege=sql.SQL(cast("LiteralString", privilege)),
-            table=table,
-            grantee=sql.Identifier(role) if role else sql.SQL("PUBLIC"),
-            with_option=sql.SQL("WITH GRANT OPTION" if grantable else ""),
-        )
-        connection.execute(grant)
-    owner, comment = connection.execute(query("switch", "owner"), values).fetchone() or (None, None)
-    others = {"table": _written(connection, following.schema, following.table)}
-    builder, _ = connection.execute(query("switch", "owner"), others).fetchone() or (None, None)
-    if owner is not None and owner != builder:
-        connection.execute(query("switch", "own", table=table, owner=sql.Identifier(owner)))
-    if comment:
-        connection.execute(query("switch", "comment", table=table, text=sql.Literal(comment)))
-
-
 def _drop_functions(connection: Connection, schema: str, table: str) -> None:
     """Drop the functions and the views that rowvec made for a table."""
     values = {"schema": schema, "names": [cut_name(table, suffix) for suffix in _FUNCTIONS]}
@@ -277,6 +243,11 @@ def _drop_functions(connection: Connection, schema: str, table: str) -> None:
     for block in ("drop_views", "drop_functions"):
         for (statement,) in connection.execute(query("switch", block), values).fetchall():
             connection.execute(sql.SQL(cast("LiteralString", statement)))
+
+
+def _away(live: Generation) -> str:
+    """The name that the live table gets when another one takes its place."""
+    return cut_name(live.table, f"__{live.number}")
 
 
 def _exists(connection: Connection, schema: str, table: str) -> bool:

@@ -14,3 +14,12 @@ JOIN rowvec.pipelines AS old USING (family)
 WHERE live.table_schema = %(schema)s AND live.table_name = %(table)s AND live.state = 'live' AND old.state = 'retired'
 ORDER BY old.switched_at DESC
 LIMIT 1
+
+-- name: default_privileges -- statements that take from others what they hold on the table of a generation that is not live
+SELECT DISTINCT format('REVOKE ALL ON %%I.%%I FROM %%s CASCADE', n.nspname, c.relname,
+    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+FROM rowvec.pipelines AS p
+JOIN pg_namespace AS n ON n.nspname = p.table_schema
+JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.table_name
+CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+WHERE p.table_schema = %(schema)s AND p.table_name = %(table)s AND p.state <> 'live' AND a.grantee <> c.relowner

@@ -4,35 +4,6 @@ UPDATE rowvec.pipelines SET state = %(state)s WHERE pipeline_id = %(pipeline_id)
 -- name: build -- if the generation has a row; otherwise its first run inserts one in this state
 UPDATE rowvec.pipelines SET state = 'building' WHERE name = %(name)s
 
--- name: in_the_way -- objects bound to the table by its oid, which a rename would leave with the old table
-SELECT format('the view %%s', c.oid::regclass)
-FROM pg_depend AS d
-JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
-JOIN pg_class AS c ON c.oid = r.ev_class
-WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(%(table)s) AND c.oid <> d.refobjid
-UNION
-SELECT format('the foreign key %%s of %%s', conname, conrelid::regclass)
-FROM pg_constraint WHERE contype = 'f' AND to_regclass(%(table)s) IN (confrelid, conrelid)
-UNION
-SELECT format('the trigger %%s', tgname)
-FROM pg_trigger WHERE tgrelid = to_regclass(%(table)s) AND NOT tgisinternal
-UNION
-SELECT format('the policy %%s', polname) FROM pg_policy WHERE polrelid = to_regclass(%(table)s)
-UNION
-SELECT format('the publication %%s', p.pubname)
-FROM pg_publication_rel AS r JOIN pg_publication AS p ON p.oid = r.prpubid
-WHERE r.prrelid = to_regclass(%(table)s)
-ORDER BY 1
-
--- name: user_indexes -- those that are neither keys nor on vectors; a filter may need them
-SELECT c.relname, pg_get_indexdef(c.oid), quote_ident(c.relname)
-FROM pg_index AS i
-JOIN pg_class AS c ON c.oid = i.indexrelid
-JOIN pg_am AS am ON am.oid = c.relam
-WHERE i.indrelid = to_regclass(%(table)s) AND am.amname NOT IN ('hnsw', 'ivfflat')
-  AND i.indisvalid AND NOT i.indisprimary
-  AND NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = i.indexrelid)
-
 -- name: qualified -- the name as pg_get_indexdef writes it
 SELECT format('%%I.%%I', %(schema)s::text, %(table)s::text)
 
@@ -49,26 +20,6 @@ LOCK TABLE {live}, {next} IN ACCESS EXCLUSIVE MODE
 
 -- name: rename
 ALTER TABLE {table} RENAME TO {name}
-
--- name: grants -- the privileges on a table, as parts of GRANT statements
-SELECT a.privilege_type, a.is_grantable, coalesce(r.rolname, '')
-FROM pg_class AS c
-CROSS JOIN aclexplode(c.relacl) AS a
-LEFT JOIN pg_roles AS r ON r.oid = a.grantee
-WHERE c.oid = to_regclass(%(table)s) AND a.grantee <> c.relowner
-
--- name: grant
-GRANT {privilege} ON {table} TO {grantee} {with_option}
-
--- name: owner -- the owner and the comment of a table
-SELECT pg_get_userbyid(c.relowner), obj_description(c.oid, 'pg_class')
-FROM pg_class AS c WHERE c.oid = to_regclass(%(table)s)
-
--- name: own
-ALTER TABLE {table} OWNER TO {owner}
-
--- name: comment
-COMMENT ON TABLE {table} IS {text}
 
 -- name: move_row -- to another name and table; names are unique, so the live generation is moved first
 UPDATE rowvec.pipelines

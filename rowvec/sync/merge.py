@@ -13,6 +13,7 @@ from rowvec.errors import MergeConflict, TargetError, UsageError
 from rowvec.index.build import drop_indexes
 from rowvec.index.choice import LIMIT_NONZEROS, Sparsity
 from rowvec.index.sparsity import widest
+from rowvec.ledger.generations import hide_until_switch
 from rowvec.ledger.journal import restart_journal, unrecorded
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import RunId
@@ -193,6 +194,7 @@ def publish(connection: Connection, table: VectorTable, staging: sql.Identifier)
     moved = sql.Identifier(table.schema, staging.as_string().rpartition(".")[2].strip('"'))
     connection.execute(query("merge", "publish", staging=moved, name=sql.Identifier(table.name)))
     distribute(connection, table)
+    hide_until_switch(connection, table.schema, table.name)
     connection.execute(query("merge", "analyze_table", table=table.identifier))
 
 

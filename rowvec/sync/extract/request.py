@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
+from rowvec.ledger.generations import hide_until_switch
 from rowvec.ledger.journal import restart_journal
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Counts, Plan, plan_rows, store
@@ -97,6 +98,7 @@ def store_plan(
     if not exists and not direct and (new or changed):
         create_table(connection, table)
         distribute(connection, table)
+        hide_until_switch(connection, table.schema, table.name)
         restart_journal(connection, request.pipeline_id)
     stored = row(connection, query("request", "count_rows", table=table.identifier))[0] if exists else 0
     rejected = row(connection, query("request", "count_rejects", pipeline_id=pipeline_id))[0]
