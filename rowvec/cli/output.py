@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from datetime import date, datetime
@@ -44,7 +45,20 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], 
 
 
 def _write_json(data: dict[str, Any]) -> None:
-    sys.stdout.write(json_text(json.dumps(data, default=_plain, ensure_ascii=False)) + "\n")
+    try:
+        written = json.dumps(data, default=_plain, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        written = json.dumps(_finite(data), default=_plain, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(json_text(written) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The same value with numbers that JSON does not have as the texts that Postgres has for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {name: _finite(inside) for name, inside in value.items()}
+    return [_finite(inside) for inside in value] if isinstance(value, (list, tuple)) else value
 
 
 def _shown(value: object) -> str:

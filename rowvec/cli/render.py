@@ -88,12 +88,17 @@ def search(query: str, found: dict[str, Any]) -> None:
     rows: list[tuple[str, ...]] = []
     for number, result in enumerate(results, 1):
         named = [f"{v}" for name, v in result.items() if name not in _FIGURES and v is not None]
-        figures = [f"{result[name]:.3f}" for name in ("score", "distance") if name in result]
+        figures = [_figure(result[name]) for name in ("score", "distance") if name in result]
         # An image's content is its checksum, which means nothing to a person.
         lines = [" · ".join(named), "" if is_image(result["content"]) else _short(result["content"])]
         rows.append((str(number), *figures, "\n".join(filter(None, lines))))
     columns = ("", *(name for name in ("score", "distance") if name in results[0]), "row")
     table(f"“{query}”", columns, rows, right=columns[:-1])
+
+
+def _figure(value: float | None) -> str:
+    """A distance has no number if a vector is zero, or if its components are too large."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def audit(found: dict[str, Any]) -> None:

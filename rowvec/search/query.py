@@ -23,6 +23,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.search.request import CheckedSearch, SearchRequest, check_request
+from rowvec.search.row_values import read_as_postgres_writes
 from rowvec.search.statement import Filtered, by_index, filter_plan, shortlist_length, statement
 
 
@@ -96,6 +97,7 @@ def search_transaction(connection: Connection, where: str | None) -> Generator[p
         cursor.adapters.register_dumper(Vector, VectorBinaryDumper)
         cursor.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
         cursor.adapters.register_dumper(SparseVector, SparseVectorBinaryDumper)
+        read_as_postgres_writes(cursor.adapters)
         yield cursor
 
 
