@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from psycopg import sql
+
 from rowvec.errors import RowError
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.runs import RunId
+from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.fragments import key_json
+from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
+
+_LISTED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +27,8 @@ class Reject:
     key: list[str | None]
     reason: str
     detail: str
+    sqlstate: str | None
+    """What the database said, if it refused the row."""
     attempts: int
     first_seen: datetime
     last_seen: datetime
@@ -43,12 +52,72 @@ def add_rejects(
     connection.execute(query("rejects", "add"), values)
 
 
+Whose = tuple[sql.Composable, RunId, tuple[PgColumn, ...]]
+"""The pipeline's number as SQL, the run, and the columns of the vector table's key."""
+
+Rows = tuple[sql.Identifier, sql.Composable]
+"""A table with the columns of the key, and a condition on its rows ``s``."""
+
+
+def add_refused(connection: Connection, whose: Whose, rows: Rows, refusal: Refusal) -> None:
+    """Record rows that the database refused; their table has ``fingerprint`` and ``metadata_hash``."""
+    connection.execute(query("rejects", "add_refused", **_parts(whose, rows, refusal)))
+
+
+def add_not_removed(connection: Connection, whose: Whose, rows: Rows, refusal: Refusal) -> None:
+    """Record outdated rows of the vector table that the database refused to remove."""
+    is_refused = query("rejects", "is_refused")
+    connection.execute(query("rejects", "add_not_removed", is_refused=is_refused, **_parts(whose, rows, refusal)))
+
+
+def _parts(whose: Whose, rows: Rows, refusal: Refusal) -> dict[str, sql.Composable]:
+    pipeline_id, run_id, key = whose
+    table, which = rows
+    return {
+        "pipeline_id": pipeline_id,
+        "run_id": sql.Literal(run_id),
+        "key_json": key_json(key, "s"),
+        "detail": sql.Literal(str(refusal)),
+        "sqlstate": sql.Literal(refusal.sqlstate),
+        "table": table,
+        "which": which,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotRemoved:
+    """Outdated rows of the vector table that the database refuses to remove."""
+
+    count: int
+    keys: tuple[str, ...]
+    """Up to 100."""
+    detail: str
+    """Why the first one is not removed."""
+
+
+def not_removed(connection: Connection, pipeline_id: PipelineId) -> NotRemoved | None:
+    """The outdated rows that the last merge could not remove; None if there are none."""
+    values = {"pipeline_id": pipeline_id, "limit": _LISTED}
+    rows = connection.execute(query("rejects", "not_removed"), values).fetchall()
+    if not rows:
+        return None
+    return NotRemoved(count=rows[0][0], keys=tuple(key for _, key, _ in rows), detail=rows[0][2])
+
+
 def list_rejects(connection: Connection, pipeline_id: PipelineId, limit: int = 1000) -> list[Reject]:
     """The rejected rows of a pipeline, newest first."""
     rows = connection.execute(query("rejects", "list"), {"pipeline_id": pipeline_id, "limit": limit})
     return [
-        Reject(key=key, reason=reason, detail=detail, attempts=attempts, first_seen=first, last_seen=last)
-        for key, reason, detail, attempts, first, last in rows
+        Reject(
+            key=key,
+            reason=reason,
+            detail=detail,
+            sqlstate=sqlstate,
+            attempts=attempts,
+            first_seen=first,
+            last_seen=last,
+        )
+        for key, reason, detail, sqlstate, attempts, first, last in rows
     ]
 
 

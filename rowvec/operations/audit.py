@@ -206,6 +206,7 @@ def _compare_at_once(found: Audited, add_differences: Callable[[], None]) -> Non
     with found.connection.transaction():
         use_one_snapshot(found.connection)
         add_differences()
+        found.connection.execute(query("audit", "explain_kept", pipeline_id=sql.Literal(found.pipeline_id)))
         _vectors(found)
         _against_journal(found)
         _against_artifacts(found)

@@ -35,11 +35,11 @@ from rowvec.store.protocol import Store
 from rowvec.sync.images.lost import check_images, take_in_images
 from rowvec.sync.index import serve
 from rowvec.sync.load import copy_rows
-from rowvec.sync.merge import publish
 from rowvec.sync.report import Check, RestoreReport
 from rowvec.sync.staging import create_staging
 from rowvec.sync.totals import totals
 from rowvec.sync.validate import check_serving, check_table
+from rowvec.sync.writes import publish
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Layout
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from rowvec.errors import FatalError
+from rowvec.errors import FatalError, UnfitValue
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.copy_types import (
     WireForm,
@@ -82,7 +82,7 @@ class Encoder:
     def encode(self, batch: pa.RecordBatch) -> Iterator[memoryview]:
         """The rows of a batch as one-dimensional byte views of about ``BLOCK_BYTES`` each; no header, no trailer.
 
-        Raises ``FatalError`` for a value that its column's type cannot hold.
+        Raises ``UnfitValue`` for a value that its column's type cannot hold.
         """
         named = {column.name for column in self.columns} - self._constants.keys()
         batch = batch.select([name for name in batch.schema.names if name in named])
@@ -145,7 +145,7 @@ class Encoder:
                 return wide_values(column, form, array)
             return bytes_values(form, array) if form.dtype is None else fixed_values(column, form, array)
         except pa.ArrowException as error:
-            raise FatalError(f"column {column.name} cannot be written as {column.pg_type}: {error}") from error
+            raise UnfitValue(f"column {column.name} cannot be written as {column.pg_type}: {error}") from error
 
     def _fill_wide(self, place: npt.NDArray[Any], values: npt.NDArray[Any], column: PgColumn, rows: Any) -> None:
         if place.dtype.itemsize == 2 and overflows_half(values):
@@ -155,12 +155,12 @@ class Encoder:
             place[...] = values
 
     def _check_half(self, values: npt.NDArray[Any], column: PgColumn, rows: pa.RecordBatch) -> None:
-        """Raise ``FatalError`` for the first row that float16 cannot hold; the values of a NULL row do not count."""
+        """Raise ``UnfitValue`` for the first row that float16 cannot hold; the values of a NULL row do not count."""
         present = rows.column(column.name).is_valid().to_numpy(zero_copy_only=False)
         for row in np.flatnonzero(present):
             if overflows_half(values[row]):
                 key = rows.column(self._first.name)[int(row)].as_py()
-                raise FatalError(
+                raise UnfitValue(
                     f"the vector of the row with {self._first.name} {key!r} has a value beyond 65,504, the most that "
                     "halfvec holds; set target.precision to float32"
                 )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from rowvec.errors import FatalError
+from rowvec.errors import UnfitValue
 from rowvec.postgres.columns import PgColumn
 from rowvec.vectors import sparse
 
@@ -116,7 +116,7 @@ def bytes_values(form: WireForm, array: pa.Array) -> pa.Array:
 def wide_values(column: PgColumn, form: WireForm, array: pa.Array) -> Numbers:
     """``(n, values of a row)`` float32 for vectors, uint8 for bits; any values in rows that are NULL.
 
-    Makes no copy if the array has these types already. Raises ``FatalError`` for NULL inside a vector.
+    Makes no copy if the array has these types already. Raises ``UnfitValue`` for NULL inside a vector.
     """
     width = _width(form)
     if form.kind == "bits":
@@ -129,7 +129,7 @@ def wide_values(column: PgColumn, form: WireForm, array: pa.Array) -> Numbers:
     first, last = array.offset * width, (array.offset + len(array)) * width
     floats = array.values
     if floats.null_count and _null_inside(array, floats.slice(first, last - first), width):
-        raise FatalError(f"a vector in column {column.name} has a NULL among its values; leave its row out")
+        raise UnfitValue(f"a vector in column {column.name} has a NULL among its values; leave its row out")
     flat = np.frombuffer(floats.buffers()[1], np.float32)[floats.offset :]
     return flat[first:last].reshape(-1, width)
 
@@ -205,7 +205,7 @@ def _uuids(column: PgColumn, array: pa.Array) -> npt.NDArray[np.uint8]:
         nibbles = _NIBBLES[text]
         if (nibbles < 16).all():
             return (nibbles[:, 0::2] * 16 + nibbles[:, 1::2]).astype(np.uint8, copy=False)
-    raise FatalError(
+    raise UnfitValue(
         f"column {column.name} has a value that is not a UUID; declare the column as text, or fix the value"
     )
 
@@ -255,7 +255,7 @@ def _moment(column: PgColumn, kind: Literal["date", "timestamp"], text: str) -> 
     try:
         days = int(np.datetime64(f"{year:05d}-{part['month']}-{part['day']}", "D").astype(np.int64)) - _EPOCH_DAYS
     except ValueError:
-        raise FatalError(f"column {column.name} has {text!r}, which is not a {column.pg_type} in ISO form") from None
+        raise UnfitValue(f"column {column.name} has {text!r}, which is not a {column.pg_type} in ISO form") from None
     if kind == "date":
         return days
     seconds = days * 86_400 + _seconds(part["hour"], part["minute"], part["second"])

@@ -1,6 +1,7 @@
 -- name: findings -- each row once, with the first reason found; void and salvage may come from a later one
 CREATE TEMP TABLE findings (
-    key jsonb PRIMARY KEY,
+    key jsonb NOT NULL,
+    digest bytea GENERATED ALWAYS AS (rowvec.key_digest(key)) STORED PRIMARY KEY,
     kind text NOT NULL,
     reason text NOT NULL,
     void boolean NOT NULL DEFAULT false,
@@ -17,7 +18,7 @@ FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s
 -- name: vectors -- all checks of the vectors, in one pass over the table
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', CASE {reasons} END, {key_json}, true FROM {table} AS t WHERE {bad}
-ON CONFLICT (key) DO UPDATE SET void = true
+ON CONFLICT (digest) DO UPDATE SET void = true
 
 -- name: reason -- of one check
 WHEN {condition} THEN {reason}
@@ -39,14 +40,14 @@ LEFT JOIN journal_state AS s ON {same_key}
 WHERE (t.fingerprint, t.metadata_hash, t.run_id, t.embedded_at)
     IS DISTINCT FROM (s.fingerprint, s.metadata_hash, s.run_id, s.embedded_at)
   AND {told}
-ON CONFLICT (key) DO UPDATE SET void = true
+ON CONFLICT (digest) DO UPDATE SET void = true
 
 -- name: journal_only -- rows that only the journal has
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', 'the vector table had this row, and no run of this pipeline deleted it', {key_json}, true
 FROM journal_state AS t
 WHERE NOT EXISTS (SELECT FROM {table} AS s WHERE {same_key}) AND {told}
-ON CONFLICT (key) DO UPDATE SET void = true
+ON CONFLICT (digest) DO UPDATE SET void = true
 
 -- name: told -- leaves out the keys that no manifest tells of yet; the next run's manifest will
 NOT EXISTS (SELECT FROM {unrecorded} AS s WHERE {same_key})
@@ -74,24 +75,30 @@ WHERE EXISTS (SELECT FROM held AS h WHERE h.fingerprint = t.fingerprint)
   AND NOT EXISTS (
       SELECT FROM held AS h
       WHERE h.fingerprint = t.fingerprint AND h.vector_sha256 = sha256({pgvector}.{send}(t.embedding)))
-ON CONFLICT (key) DO UPDATE SET void = true
+ON CONFLICT (digest) DO UPDATE SET void = true
 
 -- name: not_held -- rows whose vector is in no readable artifact, so that only the table still has it
 INSERT INTO findings (kind, reason, key, salvage)
 SELECT 'corrupt', 'no artifact that can be read holds its vector', {key_json}, true
 FROM {table} AS t
 WHERE NOT EXISTS (SELECT FROM held AS h WHERE h.fingerprint = t.fingerprint)
-ON CONFLICT (key) DO UPDATE SET salvage = true
+ON CONFLICT (digest) DO UPDATE SET salvage = true
 
 -- name: unknown_run
 INSERT INTO findings (kind, reason, key, void)
 SELECT 'corrupt', 'its run_id is of no run of this pipeline', {key_json}, true
 FROM {table} AS t
 WHERE NOT EXISTS (SELECT FROM rowvec.runs AS r WHERE r.run_id = t.run_id AND r.pipeline_id = {pipeline_id})
-ON CONFLICT (key) DO UPDATE SET void = true
+ON CONFLICT (digest) DO UPDATE SET void = true
 
 -- name: artifacts
 SELECT artifact_id, name, sha256, rows, bytes FROM rowvec.artifacts WHERE pipeline_id = {pipeline_id} ORDER BY artifact_id
+
+-- name: explain_kept -- rows that no sync can put right, because the database refuses to remove them
+UPDATE findings AS f
+SET reason = f.reason || '; the database refuses to remove it: ' || r.detail
+FROM rowvec.rejects AS r
+WHERE r.pipeline_id = {pipeline_id} AND r.reason = 'not_removed' AND r.key = f.key
 
 -- name: counts
 SELECT kind, count(*) FROM findings GROUP BY kind

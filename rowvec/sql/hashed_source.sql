@@ -23,7 +23,8 @@ COPY gone FROM STDIN (FORMAT binary)
 -- name: analyze
 ANALYZE taken, gone
 
--- name: leave_out_rejects -- a row that could not be embedded is tried again only if its content changes
+-- name: leave_out_rejects -- a rejected row is tried again only if its content changes, or what else was at fault
 DELETE FROM taken AS d
 USING rowvec.rejects AS r
 WHERE d.rowvec_action = 'new' AND r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = d.fingerprint
+  AND {holds}

@@ -27,10 +27,11 @@ SELECT {columns}, content, fingerprint, metadata_hash, true AS rowvec_present FR
 -- name: stored_nothing -- there is no vector table yet
 SELECT {columns}, content, fingerprint, metadata_hash, false AS rowvec_present FROM ({rows}) AS r WHERE false
 
--- name: leave_out_rejects -- a row that could not be embedded is tried again only if its content changes
+-- name: leave_out_rejects -- a rejected row is tried again only if its content changes, or what else was at fault
 DELETE FROM diff AS d
 USING rowvec.rejects AS r
 WHERE d.rowvec_action = 'new' AND r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = d.fingerprint
+  AND {holds}
 
 -- name: analyze_diff -- without statistics, the few rows that changed get a query plan for a million
 ANALYZE diff
@@ -71,7 +72,7 @@ SELECT
 FROM {relation} AS source
 GROUP BY {key}
 HAVING count(*) > 1 OR {key_is_null}
-ON CONFLICT (pipeline_id, key) DO UPDATE
+ON CONFLICT (pipeline_id, key_digest) DO UPDATE
 SET reason = excluded.reason, detail = excluded.detail, run_id = excluded.run_id, last_seen = now(),
     attempts = known.attempts + 1
 
@@ -79,7 +80,7 @@ SET reason = excluded.reason, detail = excluded.detail, run_id = excluded.run_id
 INSERT INTO rowvec.rejects AS known (pipeline_id, key, reason, detail, run_id)
 SELECT {pipeline_id}, {key_json}, 'empty', 'the content is empty or white space only', {run_id}
 FROM ({blank}) AS source
-ON CONFLICT (pipeline_id, key) DO UPDATE
+ON CONFLICT (pipeline_id, key_digest) DO UPDATE
 SET reason = excluded.reason, detail = excluded.detail, run_id = excluded.run_id, last_seen = now(),
     attempts = known.attempts + 1
 

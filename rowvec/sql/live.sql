@@ -50,10 +50,20 @@ WHERE {same_key} AND (
     OR p.rowvec_action = 'changed' AND p.fingerprint IS DISTINCT FROM t.fingerprint
 )
 
+-- name: planned_gone -- the keys that delete_planned deletes, in two parts
+SELECT {key} FROM {table} AS t, {plan} AS p WHERE {same_key} AND p.rowvec_action = 'deleted' {and_same_text}
+
+-- name: planned_outdated
+SELECT {key} FROM {table} AS t, {plan} AS p
+WHERE {same_key} AND p.rowvec_action = 'changed' AND p.fingerprint IS DISTINCT FROM t.fingerprint
+
 -- name: forget_gone_rejects
 DELETE FROM rowvec.rejects AS r
 WHERE r.pipeline_id = {pipeline_id} AND r.fingerprint IS NOT NULL
-  AND NOT EXISTS (SELECT FROM live AS l WHERE {key_json} = r.key AND l.fingerprint = r.fingerprint)
+  AND r.reason <> 'not_removed'
+  AND NOT EXISTS (
+      SELECT FROM live AS l WHERE {key_json} = r.key AND l.fingerprint = r.fingerprint
+      AND (r.metadata_hash IS NULL OR r.metadata_hash = l.metadata_hash))
 
 -- name: without_vector -- rows of the source that have no vector and are not rejected
 CREATE TEMP TABLE without_vector ON COMMIT DROP AS
@@ -65,7 +75,8 @@ FROM live AS l
 WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {same_key_t} AND t.fingerprint = l.fingerprint)
   AND NOT EXISTS (
       SELECT FROM rowvec.rejects AS r
-      WHERE r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = l.fingerprint)
+      WHERE r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = l.fingerprint
+        AND (r.metadata_hash IS NULL OR r.metadata_hash = l.metadata_hash))
 
 -- name: count_pending -- rows that came or changed after the plan was made
 SELECT
@@ -86,3 +97,12 @@ WHERE {same_key} AND w.fingerprint = l.fingerprint AND NOT w.rowvec_planned
 DELETE FROM live AS l
 USING rowvec.rejects AS r
 WHERE r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.fingerprint = l.fingerprint
+  AND (r.metadata_hash IS NULL OR r.metadata_hash = l.metadata_hash)
+
+-- name: gone -- the keys that delete_gone deletes, in two parts: rows that the source does not have at all
+SELECT {key} FROM {table} AS t WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key})
+
+-- name: outdated -- and rows that have other content in the source
+SELECT {key} FROM {table} AS t
+WHERE EXISTS (SELECT FROM live AS l WHERE {same_key})
+  AND NOT EXISTS (SELECT FROM live AS l WHERE {same_key} AND l.fingerprint = t.fingerprint)

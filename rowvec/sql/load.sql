@@ -23,3 +23,9 @@ SELECT rows FROM rowvec.loaded WHERE run_id = %(run_id)s AND batch = %(batch)s
 
 -- name: copy
 COPY {table} ({columns}) FROM STDIN (FORMAT binary)
+
+-- name: same_value
+s.{column}::{type} = {value}::{type}
+
+-- name: pipeline_of_run
+(SELECT pipeline_id FROM rowvec.runs WHERE run_id = {run_id})

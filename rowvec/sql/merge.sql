@@ -32,19 +32,48 @@ ANALYZE {table}
 INSERT INTO {table} ({columns})
 SELECT {staged_columns}, {run_id}, now()
 FROM {staging} AS s
+WHERE {within}
 ON CONFLICT ({key}) DO UPDATE SET {assignments}
 
 -- name: update_metadata -- writes no vector again
 UPDATE {table} AS t
-SET {assignments} metadata_hash = p.metadata_hash
+SET {assignments} metadata_hash = s.metadata_hash
+FROM {plan} AS s
+JOIN live AS l ON {same_key_live} AND l.fingerprint = s.fingerprint AND l.metadata_hash = s.metadata_hash
+WHERE {within} AND {same_key} AND t.fingerprint = s.fingerprint
+
+-- name: only_metadata
+s.rowvec_action = 'metadata_only'
+
+-- name: check_constraints -- a deferred constraint of the user's speaks in the statement that it refuses, or here
+SET CONSTRAINTS ALL IMMEDIATE
+
+-- name: condemn -- the keys to delete, in a table of their own, so that they can be deleted in parts
+CREATE TEMP TABLE condemned ON COMMIT DROP AS {keys}
+
+-- name: spare
+DROP TABLE pg_temp.condemned
+
+-- name: delete_condemned
+WITH removed AS (DELETE FROM {table} AS t USING pg_temp.condemned AS s WHERE {within} AND {same_key} RETURNING {key})
+INSERT INTO {unrecorded} ({columns}) SELECT {columns} FROM removed
+
+-- name: refused_versions -- what the vector table still has of rows whose new version this run could not write
+SELECT {key}
 FROM {plan} AS p
-JOIN live AS l ON {same_key_live} AND l.fingerprint = p.fingerprint AND l.metadata_hash = p.metadata_hash
-WHERE p.rowvec_action = 'metadata_only' AND {same_key} AND t.fingerprint = p.fingerprint
+JOIN rowvec.rejects AS r ON r.pipeline_id = {pipeline_id} AND r.run_id = {run_id} AND r.reason = 'refused'
+    AND r.key = {key_json} AND r.fingerprint = p.fingerprint
+JOIN {table} AS t ON {same_key}
+WHERE t.fingerprint IS DISTINCT FROM p.fingerprint OR t.metadata_hash IS DISTINCT FROM p.metadata_hash
+   OR t.content IS DISTINCT FROM p.content
 
 -- name: forget_fixed_rejects -- rejects of rows that have a vector now
 DELETE FROM rowvec.rejects AS r
 USING {table} AS t
-WHERE r.pipeline_id = {pipeline_id} AND r.key = {key_json}
+WHERE r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.reason <> 'not_removed'
+
+-- name: forget_removed -- outdated rows that this merge has removed, or did not find any more
+DELETE FROM rowvec.rejects WHERE pipeline_id = {pipeline_id} AND reason = 'not_removed' AND last_seen < now()
 
 -- name: primary_key
 ALTER TABLE {staging} ADD PRIMARY KEY ({key})

@@ -405,3 +405,19 @@ COMMENT ON COLUMN rowvec.pace_leases.granted IS 'Share of the limits, 0 to 1; al
 ALTER TABLE rowvec.index_builds ADD COLUMN recalled_over jsonb;
 COMMENT ON COLUMN rowvec.index_builds.recalled_over IS
     'The state in which recall was measured: settings, rows, newest run, writes, VACUUMs, and the index''s file.';
+
+-- name: migration_9 -- rows that the database refuses for their data
+-- An index has no room for a long key, and such a row is rejected for just that: the digest stands for the key.
+CREATE FUNCTION rowvec.key_digest(key jsonb) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN sha256(convert_to(key::text, getdatabaseencoding()));
+
+ALTER TABLE rowvec.rejects
+    DROP CONSTRAINT rejects_pkey,
+    ADD COLUMN metadata_hash bytea,
+    ADD COLUMN sqlstate text,
+    ADD COLUMN key_digest bytea GENERATED ALWAYS AS (rowvec.key_digest(key)) STORED,
+    ADD PRIMARY KEY (pipeline_id, key_digest);
+COMMENT ON COLUMN rowvec.rejects.metadata_hash IS
+    'If the metadata may be the fault too: the row is tried again when they change. NULL: only its content counts.';
+COMMENT ON COLUMN rowvec.rejects.sqlstate IS 'What the database said when it refused the row, or its removal.';

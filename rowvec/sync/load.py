@@ -8,20 +8,25 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg import sql
 from psycopg.copy import LibpqWriter
 
-from rowvec.errors import DatabaseUnavailable
+from rowvec.errors import DatabaseUnavailable, UnfitValue
+from rowvec.ledger.plans import plan_rows
+from rowvec.ledger.rejects import add_refused
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
 from rowvec.postgres.fragments import names
+from rowvec.postgres.isolation import Isolation, Refusal, refusal_of
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.progress import tell
@@ -46,9 +51,10 @@ def load_batch(
     *,
     direct: bool,
 ) -> int:
-    """COPY an artifact into staging and mark the batch as loaded, in one transaction; returns its rows.
+    """COPY an artifact into staging and mark the batch as loaded, in one transaction; returns the rows it loaded.
 
-    A batch that is already marked is not loaded again.
+    A batch that is already marked is not loaded again. A row that the database refuses for its data, or that cannot be
+    sent, goes to the rejects. Raises ``TargetError`` if that is so with all of many rows.
     """
     values = {"run_id": run_id, "batch": batch}
     with lost_connections_are_retriable(), connection.transaction():
@@ -58,7 +64,14 @@ def load_batch(
             return row[0] if row else 0
         constants = {"run_id": run_id, "embedded_at": claimed[0]} if direct else {}
         columns = staged_columns(table, direct=direct)
-        rows = copy_rows(connection, into, columns, _with_progress(artifact, batch), constants)
+        into_staging = _Copy(connection, into, columns, constants)
+        try:
+            with connection.transaction():
+                rows = into_staging.copy(_with_progress(artifact, batch))
+        except (psycopg.Error, UnfitValue) as error:
+            if refusal_of(error) is None:
+                raise
+            rows = _copy_apart(into_staging, artifact, Refused(run_id=run_id, batch=batch, key=table.key))
         connection.execute(query("load", "mark"), {**values, "rows": rows})
         return rows
 
@@ -76,23 +89,92 @@ def copy_rows(
     another number of rows, because Postgres accepts a stream that is cut between two rows; ``TargetError`` if it
     refuses a value. In both cases, and if ``batches`` raises, no row is kept.
     """
-    encoder = Encoder(columns, constants)
-    statement = query("load", "copy", table=table, columns=names(encoder.columns))
-    given = 0
-    _widen_socket(connection)
-    with lost_connections_are_retriable(), connection.transaction(), connection.cursor() as cursor:
-        with cursor.copy(statement, writer=LibpqWriter(cursor)) as copy:
-            copy.write(HEADER)
-            for batch in batches:
-                for block in encoder.encode(batch):
-                    copy.write(block)
-                given += batch.num_rows
-            copy.write(TRAILER)
-        if cursor.rowcount != given:
-            raise DatabaseUnavailable(
-                f"the database took {cursor.rowcount:,} of {given:,} rows; the batch is loaded again"
+    with lost_connections_are_retriable(), connection.transaction():
+        return _Copy(connection, table, columns, constants or {}).copy(batches)
+
+
+class _Copy:
+    """Copies record batches into one table."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        table: sql.Identifier,
+        columns: Sequence[PgColumn],
+        constants: Mapping[str, int],
+    ) -> None:
+        self.connection = connection
+        self._encoder = Encoder(columns, constants)
+        self._statement = query("load", "copy", table=table, columns=names(self._encoder.columns))
+        _widen_socket(connection)
+
+    def copy(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """See ``copy_rows``."""
+        given = 0
+        with self.connection.cursor() as cursor:
+            with cursor.copy(self._statement, writer=LibpqWriter(cursor)) as copy:
+                copy.write(HEADER)
+                for batch in batches:
+                    for block in self._encoder.encode(batch):
+                        copy.write(block)
+                    given += batch.num_rows
+                copy.write(TRAILER)
+            if cursor.rowcount != given:
+                raise DatabaseUnavailable(
+                    f"the database took {cursor.rowcount:,} of {given:,} rows; the batch is loaded again"
+                )
+        return given
+
+
+def _copy_apart(into: _Copy, artifact: Path, refused: Refused) -> int:
+    """Copy the artifact's rows without those that are refused, which go to the rejects; returns the rows copied."""
+    isolation = Isolation(into.connection, "the staging table")
+    last: Refusal | None = None
+
+    def copy(part: pa.RecordBatch) -> int:
+        return into.copy([part])
+
+    for block in _with_progress(artifact, refused.batch):
+        for row, refusal in isolation.isolate(block, copy, _halves):
+            refused.add(into.connection, row, refusal)
+            last = refusal
+    if last is not None:
+        isolation.check_all(last)
+    return isolation.taken
+
+
+def _halves(block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch] | None:
+    half = block.num_rows // 2
+    return (block.slice(0, half), block.slice(half)) if half else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The rows of a batch that the database refuses."""
+
+    run_id: RunId
+    batch: int
+    key: tuple[PgColumn, ...]
+
+    def add(self, connection: Connection, row: pa.RecordBatch, refusal: Refusal) -> None:
+        """Record a row, which is found in the plan by its key, its content and its metadata."""
+        same = [
+            query(
+                "load",
+                "same_value",
+                column=sql.Identifier(name),
+                value=sql.Literal(row.column(name)[0].as_py()),
+                type=kind,
             )
-    return given
+            for name, kind in (
+                *((c.name, sql.SQL(c.travels_as)) for c in self.key),
+                ("fingerprint", sql.SQL("bytea")),
+                ("metadata_hash", sql.SQL("bytea")),
+            )
+        ]
+        which = sql.SQL("s.rowvec_batch = {} AND {}").format(sql.Literal(self.batch), sql.SQL(" AND ").join(same))
+        pipeline_id = query("load", "pipeline_of_run", run_id=sql.Literal(self.run_id))
+        add_refused(connection, (pipeline_id, self.run_id, self.key), (plan_rows(self.run_id), which), refusal)
 
 
 def _with_progress(artifact: Path, batch: int) -> Iterator[pa.RecordBatch]:

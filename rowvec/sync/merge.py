@@ -13,24 +13,22 @@ from rowvec.errors import MergeConflict, TargetError, UsageError
 from rowvec.index.build import drop_indexes
 from rowvec.index.choice import LIMIT_NONZEROS, Sparsity
 from rowvec.index.sparsity import widest
-from rowvec.ledger.generations import hide_until_switch
 from rowvec.ledger.journal import restart_journal, unrecorded
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index
-from rowvec.postgres.citus import distribute
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
-from rowvec.postgres.fragments import as_own_type, is_exact, key_json, names, same_key
+from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.telemetry import traced
 from rowvec.sync.batch import Batch
 from rowvec.sync.extract.open import open_source
 from rowvec.sync.extract.protocol import LiveRows, SourceStrategy
 from rowvec.sync.totals import totals
 from rowvec.sync.work import open_stage
+from rowvec.sync.writes import Written, publish_rows, write
 
 logger = logging.getLogger(__name__)
 
@@ -149,16 +147,16 @@ def _remember_keys(connection: Connection, plan: Plan) -> None:
 
 
 def _merge(connection: Connection, plan: Plan, live: LiveRows) -> Merged:
-    upserted = updated = deleted = 0
+    written = Written()
     settled = live.agrees()
     if plan.direct:
-        upserted = _publish(connection, plan, live)
+        live.drop_moved()
+        written = Written(upserted=publish_rows(connection, plan))
     elif not settled:
         live.check_deletes()
-        # Write the replacements first: the rows deleted afterwards have none.
-        upserted = _upsert(connection, plan, live) if plan.batches else 0
-        updated = _update_metadata(connection, plan)
-        deleted = live.delete_gone()
+        if plan.batches:
+            live.drop_moved()
+        written = write(connection, plan, live)
     _forget_fixed_rejects(connection, plan)
     evidence = live.account(settled=settled)
     source_rows, source_checksum = evidence.source or (None, None)
@@ -167,9 +165,9 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows) -> Merged:
     for leftover in live.leftovers:
         connection.execute(query("merge", "drop", table=leftover))
     return Merged(
-        upserted=upserted,
-        updated=updated,
-        deleted=deleted,
+        upserted=written.upserted,
+        updated=written.updated,
+        deleted=written.deleted,
         pending=evidence.pending,
         missing=evidence.missing,
         source_rows=source_rows,
@@ -177,59 +175,6 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows) -> Merged:
         source_checksum=source_checksum,
         table_checksum=table_checksum,
     )
-
-
-def _publish(connection: Connection, plan: Plan, live: LiveRows) -> int:
-    """A first load: the staging table, without the rows that have moved, gets its key and becomes the vector table."""
-    live.drop_moved()
-    publish(connection, plan.table, plan.staging)
-    return totals(connection, plan.table, plan.table.identifier)[0]
-
-
-def publish(connection: Connection, table: VectorTable, staging: sql.Identifier) -> None:
-    """Give a loaded table (in the schema ``rowvec``) its key and make it the vector table; in a transaction."""
-    connection.execute(query("merge", "primary_key", staging=staging, key=names(table.key)))
-    # Into its schema first: there no other table has its name, and the ledger's may.
-    connection.execute(query("merge", "publish_schema", staging=staging, schema=sql.Identifier(table.schema)))
-    moved = sql.Identifier(table.schema, staging.as_string().rpartition(".")[2].strip('"'))
-    connection.execute(query("merge", "publish", staging=moved, name=sql.Identifier(table.name)))
-    distribute(connection, table)
-    hide_until_switch(connection, table.schema, table.name)
-    connection.execute(query("merge", "analyze_table", table=table.identifier))
-
-
-def _upsert(connection: Connection, plan: Plan, live: LiveRows) -> int:
-    table = plan.table
-    live.drop_moved()
-    others = [c for c in table.columns if c not in table.key or not is_exact(c)]
-    statement = query(
-        "merge",
-        "upsert",
-        table=table.identifier,
-        columns=names(table.columns),
-        staged_columns=sql.SQL(", ").join(as_own_type(c, "s") for c in table.columns[:-2]),
-        run_id=sql.Literal(plan.run_id),
-        staging=plan.staging,
-        key=names(table.key),
-        assignments=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c.name)) for c in others),
-    )
-    return connection.execute(statement).rowcount
-
-
-def _update_metadata(connection: Connection, plan: Plan) -> int:
-    table = plan.table
-    written = (*(c for c in table.key if not is_exact(c)), *table.metadata)
-    assigned = (sql.SQL("{0} = p.{0}, ").format(sql.Identifier(c.name)) for c in written)
-    statement = query(
-        "merge",
-        "update_metadata",
-        table=table.identifier,
-        assignments=sql.SQL("").join(assigned),
-        plan=plan.rows,
-        same_key_live=same_key(table.key, "l", "p"),
-        same_key=same_key(table.key, "t", "p"),
-    )
-    return connection.execute(statement).rowcount
 
 
 def _forget_fixed_rejects(connection: Connection, plan: Plan) -> None:
@@ -242,6 +187,7 @@ def _forget_fixed_rejects(connection: Connection, plan: Plan) -> None:
             key_json=key_json(plan.table.key, "t"),
         )
     )
+    connection.execute(query("merge", "forget_removed", pipeline_id=sql.Literal(plan.pipeline_id)))
 
 
 def make_room(connection: Connection, plan: Plan, wanted: Index) -> str | None:

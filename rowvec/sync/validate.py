@@ -11,6 +11,7 @@ from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
 from rowvec.ledger import journal, rejects, reuse
 from rowvec.ledger.journal import Closing
+from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Ending, Run, finish_run
 from rowvec.ledger.workdir import make_workdir, workdir
@@ -69,6 +70,20 @@ def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
             )
         )
     return checks
+
+
+def check_removed(connection: Connection, pipeline_id: PipelineId) -> Check:
+    """Check that the database has removed each outdated vector: a trigger or foreign key of the user's may refuse it."""
+    left = rejects.not_removed(connection, pipeline_id)
+    if left is None:
+        return Check(name="nothing outdated", ok=True, detail="every outdated vector was removed")
+    return Check(
+        name="nothing outdated",
+        ok=False,
+        detail=f"{left.count:,} outdated row(s) are still in the vector table, because the database refuses to remove "
+        f"them: {left.detail}; everything else is in step. Fix the constraint or trigger and run again",
+        rows=left.keys,
+    )
 
 
 def check_table(connection: Connection, table: VectorTable, run_id: int | None) -> list[Check]:
@@ -151,6 +166,7 @@ def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
     connection, table = work.connection, work.plan.table
     kind = work.pipeline.source.kind
     return [
+        check_removed(connection, work.plan.pipeline_id),
         *check_merge(merged, of_files=kind != "postgres"),
         *check_table(connection, table, None if indexed.rows <= _ALL_ROWS else work.plan.run_id),
         check_artifacts(connection, work.store, work.plan),

@@ -106,7 +106,8 @@ def _extract(connection: Connection, request: Request) -> Plan:
 def _store(connection: Connection, request: Request, table: VectorTable, *, exists: bool) -> Plan:
     parts = {"pipeline_id": sql.Literal(request.pipeline_id), "key_json": key_json(table.key, "d")}
     connection.execute(query("by_hash", "forget_gone_rejects", **parts))
-    connection.execute(query("hashed_source", "leave_out_rejects", **parts))
+    holds = query("rejects", "holds_until_changed", row=sql.SQL("d"))
+    connection.execute(query("hashed_source", "leave_out_rejects", holds=holds, **parts))
     counted = connection.execute(query("by_hash", "count_taken")).fetchone()
     new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
     batches = count_batches(new + changed, request.batch_weight)

@@ -76,12 +76,12 @@ class JoinedSource(ABC):
             table = VectorTable.of(self.pipeline, rows.key, rows.metadata)
             exists = find_table(self.connection, table)
             self.reject_unusable(request, rows)
-            _make_diff(self.connection, self.pipeline_id, rows, table, exists=exists)
+            _make_diff(self.connection, self.pipeline_id, rows, table, exists=exists, for_extract=True)
             return _store(self.connection, request, rows, table, exists=exists)
 
     def _add_findings(self, table: VectorTable) -> None:
         rows = self.describe()
-        _make_diff(self.connection, self.pipeline_id, rows, table, exists=True)
+        _make_diff(self.connection, self.pipeline_id, rows, table, exists=True, for_extract=False)
         self.connection.execute(query("joined", "add_differences", key_json=key_json(table.key, "d")))
         self.connection.execute(
             query(
@@ -160,9 +160,18 @@ def reject_rows_without_content(connection: Connection, request: Request, rows: 
 
 
 def _make_diff(
-    connection: Connection, pipeline_id: PipelineId, rows: Rows, table: VectorTable, *, exists: bool
+    connection: Connection,
+    pipeline_id: PipelineId,
+    rows: Rows,
+    table: VectorTable,
+    *,
+    exists: bool,
+    for_extract: bool,
 ) -> None:
-    """Make the temporary table ``diff``: the keys whose row and vector do not belong together, without the rejects."""
+    """Make the temporary table ``diff``: the keys whose row and vector do not belong together, without the rejects.
+
+    ``for_extract``: with the rejects that each run tries again.
+    """
     columns = names((*table.key, *table.metadata))
     stored = query("joined", "stored_nothing", columns=columns, rows=rows.rows)
     if exists:
@@ -183,9 +192,9 @@ def _make_diff(
             or_metadata_differs=sql.SQL("").join(differs),
         )
     )
-    connection.execute(
-        query("joined", "leave_out_rejects", pipeline_id=sql.Literal(pipeline_id), key_json=key_json(table.key, "d"))
-    )
+    parts = {"pipeline_id": sql.Literal(pipeline_id), "key_json": key_json(table.key, "d")}
+    holds = query("rejects", "holds_until_changed" if for_extract else "holds", row=sql.SQL("d"))
+    connection.execute(query("joined", "leave_out_rejects", holds=holds, **parts))
     connection.execute(query("joined", "analyze_diff"))
 
 

@@ -85,6 +85,19 @@ class LiveSource:
         )
         return self.connection.execute(statement).rowcount
 
+    def gone(self) -> sql.Composed:
+        """See ``LiveRows``."""
+        return query("live", "gone", **self._condemned)
+
+    def outdated(self) -> sql.Composed:
+        """See ``LiveRows``."""
+        return query("live", "outdated", **self._condemned)
+
+    @property
+    def _condemned(self) -> dict[str, sql.Composable]:
+        table = self.plan.table
+        return {"key": names(table.key, "t"), "table": table.identifier, "same_key": self._same_key("l", "t")}
+
     def account(self, *, settled: bool) -> Evidence:
         """See ``LiveRows``."""
         pending, missing = (0, ()) if settled else self._without_vector()
@@ -160,16 +173,27 @@ class LivePlan:
 
     def delete_gone(self) -> int:
         """Delete what the plan says, and the vectors of changed rows that got no new one."""
-        inexact = [sql.Identifier(c.name) for c in self.plan.table.key if not is_exact(c)]
-        statement = query(
-            "live",
-            "delete_planned",
-            table=self.plan.table.identifier,
-            plan=self.plan.rows,
-            same_key=same_key(self.plan.table.key, "p", "t"),
-            and_same_text=sql.SQL("").join(sql.SQL(" AND p.{0}::text = t.{0}::text").format(name) for name in inexact),
-        )
+        statement = query("live", "delete_planned", and_same_text=self._same_text, **self._planned)
         return self.connection.execute(statement).rowcount
+
+    def gone(self) -> sql.Composed:
+        """See ``LiveRows``."""
+        key = names(self.plan.table.key, "t")
+        return query("live", "planned_gone", key=key, and_same_text=self._same_text, **self._planned)
+
+    def outdated(self) -> sql.Composed:
+        """See ``LiveRows``."""
+        return query("live", "planned_outdated", key=names(self.plan.table.key, "t"), **self._planned)
+
+    @property
+    def _planned(self) -> dict[str, sql.Composable]:
+        plan, table = self.plan, self.plan.table
+        return {"table": table.identifier, "plan": plan.rows, "same_key": same_key(table.key, "p", "t")}
+
+    @property
+    def _same_text(self) -> sql.Composed:
+        inexact = [sql.Identifier(c.name) for c in self.plan.table.key if not is_exact(c)]
+        return sql.SQL("").join(sql.SQL(" AND p.{0}::text = t.{0}::text").format(name) for name in inexact)
 
     def account(self, *, settled: bool) -> Evidence:
         """None yet: ``compare_merged`` collects it after the merge."""

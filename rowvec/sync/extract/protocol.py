@@ -94,6 +94,14 @@ class LiveRows(Protocol):
         """Delete the vectors that the source no longer has, and return their number."""
         ...
 
+    def gone(self) -> sql.Composed:
+        """``SELECT`` the keys of the vectors that ``delete_gone`` deletes because the source has no such row."""
+        ...
+
+    def outdated(self) -> sql.Composed:
+        """``SELECT`` the keys of the vectors that ``delete_gone`` deletes because their row has other content."""
+        ...
+
     def account(self, *, settled: bool) -> Evidence:
         """Compare ``live`` with the merged table. ``settled``: ``agrees`` returned true, and nothing was written."""
         ...

@@ -53,7 +53,8 @@ def compare_by_hash(
         gone = mark_changes(source, source_totals.counted(source.pairs()), stored)
         copy_changes(connection, source, table.key, table.metadata, gone)
         parts = {"pipeline_id": sql.Literal(pipeline_id), "key_json": key_json(table.key, "d")}
-        connection.execute(query("hashed_source", "leave_out_rejects", **parts))
+        holds = query("rejects", "holds", row=sql.SQL("d"))
+        connection.execute(query("hashed_source", "leave_out_rejects", holds=holds, **parts))
         found = connection.execute(
             query(
                 "recheck",
