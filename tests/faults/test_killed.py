@@ -28,7 +28,7 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
 from tests.support import paintings
 from tests.support.cli_process import Command, Ended, PrefectServer, start, write_pipeline
-from tests.support.paintings import assert_in_step
+from tests.support.paintings import Client, assert_in_step
 from tests.support.servers.azurite import Container
 from tests.support.servers.disposable import (
     OwnAzurite,
@@ -97,7 +97,7 @@ class Door:
         thread.join()
         return come
 
-    def _lock(self, keeper: Connection) -> None:
+    def _lock(self, keeper: Client) -> None:
         try:
             keeper.execute("LOCK TABLE rowvec.plans IN ACCESS EXCLUSIVE MODE")
         except QueryCanceled:
@@ -577,7 +577,7 @@ def test_the_database_server_is_killed_under_a_run(
             before = paintings.vectors(source)
     file = write_pipeline(pipeline, tmp_path)
     with ExitStack() as held:
-        database = held.enter_context(closing(psycopg.connect(mortal_url, autocommit=True)))
+        database = held.enter_context(closing(connect(mortal_url)))
         scene = Scene(database=database, url=mortal_url, server=server, proxy=None, folder=tmp_path, held=held)
         scene.door = Door(mortal_url, held)
         scene.command = rowvec("sync", file)
@@ -632,7 +632,7 @@ def test_a_run_that_lost_its_lock_on_the_pipeline_gives_way_to_the_next(
         paintings.sync(pipeline)
         change(source)
     with ExitStack() as held:
-        database = held.enter_context(closing(psycopg.connect(mortal_url, autocommit=True)))
+        database = held.enter_context(closing(connect(mortal_url)))
         scene = Scene(database=database, url=mortal_url, server=server, proxy=None, folder=tmp_path, held=held)
         scene.door = Door(mortal_url, held)
         scene.command = rowvec("sync", file)

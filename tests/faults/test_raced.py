@@ -21,7 +21,7 @@ from rowvec.postgres.connection import Connection
 from tests.support import paintings
 from tests.support import race as racing
 from tests.support.cli_process import Command, Ended, PrefectServer, start, write_pipeline
-from tests.support.paintings import assert_in_step
+from tests.support.paintings import Client, assert_in_step
 from tests.support.servers.openai_server import KEY, Fault, OpenAIServer, serve
 from tests.support.waiting import wait_for
 
@@ -213,7 +213,7 @@ ROWS = 150
 class Reader:
     """A client that searches all the time, each time in its own transaction, and must never see half a run."""
 
-    connection: Connection
+    connection: Client
     rows_by_marker: dict[str, int]
     """The marker of each state of the vector table, with the number of rows in that state."""
     seen: set[str]

@@ -156,10 +156,11 @@ def prefect_api(prefect_server: PrefectServer) -> Generator[None]:
 
 
 @contextmanager
-def serving(home: Path, database: Path, **settings: str) -> Generator[PrefectServer]:
-    """A server with its own port and a copy of a database; more settings by keyword."""
+def serving(home: Path, database: Path | None = None, **settings: str) -> Generator[PrefectServer]:
+    """A server with its own port and database, if given a copy of one; more settings by keyword."""
     home.mkdir(exist_ok=True)
-    shutil.copy(database, home)
+    if database is not None:
+        shutil.copy(database, home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -13,7 +13,7 @@ from rowvec.errors import Inconsistent
 from rowvec.operations.rebuild import RebuildReport, Steps, begin_rebuild, compare, live_pipeline, switch
 from rowvec.operations.rebuild import rebuild as in_order
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, connect
 from rowvec.sync import index, merge, order, validate
 from rowvec.sync.extract import stage as extract
 from rowvec.sync.report import SyncReport
@@ -22,8 +22,11 @@ SOURCE = """
     CREATE TABLE paintings (id int PRIMARY KEY, title text, description text, author text, year int)
 """
 
+Client = psycopg.Connection[tuple[Any, ...]]
+"""A session of an application, or of rowvec."""
 
-def fill(connection: Connection, rows: int, start: int = 1) -> None:
+
+def fill(connection: Client, rows: int, start: int = 1) -> None:
     """Rows with distinct texts."""
     connection.execute(
         "INSERT INTO paintings SELECT i, 'Painting ' || i, 'It shows the number ' || i, 'Author ' || i %% 7, 1900 + i"
@@ -65,13 +68,13 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: boo
     return in_order(pipeline, max_cost, REBUILD_STEPS, to_switch=to_switch)
 
 
-def vectors(connection: Connection) -> dict[int, tuple[str, str, str]]:
+def vectors(connection: Client) -> dict[int, tuple[str, str, str]]:
     """What the vector table holds: content, author, embedding by id."""
     rows = connection.execute("SELECT id, content, author, embedding::text FROM vectors.paintings").fetchall()
     return {id_: (content, author, embedding) for id_, content, author, embedding in rows}
 
 
-def assert_in_step(connection: Connection) -> None:
+def assert_in_step(connection: Client) -> None:
     """The vector table is what the source says, by content and metadata of every row, judged by plain SQL."""
     wrong = connection.execute(
         "SELECT coalesce(s.id, t.id) FROM"
@@ -112,7 +115,7 @@ def dying_after(stage: str, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
 @contextmanager
 def writer(url: str) -> Generator[Connection]:
     """Another client of the same database."""
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connect(url) as connection:
         yield connection
 
 

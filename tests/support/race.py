@@ -17,7 +17,7 @@ from datetime import datetime
 import psycopg
 import pytest
 
-from rowvec.postgres.connection import Connection
+from tests.support.paintings import Client
 from tests.support.servers.openai_server import vector
 
 HISTORY = """
@@ -124,7 +124,7 @@ class Writer:
     that did not.
     """
 
-    connection: Connection
+    connection: Client
     chance: random.Random
     keys: int
 
@@ -176,7 +176,7 @@ _LOG = """
 """
 
 
-def start_history(connection: Connection) -> None:
+def start_history(connection: Client) -> None:
     """The first commit: the rows that are there before any writer starts."""
     connection.execute(HISTORY.encode())
     with connection.transaction():
@@ -199,7 +199,7 @@ def writers(
             connection.close()
 
 
-def commits(connection: Connection) -> list[Commit]:
+def commits(connection: Client) -> list[Commit]:
     """All that the source has been through, in order."""
     changes: dict[int, list[tuple[int, Painting | None]]] = {}
     rows = connection.execute("SELECT * FROM history ORDER BY seq").fetchall()
@@ -258,13 +258,13 @@ def judge(history: Iterable[Commit], stored: State, since: datetime, until: date
     return Verdict(states, tuple(agreeing), tuple(sorted(nearest or ())))
 
 
-def stored(connection: Connection, table: str = "vectors.paintings") -> State:
+def stored(connection: Client, table: str = "vectors.paintings") -> State:
     """What the vector table holds, without the vectors."""
     rows = connection.execute(f"SELECT id, content, author, year FROM {table}".encode()).fetchall()  # noqa: S608 # ours
     return {id_: Painting(content, author, year) for id_, content, author, year in rows}
 
 
-def assert_own_vectors(connection: Connection, model: str, dimensions: int, table: str = "vectors.paintings") -> None:
+def assert_own_vectors(connection: Client, model: str, dimensions: int, table: str = "vectors.paintings") -> None:
     """Each vector is the one that the provider gives for that row's content, and for no other."""
     statement = f"SELECT id, content, embedding::real[] FROM {table}"  # noqa: S608 # ours
     for id_, content, embedding in connection.execute(statement.encode()).fetchall():

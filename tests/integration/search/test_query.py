@@ -25,6 +25,7 @@ from rowvec.search.query import explain, search
 from rowvec.search.request import SearchRequest
 from rowvec.search.sql_function import install_search_function
 from rowvec.search.statement import Mode, SearchValues, statement
+from tests.support.paintings import Client
 from tests.support.vector_tables import clustered, create, fill, filled, vector_table
 
 ROWS = 20_000
@@ -293,7 +294,7 @@ def test_wrong_use_gives_a_message(connection: Connection) -> None:
             use()
 
 
-def call(connection: Connection, table: str, text: str, *arguments: Any) -> list[tuple[Any, ...]]:
+def call(connection: Client, table: str, text: str, *arguments: Any) -> list[tuple[Any, ...]]:
     function = sql.Identifier("public", f"{table}_search")
     return connection.execute(sql.SQL("SELECT * FROM {}({})").format(function, sql.SQL(text)), arguments).fetchall()  # pyright: ignore[reportArgumentType] # a test's own literals
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -210,7 +209,7 @@ def test_a_server_that_goes_away_is_tried_again(
     table = _table()
     artifact = _artifact(tmp_path / "a.parquet", table, 6000)
     create_staging(connection, run, table, _INTO, direct=True)
-    victim = psycopg.connect(database_url, autocommit=True)
+    victim = connect(database_url)
     process = victim.info.backend_pid
 
     def killed(path: Path) -> Iterator[pa.RecordBatch]:

@@ -251,7 +251,7 @@ def test_composite_keys_and_types_of_another_database(source: Connection, second
         },
         target={"table": "vectors.hung"},
     )
-    with pytest.raises(TargetError, match=r"column room is room.*no such type"):
+    with pytest.raises(TargetError, match=r"column room is public.room.*no such type"):
         sync(hung)
     source.execute("CREATE TYPE room AS ENUM ('east', 'west')")
     report = sync(hung)
