@@ -66,7 +66,7 @@ def on_cluster(cluster: Cluster, pipeline: Pipeline, run: Run, batches: int) -> 
     done: list[Batch] = []
     with _OPENED[cluster.engine](cluster) as runner:
         futures: list[PrefectFuture[Batch]] = [
-            runner.submit(stages.batch, {"pipeline": pipeline, "run_id": run.run_id, "number": number})
+            runner.submit(stages.batch, {"pipeline": pipeline, "run": run, "number": number})
             for number in range(batches)
         ]
         for number, future in enumerate(futures):

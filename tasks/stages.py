@@ -14,7 +14,7 @@ from rowvec_tasks.progress import expect
 from rowvec.index.tuning.results import Tuning
 from rowvec.index.tuning.tuner import Budget
 from rowvec.ledger.plans import Plan
-from rowvec.ledger.runs import Run, RunId
+from rowvec.ledger.runs import Run
 from rowvec.operations import rebuild, repair
 from rowvec.operations.audit import Audit, run_audit
 from rowvec.operations.index import maintain, tune
@@ -56,17 +56,17 @@ def submit_jobs(pipeline: Pipeline, run: Run) -> Awaited:
 
 
 @stage("batch {number}")
-def batch(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
+def batch(pipeline: Pipeline, run: Run, number: int) -> Batch:
     """Work a batch through all stages, on a worker of a cluster."""
     log_sentences()  # in the worker's log
     with private_files():
-        return cluster.work_through(pipeline, run_id, number)
+        return cluster.work_through(pipeline, run, number)
 
 
 @stage("images again")
 def lost_images(pipeline: Pipeline, run: Run) -> int:
     """Put images into the store again that it has lost."""
-    return lost.run(pipeline, run.run_id)
+    return lost.run(pipeline, run)
 
 
 @stage("images {number}")
@@ -110,20 +110,20 @@ OF_BATCH: dict[str, Task[..., Batch]] = {
 
 
 def _batch_stage(name: str, pipeline: Pipeline, run: Run, number: int, before: Handed | None) -> Batch:
-    batch = before() if before else Batch(run_id=run.run_id, number=number)
+    batch = before() if before else Batch.of(run, number)
     return order.BATCH_STAGES[name].run(pipeline, batch)
 
 
 @stage("merge")
 def merge(pipeline: Pipeline, run: Run) -> Merged:
     """Bring staging into the vector table, in one transaction."""
-    return merge_stage.run(pipeline, run.run_id)
+    return merge_stage.run(pipeline, run)
 
 
 @stage("index")
 def index(pipeline: Pipeline, run: Run) -> Indexed:
     """Build or rebuild the index where it has to be."""
-    return index_stage.run(pipeline, run.run_id)
+    return index_stage.run(pipeline, run)
 
 
 @stage("validate")

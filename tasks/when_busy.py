@@ -28,8 +28,7 @@ SKIPPED = "Skipped"
 WAITING = "Waiting"
 """Name of the state of a run that waits until the other run has ended."""
 
-# Each attempt asks for the lock for three more seconds. Between attempts the run holds no snapshot: an index build
-# waits for every older snapshot.
+# Each attempt watches the other run's lease for three more seconds. Between attempts the run has no connection.
 _LOOK_SECONDS = 5.0
 _MINUTE = 60.0
 
@@ -64,7 +63,7 @@ def run_alone(
 ) -> Any:
     """Call ``work``, and call it again while it raises ``PipelineBusy`` and the policy is to wait.
 
-    ``work`` must take the pipeline's lock before it does anything else. Returns what ``work`` returns, or the state
+    ``work`` must take the pipeline's lease before it does anything else. Returns what ``work`` returns, or the state
     *Skipped* if the policy is ``skip``. A run within another run has the policy of the outer run, whatever is given
     here. With ``when_busy`` None, runs of a deployment wait and all other runs fail. Raises ``PipelineBusy`` if the
     policy is ``fail``, or if the other run is still at work after ``wait_minutes``.

@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from rowvec.errors import PipelineBusy
+from rowvec.ledger.held_lease import exclusively_on
 from rowvec.ledger.pipelines import PipelineId, is_readable
-from rowvec.ledger.runs import Ending, RunId, clear_leftovers, exclusively, finish_run
+from rowvec.ledger.runs import Ending, RunId, clear_leftovers, finish_run
 from rowvec.ledger.workdir import workdir
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
@@ -34,18 +35,19 @@ def clear(pipeline: Pipeline, why: str) -> Cleared:
     """Close the pipeline's dead runs in the ledger with the error ``why``, and drop their tables and files.
 
     This covers all generations of the pipeline, because a rebuild works on one that is not live yet. A generation that
-    another run is working on is skipped: that run has cleared up itself. Locks need no clearing, because they ended
-    with their sessions. What was paid for is kept for the next run. Only files on this machine are removed.
+    another run is working on is skipped: that run has cleared up itself. What was paid for is kept for the next run.
+    Only files on this machine are removed.
     """
     resolved = resolve(pipeline, _NEEDED)
     runs: list[int] = []
     tables: list[str] = []
     with open_target(resolved, "rowvec leftovers") as connection:
-        if not is_readable(connection, "pipelines", "family"):
+        if not is_readable(connection, "run_leases", "number"):
             return Cleared()
         family = connection.execute(query("cleanup", "family"), {"name": pipeline.name}).fetchall()
         for pipeline_id, name in family:
-            with suppress(PipelineBusy), exclusively(target_url(resolved.target.url), name, pipeline_id):
+            url = target_url(resolved.target.url)
+            with suppress(PipelineBusy), exclusively_on(connection, url, name, pipeline_id):
                 dead = _close(connection, pipeline_id, why)
                 runs += dead
                 tables += clear_leftovers(connection, pipeline_id, _NO_RUN)

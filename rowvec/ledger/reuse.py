@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
+import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
+from rowvec.ledger.lease import whoever_owns
 from rowvec.ledger.pipelines import PipelineId, written_id
 from rowvec.ledger.runs import RunId
 from rowvec.postgres.connection import Connection
@@ -16,6 +20,9 @@ from rowvec.store.artifact import Artifact
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Vectors
 from rowvec.vectors.matryoshka import can_be_cut
+
+# A server that is restarted, or a standby that takes over, answers again within a minute.
+_RESTART_SECONDS, _TRY_AGAIN_SECONDS = 60.0, 0.2
 
 # Fingerprints per statement: each takes 70 bytes as text, in the client and in the server.
 _FINGERPRINTS_AT_ONCE = 20_000
@@ -100,7 +107,11 @@ def known_answers(connection: Connection, pipeline_id: PipelineId, fingerprints:
 
 
 def keep_answers(connection: Connection, pipeline_id: PipelineId, run_id: RunId, answers: Answers) -> None:
-    """Make paid answers durable: after this returns, a killed run does not have to pay for them again."""
+    """Make paid answers durable: after this returns, a killed run does not have to pay for them again.
+
+    A database that is restarted is waited for, because answers that are not kept are paid for again. It does not matter
+    whether the run still has its lease: equal fingerprints mean equal vectors.
+    """
     values = {
         "pipeline_id": pipeline_id,
         "run_id": run_id,
@@ -109,7 +120,19 @@ def keep_answers(connection: Connection, pipeline_id: PipelineId, run_id: RunId,
         "tokens": answers.tokens / max(1, len(answers.fingerprints)),
         "price_share": answers.price_share,
     }
-    connection.execute(query("reuse", "keep_answers"), values, binary=True)
+    # In a transaction of the caller's the caller has to begin again.
+    alone = connection.info.transaction_status == TransactionStatus.IDLE
+    end = time.monotonic() + _RESTART_SECONDS
+    with whoever_owns(connection):
+        while True:
+            try:
+                connection.execute(query("reuse", "keep_answers"), values, binary=True)
+            except psycopg.OperationalError:
+                if not (alone and connection.closed) or time.monotonic() > end:
+                    raise
+                time.sleep(_TRY_AGAIN_SECONDS)
+            else:
+                return
 
 
 def known_in_artifacts(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NewType
 
@@ -13,12 +14,13 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.embedders import open_embedder
-from rowvec.errors import AwaitingJobs, PipelineBusy, RowvecError
+from rowvec.errors import AwaitingJobs, LeaseLost, RowvecError
+from rowvec.ledger.held_lease import exclusively
+from rowvec.ledger.lease import Lease, check_owner, open_owned, owned
 from rowvec.ledger.pipelines import PipelineId, register, written_id
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, connect, lost_connections_are_retriable, open_target, target_url
-from rowvec.postgres.locks import LockSpace
+from rowvec.postgres.connection import Connection, open_target, target_url
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.runtime.telemetry import span
@@ -27,7 +29,9 @@ from rowvec.vectors.fingerprint import Identity
 
 RunId = NewType("RunId", int)
 
-State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting"]
+logger = logging.getLogger(__name__)
+
+State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting", "lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,8 @@ class Run:
 
     run_id: RunId
     pipeline_id: PipelineId
+    lease: Lease
+    """What each process that works for the run must hold to pay and to write."""
     started: float
     """On the monotonic clock of the machine that runs the flow."""
 
@@ -65,12 +71,13 @@ def running(
     identity: Identity | None = None,
     above: int = 0,
 ) -> Generator[Run]:
-    """Lock the pipeline, clear what killed runs left, and record how this run ends.
+    """Take the pipeline's lease, clear what killed runs left, and record how this run ends.
 
     ``needed``: the parts of the pipeline whose references must resolve; None means all. ``identity``: the identity of
     the vectors; if it is given, no embedder is opened. ``above``: in an empty ledger, the run's number is greater.
 
-    Raises ``PipelineBusy`` if another run holds the pipeline. An error inside is recorded and raised again.
+    Raises ``PipelineBusy`` if another run holds the pipeline. An error inside is recorded and raised again; it becomes
+    ``LeaseLost`` if another run has taken over.
     """
     started = time.monotonic()
     resolved = resolve(pipeline, needed)
@@ -79,17 +86,20 @@ def running(
     with open_target(resolved) as connection:
         install(connection)
         pipeline_id = register(connection, pipeline, identity, settled=by_the_file)
-    with exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
-        with open_target(resolved) as connection:
+    with exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id) as lease:
+        with open_owned(resolved, lease) as connection:
             number_above(connection, above)
-            run_id = start_run(connection, pipeline_id, cause)
+            run_id = start_run(connection, pipeline_id, cause, lease)
             clear_leftovers(connection, pipeline_id, run_id)
+        run = Run(run_id=run_id, pipeline_id=pipeline_id, lease=lease, started=started)
         try:
             with span("rowvec run", pipeline=pipeline.name, run_id=run_id, cause=cause):
-                yield Run(run_id=run_id, pipeline_id=pipeline_id, started=started)
+                yield run
         except BaseException as error:
             # Any end of a run is recorded, an interrupt included. After a kill, the next run records it.
-            _record_failure(resolved, run_id, error)
+            ending = _record_failure(resolved, run, error)
+            if ending is not error:
+                raise ending from error
             raise
         finally:
             flush()
@@ -101,16 +111,27 @@ def number_above(connection: Connection, number: int) -> None:
         connection.execute(query("runs", "number_above"), {"number": number})
 
 
-def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, state: State = "running") -> RunId:
+def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, lease: Lease) -> RunId:
     """Record a new run."""
-    values = {"pipeline_id": pipeline_id, "cause": cause, "state": state}
+    values = {"pipeline_id": pipeline_id, "cause": cause, "lease": lease.number}
     return RunId(written_id(connection, query("runs", "start"), values))
 
 
-def start_plan(connection: Connection, pipeline_id: PipelineId) -> RunId:
-    """Record a new plan. No other process clears it away while this connection is open."""
-    values = {"pipeline_id": pipeline_id, "space": LockSpace.PLAN}
-    return RunId(written_id(connection, query("runs", "start_plan"), values))
+@contextmanager
+def planning(connection: Connection, pipeline_id: PipelineId) -> Generator[RunId]:
+    """Record a new plan; no other process clears it away within this context, which lasts a day at most.
+
+    The plans that ``rowvec plan`` made before it are dropped.
+    """
+    values = {"pipeline_id": pipeline_id}
+    run_id = RunId(written_id(connection, query("runs", "start_plan"), values))
+    connection.execute(query("runs", "supersede"), {"pipeline_id": pipeline_id, "run_id": run_id})
+    _drop_tables(connection, pipeline_id, run_id)
+    try:
+        yield run_id
+    finally:
+        if not connection.closed:
+            connection.execute(query("runs", "planned"), {"run_id": run_id})
 
 
 def finish_run(connection: Connection, run_id: RunId, ending: Ending) -> None:
@@ -127,60 +148,70 @@ def finish_run(connection: Connection, run_id: RunId, ending: Ending) -> None:
     connection.execute(query("runs", "finish"), values)
 
 
-@contextmanager
-def exclusively(url: str, name: str, pipeline_id: PipelineId) -> Generator[None]:
-    """Lock the pipeline for one run, on a connection of its own.
-
-    The lock belongs to that connection's session, so it ends with a killed process and needs no cleaning up. Raises
-    ``PipelineBusy`` if another run holds the lock for longer than the server needs to notice that a session has ended.
-    """
-    values = {"space": LockSpace.RUN, "pipeline_id": pipeline_id}
-    with connect(url, application="rowvec lock") as holder:
-        with lost_connections_are_retriable():
-            try:
-                holder.execute(query("runs", "lock_timeout"))
-                holder.execute(query("runs", "lock"), values)
-            except pg.LockNotAvailable:
-                raise PipelineBusy(
-                    f"another run of the pipeline {name} is at work; wait for it, or stop it first"
-                ) from None
-        yield
-        # Unlock explicitly: the next run may start before the server notices that this connection was closed.
-        # If the server was restarted, the session is gone and holds no lock.
-        with suppress(pg.OperationalError):
-            holder.execute(query("runs", "unlock"), values)
-
-
 def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
     """Mark what killed runs left as abandoned and drop their tables; returns the names of the tables dropped.
 
-    ``run_id`` is the run that is under way, which is left alone. The caller must hold the pipeline's lock.
+    ``run_id`` is the run that is under way, which is left alone. The caller must hold the pipeline's lease.
     """
-    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": LockSpace.PLAN}
+    values = {"pipeline_id": pipeline_id, "run_id": run_id}
     connection.execute(query("runs", "abandoned"), values)
     return _drop_tables(connection, pipeline_id, run_id)
 
 
-def supersede_plans(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> None:
-    """Drop the plans that ``rowvec plan`` made before the plan ``run_id``; runs under way are not touched."""
-    values = {"pipeline_id": pipeline_id, "run_id": run_id, "space": LockSpace.PLAN}
-    connection.execute(query("runs", "supersede"), values)
-    _drop_tables(connection, pipeline_id, run_id)
-
-
-def _record_failure(resolved: Pipeline, run_id: RunId, error: BaseException) -> None:
+def _record_failure(resolved: Pipeline, run: Run, error: BaseException) -> BaseException:
+    """Record how a run failed; returns the error, or ``LeaseLost`` if the run has failed because of that."""
     sentence = str(error) if isinstance(error, RowvecError) else f"unexpected: {type(error).__name__}"
     try:
         with open_target(resolved) as connection:
-            state = "waiting" if isinstance(error, AwaitingJobs) else "failed"
-            finish_run(connection, run_id, Ending(state=state, error=sentence))
+            if isinstance(error, Exception) and not isinstance(error, LeaseLost):
+                error = _reason(connection, run.lease, error)
+            if isinstance(error, LeaseLost):
+                values = {"run_id": run.run_id, "lease": run.lease.number, "error": str(error)}
+                connection.execute(query("runs", "lost"), values)
+            else:
+                state = "waiting" if isinstance(error, AwaitingJobs) else "failed"
+                with owned(connection, run.lease):
+                    finish_run(connection, run.run_id, Ending(state=state, error=sentence))
     except RowvecError as unreachable:
         error.add_note(f"the failure could not be recorded in the ledger: {unreachable}")
+    return error
+
+
+def _reason(connection: Connection, lease: Lease, error: Exception) -> Exception:
+    """The error, or ``LeaseLost``: another run has then dropped the tables that this one missed, for example."""
+    try:
+        check_owner(connection, lease)
+    except LeaseLost as reason:
+        return reason
+    return error
 
 
 def _drop_tables(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
+    """Drop the tables of runs that are over; returns the names of the tables dropped.
+
+    The sessions of a run that was stopped, or cut off, may still hold such a table. They can commit nothing any more,
+    and are ended. If the role may not do that, the table stays for a later run.
+    """
     values = {"pipeline_id": pipeline_id, "run_id": run_id}
-    tables = [row[0] for row in connection.execute(query("runs", "leftovers"), values)]
-    for table in tables:
-        connection.execute(query("runs", "drop", table=sql.Identifier("rowvec", table)))
-    return tables
+    dropped: list[str] = []
+    for (table,) in connection.execute(query("runs", "leftovers"), values).fetchall():
+        drop = query("runs", "drop", table=sql.Identifier("rowvec", table))
+        for attempt in range(2):
+            try:
+                with connection.transaction():
+                    connection.execute(query("runs", "drop_patience"))
+                    connection.execute(drop)
+            except pg.LockNotAvailable:
+                if attempt == 0:
+                    _end_holders(connection, table)
+            else:
+                dropped.append(table)
+                break
+    return dropped
+
+
+def _end_holders(connection: Connection, table: str) -> None:
+    try:
+        connection.execute(query("runs", "end_holders"), {"table": table})
+    except pg.InsufficientPrivilege as error:
+        logger.warning("rowvec.%s is held by a session that cannot be ended: %s", table, error.diag.message_primary)

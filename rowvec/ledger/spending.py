@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from rowvec.embedders.provider.budget import Reservation
 from rowvec.errors import BudgetExceeded, RetriableError, UsageError
+from rowvec.ledger.held_lease import Ownership
+from rowvec.ledger.lease import Lease, owned
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import AzureVisionEmbedder, Budget, OpenAIEmbedder, OpenAIImagesEmbedder
@@ -136,22 +138,32 @@ def outlook(connection: Connection, account: SpendingAccount, cost: float) -> di
 class LedgerBudget:
     """A ``BudgetHold`` over the ledger, for the threads of one embedder, which share its connection."""
 
-    def __init__(self, connection: Connection, account: SpendingAccount, cost: Callable[[int], float]) -> None:
+    def __init__(
+        self, connection: Connection, ownership: Ownership, account: SpendingAccount, cost: Callable[[int], float]
+    ) -> None:
         self._connection = connection
+        self._ownership = ownership
         self._account = account
         self._cost = cost
         self._lock = threading.Lock()
         self._limited = left(account.budget, Spent()) is not None
 
     def reserve(self, tokens: int) -> Reservation:
-        """See ``BudgetHold``. Without a limit, no query is made before a request."""
+        """See ``BudgetHold``. No request begins unless the run's lease is held: raises ``LeaseLost``.
+
+        Without a limit, the process that renews the lease makes no query before a request.
+        """
+        self._ownership.ensure()
         if not self._limited:
             return Reservation(usd=0.0)
-        with self._lock, lost_connections_are_retriable():
+        with self._lock, lost_connections_are_retriable(), owned(self._connection, self._ownership.lease):
             return reserve(self._connection, self._account, self._cost(tokens))
 
     def settle(self, hold: Reservation, tokens: int) -> None:
-        """See ``BudgetHold``. If the database is unreachable, the reservation stays, so that no paid answer is lost."""
+        """See ``BudgetHold``. If the database is unreachable, the reservation stays, so that no paid answer is lost.
+
+        The cost of an answer is recorded even if the lease was lost meanwhile.
+        """
         usd = self._cost(tokens)
         if not usd and not hold.usd:
             return
@@ -163,11 +175,13 @@ class LedgerBudget:
 
 
 @contextmanager
-def open_budget(pipeline: Pipeline, run_id: RunId, cost: Callable[[int], float]) -> Generator[LedgerBudget]:
+def open_budget(
+    pipeline: Pipeline, run_id: RunId, lease: Lease, cost: Callable[[int], float]
+) -> Generator[LedgerBudget]:
     """The budget of a run, on a connection of its own; the pipeline's references must be resolved."""
     check_price(pipeline, cost(1_000_000))
     with open_target(pipeline, "rowvec budget") as connection:
-        yield LedgerBudget(connection, account_of(pipeline, run_id), cost)
+        yield LedgerBudget(connection, Ownership(lease, pipeline.target.url), account_of(pipeline, run_id), cost)
 
 
 def _exceeded(account: SpendingAccount, spent: Spent, usd: float, key: str) -> BudgetExceeded:

@@ -9,7 +9,8 @@ from rowvec.index.build import index_state
 from rowvec.index.tuning.results import Tuning, store_tuning
 from rowvec.index.tuning.tuner import Budget
 from rowvec.index.tuning.tuner import tune as tune_table
-from rowvec.ledger import pipelines, runs
+from rowvec.ledger import pipelines
+from rowvec.ledger.held_lease import exclusively_on
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target, target_url
@@ -31,7 +32,7 @@ def maintain(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]:
         install(connection)
         pipeline_id = pipelines.find(connection, pipeline)
         table = stored_table(connection, resolved)
-        with runs.exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id):
+        with exclusively_on(connection, target_url(resolved.target.url), pipeline.name, pipeline_id):
             indexed = serve(connection, table, resolved, rebuild=rebuild, measure=True)
         serving = next((s for s in reversed(index_state(connection, table)) if s.valid and not s.partial), None)
     recall = indexed.recall

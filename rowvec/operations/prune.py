@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,10 @@ from psycopg import sql
 
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.images.content import KnownImage
+from rowvec.ledger.held_lease import Ownership
 from rowvec.ledger.journal import FACTS, Closing, copy_entry, record, replay
+from rowvec.ledger.lease import owned
+from rowvec.ledger.owned_store import OwnedStore
 from rowvec.ledger.pipelines import PipelineId, find, identity_of
 from rowvec.ledger.reuse import forget_artifact
 from rowvec.ledger.runs import Ending, Run, finish_run, running
@@ -127,7 +130,7 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
             images = unneeded_images(work.connection, pipeline.name, identity, older_than)
             old = _old_manifests(work, kept, older_than)
             return _pruned(work, found, old, images, applied=False, compacted=0)
-    with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, _opened(pipeline) as work:
+    with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, _opened(pipeline, run) as work:
         compacted = _compact(work, run, identity) if compact else 0
         found = _unneeded(work, _kept(work, older_than), older_than)
         for owner, name, _ in found:
@@ -148,13 +151,18 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
 
 
 @contextmanager
-def _opened(pipeline: Pipeline) -> Generator[_Work]:
+def _opened(pipeline: Pipeline, run: Run | None = None) -> Generator[_Work]:
+    """``run``: without one, nothing is changed."""
     resolved = resolve(pipeline, _NEEDED)
-    with open_target(resolved, "rowvec prune") as connection:
+    with open_target(resolved, "rowvec prune") as connection, ExitStack() as held:
         install(connection)
+        store = open_store(resolved.artifacts)
+        if run is not None:
+            held.enter_context(owned(connection, run.lease))
+            store = OwnedStore(store, Ownership(run.lease, resolved.target.url))
         yield _Work(
             connection=connection,
-            store=open_store(resolved.artifacts),
+            store=store,
             pipeline_id=find(connection, pipeline),
             table=stored_table(connection, resolved),
             pipeline=pipeline.name,

@@ -275,7 +275,7 @@ def finish_rebuild(pipeline: Pipeline, rebuilt: Rebuilt) -> RebuildReport:
 
 def _switch_to(connection: Connection, pipeline: Pipeline, known: list[Generation], new: Generation) -> str:
     live = live_of(known, pipeline)
-    with both_held(pipeline, live, new):
+    with both_held(connection, pipeline, live, new):
         carry_additions(connection, live, new, (live.settings or pipeline, new.settings or pipeline))
         now, former = (
             present_index(connection, table_of(connection, pipeline, g), pipeline.index) for g in (new, live)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 from psycopg import sql
 
 from rowvec.embedders import open_embedder
 from rowvec.ledger.generations import effective
+from rowvec.ledger.held_lease import Ownership
 from rowvec.ledger.journal import restart_journal, unrecorded
+from rowvec.ledger.lease import owned
+from rowvec.ledger.owned_store import OwnedStore
 from rowvec.ledger.reuse import NewArtifact, add_artifact, forget_artifact, set_artifacts_lost
 from rowvec.ledger.runs import Ending, Run, finish_run, running
 from rowvec.ledger.workdir import make_workdir
@@ -37,7 +41,8 @@ def prepare_repair(pipeline: Pipeline) -> Audit:
     Raises ``PipelineBusy`` if another run holds the pipeline.
     """
     pipeline = effective(pipeline)
-    with running(pipeline, "repair") as run, audited(pipeline) as found:
+    with running(pipeline, "repair") as run, audited(pipeline) as read, owned(read.connection, run.lease):
+        found = replace(read, store=OwnedStore(read.store, Ownership(run.lease, read.resolved.target.url)))
         report = found.report()
         if found.lost_artifacts:
             set_artifacts_lost(found.connection, found.pipeline_id, lost=True)

@@ -17,12 +17,13 @@ from psycopg.types.json import Jsonb
 
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.ledger.journal import replay, unrecorded
+from rowvec.ledger.lease import open_owned
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.runs import Ending, Run, RunId, finish_run, running
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table, make_schema
@@ -163,7 +164,7 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
     resolved = resolve(pipeline, _NEEDED)
     run, chain, last = restore.run, restore.chain, restore.chain[-1].manifest
     table = VectorTable.of(pipeline, _columns(last.layout.key), _columns(last.layout.metadata))
-    with open_target(resolved, "rowvec restore") as connection, tempfile.TemporaryDirectory(dir=home()) as folder:
+    with open_owned(resolved, run.lease, "rowvec restore") as connection, tempfile.TemporaryDirectory(dir=home()) as folder:
         work = _Work(
             connection=connection,
             store=open_store(resolved.artifacts),
@@ -347,7 +348,7 @@ def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreR
     """Build the index of the restored table, check the table, and record the verdict."""
     started = time.monotonic()
     resolved = resolve(pipeline, _NEEDED)
-    with open_target(resolved, "rowvec restore") as connection:
+    with open_owned(resolved, run.lease, "rowvec restore") as connection:
         indexed = serve(connection, restored.table, resolved)
         checks = [
             *restored.checks(),

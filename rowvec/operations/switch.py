@@ -24,8 +24,8 @@ from rowvec.ledger.generations import (
     same_vectors,
     url_of_target,
 )
+from rowvec.ledger.held_lease import exclusively_on
 from rowvec.ledger.reuse import has_artifacts
-from rowvec.ledger.runs import exclusively
 from rowvec.operations.additions import check_additions, check_equal, check_free, check_no_data, exchange_names
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
@@ -112,13 +112,13 @@ def begin(pipeline: Pipeline, following: Next) -> None:
         for old in following.given_up:
             check_no_data(connection, old, pipeline)
         for old in following.given_up:
-            with exclusively(url_of_target(pipeline), old.name, old.pipeline_id):
+            with exclusively_on(connection, url_of_target(pipeline), old.name, old.pipeline_id):
                 drop(connection, old)
         connection.execute(query("switch", "build"), {"name": following.pipeline.name})
 
 
 @contextmanager
-def both_held(pipeline: Pipeline, one: Generation, other: Generation) -> Generator[None]:
+def both_held(connection: Connection, pipeline: Pipeline, one: Generation, other: Generation) -> Generator[None]:
     """Hold both generations, so that neither has a run meanwhile. Raises ``PipelineBusy`` if one has a run now.
 
     Within this context the connection commits nothing once one of the two leases is lost.
@@ -126,7 +126,7 @@ def both_held(pipeline: Pipeline, one: Generation, other: Generation) -> Generat
     url = url_of_target(pipeline)
     with ExitStack() as held:
         for generation in sorted((one, other), key=lambda g: g.pipeline_id):
-            held.enter_context(exclusively(url_of_target(pipeline), generation.name, generation.pipeline_id))
+            held.enter_context(exclusively_on(connection, url, generation.name, generation.pipeline_id))
         yield
 
 
@@ -188,7 +188,7 @@ def retire_for_good(pipeline: Pipeline) -> list[str]:
         for generation in old:
             check_no_data(connection, generation, pipeline)
         for generation in old:
-            with exclusively(url_of_target(pipeline), generation.name, generation.pipeline_id):
+            with exclusively_on(connection, url_of_target(pipeline), generation.name, generation.pipeline_id):
                 drop(connection, generation)
     return [f"{g.schema}.{g.table}" for g in old]
 

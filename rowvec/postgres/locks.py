@@ -13,13 +13,10 @@ class LockSpace(IntEnum):
     """The first integer of each advisory lock; the sentence after a member names the second one."""
 
     RUN = 0x72760001
-    """One run per pipeline at a time; by pipeline id, held by the run's session until the run ends."""
+    """A run of a version that knew no leases; by pipeline id, held by that run's session. Now only looked at."""
 
     MERGE = 0x72760002
     """One merge per vector table at a time; by pipeline id, held until the merge's transaction ends."""
-
-    PLAN = 0x72760003
-    """A ``rowvec plan`` that is at work, so that no other run takes it for abandoned; by run id."""
 
     SPENDING = 0x72760004
     """One reservation of money at a time; by a hash of the pipeline's family."""

@@ -50,6 +50,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """
 
     names = Names()
+    _in_transaction = False
     before_commit: Callable[[], None] | None = None
     """What each transaction that is not a savepoint calls just before it commits; what it raises rolls back."""
 
@@ -75,6 +76,14 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         (pid,) = self._first(sql.SQL("SELECT pg_catalog.pg_backend_pid()"))
         return pid != self.info.backend_pid
 
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """As psycopg's; a session that ended between two transactions is opened again."""
+        if self.closed and not self._closed:
+            if self._in_transaction:
+                raise psycopg.OperationalError("the connection was lost in the middle of a transaction")
+            self._reopen()
+        return super().cursor(*args, **kwargs)
+
     @contextmanager
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
@@ -84,7 +93,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             with super().transaction(savepoint_name, force_rollback) as inner:
                 yield inner
             return
+        if self._in_transaction:
+            # What it has done so far is rolled back, so nothing more of it may be done in another session.
+            raise psycopg.OperationalError("the connection was lost in the middle of a transaction")
         self._begin()
+        self._in_transaction = True
         try:
             yield psycopg.Transaction(self)
             if self.before_commit and not force_rollback:
@@ -94,6 +107,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             with suppress(psycopg.Error):
                 self._plain("ROLLBACK")
             raise
+        finally:
+            self._in_transaction = False
         ended = self._plain("ROLLBACK" if force_rollback else "COMMIT")
         if not force_rollback and ended.statusmessage != "COMMIT":
             raise pg.InFailedSqlTransaction("the transaction was rolled back: a statement in it had failed")

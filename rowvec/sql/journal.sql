@@ -15,7 +15,8 @@ UPDATE rowvec.pipelines SET journal_whole = true WHERE pipeline_id = %(pipeline_
 SELECT
     p.journal_whole,
     p.journal_layout,
-    EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.pipeline_id = p.pipeline_id AND NOT a.listed),
+    -- What was taken in from the store need be named only once a row shows it.
+    EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.pipeline_id = p.pipeline_id AND NOT a.listed AND a.batch >= 0),
     (SELECT r.manifest FROM rowvec.runs AS r
      WHERE r.pipeline_id = p.pipeline_id AND r.manifest IS NOT NULL ORDER BY r.run_id DESC LIMIT 1),
     to_regclass(%(unrecorded)s) IS NOT NULL,
@@ -52,7 +53,7 @@ ORDER BY a.artifact_id
 
 -- name: new_runs -- with the run that writes the manifest, which is still running
 SELECT
-    run_id, cause, CASE WHEN state = 'running' THEN 'succeeded' ELSE state END, started_at,
+    run_id, cause, CASE state WHEN 'running' THEN 'succeeded' WHEN 'lost' THEN 'abandoned' ELSE state END, started_at,
     coalesce(finished_at, merged_at), coalesce((report ->> 'embedded')::int, 0),
     coalesce((report ->> 'tokens')::bigint, 0), coalesce((report ->> 'cost_usd')::float8, 0)
 FROM rowvec.runs
@@ -61,7 +62,7 @@ ORDER BY run_id
 
 -- name: all_runs -- those that a row, a vector or an artifact still comes from
 SELECT
-    run_id, cause, CASE WHEN state = 'running' THEN 'succeeded' ELSE state END, started_at,
+    run_id, cause, CASE state WHEN 'running' THEN 'succeeded' WHEN 'lost' THEN 'abandoned' ELSE state END, started_at,
     coalesce(finished_at, merged_at), coalesce((report ->> 'embedded')::int, 0),
     coalesce((report ->> 'tokens')::bigint, 0), coalesce((report ->> 'cost_usd')::float8, 0)
 FROM rowvec.runs

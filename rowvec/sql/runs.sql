@@ -1,5 +1,5 @@
 -- name: start
-INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, %(cause)s, %(state)s) RETURNING run_id
+INSERT INTO rowvec.runs (pipeline_id, cause, lease) VALUES (%(pipeline_id)s, %(cause)s, %(lease)s) RETURNING run_id
 
 -- name: number_above
 SELECT setval(sequence, %(number)s)
@@ -13,20 +13,25 @@ SET state = %(state)s, finished_at = now(), error = %(error)s,
     manifest = coalesce(%(manifest)s, manifest), manifest_sha256 = coalesce(%(manifest_sha256)s, manifest_sha256)
 WHERE run_id = %(run_id)s
 
--- name: abandoned -- earlier runs and plans of this pipeline that no process will finish; run it with the pipeline's lock
+-- name: lost -- by the run itself; the run that took over may have marked it as abandoned
+UPDATE rowvec.runs SET state = 'lost', finished_at = now(), error = %(error)s
+WHERE run_id = %(run_id)s AND lease = %(lease)s AND state IN ('running', 'abandoned')
+
+-- name: abandoned -- earlier runs and plans of this pipeline that no process will finish; only the lease's owner asks for it
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
 WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
-  AND CASE state WHEN 'running' THEN true
-                 WHEN 'planned' THEN pg_try_advisory_xact_lock(%(space)s, run_id::int) ELSE false END
+  AND (state = 'running' OR state = 'planned' AND (finished_at IS NOT NULL OR started_at < now() - interval '1 day'))
 
--- name: supersede -- older plans that no run has used, when a new plan is made
+-- name: supersede -- older plans that no process works on, when a new plan is made
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
 WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
-  AND CASE state WHEN 'planned' THEN pg_try_advisory_xact_lock(%(space)s, run_id::int) ELSE false END
+  AND state = 'planned' AND (finished_at IS NOT NULL OR started_at < now() - interval '1 day')
 
--- name: start_plan -- locked before another session can see the row, so that no process clears a plan under way
-INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, 'plan', 'planned')
-RETURNING run_id, pg_try_advisory_lock(%(space)s, run_id::int)
+-- name: start_plan -- a plan under way has no end yet, so no process clears it away
+INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, 'plan', 'planned') RETURNING run_id
+
+-- name: planned
+UPDATE rowvec.runs SET finished_at = now() WHERE run_id = %(run_id)s AND state = 'planned'
 
 -- name: leftovers -- plan and staging tables of runs that are over
 SELECT c.relname
@@ -38,11 +43,12 @@ WHERE c.relnamespace = 'rowvec'::regnamespace AND r.pipeline_id = %(pipeline_id)
 -- name: drop
 DROP TABLE IF EXISTS {table}
 
--- name: lock -- one run per pipeline; the session holds it, so that a killed run releases it
-SELECT pg_advisory_lock(%(space)s, %(pipeline_id)s)
+-- name: drop_patience
+SET LOCAL lock_timeout = '1s'
 
--- name: lock_timeout -- the server may need a moment to notice that the session of a killed run has ended
-SET lock_timeout = '3s'
-
--- name: unlock
-SELECT pg_advisory_unlock(%(space)s, %(pipeline_id)s)
+-- name: end_holders -- sessions of a run that is over, which was stopped in the middle of a transaction
+SELECT pg_terminate_backend(a.pid)
+FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.relation = to_regclass('rowvec.' || %(table)s) AND l.granted
+  AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()

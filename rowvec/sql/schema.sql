@@ -421,3 +421,53 @@ ALTER TABLE rowvec.rejects
 COMMENT ON COLUMN rowvec.rejects.metadata_hash IS
     'If the metadata may be the fault too: the row is tried again when they change. NULL: only its content counts.';
 COMMENT ON COLUMN rowvec.rejects.sqlstate IS 'What the database said when it refused the row, or its removal.';
+
+-- name: migration_10 -- who owns a pipeline: a lease in place of a session's advisory lock
+CREATE TABLE rowvec.run_leases (
+    pipeline_id int PRIMARY KEY REFERENCES rowvec.pipelines,
+    number bigint NOT NULL DEFAULT 0,
+    held boolean NOT NULL DEFAULT false,
+    seconds double precision NOT NULL DEFAULT 0,
+    machine text NOT NULL DEFAULT '',
+    pid int NOT NULL DEFAULT 0,
+    started bigint NOT NULL DEFAULT 0,
+    taken_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE rowvec.run_leases IS
+    'One row per pipeline: the lease of the run that may pay and write. Its number only grows.';
+COMMENT ON COLUMN rowvec.run_leases.held IS 'Whether the run has not given it up.';
+COMMENT ON COLUMN rowvec.run_leases.seconds IS
+    'For so long another run must see no renewal before it takes the lease over.';
+COMMENT ON COLUMN rowvec.run_leases.machine IS
+    'With pid and started: the owner''s process, so that a run on the same machine sees that it was killed.';
+
+-- Apart from the leases: a transaction that has locked a lease must not make its renewals wait, nor fail by them.
+CREATE TABLE rowvec.lease_renewals (
+    pipeline_id int PRIMARY KEY REFERENCES rowvec.pipelines,
+    number bigint NOT NULL DEFAULT 0,
+    renewals bigint NOT NULL DEFAULT 0,
+    ends_at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 20);
+COMMENT ON TABLE rowvec.lease_renewals IS 'How often the owner of each lease has renewed it.';
+COMMENT ON COLUMN rowvec.lease_renewals.ends_at IS
+    'When it ends if it is not renewed, for people to read: no clock decides, only how long the renewals stand still.';
+
+ALTER TABLE rowvec.runs ADD COLUMN lease bigint;
+COMMENT ON COLUMN rowvec.runs.lease IS 'The number of the lease that it had; NULL for a plan, which needs none.';
+ALTER TABLE rowvec.runs DROP CONSTRAINT runs_state_check;
+ALTER TABLE rowvec.runs ADD CONSTRAINT runs_state_check
+    CHECK (state IN ('planned', 'running', 'succeeded', 'failed', 'abandoned', 'waiting', 'lost'));
+
+-- name: migration_11 -- the ledger's mark in the store of artifacts, so that a copy of the database is told from it
+CREATE TABLE rowvec.stores (
+    family text PRIMARY KEY,
+    ledger uuid NOT NULL DEFAULT gen_random_uuid(),
+    server text,
+    database oid NOT NULL,
+    superseded text[] NOT NULL DEFAULT '{}'
+);
+COMMENT ON TABLE rowvec.stores IS 'One row per pipeline: under which id this ledger writes to the pipeline''s store.';
+COMMENT ON COLUMN rowvec.stores.server IS
+    'The server''s system identifier; with the database''s oid it tells this database from a copy of it. NULL: unknown.';
+COMMENT ON COLUMN rowvec.stores.superseded IS
+    'Manifests in the store that the next one replaces: those that killed runs left, and those that were given up.';

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rowvec.ledger.runs import RunId
+from rowvec.ledger.lease import Lease
+from rowvec.ledger.runs import Run, RunId
 from rowvec.ledger.workdir import make_workdir_in
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.allocators import share_arenas
@@ -20,6 +21,8 @@ class Batch:
     """A batch on its way through the stages: a reference and figures, never the rows themselves."""
 
     run_id: RunId
+    lease: Lease
+    """Of the run: a worker in another process must not pay or write once it is lost."""
     number: int
     database: str = ""
     """The name of the database that numbers the run, by ``rowvec.ledger.workdir``; set once the batch has files."""
@@ -31,6 +34,11 @@ class Batch:
     tokens: int = 0
     artifact: Artifact | None = None
     seconds: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, run: Run, number: int) -> Batch:
+        """A batch at the beginning of its way."""
+        return cls(run_id=run.run_id, lease=run.lease, number=number)
 
     @property
     def folder(self) -> Path:

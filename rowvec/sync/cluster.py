@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from rowvec.errors import UsageError
-from rowvec.ledger.runs import RunId
+from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.sources.images.file import is_url
@@ -48,10 +48,10 @@ def check_reachable(pipeline: Pipeline) -> None:
         )
 
 
-def work_through(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
+def work_through(pipeline: Pipeline, run: Run, number: int) -> Batch:
     """Take a batch through all its stages; its input and its output are in the database and the store.
 
     If it is done again, by any machine, it pays for no answered text and loads nothing twice.
     """
     check_reachable(pipeline)
-    return through_all_stages(pipeline, run_id, number)
+    return through_all_stages(pipeline, run, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -30,11 +31,10 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
     pipeline = effective(pipeline)
     resolved = resolve(pipeline)
     embedder = open_embedder(resolved.embedder)
-    with open_target(resolved, "rowvec plan") as connection:
+    with open_target(resolved, "rowvec plan") as connection, ExitStack() as held:
         install(connection)
         pipeline_id = pipelines.register(connection, pipeline, embedder.identity)
-        run_id = runs.start_plan(connection, pipeline_id)
-        runs.supersede_plans(connection, pipeline_id, run_id)
+        run_id = held.enter_context(runs.planning(connection, pipeline_id))
         request = Request(pipeline=resolved, identity=embedder.identity, pipeline_id=pipeline_id, run_id=run_id)
         found = extract(connection, request)
         tokens = 0

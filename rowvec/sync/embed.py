@@ -273,7 +273,7 @@ def _keep_rejects(work: Work, folder: Path, distinct: _Distinct) -> int:
 def run(pipeline: Pipeline, batch: Batch) -> Batch:
     """Fetch a batch's rows and give them vectors."""
     started = time.monotonic()
-    with open_stage(pipeline, batch.run_id, f"embed {batch.number}") as work:
+    with open_stage(pipeline, batch, f"embed {batch.number}") as work:
         embedder = opened_embedder(work.pipeline.embedder)
         with _budget(work, embedder) as budget, shared_pace(work.pipeline.target.url, embedder):
             batch = replace(batch, database=database_name(work.connection))
@@ -285,7 +285,9 @@ def run(pipeline: Pipeline, batch: Batch) -> Batch:
 
 def _budget(work: Work, embedder: Embedder) -> AbstractContextManager[BudgetHold]:
     """What requests are paid from, on a connection of its own; without one if nothing costs anything."""
-    return open_budget(work.pipeline, work.plan.run_id, embedder.cost) if embedder.paid else nullcontext(UNLIMITED)
+    if not embedder.paid:
+        return nullcontext(UNLIMITED)
+    return open_budget(work.pipeline, work.plan.run_id, work.lease, embedder.cost)
 
 
 def _asking(work: Work, folder: Path, budget: BudgetHold) -> Ask:

@@ -14,7 +14,7 @@ from rowvec.index.tuning.results import find_tuning
 from rowvec.index.upkeep import keep_fit
 from rowvec.index.vacuum import vacuum_if_due
 from rowvec.index.wear import Reason
-from rowvec.ledger.runs import RunId
+from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice
@@ -90,7 +90,7 @@ def _install_functions(connection: Connection, table: VectorTable, pipeline: Pip
 
 
 @traced("index")
-def run(pipeline: Pipeline, run_id: RunId) -> Indexed:
+def run(pipeline: Pipeline, run: Run) -> Indexed:
     """Give the vector table its index and the search functions that use it."""
-    with open_stage(pipeline, run_id, "index") as work:
+    with open_stage(pipeline, run, "index") as work:
         return serve(work.connection, work.plan.table, work.pipeline)

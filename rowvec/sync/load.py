@@ -200,7 +200,7 @@ def run(pipeline: Pipeline, batch: Batch) -> Batch:
     """COPY the artifact into staging, from this machine's copy if it still exists, else from the store."""
     started = time.monotonic()
     if batch.artifact is not None:
-        with open_stage(pipeline, batch.run_id, f"load {batch.number}") as work:
+        with open_stage(pipeline, batch, f"load {batch.number}") as work:
             parquet = _local_copy(work, batch.artifact, batch.folder)
             load_batch(
                 work.connection,

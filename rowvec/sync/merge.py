@@ -15,7 +15,7 @@ from rowvec.index.choice import LIMIT_NONZEROS, Sparsity
 from rowvec.index.sparsity import widest
 from rowvec.ledger.journal import restart_journal, unrecorded
 from rowvec.ledger.plans import Plan
-from rowvec.ledger.runs import RunId
+from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
@@ -225,10 +225,10 @@ class Round:
 
 
 @traced("merge")
-def run(pipeline: Pipeline, run_id: RunId) -> Merged:
+def run(pipeline: Pipeline, run: Run) -> Merged:
     """One transaction, after which the vector table agrees with the source."""
     started = time.monotonic()
-    with open_stage(pipeline, run_id, "merge") as work:
+    with open_stage(pipeline, run, "merge") as work:
         connection, plan = work.connection, work.plan
         if notes := make_room(connection, plan, work.pipeline.index):
             logger.warning("%s.%s: %s", plan.table.schema, plan.table.name, notes)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from rowvec.ledger.generations import effective
 from rowvec.ledger.plans import Plan
-from rowvec.ledger.runs import Run, RunId, running
+from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.sync import binarize, embed, index, load, merge, upload, validate
 from rowvec.sync.batch import Batch
@@ -65,9 +65,9 @@ def batch_stages(pipeline: Pipeline) -> list[str]:
     return [name for name in BATCH_STAGES if name != "images" or pipeline.source.kind == "images"]
 
 
-def through_all_stages(pipeline: Pipeline, run_id: RunId, number: int) -> Batch:
+def through_all_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:
     """Take one batch through all its stages in this process."""
-    batch = Batch(run_id=run_id, number=number)
+    batch = Batch.of(run, number)
     for name in batch_stages(pipeline):
         batch = BATCH_STAGES[name].run(pipeline, batch)
     return batch
@@ -95,10 +95,10 @@ IN_PROCESS = Stages(
     # Each looks its stage up when it is called, so that a stage that was replaced is the one that runs.
     extract=lambda pipeline, run: extract.run(pipeline, run),
     submit_jobs=lambda pipeline, run: submit.run(pipeline, run),
-    lost_images=lambda pipeline, run: lost.run(pipeline, run.run_id),
-    batches=lambda pipeline, run, count: [through_all_stages(pipeline, run.run_id, n) for n in range(count)],
-    merge=lambda pipeline, run: merge.run(pipeline, run.run_id),
-    index=lambda pipeline, run: index.run(pipeline, run.run_id),
+    lost_images=lambda pipeline, run: lost.run(pipeline, run),
+    batches=lambda pipeline, run, count: [through_all_stages(pipeline, run, n) for n in range(count)],
+    merge=lambda pipeline, run: merge.run(pipeline, run),
+    index=lambda pipeline, run: index.run(pipeline, run),
     validate=lambda pipeline, run, rounds, indexed: validate.run(pipeline, run, rounds, indexed),
 )
 """Every stage called in this process, one after the other, without an orchestrator."""

@@ -25,7 +25,7 @@ def run(pipeline: Pipeline, batch: Batch) -> Batch:
     if not batch.rows:
         return batch.after("upload", started)
     folder = batch.folder
-    with open_stage(pipeline, batch.run_id, f"upload {batch.number}") as work:
+    with open_stage(pipeline, batch, f"upload {batch.number}") as work:
         plan = work.plan
         bits = folder / "bits.arrow" if plan.table.bits else None
         parquet = folder / "artifact.parquet"

@@ -137,7 +137,7 @@ def _check(found: VectorCheck) -> Check:
 def run(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     """Check what must hold, write the manifest, and record the verdict in the ledger."""
     started = time.monotonic()
-    with open_stage(pipeline, run.run_id, "validate") as work:
+    with open_stage(pipeline, run, "validate") as work:
         connection, plan = work.connection, work.plan
         report = _report(work, run, rounds, indexed)
         recorded = journal.record(connection, work.store, _closing(plan, report), make_workdir(connection, plan.run_id))

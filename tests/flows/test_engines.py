@@ -16,6 +16,7 @@ from rowvec_flows.sync import sync
 from rowvec_tasks.engines import Cluster, chosen_cluster, on_cluster
 
 from rowvec.errors import ClusterUnavailable, UsageError
+from rowvec.ledger.lease import Lease
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import MIN_BATCH_ROWS, count_batches
 from rowvec.ledger.runs import Run, RunId
@@ -241,7 +242,8 @@ def test_a_wrong_setting_is_one_sentence(
 def test_a_cluster_that_is_not_there_is_one_sentence(engine: Literal["dask", "ray"]) -> None:
     pipeline = paintings.pipeline("./unused")
     nowhere = {"dask": "tcp://127.0.0.1:9", "ray": "127.0.0.1:9"}[engine]
-    run = Run(run_id=RunId(1), pipeline_id=PipelineId(1), started=0.0)
+    lease = Lease(pipeline_id=PipelineId(1), number=1, seconds=20, pipeline="paintings")
+    run = Run(run_id=RunId(1), pipeline_id=PipelineId(1), lease=lease, started=0.0)
     with pytest.raises(ClusterUnavailable, match=f"the {engine} cluster at {nowhere} does not answer"):
         on_cluster(Cluster(engine=engine, address=nowhere), pipeline, run, 1)
     with pytest.raises(UsageError, match="ROWVEC_CLUSTER is 'auto'; it must end in HOST:PORT"):

@@ -16,6 +16,7 @@ from rowvec.embedders.openai.prices import BATCH_SHARE
 from rowvec.embedders.protocol import Answer, Embedder
 from rowvec.embedders.provider.budget import BudgetHold, Reservation
 from rowvec.errors import RejectReason, RowError
+from rowvec.ledger.lease import whoever_owns
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import FETCH_ROWS, Plan
 from rowvec.ledger.reuse import Answers, keep_answers, paid_for, relies_on_table
@@ -100,9 +101,10 @@ def prepare(
 
 
 def submitted(connection: Connection, job_id: JobId, provider_id: str, provider_state: str) -> None:
-    """Record that the provider has the job, under this id."""
+    """Record that the provider has the job, under this id; even if the lease was lost meanwhile."""
     values = {"job_id": job_id, "provider_id": provider_id, "provider_state": provider_state}
-    connection.execute(query("jobs", "submitted"), values)
+    with whoever_owns(connection):
+        connection.execute(query("jobs", "submitted"), values)
 
 
 def seen(connection: Connection, job: Job, provider_state: str) -> None:

@@ -21,6 +21,8 @@ from rowvec.embedders.openai.batch_files import Entry, JobLimits, numbered, requ
 from rowvec.embedders.openai.prices import BATCH_SHARE
 from rowvec.embedders.rate_limit.limiter import Clock, SystemClock
 from rowvec.errors import AwaitingJobs, EmbedderRefused, FatalError, RowError
+from rowvec.ledger.held_lease import Ownership
+from rowvec.ledger.lease import open_owned
 from rowvec.ledger.plans import Plan, open_plan
 from rowvec.ledger.runs import Run
 from rowvec.ledger.spending import SpendingAccount, account_of, check_price, left, spent_by
@@ -28,7 +30,7 @@ from rowvec.ledger.workdir import make_workdir
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import BatchApi, OpenAIEmbedder
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection
 from rowvec.sync.batch_api import jobs
 from rowvec.sync.batch_api.jobs import Job
 
@@ -132,7 +134,7 @@ def run(pipeline: Pipeline, run: Run, clock: Clock | None = None) -> Awaited:
     resolved = resolve(pipeline)
     embedder = resolved.embedder
     how = embedder.jobs if isinstance(embedder, OpenAIEmbedder) else None
-    with open_target(resolved, "rowvec jobs") as connection, ExitStack() as opened:
+    with open_owned(resolved, run.lease, "rowvec jobs") as connection, ExitStack() as opened:
         if how is None and not jobs.unfinished(connection, run.pipeline_id):
             return Awaited()
         api, batches = opened.enter_context(open_batch_api(embedder))
@@ -145,6 +147,7 @@ def run(pipeline: Pipeline, run: Run, clock: Clock | None = None) -> Awaited:
             makes_jobs=how is not None,
             plan=open_plan(connection, resolved, run.run_id),
             account=account_of(resolved, run.run_id),
+            ownership=Ownership(run.lease, resolved.target.url),
         )
         return run_jobs.work(clock or SystemClock())
 
@@ -170,6 +173,7 @@ class _Jobs:
     """Whether new jobs may be submitted; existing jobs are collected in any case."""
     plan: Plan
     account: SpendingAccount
+    ownership: Ownership
 
     def work(self, clock: Clock) -> Awaited:
         started, pause = clock.now(), pauses()
@@ -279,6 +283,7 @@ class _Jobs:
             job_id = jobs.prepare(
                 self.connection, self.account, self.plan.pipeline_id, file.mark, file.texts, usd_a_token
             )
+            self.ownership.ensure()
             seen = self.batches.submit(file.path, str(file.mark))
             jobs.submitted(self.connection, job_id, seen.provider_id, seen.state)
             file.path.unlink()

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from rowvec.embedders.cache import opened_embedder
 from rowvec.ledger import pipelines
+from rowvec.ledger.lease import open_owned
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.references import resolve
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_table import make_schema
 from rowvec.runtime.telemetry import traced
 from rowvec.search.hybrid import check_language
@@ -48,7 +49,7 @@ def run(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     started = time.monotonic()
     resolved = resolve(pipeline)
     identity = opened_embedder(resolved.embedder).identity
-    with open_target(resolved, "rowvec extract") as connection:
+    with open_owned(resolved, run.lease, "rowvec extract") as connection:
         shows_images = resolved.what == "images"
         if shows_images:
             forget_lost_images(connection, open_store(resolved.artifacts), pipeline.name)

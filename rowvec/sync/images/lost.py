@@ -8,7 +8,7 @@ from itertools import islice
 from psycopg import sql
 
 from rowvec.images.content import KnownImage, objects_prefix, parted
-from rowvec.ledger.runs import RunId
+from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
 from rowvec.postgres.connection import Connection
@@ -118,9 +118,9 @@ def _family(pipeline: str) -> str:
     return pipeline.partition(".")[0]
 
 
-def run(pipeline: Pipeline, run_id: RunId) -> int:
+def run(pipeline: Pipeline, run: Run) -> int:
     """Upload again the images that the store has lost, except those of planned rows; returns how many there were."""
-    with open_stage(pipeline, run_id, "images") as work:
+    with open_stage(pipeline, run, "images") as work:
         source = work.pipeline.source
         if source.kind != "images":
             return 0

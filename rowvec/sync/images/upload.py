@@ -253,7 +253,7 @@ def _family(pipeline: str) -> sql.Literal:
 def run(pipeline: Pipeline, batch: Batch) -> Batch:
     """Put a batch's images into the store, before an embedder is paid for them and before a row shows them."""
     started = time.monotonic()
-    with open_stage(pipeline, batch.run_id, f"images {batch.number}") as work:
+    with open_stage(pipeline, batch, f"images {batch.number}") as work:
         source = work.pipeline.source
         if source.kind != "images":
             return batch

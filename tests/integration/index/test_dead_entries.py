@@ -74,7 +74,7 @@ def test_dead_entries_lower_recall_and_a_sync_restores_it(source: Connection, in
         # The state after the merge: the search visits dead entries first, and does not return enough live rows.
         assert recall(source, queries) < 0.7
         assert min(len(found) for found in plain_search(source, THROUGH_INDEX, queries)) < 10
-        report = validate.run(indexed, run, [done], index.run(indexed, run.run_id))
+        report = validate.run(indexed, run, [done], index.run(indexed, run))
     assert report.consistent
     assert report.deleted == ROWS * 9 // 10
     assert recall(source, queries) > 0.95

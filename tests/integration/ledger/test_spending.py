@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 
 from rowvec.errors import AwaitingJobs, BudgetExceeded, UsageError
 from rowvec.ledger import spending
+from rowvec.ledger.held_lease import Ownership, exclusively
+from rowvec.ledger.lease import Lease
+from rowvec.ledger.pipelines import register
 from rowvec.ledger.runs import RunId
 from rowvec.ledger.spending import LedgerBudget, SpendingAccount, Spent, exceeded_limit, left
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import Budget
 from rowvec.postgres.connection import Connection, connect
 from rowvec.sync import dry_run
+from rowvec.vectors.fingerprint import Identity
 from tests.support import paintings
 from tests.support.paintings import assert_in_step, rebuild, sync
 from tests.support.servers.openai_server import KEY, OpenAIServer, failing, serve
@@ -36,6 +40,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Generator[OpenAIServer]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serve(key=KEY) as opened:
         yield opened
+
+
+@pytest.fixture
+def lease(connection: Connection, database_url: str) -> Generator[Lease]:
+    """The lease of a pipeline."""
+    pipeline_id = register(
+        connection, paintings.pipeline("./unused"), Identity(provider="p", model="m", dimensions=2, preprocessing=1)
+    )
+    with exclusively(database_url, "paintings", pipeline_id) as held:
+        yield held
 
 
 def pipeline(server: OpenAIServer, tmp_path: Path, budget: dict[str, float] | None, **more: Any) -> Pipeline:
@@ -85,7 +99,7 @@ def test_a_sequence_of_reservations_never_exceeds_the_limit(costs: list[float], 
     assert spent <= limit + 1e-6
 
 
-def test_threads_together_never_exceed_the_budget(connection: Connection, database_url: str) -> None:
+def test_threads_together_never_exceed_the_budget(connection: Connection, lease: Lease, database_url: str) -> None:
     account = SpendingAccount(family="f", run_id=RunId(1), budget=Budget(per_month=0.1))
     others = SpendingAccount(family="f", run_id=RunId(2), budget=account.budget)
 
@@ -98,16 +112,17 @@ def test_threads_together_never_exceed_the_budget(connection: Connection, databa
         return 3
 
     with connect(database_url) as one, connect(database_url) as two:
-        budgets = [LedgerBudget(c, a, lambda tokens: tokens / 1000) for c, a in ((one, account), (two, others))]
+        owner, both = Ownership(lease, None), ((one, account), (two, others))
+        budgets = [LedgerBudget(c, owner, a, lambda tokens: tokens / 1000) for c, a in both]
         with ThreadPoolExecutor(8) as threads:
             spent = sum(threads.map(spend, budgets * 40))
     assert spent == 99
     assert spending.spent_by(connection, account).month == pytest.approx(0.099)
 
 
-def test_requests_in_flight_count_before_they_are_answered(connection: Connection) -> None:
+def test_requests_in_flight_count_before_they_are_answered(connection: Connection, lease: Lease) -> None:
     account = SpendingAccount(family="f", run_id=RunId(1), budget=Budget(per_run=0.01))
-    budget = LedgerBudget(connection, account, lambda tokens: tokens / 1000)
+    budget = LedgerBudget(connection, Ownership(lease, None), account, lambda tokens: tokens / 1000)
     holds = [budget.reserve(5), budget.reserve(5)]
     with pytest.raises(BudgetExceeded, match="per_run"):
         budget.reserve(1)

@@ -48,11 +48,11 @@ def test_concurrent_runs_of_two_databases_keep_separate_files(
         both = list(zip(pipelines, runs, strict=True))
         for pipeline, run in both:
             assert stage.run(pipeline, run).batches == 1
-        batches = [embed.run(pipeline, Batch(run_id=run.run_id, number=0)) for pipeline, run in both]
+        batches = [embed.run(pipeline, Batch.of(run, 0)) for pipeline, run in both]
         assert len(list(home().glob("spool/*/*/batch-0/embedded.arrow"))) == 2
         for (pipeline, run), embedded in zip(both, batches, strict=True):
             load.run(pipeline, upload.run(pipeline, binarize.run(pipeline, embedded)))
-            assert merge.run(pipeline, run.run_id).missing == ()
+            assert merge.run(pipeline, run).missing == ()
     assert_in_step(source)
     with connect(elsewhere) as connection:
         assert_in_step(connection)

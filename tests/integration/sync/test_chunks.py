@@ -281,13 +281,13 @@ def test_a_row_that_changes_while_its_chunks_are_embedded_is_left_to_the_next_ro
     pipeline = texts.pipeline()
     with running(pipeline, "test") as run:
         plan = stage_stage.run(pipeline, run)
-        batches = tuple(through_all_stages(pipeline, run.run_id, number) for number in range(plan.batches))
+        batches = tuple(through_all_stages(pipeline, run, number) for number in range(plan.batches))
         texts.put(1, prose(60, seed=1).replace("river", "ocean"), "author 1")
         texts.put(2, prose(40, seed=2), "changed meanwhile")
         texts.target.execute("DELETE FROM texts WHERE id = 3")
         texts.put(6, prose(12, seed=6))
         texts.publish()
-        merged = merge.run(pipeline, run.run_id)
+        merged = merge.run(pipeline, run)
         stored = texts.target.execute("SELECT id, chunk, content FROM vectors.texts").fetchall()
         wanted = texts.wanted()
         # Chunks may still be missing, but none is stale and none is an orphan.
@@ -295,7 +295,7 @@ def test_a_row_that_changes_while_its_chunks_are_embedded_is_left_to_the_next_ro
         assert {id_ for id_, _, _ in stored} >= {2, 4}
         assert merged.pending > 0
         rounds = [merge.Round(plan=plan, batches=batches, merged=merged), bring_up_to_date(pipeline, run, IN_PROCESS)]
-        report = validate.run(pipeline, run, rounds, index.run(pipeline, run.run_id))
+        report = validate.run(pipeline, run, rounds, index.run(pipeline, run))
     assert (report.consistent, report.pending) == (True, 0)
     texts.assert_in_step()
     assert texts.sync().embedded == 0
@@ -321,16 +321,16 @@ def test_rows_deleted_before_the_merge_count_as_deleted_and_changed_rows_do_not(
     with running(pipeline, "test") as run:
         plan = stage_stage.run(pipeline, run)
         for number in range(plan.batches):
-            through_all_stages(pipeline, run.run_id, number)
+            through_all_stages(pipeline, run, number)
         beside.target.execute("UPDATE texts SET text = text || ' And more.' WHERE id <= 3")
-        assert merge.run(pipeline, run.run_id).pending == 3
+        assert merge.run(pipeline, run).pending == 3
     beside.sync()
     beside.assert_in_step()
     with running(pipeline, "test") as run:
         stage_stage.run(pipeline, run)
         beside.target.execute("DELETE FROM texts WHERE id <= 3")
         with pytest.raises(DeleteLimitExceeded):
-            merge.run(pipeline, run.run_id)
+            merge.run(pipeline, run)
 
 
 @pytest.mark.parametrize("stage", ["extract", "embed", "merge"])

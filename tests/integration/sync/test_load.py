@@ -17,6 +17,7 @@ from psycopg import sql
 
 from rowvec.errors import ArtifactCorrupt, DatabaseUnavailable, RetriableError, TargetError
 from rowvec.ledger import pipelines, runs
+from rowvec.ledger.lease import Lease
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
@@ -66,7 +67,9 @@ with connect(url) as connection:
 @pytest.fixture
 def run(connection: Connection, paintings: Pipeline) -> RunId:
     """A run in the ledger, to which the marks of its batches refer."""
-    return runs.start_run(connection, pipelines.register(connection, paintings, _IDENTITY), "test")
+    pipeline_id = pipelines.register(connection, paintings, _IDENTITY)
+    lease = Lease(pipeline_id=pipeline_id, number=1, seconds=20, pipeline=paintings.name)
+    return runs.start_run(connection, pipeline_id, "test", lease)
 
 
 def test_a_batch_that_is_marked_is_not_loaded_again(connection: Connection, run: RunId, tmp_path: Path) -> None:

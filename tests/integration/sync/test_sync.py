@@ -201,9 +201,9 @@ def _sync_with_a_change(paintings: Pipeline, source: Connection, change: str) ->
     with running(paintings, "test") as run:
         plan = stage.run(paintings, run)
         for number in range(plan.batches):
-            through_all_stages(paintings, run.run_id, number)
+            through_all_stages(paintings, run, number)
         source.execute(change.encode())
-        return run, merge.run(paintings, run.run_id)
+        return run, merge.run(paintings, run)
 
 
 @pytest.mark.parametrize("first_load", [True, False])
