@@ -52,9 +52,13 @@ _CONSTANT = WireForm("number", np.dtype(">i8"))
 _Record = npt.NDArray[np.void]
 
 
-def can_encode(pg_type: str) -> bool:
-    """Whether a column of this type can be written; others go through staging as text, and the database casts them."""
-    return wire_form(pg_type) is not None
+def can_encode(pg_type: str, *, from_text: bool = False) -> bool:
+    """Whether a column of this type can be written; others go through staging as text, and the database casts them.
+
+    ``from_text``: whether its values are the texts that Postgres writes.
+    """
+    form = wire_form(pg_type)
+    return form is not None and not (from_text and (form.is_wide or form.kind == "sparse"))
 
 
 class Encoder:

@@ -208,5 +208,9 @@ def _other_layout(name: str) -> str:
 
 
 def direct_possible(table: VectorTable) -> bool:
-    """Whether COPY can write all columns in their own types, so that staging can become the vector table."""
-    return all(can_encode(column.pg_type) for column in table.columns)
+    """Whether COPY can write all columns in their own types, so that staging can become the vector table.
+
+    A vector or a bit string of the source's own travels as text, which is not what their binary form is made of.
+    """
+    own = (*table.key, *table.metadata)
+    return all(can_encode(c.pg_type, from_text=c in own and c.travels_as == "text") for c in table.columns)

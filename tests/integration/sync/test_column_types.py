@@ -1,0 +1,121 @@
+"""Metadata of every type that Postgres and pgvector have travels unchanged, alone or beside others."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from rowvec.operations.audit import run_audit
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection, connect
+from tests.support import paintings as gallery
+from tests.support.paintings import sync
+
+_TYPES: dict[str, tuple[tuple[LiteralString, LiteralString], ...]] = {
+    # Alone beside int and text, these have a binary form; as text in an artifact, they have another.
+    "vectors and bits": (
+        ("bit(5)", "'10110'"),
+        ("bit(16)", "'1111000011110001'"),
+        ("public.vector(3)", "'[1,2,3]'"),
+        ("public.halfvec(2)", "'[1,-2]'"),
+        ("public.sparsevec(4)", "'{1:1,3:2}/4'"),
+    ),
+    "other forms": (
+        ("bit varying(9)", "'101'"),
+        ("bit varying", "'1'"),
+        ("public.vector", "'[1,2]'"),
+        ("int[]", "'[0:1]={1,2}'"),
+        ("text[]", """'{a,"b\\"c",NULL}'"""),
+        ("int4range", "'[1,5)'"),
+        ("tstzmultirange", "'{[2024-01-01 00:00+00,infinity)}'"),
+        ("money", "'-12.34'"),
+        ("public.mood", "'glad ''and'' \"quoted\"'"),
+        ("public.spot", "ROW(1, 'a,b')::public.spot"),
+        ("public.short", "'abc'"),
+        ("interval", "'1 year 2 mons'"),
+        ("numeric(20,5)", "'12345.67890'"),
+        ("inet", "'::1'"),
+        ("tsvector", "'a:1 b:2'"),
+        ("jsonpath", "'$.a'"),
+        ("point", "'(1,2)'"),
+        ('"char"', "'x'"),
+        ("pg_lsn", "'16/B374D848'"),
+    ),
+    "types with a binary form of their own": (
+        ("char(4)", "'ab'"),
+        ("varchar(3)", "'äöü'"),
+        ("name", "'n'"),
+        ("json", """'{"a" : 1,  "a" : 2}'"""),
+        ("jsonb", """'{"b": 1.50, "a": "ü"}'"""),
+        ("date", "'-infinity'"),
+        ("timestamp(3)", "'10000-01-01 00:00:00.125'"),
+        ("timestamptz", "'0044-03-15 12:00+00 BC'"),
+        ("uuid", "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'"),
+        ("bytea", "'\\x00ff'"),
+        ("bool", "'f'"),
+        ("real", "'1e-45'"),
+        ("float8", "'-0'"),
+    ),
+}
+_OWN_TYPES = """
+    CREATE TYPE public.mood AS ENUM ('sad', 'glad ''and'' "quoted"');
+    CREATE TYPE public.spot AS (x int, y text);
+    CREATE DOMAIN public.short AS text CHECK (length(VALUE) < 9);
+    CREATE EXTENSION IF NOT EXISTS vector SCHEMA public
+"""
+
+
+@pytest.mark.parametrize("group", _TYPES)
+@pytest.mark.parametrize("away", [False, True])
+def test_metadata_of_any_type_arrives_as_it_was(
+    source: Connection, paintings: Pipeline, cluster: str, database_url: str, group: str, away: bool
+) -> None:
+    source.execute(_OWN_TYPES)
+    url = database_url
+    if away:
+        name = f"types_{sorted(_TYPES).index(group)}"
+        with psycopg.connect(cluster, autocommit=True) as admin:
+            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        url = make_conninfo(cluster, dbname=name)
+        with connect(url) as other:
+            other.execute(_OWN_TYPES)
+    named = [f"c{i}" for i in range(len(_TYPES[group]))]
+    with connect(url) as other:
+        _make(other, named, _TYPES[group])
+    made = gallery.pipeline(
+        paintings.artifacts.url,
+        source={"table": "public.typed", "content": "{title}", "metadata": named, **({"url": url} if away else {})},
+    )
+    first = sync(made)
+    assert (first.rows, first.rejected, first.consistent) == (3, 0, True)
+    assert sync(made).unchanged == 3
+    with connect(url) as other:
+        assert _texts(source, "vectors.paintings", named) == _texts(other, "public.typed", named)
+        other.execute("UPDATE public.typed SET title = 'other' WHERE id = 1")
+    assert sync(made).changed == 1
+    assert run_audit(made).consistent
+    with connect(url) as other:
+        assert _texts(source, "vectors.paintings", named) == _texts(other, "public.typed", named)
+
+
+def _make(connection: Connection, named: list[str], types: tuple[tuple[LiteralString, LiteralString], ...]) -> None:
+    """Three rows: the values, other values or the same ones, and NULL."""
+    columns = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind))
+        for name, (kind, _) in zip(named, types, strict=True)
+    )
+    connection.execute(sql.SQL("CREATE TABLE public.typed (id int PRIMARY KEY, title text, {})").format(columns))
+    values = sql.SQL(", ").join(sql.SQL(value) for _, value in types)
+    connection.execute(sql.SQL("INSERT INTO public.typed VALUES (1, 'one', {0}), (2, 'two', {0})").format(values))
+    connection.execute("INSERT INTO public.typed VALUES (3, 'three')")
+
+
+def _texts(connection: Connection, table: LiteralString, named: list[str]) -> list[tuple[str | None, ...]]:
+    columns = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in named)
+    statement = sql.SQL("SELECT id, {}, pg_typeof({}) FROM {} ORDER BY id")
+    first = sql.Identifier(named[0])
+    return connection.execute(statement.format(columns, first, sql.SQL(table))).fetchall()
