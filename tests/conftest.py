@@ -23,6 +23,7 @@ from tests.support import cli_process
 from tests.support import paintings as gallery
 from tests.support.examples import PROFILE
 from tests.support.servers import azurite as blob_server
+from tests.support.servers import postgres_16 as old_postgres
 
 # One blob server and one Prefect server per session; the first test that needs one starts it.
 azurite, container = blob_server.azurite, blob_server.container
@@ -32,6 +33,8 @@ prefect_database, prefect_server = cli_process.prefect_database, cli_process.pre
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("random", deadline=None, derandomize=False, max_examples=1_000)
 hypothesis.settings.load_profile(PROFILE)
+
+postgres_16 = old_postgres.postgres_16
 
 _FLOWS = Path(__file__).parent / "flows"
 _numbers = itertools.count(1)

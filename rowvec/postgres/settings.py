@@ -131,6 +131,7 @@ LEFT_ALONE: dict[str, str] = {
             "vacuum_multixact_freeze_table_age",
             "vacuum_truncate",
             "wal_compression",
+            "wal_consistency_checking",
             "wal_init_zero",
             "wal_recycle",
             "wal_skip_threshold",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,11 +52,6 @@ class HybridHit:
     """Counted from 1; None if the words did not find the row."""
 
 
-def text_index_name(table: VectorTable, hybrid: Hybrid) -> str:
-    """The name of the full text index; its language is part of it."""
-    return cut_name(table.name, f"_rowvec_text_{hybrid.language}")
-
-
 def ensure_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid) -> bool:
     """Build the index on the words of the contents, unless the table has a valid one; returns whether it was built.
 
@@ -64,13 +60,16 @@ def ensure_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid
     does not know, ``TargetError`` if the new index is not valid, and what ``lost_connections_are_retriable`` raises.
     """
     check_language(connection, hybrid.language)
-    name = text_index_name(table, hybrid)
     with lost_connections_are_retriable():
         before = _text_indexes(connection, table)
-        if before.get(name) is False:
-            _drop(connection, table, name)
-        built = not before.get(name)
-        if built:
+        # By the end of its name: after a rebuild the table has the name of another one, and its indexes keep theirs.
+        own = {name: valid for name, valid in before.items() if name.endswith(_suffix(hybrid))}
+        name = next((name for name, valid in own.items() if valid), None)
+        built = name is None
+        if name is None:
+            for invalid in own:
+                _drop(connection, table, invalid)
+            name = _free_name(connection, table, hybrid)
             create = query(
                 "hybrid",
                 "create_index",
@@ -81,10 +80,15 @@ def ensure_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid
             connection.execute_alone(create, {"lock_timeout": _LOCK_TIMEOUT})
             if not _text_indexes(connection, table).get(name):
                 raise TargetError(f"the full text index {table.schema}.{name} is not valid: run again")
-        for other in before:
+        for other in _text_indexes(connection, table):
             if other != name:
                 _drop(connection, table, other)
     return built
+
+
+def has_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid) -> bool:
+    """Whether the table has the valid index that ``ensure_text_index`` builds."""
+    return any(valid and name.endswith(_suffix(hybrid)) for name, valid in _text_indexes(connection, table).items())
 
 
 def drop_text_indexes(connection: Connection, table: VectorTable) -> tuple[str, ...]:
@@ -187,3 +191,17 @@ def _text_indexes(connection: Connection, table: VectorTable) -> dict[str, bool]
 def _drop(connection: Connection, table: VectorTable, name: str) -> None:
     statement = query("index", "drop", concurrently=sql.SQL("CONCURRENTLY"), name=sql.Identifier(table.schema, name))
     connection.execute_alone(statement, {})
+
+
+def _suffix(hybrid: Hybrid) -> str:
+    """The end of the full text index's name; the language is part of it."""
+    return f"_rowvec_text_{hybrid.language}"
+
+
+def _free_name(connection: Connection, table: VectorTable, hybrid: Hybrid) -> str:
+    """A name for the full text index, with a number if an earlier generation's index has the plain one."""
+    found = connection.execute(query("index", "names"), {"schema": table.schema}).fetchall()
+    taken = {str(row[0]) for row in found}
+    numbered = (cut_name(table.name, f"_{number}{_suffix(hybrid)}") for number in itertools.count(2))
+    plain = cut_name(table.name, _suffix(hybrid))
+    return next(name for name in itertools.chain([plain], numbered) if name not in taken)

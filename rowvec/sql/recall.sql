@@ -12,7 +12,7 @@ SELECT greatest(pg_relation_size({table}::regclass) / current_setting('block_siz
 -- name: sample -- rows that serve as queries; it draws whole pages, so the rest of the table is not read
 SELECT {key}, {pgvector}.{send}(t.embedding)
 FROM {table} AS t TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({seed})
-WHERE t.embedding IS NOT NULL AND {norm}(t.embedding) <> 0
+WHERE t.embedding IS NOT NULL AND {pgvector}.{norm}(t.embedding) <> 0
 ORDER BY hashtextextended({key_text}, {seed})
 LIMIT {queries}
 

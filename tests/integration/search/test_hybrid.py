@@ -19,11 +19,11 @@ from rowvec.pipeline.model import Search
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search, text_index_name
+from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search
 from rowvec.search.hybrid_function import install_hybrid_function
 from rowvec.search.query import search
 from rowvec.search.request import SearchRequest
-from tests.support.paintings import sync
+from tests.support.paintings import rebuild, sync
 from tests.support.vector_tables import filled, vector_table
 
 ENGLISH = Hybrid(language="english")
@@ -136,7 +136,7 @@ def test_the_function_takes_the_filter(gallery: Any) -> None:
 def test_the_text_index_is_used_and_kept_valid(connection: Connection) -> None:
     table = vector_table(8)
     written(connection, table, 200)
-    name = text_index_name(table, ENGLISH)
+    name = "items_rowvec_text_english"
     assert ensure_text_index(connection, table, ENGLISH)
     assert not ensure_text_index(connection, table, ENGLISH)
     with connection.transaction():
@@ -156,7 +156,7 @@ def test_the_text_index_is_used_and_kept_valid(connection: Connection) -> None:
     assert connection.execute("SELECT to_regclass(%s)", (name,)).fetchone() == (None,)
     with pytest.raises(UsageError, match="klingon"):
         ensure_text_index(connection, table, Hybrid(language="klingon"))
-    assert drop_text_indexes(connection, table) == (text_index_name(table, Hybrid(language="german")),)
+    assert drop_text_indexes(connection, table) == ("items_rowvec_text_german",)
 
 
 def test_a_sync_makes_the_hybrid_function_if_the_pipeline_wants_it_and_drops_it_if_not(
@@ -179,3 +179,19 @@ def test_a_sync_makes_the_hybrid_function_if_the_pipeline_wants_it_and_drops_it_
     sync(paintings)
     assert source.execute(count).fetchone() == (0,)
     assert source.execute("SELECT count(*) FROM pg_indexes WHERE indexdef ~ 'to_tsvector'").fetchone() == (0,)
+
+
+def test_a_rebuild_gives_the_new_table_its_own_index_and_the_next_sync_builds_no_other(
+    source: Connection, paintings: Pipeline
+) -> None:
+    hybrid = paintings.model_copy(update={"search": paintings.search.model_copy(update={"hybrid": True})})
+    sync(hybrid)
+    longer = hybrid.model_copy(update={"embedder": hybrid.embedder.model_copy(update={"dimensions": 128})})
+    assert rebuild(longer).switched
+    on_table = (
+        "SELECT indexname FROM pg_indexes WHERE schemaname = 'vectors' AND tablename = 'paintings'"
+        " AND indexname LIKE '%_text_%'"
+    )
+    assert len(built := source.execute(on_table).fetchall()) == 1
+    sync(longer)
+    assert source.execute(on_table).fetchall() == built
