@@ -69,9 +69,9 @@ class Isolation:
     It takes about log2(rows) statements per refused row. Call it in a transaction: each try is a savepoint.
     """
 
-    def __init__(self, connection: Connection, what: str) -> None:
-        """``what``: what the rows are given to, for messages."""
-        self._connection, self._what = connection, what
+    def __init__(self, connection: Connection, what: str, *, may_refuse_all: bool = False) -> None:
+        """``what``: what the rows are given to, for messages. ``may_refuse_all``: that is then no error."""
+        self._connection, self._what, self._may_refuse_all = connection, what, may_refuse_all
         self.taken = self.refused = 0
 
     def isolate(
@@ -115,7 +115,7 @@ class Isolation:
         return None
 
     def _check(self, refusal: Refusal, many: bool) -> None:
-        if many and not self.taken:
+        if many and not self.taken and not self._may_refuse_all:
             raise TargetError(
                 f"the database refuses each of the {self.refused:,} rows that were tried for {self._what}: {refusal}; "
                 "nothing was changed, and what was embedded is kept: fix the constraint or trigger, or the rows"

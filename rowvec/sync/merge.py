@@ -23,12 +23,13 @@ from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.runtime.telemetry import traced
+from rowvec.search.hybrid import Hybrid, has_text_index
 from rowvec.sync.batch import Batch
 from rowvec.sync.extract.open import open_source
 from rowvec.sync.extract.protocol import LiveRows, SourceStrategy
 from rowvec.sync.totals import totals
 from rowvec.sync.work import open_stage
-from rowvec.sync.writes import Written, publish_rows, write
+from rowvec.sync.writes import Written, publish_rows, refuse_many_words, write
 
 logger = logging.getLogger(__name__)
 
@@ -53,32 +54,33 @@ class Merged:
     seconds: float = 0.0
 
 
-def merge(connection: Connection, source: SourceStrategy, plan: Plan) -> Merged:
+def merge(connection: Connection, source: SourceStrategy, plan: Plan, hybrid: Hybrid | None = None) -> Merged:
     """Bring the plan's rows into the vector table.
 
     A source in the same database is read again in the merge's own snapshot: a staged row is written only if its
     fingerprint is still valid, and every vector whose row is gone or has other content is deleted. For any other source
     the merge writes what the plan says, without the rows that have moved since; ``compare_with_source`` must follow.
+    ``hybrid``: how the words of the table are searched, if they are.
     Raises ``MergeConflict`` if another process wrote the vector table during the merge.
     """
     plan = _unmerged_part(connection, plan)
     live = source.read_again(plan)
     try:
-        return without_blocking(lambda: _merge_at_once(connection, plan, live))
+        return without_blocking(lambda: _merge_at_once(connection, plan, live, hybrid))
     except (pg.SerializationFailure, pg.DeadlockDetected) as error:
         raise MergeConflict(
             "another process wrote the vector table during the merge; nothing was changed, and the merge is tried again"
         ) from error
 
 
-def _merge_at_once(connection: Connection, plan: Plan, live: LiveRows) -> Merged:
+def _merge_at_once(connection: Connection, plan: Plan, live: LiveRows, hybrid: Hybrid | None) -> Merged:
     with connection.transaction():
         _begin(connection, plan)
         _check_staging(connection, plan)
         _remember_keys(connection, plan)
         live.make()
         connection.execute(query("merge", "analyze_live"))
-        return _merge(connection, plan, live)
+        return _merge(connection, plan, live, hybrid)
 
 
 def compare_with_source(source: SourceStrategy, plan: Plan, merged: Merged) -> Merged:
@@ -146,7 +148,7 @@ def _remember_keys(connection: Connection, plan: Plan) -> None:
     connection.execute(query("journal", "remember_planned", **parts))
 
 
-def _merge(connection: Connection, plan: Plan, live: LiveRows) -> Merged:
+def _merge(connection: Connection, plan: Plan, live: LiveRows, hybrid: Hybrid | None) -> Merged:
     written = Written()
     settled = live.agrees()
     if plan.direct:
@@ -157,6 +159,9 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows) -> Merged:
         if plan.batches:
             live.drop_moved()
         written = write(connection, plan, live)
+    # The extract has looked at the words of the rows that it planned, and a valid index looks at each row.
+    if hybrid and not plan.direct and not has_text_index(connection, plan.table, hybrid):
+        settled = not refuse_many_words(connection, plan, hybrid.language) and settled
     _forget_fixed_rejects(connection, plan)
     evidence = live.account(settled=settled)
     source_rows, source_checksum = evidence.source or (None, None)
@@ -233,6 +238,7 @@ def run(pipeline: Pipeline, run: Run) -> Merged:
         if notes := make_room(connection, plan, work.pipeline.index):
             logger.warning("%s.%s: %s", plan.table.schema, plan.table.name, notes)
         source = open_source(connection, work.pipeline, plan.identity, plan.pipeline_id)
-        merged = merge(connection, source, plan)
+        hybrid = Hybrid(language=work.pipeline.search.language) if work.pipeline.search.hybrid else None
+        merged = merge(connection, source, plan, hybrid)
         merged = compare_with_source(source, plan, merged)
     return replace(merged, seconds=time.monotonic() - started)

@@ -73,7 +73,7 @@ def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
 
 
 def check_removed(connection: Connection, pipeline_id: PipelineId) -> Check:
-    """Check that the database has removed each outdated vector: a trigger or foreign key of the user's may refuse it."""
+    """Check that the database has removed each outdated vector: a foreign key of the user's may refuse it."""
     left = rejects.not_removed(connection, pipeline_id)
     if left is None:
         return Check(name="nothing outdated", ok=True, detail="every outdated vector was removed")

@@ -17,6 +17,7 @@ from rowvec.postgres.fragments import as_own_type, is_exact, key_json, names, sa
 from rowvec.postgres.isolation import ALL_OF, Isolation, Refusal, StoredRows, Stretch, refusal_of
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, count_rows, create_table
+from rowvec.sync.extract.limits import is_long, many_words
 from rowvec.sync.extract.protocol import LiveRows
 
 _EVERY_ROW = sql.SQL("true")
@@ -86,6 +87,26 @@ def publish(connection: Connection, table: VectorTable, staging: sql.Identifier)
     connection.execute(query("merge", "analyze_table", table=table.identifier))
 
 
+def refuse_many_words(connection: Connection, plan: Plan, language: str) -> bool:
+    """Before the index of words is built: reject the rows that it has no room for; whether there are any.
+
+    Rows that come later are looked at by ``extract.limits``, and by the index itself.
+    """
+    table = plan.table
+    key, long = names(table.key, "s"), is_long("content")
+    connection.execute(query("limits", "wordy", key=key, table=table.identifier, long=long))
+    rows = StoredRows(connection=connection, table=sql.Identifier("pg_temp", "wordy"), which=_EVERY_ROW)
+    found = many_words(connection, rows, language)
+    apart = _Apart(connection, plan)
+    for part, refusal in found:
+        add_refused(connection, apart.whose, (rows.table, rows.within(part)), refusal)
+    if found:
+        parts = {"pipeline_id": sql.Literal(plan.pipeline_id), "run_id": sql.Literal(plan.run_id)}
+        apart.delete(query("limits", "wordy_keys", key=key, key_json=key_json(table.key, "s"), **parts))
+    connection.execute(query("limits", "drop_wordy"))
+    return bool(found)
+
+
 class _Apart:
     """The same writes with the rows at fault kept apart."""
 
@@ -93,18 +114,18 @@ class _Apart:
         self._connection, self._plan = connection, plan
         self._table = plan.table
         self._name = f"{plan.table.schema}.{plan.table.name}"
-        self._whose = (sql.Literal(plan.pipeline_id), plan.run_id, plan.table.key)
+        self.whose = (sql.Literal(plan.pipeline_id), plan.run_id, plan.table.key)
 
     def write(self, live: LiveRows) -> Written:
         """See ``write``. A deferred constraint speaks at once, because a COMMIT does not say which row it refuses."""
         plan = self._plan
         self._connection.execute(query("merge", "check_constraints"))
         # First what is gone: a unique value of the user's own becomes free for another row.
-        deleted = self._delete(live.gone())
+        deleted = self.delete(live.gone())
         upserted, left = self.upsert() if plan.batches else (0, [])
         updated = self._update_metadata()
         upserted += self._again(left)
-        deleted += self._delete(live.outdated()) + self._delete(self._refused_versions())
+        deleted += self.delete(live.outdated()) + self.delete(self._refused_versions())
         upserted += self._again(left)
         return Written(upserted=upserted, updated=updated, deleted=deleted)
 
@@ -121,8 +142,7 @@ class _Apart:
     def _again(self, left: list[Stretch]) -> int:
         """Try refused rows again, because others have given up what they need meanwhile; ``left`` loses those taken."""
         rows = StoredRows(connection=self._connection, table=self._plan.staging, which=_EVERY_ROW)
-        isolation = Isolation(self._connection, self._name)
-        isolation.taken = 1
+        isolation = Isolation(self._connection, self._name, may_refuse_all=True)
         refused = [
             part
             for each in left
@@ -131,7 +151,7 @@ class _Apart:
             )
         ]
         left[:] = refused
-        return isolation.taken - 1
+        return isolation.taken
 
     def _update_metadata(self) -> int:
         which = query("merge", "only_metadata")
@@ -148,16 +168,15 @@ class _Apart:
             few = ALL_OF if count_rows(self._connection, self._table) else _SOME
             isolation.check_all(found[-1][1], few=few)
         for part, refusal in found:
-            add_refused(self._connection, self._whose, (rows.table, rows.within(part)), refusal)
+            add_refused(self._connection, self.whose, (rows.table, rows.within(part)), refusal)
 
-    def _delete(self, keys: sql.Composed) -> int:
+    def delete(self, keys: sql.Composed) -> int:
         """Delete rows of the vector table by their keys; those that the database keeps are recorded as outdated."""
         connection, table = self._connection, self._table
         connection.execute(query("merge", "condemn", keys=keys))
         rows = StoredRows(connection=connection, table=sql.Identifier("pg_temp", "condemned"), which=_EVERY_ROW)
-        isolation = Isolation(connection, self._name)
         # Whatever is refused here is still in the table, so the run fails in any case: what can go, goes.
-        isolation.taken = 1
+        isolation = Isolation(connection, self._name, may_refuse_all=True)
 
         def delete(part: Stretch) -> int:
             parts = {"within": rows.within(part), "same_key": same_key(table.key, "s", "t")}
@@ -173,9 +192,9 @@ class _Apart:
             return connection.execute(statement).rowcount
 
         for part, refusal in isolation.isolate(rows.all(), delete, rows.halves):
-            add_not_removed(connection, self._whose, (rows.table, rows.within(part)), refusal)
+            add_not_removed(connection, self.whose, (rows.table, rows.within(part)), refusal)
         connection.execute(query("merge", "spare"))
-        return isolation.taken - 1
+        return isolation.taken
 
     def _refused_versions(self) -> sql.Composed:
         plan, table = self._plan, self._table

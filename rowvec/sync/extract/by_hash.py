@@ -21,6 +21,7 @@ from rowvec.sync.extract.hashed_source import (
     reject_unusable,
     stored_pairs,
 )
+from rowvec.sync.extract.limits import refuse_beyond_limits
 from rowvec.sync.extract.live import LivePlan
 from rowvec.sync.extract.protocol import Evidence
 from rowvec.sync.extract.recheck import compare_by_hash, moved_since
@@ -130,4 +131,5 @@ def _store(connection: Connection, request: Request, table: VectorTable, *, exis
             "by_hash", "plan_deletes", plan=rows, key=names(table.key), table=table.identifier, digest=digest
         )
         connection.execute(deletes)
+    refuse_beyond_limits(connection, request, table)
     return store_plan(connection, request, table, (new, changed, metadata_only, deleted), batches, exists=exists)

@@ -17,6 +17,7 @@ from rowvec.postgres.fragments import compared_as, is_exact, key_json, names, sa
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table
 from rowvec.sources.postgres import SourceQuery, describe
+from rowvec.sync.extract.limits import refuse_beyond_limits
 from rowvec.sync.extract.live import LiveSource
 from rowvec.sync.extract.protocol import Evidence, Rows
 from rowvec.sync.extract.request import Request, forget_fixed_rejects, row, store_plan
@@ -214,4 +215,5 @@ def _store(connection: Connection, request: Request, rows: Rows, table: VectorTa
             same_key=same_key(table.key, "d", "r"),
         )
     )
+    refuse_beyond_limits(connection, request, table)
     return store_plan(connection, request, table, (new, changed, metadata_only, deleted), batches, exists=exists)

@@ -248,13 +248,42 @@ def test_a_key_too_long_for_an_index_is_one_bad_row_of_a_first_load(source: Conn
         update={"table": "public.keyed", "key": ["k"], "content": "{title}", "metadata": []}
     )
     made = paintings.model_copy(update={"source": part})
-    for _ in range(2):
+    for embedded in (30, 0):
         report = sync(made)
-        assert (report.rows, report.rejected, report.consistent) == (30, 1, True)
+        assert (report.rows, report.rejected, report.consistent, report.embedded) == (30, 1, True, embedded)
     (reject,) = _rejects(made)
     assert (reject["reason"], reject["sqlstate"]) == ("refused", "54000")
     source.execute("INSERT INTO keyed VALUES ('new', 'other')")
     assert sync(made).rows == 31
+
+
+@pytest.mark.parametrize("after", ["never", "a sync", "hybrid search"])
+def test_a_text_with_too_many_words_is_one_bad_row(source: Connection, paintings: Pipeline, after: str) -> None:
+    plain, hybrid = paintings, gallery.pipeline(paintings.artifacts.url, search={"hybrid": True})
+    many = "UPDATE paintings SET title = (SELECT string_agg('word' || i, ' ') FROM generate_series(1, 160000) AS i)"
+    if after == "hybrid search":
+        # The row is there already when the words begin to matter.
+        source.execute(many + " WHERE id = 7")
+        assert sync(plain).rows == 50
+    elif after == "a sync":
+        sync(hybrid)
+    source.execute(many + " WHERE id IN (7, 8)")
+    source.execute("UPDATE paintings SET title = 'other' WHERE id = 9")
+    source.execute("DELETE FROM paintings WHERE id = 10")
+    report = sync(hybrid)
+    assert (report.rejected, report.rows, report.consistent) == (2, 47, True)
+    assert report.embedded == {"never": 47, "a sync": 1, "hybrid search": 1}[after]
+    found = {reject["key"][0]: reject for reject in _rejects(hybrid)}
+    assert {key: (reject["reason"], reject["sqlstate"]) for key, reject in found.items()} == {
+        "7": ("refused", "54000"),
+        "8": ("refused", "54000"),
+    }
+    assert "too long for tsvector" in found["7"]["detail"]
+    again = sync(hybrid)
+    assert (again.new, again.changed, again.rejected, again.consistent) == (0, 0, 2, True)
+    source.execute("UPDATE paintings SET title = 'few words' WHERE id IN (7, 8)")
+    assert (sync(hybrid).rejected, sync(hybrid).rows) == (0, 49)
+    assert_in_step(source)
 
 
 @pytest.mark.parametrize("first", [True, False])
