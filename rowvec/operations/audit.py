@@ -24,6 +24,7 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import key_json, same_key
 from rowvec.postgres.migrations import install
+from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
 from rowvec.runtime.home import home
@@ -154,7 +155,7 @@ def run_audit(pipeline: Pipeline) -> Audit:
 
 @contextmanager
 def audited(pipeline: Pipeline) -> Generator[Audited]:
-    """Compare every row and every vector, and keep the findings in the connection's temporary tables.
+    """Compare every row and every vector, and keep the findings in the connection's scratch tables.
 
     Every row is compared with the source and with what its run recorded in the journal, and every vector with its bits
     and its artifact. The findings stay in the database, as there may be as many as rows. Raises ``PipelineBusy`` if
@@ -242,7 +243,7 @@ def _read_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
         return
     found.journal = Journal(has_unrecorded_keys=newest[1])
     last = chain[-1]
-    summed = totals(connection, found.table, sql.Identifier("journal_state"))
+    summed = totals(connection, found.table, ScratchTable("journal_state"))
     if summed != (last.manifest.counts["rows"], last.manifest.checksum):
         found.objects.append(LostObject(last.name, "the journal does not match the checksum of this manifest"))
         found.journal_is_sound = False

@@ -25,6 +25,7 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_json, names
+from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table, make_schema
 from rowvec.runtime.home import home
@@ -298,8 +299,8 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
     )
     with connection.transaction():
         connection.execute(query("restore", "empty_vectors"))
-        copy_rows(connection, sql.Identifier("restored_vectors"), columns, _distinct(local, table.layout))
-        connection.execute(query("merge", "analyze_table", table=sql.Identifier("restored_vectors")))
+        copy_rows(connection, ScratchTable("restored_vectors"), columns, _distinct(local, table.layout))
+        connection.execute(query("merge", "analyze_table", table=ScratchTable("restored_vectors")))
         row = connection.execute(
             query("restore", "add_artifact"),
             {"pipeline_id": work.pipeline_id, "run_id": work.run_id, **asdict(artifact)},

@@ -32,6 +32,8 @@ class Names:
     """The schema of each type that belongs to an extension and whose name no other extension's type has."""
     path: str = "pg_catalog"
     """The path of each transaction."""
+    scratch: str = ""
+    """What the names of this connection's scratch tables have in common."""
     creation: str | None = None
     """The schema in which the role creates what has no schema; None if its own path has none."""
 
@@ -58,6 +60,8 @@ class Named(Protocol):
     """A connection that knows the names of its database."""
 
     names: Names
+    has_scratch: bool
+    """Whether a statement has named a scratch table of the connection."""
 
 
 class PgvectorSchema(sql.Composable):
@@ -72,6 +76,19 @@ class PgvectorSchema(sql.Composable):
         if schema is None:
             raise TargetError("the target database has no pgvector: let a sync install it")
         return schema.encode()
+
+
+class ScratchTable(sql.Composable):
+    """A table of one connection's own, for data of several transactions; it is dropped when the connection is closed.
+
+    Not a temporary table, because those belong to a session, and a pooler gives each transaction another one.
+    """
+
+    def as_bytes(self, context: AdaptContext | None = None) -> bytes:
+        """The table with its schema."""
+        if context and isinstance(context.connection, Named):
+            context.connection.has_scratch = True
+        return sql.Identifier("rowvec", f"scratch_{_names(context).scratch}_{self._obj}").as_bytes(context)
 
 
 class TypeName(sql.Composable):

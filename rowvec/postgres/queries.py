@@ -9,9 +9,26 @@ from typing import LiteralString, cast
 
 from psycopg import sql
 
-from rowvec.postgres.names import PGVECTOR
+from rowvec.postgres.names import PGVECTOR, ScratchTable
 
 _NAME = re.compile(r"^-- name: (\w+)(?: --.*)?$", re.MULTILINE)
+
+
+SCRATCH = (
+    "entry_rows",
+    "findings",
+    "held",
+    "journal_entry",
+    "journal_state",
+    "kept_images",
+    "needed",
+    "restored_vectors",
+    "run_numbers",
+    "shown_images",
+)
+"""The scratch tables that blocks name; see ``ScratchTable``."""
+
+_EVERYWHERE: dict[str, sql.Composable] = {"pgvector": PGVECTOR, **{name: ScratchTable(name) for name in SCRATCH}}
 
 
 @cache
@@ -27,8 +44,9 @@ def blocks(file: str) -> dict[str, LiteralString]:
 def query(file: str, name: str, /, **parts: sql.Composable) -> sql.Composed:
     """The block ``name`` of ``sql/<file>.sql`` with each ``{part}`` filled by an identifier, literal or composition.
 
-    ``{pgvector}`` is the schema of pgvector, in each block. A block writes literal braces twice. Only blocks whose
-    identifiers are rowvec's own may have parameters (``%(name)s``): psycopg looks for them in the whole text, and a
-    user's column may be called ``100%``. In all other blocks values are literals.
+    ``{pgvector}`` is the schema of pgvector, and the names of ``SCRATCH`` are scratch tables, in each block. A block
+    writes literal braces twice. Only blocks whose identifiers are rowvec's own may have parameters (``%(name)s``):
+    psycopg looks for them in the whole text, and a user's column may be called ``100%``. In all other blocks values
+    are literals.
     """
-    return sql.SQL(blocks(file)[name]).format(pgvector=PGVECTOR, **parts)
+    return sql.SQL(blocks(file)[name]).format(**{**_EVERYWHERE, **parts})

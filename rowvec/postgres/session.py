@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, LiteralString, Self, cast
@@ -50,6 +51,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """
 
     names = Names()
+    has_scratch = False
     _in_transaction = False
     before_commit: Callable[[], None] | None = None
     """What each transaction that is not a savepoint calls just before it commits; what it raises rolls back."""
@@ -63,12 +65,15 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def read_names(self) -> None:
         """Read what names stand for, as the role has just connected, or after an extension was installed."""
         self._begin_with(Names())
-        (path,) = self._first(query("session", "own_path"))
+        path, now = self._first(query("session", "own_path"))
+        scratch = self.names.scratch or f"{now}_{secrets.token_hex(4)}"
         with self.transaction():
             found, pgvector, types = self._first(query("session", "names"), {"path": path})
         # Unnamed, pg_catalog is searched before all of them, and temporary tables, which are our own, before it.
         whole = ", ".join(found) or "pg_catalog"
-        self._begin_with(Names(pgvector=pgvector, types=types, path=whole, creation=path[0] if path else None))
+        self._begin_with(
+            Names(pgvector=pgvector, types=types, path=whole, scratch=scratch, creation=path[0] if path else None)
+        )
 
     @property
     def is_pooled(self) -> bool:
@@ -121,6 +126,17 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             self._plain(path + sql.SQL("pg_catalog"))
             yield
             self._plain(path + sql.SQL(cast("LiteralString", self.names.path)))
+
+    def close(self) -> None:
+        """Close the connection, and drop its scratch tables and those that killed processes left a week ago."""
+        if self.has_scratch and not self.closed:
+            self.has_scratch, self.before_commit = False, None
+            # What cannot be dropped now is dropped a week later.
+            with suppress(psycopg.Error), self.transaction():
+                found = query("session", "scratch_tables", scratch=sql.Literal(self.names.scratch))
+                for (name,) in self.execute(found).fetchall():
+                    self.execute(query("session", "drop_scratch", table=sql.Identifier("rowvec", name)))
+        super().close()
 
     def execute_alone(self, statement: QueryNoTemplate, settings: Mapping[str, str]) -> None:
         """Execute a statement that the server allows in no transaction, and make these settings for it.

@@ -38,7 +38,7 @@ SELECT 'deleted', {key} FROM {table} WHERE {digest} IN (SELECT digest FROM gone)
 DROP TABLE IF EXISTS {plan}
 
 -- name: add_findings -- the differences of source and vector table as findings of an audit
-INSERT INTO findings (key, kind, reason, void)
+INSERT INTO {findings} (key, kind, reason, void)
 SELECT key::jsonb, kind, reason, kind = 'corrupt'
 FROM unnest(%(keys)s::text[], %(kinds)s::text[], %(reasons)s::text[]) AS f (key, kind, reason)
 ON CONFLICT DO NOTHING

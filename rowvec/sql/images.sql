@@ -26,7 +26,7 @@ SELECT count(*) FROM rowvec.images AS i WHERE i.family = {family} AND i.uploaded
 (i.sha256 IN (SELECT decode(substr(p.content, 8), 'hex') FROM {plan} AS p WHERE p.rowvec_batch = {batch})) IS TRUE
 
 -- name: in_table -- needs the blocks shown and show before
-EXISTS (SELECT FROM shown_images AS s WHERE s.sha256 = i.sha256)
+EXISTS (SELECT FROM {shown_images} AS s WHERE s.sha256 = i.sha256)
 
 -- name: uploaded
 UPDATE rowvec.images SET uploaded_at = now()
@@ -37,11 +37,11 @@ SELECT encode(sha256, 'hex'), media_type, bytes, place FROM rowvec.images
 WHERE family = %(family)s AND sha256 = ANY (SELECT decode(s, 'hex') FROM unnest(%(sha256s)s::text[]) AS s)
 
 -- name: shown -- a table for the images that vector tables show; the block show fills it
-DROP TABLE IF EXISTS shown_images;
-CREATE TEMP TABLE shown_images (sha256 bytea NOT NULL)
+DROP TABLE IF EXISTS {shown_images};
+CREATE UNLOGGED TABLE {shown_images} (sha256 bytea NOT NULL)
 
 -- name: show
-INSERT INTO shown_images
+INSERT INTO {shown_images}
 SELECT DISTINCT decode(substr(content, 8), 'hex') FROM {table} WHERE content ~ '^sha256:[0-9a-f]{{64}}$'
 
 -- name: tables -- of the generations that were not dropped
@@ -53,23 +53,23 @@ WHERE family = %(family)s AND state <> 'dropped'
 SELECT now()
 
 -- name: kept -- a table for a listing of the store; the block keep fills it
-DROP TABLE IF EXISTS kept_images;
-CREATE TEMP TABLE kept_images (sha256 bytea NOT NULL, media_type text NOT NULL, bytes bigint NOT NULL, name text NOT NULL)
+DROP TABLE IF EXISTS {kept_images};
+CREATE UNLOGGED TABLE {kept_images} (sha256 bytea NOT NULL, media_type text NOT NULL, bytes bigint NOT NULL, name text NOT NULL)
 
 -- name: keep
-INSERT INTO kept_images
+INSERT INTO {kept_images}
 SELECT decode(sha256, 'hex'), media_type, bytes, name
 FROM unnest(%(sha256s)s::text[], %(media_types)s::text[], %(sizes)s::bigint[], %(names)s::text[])
     AS k (sha256, media_type, bytes, name)
 
 -- name: analyze_kept
-ANALYZE kept_images
+ANALYZE {kept_images}
 
 -- name: forget_lost -- images noted as uploaded that the store lacks or has cut short: they must be uploaded again
 UPDATE rowvec.images AS i SET uploaded_at = NULL
 WHERE i.family = %(family)s AND i.uploaded_at < %(listed_at)s
   AND NOT EXISTS (
-      SELECT FROM kept_images AS k
+      SELECT FROM {kept_images} AS k
       WHERE (k.sha256, k.media_type, k.bytes) = (i.sha256, i.media_type, i.bytes))
 
 -- name: wanting -- of the images that rows show: how many are not known to be in the store, and how many are known
@@ -77,7 +77,7 @@ WHERE i.family = %(family)s AND i.uploaded_at < %(listed_at)s
 SELECT
     count(*) FILTER (WHERE i.uploaded_at IS NULL),
     count(*) FILTER (WHERE i.place LIKE 'images/%%/' || encode(i.sha256, 'hex') || '.%%')
-FROM shown_images AS s
+FROM {shown_images} AS s
 LEFT JOIN rowvec.images AS i ON i.family = %(family)s AND i.sha256 = s.sha256
 
 -- name: wanting_keys
@@ -92,12 +92,12 @@ SELECT encode(l.sha256, 'hex'), l.media_type, l.bytes, l.found, count(*) OVER ()
 FROM (
     SELECT i.sha256, i.media_type, i.bytes, k.bytes AS found
     FROM rowvec.images AS i
-    LEFT JOIN kept_images AS k USING (sha256, media_type)
+    LEFT JOIN {kept_images} AS k USING (sha256, media_type)
     WHERE i.family = %(family)s AND i.uploaded_at < %(listed_at)s AND i.bytes IS DISTINCT FROM k.bytes
     UNION ALL
     SELECT s.sha256, NULL, NULL, NULL
-    FROM shown_images AS s
-    WHERE NOT EXISTS (SELECT FROM kept_images AS k WHERE k.sha256 = s.sha256)
+    FROM {shown_images} AS s
+    WHERE NOT EXISTS (SELECT FROM {kept_images} AS k WHERE k.sha256 = s.sha256)
       AND NOT EXISTS (
           SELECT FROM rowvec.images AS i
           WHERE i.family = %(family)s AND i.sha256 = s.sha256 AND i.uploaded_at IS NOT NULL)
@@ -107,6 +107,6 @@ LIMIT %(limit)s
 
 -- name: take_in -- what a restore finds in the store; an image that the ledger knows only if it has the same size
 INSERT INTO rowvec.images AS known (family, sha256, media_type, bytes, place, uploaded_at)
-SELECT %(family)s, sha256, media_type, bytes, name, now() FROM kept_images
+SELECT %(family)s, sha256, media_type, bytes, name, now() FROM {kept_images}
 ON CONFLICT (family, sha256) DO UPDATE SET uploaded_at = coalesce(known.uploaded_at, excluded.uploaded_at)
 WHERE (known.media_type, known.bytes) = (excluded.media_type, excluded.bytes)

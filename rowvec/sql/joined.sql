@@ -88,7 +88,7 @@ SET reason = excluded.reason, detail = excluded.detail, run_id = excluded.run_id
 SELECT count(*) FROM ({blank}) AS source
 
 -- name: add_differences -- the diff of source and vector table as findings of an audit
-INSERT INTO findings (kind, reason, key, void)
+INSERT INTO {findings} (kind, reason, key, void)
 SELECT kind, reason, key, kind = 'corrupt' FROM (SELECT
     CASE
         WHEN rowvec_action = 'new' THEN 'missing'
@@ -112,7 +112,7 @@ FROM diff AS d) AS found
 ON CONFLICT DO NOTHING
 
 -- name: add_other_metadata_hashes -- wrong hashes of rows that the diff, which compares the columns, finds unchanged
-INSERT INTO findings (kind, reason, key, void)
+INSERT INTO {findings} (kind, reason, key, void)
 SELECT 'corrupt', 'its metadata_hash is not that of its metadata', {key_json}, true
 FROM {table} AS t
 JOIN ({rows}) AS wanted ON {same_key}

@@ -85,29 +85,29 @@ UPDATE rowvec.runs SET listed = true WHERE run_id = ANY (%(runs)s) AND NOT liste
 UPDATE rowvec.pipelines SET journal_whole = false, journal_layout = %(layout)s WHERE pipeline_id = %(pipeline_id)s
 
 -- name: state_table -- the rows of the vector table, as far as the journal has them
-CREATE TEMP TABLE journal_state ({columns}, PRIMARY KEY ({key}))
+CREATE UNLOGGED TABLE {journal_state} ({columns}, PRIMARY KEY ({key}))
 
 -- name: entry_table
-CREATE TEMP TABLE journal_entry (LIKE journal_state)
+CREATE UNLOGGED TABLE {journal_entry} (LIKE {journal_state})
 
 -- name: copy_whole
-COPY journal_state FROM STDIN (FORMAT csv)
+COPY {journal_state} FROM STDIN (FORMAT csv)
 
 -- name: copy_entry
-COPY journal_entry FROM STDIN (FORMAT csv)
+COPY {journal_entry} FROM STDIN (FORMAT csv)
 
 -- name: apply_entry
-INSERT INTO journal_state SELECT * FROM journal_entry
+INSERT INTO {journal_state} SELECT * FROM {journal_entry}
 ON CONFLICT ({key}) DO UPDATE SET {assignments}
 
 -- name: empty_entry
-TRUNCATE journal_entry
+TRUNCATE {journal_entry}
 
 -- name: forget_deleted
-DELETE FROM journal_state WHERE fingerprint IS NULL
+DELETE FROM {journal_state} WHERE fingerprint IS NULL
 
 -- name: analyze_state
-ANALYZE journal_state
+ANALYZE {journal_state}
 
 -- name: drop_state
-DROP TABLE IF EXISTS journal_state, journal_entry
+DROP TABLE IF EXISTS {journal_state}, {journal_entry}

@@ -16,25 +16,25 @@ WHERE r.manifest IS NOT NULL AND r.manifest <> ALL (%(kept)s)
 ORDER BY r.run_id
 
 -- name: needed -- the fingerprints that the vector table has, or had after a restorable run
-CREATE TEMP TABLE needed AS SELECT DISTINCT fingerprint FROM {table}
+CREATE UNLOGGED TABLE {needed} AS SELECT DISTINCT fingerprint FROM {table}
 
 -- name: need_state
-INSERT INTO needed SELECT DISTINCT fingerprint FROM journal_state
+INSERT INTO {needed} SELECT DISTINCT fingerprint FROM {journal_state}
 
 -- name: entry
-CREATE TEMP TABLE entry_rows ({columns})
+CREATE UNLOGGED TABLE {entry_rows} ({columns})
 
 -- name: copy_entry
-COPY entry_rows FROM STDIN (FORMAT csv)
+COPY {entry_rows} FROM STDIN (FORMAT csv)
 
 -- name: need_entry
-INSERT INTO needed SELECT DISTINCT fingerprint FROM entry_rows WHERE fingerprint IS NOT NULL
+INSERT INTO {needed} SELECT DISTINCT fingerprint FROM {entry_rows} WHERE fingerprint IS NOT NULL
 
 -- name: drop_entry
-DROP TABLE entry_rows
+DROP TABLE {entry_rows}
 
 -- name: analyze_needed
-ANALYZE needed
+ANALYZE {needed}
 
 -- name: unneeded_artifacts -- old ones without a needed vector, and those of dropped generations
 -- An artifact that no embedding points to stays if a kept manifest names it: a restore to that run reads it. The object
@@ -50,7 +50,7 @@ WHERE a.created_at < now() - {age}
       p.state = 'dropped' AND a.pipeline_id = ANY (rowvec.generations({pipeline_id}))
       OR a.pipeline_id = {pipeline_id}
       AND NOT EXISTS (
-          SELECT FROM rowvec.embeddings AS e JOIN needed AS n USING (fingerprint) WHERE e.artifact_id = a.artifact_id)
+          SELECT FROM rowvec.embeddings AS e JOIN {needed} AS n USING (fingerprint) WHERE e.artifact_id = a.artifact_id)
       AND (a.name <> ALL ({kept}::text[])
            OR EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.artifact_id = a.artifact_id))
   )

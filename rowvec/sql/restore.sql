@@ -16,10 +16,10 @@ VALUES (
 SELECT nextval(pg_get_serial_sequence('rowvec.runs', 'run_id'))
 
 -- name: run_numbers -- the new numbers of runs whose old number was taken
-CREATE TEMP TABLE run_numbers (old bigint PRIMARY KEY, new bigint NOT NULL)
+CREATE UNLOGGED TABLE {run_numbers} (old bigint PRIMARY KEY, new bigint NOT NULL)
 
 -- name: add_number
-INSERT INTO run_numbers VALUES (%(old)s, %(new)s)
+INSERT INTO {run_numbers} VALUES (%(old)s, %(new)s)
 
 -- name: add_artifact
 INSERT INTO rowvec.artifacts (pipeline_id, run_id, last_run_id, batch, name, sha256, rows, bytes, listed)
@@ -28,42 +28,42 @@ ON CONFLICT (pipeline_id, name) DO UPDATE SET listed = true
 RETURNING artifact_id
 
 -- name: vectors_table -- the vectors of one artifact
-CREATE TEMP TABLE restored_vectors (content text, embedding {embedding_type} NOT NULL, fingerprint bytea NOT NULL)
+CREATE UNLOGGED TABLE {restored_vectors} (content text, embedding {embedding_type} NOT NULL, fingerprint bytea NOT NULL)
 
 -- name: drop_tables
-DROP TABLE IF EXISTS restored_vectors, run_numbers
+DROP TABLE IF EXISTS {restored_vectors}, {run_numbers}
 
 -- name: empty_vectors
-TRUNCATE restored_vectors
+TRUNCATE {restored_vectors}
 
 -- name: add_embeddings
 INSERT INTO rowvec.embeddings (pipeline_id, fingerprint, artifact_id, run_id, cost_usd)
 SELECT DISTINCT ON (v.fingerprint)
     {pipeline_id}, v.fingerprint, {artifact_id},
     coalesce(n.new, s.rowvec_paid_by, {run_id}), s.rowvec_cost_usd
-FROM restored_vectors AS v
-LEFT JOIN journal_state AS s USING (fingerprint)
-LEFT JOIN run_numbers AS n ON n.old = s.rowvec_paid_by
+FROM {restored_vectors} AS v
+LEFT JOIN {journal_state} AS s USING (fingerprint)
+LEFT JOIN {run_numbers} AS n ON n.old = s.rowvec_paid_by
 ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 
 -- name: add_rows
 INSERT INTO {staging} ({columns})
 SELECT {facts} v.content, v.embedding, {bits} s.fingerprint, s.metadata_hash, coalesce(n.new, s.run_id), s.embedded_at
-FROM journal_state AS s
-JOIN restored_vectors AS v USING (fingerprint)
-LEFT JOIN run_numbers AS n ON n.old = s.run_id
+FROM {journal_state} AS s
+JOIN {restored_vectors} AS v USING (fingerprint)
+LEFT JOIN {run_numbers} AS n ON n.old = s.run_id
 
 -- name: bits
 {pgvector}.binary_quantize(v.embedding)::bit({dimensions}),
 
 -- name: forget_restored -- the rows that remain after the last artifact have no vector in any artifact
-DELETE FROM journal_state AS s USING restored_vectors AS v WHERE v.fingerprint = s.fingerprint
+DELETE FROM {journal_state} AS s USING {restored_vectors} AS v WHERE v.fingerprint = s.fingerprint
 
 -- name: left_over
-SELECT count(*) FROM journal_state
+SELECT count(*) FROM {journal_state}
 
 -- name: left_keys
-SELECT {key_json}::text FROM journal_state AS s LIMIT 100
+SELECT {key_json}::text FROM {journal_state} AS s LIMIT 100
 
 -- name: drop_empty -- this transaction has locked the table and found it empty
 DROP TABLE IF EXISTS {table}

@@ -1,5 +1,5 @@
 -- name: own_path -- the schemas of the role's own path; written so that no schema of the path can change its meaning
-SELECT pg_catalog.current_schemas(false)
+SELECT pg_catalog.current_schemas(false), pg_catalog.date_part('epoch'::pg_catalog.text, pg_catalog.now())::pg_catalog.int8
 
 -- name: names -- schemas of the path in which nobody but this role and superusers may create; pgvector; types of extensions
 SELECT
@@ -43,3 +43,15 @@ SELECT
             HAVING count(DISTINCT n.oid) = 1
         ) AS one
     )
+
+-- name: scratch_tables -- those of one connection, and those that killed processes left a week ago
+SELECT c.relname
+FROM pg_class AS c
+WHERE c.relnamespace = to_regnamespace('rowvec') AND c.relkind = 'r' AND c.relname ~ '^scratch_[0-9]+_[0-9a-f]{{8}}_'
+  AND (
+      starts_with(c.relname, 'scratch_' || {scratch} || '_')
+      OR split_part(c.relname, '_', 2)::bigint < extract(epoch FROM now() - interval '7 days')
+  )
+
+-- name: drop_scratch
+DROP TABLE IF EXISTS {table}

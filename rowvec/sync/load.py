@@ -78,7 +78,7 @@ def load_batch(
 
 def copy_rows(
     connection: Connection,
-    table: sql.Identifier,
+    table: sql.Composable,
     columns: Sequence[PgColumn],
     batches: Iterable[pa.RecordBatch],
     constants: Mapping[str, int] | None = None,
@@ -99,7 +99,7 @@ class _Copy:
     def __init__(
         self,
         connection: Connection,
-        table: sql.Identifier,
+        table: sql.Composable,
         columns: Sequence[PgColumn],
         constants: Mapping[str, int],
     ) -> None:

@@ -10,7 +10,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 
 
-def totals(connection: Connection, table: VectorTable, rows: sql.Identifier) -> tuple[int, str]:
+def totals(connection: Connection, table: VectorTable, rows: sql.Composable) -> tuple[int, str]:
     """The number of rows in ``rows`` and their checksum, which does not depend on the order of the rows.
 
     ``rows`` needs the key columns of ``table`` and a column ``fingerprint``. See docs/consistency.md for the formula.

@@ -94,7 +94,7 @@ def take_in_images(connection: Connection, store: Store, pipeline: str) -> None:
 
 
 def list_images(connection: Connection, store: Store, pipeline: str) -> datetime | None:
-    """Create the temporary table ``kept_images``, the store's images; returns the time when the listing began.
+    """Create the scratch table ``kept_images``, the store's images; returns the time when the listing began.
 
     No transaction is open during a request to the store.
     """

@@ -102,7 +102,7 @@ def upload_lost_images(
 
 
 def note_shown(connection: Connection, tables: Iterable[sql.Identifier]) -> None:
-    """Create the temporary table ``shown_images``: the images that the rows of these tables show."""
+    """Create the scratch table ``shown_images``: the images that the rows of these tables show."""
     connection.execute(query("images", "shown"))
     for table in tables:
         connection.execute(query("images", "show", table=table))

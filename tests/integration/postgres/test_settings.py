@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.settings import LEFT_ALONE, PINNED
@@ -137,6 +138,14 @@ def test_contrary_settings_change_no_table_and_no_plan(
         "deleted": 0,
         "unchanged": 30,
     }
+    with connect(source) as connection:
+        connection.execute("UPDATE public.paintings SET title = 'edited ' || title WHERE title ~ '1'")
+        assert gallery.sync(pipeline).changed == 12
+        assert run_audit(pipeline).consistent
+        connection.execute("UPDATE public.paintings SET title = substr(title, 8) WHERE title ~ '^edited'")
+    back = gallery.sync(pipeline)
+    # What the ledger and the artifacts hold is found again, by the bytes of its fingerprints.
+    assert (back.changed, back.embedded, back.reused) == (12, 0, 12)
     with connect(target) as connection:
         connection.execute("DROP SCHEMA vectors CASCADE; DROP SCHEMA rowvec CASCADE")
     report = gallery.sync(pipeline)
