@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Crashed, Failed
 from rowvec_tasks.artifacts import show_waiting
 from rowvec_tasks.events import tell_failure
 from rowvec_tasks.logging_filter import log_sentences
@@ -18,6 +23,8 @@ from rowvec_tasks.when_busy import run_alone
 from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.private import private_files
+
+logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,6 +88,9 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
         try:
             with private_files(), published(pipeline.name):
                 return run_alone(pipeline.name, lambda: body(pipeline, *args, **kwargs), **policy)
+        except (KeyboardInterrupt, TerminationSignal):
+            _set_state_crashed()
+            raise
         except AwaitingJobs as pause:
             show_waiting(pipeline, pause)
             # Neither a failure nor a success: a caller gets the pause as the result, and should pass it to
@@ -94,3 +104,18 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
     # module, where `run` is written, and not in the flow's.
     cast("Any", run).__signature__ = signature
     return cast("F", run)
+
+
+def _set_state_crashed() -> None:
+    """Tell the server at once that the run was interrupted: Prefect would first wait for the threads at work.
+
+    A worker does this for the runs that it has started, and knows whether one was cancelled.
+    """
+    run_id = flow_run.get_id()
+    if run_id is None or "PREFECT__FLOW_RUN_ID" in os.environ:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run_id, Crashed(message="the command was interrupted"), force=True)
+    except (httpx.HTTPError, PrefectException) as error:
+        logger.warning("the server does not know that this run was interrupted: %s", error)

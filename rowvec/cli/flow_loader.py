@@ -6,17 +6,17 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from rowvec.cli.collector import collector_paused
 from rowvec.cli.output import err
+from rowvec.cli.prefect_server import prefect_api
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.errors import UsageError, raise_if_awaiting
+from rowvec.runtime.home import home_folder
 
 _SETTINGS = {
-    # If no server is configured, Prefect starts one for the command: 6 to 18 s on a small machine, and its default
-    # limit is 20 s.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     # Prefect logs each task and the traceback of each failure. On the terminal the command's own messages are enough;
     # the run's logs in the UI still have all of it.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -29,10 +29,11 @@ def run_flow(name: str, **parameters: Any) -> Any:
     """Run the flow of this name and show its progress on stderr; returns its result.
 
     The run then appears in the Prefect UI and sends its alarms. This costs 2 s if ``PREFECT_API_URL`` names a server,
-    and 10 s if Prefect has to start one. Raises what the flow raises, and what ``load_flow`` raises.
+    and 10 s if the command has to start one; if that ends by itself, the command ends too. Raises what the flow raises,
+    and what ``load_flow`` and ``prefect_api`` raise.
     """
     flow = load_flow(name)
-    with shown_progress(err):
+    with prefect_api(), shown_progress(err):
         return flow(**parameters)
 
 
@@ -42,7 +43,7 @@ def load_flow(name: str) -> Callable[..., Any]:
     The flow raises ``AwaitingJobs`` if it leaves work to a later run. Raises ``UsageError`` if the installed package
     has no such flow.
     """
-    for key, value in _SETTINGS.items():
+    for key, value in (_SETTINGS | _own_home()).items():
         os.environ.setdefault(key, value)
     for point in entry_points(group="rowvec.flows", name=name):
         with collector_paused():
@@ -54,3 +55,12 @@ def load_flow(name: str) -> Callable[..., Any]:
 
         return run
     raise UsageError(f"the flow {name!r} is not installed; install rowvec again")
+
+
+def _own_home() -> dict[str, str]:
+    """A home for Prefect in ours, if the user has not set one: Prefect creates its home, and only the profile in the
+    user's own is read."""
+    if "PREFECT_HOME" in os.environ:
+        return {}
+    profiles = Path("~/.prefect/profiles.toml").expanduser()
+    return {"PREFECT_HOME": str(home_folder("prefect")), "PREFECT_PROFILES_PATH": str(profiles)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import IO, Any, TextIO, cast
@@ -35,6 +36,14 @@ class Terminal(Console):
             yield segment if segment.control else Segment(shown(segment.text), segment.style)
 
 
+_silent = threading.Event()
+
+
+def silence_others() -> None:
+    """From now on, only a ``Terminal`` writes to the standard error."""
+    _silent.set()
+
+
 class _Shown:
     """A stream for all that others print: warnings, logs, tracebacks, the usage of a command."""
 
@@ -42,7 +51,8 @@ class _Shown:
         self.inner = inner
 
     def write(self, text: str) -> int:
-        self.inner.write(shown(text))
+        if not _silent.is_set():
+            self.inner.write(shown(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
