@@ -130,6 +130,8 @@ def prune(found: Pruned) -> None:
     }
     _show_counts("Deleted" if found.applied else "Would be deleted", counts)
     out.print(f"{found.bytes:,} bytes of artifacts, {found.image_bytes:,} of images.", highlight=False)
+    if found.note:
+        out.print(found.note, markup=False, highlight=False, soft_wrap=True)
     if not found.applied:
         out.print("Nothing was changed; run again with --apply to delete them.")
 

@@ -11,24 +11,28 @@ deleted only once a manifest in the store covers them: after a killed run, the n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pyarrow as pa
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from rowvec.errors import TargetError
+from rowvec.errors import ArtifactCorrupt, TargetError
+from rowvec.ledger.marked_store import family_of, forget_superseded, own_mark, supersede, superseded_by
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.runs import RunId
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import definitions, names, same_key
 from rowvec.postgres.queries import query
+from rowvec.postgres.type_names import known_columns
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.store.artifact import Artifact
-from rowvec.store.manifest import JournalEntry, Layout, Link, Manifest, RunRecord, write_manifest
+from rowvec.store.manifest import JournalEntry, Layout, Link, Manifest, RunRecord, as_object, write_manifest
+from rowvec.store.marks import write_mark
 from rowvec.store.protocol import Store, file_checksum
 from rowvec.vectors.fingerprint import Identity
 
@@ -42,6 +46,7 @@ FACTS = (
     PgColumn("rowvec_cost_usd", "real"),
 )
 _BLOCK = 1 << 20
+_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,7 @@ class Recorded:
         layout = Jsonb(asdict(self.manifest.layout))
         connection.execute(query("journal", "continue"), {"pipeline_id": self.pipeline_id, "layout": layout})
         connection.execute(query("journal", "forget_table", unrecorded=unrecorded(self.pipeline_id)))
+        forget_superseded(connection, family_of(self.manifest.pipeline), [self.name])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,9 @@ def record(
         return None
     parts = {"pipeline_id": closing.pipeline_id}
     found = connection.execute(query("journal", "all_artifacts" if whole else "new_artifacts"), parts).fetchall()
+    family = family_of(closing.pipeline)
+    mark = own_mark(connection, family, None)
+    follows = {*superseded_by(connection, closing.pipeline, closing.pipeline_id), *([previous] if previous else [])}
     manifest = Manifest(
         run_id=closing.run_id,
         pipeline=closing.pipeline,
@@ -127,6 +136,8 @@ def record(
         identity=closing.identity,
         layout=layout,
         previous=None if whole else previous,
+        follows=tuple(sorted(follows)),
+        ledger=mark.ledger,
         journal=_export(connection, store, closing, folder, whole=whole, changed=changed),
         artifacts=tuple(Artifact(name=name, sha256=sha256, rows=n, bytes=size) for name, sha256, n, size in found),
         runs=_runs(connection, closing, whole=whole),
@@ -134,17 +145,24 @@ def record(
         checksum=closing.checksum,
         created_at=now,
     )
+    # If this run is killed before it ends, the next manifest must know that it replaces this one.
+    supersede(connection, family, [as_object(manifest)[0]])
     name, sha256 = write_manifest(store, manifest, folder)
+    if closing.pipeline == family:
+        write_mark(store, family, replace(mark, manifest=name))
     return Recorded(name=name, sha256=sha256, pipeline_id=closing.pipeline_id, manifest=manifest)
 
 
 def replay(connection: Connection, store: Store, chain: Sequence[Link], folder: Path) -> None:
     """Make the temporary table ``journal_state``: each key's facts as of the last manifest of the chain.
 
-    Its columns are those of the layout, then ``FACTS``. Raises ``ArtifactCorrupt`` if an entry is missing or corrupt.
+    Its columns are those of the layout, then ``FACTS``. Raises ``ArtifactCorrupt`` if an entry is missing or corrupt,
+    and ``TargetError`` if the layout names a type that this database does not have.
     """
     layout = chain[-1].manifest.layout
     columns = tuple(PgColumn(name, pg_type) for name, pg_type in (*layout.key, *layout.metadata))
+    # Whoever can write to the store chose these types, and they are about to become SQL.
+    columns = known_columns(connection, columns, chain[-1].name)
     key = names(columns[: len(layout.key)])
     assigned = (
         # The key is assigned too: an equal key may have another text form now, such as 1.0 and 1.00.
@@ -160,7 +178,12 @@ def replay(connection: Connection, store: Store, chain: Sequence[Link], folder: 
             copy_entry(connection, store, manifest.journal, query("journal", "copy_whole"), folder)
             continue
         copy_entry(connection, store, manifest.journal, query("journal", "copy_entry"), folder)
-        connection.execute(apply)
+        try:
+            connection.execute(apply)
+        except psycopg.Error as error:
+            if not isinstance(error, psycopg.IntegrityError | psycopg.errors.CardinalityViolation):
+                raise
+            raise _not_an_entry(store, manifest.journal, error) from error
         connection.execute(query("journal", "empty_entry"))
     connection.execute(query("journal", "forget_deleted"))
     connection.execute(query("journal", "analyze_state"))
@@ -217,15 +240,35 @@ def _copy_out(connection: Connection, statement: sql.Composed, out: pa.NativeFil
 def copy_entry(
     connection: Connection, store: Store, entry: JournalEntry, statement: sql.Composed, folder: Path
 ) -> None:
-    """Feed an entry's rows to a COPY. Raises ``ArtifactCorrupt`` if the entry is missing or corrupt."""
+    """Feed an entry's rows to a COPY.
+
+    Raises ``ArtifactCorrupt`` if the entry is missing or corrupt, if the database refuses a value of it, or if it has
+    another number of rows than its manifest says.
+    """
     local = folder / f"{uuid4().hex}.csv.zst"
     try:
-        store.get(entry.name, local, entry.sha256)
-        with connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for part in _blocks(local):
-                copy.write(part)
+        store.get(entry.name, local, entry.sha256, at_most=entry.bytes)
+        with connection.cursor() as cursor:
+            with cursor.copy(statement) as copy:
+                for part in _blocks(local):
+                    copy.write(part)
+            if cursor.rowcount != entry.rows:
+                raise ArtifactCorrupt(
+                    f"{store.location(entry.name)} has {cursor.rowcount:,} rows, and its manifest says {entry.rows:,}"
+                )
+    except (psycopg.DataError, psycopg.IntegrityError, pa.ArrowException, OSError) as error:
+        raise _not_an_entry(store, entry, error) from error
     finally:
         local.unlink(missing_ok=True)
+
+
+def _not_an_entry(store: Store, entry: JournalEntry, error: Exception) -> ArtifactCorrupt:
+    reason = "it cannot be unpacked"
+    if isinstance(error, psycopg.Error):
+        # The database quotes the value, which somebody else may have written.
+        said = (error.diag.message_primary or "the database refuses it")[:_SHOWN]
+        reason = "".join(sign if sign.isprintable() else " " for sign in said)
+    return ArtifactCorrupt(f"{store.location(entry.name)} is not a journal entry of rowvec: {reason}")
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

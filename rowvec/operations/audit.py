@@ -18,6 +18,7 @@ from rowvec.index.checks import conditions
 from rowvec.ledger import pipelines
 from rowvec.ledger.generations import effective
 from rowvec.ledger.journal import replay, unrecorded
+from rowvec.ledger.known_manifests import known_manifests
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
@@ -235,7 +236,7 @@ def _read_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
     if newest is None:
         return  # no run of this pipeline has written a manifest yet, or the next run restarts the journal
     try:
-        chain = read_chain(found.store, pipeline_name, newest[0])
+        chain = read_chain(found.store, newest[0], known_manifests(connection, pipeline_name).checksums)
         replay(connection, found.store, chain, folder)
     except ArtifactCorrupt as error:
         found.objects.append(LostObject(newest[0], str(error)))

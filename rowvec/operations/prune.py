@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from psycopg import sql
 
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.images.content import KnownImage
+from rowvec.ledger import marked_store
 from rowvec.ledger.held_lease import Ownership
 from rowvec.ledger.journal import FACTS, Closing, copy_entry, record, replay
+from rowvec.ledger.known_manifests import known_manifests
 from rowvec.ledger.lease import owned
 from rowvec.ledger.owned_store import OwnedStore
 from rowvec.ledger.pipelines import PipelineId, find, identity_of
@@ -25,6 +27,7 @@ from rowvec.ledger.reuse import forget_artifact
 from rowvec.ledger.runs import Ending, Run, finish_run, running
 from rowvec.ledger.workdir import make_workdir
 from rowvec.operations.prune_images import forget_images, unneeded_images
+from rowvec.operations.prune_shared import Shared, shared_objects
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
@@ -63,6 +66,8 @@ class Pruned:
     kept_artifacts: int
     compacted: int
     """Small artifacts merged into large ones. A later prune deletes them, once no restorable run names them."""
+    note: str
+    """Whether another database writes to the same store, so that what it needs was kept; empty if none does."""
     names: tuple[str, ...]
     """The names of up to 100 of the objects."""
 
@@ -72,7 +77,7 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
+class PruneWork:
     """The pipeline that is pruned, with its ledger and its store."""
 
     connection: Connection
@@ -80,13 +85,15 @@ class _Work:
     pipeline_id: PipelineId
     table: VectorTable
     pipeline: str
+    known: dict[str, str]
+    """The checksums of manifests in the ledger, by name."""
     links: dict[str, Link] = field(default_factory=dict[str, Link])
     """The manifests that were read so far, by name: manifests never change, so each is read once."""
 
     def link(self, name: str) -> Link:
         """A manifest by its name. Raises ``ArtifactCorrupt`` if it is missing or corrupt."""
         if name not in self.links:
-            self.links[name] = read_link(self.store, name)
+            self.links[name] = read_link(self.store, name, self.known)
         return self.links[name]
 
 
@@ -114,7 +121,8 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
 
     These are kept: what the vector table needs; what a restore needs, to the newest run or to any run younger than
     ``older_than``; and every artifact and image that is younger. With ``compact``, small artifacts are merged into
-    large ones first. Objects that the ledger does not know are left alone: they may belong to another database.
+    large ones first. Objects that the ledger does not know are left alone, and everything that the manifests of another
+    ledger name, and all images if there is another ledger: they may belong to another database.
 
     Raises ``UsageError`` if ``compact`` is given without ``apply``, or if the pipeline has never run;
     ``PipelineBusy`` if another run holds the pipeline; ``ArtifactCorrupt`` if a manifest or a journal entry that must
@@ -122,37 +130,81 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
     """
     if compact and not apply:
         raise UsageError("--compact writes artifacts: give --apply with it, or leave it out")
-    with _opened(pipeline) as work:
+    with opened(pipeline) as work:
         identity = identity_of(work.connection, work.pipeline_id)
         if not apply:
-            kept = _kept(work, older_than)
-            found = _unneeded(work, kept, older_than)
-            images = unneeded_images(work.connection, pipeline.name, identity, older_than)
-            old = _old_manifests(work, kept, older_than)
-            return _pruned(work, found, old, images, applied=False, compacted=0)
-    with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, _opened(pipeline, run) as work:
+            kept, shared = _kept(work, older_than), _shared(work)
+            found = _unneeded(work, kept, shared, older_than)
+            images = _unneeded_images(work, shared, identity, older_than)
+            old = _old_manifests(work, kept, shared, older_than)
+            return _pruned(work, found, old, images, shared, applied=False, compacted=0)
+    with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, opened(pipeline, run) as work:
         compacted = _compact(work, run, identity) if compact else 0
-        found = _unneeded(work, _kept(work, older_than), older_than)
+        shared = _shared(work)
+        found = _unneeded(work, _kept(work, older_than), shared, older_than)
         for owner, name, _ in found:
             # The object goes first: after a kill in between, the next prune finds the ledger's entry again. The other
             # order would leave an object that no prune finds.
             work.store.delete(name)
             forget_artifact(work.connection, owner, name)
-        images = unneeded_images(work.connection, pipeline.name, identity, older_than)
+        images = _unneeded_images(work, shared, identity, older_than)
         forget_images(work.connection, work.store, pipeline.name, images)
-        _close(work, run, identity, whole=compacted > 0 or any(owner == work.pipeline_id for owner, _, _ in found))
+        close_run(work, run, identity, whole=compacted > 0 or any(owner == work.pipeline_id for owner, _, _ in found))
         # Find the kept manifests again: the newest one may be the one that was written just now.
-        old = _old_manifests(work, _kept(work, older_than), older_than)
+        old = _old_manifests(work, _kept(work, older_than), shared, older_than)
         for run_id, names in old:
             for name in names:
                 work.store.delete(name)
             work.connection.execute(query("prune", "forget_manifest"), {"run_id": run_id})
-        return _pruned(work, found, old, images, applied=True, compacted=compacted)
+        old += _delete_superseded(work, older_than, shared)
+        marked_store.renew_mark(work.connection, work.store, work.pipeline)
+        return _pruned(work, found, old, images, shared, applied=True, compacted=compacted)
+
+
+def _shared(work: PruneWork) -> Shared:
+    """What other ledgers need of the store."""
+    standing = marked_store.standing(work.connection, work.store, work.pipeline)
+    return shared_objects(standing, work.store, work.pipeline, work.link)
+
+
+def _unneeded_images(work: PruneWork, shared: Shared, identity: Identity, age: timedelta) -> list[KnownImage]:
+    # Which images another database shows is known only to that database.
+    return [] if shared.has_others else unneeded_images(work.connection, work.pipeline, identity, age)
+
+
+def _delete_superseded(work: PruneWork, age: timedelta, shared: Shared) -> list[tuple[int, tuple[str, ...]]]:
+    """Delete the old manifests of killed runs, and those that were given up, with their journal entries."""
+    family = marked_store.family_of(work.pipeline)
+    entries = {link.manifest.journal.name for link in _kept(work, age).links.values()} | shared.entries
+    done: list[tuple[int, tuple[str, ...]]] = []
+    for link in _superseded(work, family):
+        if link.name in shared.manifests or link.manifest.created_at > datetime.now(UTC) - age:
+            continue
+        entry = link.manifest.journal.name
+        names = (link.name,) if entry in entries else (entry, link.name)
+        for name in names:
+            work.store.delete(name)
+        marked_store.forget_superseded(work.connection, family, [link.name])
+        done.append((link.manifest.run_id, names))
+    return done
+
+
+def _superseded(work: PruneWork, family: str) -> list[Link]:
+    """The superseded manifests that are in the store, by run: the later ones follow the earlier ones."""
+    found: list[Link] = []
+    for name in marked_store.superseded(work.connection, family):
+        try:
+            found.append(work.link(name))
+        except ArtifactCorrupt:
+            # It was never written, or it cannot say what it names.
+            work.store.delete(name)
+            marked_store.forget_superseded(work.connection, family, [name])
+    return sorted(found, key=lambda link: link.manifest.run_id)
 
 
 @contextmanager
-def _opened(pipeline: Pipeline, run: Run | None = None) -> Generator[_Work]:
-    """``run``: without one, nothing is changed."""
+def opened(pipeline: Pipeline, run: Run | None = None) -> Generator[PruneWork]:
+    """The pipeline with its ledger and its store. ``run``: without one, nothing is changed."""
     resolved = resolve(pipeline, _NEEDED)
     with open_target(resolved, "rowvec prune") as connection, ExitStack() as held:
         install(connection)
@@ -160,16 +212,17 @@ def _opened(pipeline: Pipeline, run: Run | None = None) -> Generator[_Work]:
         if run is not None:
             held.enter_context(owned(connection, run.lease))
             store = OwnedStore(store, Ownership(run.lease, resolved.target.url))
-        yield _Work(
+        yield PruneWork(
             connection=connection,
             store=store,
             pipeline_id=find(connection, pipeline),
             table=stored_table(connection, resolved),
             pipeline=pipeline.name,
+            known=known_manifests(connection, pipeline.name).checksums,
         )
 
 
-def _kept(work: _Work, age: timedelta) -> _Kept:
+def _kept(work: PruneWork, age: timedelta) -> _Kept:
     values = {"pipeline_id": work.pipeline_id, "age": age}
     links: dict[str, Link] = {}
     oldest = None
@@ -181,7 +234,7 @@ def _kept(work: _Work, age: timedelta) -> _Kept:
     return _Kept(oldest=oldest, links=links)
 
 
-def _unneeded(work: _Work, kept: _Kept, age: timedelta) -> list[tuple[PipelineId, str, int]]:
+def _unneeded(work: PruneWork, kept: _Kept, shared: Shared, age: timedelta) -> list[tuple[PipelineId, str, int]]:
     """Generation, name and bytes of the artifacts that nothing needs."""
     connection = work.connection
     connection.execute(query("prune", "needed", table=work.table.identifier))
@@ -205,18 +258,21 @@ def _unneeded(work: _Work, kept: _Kept, age: timedelta) -> list[tuple[PipelineId
     connection.execute(query("prune", "analyze_needed"))
     names = sorted({artifact.name for link in kept.links.values() for artifact in link.manifest.artifacts})
     parts = {"pipeline_id": sql.Literal(work.pipeline_id), "age": sql.Literal(age), "kept": sql.Literal(names)}
-    return connection.execute(query("prune", "unneeded_artifacts", **parts)).fetchall()
+    unneeded = connection.execute(query("prune", "unneeded_artifacts", **parts)).fetchall()
+    return [(owner, name, size) for owner, name, size in unneeded if name not in shared.artifacts]
 
 
-def _old_manifests(work: _Work, kept: _Kept, age: timedelta) -> list[tuple[int, tuple[str, ...]]]:
+def _old_manifests(work: PruneWork, kept: _Kept, shared: Shared, age: timedelta) -> list[tuple[int, tuple[str, ...]]]:
     """The runs whose manifest no restore needs, each with the names of the objects to delete.
 
     The objects are the manifest and its journal entry; the entry is left out if a kept manifest names the same one.
     """
-    entries = {link.manifest.journal.name for link in kept.links.values()}
+    entries = {link.manifest.journal.name for link in kept.links.values()} | shared.entries
     values = {"pipeline_id": work.pipeline_id, "kept": list(kept.links), "age": age}
     old: list[tuple[int, tuple[str, ...]]] = []
     for run_id, name in work.connection.execute(query("prune", "old_manifests"), values).fetchall():
+        if name in shared.manifests:
+            continue
         try:
             entry = work.link(name).manifest.journal.name
         except ArtifactCorrupt:
@@ -227,7 +283,7 @@ def _old_manifests(work: _Work, kept: _Kept, age: timedelta) -> list[tuple[int, 
     return old
 
 
-def _compact(work: _Work, run: Run, identity: Identity) -> int:
+def _compact(work: PruneWork, run: Run, identity: Identity) -> int:
     """Merge small artifacts into large ones; returns how many small ones no entry of the ledger points to any more."""
     values = {"pipeline_id": work.pipeline_id, "smaller_than": _SMALL_BYTES}
     rows = work.connection.execute(query("prune", "small_artifacts"), values).fetchall()
@@ -250,7 +306,7 @@ def _groups(small: list[tuple[int, Artifact]]) -> Iterator[list[tuple[int, Artif
     yield group
 
 
-def _merge(work: _Work, run: Run, identity: Identity, batch: int, group: list[tuple[int, Artifact]]) -> None:
+def _merge(work: PruneWork, run: Run, identity: Identity, batch: int, group: list[tuple[int, Artifact]]) -> None:
     """Write one large artifact and point the ledger to it. It has no keys and no metadata: the journal has these."""
     table, folder = replace(work.table, key=(), metadata=()), make_workdir(work.connection, run.run_id)
     schema = pa.schema([f for f in table.artifact_schema if f.name != "embedding_bits"])
@@ -278,7 +334,7 @@ def _merge(work: _Work, run: Run, identity: Identity, batch: int, group: list[tu
     shutil.rmtree(folder)
 
 
-def _close(work: _Work, run: Run, identity: Identity, *, whole: bool) -> None:
+def close_run(work: PruneWork, run: Run, identity: Identity, *, whole: bool) -> None:
     """End the run. With ``whole``, because an artifact is gone or has moved, write a manifest that names every row."""
     recorded = None
     if whole:
@@ -309,10 +365,11 @@ def _close(work: _Work, run: Run, identity: Identity, *, whole: bool) -> None:
 
 
 def _pruned(
-    work: _Work,
+    work: PruneWork,
     found: list[tuple[PipelineId, str, int]],
     old: list[tuple[int, tuple[str, ...]]],
     images: list[KnownImage],
+    shared: Shared,
     *,
     applied: bool,
     compacted: int,
@@ -331,5 +388,6 @@ def _pruned(
         image_bytes=sum(image.bytes for image in images),
         kept_artifacts=left if applied else left - sum(owner == work.pipeline_id for owner, _, _ in found),
         compacted=compacted,
+        note=shared.standing.sentence(),
         names=tuple(names[:_LISTED]),
     )

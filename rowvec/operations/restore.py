@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Generator, Iterator
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from rowvec.errors import ArtifactCorrupt, UsageError
+from rowvec.errors import ArtifactCorrupt, TargetError, UsageError
 from rowvec.ledger.journal import replay, unrecorded
 from rowvec.ledger.lease import open_owned
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.runs import Ending, Run, RunId, finish_run, running
+from rowvec.operations.restore_chain import NEEDED, chain_of
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
@@ -27,11 +30,12 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
+from rowvec.postgres.type_names import known_columns
 from rowvec.postgres.vector_table import VectorTable, find_table, make_schema
 from rowvec.runtime.home import home
 from rowvec.runtime.progress import tell
 from rowvec.store.artifact import Artifact, read_artifact
-from rowvec.store.manifest import Link, RunRecord, manifests_of, read_chain
+from rowvec.store.manifest import Link, RunRecord
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
 from rowvec.sync.images.lost import check_images, take_in_images
@@ -42,11 +46,11 @@ from rowvec.sync.staging import create_staging
 from rowvec.sync.totals import totals
 from rowvec.sync.validate import check_serving, check_table
 from rowvec.sync.writes import publish
-from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Layout
 
-# The only parts whose references must resolve: after a disaster, a machine may lack the other variables and secrets.
-_NEEDED = frozenset({"target", "artifacts"})
+_READ = ["content", "embedding", "fingerprint"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,9 @@ class Restore:
     chain: tuple[Link, ...]
     """Oldest first. The first one names every row; each later one names what changed since the one before."""
     to_newest: bool
-    """Whether the last manifest of ``chain`` is the newest in the store."""
+    """Whether the last manifest of ``chain`` is the newest one."""
+    note: str
+    """How the newest manifest was found, for the report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,7 @@ class Restored:
 
     table: VectorTable
     manifest: str
+    note: str
     rows: int
     checksum: str
     expected_rows: int
@@ -82,6 +89,7 @@ class Restored:
         """The checks of the table that need only the store."""
         lost = f"; missing or corrupt: {', '.join(self.lost[:3])}" if self.lost else ""
         return [
+            Check(name="manifest", ok=True, detail=f"{self.manifest}: {self.note}"),
             Check(
                 name="nothing missing",
                 ok=not self.missing,
@@ -116,56 +124,42 @@ class _Work:
     folder: Path
 
 
-def _chain_of(pipeline: Pipeline, manifest: str | None) -> list[Link]:
-    """The manifests to restore from, oldest first: up to ``manifest``, or to the newest."""
-    resolved = resolve(pipeline, _NEEDED)
-    store = open_store(resolved.artifacts)
-    chain = read_chain(store, pipeline.name, manifest)
-    if not chain:
-        where = store.location(manifests_of(pipeline.name).removesuffix("/"))
-        raise UsageError(f"there is no manifest of the pipeline {pipeline.name} in {where}; is artifacts.url right?")
-    last = chain[-1].manifest
-    wanted = (pipeline.embedder.kind, pipeline.embedder.model, pipeline.embedder.dimensions)
-    if (last.identity.provider, last.identity.model, last.identity.dimensions) != wanted:
-        raise UsageError(
-            f"the artifacts are of {_named(last.identity)}, and the pipeline {pipeline.name} asks for "
-            f"{wanted[0]} {wanted[1]} with {wanted[2]} dimensions; restore with the pipeline file they were made by"
-        )
-    if tuple(name for name, _ in last.layout.key) != pipeline.source.vector_key:
-        raise UsageError(
-            f"the artifacts have the key ({', '.join(name for name, _ in last.layout.key)}), and the pipeline asks for "
-            f"({', '.join(pipeline.source.vector_key)}); restore with the pipeline file they were made by"
-        )
-    return chain
-
-
 @contextmanager
 def restoring(pipeline: Pipeline, manifest: str | None = None) -> Generator[Restore]:
     """Start a run that restores the table as of ``manifest``, or as of the newest one.
 
     The run has the identity of the vectors it restores, because no embedder is opened. Raises ``UsageError`` if the
-    store has no manifest of the pipeline, or if its manifests are of another embedder or key than the pipeline's;
-    ``ArtifactCorrupt`` if a manifest is missing or corrupt; ``PipelineBusy`` if another run holds the pipeline.
+    store has no manifest of the pipeline, or several that no other one follows, or if its manifests are of another
+    embedder or key than the pipeline's; ``ArtifactCorrupt`` if a manifest is missing or corrupt; ``PipelineBusy`` if
+    another run holds the pipeline.
     """
-    chain = _chain_of(pipeline, manifest)
+    chain, note = chain_of(pipeline, manifest)
     # The restored runs keep their numbers, as far as these are free.
     highest = max(run.run_id for link in chain for run in link.manifest.runs)
     identity = chain[-1].manifest.identity
-    with running(pipeline, "restore", needed=_NEEDED, identity=identity, above=highest) as run:
-        yield Restore(run=run, chain=tuple(chain), to_newest=manifest is None)
+    with running(pipeline, "restore", needed=NEEDED, identity=identity, above=highest) as run:
+        yield Restore(run=run, chain=tuple(chain), to_newest=manifest is None, note=note)
 
 
 def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
     """Build the vector table and the ledger's entries. Readers see the whole table at once: one transaction makes it.
 
-    Raises ``UsageError`` if the table already has rows, and ``ArtifactCorrupt`` if a journal entry is missing or
-    corrupt. Uses constant memory, apart from the lists of artifacts in the manifests.
+    Raises ``UsageError`` if the table already has rows, ``ArtifactCorrupt`` if a journal entry is missing or corrupt,
+    and ``TargetError`` if the manifest names a type that this database does not have. Uses constant memory, apart from
+    the lists of artifacts in the manifests.
     """
     started = time.monotonic()
-    resolved = resolve(pipeline, _NEEDED)
+    resolved = resolve(pipeline, NEEDED)
     run, chain, last = restore.run, restore.chain, restore.chain[-1].manifest
-    table = VectorTable.of(pipeline, _columns(last.layout.key), _columns(last.layout.metadata))
-    with open_owned(resolved, run.lease, "rowvec restore") as connection, tempfile.TemporaryDirectory(dir=home()) as folder:
+    with (
+        open_owned(resolved, run.lease, "rowvec restore") as connection,
+        tempfile.TemporaryDirectory(dir=home()) as folder,
+    ):
+        key, metadata = (
+            known_columns(connection, (PgColumn(*pair) for pair in pairs), chain[-1].name)
+            for pairs in (last.layout.key, last.layout.metadata)
+        )
+        table = VectorTable.of(pipeline, key, metadata)
         work = _Work(
             connection=connection,
             store=open_store(resolved.artifacts),
@@ -203,6 +197,7 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
     return Restored(
         table=table,
         manifest=chain[-1].name,
+        note=restore.note,
         rows=rows,
         checksum=checksum,
         expected_rows=last.counts["rows"],
@@ -280,9 +275,10 @@ def _load_artifacts(work: _Work, chain: tuple[Link, ...]) -> tuple[int, list[str
         tell("restore", "artifacts", number, len(held))
         local = work.folder / "artifact.parquet"
         try:
-            work.store.get(artifact.name, local, artifact.sha256)
+            work.store.get(artifact.name, local, artifact.sha256, at_most=artifact.bytes)
             _load_artifact(work, local, artifact, run_id)
-        except ArtifactCorrupt:
+        except ArtifactCorrupt as error:
+            logger.warning("%s", error)
             lost.append(artifact.name)
         finally:
             local.unlink(missing_ok=True)
@@ -299,7 +295,7 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
     )
     with connection.transaction():
         connection.execute(query("restore", "empty_vectors"))
-        copy_rows(connection, ScratchTable("restored_vectors"), columns, _distinct(local, table.layout))
+        _copy_vectors(connection, columns, local, artifact, table.layout)
         connection.execute(query("merge", "analyze_table", table=ScratchTable("restored_vectors")))
         row = connection.execute(
             query("restore", "add_artifact"),
@@ -321,14 +317,29 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
         connection.execute(query("restore", "forget_restored"))
 
 
-def _distinct(artifact: Path, layout: Layout) -> Iterator[pa.RecordBatch]:
+def _copy_vectors(
+    connection: Connection, columns: tuple[PgColumn, ...], local: Path, artifact: Artifact, layout: Layout
+) -> None:
+    try:
+        copy_rows(connection, ScratchTable("restored_vectors"), columns, _distinct(local, layout, artifact.rows))
+    except TargetError as error:
+        # A vector or a text that no run can have written, such as one with a NUL.
+        if isinstance(error.__cause__, psycopg.DataError):
+            raise ArtifactCorrupt(f"{artifact.name} has a value that the database refuses: {error}") from error
+        raise
+
+
+def _distinct(artifact: Path, layout: Layout, rows: int) -> Iterator[pa.RecordBatch]:
     """The artifact's rows, one per fingerprint; rows with equal fingerprints are next to each other."""
     previous: bytes | None = None
-    for batch in read_artifact(artifact, layout):
+    for batch in read_artifact(artifact, layout, _READ):
+        rows -= batch.num_rows
         fingerprints = batch.column("fingerprint").to_pylist()
         kept = np.array([a != b for a, b in zip(fingerprints, [previous, *fingerprints], strict=False)], np.bool_)
         previous = fingerprints[-1] if fingerprints else previous
-        yield batch.filter(pa.array(kept)).select(["content", "embedding", "fingerprint"])
+        yield batch.filter(pa.array(kept)).select(_READ)
+    if rows:
+        raise ArtifactCorrupt(f"{artifact} does not have the rows that its manifest says")
 
 
 def _left_over(work: _Work) -> tuple[int, tuple[str, ...]]:
@@ -337,18 +348,10 @@ def _left_over(work: _Work) -> tuple[int, tuple[str, ...]]:
     return (row[0] if row else 0), tuple(key for (key,) in keys)
 
 
-def _columns(pairs: tuple[tuple[str, str], ...]) -> tuple[PgColumn, ...]:
-    return tuple(PgColumn(name, pg_type) for name, pg_type in pairs)
-
-
-def _named(identity: Identity) -> str:
-    return f"{identity.provider} {identity.model} with {identity.dimensions} dimensions"
-
-
 def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreReport:
     """Build the index of the restored table, check the table, and record the verdict."""
     started = time.monotonic()
-    resolved = resolve(pipeline, _NEEDED)
+    resolved = resolve(pipeline, NEEDED)
     with open_owned(resolved, run.lease, "rowvec restore") as connection:
         indexed = serve(connection, restored.table, resolved)
         checks = [

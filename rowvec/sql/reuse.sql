@@ -17,7 +17,7 @@ ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 DELETE FROM rowvec.answers WHERE pipeline_id = %(pipeline_id)s AND fingerprint = ANY (%(fingerprints)s)
 
 -- name: artifacts_of_run
-SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE last_run_id = %(run_id)s ORDER BY batch
+SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE last_run_id = %(run_id)s AND batch >= 0 ORDER BY batch
 
 -- name: known_in_artifacts
 SELECT DISTINCT ON (e.fingerprint) e.fingerprint, a.name, a.sha256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 
 from rowvec.errors import ArtifactCorrupt
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.store.parquet_pages import PageError, check_footer, check_pages, check_plain
 from rowvec.store.protocol import Store, file_checksum
+from rowvec.vectors import sparse
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import Embeddings, Layout, is_layout, of_arrow
 
@@ -29,6 +31,10 @@ _GROUP_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 _READ_ROWS = 2048
 _FEWEST_ROWS = 16
+# Of a string, and of a list, in the footer of a file that somebody else may have written.
+_FOOTER_STRING_BYTES = 1 << 20
+_FOOTER_ITEMS = 1_000_000
+_FINGERPRINT_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,20 +95,55 @@ def upload(store: Store, path: Path, artifact: Artifact) -> bool:
     return store.put(artifact.name, path, artifact.sha256)
 
 
-def read_artifact(path: Path, layout: Layout | None = None) -> Iterator[pa.RecordBatch]:
+def read_artifact(
+    path: Path, layout: Layout | None = None, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
     """An artifact's rows, at most 2,048 per batch, in constant memory.
 
-    ``layout``: the layout to give the vectors in, if it differs from the artifact's. Raises ``ArtifactCorrupt`` if the
-    file is not an artifact, is cut, or does not have the number of rows that it states.
+    ``layout``: the layout to give the vectors in, if it differs from the artifact's. ``columns``: those to read; None
+    reads all. Raises ``ArtifactCorrupt`` if the file is not an artifact, is cut, has vectors of other dimensions or
+    texts that are no UTF-8, or does not have the number of rows that it states.
     """
     with _opened(path) as file:
         left = file.metadata.num_rows
+        _check_dimensions(path, file, layout)
         rows = max(_FEWEST_ROWS, min(_READ_ROWS, _READ_BYTES // max(1, _bytes_a_vector(file))))
-        for batch in file.iter_batches(rows, use_threads=False):
+        for batch in file.iter_batches(rows, columns=columns, use_threads=False):
             left -= batch.num_rows
+            # Arrow reads texts as they are, and would hand bytes that are none to the database.
+            batch.validate(full=True)
             yield batch if layout is None else _laid_out(batch, layout)
         if left:
-            raise ArtifactCorrupt(f"{path} has {left:,} fewer rows than it states; fetch it from the store again")
+            raise ArtifactCorrupt(f"{path} does not have the rows that it states; fetch it from the store again")
+
+
+def stored_fingerprints(store: Store, artifact: Artifact) -> Iterator[list[bytes]]:
+    """The fingerprints in an artifact in the store, by row group; of the object, only they and the footer are fetched.
+
+    Its checksum is not checked, as the whole of it is not read. Raises ``ArtifactCorrupt`` if it is missing or is no
+    artifact.
+    """
+    where = store.location(artifact.name)
+    with (
+        store.opened(artifact.name) as opened,
+        _arrow_faults(where),
+        pq.ParquetFile(
+            opened,
+            pre_buffer=False,
+            thrift_string_size_limit=_FOOTER_STRING_BYTES,
+            thrift_container_size_limit=_FOOTER_ITEMS,
+        ) as file,
+    ):
+        check_layout(where, file.schema_arrow)
+        check_plain(file, "fingerprint", _FINGERPRINT_BYTES)
+        if file.metadata.num_rows != artifact.rows:
+            raise ArtifactCorrupt(f"{where} does not have the rows that its manifest says")
+        yield from _fingerprints(file)
+
+
+def _fingerprints(file: pq.ParquetFile) -> Iterator[list[bytes]]:
+    for group in range(file.num_row_groups):
+        yield file.read_row_group(group, columns=["fingerprint"]).column(0).to_pylist()
 
 
 def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], Embeddings]:
@@ -114,8 +155,7 @@ def read_vectors(path: Path, fingerprints: set[bytes]) -> tuple[list[bytes], Emb
     with _opened(path) as file:
         layout = _layout_of(file.schema_arrow)
         blocks: list[Embeddings] = []
-        for group in range(file.num_row_groups):
-            held = file.read_row_group(group, columns=["fingerprint"]).column(0).to_pylist()
+        for group, held in enumerate(_fingerprints(file)):
             wanted: dict[bytes, int] = {}
             for row, fingerprint in enumerate(held):
                 if fingerprint in fingerprints and fingerprint not in found:
@@ -194,7 +234,27 @@ def _layout_of(schema: pa.Schema) -> Layout:
     """
     if not _is_sparse(schema):
         return Layout("float32", schema.field("embedding").type.list_size)
-    return Layout("sparse", json.loads(schema.metadata[b"rowvec.identity"])["dimensions"])
+    return Layout("sparse", _sparse_dimensions(schema))
+
+
+def _sparse_dimensions(schema: pa.Schema) -> int:
+    """The dimensions of sparse vectors, by the identity in the metadata; 0 if it does not state them."""
+    written = schema.metadata.get(b"rowvec.identity", b"")
+    try:
+        identity = json.loads(written) if len(written) <= _FOOTER_STRING_BYTES else None
+    except (ValueError, RecursionError):
+        return 0
+    dimensions = identity.get("dimensions") if isinstance(identity, dict) else None
+    return dimensions if type(dimensions) is int and 0 < dimensions <= sparse.MOST_DIMENSIONS else 0
+
+
+def _check_dimensions(path: Path, file: pq.ParquetFile, layout: Layout | None) -> None:
+    held = _layout_of(file.schema_arrow)
+    if layout is not None and held.dimensions != layout.dimensions:
+        raise ArtifactCorrupt(
+            f"{path} has vectors of {held.dimensions:,} dimensions, and {layout.dimensions:,} are wanted; fetch it "
+            "from the store again"
+        )
 
 
 def _bytes_a_vector(file: pq.ParquetFile) -> int:
@@ -208,19 +268,38 @@ def _bytes_a_vector(file: pq.ParquetFile) -> int:
 @contextmanager
 def _opened(path: Path) -> Generator[pq.ParquetFile]:
     """An artifact open for reading. Raises ``ArtifactCorrupt`` for any error of Arrow in it."""
-    try:
+    with _arrow_faults(str(path)):
+        check_footer(path)
         # Without pre-buffering a reader holds its present pages, not whole row groups.
-        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            _check_layout(path, file.schema_arrow)
+        with pq.ParquetFile(
+            path,
+            memory_map=True,
+            pre_buffer=False,
+            thrift_string_size_limit=_FOOTER_STRING_BYTES,
+            thrift_container_size_limit=_FOOTER_ITEMS,
+        ) as file:
+            check_layout(str(path), file.schema_arrow)
+            check_pages(path, file)
             yield file
+
+
+@contextmanager
+def _arrow_faults(where: str) -> Generator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise
+    except PageError as error:
+        raise ArtifactCorrupt(
+            f"{where} is not an artifact of rowvec: {error}; fetch it from the store again"
+        ) from error
     # Python, not Arrow, refuses names of columns that are not UTF-8.
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
-        raise ArtifactCorrupt(f"{path} is cut or corrupt and cannot be read as Parquet; fetch it again") from error
+    except (pa.ArrowException, UnicodeDecodeError, OSError, OverflowError) as error:
+        raise ArtifactCorrupt(f"{where} is cut or corrupt and cannot be read as Parquet; fetch it again") from error
 
 
-def _check_layout(path: Path, schema: pa.Schema) -> None:
+def check_layout(path: str, schema: pa.Schema) -> None:
+    """Raise ``ArtifactCorrupt`` if a file's schema is not that of an artifact."""
     told = (schema.metadata or {}).get(b"rowvec.format", b"")
     if told not in (FORMAT, SPARSE_FORMAT):
         raise ArtifactCorrupt(
@@ -230,5 +309,8 @@ def _check_layout(path: Path, schema: pa.Schema) -> None:
     types = {field.name: field.type for field in schema if not field.nullable}
     embedding = types.get("embedding", pa.null())
     vectors = is_layout(embedding) and pa.types.is_struct(embedding) == (told == SPARSE_FORMAT)
-    if not vectors or types.get("fingerprint") != pa.binary(32):
+    content = schema.field("content").type if schema.names.count("content") == 1 else None
+    if not vectors or types.get("fingerprint") != pa.binary(32) or len(set(schema.names)) < len(schema.names):
+        raise ArtifactCorrupt(f"{path} states {told.decode()}, but does not have its columns")
+    if content != pa.string() or not _layout_of(schema).dimensions:
         raise ArtifactCorrupt(f"{path} states {told.decode()}, but does not have its columns")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from azure.core.exceptions import (
@@ -22,7 +24,8 @@ from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetr
 
 from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
 from rowvec.store.azure_account import Place, credential_of, place_of
-from rowvec.store.protocol import SUFFIXES, checked_name, checked_prefix, disk_faults, settle
+from rowvec.store.protocol import SUFFIXES, check_size, checked_name, checked_prefix, disk_faults, settle
+from rowvec.store.ranges import BLOCK, Ranges
 
 # The part of an object in one request. It decides the memory of a transfer: an upload holds two blocks.
 _BLOCK = 4 << 20
@@ -100,7 +103,7 @@ class AzureStore:
                 self._create_container()
                 return self._upload(name, content, written)
 
-    def get(self, name: str, into: Path, sha256: str) -> None:
+    def get(self, name: str, into: Path, sha256: str, *, at_most: int | None = None) -> None:
         """See ``Store.get``."""
         blob = self._blob(name)
         passing = into.with_name(f".{uuid4().hex}.part")
@@ -111,11 +114,35 @@ class AzureStore:
                     for block in self._blocks(blob):
                         digest.update(block)
                         file.write(block)
+                        check_size(self, name, file.tell(), at_most)
                 if digest.hexdigest() != sha256:
                     raise ArtifactCorrupt(f"{self.location(name)} does not agree with its checksum {sha256[:12]}")
                 passing.replace(into)
         finally:
             passing.unlink(missing_ok=True)
+
+    @contextmanager
+    def opened(self, name: str) -> Generator[BinaryIO]:
+        """See ``Store.opened``."""
+        blob = self.client.get_blob_client(self._blob(name))
+
+        def fetch(offset: int, length: int) -> bytes:
+            return blob.download_blob(offset, length, max_concurrency=1).readall()
+
+        with self._faults(name):
+            size = blob.get_blob_properties().size
+            with io.BufferedReader(Ranges(fetch, size), BLOCK) as file:
+                yield file
+
+    def replace(self, name: str, content: bytes) -> None:
+        """See ``Store.replace``."""
+        written = _Digests.of_bytes(content)
+        with self._faults(name):
+            try:
+                self._write(name, content, written, overwrite=True)
+            except ResourceNotFoundError:
+                self._create_container()
+                self._write(name, content, written, overwrite=True)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """See ``Store.names``."""

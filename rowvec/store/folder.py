@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from rowvec.errors import ArtifactCorrupt
-from rowvec.store.protocol import checked_name, checked_prefix, disk_faults, file_checksum, settle
+from rowvec.errors import ArtifactCorrupt, StoreRefused
+from rowvec.store.protocol import check_size, checked_name, checked_prefix, disk_faults, file_checksum, settle
 
 _BLOCK = 1 << 20
 _REMEDY = "fix that, or set artifacts.url"
@@ -40,7 +40,7 @@ class FolderStore:
     def _put(self, name: str, opened: _Opened, sha256: str) -> bool:
         target = self._path(name)
         with disk_faults(target, _REMEDY):
-            if target.exists() and not settle(self, name, file_checksum(target), sha256):
+            if _is_file(target) and not settle(self, name, file_checksum(target), sha256):
                 return False
             target.parent.mkdir(parents=True, exist_ok=True)
             with _copy(opened, target, sha256, f"the file for {name}") as whole:
@@ -48,7 +48,8 @@ class FolderStore:
                     # Unlike a rename, a link never replaces the object of another writer.
                     os.link(whole, target)
                 except FileExistsError:
-                    if not settle(self, name, file_checksum(target), sha256):
+                    # What is no file holds no bytes of ours; a rename replaces a link, and not what it leads to.
+                    if not settle(self, name, file_checksum(target) if _is_file(target) else "", sha256):
                         return False
                     whole.replace(target)
             self._make_durable(target)
@@ -59,20 +60,41 @@ class FolderStore:
         """See ``Store.put_bytes``."""
         return self._put(name, partial(io.BytesIO, content), sha256)
 
-    def get(self, name: str, into: Path, sha256: str) -> None:
+    def get(self, name: str, into: Path, sha256: str, *, at_most: int | None = None) -> None:
         """See ``Store.get``."""
         source = self._path(name)
         with disk_faults(into, _REMEDY):
-            if not source.is_file():
+            if not _is_file(source):
                 raise ArtifactCorrupt(f"{self.location(name)} is not in the store; rowvec audit --repair fixes this")
+            check_size(self, name, source.stat().st_size, at_most)
             with _copy(partial(source.open, "rb"), into, sha256, self.location(name)) as whole:
                 whole.replace(into)
+
+    @contextmanager
+    def opened(self, name: str) -> Generator[BinaryIO]:
+        """See ``Store.opened``."""
+        path = self._path(name)
+        with disk_faults(path, _REMEDY):
+            if not _is_file(path):
+                raise ArtifactCorrupt(f"{self.location(name)} is not in the store; rowvec audit --repair fixes this")
+            with path.open("rb") as file:
+                yield file
+
+    def replace(self, name: str, content: bytes) -> None:
+        """See ``Store.replace``."""
+        target = self._path(name)
+        with disk_faults(target, _REMEDY):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sha256 = hashlib.sha256(content).hexdigest()
+            with _copy(partial(io.BytesIO, content), target, sha256, f"the file for {name}") as whole:
+                whole.replace(target)
+            self._make_durable(target)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """See ``Store.names``."""
         with disk_faults(self._folder(prefix), _REMEDY):
             _sweep(self._folder(prefix).rglob(_PASSING))
-            yield from sorted(name for name, path in self._listed(prefix) if path.is_file())
+            yield from sorted(name for name, path in self._listed(prefix) if _is_file(path))
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See ``Store.sizes``."""
@@ -80,7 +102,7 @@ class FolderStore:
             for name, path in self._listed(prefix):
                 # A file that is deleted during the listing is left out.
                 with suppress(FileNotFoundError):
-                    status = path.stat()
+                    status = path.lstat()
                     if stat.S_ISREG(status.st_mode):
                         yield name, status.st_size
 
@@ -89,7 +111,7 @@ class FolderStore:
         path = self._path(name)
         with disk_faults(path, _REMEDY):
             try:
-                return file_checksum(path)
+                return file_checksum(path) if _is_file(path) else None
             except FileNotFoundError:
                 return None
 
@@ -114,7 +136,12 @@ class FolderStore:
                 yield name, path
 
     def _path(self, name: str) -> Path:
-        return self.root / checked_name(name)
+        """The path of an object. Raises ``StoreRefused`` if a symbolic link in the store leads out of it."""
+        path = self.root / checked_name(name)
+        folder, root = os.path.realpath(path.parent), os.path.realpath(self.root)
+        if os.path.commonpath([folder, root]) != root:
+            raise StoreRefused(f"{path.parent} is a symbolic link that leads out of {self.root}; put a folder there")
+        return path
 
     def _make_durable(self, target: Path) -> None:
         """Sync the folder and every folder that was created for it: only then does a name survive a power cut."""
@@ -127,6 +154,14 @@ class FolderStore:
                 os.close(descriptor)
             if folder == top:
                 break
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, and not a link to one, nor a pipe that never ends."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _sweep(leftovers: Iterable[Path]) -> None:

@@ -1,61 +1,88 @@
-"""A run's manifest: what the run wrote, and the manifest before it, so that a table can be restored from the store."""
+"""A run's manifest: what the run wrote, and the manifest before it, so that a table can be restored from the store.
+
+Whoever can write to the store can write a manifest. So a manifest is read into values of known form before anything is
+done with it, and it is known by its whole checksum: by the one in its own name, which the next manifest repeats, and by
+the one in the ledger, if the ledger has it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Literal
 from uuid import uuid4
 
-from pydantic import AwareDatetime, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
-from rowvec.errors import ArtifactCorrupt
+from rowvec.errors import ArtifactCorrupt, StoreRefused
 from rowvec.store.artifact import Artifact
-from rowvec.store.protocol import Store, checked_name
+from rowvec.store.protocol import Store
+from rowvec.vectors import sparse
 from rowvec.vectors.fingerprint import Identity
 
-# To the microsecond and in UTC, so that names are in the order of time even if a database and its numbers were lost.
+MOST_BYTES = 64 << 20
+"""Of a manifest: about 200,000 artifacts."""
+
+# Values in a manifest of that size; JSON that consists of brackets and commas would take gigabytes in memory.
+_MOST_VALUES = 4_000_000
+# To the microsecond and in UTC, for people who look at a listing; the chain decides which manifest is the newest.
 _TIME = "%Y%m%dT%H%M%S.%fZ"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_NOTED = re.compile(r"-([0-9a-f]{12})\.json$")
+_NOTED = re.compile(
+    r"manifests/[a-z][a-z0-9_-]{0,39}(?:\.[0-9]{1,9})?/[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]{1,10}-([0-9a-f]{12}|[0-9a-f]{64})\.json"
+)
+_REFERENCE = re.compile(
+    r"(artifacts|journal)/[a-z][a-z0-9_-]{0,39}(?:\.[0-9]{1,9})?/([0-9a-f]{2})/([0-9a-f]{64})\.(.+)"
+)
+_WHOLE = 64
+_MOST_NUMBER = 2**53
+_MOST_PREPROCESSING = 1_000_000
+_ENDINGS = {"artifacts": "parquet", "journal": "csv.zst"}
+_LONGEST_COLUMN = 63
+
+# The ledger holds counts and runs as numbers of these sizes.
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+_RunNumber = Annotated[int, Field(ge=0, le=2_000_000_000)]
+_Short = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Name = Annotated[str, Field(max_length=300)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
     """A reference to the rows of the vector table that a manifest describes; see ``rowvec.ledger.journal``."""
 
-    name: str
+    name: _Name
     """Its name in the store, ``journal/<pipeline>/<2 hex digits>/<sha256>.csv.zst``."""
     sha256: str
     """64 hex digits."""
-    rows: NonNegativeInt
-    bytes: NonNegativeInt
+    rows: _Count
+    bytes: _Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A run as the ledger knows it, for the ledger of a database that is restored."""
 
-    run_id: NonNegativeInt
-    cause: str
-    state: str
+    run_id: _RunNumber
+    cause: _Short
+    state: Literal["succeeded", "failed", "abandoned", "waiting", "lost"]
     started_at: AwareDatetime
     finished_at: AwareDatetime | None
-    embedded: int
-    tokens: int
-    cost_usd: float
+    embedded: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    tokens: _Count
+    cost_usd: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """The columns that a journal entry's rows begin with: (name, Postgres type) each."""
 
-    key: tuple[tuple[str, str], ...]
-    metadata: tuple[tuple[str, str], ...]
+    key: Annotated[tuple[tuple[str, str], ...], Field(min_length=1, max_length=32)]
+    metadata: Annotated[tuple[tuple[str, str], ...], Field(max_length=1600)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,23 +90,28 @@ class Manifest:
     """What one run wrote, and what the table held after it."""
 
     format: Literal["rowvec.manifest/2"] = "rowvec.manifest/2"
-    run_id: NonNegativeInt
-    pipeline: Annotated[str, Field(min_length=1)]
-    table: str
+    run_id: _RunNumber
+    pipeline: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}(?:\.[0-9]{1,9})?$")]
+    table: Annotated[str, Field(max_length=300)]
     """``schema.table``."""
     identity: Identity
     layout: Layout
-    previous: str | None
+    previous: _Name | None
     """The manifest before this one; None if this one holds every row of the table."""
+    follows: Annotated[tuple[_Name, ...], Field(max_length=1000)] | None = None
+    """The manifests that this one replaces as the newest, besides ``previous``: those before it, if it holds every row,
+    those of killed runs, and those that a person gave up. None: it was written before manifests recorded this."""
+    ledger: Annotated[str, Field(pattern=r"^[0-9a-f-]{36}$")] | None = None
+    """The id of the ledger that wrote it; see ``rowvec.store.marks``."""
     journal: JournalEntry
     """The rows that changed since the manifest before, or all rows."""
     artifacts: tuple[Artifact, ...]
     """The artifacts written since the manifest before, or all that are kept."""
     runs: tuple[RunRecord, ...]
     """The runs that ended since the manifest before, or all runs of the table's vectors; its own run is included."""
-    counts: dict[str, int]
+    counts: Annotated[dict[_Short, _Count], Field(max_length=50)]
     """Counts by name, such as ``new`` and ``deleted``; ``rows`` is the number of rows in the table."""
-    checksum: str
+    checksum: Annotated[str, Field(pattern=r"^[0-9]{1,60}$")]
     """The checksum of all keys and fingerprints in the table after the merge."""
     created_at: AwareDatetime
 
@@ -88,21 +120,22 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def manifests_of(pipeline_name: str) -> str:
-    """The prefix of a pipeline's manifests; their names are in the order of time."""
+    """The prefix of a pipeline's manifests."""
     return f"manifests/{pipeline_name}/"
 
 
 def write_manifest(store: Store, manifest: Manifest, folder: Path) -> tuple[str, str]:
     """Put a manifest into the store; returns its name and its sha256. ``folder`` is for a temporary file.
 
-    Writing the same manifest twice is not an error: its name holds part of its checksum.
+    Writing the same manifest twice is not an error: its name holds its checksum. Raises ``StoreRefused`` if it is
+    larger than a reader accepts.
     """
-    # Equal manifests must give equal bytes: the fields have a fixed order, and the counts get one here.
-    manifest = replace(manifest, counts=dict(sorted(manifest.counts.items())))
-    content = _MANIFEST.dump_json(manifest, indent=1) + b"\n"
-    sha256 = hashlib.sha256(content).hexdigest()
-    at = manifest.created_at.astimezone(UTC).strftime(_TIME)
-    name = f"{manifests_of(manifest.pipeline)}{at}-{manifest.run_id}-{sha256[:12]}.json"
+    name, sha256, content = as_object(manifest)
+    if len(content) > MOST_BYTES:
+        raise StoreRefused(
+            f"the manifest of run {manifest.run_id} names {len(manifest.artifacts):,} artifacts, more than one can; "
+            "rowvec prune --apply --compact merges them"
+        )
     local = folder / f"{uuid4().hex}.json"
     try:
         local.write_bytes(content)
@@ -112,28 +145,82 @@ def write_manifest(store: Store, manifest: Manifest, folder: Path) -> tuple[str,
     return name, sha256
 
 
+def as_object(manifest: Manifest) -> tuple[str, str, bytes]:
+    """A manifest as an object of the store: its name, its sha256 and its bytes."""
+    # Equal manifests must give equal bytes: the fields have a fixed order, and the counts get one here.
+    manifest = replace(manifest, counts=dict(sorted(manifest.counts.items())))
+    content = _MANIFEST.dump_json(manifest, indent=1) + b"\n"
+    sha256 = hashlib.sha256(content).hexdigest()
+    at = manifest.created_at.astimezone(UTC).strftime(_TIME)
+    return f"{manifests_of(manifest.pipeline)}{at}-{manifest.run_id}-{sha256}.json", sha256, content
+
+
 def read_manifest(store: Store, name: str, sha256: str) -> Manifest:
     """A manifest from the store.
 
-    Raises ``ArtifactCorrupt`` if it is missing, does not agree with ``sha256``, or is not a manifest.
+    Raises ``ArtifactCorrupt`` if it is missing, too large, does not agree with ``sha256``, or is not a manifest.
     """
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "manifest.json"
-        store.get(name, local, sha256)
+        store.get(name, local, sha256, at_most=MOST_BYTES)
         content = local.read_bytes()
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise ArtifactCorrupt(f"{store.location(name)} is not a manifest of rowvec: it has too many values")
     try:
-        manifest = _MANIFEST.validate_json(content)
+        manifest = _MANIFEST.validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "its JSON"
-        raise ArtifactCorrupt(f"{store.location(name)} is not a manifest of rowvec: {where}: {first['msg']}") from None
-    for held in (manifest.journal, *manifest.artifacts):
-        # A name outside the store, or an impossible checksum, is found here and not in the middle of a restore.
-        if not (_SHA256.fullmatch(held.sha256) and checked_name(held.name)):
-            raise ArtifactCorrupt(
-                f"{store.location(name)} is not a manifest of rowvec: {held.sha256!r} is not a sha256"
-            )
+        where = ".".join(str(part)[:60] for part in first["loc"][:8]) or "its JSON"
+        raise ArtifactCorrupt(
+            f"{store.location(name)} is not a manifest of rowvec: {where!r}: {first['msg'][:200]}"
+        ) from None
+    if wrong := next(_wrong(manifest), None):
+        raise ArtifactCorrupt(f"{store.location(name)} is not a manifest of rowvec: {wrong}")
     return manifest
+
+
+def _wrong(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with a manifest whose parts each have a right form."""
+    # What the name of an object in the store can be is settled here, and not in the middle of a restore or a prune.
+    for held, kind in ((manifest.journal, "journal"), *((a, "artifacts") for a in manifest.artifacts)):
+        yield from _wrong_reference(held, kind)
+    for name in (manifest.previous, *(manifest.follows or ())):
+        if name is not None and not is_manifest(name):
+            yield f"{name[:100]!r} is not the name of a manifest"
+    columns = [name for name, _ in (*manifest.layout.key, *manifest.layout.metadata)]
+    yield from (f"{name[:100]!r} is not the name of a column" for name in columns if not _is_column(name))
+    if len(set(columns)) < len(columns):
+        yield "its layout has two columns of one name"
+    if "rows" not in manifest.counts or manifest.run_id not in {run.run_id for run in manifest.runs}:
+        yield "its own run or its number of rows is missing"
+    if not _is_identity(manifest.identity):
+        yield "its identity is of no embedder"
+
+
+def _wrong_reference(held: JournalEntry | Artifact, kind: str) -> Iterator[str]:
+    found = _REFERENCE.fullmatch(held.name)
+    if not found or found[1] != kind or found[4] != _ENDINGS[kind]:
+        yield f"{held.name[:100]!r} is not the name of an object in {kind}"
+    elif found[3] != held.sha256 or found[2] != held.sha256[:2]:
+        yield f"{held.name[:100]!r} does not agree with the sha256 {held.sha256[:64]!r}"
+    if not (0 <= held.rows <= _MOST_NUMBER and 0 <= held.bytes <= _MOST_NUMBER):
+        yield f"{held.name[:100]!r} has an impossible size"
+
+
+def _is_column(name: str) -> bool:
+    # Python's strings hold halves of characters, which no encoding has.
+    encoded = name.encode("utf-8", "replace")
+    return encoded.decode() == name and 0 < len(encoded) <= _LONGEST_COLUMN and "\0" not in name
+
+
+def _is_identity(identity: Identity) -> bool:
+    numbers = 0 < identity.dimensions <= sparse.MOST_DIMENSIONS and 0 <= identity.preprocessing <= _MOST_PREPROCESSING
+    return numbers and all(0 < len(part) <= 300 and part.isprintable() for part in (identity.provider, identity.model))
+
+
+def is_manifest(name: str) -> bool:
+    """Whether a name is one that a manifest has."""
+    return _NOTED.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,24 +231,46 @@ class Link:
     sha256: str
     manifest: Manifest
 
+    @property
+    def values(self) -> int:
+        """About how many values it holds."""
+        return 5 * len(self.manifest.artifacts) + 8 * len(self.manifest.runs)
 
-def read_chain(store: Store, pipeline_name: str, newest: str | None = None) -> list[Link]:
-    """The manifests that together describe every row: from one that holds all rows to ``newest``, or to the last.
 
-    Empty if the store has no manifest of the pipeline. Raises ``ArtifactCorrupt`` if one is missing or corrupt.
+def read_chain(store: Store, newest: str, known: Mapping[str, str]) -> list[Link]:
+    """The manifests that together describe every row: from one that holds all rows to ``newest``.
+
+    ``known``: the checksums of manifests in the ledger, by name. Raises ``ArtifactCorrupt`` if one is missing or
+    corrupt, is of another pipeline, or has another layout than the one after it, or if they do not fit in memory.
     """
-    name = newest or max(store.names(manifests_of(pipeline_name)), default=None)
-    chain: list[Link] = []
-    while name is not None:
-        chain.append(read_link(store, name))
-        name = chain[-1].manifest.previous
+    chain = [read_link(store, newest, known)]
+    held = chain[0].values
+    while (name := chain[-1].manifest.previous) is not None:
+        before, after = read_link(store, name, known), chain[-1]
+        if before.manifest.run_id >= after.manifest.run_id or before.manifest.layout != after.manifest.layout:
+            raise ArtifactCorrupt(f"{store.location(name)} is not the manifest before {after.name}")
+        chain.append(before)
+        held += before.values
+        if held > _MOST_VALUES:
+            raise ArtifactCorrupt(f"the manifests before {newest} name more artifacts and runs than a restore can hold")
     return chain[::-1]
 
 
-def read_link(store: Store, name: str) -> Link:
-    """One manifest by its name. Raises ``ArtifactCorrupt`` if it is missing or corrupt."""
-    # The name holds part of the checksum of the content that it was given for.
-    noted, found = _NOTED.search(name), store.checksum(name)
-    if noted is None or found is None or not found.startswith(noted[1]):
-        raise ArtifactCorrupt(f"{store.location(name)} is missing, or is not the manifest that its name states")
-    return Link(name, found, read_manifest(store, name, found))
+def read_link(store: Store, name: str, known: Mapping[str, str]) -> Link:
+    """One manifest by its name. Raises ``ArtifactCorrupt`` if it is missing, corrupt, or not the one in ``known``."""
+    noted = _NOTED.fullmatch(name)
+    if noted is None:
+        raise ArtifactCorrupt(f"{name[:200]!r} is not the name of a manifest; the names begin with manifests/")
+    sha256 = known.get(name) or noted[1]
+    if len(sha256) < _WHOLE:
+        # The names of older manifests hold the beginning of the checksum.
+        found = store.checksum(name)
+        if found is None or not found.startswith(sha256):
+            raise ArtifactCorrupt(f"{store.location(name)} is missing, or is not the manifest that its name states")
+        sha256 = found
+    if not sha256.startswith(noted[1]):
+        raise ArtifactCorrupt(f"{store.location(name)} has another checksum in the ledger than in its name")
+    manifest = read_manifest(store, name, sha256)
+    if not name.startswith(manifests_of(manifest.pipeline)):
+        raise ArtifactCorrupt(f"{store.location(name)} is a manifest of another pipeline: {manifest.pipeline}")
+    return Link(name, sha256, manifest)

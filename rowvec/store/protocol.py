@@ -7,9 +7,9 @@ import hashlib
 import logging
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from rowvec.errors import ArtifactCorrupt, StoreRefused, StoreUnavailable
 
@@ -61,10 +61,25 @@ class Store(Protocol):
         """Like ``put``, for bytes in memory that are probably new: they are sent without a look at the store first."""
         ...
 
-    def get(self, name: str, into: Path, sha256: str) -> None:
+    def get(self, name: str, into: Path, sha256: str, *, at_most: int | None = None) -> None:
         """Fetch an object into a file, which appears complete or not at all.
 
-        Raises ``ArtifactCorrupt`` if the object is missing or its bytes do not agree with ``sha256``.
+        Raises ``ArtifactCorrupt`` if the object is missing, its bytes do not agree with ``sha256``, or it has more than
+        ``at_most`` bytes.
+        """
+        ...
+
+    def opened(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """An object as a file in which the reader moves about: only what is read is fetched; no checksum is checked.
+
+        Raises ``ArtifactCorrupt`` if the object is missing.
+        """
+        ...
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Keep bytes under a name in place of those that it had: a reader sees the old ones or the new ones.
+
+        Only for objects that nothing refers to by their content.
         """
         ...
 
@@ -123,6 +138,12 @@ def settle(store: Store, name: str, stored: str, sha256: str) -> bool:
         )
     logger.warning("%s was corrupt in the store and is written again", store.location(name))
     return True
+
+
+def check_size(store: Store, name: str, size: int, at_most: int | None) -> None:
+    """Raise ``ArtifactCorrupt`` if an object that is being read has more bytes than it may have."""
+    if at_most is not None and size > at_most:
+        raise ArtifactCorrupt(f"{store.location(name)} has more than the {at_most:,} bytes that it may have")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
 from rowvec.ledger import journal, rejects, reuse
 from rowvec.ledger.journal import Closing
+from rowvec.ledger.marked_store import standing
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Ending, Run, finish_run
@@ -127,6 +128,12 @@ def check_serving(
     return [*checks, Check(name="recall", ok=recall.passed, detail=detail, value=value)]
 
 
+def check_store(connection: Connection, store: Store, pipeline_name: str) -> list[Check]:
+    """Say whether another database writes to the same store."""
+    sentence = standing(connection, store, pipeline_name).sentence()
+    return [Check(name="store", ok=True, detail=sentence)] if sentence else []
+
+
 def _check(found: VectorCheck) -> Check:
     keys = tuple("(" + ", ".join(key) + ")" for key in found.rows)
     detail = found.detail if found.passed else f"{found.count:,} row(s) fail it: {found.detail}"
@@ -170,6 +177,7 @@ def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
         *check_merge(merged, of_files=kind != "postgres"),
         *check_table(connection, table, None if indexed.rows <= _ALL_ROWS else work.plan.run_id),
         check_artifacts(connection, work.store, work.plan),
+        *check_store(connection, work.store, work.pipeline.name),
         *([check_images(connection, table, work.pipeline)] if kind == "images" else []),
         *check_serving(connection, table, indexed.choice, indexed.recall, indexed.notes),
     ]

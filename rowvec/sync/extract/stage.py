@@ -8,6 +8,7 @@ from dataclasses import replace
 from rowvec.embedders.cache import opened_embedder
 from rowvec.ledger import pipelines
 from rowvec.ledger.lease import open_owned
+from rowvec.ledger.marked_store import settle
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
@@ -50,6 +51,7 @@ def run(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     resolved = resolve(pipeline)
     identity = opened_embedder(resolved.embedder).identity
     with open_owned(resolved, run.lease, "rowvec extract") as connection:
+        settle(connection, open_store(resolved.artifacts), pipeline.name, run.pipeline_id, run.run_id)
         shows_images = resolved.what == "images"
         if shows_images:
             forget_lost_images(connection, open_store(resolved.artifacts), pipeline.name)

@@ -6,16 +6,18 @@ import random
 from pathlib import Path
 
 import pytest
+from psycopg import sql
 
 from rowvec.ledger.journal import replay
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.store.manifest import read_chain
+from rowvec.postgres.names import ScratchTable
+from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
 from tests.support.paintings import assert_in_step, dying_after, fill, sync
 
 _DIFFERENCES = """
-    SELECT coalesce(t.id, s.id) FROM vectors.paintings AS t FULL JOIN journal_state AS s ON s.id = t.id
+    SELECT coalesce(t.id, s.id) FROM vectors.paintings AS t FULL JOIN {journal_state} AS s ON s.id = t.id
     WHERE (t.author, t.year, t.fingerprint, t.metadata_hash, t.run_id, t.embedded_at)
         IS DISTINCT FROM (s.author, s.year, s.fingerprint, s.metadata_hash, s.run_id, s.embedded_at)
 """
@@ -24,8 +26,9 @@ _DIFFERENCES = """
 def unrecorded_keys(connection: Connection, pipeline: Pipeline, folder: Path) -> list[int]:
     """The keys for which the journal and the vector table differ."""
     store = open_store(pipeline.artifacts)
-    replay(connection, store, read_chain(store, pipeline.name), folder)
-    return [key for (key,) in connection.execute(_DIFFERENCES)]
+    replay(connection, store, newest_chain(store, pipeline.name), folder)
+    statement = sql.SQL(_DIFFERENCES).format(journal_state=ScratchTable("journal_state"))
+    return [key for (key,) in connection.execute(statement)]
 
 
 def manifests(pipeline: Pipeline) -> int:
@@ -47,7 +50,7 @@ def test_each_kind_of_change_is_recorded(source: Connection, paintings: Pipeline
     report = sync(paintings)
     assert report.manifest is not None
     assert unrecorded_keys(source, paintings, tmp_path) == []
-    chain = read_chain(open_store(paintings.artifacts), "paintings")
+    chain = newest_chain(open_store(paintings.artifacts), "paintings")
     assert [link.manifest.previous is None for link in chain] == [True, False]
 
 
@@ -88,7 +91,7 @@ def test_another_set_of_metadata_starts_the_journal_again(
     fewer = paintings.model_copy(update={"source": paintings.source.model_copy(update={"metadata": ["year"]})})
     source.execute("UPDATE paintings SET year = 1 WHERE id = 8")
     sync(fewer)
-    chain = read_chain(open_store(paintings.artifacts), "paintings")
+    chain = newest_chain(open_store(paintings.artifacts), "paintings")
     assert [name for name, _ in chain[0].manifest.layout.metadata] == ["year"]
     assert chain[0].manifest.journal.rows == 50
 

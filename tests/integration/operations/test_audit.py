@@ -10,7 +10,7 @@ from rowvec.operations.audit import run_audit
 from rowvec.operations.repair import prepare_repair
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.store.manifest import read_chain
+from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
 from rowvec.sync.report import SyncReport
 from tests.support import paintings as gallery
@@ -192,7 +192,7 @@ def test_a_lost_manifest_or_journal_entry_is_found_and_the_journal_restarted(
     assert lost.name in found.objects[0].reason
     assert repair(paintings).manifest is not None
     assert run_audit(paintings).consistent
-    (link,) = read_chain(open_store(paintings.artifacts), "paintings")
+    (link,) = newest_chain(open_store(paintings.artifacts), "paintings")
     assert link.manifest.journal.rows == 50
 
 

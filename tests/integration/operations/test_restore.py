@@ -17,7 +17,7 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection, connect
-from rowvec.store.manifest import read_chain
+from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
 from rowvec.sync.report import RestoreReport
 from tests.support import paintings as gallery
@@ -102,7 +102,7 @@ def test_after_a_restore_the_next_sync_has_nothing_to_do(
         fill(connection, 1, start=2000)
         assert sync(paintings).embedded == 1
         assert_in_step(connection)
-    chain = read_chain(open_store(paintings.artifacts), "paintings")
+    chain = newest_chain(open_store(paintings.artifacts), "paintings")
     assert len(chain) == 3  # the journal continued where the lost database had stopped
 
 
@@ -180,7 +180,7 @@ def test_a_lost_artifact_costs_its_own_rows_and_the_verdict(
     fill(source, 5, start=60)
     sync(paintings)
     store = open_store(paintings.artifacts)
-    newest = read_chain(store, "paintings")[-1].manifest.artifacts[0]
+    newest = newest_chain(store, "paintings")[-1].manifest.artifacts[0]
     store.delete(newest.name)
     monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
     report = restore(paintings)

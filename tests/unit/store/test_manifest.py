@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from rowvec.errors import ArtifactCorrupt, RowvecError
+from rowvec.errors import ArtifactCorrupt, StoreRefused, UsageError
 from rowvec.pipeline.model import Artifacts
 from rowvec.store.artifact import Artifact
+from rowvec.store.heads import newest_chain
 from rowvec.store.manifest import (
     JournalEntry,
     Layout,
     Manifest,
     RunRecord,
-    manifests_of,
     read_chain,
+    read_link,
     read_manifest,
     write_manifest,
 )
@@ -35,7 +36,7 @@ MANIFEST = Manifest(
     identity=Identity(provider="local", model="wordllama", dimensions=64, preprocessing=1),
     layout=Layout(key=(("id", "integer"),), metadata=(("author", "text"),)),
     previous=None,
-    journal=JournalEntry(name="journal/paintings/cd/cdef.csv.zst", sha256="cd" * 32, rows=50, bytes=1_234),
+    journal=JournalEntry(name=f"journal/paintings/cd/{'cd' * 32}.csv.zst", sha256="cd" * 32, rows=50, bytes=1_234),
     runs=(
         RunRecord(
             run_id=42,
@@ -48,9 +49,9 @@ MANIFEST = Manifest(
             cost_usd=0.0,
         ),
     ),
-    artifacts=(Artifact(name="artifacts/paintings/ab/abcd.parquet", sha256="ab" * 32, rows=50, bytes=12_345),),
-    counts={"new": 50, "deleted": 0},
-    checksum="1f2e",
+    artifacts=(Artifact(name=f"artifacts/paintings/ab/{'ab' * 32}.parquet", sha256="ab" * 32, rows=50, bytes=12_345),),
+    counts={"new": 50, "deleted": 0, "rows": 50},
+    checksum="1234",
     created_at=datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
 )
 
@@ -63,7 +64,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_a_manifest_comes_back(store: Store, tmp_path: Path) -> None:
     name, sha256 = write_manifest(store, MANIFEST, tmp_path)
-    assert name == f"manifests/paintings/20250102T030405.000000Z-42-{sha256[:12]}.json"
+    assert name == f"manifests/paintings/20250102T030405.000000Z-42-{sha256}.json"
     assert read_manifest(store, name, sha256) == MANIFEST
     assert write_manifest(store, MANIFEST, tmp_path) == (name, sha256)
     assert list(tmp_path.glob("*.json")) == []
@@ -74,23 +75,42 @@ def test_equal_manifests_have_equal_bytes(store: Store, tmp_path: Path) -> None:
     assert write_manifest(store, other_order, tmp_path) == write_manifest(store, MANIFEST, tmp_path)
 
 
-def test_manifests_are_listed_in_the_order_of_time(store: Store, tmp_path: Path) -> None:
-    # After the loss of a database, run numbers start at 1 again, so the order is that of time.
-    times = [MANIFEST.created_at + timedelta(milliseconds=i) for i in range(3)]
-    runs = [replace(MANIFEST, run_id=run, created_at=at) for run, at in zip((9, 100, 1), times, strict=True)]
-    written = [write_manifest(store, run, tmp_path)[0] for run in runs]
-    write_manifest(store, replace(MANIFEST, pipeline="paintings-2"), tmp_path)
-    assert list(store.names(manifests_of("paintings"))) == written
-
-
 @pytest.mark.parametrize(
     ("path", "value"),
     [
         (("format",), "rowvec.manifest/3"),
         (("journal", "name"), "../../etc/passwd"),
+        (("journal", "name"), "journal/paintings/cd/../../../../etc/passwd"),
+        (("journal", "name"), "/etc/passwd"),
+        (("journal", "name"), f"artifacts/paintings/cd/{'cd' * 32}.parquet"),
+        (("journal", "name"), f"journal/paintings/ab/{'ab' * 32}.csv.zst"),
+        (("journal", "name"), f"journal/paintings/cd/{'cd' * 32}.csv.zst\0"),
         (("journal", "sha256"), None),
+        (("journal", "bytes"), 2**64),
         (("identity",), None),
         (("run_id",), -1),
+        (("run_id",), 2**31),
+        (("run_id",), "42"),
+        (("run_id",), True),
+        (("pipeline",), "../paintings"),
+        (("previous",), "../../etc/passwd"),
+        (("previous",), "manifests/paintings/newest.json"),
+        (("follows",), ["manifests/../x"]),
+        (("identity", "dimensions"), 0),
+        (("identity", "model"), "a\nb"),
+        (("layout", "key"), []),
+        (("layout", "key", 0, 0), "a\0b"),
+        (("layout", "key", 0, 0), "i" * 64),
+        (("layout", "key", 0, 0), "\ud800"),
+        (("layout", "metadata", 0, 0), "id"),
+        (("runs", 0, "state"), "planned"),
+        (("runs", 0, "cause"), "a\0b"),
+        (("runs", 0, "cost_usd"), float("inf")),
+        (("runs", 0, "embedded"), 2**40),
+        (("runs",), []),
+        (("counts",), {"new": 1}),
+        (("counts", "rows"), 1.5),
+        (("checksum",), "ab"),
         (("created_at",), "2025-01-02T03:04:05"),
         (("artifacts", 0, "name"), "../../etc/passwd"),
         (("artifacts", 0, "sha256"), "ab"),
@@ -98,7 +118,7 @@ def test_manifests_are_listed_in_the_order_of_time(store: Store, tmp_path: Path)
     ],
 )
 def test_a_file_that_is_not_a_manifest_is_named(
-    store: Store, tmp_path: Path, path: tuple[str | int, ...], value: str | int | None
+    store: Store, tmp_path: Path, path: tuple[str | int, ...], value: object
 ) -> None:
     name, sha256 = write_manifest(store, MANIFEST, tmp_path)
     local = tmp_path / "changed"
@@ -111,8 +131,9 @@ def test_a_file_that_is_not_a_manifest_is_named(
     local.write_text(json.dumps(content))
     digest = hashlib.sha256(local.read_bytes()).hexdigest()
     store.put("manifests/paintings/changed.json", local, digest)
-    with pytest.raises(RowvecError, match=r"changed\.json|is not a valid name for an object"):
+    with pytest.raises(ArtifactCorrupt, match=r"changed\.json is not a manifest of rowvec") as refused:
         read_manifest(store, "manifests/paintings/changed.json", digest)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_manifest_with_other_bytes_is_corrupt(store: Store, tmp_path: Path) -> None:
@@ -121,18 +142,98 @@ def test_a_manifest_with_other_bytes_is_corrupt(store: Store, tmp_path: Path) ->
         read_manifest(store, name, "0" * 64)
 
 
+def numbered(run: int, **changes: Any) -> Manifest:
+    """A manifest of the run of this number, a second after the run before."""
+    runs = (replace(MANIFEST.runs[0], run_id=run),)
+    at = MANIFEST.created_at + timedelta(seconds=run)
+    return replace(MANIFEST, run_id=run, runs=runs, **{"created_at": at, **changes})
+
+
 def test_a_chain_begins_with_a_full_manifest_and_ends_with_the_newest(store: Store, tmp_path: Path) -> None:
-    assert read_chain(store, "paintings") == []
-    names: list[str | None] = [None]
+    assert newest_chain(store, "paintings") == []
+    names: list[str] = []
     for run, begins in enumerate([True, False, True, False, False]):
-        at = MANIFEST.created_at + timedelta(seconds=run)
-        manifest = replace(MANIFEST, run_id=run, created_at=at, previous=None if begins else names[-1])
+        before = names[-1] if names else None
+        follows = (before,) if begins and before else ()
+        manifest = numbered(run, previous=None if begins else before, follows=follows)
         names.append(write_manifest(store, manifest, tmp_path)[0])
-    assert [link.manifest.run_id for link in read_chain(store, "paintings")] == [2, 3, 4]
-    assert [link.manifest.run_id for link in read_chain(store, "paintings", names[2])] == [0, 1]
-    store.delete(str(names[4]))
-    with pytest.raises(ArtifactCorrupt, match="is missing"):
-        read_chain(store, "paintings")
+    assert [link.manifest.run_id for link in newest_chain(store, "paintings")] == [2, 3, 4]
+    assert [link.manifest.run_id for link in read_chain(store, names[1], {})] == [0, 1]
+    store.delete(names[3])
+    with pytest.raises(ArtifactCorrupt, match="is not in the store"):
+        newest_chain(store, "paintings")
+
+
+def test_the_newest_is_the_one_that_no_other_follows_whatever_the_clock(store: Store, tmp_path: Path) -> None:
+    first, _ = write_manifest(store, numbered(1, follows=()), tmp_path)
+    day_before = MANIFEST.created_at - timedelta(days=1)
+    second, _ = write_manifest(store, numbered(2, previous=first, follows=(), created_at=day_before), tmp_path)
+    assert [link.name for link in newest_chain(store, "paintings")] == [first, second]
+    third, _ = write_manifest(store, numbered(3, follows=(second,), created_at=day_before), tmp_path)
+    assert [link.name for link in newest_chain(store, "paintings")] == [third]
+
+
+def test_two_that_no_other_follows_are_named(store: Store, tmp_path: Path) -> None:
+    first, _ = write_manifest(store, numbered(1, follows=()), tmp_path)
+    given_up, _ = write_manifest(store, numbered(3, previous=first, follows=()), tmp_path)
+    second, _ = write_manifest(store, numbered(2, previous=first, follows=()), tmp_path)
+    with pytest.raises(UsageError, match="--manifest") as refused:
+        newest_chain(store, "paintings")
+    assert given_up in str(refused.value)
+    assert second in str(refused.value)
+    assert first not in str(refused.value)
+    last, _ = write_manifest(store, numbered(4, previous=second, follows=(given_up,)), tmp_path)
+    assert newest_chain(store, "paintings")[-1].name == last
+
+
+def test_manifests_of_an_older_program_are_in_the_order_of_runs_and_time(store: Store, tmp_path: Path) -> None:
+    """They do not say what they follow: each of these holds every row, and the second was left by a killed run."""
+    for run in (1, 2, 3):
+        write_manifest(store, numbered(run), tmp_path)
+    last, _ = write_manifest(store, numbered(4), tmp_path)
+    assert [link.name for link in newest_chain(store, "paintings")] == [last]
+
+
+def test_a_manifest_is_known_by_its_whole_checksum(store: Store, tmp_path: Path) -> None:
+    """Names used to hold twelve digits of it; what the ledger knows holds all the same."""
+    name, sha256 = write_manifest(store, MANIFEST, tmp_path)
+    short = name.replace(sha256, sha256[:12])
+    other, other_sha256 = write_manifest(store, numbered(43), tmp_path)
+    path = tmp_path / "other"
+    store.get(name, path, sha256)
+    store.put(short, path, sha256)
+    assert read_link(store, short, {}).sha256 == sha256
+    with pytest.raises(ArtifactCorrupt, match="does not agree with its checksum"):
+        read_link(store, short, {short: sha256[:12] + "0" * 52})
+    with pytest.raises(ArtifactCorrupt, match="another checksum in the ledger"):
+        read_link(store, short, {short: other_sha256})
+    store.get(other, path, other_sha256)
+    (tmp_path / "store" / name).write_bytes(path.read_bytes())
+    with pytest.raises(ArtifactCorrupt, match="does not agree with its checksum"):
+        read_link(store, name, {})
+
+
+def test_a_manifest_that_is_too_large_is_not_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, sha256 = write_manifest(store, MANIFEST, tmp_path)
+    monkeypatch.setattr("rowvec.store.manifest.MOST_BYTES", 100)
+    with pytest.raises(ArtifactCorrupt, match="more than the 100 bytes"):
+        read_manifest(store, name, sha256)
+    with pytest.raises(StoreRefused, match="rowvec prune --apply --compact"):
+        write_manifest(store, numbered(44), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[" * 5_000_000, b'{"a":' * 100_000, b'{"counts":{' + b'"a":1,' * 4_000_001])
+def test_json_that_is_deep_or_full_of_values_is_refused_before_it_takes_memory(
+    store: Store, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "deep"
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    store.put("manifests/deep.json", path, digest)
+    with pytest.raises(ArtifactCorrupt, match="is not a manifest of rowvec"):
+        read_manifest(store, "manifests/deep.json", digest)
 
 
 def test_text_that_is_not_json_is_not_a_manifest(store: Store, tmp_path: Path) -> None:

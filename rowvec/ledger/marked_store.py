@@ -1,0 +1,197 @@
+"""The ledger and its mark in the store: whose store it is, and what the store knows that the ledger forgot.
+
+A ledger writes to a pipeline's store under an id of its own. It takes another id if its database is a copy, which the
+server and the database's oid show, or if it was set back to an earlier time, which its mark shows: the mark names a
+manifest that the ledger does not know. Nothing that another ledger needs is deleted, until a person says that this
+database replaces the others (``rowvec adopt``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rowvec.errors import ArtifactCorrupt
+from rowvec.ledger.known_manifests import known_manifests
+from rowvec.ledger.pipelines import PipelineId, written_id
+from rowvec.ledger.runs import RunId
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.queries import query
+from rowvec.store.artifact import Artifact, stored_fingerprints
+from rowvec.store.manifest import is_manifest, manifests_of, read_link
+from rowvec.store.marks import Mark, read_marks, write_mark
+from rowvec.store.protocol import Store
+
+# Names per statement.
+_AT_ONCE = 1_000
+# Their names are in the order of time, as far as one clock goes.
+_MOST_FOLLOWED = 900
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whose a pipeline's store is."""
+
+    ledger: str
+    """The id of this ledger."""
+    others: tuple[str, ...] = ()
+    """The ids of the other ledgers that write to the store."""
+    found: int = 0
+    """Vectors that the store had and the ledger did not know."""
+
+    def sentence(self) -> str:
+        """What a person should know of it; empty if there is nothing."""
+        if not self.others:
+            return ""
+        return (
+            f"another database, or this one before it was copied or set back, also writes to this store "
+            f"({len(self.others):,} in all): nothing that it needs is deleted; give this pipeline an artifacts.url of "
+            "its own, or run rowvec adopt if this database replaces the other"
+        )
+
+
+def family_of(pipeline_name: str) -> str:
+    """The name in the pipeline file, which all generations share."""
+    return pipeline_name.partition(".")[0]
+
+
+def settle(
+    connection: Connection, store: Store, pipeline_name: str, pipeline_id: PipelineId, run_id: RunId
+) -> Standing:
+    """Look at the marks in the store, and take in what the store has if the ledger is behind it.
+
+    Costs a listing of the marks and a read of each. Only a ledger without a mark of its own, which is new, copied or
+    set back, also reads the manifests that it does not know, and the fingerprints in their artifacts.
+    """
+    family = family_of(pipeline_name)
+    marks = read_marks(store, family)
+    ledger = own_mark(connection, family, None).ledger
+    mine = marks.get(ledger)
+    if mine is not None and mine.manifest and not _is_known(connection, family, mine.manifest):
+        row = connection.execute(query("marked_store", "another_id"), {"family": family}).fetchone()
+        ledger, mine = (row[0] if row else ledger), None
+    others = tuple(sorted(marks.keys() - {ledger}))
+    found = 0
+    if mine is None:
+        found = _take_in(connection, store, pipeline_name, pipeline_id, run_id)
+        known = known_manifests(connection, pipeline_name)
+        if others or known.checksums:
+            write_mark(store, family, own_mark(connection, family, known.newest))
+    standing = Standing(ledger, others, found)
+    if others:
+        logger.warning("%s", standing.sentence())
+    return standing
+
+
+def standing(connection: Connection, store: Store, pipeline_name: str) -> Standing:
+    """Whose the store is, without a look at what it knows."""
+    family = family_of(pipeline_name)
+    ledger = own_mark(connection, family, None).ledger
+    return Standing(ledger, tuple(sorted(read_marks(store, family).keys() - {ledger})))
+
+
+def own_mark(connection: Connection, family: str, manifest: str | None) -> Mark:
+    """The mark of this ledger, with ``manifest`` as its newest one."""
+    row = connection.execute(query("marked_store", "may_know_server")).fetchone()
+    found = connection.execute(query("marked_store", "server")).fetchone() if row and row[0] else None
+    values = {"family": family, "server": found and found[0]}
+    row = connection.execute(query("marked_store", "own"), values).fetchone()
+    if row is None:
+        raise LookupError("INSERT … RETURNING returned no row")  # the current database is always in pg_database
+    ledger, database, now = row
+    shown = "".join(sign for sign in database if sign.isprintable())
+    return Mark(ledger=ledger, manifest=manifest, database=shown, written_at=now)
+
+
+def renew_mark(connection: Connection, store: Store, pipeline_name: str) -> None:
+    """Let this ledger's mark name the newest manifest: a prune may have deleted the one that it named."""
+    newest = known_manifests(connection, pipeline_name).newest
+    if newest is not None and pipeline_name == family_of(pipeline_name):
+        write_mark(store, pipeline_name, own_mark(connection, pipeline_name, newest))
+
+
+def superseded_by(connection: Connection, pipeline_name: str, pipeline_id: PipelineId) -> list[str]:
+    """The manifests in the pipeline's folder that its next manifest replaces, besides the one before it.
+
+    Each manifest names them until a prune has deleted them: the one that named them first may be deleted before.
+    """
+    family, folder = family_of(pipeline_name), manifests_of(pipeline_name)
+    values = {"pipeline_id": pipeline_id, "folder": folder}
+    others = [name for (name,) in connection.execute(query("marked_store", "newest_of_others"), values)]
+    own = [name for name in superseded(connection, family) if name.startswith(folder)]
+    return sorted({*own, *others})[-_MOST_FOLLOWED:]
+
+
+def supersede(connection: Connection, family: str, manifests: Iterable[str]) -> None:
+    """Note manifests that the next one replaces."""
+    connection.execute(query("marked_store", "supersede"), {"family": family, "manifests": list(manifests)})
+
+
+def superseded(connection: Connection, family: str) -> list[str]:
+    """The manifests that no run of this ledger ended with, and that are given up."""
+    row = connection.execute(query("marked_store", "superseded"), {"family": family}).fetchone()
+    return list(row[0]) if row else []
+
+
+def forget_superseded(connection: Connection, family: str, manifests: Iterable[str]) -> None:
+    """Forget manifests that have ended well, or that are deleted."""
+    connection.execute(query("marked_store", "settle"), {"family": family, "manifests": list(manifests)})
+
+
+def family_manifests(store: Store, family: str) -> Iterator[str]:
+    """The names of the manifests of all generations."""
+    for prefix in (manifests_of(family), f"manifests/{family}."):
+        yield from (name for name in store.names(prefix) if is_manifest(name))
+
+
+def _is_known(connection: Connection, family: str, manifest: str) -> bool:
+    row = connection.execute(query("marked_store", "is_known"), {"family": family, "manifest": manifest}).fetchone()
+    return bool(row and row[0])
+
+
+def _take_in(connection: Connection, store: Store, pipeline_name: str, pipeline_id: PipelineId, run_id: RunId) -> int:
+    """Enter the artifacts of manifests that the ledger does not know; returns how many vectors they add."""
+    known = known_manifests(connection, pipeline_name)
+    found = 0
+    for name in known.unknown(family_manifests(store, family_of(pipeline_name))):
+        try:
+            artifacts = read_link(store, name, {}).manifest.artifacts
+        except ArtifactCorrupt as error:
+            logger.warning("%s; what it names is not looked at", error)
+            continue
+        for artifact in _unknown(connection, pipeline_id, artifacts):
+            try:
+                found += _take_in_artifact(connection, store, pipeline_id, run_id, artifact)
+            except ArtifactCorrupt as error:
+                logger.warning("%s; what it held is embedded again if it is needed", error)
+    if found:
+        logger.info("the store has %s vector(s) that the ledger did not know; they are reused", f"{found:,}")
+    return found
+
+
+def _unknown(connection: Connection, pipeline_id: PipelineId, artifacts: tuple[Artifact, ...]) -> Iterator[Artifact]:
+    for start in range(0, len(artifacts), _AT_ONCE):
+        some = artifacts[start : start + _AT_ONCE]
+        values = {"pipeline_id": pipeline_id, "names": [artifact.name for artifact in some]}
+        known = {name for (name,) in connection.execute(query("marked_store", "known_artifacts"), values)}
+        yield from (artifact for artifact in some if artifact.name not in known)
+
+
+def _take_in_artifact(
+    connection: Connection, store: Store, pipeline_id: PipelineId, run_id: RunId, artifact: Artifact
+) -> int:
+    found = 0
+    values = {"pipeline_id": pipeline_id, "run_id": run_id}
+    # Read first: no request to the store within a transaction.
+    blocks = list(stored_fingerprints(store, artifact))
+    with connection.transaction():
+        stated = {"name": artifact.name, "sha256": artifact.sha256, "rows": artifact.rows, "bytes": artifact.bytes}
+        artifact_id = written_id(connection, query("marked_store", "take_in"), {**values, **stated})
+        for block in blocks:
+            entries = {**values, "artifact_id": artifact_id, "fingerprints": block}
+            row = connection.execute(query("marked_store", "take_in_embeddings"), entries).fetchone()
+            found += row[0] if row else 0
+    return found

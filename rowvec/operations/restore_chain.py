@@ -1,0 +1,85 @@
+"""Which manifests a restore reads: the ledger says it, if it knows; else the store, which then is believed."""
+
+from __future__ import annotations
+
+from rowvec.errors import ArtifactCorrupt, UsageError
+from rowvec.ledger.known_manifests import KnownManifests, known_manifests
+from rowvec.ledger.marked_store import family_of
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.references import resolve
+from rowvec.postgres.connection import open_target
+from rowvec.store.heads import manifest_names, newest_manifest
+from rowvec.store.manifest import Link, manifests_of, read_chain
+from rowvec.store.marks import read_marks
+from rowvec.store.open import open_store
+from rowvec.store.protocol import Store
+from rowvec.vectors.fingerprint import Identity
+
+# The only parts whose references must resolve: after a disaster, a machine may lack the other variables and secrets.
+NEEDED = frozenset({"target", "artifacts"})
+
+
+def chain_of(pipeline: Pipeline, manifest: str | None) -> tuple[list[Link], str]:
+    """The manifests to restore from, oldest first, up to ``manifest`` or to the newest; and how that one was found.
+
+    The newest is the one that the ledger says, if it has one: the store may have later ones, of a time that was given
+    up when the database was set back.
+    """
+    resolved = resolve(pipeline, NEEDED)
+    store = open_store(resolved.artifacts)
+    with open_target(resolved, "rowvec restore") as connection:
+        known = known_manifests(connection, pipeline.name)
+    stored = list(manifest_names(store, pipeline.name))
+    if manifest is None and known.newest is None:
+        _check_marks(store, pipeline.name, stored)
+    newest = manifest or (known.newest if stored else None) or newest_manifest(store, pipeline.name)
+    if newest is None:
+        where = store.location(manifests_of(pipeline.name).removesuffix("/"))
+        raise UsageError(f"there is no manifest of the pipeline {pipeline.name} in {where}; is artifacts.url right?")
+    chain = read_chain(store, newest, known.checksums)
+    last = chain[-1].manifest
+    wanted = (pipeline.embedder.kind, pipeline.embedder.model, pipeline.embedder.dimensions)
+    if (last.identity.provider, last.identity.model, last.identity.dimensions) != wanted:
+        raise UsageError(
+            f"the artifacts are of {_named(last.identity)}, and the pipeline {pipeline.name} asks for "
+            f"{wanted[0]} {wanted[1]} with {wanted[2]} dimensions; restore with the pipeline file they were made by"
+        )
+    if tuple(name for name, _ in last.layout.key) != pipeline.source.vector_key:
+        raise UsageError(
+            f"the artifacts have the key ({', '.join(name for name, _ in last.layout.key)}), and the pipeline asks for "
+            f"({', '.join(pipeline.source.vector_key)}); restore with the pipeline file they were made by"
+        )
+    return chain, _found_by(stored, known, manifest)
+
+
+def _check_marks(store: Store, pipeline_name: str, stored: list[str]) -> None:
+    """Raise ``ArtifactCorrupt`` if a manifest is gone that a ledger has noted as its newest one."""
+    for mark in read_marks(store, family_of(pipeline_name)).values():
+        if mark and mark.manifest and mark.manifest not in stored and _is_of(mark.manifest, pipeline_name):
+            raise ArtifactCorrupt(
+                f"the newest manifest of the database {mark.database} is not in the store any more: {mark.manifest}; "
+                "name an older one with --manifest"
+            )
+
+
+def _is_of(manifest: str, pipeline_name: str) -> bool:
+    return manifest.startswith(manifests_of(pipeline_name))
+
+
+def _found_by(stored: list[str], known: KnownManifests, manifest: str | None) -> str:
+    if manifest is not None:
+        return "it was named"
+    if known.newest is None:
+        return "no other manifest in the store follows it; the ledger has none, so the store alone was believed"
+    later = known.unknown(stored)
+    if not later:
+        return "it is the ledger's last one"
+    return (
+        f"it is the ledger's last one; the store also has {len(later):,} manifest(s) that the ledger does not know, of "
+        f"another database or of a time before this one was set back, such as {later[-1]}: restore with --manifest if "
+        "you want that one"
+    )
+
+
+def _named(identity: Identity) -> str:
+    return f"{identity.provider} {identity.model} with {identity.dimensions} dimensions"

@@ -1,0 +1,251 @@
+"""A store that somebody else writes to: whatever its objects say, nothing of it is executed, and a restore is right or
+refused in one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import random
+import resource
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused
+from rowvec.operations.restore import finish_restore, restore_rows, restoring
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Artifacts
+from rowvec.postgres.connection import Connection, connect
+from rowvec.store.artifact import read_artifact
+from rowvec.store.open import open_store
+from rowvec.sync.report import RestoreReport
+from tests.support import forged_store
+from tests.support import paintings as gallery
+from tests.support.examples import PROFILE
+from tests.support.paintings import assert_in_step, fill, sync
+from tests.support.store_mutations import mutate
+
+_numbers = itertools.count(1)
+CANARY = "CREATE TABLE public.canary (x int)"
+
+
+@pytest.fixture
+def fresh(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+    """An empty database, which is the target of pipelines from now on."""
+    name = f"hostile_store_{next(_numbers)}"
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec").format(sql.Identifier(name)))
+    url = make_conninfo(cluster, dbname=name)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", url)
+    yield url
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
+    """Run what the flow runs."""
+    with restoring(pipeline, manifest) as under_way:
+        return finish_restore(pipeline, under_way.run, restore_rows(pipeline, under_way))
+
+
+def restored_or_refused(pipeline: Pipeline) -> RestoreReport | str:
+    """The report of a restore, or the sentence with which it was refused."""
+    try:
+        return restore(pipeline)
+    except RowvecError as refused:
+        return str(refused)
+
+
+def has_canary(url: str) -> bool:
+    """Whether SQL of the store's was executed."""
+    with connect(url) as connection:
+        row = connection.execute("SELECT to_regclass('public.canary') IS NOT NULL").fetchone()
+    return bool(row and row[0])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        f"text); {CANARY}; COMMIT; --",
+        f"text, x int); {CANARY}; --",
+        "text DEFAULT pg_catalog.pg_sleep(1)",
+        "text GENERATED ALWAYS AS (NULL) STORED",
+        "integer REFERENCES public.secret",
+        'text COLLATE "C"',
+        "text\x00",
+        "no_such_type",
+        "pg_catalog.pg_class",
+        "anyelement",
+        "void",
+        "integer[",
+        'public."x""; DROP TABLE y"',
+        "numeric(10,2); SELECT 1",
+        "",
+    ],
+)
+def test_a_layout_names_types_and_nothing_else(
+    source: Connection, paintings: Pipeline, tmp_path: Path, fresh: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setenv("ROWVEC_DATABASE_URL", source.info.dsn)
+        sync(paintings)
+
+    def plant(manifest: dict[str, Any]) -> None:
+        manifest["layout"]["metadata"][0][1] = kind
+
+    forged_store.replace_manifests(tmp_path / "artifacts", plant)
+    with pytest.raises(RowvecError) as refused:
+        restore(paintings)
+    assert not has_canary(fresh)
+    assert "\n" not in str(refused.value)
+    assert "author" in str(refused.value)
+
+
+_LEDGER = "TRUNCATE rowvec.pipelines, rowvec.runs, rowvec.artifacts, rowvec.embeddings RESTART IDENTITY CASCADE"
+_ROLES = "SELECT count(*), count(*) FILTER (WHERE rolsuper) FROM pg_catalog.pg_roles"
+_ROWS = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
+_CASES = 160 if PROFILE == "fixed" else 10_000
+# A case takes a few tenths of a second.
+_PIECES = 4
+_MEMORY_KIB = 700 * 1024
+
+
+@pytest.fixture
+def sound(source: Connection, paintings: Pipeline, tmp_path: Path) -> Path:
+    """A store of two runs over 20 rows."""
+    source.execute("DELETE FROM paintings WHERE id > 20")
+    sync(paintings)
+    source.execute("DELETE FROM paintings WHERE id = 3")
+    source.execute("UPDATE paintings SET title = 'other' WHERE id = 5")
+    source.execute("UPDATE paintings SET author = 'O, \"quoted\"' WHERE id = 6")
+    sync(paintings)
+    return tmp_path / "artifacts"
+
+
+@pytest.mark.parametrize("piece", range(_PIECES))
+def test_whatever_somebody_writes_into_a_store_a_restore_is_right_or_refused(
+    source: Connection, paintings: Pipeline, sound: Path, tmp_path: Path, fresh: str, piece: int
+) -> None:
+    """Checksums are made to fit in most cases: then a restore can only be as consistent as the store says it is."""
+    right = [row for (row,) in source.execute(_ROWS)]
+    outside = {str(path) for path in tmp_path.rglob("*")}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with connect(fresh) as target:
+        roles = target.execute(_ROLES).fetchone()
+        for case in range(_CASES // _PIECES):
+            seed = f"{piece}-{case}" if PROFILE == "fixed" else random.random()
+            store = tmp_path / "forged"
+            is_summed = mutate(random.Random(seed), sound, store)
+            changed = paintings.model_copy(update={"artifacts": Artifacts(url=str(store))})
+            outcome = restored_or_refused(changed)
+            if isinstance(outcome, str):
+                assert len(outcome.splitlines()) == 1, (seed, outcome)
+                assert len(outcome) < 1500, (seed, outcome)
+            else:
+                found = [row for (row,) in target.execute(_ROWS)]
+                assert is_summed or not outcome.consistent or found == right, seed
+            assert not has_canary(fresh), seed
+            assert target.execute(_ROLES).fetchone() == roles, seed
+            target.execute("DROP SCHEMA IF EXISTS vectors CASCADE")
+            target.execute(_LEDGER)
+            shutil.rmtree(store)
+            shutil.rmtree(tmp_path / "forged-outside", ignore_errors=True)
+    left = {str(path) for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "home")}
+    assert left <= outside
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < _MEMORY_KIB
+
+
+@pytest.mark.parametrize("piece", range(2))
+def test_a_sync_behind_a_hostile_store_embeds_what_it_cannot_trust(
+    source: Connection, paintings: Pipeline, sound: Path, tmp_path: Path, fresh: str, piece: int
+) -> None:
+    """Its ledger is empty, so it looks at what the store's manifests name."""
+    with connect(fresh) as target:
+        target.execute(gallery.SOURCE)
+        fill(target, 12)
+        for case in range(_CASES // 16):
+            seed = f"sync-{piece}-{case}" if PROFILE == "fixed" else random.random()
+            store = tmp_path / "forged"
+            mutate(random.Random(seed), sound, store)
+            outcome = synced_or_refused(paintings.model_copy(update={"artifacts": Artifacts(url=str(store))}))
+            assert len(outcome.splitlines()) <= 1, (seed, outcome)
+            if not outcome:
+                assert_in_step(target)
+            assert not has_canary(fresh), seed
+            target.execute("DROP SCHEMA IF EXISTS vectors CASCADE")
+            target.execute(_LEDGER)
+            shutil.rmtree(store)
+            shutil.rmtree(tmp_path / "forged-outside", ignore_errors=True)
+
+
+def synced_or_refused(pipeline: Pipeline) -> str:
+    """The sentence with which a sync was refused; empty if it ended well."""
+    try:
+        sync(pipeline)
+    except RowvecError as refused:
+        return str(refused)
+    return ""
+
+
+def test_a_link_out_of_the_store_is_neither_read_nor_written_through(tmp_path: Path) -> None:
+    store, outside = open_store(Artifacts(url=str(tmp_path / "store"))), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/artifacts").symlink_to(outside)
+    (tmp_path / "store/secret").symlink_to(outside / "secret")
+    content, digest = b"new", hashlib.sha256(b"new").hexdigest()
+    (tmp_path / "new").write_bytes(content)
+    with pytest.raises(StoreRefused, match="leads out of"):
+        store.put("artifacts/new", tmp_path / "new", digest)
+    with pytest.raises(StoreRefused, match="leads out of"):
+        store.replace("artifacts/new", content)
+    with pytest.raises(StoreRefused, match="leads out of"):
+        store.delete("artifacts/secret")
+    with pytest.raises(StoreRefused, match="leads out of"), store.opened("artifacts/secret"):
+        pass
+    assert store.checksum("secret") is None
+    assert list(store.names()) == list(store.sizes()) == []
+    assert store.put(f"secret.{digest}", tmp_path / "new", digest)
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert (outside / "secret").read_bytes() == b"secret"
+
+
+def test_a_pipe_in_the_store_is_no_object(tmp_path: Path) -> None:
+    """It would be read for ever."""
+    (tmp_path / "store").mkdir()
+    os.mkfifo(tmp_path / "store/pipe")
+    store = open_store(Artifacts(url=str(tmp_path / "store")))
+    assert store.checksum("pipe") is None
+    with pytest.raises(ArtifactCorrupt, match="is not in the store"):
+        store.get("pipe", tmp_path / "got", "0" * 64)
+
+
+@pytest.mark.parametrize("column", ["content", "fingerprint"])
+def test_a_page_that_unpacks_to_gigabytes_is_refused_before_it_does(
+    sound: Path, tmp_path: Path, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header of a page states its unpacked size, and the codec a megabyte for each of its kilobytes."""
+    path = tmp_path / "bomb.parquet"
+    of = next(sound.glob("artifacts/*/*/*.parquet"))
+    held = pq.read_table(of).slice(0, 1)
+    monkeypatch.setattr("rowvec.store.parquet_pages.MOST_COLUMN_BYTES", 8 << 20)
+    bomb = pa.array(["x" * (9 << 20)]) if column == "content" else None
+    if bomb is not None:
+        held = held.set_column(held.schema.get_field_index(column), held.schema.field(column), bomb)
+        pq.write_table(held, path, use_dictionary=False, compression="zstd", write_statistics=False)
+    else:
+        held = pa.concat_tables([held] * 4096)
+        pq.write_table(held, path, use_dictionary=True, compression="zstd")
+    assert path.stat().st_size < 2 << 20
+    with pytest.raises(ArtifactCorrupt, match="is not an artifact of rowvec"):
+        next(read_artifact(path))
