@@ -163,7 +163,7 @@ def _by_stages(pipeline: Pipeline) -> float:
 def _embed_after(pipeline: Pipeline, run: Run, number: int, before: Future[Batch] | None) -> Batch:
     if before is not None:
         before.result()
-    return order.BATCH_STAGES["embed"].run(pipeline, Batch(run_id=run.run_id, number=number))
+    return order.BATCH_STAGES["embed"].run(pipeline, Batch.of(run, number))
 
 
 def _rest(pipeline: Pipeline, embedded: Future[Batch]) -> Batch:
@@ -178,7 +178,7 @@ def _one_by_one(pipeline: Pipeline) -> dict[str, float]:
     """Seconds of each stage over all batches while nothing else runs, from the run's own report."""
 
     def batches(pipeline: Pipeline, run: Run, count: int) -> list[Batch]:
-        done = [Batch(run_id=run.run_id, number=number) for number in range(count)]
+        done = [Batch.of(run, number) for number in range(count)]
         for name in order.batch_stages(pipeline):
             done = [order.BATCH_STAGES[name].run(pipeline, batch) for batch in done]
         return done

@@ -94,10 +94,11 @@ class Watch:
 class HeldLease:
     """Renews a lease in a thread, on a connection that is opened again when it was cut."""
 
-    def __init__(self, url: str, lease: Lease, taken: float) -> None:
-        """``taken``: when the taking began, by ``elapsed``."""
+    def __init__(self, url: str, lease: Lease, taken: float, connection: Connection | None = None) -> None:
+        """``taken``: when the taking began, by ``elapsed``. ``connection``: the one to begin with, which is closed."""
         self.lease = lease
         self._url = url
+        self._connection = connection
         self._ended = threading.Event()
         self._changed = threading.Condition()
         self._renewed = taken
@@ -144,13 +145,23 @@ class HeldLease:
     def _keep(self) -> None:
         while not self._ended.is_set() and not self._lost:
             try:
-                with _opened(self._url) as connection:
+                with self._opened() as connection:
                     self._renew_on(connection)
             except RowvecError as error:
                 if not isinstance(error, RetriableError) and str(error) != str(self._trouble):
                     logger.warning("the lease of the pipeline %s cannot be renewed: %s", self.lease.pipeline, error)
                 self._trouble = error
             self._ended.wait(_LOOK_EVERY * self.lease.seconds)
+
+    @contextmanager
+    def _opened(self) -> Generator[Connection]:
+        given, self._connection = self._connection, None
+        if given is None:
+            with _opened(self._url) as connection:
+                yield connection
+        else:
+            with lost_connections_are_retriable(), given:
+                yield given
 
     def _renew_on(self, connection: Connection) -> None:
         while not self._lost and not self._ended.is_set():
@@ -218,26 +229,36 @@ _asking = threading.Lock()
 
 
 def _take(url: str, name: str, pipeline_id: PipelineId) -> HeldLease:
+    connection = connect(url, application=_APPLICATION, limits=_LIMITS)
+    try:
+        with lost_connections_are_retriable():
+            lease, taken = _taken(connection, name, pipeline_id)
+    except BaseException:
+        connection.close()
+        raise
+    return HeldLease(url, lease, taken, connection)
+
+
+def _taken(connection: Connection, name: str, pipeline_id: PipelineId) -> tuple[Lease, float]:
+    """The lease, and when its taking began."""
     seconds = _length()
     watch, told = Watch(), False
-    with _opened(url) as connection:
-        while True:
-            seen, began = look(connection, pipeline_id), elapsed()
-            verdict = watch.look(seen, began)
-            if verdict == "take" and is_run_by_old_version(connection, pipeline_id):
-                verdict = "busy"
-            if verdict == "take" and (number := take(connection, pipeline_id, seen, seconds)) is not None:
-                if seen.held:
-                    # The old owner's workers in other processes have asked the ledger by then.
-                    time.sleep(_ASK_EVERY * seen.seconds)
-                lease = Lease(pipeline_id=pipeline_id, number=number, seconds=seconds, pipeline=name)
-                return HeldLease(url, lease, began)
-            if verdict == "busy":
-                raise PipelineBusy(f"another run of the pipeline {name} is at work; wait for it, or stop it first")
-            if not told and watch.watched > _BUSY_AFTER * seen.seconds:
-                told = True
-                logger.info("%s: an earlier run does not renew its lease; this run takes it over in a moment", name)
-            time.sleep(_LOOK_EVERY * max(seen.seconds, 1.0))
+    while True:
+        seen, began = look(connection, pipeline_id), elapsed()
+        verdict = watch.look(seen, began)
+        if verdict == "take" and is_run_by_old_version(connection, pipeline_id):
+            verdict = "busy"
+        if verdict == "take" and (number := take(connection, pipeline_id, seen, seconds)) is not None:
+            if seen.held:
+                # The old owner's workers in other processes have asked the ledger by then.
+                time.sleep(_ASK_EVERY * seen.seconds)
+            return Lease(pipeline_id=pipeline_id, number=number, seconds=seconds, pipeline=name), began
+        if verdict == "busy":
+            raise PipelineBusy(f"another run of the pipeline {name} is at work; wait for it, or stop it first")
+        if not told and watch.watched > _BUSY_AFTER * seen.seconds:
+            told = True
+            logger.info("%s: an earlier run does not renew its lease; this run takes it over in a moment", name)
+        time.sleep(_LOOK_EVERY * max(seen.seconds, 1.0))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from psycopg import errors as pg
 from rowvec.errors import LeaseLost
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection, connect, lost_connections_are_retriable, target_url
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.runtime.process import Process, this_process
@@ -47,9 +47,21 @@ class Standing:
 
 
 @contextmanager
-def open_owned(pipeline: Pipeline, lease: Lease, application: str = "rowvec") -> Generator[Connection]:
-    """As ``open_target``, with a connection that commits nothing once the lease is lost."""
-    with open_target(pipeline, application) as connection, owned(connection, lease):
+def open_owned(
+    pipeline: Pipeline, lease: Lease, application: str = "rowvec", *, computes: bool = False
+) -> Generator[Connection]:
+    """As ``open_target``, with a connection that commits nothing once the lease is lost.
+
+    If this process is stopped in a transaction, the server ends it, so that the next run need not wait for its locks;
+    unless the client ``computes`` in its transactions.
+    """
+    url = target_url(pipeline.target.url)
+    limits = None if computes else {"idle_in_transaction_session_timeout": f"{round(lease.seconds * 1000)}ms"}
+    with (
+        lost_connections_are_retriable(),
+        connect(url, application=application, limits=limits) as connection,
+        owned(connection, lease),
+    ):
         yield connection
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, NewType
 
@@ -23,13 +22,12 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, target_url
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
+from rowvec.runtime.home import local_faults
 from rowvec.runtime.telemetry import span
 from rowvec.runtime.telemetry_export import flush
 from rowvec.vectors.fingerprint import Identity
 
 RunId = NewType("RunId", int)
-
-logger = logging.getLogger(__name__)
 
 State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting", "lost"]
 
@@ -93,7 +91,7 @@ def running(
             clear_leftovers(connection, pipeline_id, run_id)
         run = Run(run_id=run_id, pipeline_id=pipeline_id, lease=lease, started=started)
         try:
-            with span("rowvec run", pipeline=pipeline.name, run_id=run_id, cause=cause):
+            with span("rowvec run", pipeline=pipeline.name, run_id=run_id, cause=cause), local_faults():
                 yield run
         except BaseException as error:
             # Any end of a run is recorded, an interrupt included. After a kill, the next run records it.
@@ -151,9 +149,12 @@ def finish_run(connection: Connection, run_id: RunId, ending: Ending) -> None:
 def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
     """Mark what killed runs left as abandoned and drop their tables; returns the names of the tables dropped.
 
+    Sessions of a run that was stopped, or cut off, and that still hold its tables are ended.
+
     ``run_id`` is the run that is under way, which is left alone. The caller must hold the pipeline's lease.
     """
     values = {"pipeline_id": pipeline_id, "run_id": run_id}
+    connection.execute(query("runs", "end_sessions"), values)
     connection.execute(query("runs", "abandoned"), values)
     return _drop_tables(connection, pipeline_id, run_id)
 
@@ -189,29 +190,13 @@ def _reason(connection: Connection, lease: Lease, error: Exception) -> Exception
 def _drop_tables(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
     """Drop the tables of runs that are over; returns the names of the tables dropped.
 
-    The sessions of a run that was stopped, or cut off, may still hold such a table. They can commit nothing any more,
-    and are ended. If the role may not do that, the table stays for a later run.
+    A table that another session holds stays for a later run.
     """
     values = {"pipeline_id": pipeline_id, "run_id": run_id}
     dropped: list[str] = []
     for (table,) in connection.execute(query("runs", "leftovers"), values).fetchall():
-        drop = query("runs", "drop", table=sql.Identifier("rowvec", table))
-        for attempt in range(2):
-            try:
-                with connection.transaction():
-                    connection.execute(query("runs", "drop_patience"))
-                    connection.execute(drop)
-            except pg.LockNotAvailable:
-                if attempt == 0:
-                    _end_holders(connection, table)
-            else:
-                dropped.append(table)
-                break
+        with suppress(pg.LockNotAvailable), connection.transaction():
+            connection.execute(query("runs", "drop_patience"))
+            connection.execute(query("runs", "drop", table=sql.Identifier("rowvec", table)))
+            dropped.append(table)
     return dropped
-
-
-def _end_holders(connection: Connection, table: str) -> None:
-    try:
-        connection.execute(query("runs", "end_holders"), {"table": table})
-    except pg.InsufficientPrivilege as error:
-        logger.warning("rowvec.%s is held by a session that cannot be ended: %s", table, error.diag.message_primary)

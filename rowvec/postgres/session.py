@@ -18,6 +18,10 @@ from rowvec.postgres.names import Names
 from rowvec.postgres.queries import query
 from rowvec.postgres.settings import statements
 
+# A process that is stopped, or cut off from the server, in a transaction must not keep what it has locked. Only a
+# transaction in which the client computes for long may be idle for longer.
+_SHORT_PAUSE = {"idle_in_transaction_session_timeout": "20s"}
+
 # A role may have a statement_timeout of a millisecond, the least there is; a busy machine sometimes needs longer.
 _TRIES = 10
 
@@ -91,9 +95,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     @contextmanager
     def transaction(
-        self, savepoint_name: str | None = None, force_rollback: bool = False
+        self, savepoint_name: str | None = None, force_rollback: bool = False, *, alone: bool = False
     ) -> Generator[psycopg.Transaction]:
-        """A transaction with our settings; inside another one, a savepoint."""
+        """A transaction with our settings; inside another one, a savepoint. ``alone``: for one statement."""
         if self.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             with super().transaction(savepoint_name, force_rollback) as inner:
                 yield inner
@@ -101,7 +105,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         if self._in_transaction:
             # What it has done so far is rolled back, so nothing more of it may be done in another session.
             raise psycopg.OperationalError("the connection was lost in the middle of a transaction")
-        self._begin()
+        self._begin(self._beginning_alone if alone else self._beginning)
         self._in_transaction = True
         try:
             yield psycopg.Transaction(self)
@@ -163,10 +167,14 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             if not self.closed:
                 self._plain("RESET ALL")
 
-    def _begin(self) -> None:
+    def pause_for_long(self) -> None:
+        """Let the client compute for as long as it takes between two statements of this transaction."""
+        self._plain("SET LOCAL idle_in_transaction_session_timeout = 0")
+
+    def _begin(self, beginning: bytes) -> None:
         for attempt in range(_TRIES):
             try:
-                self._plain(self._beginning)
+                self._plain(beginning)
             except pg.QueryCanceled:
                 self._plain("ROLLBACK")
                 if attempt + 1 == _TRIES:
@@ -187,12 +195,16 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     def _begin_with(self, names: Names) -> None:
         self.names = names
+        self._beginning = self._beginning_with(self._limits)
+        self._beginning_alone = self._beginning_with({**_SHORT_PAUSE, **self._limits})
+
+    def _beginning_with(self, limits: dict[str, str]) -> bytes:
         parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")]
-        for name, value in statements(self.info.server_version, self._limits):
+        for name, value in statements(self.info.server_version, limits):
             parts.append(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         # The server itself has quoted the schemas.
-        parts.append(sql.SQL("SET LOCAL search_path = " + cast("LiteralString", names.path)))
-        self._beginning = sql.SQL("; ").join(parts).as_bytes(self)
+        parts.append(sql.SQL("SET LOCAL search_path = " + cast("LiteralString", self.names.path)))
+        return sql.SQL("; ").join(parts).as_bytes(self)
 
     def _plain(self, statement: QueryNoTemplate, params: Params | None = None) -> psycopg.Cursor[tuple[Any, ...]]:
         """Execute without a transaction of ours around it."""
@@ -208,7 +220,7 @@ def _settled(connection: psycopg.Connection[Any]) -> Generator[None]:
         TransactionStatus.INTRANS,
         TransactionStatus.INERROR,
     ):
-        with connection.transaction():
+        with connection.transaction(alone=True):
             yield
     else:
         yield

@@ -18,9 +18,14 @@ UPDATE rowvec.runs SET state = 'lost', finished_at = now(), error = %(error)s
 WHERE run_id = %(run_id)s AND lease = %(lease)s AND state IN ('running', 'abandoned')
 
 -- name: abandoned -- earlier runs and plans of this pipeline that no process will finish; only the lease's owner asks for it
+-- A run that was stopped while it recorded its end still has its row: a later run finds it.
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
-WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
-  AND (state = 'running' OR state = 'planned' AND (finished_at IS NOT NULL OR started_at < now() - interval '1 day'))
+WHERE run_id IN (
+    SELECT run_id FROM rowvec.runs
+    WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
+      AND (state = 'running' OR state = 'planned' AND (finished_at IS NOT NULL OR started_at < now() - interval '1 day'))
+    FOR UPDATE SKIP LOCKED
+)
 
 -- name: supersede -- older plans that no process works on, when a new plan is made
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
@@ -46,9 +51,16 @@ DROP TABLE IF EXISTS {table}
 -- name: drop_patience
 SET LOCAL lock_timeout = '1s'
 
--- name: end_holders -- sessions of a run that is over, which was stopped in the middle of a transaction
-SELECT pg_terminate_backend(a.pid)
-FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND l.relation = to_regclass('rowvec.' || %(table)s) AND l.granted
-  AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
+-- name: end_sessions -- of runs that lost their lease in the middle of a transaction: they can commit nothing any more
+SELECT pg_terminate_backend(held.pid, 2000)
+FROM (
+    SELECT DISTINCT a.pid
+    FROM rowvec.runs AS r
+    JOIN pg_class AS c
+      ON c.relnamespace = 'rowvec'::regnamespace AND c.relname IN ('plan_' || r.run_id, 'staging_' || r.run_id)
+    JOIN pg_locks AS l
+      ON l.relation = c.oid AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    JOIN pg_stat_activity AS a USING (pid)
+    WHERE r.pipeline_id = %(pipeline_id)s AND r.run_id <> %(run_id)s AND r.state <> 'planned'
+      AND a.pid <> pg_backend_pid() AND a.usename = current_user AND a.application_name LIKE 'rowvec%%'
+) AS held

@@ -35,7 +35,7 @@ from tests.support.servers.disposable import own_postgres
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
-LEASE_SECONDS = 2.0
+LEASE_SECONDS = 3.0
 TEXTS_A_REQUEST, CONCURRENCY = 4, 2
 IN_FLIGHT = TEXTS_A_REQUEST * CONCURRENCY
 
@@ -169,14 +169,35 @@ def test_a_crash_of_the_server_ends_no_run_and_loses_no_answer(
         assert len(server.paid) == 20
 
 
-def test_a_stopped_run_that_comes_back_pays_nothing_more_and_says_that_another_has_taken_over(
-    source: Connection, paid: Pipeline, server: OpenAIServer, tmp_path: Path, prefect_server: PrefectServer
+@pytest.mark.parametrize("stage", ["embed", "merge"])
+def test_a_stopped_run_that_comes_back_changes_nothing_and_says_that_another_has_taken_over(
+    source: Connection,
+    paid: Pipeline,
+    server: OpenAIServer,
+    tmp_path: Path,
+    prefect_server: PrefectServer,
+    database_url: str,
+    request: pytest.FixtureRequest,
+    stage: str,
 ) -> None:
     file = write_pipeline(paid, tmp_path)
     server.latency = 0.4
     stopped = start(prefect_server.api, "sync", file, "--json")
+    # A process that is stopped for good would keep the servers of the tests waiting.
+    request.addfinalizer(lambda: stopped.process.poll() is None and stopped.kill())
     stopped.when(lambda: len(server.requests) > 3)
-    os.killpg(stopped.process.pid, signal.SIGSTOP)
+    if stage == "merge":
+        # The merge has written everything, and waits to say so in the ledger.
+        with psycopg.connect(database_url) as holder:
+            holder.execute("SELECT FROM rowvec.runs WHERE state = 'running' FOR NO KEY UPDATE")
+            server.latency = 0.0
+            waiting = (
+                "SELECT true FROM pg_stat_activity WHERE application_name = 'rowvec merge' AND wait_event_type = 'Lock'"
+            )
+            stopped.when(lambda: source.execute(waiting).fetchone())
+            os.killpg(stopped.process.pid, signal.SIGSTOP)
+    else:
+        os.killpg(stopped.process.pid, signal.SIGSTOP)
     server.latency = 0.0
     assert sync(paid).consistent
     before, table = len(server.texts), paintings.vectors(source)
@@ -305,7 +326,7 @@ def test_a_session_of_a_stopped_run_that_holds_its_tables_is_ended(
         sync(paid)
     source.execute("UPDATE rowvec.runs SET state = 'running'")
     ((table,),) = source.execute("SELECT tablename FROM pg_tables WHERE tablename ~ '^staging_'").fetchall()
-    with psycopg.connect(database_url) as merging:
+    with psycopg.connect(database_url, application_name="rowvec merge") as merging:
         both = sql.Identifier("rowvec", table), sql.Identifier("paintings")
         merging.execute(sql.SQL("LOCK TABLE {}, {}").format(*both))
         assert sync(paid).consistent

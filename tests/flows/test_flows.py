@@ -20,7 +20,7 @@ from rowvec_flows.sync import sync
 from rowvec_tasks import stages
 
 from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused
-from rowvec.ledger.runs import RunId
+from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.sync import batch as batch_stage
@@ -86,10 +86,10 @@ def test_a_retriable_failure_is_tried_again(
 ) -> None:
     merge_run, failures = merge.run, iter([DatabaseUnavailable("the database restarted")])
 
-    def failing_once(pipeline: Pipeline, run_id: RunId) -> Merged:
+    def failing_once(pipeline: Pipeline, run: Run) -> Merged:
         for failure in failures:
             raise failure
-        return merge_run(pipeline, run_id)
+        return merge_run(pipeline, run)
 
     monkeypatch.setattr(merge, "run", failing_once)
     assert sync(pipeline=paintings, cause="retry").consistent

@@ -469,7 +469,7 @@ class Stage:
             else:
                 interrupted = bool(self.connection.execute(_BACKENDS).fetchall())
         outcome = fork.wait()
-        # What a killed client sent last may still be at work, or hold the pipeline's lock.
+        # What a killed client sent last may still be at work, or hold locks.
         wait_for(lambda: not self.connection.execute(_AT_WORK, ("rowvec%",)).fetchall())
         return outcome, interrupted
 

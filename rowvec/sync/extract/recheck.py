@@ -47,6 +47,7 @@ def compare_by_hash(
 ) -> HashComparison:
     """Read source and vector table again and compare them: after a merge, with its plan, and for an audit."""
     with open_hashed_source(connection, pipeline, identity, plan and plan.run_id) as source, connection.transaction():
+        connection.pause_for_long()
         use_one_snapshot(connection)
         source_totals = _Totals(_rejected(connection, pipeline_id))
         stored = stored_pairs(connection, pipeline, identity, table)
@@ -106,6 +107,7 @@ def moved_since(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[
     found: list[Words] = []
     gone = 0
     with open_hashed_source(connection, pipeline, plan.identity, plan.run_id) as source, connection.transaction():
+        connection.pause_for_long()
         deleted = _digests(connection, query("recheck", "planned_deletes", **parts))
         planned = _digests(connection, query("recheck", "planned_digests", **parts))
         for changes in diff(source.pairs(), copied_pairs(connection, pairs)):

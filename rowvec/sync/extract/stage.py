@@ -50,7 +50,7 @@ def run(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     started = time.monotonic()
     resolved = resolve(pipeline)
     identity = opened_embedder(resolved.embedder).identity
-    with open_owned(resolved, run.lease, "rowvec extract") as connection:
+    with open_owned(resolved, run.lease, "rowvec extract", computes=True) as connection:
         settle(connection, open_store(resolved.artifacts), pipeline.name, run.pipeline_id, run.run_id)
         shows_images = resolved.what == "images"
         if shows_images:
