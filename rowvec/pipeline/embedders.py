@@ -73,7 +73,7 @@ class OpenAIEmbedder(Part):
     tokens_per_minute: int | None = Field(
         default=None, gt=0, description="The account's limit; all processes of the account share it."
     )
-    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
+    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request, to the last byte of its answer.")
     max_attempts: int = Field(default=8, gt=0, description="Attempts of one request before the run fails.")
     cost_per_million_tokens: float | None = Field(
         default=None,
@@ -172,7 +172,7 @@ class AzureVisionEmbedder(Part):
     requests_per_second: float | None = Field(
         default=None, gt=0, description="The account's limit; all processes of the account share it."
     )
-    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
+    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request, to the last byte of its answer.")
     max_attempts: int = Field(default=8, gt=0, description="Attempts of one request before the run fails.")
     cost_per_thousand_transactions: float | None = Field(
         default=None, ge=0, description="In US dollars, one image or text is one transaction; left out: unknown (0)."
@@ -235,7 +235,7 @@ class OpenAIImagesEmbedder(Part):
     )
     concurrency: int = Field(default=8, gt=0, le=256, description="Requests in flight at once.")
     requests_per_minute: int | None = Field(default=None, gt=0, description="The account's limit; requests keep to it.")
-    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request.")
+    timeout_seconds: float = Field(default=60.0, gt=0, description="For one request, to the last byte of its answer.")
     max_attempts: int = Field(default=8, gt=0, description="Attempts of one request before the run fails.")
     cost_per_thousand_transactions: float | None = Field(
         default=None, ge=0, description="In US dollars, one image or text is one transaction; left out: unknown (0)."

@@ -15,6 +15,9 @@ _ENDPOINTS = {
 # A collector that does not answer delays the end of a run by at most this time.
 _FLUSH_MILLISECONDS = 5000
 
+# One request to a collector, whatever drips.
+_SEND_SECONDS = 10.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,16 +47,20 @@ def start() -> None:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from rowvec.runtime.request_deadline import Deadlines, bounded_session
     except ImportError:
         logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set and nothing is sent: pip install 'rowvec[otel]'")
         return
+    # A collector answers with a few bytes.
+    deadlines = Deadlines(grace_seconds=_SEND_SECONDS, slowest=64 << 10, answer_bytes=0)
     named: dict[str, AttributeValue] = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "rowvec"}
     if wanted("TRACES") and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         tracers = TracerProvider(resource=Resource.create(named))
-        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=bounded_session(deadlines))))
         trace.set_tracer_provider(tracers)
     if wanted("METRICS") and not isinstance(metrics.get_meter_provider(), MeterProvider):
-        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter(session=bounded_session(deadlines)))
         metrics.set_meter_provider(MeterProvider([reader], resource=Resource.create(named)))
 
 

@@ -23,7 +23,7 @@ from azure.core.exceptions import (
 from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetry
 
 from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused, StoreUnavailable
-from rowvec.store.azure_account import Place, credential_of, place_of
+from rowvec.store.azure_account import Place, bounded_transport, credential_of, place_of
 from rowvec.store.protocol import SUFFIXES, check_size, checked_name, checked_prefix, disk_faults, settle
 from rowvec.store.ranges import BLOCK, Ranges
 
@@ -282,6 +282,7 @@ def open_container(url: str, credential: str | None) -> AzureStore:
         retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=_RETRIES, random_jitter_range=1),
         connection_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
+        transport=bounded_transport(),
         max_single_put_size=_BLOCK,
         max_block_size=_BLOCK,
         max_single_get_size=_BLOCK,

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential, TokenCredential
+from azure.core.pipeline.transport import RequestsTransport
 
 from rowvec.errors import UsageError
+from rowvec.runtime.request_deadline import Deadlines, bounded_session
 from rowvec.store.protocol import checked_name
 
 _CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(?:-[a-z0-9]+)*|\$root")
 _RIGHT_URL = "write https://ACCOUNT.blob.core.windows.net/CONTAINER/PREFIX"
+
+# At half a megabit per second. The longest answer that names no range is a list of 5,000 names.
+DEADLINES = Deadlines(grace_seconds=60.0, slowest=64 << 10, answer_bytes=8 << 20)
 
 _SIGNATURE = re.compile(r"(\bsig=)[^&\s\"']+", re.IGNORECASE)
 
@@ -83,6 +88,11 @@ def credential_of(place: Place, credential: str | None) -> Credential:
         logging.getLogger("urllib3.connectionpool").addFilter(_without_signature)
         return AzureSasCredential(token)
     return _account_key(place, text)
+
+
+def bounded_transport() -> RequestsTransport:
+    """What sends the requests of one client, each of which ends by its deadline; the client closes it."""
+    return RequestsTransport(session=bounded_session(DEADLINES), session_owner=True)
 
 
 def _without_signature(record: logging.LogRecord) -> bool:

@@ -11,6 +11,7 @@ from azure.core.exceptions import AzureError
 from azure.storage.blob import BlobSasPermissions, BlobServiceClient, ContainerClient, generate_blob_sas
 
 from rowvec.store.azure import AzureStore
+from rowvec.store.azure_account import bounded_transport
 from rowvec.store.protocol import Store
 
 LINK_LIFETIME = timedelta(hours=1)
@@ -58,7 +59,13 @@ def _signing(client: ContainerClient, account_url: str, start: datetime, expiry:
     if not isinstance(credential, TokenCredential):
         return None
     try:
-        with BlobServiceClient(account_url, credential=credential, retry_total=0, connection_timeout=10) as service:
+        with BlobServiceClient(
+            account_url,
+            credential=credential,
+            retry_total=0,
+            connection_timeout=10,
+            transport=bounded_transport(),
+        ) as service:
             return {"user_delegation_key": service.get_user_delegation_key(start, expiry)}
     except AzureError:
         # No permission or no answer: a picture without a link is still useful.

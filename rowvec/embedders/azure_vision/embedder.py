@@ -8,13 +8,14 @@ from functools import cached_property
 from typing import cast
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from rowvec.embedders.azure_vision.requests import Item, VisionEndpoint, VisionRequests
 from rowvec.embedders.checks import refusal
 from rowvec.embedders.protocol import Answer, Image, PricedByTransaction, identity_of, without_vectors
 from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.provider.concurrency import in_flight
+from rowvec.embedders.provider.deadline import DeadlineTransport
 from rowvec.embedders.provider.endpoint import ENTRA, entra_token, header_value, web_address
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
 from rowvec.errors import RowError
@@ -70,9 +71,9 @@ class AzureVision(PricedByTransaction):
 
     def _embed(self, contents: Iterable[tuple[int, Image | str]], budget: BudgetHold) -> Iterator[Answer]:
         config = self._config
-        limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
+        limits = httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         rejected: dict[int, RowError] = {}
-        with httpx.Client(timeout=config.timeout_seconds, limits=limits) as client:
+        with httpx2.Client(timeout=config.timeout_seconds, transport=DeadlineTransport(limits=limits)) as client:
             requests = VisionRequests(
                 endpoint=VisionEndpoint(
                     client=client,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import tenacity
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from rowvec.embedders.azure_vision.errors import ErrorDetails, read_error, visio
 from rowvec.embedders.checks import defect, usable
 from rowvec.embedders.protocol import Answer, Image, without_vectors
 from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
+from rowvec.embedders.provider.deadline import is_before_sending
 from rowvec.embedders.provider.response import WrongDimensions
 from rowvec.embedders.provider.retry import back_off, retrier
 from rowvec.embedders.rate_limit.limiter import Clock, Pace
@@ -47,7 +48,7 @@ class Item:
 class VisionEndpoint:
     """The service that every request goes to, and the settings of every request."""
 
-    client: httpx.Client
+    client: httpx2.Client
     base_url: str
     address: str
     """The server's name, for messages."""
@@ -111,9 +112,10 @@ class VisionRequests:
         turn = self.pace.wait_turn(1, stop)
         hold = self.budget.reserve(1)
         answered = self._sent(content)
-        paid = isinstance(answered, httpx.Response) and answered.is_success
+        # A request that was sent and not answered may have been worked on, and billed.
+        paid = answered.is_success if isinstance(answered, httpx2.Response) else not is_before_sending(answered)
         self.budget.settle(hold, 1 if paid else 0)
-        if isinstance(answered, httpx.Response) and answered.is_success:
+        if isinstance(answered, httpx2.Response) and answered.is_success:
             self.pace.succeeded()
             vector = self._read(answered.content)
             self.has_worked.set()
@@ -124,8 +126,8 @@ class VisionRequests:
             self._blame_the_input(content, error, stop)
         raise error
 
-    def _sent(self, content: bytes | str) -> httpx.Response | str:
-        """The response, or the name of the error of the connection."""
+    def _sent(self, content: bytes | str) -> httpx2.Response | httpx2.HTTPError:
+        """The response, or the error of the connection."""
         what = "Text" if isinstance(content, str) else "Image"
         url = f"{self.endpoint.base_url}/computervision/retrieval:vectorize{what}"
         parameters = {"api-version": self.endpoint.api_version, "model-version": self.endpoint.model}
@@ -135,15 +137,15 @@ class VisionRequests:
                 return self.endpoint.client.post(url, params=parameters, headers=headers, json={"text": content})
             headers["Content-Type"] = "application/octet-stream"
             return self.endpoint.client.post(url, params=parameters, headers=headers, content=content)
-        except httpx.HTTPError as error:
-            # Only the name: the exception holds the request, and the request holds the key.
-            return type(error).__name__
+        except httpx2.HTTPError as error:
+            return error
 
-    def _refused(self, answered: httpx.Response | str) -> tuple[RowvecError, bool]:
+    def _refused(self, answered: httpx2.Response | httpx2.HTTPError) -> tuple[RowvecError, bool]:
         """Our own error for a refusal, and whether the refusal says that the image or text is wrong."""
         endpoint = self.endpoint
-        if isinstance(answered, str):
-            details = ErrorDetails((), answered)
+        if isinstance(answered, httpx2.HTTPError):
+            # Only the name: the exception holds the request, and the request holds the key.
+            details = ErrorDetails((), type(answered).__name__)
             return vision_error(None, details, {}, model=endpoint.model, address=endpoint.address), False
         details = read_error(answered.content, answered.headers, secret=endpoint.secret)
         error = vision_error(

@@ -35,6 +35,8 @@ _MARK = "rowvec_job"
 
 _BACKOFF = tenacity.wait_exponential(multiplier=0.5, max=60) + tenacity.wait_random(0, 1)
 _PAGE = 100
+# A read or write of a file that takes longer is given up.
+_STALLED_SECONDS = 60.0
 
 R = TypeVar("R")
 
@@ -77,7 +79,10 @@ class OpenAIBatches:
     def __init__(self, endpoint: OpenAIEndpoint, server: ServerFacts, *, transfer_seconds: float, clock: Clock) -> None:
         self._endpoint = endpoint
         self._server = server
-        self._transfer = endpoint.client.with_options(timeout=transfer_seconds)
+        # The longest of these limits is that of the whole transfer; the others are those of one read or write.
+        stalled = min(_STALLED_SECONDS, transfer_seconds)
+        whole = httpx2.Timeout(transfer_seconds, connect=stalled, read=stalled, write=stalled)
+        self._transfer = endpoint.client.with_options(timeout=whole)
         self._clock = clock
 
     @property

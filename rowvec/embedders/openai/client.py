@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+import httpx2
 import openai
 
 from rowvec.embedders.openai.packing import Sized
 from rowvec.embedders.openai.requests import EndpointSettings
+from rowvec.embedders.provider.deadline import DeadlineTransport, is_before_sending
 from rowvec.embedders.provider.endpoint import ENTRA
 from rowvec.embedders.provider.refusal import Refusal, own_sentence, shown
 from rowvec.pipeline.embedders import AzureOpenAIEmbedder, OpenAIEmbedder
@@ -46,8 +48,10 @@ def open_client(
 ) -> openai.OpenAI:
     """A client without retries of its own; ``entra_token`` is called only if the pipeline signs in by Entra ID."""
     timeout = config.timeout_seconds
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=config.concurrency)
+    http = openai.DefaultHttpxClient(transport=DeadlineTransport(limits=limits), timeout=timeout)
     if not isinstance(config, AzureOpenAIEmbedder):
-        return openai.OpenAI(api_key=secret, base_url=base_url, max_retries=0, timeout=timeout)
+        return openai.OpenAI(api_key=secret, base_url=base_url, max_retries=0, timeout=timeout, http_client=http)
     if secret == ENTRA:
         return openai.AzureOpenAI(
             azure_endpoint=base_url,
@@ -55,9 +59,15 @@ def open_client(
             azure_ad_token_provider=entra_token(),
             max_retries=0,
             timeout=timeout,
+            http_client=http,
         )
     return openai.AzureOpenAI(
-        azure_endpoint=base_url, api_version=config.api_version, api_key=secret, max_retries=0, timeout=timeout
+        azure_endpoint=base_url,
+        api_version=config.api_version,
+        api_key=secret,
+        max_retries=0,
+        timeout=timeout,
+        http_client=http,
     )
 
 
@@ -68,4 +78,8 @@ def refusal(error: openai.APIError, *, secret: str) -> Refusal:
         status, headers = error.status_code, error.response.headers
         message = own_sentence(error.body) or message
     message = shown(message, secret)
-    return Refusal(status, error.code or "", error.type or "", error.param or "", message, headers)
+    # A request that was sent and not answered may have been worked on, and billed.
+    unanswered = isinstance(error, openai.APIConnectionError) and not is_before_sending(error.__cause__)
+    return Refusal(
+        status, error.code or "", error.type or "", error.param or "", message, headers, unanswered=unanswered
+    )

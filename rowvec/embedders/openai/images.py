@@ -12,7 +12,7 @@ from itertools import islice
 from typing import cast
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import numpy as np
 import PIL.Image as pillow
 
@@ -22,6 +22,7 @@ from rowvec.embedders.openai.requests import EndpointSettings, Requests, ServerF
 from rowvec.embedders.protocol import Answer, Image, PricedByTransaction, without_vectors
 from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.provider.concurrency import in_flight
+from rowvec.embedders.provider.deadline import DeadlineTransport, is_before_sending
 from rowvec.embedders.provider.endpoint import header_value, web_address
 from rowvec.embedders.provider.refusal import Refusal, refusal_in
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
@@ -120,9 +121,10 @@ class OpenAIImages(PricedByTransaction):
 
     def _embed(self, contents: Iterator[_Unread], budget: BudgetHold) -> Iterator[Answer]:
         config = self._config
-        limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
+        limits = httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
-        with httpx.Client(timeout=config.timeout_seconds, limits=limits, headers=headers) as client:
+        transport = DeadlineTransport(limits=limits)
+        with httpx2.Client(timeout=config.timeout_seconds, transport=transport, headers=headers) as client:
             sender = _Sender(
                 client=client, url=f"{self._base_url}/embeddings", template=self._template,
                 dimensions=config.dimensions, secret=self._secret,
@@ -156,7 +158,7 @@ class OpenAIImages(PricedByTransaction):
 class _Sender:
     """Sends one request at a time to the server; used by many threads at once."""
 
-    client: httpx.Client
+    client: httpx2.Client
     url: str = field(repr=False)
     template: RequestTemplate
     dimensions: int
@@ -167,9 +169,9 @@ class _Sender:
         content = body(self.template, (one.content for one in part), self.dimensions if with_dimensions else None)
         try:
             response = self.client.post(self.url, json=content)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             # Only the name: the exception holds the request, and the request holds the key.
-            return Refusal(None, "", "", "", type(error).__name__, {})
+            return Refusal(None, "", "", "", type(error).__name__, {}, unanswered=not is_before_sending(error))
         if response.is_success:
             return response.content
         return refusal_in(response.status_code, response.content, response.headers, secret=self.secret)

@@ -171,7 +171,7 @@ class Requests(Generic[Input]):
             self.server.check_model(self.endpoint.model, reply.model)
             self.server.works = True
             return reply
-        self.budget.settle(hold, 0)
+        self.budget.settle(hold, estimate if answered.unanswered else 0)
         if with_dimensions and self.server.ask_about_dimensions and answered.about_dimensions:
             self.server.send_dimensions = False
             return self._once(part, stop, retrying)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _PREPROCESSING = 1
 
-# For uploading or downloading a file of 200 MB on a slow line.
-_TRANSFER_SECONDS = 900.0
+# For uploading or downloading a file of 200 MB on a line of half a megabit per second.
+_TRANSFER_SECONDS = 3600.0
 
 _OPENAI = "https://api.openai.com/v1"
 

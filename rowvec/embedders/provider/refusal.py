@@ -57,6 +57,8 @@ class Refusal:
     field: str
     message: str
     headers: Mapping[str, str]
+    unanswered: bool = False
+    """The request was sent, and no whole answer came: it may have been worked on, and billed."""
 
     @property
     def complaint(self) -> Literal["rate_limited", "slow_down"]:

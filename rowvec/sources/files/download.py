@@ -12,7 +12,7 @@ from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import ContainerClient
 
 from rowvec.errors import SourceError, StoreUnavailable, UsageError
-from rowvec.store.azure_account import Place, credential_of, place_of
+from rowvec.store.azure_account import Place, bounded_transport, credential_of, place_of
 
 _MAGIC = re.compile(r"[*?\[]")
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
@@ -41,6 +41,7 @@ def fetch(url: str, into: Path, *, credential: str | None) -> list[Path]:
             credential=signed_in,
             connection_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
+            transport=bounded_transport(),
         ) as client:
             names = _matching(client, pattern)
             if not names:

@@ -13,7 +13,7 @@ from azure.storage.blob import ContainerClient
 from rowvec.errors import RowError, SourceError, StoreUnavailable, UsageError
 from rowvec.sources.images.file import ImageFile, is_url, too_many_bytes
 from rowvec.sources.images.seen import Mark
-from rowvec.store.azure_account import Credential, Place, credential_of, place_of
+from rowvec.store.azure_account import Credential, Place, bounded_transport, credential_of, place_of
 
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
 # If the credential is refused for one image it is refused for all, so no row is rejected for it.
@@ -97,6 +97,7 @@ class BlobPlaces:
                     credential=self.credential,
                     connection_timeout=_CONNECT_SECONDS,
                     read_timeout=_READ_SECONDS,
+                    transport=bounded_transport(),
                     # The first answer has the size, so of an image that is too large no more than this is downloaded.
                     max_single_get_size=1 << 20,
                     max_chunk_get_size=4 << 20,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -118,10 +119,22 @@ class Answering(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def drip(self, seconds: float) -> None:
+        """Send one byte after the other, with a pause before each, until the client goes away or a minute is over."""
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        end = time.monotonic() + 60
+        with suppress(OSError):
+            while time.monotonic() < end:
+                time.sleep(seconds)
+                self.wfile.write(b" ")
+
     def hang_up(self) -> None:
         """Cut the connection."""
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 S = TypeVar("S", bound=StandIn)

@@ -41,7 +41,7 @@ KEY = "sk-test-0123456789abcdef"
 
 Spoil = Literal["nan", "inf", "zero", "null"]
 Shape = Literal[
-    "short", "long", "shuffled", "duplicate_index", "wrong_dimensions", "empty", "html", "cut", "hang", "junk"
+    "short", "long", "shuffled", "duplicate_index", "wrong_dimensions", "empty", "html", "cut", "hang", "junk", "drip"
 ]
 
 
@@ -68,7 +68,7 @@ class Fault:
     marker: str = ""
     """The fault befalls requests only where a text holds it; '' is held by every text."""
     seconds: float = 0.0
-    """How long ``hang`` keeps the connection."""
+    """How long ``hang`` keeps the connection, and ``drip`` waits before each byte."""
 
 
 def rate_limited(retry_after: float | None = None, *, milliseconds: int | None = None, times: int = 1) -> Fault:
@@ -372,7 +372,7 @@ class _Handler(Answering):
             if fault is None and self.server.hold is not None:
                 self.server.hold.wait(30)
             shape = fault.shape if fault else None
-            status = 0 if shape in ("cut", "hang") else (fault.status or 200) if fault else 200
+            status = 0 if shape in ("cut", "hang", "drip") else (fault.status or 200) if fault else 200
             asked = body.get("dimensions")
             self.server.record(
                 Request(
@@ -391,7 +391,7 @@ class _Handler(Answering):
                 error = {"message": fault.message, "type": fault.kind, "param": fault.param, "code": fault.code}
                 self._send(status, {"error": error}, fault.headers)
                 return
-            if fault and shape in ("cut", "hang", "html", "junk"):
+            if fault and shape in ("cut", "hang", "drip", "html", "junk"):
                 self._no_answer(fault)
                 return
             base64_wanted = body.get("encoding_format") == "base64" and not self.server.floats
@@ -428,6 +428,8 @@ class _Handler(Answering):
         else:
             if fault.shape == "hang":
                 time.sleep(fault.seconds)
+            elif fault.shape == "drip":
+                self.drip(fault.seconds)
             else:
                 # Promise more than is sent.
                 self.send_response(200)
