@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
+from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import RowError
@@ -68,6 +70,38 @@ def add_not_removed(connection: Connection, whose: Whose, rows: Rows, refusal: R
     """Record outdated rows of the vector table that the database refused to remove."""
     is_refused = query("rejects", "is_refused")
     connection.execute(query("rejects", "add_not_removed", is_refused=is_refused, **_parts(whose, rows, refusal)))
+
+
+def add_refused_row(
+    connection: Connection,
+    whose: Whose,
+    key: Sequence[str | None],
+    hashes: tuple[bytes, bytes],
+    refusal: Refusal,
+) -> None:
+    """Record a row that could not even be copied; ``hashes``: its fingerprint and metadata hash.
+
+    A key with a character that the database's encoding does not have is recorded with escape sequences.
+    """
+    pipeline_id, run_id, _ = whose
+    fingerprint, metadata_hash = hashes
+    escaped = [text and text.encode("ascii", "backslashreplace").decode() for text in key]
+    for named in (list(key), escaped):
+        with suppress(pg.UntranslatableCharacter), connection.transaction():
+            connection.execute(
+                query(
+                    "rejects",
+                    "add_refused_row",
+                    pipeline_id=pipeline_id,
+                    run_id=sql.Literal(run_id),
+                    key=sql.Literal(named),
+                    fingerprint=sql.Literal(fingerprint),
+                    metadata_hash=sql.Literal(metadata_hash),
+                    detail=sql.Literal(str(refusal)),
+                    sqlstate=sql.Literal(refusal.sqlstate),
+                )
+            )
+            return
 
 
 def _parts(whose: Whose, rows: Rows, refusal: Refusal) -> dict[str, sql.Composable]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 
 from rowvec.errors import TargetError, UnfitValue
@@ -125,6 +126,12 @@ class Isolation:
                 f"the database refuses more than {MOST_REFUSED:,} rows for {self._what}, the last one with: {refusal}; "
                 "nothing was changed, and what was embedded is kept: fix the constraint or trigger, or the rows"
             )
+
+
+def halves(block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch] | None:
+    """Two parts of a block of rows; None for a single row."""
+    half = block.num_rows // 2
+    return (block.slice(0, half), block.slice(half)) if half else None
 
 
 @dataclass(frozen=True, slots=True)

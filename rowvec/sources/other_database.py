@@ -94,6 +94,8 @@ class RemoteSource:
         if not described.unique:
             is_null = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(sql.Identifier(c.name)) for c in described.key)
             yield from self._listed(query("other_database", "bad_keys", key_is_null=is_null, **parts))
+        if described.unreadable is not None:
+            yield from self._listed(query("other_database", "unreadable_keys", unreadable=described.unreadable))
         if self._source.empty == "reject":
             blank = query("other_database", "blank_keys", key_json=parts["key_json"], blank=described.blank)
             yield from self._listed(blank)

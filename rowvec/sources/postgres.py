@@ -16,6 +16,7 @@ from rowvec.postgres.columns import PgColumn, listed
 from rowvec.postgres.connection import Connection, target_url
 from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import query
+from rowvec.sources.encoding import readable_rows
 
 NOT_BLANK = "[^ \t\n\r\f\v]"
 """Content with such a character has a vector. The search stops at the first one; trimming copies the whole text."""
@@ -38,6 +39,8 @@ class SourceQuery:
     identity: bytes
     unique: bool
     """Whether the database itself forbids two rows of one key, and NULL in it."""
+    unreadable: sql.Composed | None = None
+    """``SELECT`` key and reason of the rows that cannot be read, which ``relation`` leaves out; None: all can."""
 
     @property
     def whole(self) -> SourceQuery:
@@ -113,8 +116,11 @@ def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource,
         if name not in types:
             raise SourceError(f"the source has no column {name!r}; it has {listed(sorted(types))}")
     key = tuple(PgColumn(name, types[name]) for name in source.key)
+    read = (*source.metadata, *parsed.columns, *([vector_column] if vector_column else []))
+    readable = readable_rows(connection, relation, key, (PgColumn(name, types[name]) for name in read))
     return SourceQuery(
-        relation=relation,
+        relation=readable.relation,
+        unreadable=readable.unreadable,
         key=key,
         metadata=tuple(PgColumn(name, types[name]) for name in source.metadata),
         content=_content(parsed),

@@ -2,7 +2,7 @@
 -- A rejected row is not in the vector table, so it would be among the rows that were read.
 DELETE FROM rowvec.rejects AS r
 WHERE r.pipeline_id = {pipeline_id} AND r.fingerprint IS NOT NULL
-  AND r.reason <> 'not_removed'
+  AND r.reason <> 'not_removed' AND NOT (r.reason = 'refused' AND r.run_id = {run_id})
   AND NOT EXISTS (
       SELECT FROM taken AS d WHERE {key_json} = r.key AND d.fingerprint = r.fingerprint
       AND (r.metadata_hash IS NULL OR r.metadata_hash = d.metadata_hash))

@@ -76,6 +76,13 @@ ON CONFLICT (pipeline_id, key_digest) DO UPDATE
 SET reason = excluded.reason, detail = excluded.detail, run_id = excluded.run_id, last_seen = now(),
     attempts = known.attempts + 1
 
+-- name: reject_unreadable
+INSERT INTO rowvec.rejects AS known (pipeline_id, key, reason, detail, run_id)
+SELECT {pipeline_id}, key, 'unreadable', detail, {run_id} FROM ({unreadable}) AS source
+ON CONFLICT (pipeline_id, key_digest) DO UPDATE
+SET reason = excluded.reason, detail = excluded.detail, run_id = excluded.run_id, last_seen = now(),
+    attempts = known.attempts + 1
+
 -- name: reject_blank
 INSERT INTO rowvec.rejects AS known (pipeline_id, key, reason, detail, run_id)
 SELECT {pipeline_id}, {key_json}, 'empty', 'the content is empty or white space only', {run_id}

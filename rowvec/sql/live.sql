@@ -53,6 +53,9 @@ WHERE {same_key} AND (
 -- name: planned_gone -- the keys that delete_planned deletes, in two parts
 SELECT {key} FROM {table} AS t, {plan} AS p WHERE {same_key} AND p.rowvec_action = 'deleted' {and_same_text}
 
+-- name: moved_keys
+SELECT {key} FROM {table} AS t WHERE {digest} = ANY ({moved}::bytea[])
+
 -- name: planned_outdated
 SELECT {key} FROM {table} AS t, {plan} AS p
 WHERE {same_key} AND p.rowvec_action = 'changed' AND p.fingerprint IS DISTINCT FROM t.fingerprint

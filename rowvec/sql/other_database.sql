@@ -25,6 +25,9 @@ FROM {relation} AS source
 GROUP BY {key}
 HAVING count(*) > 1 OR {key_is_null}
 
+-- name: unreadable_keys
+SELECT key::text, 'unreadable', detail FROM ({unreadable}) AS source
+
 -- name: blank_keys
 SELECT {key_json}::text, 'empty', 'the content is empty or white space only' FROM ({blank}) AS source
 

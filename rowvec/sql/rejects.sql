@@ -16,6 +16,16 @@ SET fingerprint = excluded.fingerprint, metadata_hash = excluded.metadata_hash, 
     detail = excluded.detail, sqlstate = excluded.sqlstate, run_id = excluded.run_id, last_seen = now(),
     attempts = known.attempts + 1
 
+-- name: add_refused_row -- a row that is in no table, because it could not be copied
+INSERT INTO rowvec.rejects AS known (pipeline_id, key, fingerprint, metadata_hash, reason, detail, sqlstate, run_id)
+VALUES (
+    {pipeline_id}, to_jsonb({key}::text[]), {fingerprint}::bytea, {metadata_hash}::bytea,
+    'refused', {detail}, {sqlstate}, {run_id})
+ON CONFLICT (pipeline_id, key_digest) DO UPDATE
+SET fingerprint = excluded.fingerprint, metadata_hash = excluded.metadata_hash, reason = excluded.reason,
+    detail = excluded.detail, sqlstate = excluded.sqlstate, run_id = excluded.run_id, last_seen = now(),
+    attempts = known.attempts + 1
+
 -- name: add_not_removed -- outdated rows that the database refuses to remove; the new version may be refused too
 INSERT INTO rowvec.rejects AS known (pipeline_id, key, reason, detail, sqlstate, run_id)
 SELECT {pipeline_id}, {key_json}, 'not_removed', {detail}, {sqlstate}, {run_id}

@@ -26,7 +26,7 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
 from rowvec.postgres.fragments import names
-from rowvec.postgres.isolation import Isolation, Refusal, refusal_of
+from rowvec.postgres.isolation import Isolation, Refusal, halves, refusal_of
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.progress import tell
@@ -135,17 +135,12 @@ def _copy_apart(into: _Copy, artifact: Path, refused: Refused) -> int:
         return into.copy([part])
 
     for block in _with_progress(artifact, refused.batch):
-        for row, refusal in isolation.isolate(block, copy, _halves):
+        for row, refusal in isolation.isolate(block, copy, halves):
             refused.add(into.connection, row, refusal)
             last = refusal
     if last is not None:
         isolation.check_all(last)
     return isolation.taken
-
-
-def _halves(block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch] | None:
-    half = block.num_rows // 2
-    return (block.slice(0, half), block.slice(half)) if half else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pyarrow as pa
 from psycopg import sql
 
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan, count_batches, plan_rows
+from rowvec.ledger.rejects import add_refused_row
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import as_own_type, key_digest, key_json, names
+from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table
+from rowvec.sources.files.pg_text import pg_text
+from rowvec.sources.hash_stream import digest_of_key, pack_digests
 from rowvec.sync.extract.hashed_source import (
     copy_changes,
     mark_changes,
@@ -98,7 +103,16 @@ def _extract(connection: Connection, request: Request) -> Plan:
         stored = stored_pairs(connection, pipeline, identity, table) if exists else iter(())
         gone = mark_changes(source, source.pairs(), stored)
         check_empty(pipeline, source)
-        copy_changes(connection, source, table.key, table.metadata, gone)
+
+        def refuse(row: pa.RecordBatch, refusal: Refusal) -> None:
+            texts = [pg_text(row.column(column.name))[0].as_py() for column in table.key]
+            hashes = (row.column("fingerprint")[0].as_py(), row.column("metadata_hash")[0].as_py())
+            whose = (sql.Literal(request.pipeline_id), request.run_id, table.key)
+            add_refused_row(connection, whose, texts, hashes, refusal)
+            if row.column("rowvec_action")[0].as_py() != "new":
+                gone.append(pack_digests([digest_of_key(texts)]))  # its old version is outdated
+
+        copy_changes(connection, source, table.key, table.metadata, gone, refuse)
         note_images(connection, pipeline.name, source.images(everything=request.note_all_images))
         reject_unusable(connection, request, source.rejects())
         return _store(connection, request, table, exists=exists)
@@ -106,7 +120,7 @@ def _extract(connection: Connection, request: Request) -> Plan:
 
 def _store(connection: Connection, request: Request, table: VectorTable, *, exists: bool) -> Plan:
     parts = {"pipeline_id": sql.Literal(request.pipeline_id), "key_json": key_json(table.key, "d")}
-    connection.execute(query("by_hash", "forget_gone_rejects", **parts))
+    connection.execute(query("by_hash", "forget_gone_rejects", run_id=sql.Literal(request.run_id), **parts))
     holds = query("rejects", "holds_until_changed", row=sql.SQL("d"))
     connection.execute(query("hashed_source", "leave_out_rejects", holds=holds, **parts))
     counted = connection.execute(query("by_hash", "count_taken")).fetchone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -16,6 +16,7 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.copy_encoder import HEADER, TRAILER, Encoder
 from rowvec.postgres.fragments import definitions, key_digest, names
+from rowvec.postgres.isolation import Isolation, Refusal, halves
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.home import home_folder
@@ -32,6 +33,9 @@ from rowvec.vectors.fingerprint import Digested, Identity
 # Rejects written in one statement, and digests copied in one record batch.
 _REJECTS_AT_ONCE = 1000
 _DIGESTS_AT_ONCE = 65_536
+
+# The server encodings that take each text that a source may have.
+_HOLDS_EVERY_TEXT = ("UTF8", "SQL_ASCII")
 
 
 @contextmanager
@@ -87,8 +91,12 @@ def copy_changes(
     key: tuple[PgColumn, ...],
     metadata: tuple[PgColumn, ...],
     gone: list[Words],
+    refused: Callable[[pa.RecordBatch, Refusal], None] | None = None,
 ) -> None:
-    """Copy the marked rows and the digests into two temporary tables, ``taken`` and ``gone``."""
+    """Copy the marked rows and the digests into two temporary tables, ``taken`` and ``gone``.
+
+    A row that has a character which the target's encoding does not have is left out, and given to ``refused``.
+    """
     columns = (
         PgColumn("rowvec_action", "text"),
         *(PgColumn(c.name, c.travels_as) for c in (*key, *metadata)),
@@ -97,7 +105,10 @@ def copy_changes(
     )
     connection.execute(query("hashed_source", "taken", columns=definitions(columns)))
     connection.execute(query("hashed_source", "gone"))
-    _copy(connection, "copy_taken", columns, source.rows())
+    if connection.info.parameter_status("server_encoding") in _HOLDS_EVERY_TEXT:
+        _copy(connection, "copy_taken", columns, source.rows())
+    else:
+        _copy_apart(connection, columns, source.rows(), refused)
     _copy(connection, "copy_gone", (PgColumn("digest", "bytea"),), _digest_batches(gone))
     connection.execute(query("hashed_source", "analyze"))
 
@@ -115,6 +126,24 @@ def _copy(
             for block in encoder.encode(batch):
                 copy.write(block)
         copy.write(TRAILER)
+
+
+def _copy_apart(
+    connection: Connection,
+    columns: tuple[PgColumn, ...],
+    batches: Iterable[pa.RecordBatch],
+    refused: Callable[[pa.RecordBatch, Refusal], None] | None,
+) -> None:
+    isolation = Isolation(connection, "the plan", may_refuse_all=True)
+
+    def copy(part: pa.RecordBatch) -> int:
+        _copy(connection, "copy_taken", columns, [part])
+        return part.num_rows
+
+    for batch in batches:
+        for row, refusal in isolation.isolate(batch, copy, halves):
+            if refused is not None:
+                refused(row, refusal)
 
 
 def _digest_batches(digests: list[Words]) -> Iterator[pa.RecordBatch]:

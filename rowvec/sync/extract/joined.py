@@ -149,6 +149,8 @@ def reject_rows_without_content(connection: Connection, request: Request, rows: 
                 **parts,
             )
         )
+    if rows.unreadable is not None:
+        connection.execute(query("joined", "reject_unreadable", unreadable=rows.unreadable, **parts))
     if policy == "reject":
         connection.execute(query("joined", "reject_blank", key_json=key_json(rows.key), blank=rows.blank, **parts))
     if policy == "fail":

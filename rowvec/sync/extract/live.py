@@ -150,15 +150,11 @@ class LivePlan:
         return (self.plan.staging,)
 
     def make(self) -> None:
-        """See ``LiveRows``. The vectors of moved rows are deleted: a stale vector is worse than none."""
+        """See ``LiveRows``."""
         connection, plan = self.connection, self.plan
         if self.moved:
-            parts = {"digest": key_digest(plan.table.key), "moved": sql.Literal(self.moved)}
             for table in [plan.rows, plan.staging] if plan.batches else [plan.rows]:
-                connection.execute(query("live", "drop_moved_keys", table=table, **parts))
-            if not plan.direct:
-                parts |= {"key": names(plan.table.key), "unrecorded": unrecorded(plan.pipeline_id)}
-                connection.execute(query("live", "delete_moved_keys", table=plan.table.identifier, **parts))
+                connection.execute(query("live", "drop_moved_keys", table=table, **self._moved))
         connection.execute(query("live", "from_plan", key=names(plan.table.key), plan=plan.rows))
 
     def agrees(self) -> bool:
@@ -172,18 +168,32 @@ class LivePlan:
         """Nothing: ``read_again`` has counted what the source lost."""
 
     def delete_gone(self) -> int:
-        """Delete what the plan says, and the vectors of changed rows that got no new one."""
+        """Delete what the plan says, and the vectors of changed rows that got no new one.
+
+        The vectors of moved rows are deleted too: a stale vector is worse than none.
+        """
+        plan, table = self.plan, self.plan.table
+        if self.moved:
+            parts = {"key": names(table.key), "unrecorded": unrecorded(plan.pipeline_id), "table": table.identifier}
+            self.connection.execute(query("live", "delete_moved_keys", **parts, **self._moved))
         statement = query("live", "delete_planned", and_same_text=self._same_text, **self._planned)
         return self.connection.execute(statement).rowcount
 
     def gone(self) -> sql.Composed:
         """See ``LiveRows``."""
-        key = names(self.plan.table.key, "t")
-        return query("live", "planned_gone", key=key, and_same_text=self._same_text, **self._planned)
+        key, table = names(self.plan.table.key, "t"), self.plan.table.identifier
+        gone = query("live", "planned_gone", key=key, and_same_text=self._same_text, **self._planned)
+        if not self.moved:
+            return gone
+        return sql.SQL("{} UNION ALL {}").format(gone, query("live", "moved_keys", key=key, table=table, **self._moved))
 
     def outdated(self) -> sql.Composed:
         """See ``LiveRows``."""
         return query("live", "planned_outdated", key=names(self.plan.table.key, "t"), **self._planned)
+
+    @property
+    def _moved(self) -> dict[str, sql.Composable]:
+        return {"digest": key_digest(self.plan.table.key), "moved": sql.Literal(self.moved)}
 
     @property
     def _planned(self) -> dict[str, sql.Composable]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
+import pyarrow as pa
 from psycopg import sql
 
+from rowvec.errors import RowError
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan
+from rowvec.ledger.rejects import add_rejects
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import key_digest, same_key
+from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table
 from rowvec.sources.diff import Block
-from rowvec.sources.hash_stream import copied_pairs
+from rowvec.sources.files.pg_text import pg_text
+from rowvec.sources.hash_stream import copied_pairs, digest_of_key, pack_digests
 from rowvec.sources.postgres import SourceQuery, metadata_hash
 from rowvec.sources.protocol import HashedSource
 from rowvec.sync.extract.chunks import (
@@ -89,7 +95,16 @@ def _mirror(
             gone = mark_changes(source, source.pairs(), _stored_pairs(connection, source, chunks))
             if request is not None:
                 check_empty(pipeline, source)
-            copy_changes(connection, source, source.key, source.metadata, gone)
+
+            def refuse(row: pa.RecordBatch, refusal: Refusal) -> None:
+                texts = [pg_text(row.column(column.name))[0].as_py() for column in source.key]
+                if request is not None:
+                    named = json.dumps([text.encode("ascii", "backslashreplace").decode() for text in texts])
+                    error = RowError("unreadable", str(refusal))
+                    add_rejects(connection, pipeline_id, request.run_id, [(named, None, error)])
+                gone.append(pack_digests([digest_of_key(texts)]))
+
+            copy_changes(connection, source, source.key, source.metadata, gone, refuse)
             if request is not None:
                 reject_unusable(connection, request, source.rejects())
             _apply(connection, source, chunks, how)

@@ -9,9 +9,13 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import Inconsistent, TargetError
+from rowvec.ledger.runs import running
 from rowvec.operations import audit, rejects
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
+from rowvec.sync import merge
+from rowvec.sync.extract import stage
+from rowvec.sync.order import through_all_stages
 from rowvec.sync.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync
@@ -230,6 +234,19 @@ def test_the_same_with_the_source_in_another_database(source: Connection, painti
         other.execute("DELETE FROM paintings WHERE id IN (6, 16)")
         report = _inconsistent(made)
         assert (report.failed_checks[0].rows, report.rows, report.rejected) == (('["6"]',), 47, 3)
+        # Row 20 changes after it was planned, so its vector must go, and cannot.
+        source.execute("INSERT INTO likes VALUES (20)")
+        other.execute("UPDATE paintings SET title = 'planned' WHERE id IN (20, 21)")
+        with running(made, "test") as run:
+            plan = stage.run(made, run)
+            for number in range(plan.batches):
+                through_all_stages(made, run, number)
+            other.execute("UPDATE paintings SET title = 'moved' WHERE id = 20")
+            assert merge.run(made, run).pending == 1
+        assert source.execute("SELECT content LIKE 'planned%' FROM vectors.paintings WHERE id = 21").fetchone() == (
+            True,
+        )
+        assert {reject["key"][0] for reject in _rejects(made) if reject["reason"] == "not_removed"} == {"6", "20"}
         source.execute("DELETE FROM likes")
         report = sync(made)
         assert (report.consistent, report.rows, report.rejected) == (True, 46, 2)
