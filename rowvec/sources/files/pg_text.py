@@ -28,6 +28,9 @@ _RECORD_QUOTED = r'["\\(), \t\n\v\f\r]|^$'
 # From this number of digits before the decimal point on, float8out and float4out write an exponent.
 _FLOAT_DIGITS = {"double precision": 15, "real": 6}
 
+# Digits of a numeric before and after the decimal point: about 131,072 and 16,383.
+_LEAST_EXPONENT, _GREATEST_EXPONENT = -16_383, 131_071
+
 # Postgres' calendar begins at 4714-11-24 BC: https://www.postgresql.org/docs/current/datatype-datetime.html. Dates end
 # with the year 5874897; timestamps end later than 64 bits of microseconds.
 _DAY = 86_400_000_000
@@ -39,6 +42,12 @@ def pg_type(kind: pa.DataType) -> str | None:
     """The Postgres type for an Arrow type, as ``format_type`` writes it; None if there is none."""
     if isinstance(kind, pa.DictionaryType):
         return pg_type(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return "uuid" if isinstance(kind, pa.UuidType) else "jsonb" if isinstance(kind, pa.JsonType) else None
+    if pa.types.is_nested(kind):
+        # A value inside has no type in Postgres, but it must have one form.
+        inside = [pg_type(kind.field(i).type) for i in range(kind.num_fields)]
+        return None if pa.types.is_union(kind) or None in inside else "jsonb"
     return _NUMBERS.get(kind) or _kind_of(kind)
 
 
@@ -53,6 +62,10 @@ def pg_text(array: pa.Array) -> pa.Array:
     name = pg_type(array.type)
     if name is None:
         raise ValueError(f"values of type {array.type} have no text in Postgres")
+    if isinstance(array, pa.ExtensionArray):
+        values = array.to_pylist()
+        texts = [None if v is None else str(v) if name == "uuid" else json_text(_parsed(v)) for v in values]
+        return pa.array(texts, pa.large_string())
     if name == "text" or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
         return array.cast(pa.large_string())
     if name.startswith("time"):
@@ -138,7 +151,6 @@ _TYPES: tuple[tuple[str, tuple[Callable[[pa.DataType], bool], ...]], ...] = (
     ("date", (_types.is_date,)),
     ("time without time zone", (_types.is_time,)),
     ("bytea", (_types.is_binary, _types.is_large_binary, _types.is_fixed_size_binary)),
-    ("jsonb", (_types.is_nested,)),
 )
 
 
@@ -280,6 +292,18 @@ def _record_field(column: pa.Array) -> pa.Array:
     return pc.fill_null(texts, "") if texts.null_count else texts
 
 
+def _parsed(text: str) -> Any:
+    """A JSON text whose numbers keep all their digits. Raises ``ValueError`` if it is none."""
+    try:
+        return json.loads(text, parse_float=Decimal, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("a JSON value is nested too deeply") from error
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
+
+
 def _sorted_items(items: Iterable[tuple[Any, Any]]) -> list[tuple[str, Any]]:
     named = {str(key): value for key, value in items}
     return sorted(named.items(), key=lambda item: (len(item[0].encode()), item[0].encode()))
@@ -296,5 +320,7 @@ def _json_number(value: float | Decimal) -> str:
         return str(value)
     if not math.isfinite(value):
         raise ValueError("a nested value holds NaN or infinity, which JSON does not allow")
+    if isinstance(value, Decimal) and not _LEAST_EXPONENT <= value.adjusted() <= _GREATEST_EXPONENT:
+        raise ValueError("a nested value holds a number that Postgres' numeric cannot hold")
     text = format(value if isinstance(value, Decimal) else Decimal(repr(value)), "f")
     return text.removeprefix("-") if value == 0 else text

@@ -9,6 +9,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +31,9 @@ from rowvec.sources.diff import Block, diff
 from rowvec.sources.files import download
 from rowvec.sources.files.external_sort import RECORD, ExternalSort
 from rowvec.sources.files.pg_text import float_text, json_text, pg_record, pg_text, pg_type
-from rowvec.sources.files.rows import vector_bytes, vector_text
+from rowvec.sources.files.rows import columns_of, vector_bytes, vector_text
 from rowvec.sources.files.source import FileSource, open_files
+from rowvec.sources.formats.parquet import ParquetFormat
 from rowvec.sources.hash_stream import unpack_digests
 from tests.support import paintings
 from tests.support.servers.azurite import Container
@@ -144,6 +146,109 @@ def test_odd_values(connection: Connection, array: pa.Array, text: str | None) -
     if text is not None:
         assert ours == text
     assert _asked(connection, [ours], pg_type(array.type) or "") == [ours]
+
+
+_UUID = "0b5e8ff4-16a9-4d2e-a1c0-3f7d5a9e2b11"
+_LOGICAL: dict[str, tuple[pa.Array, str, str]] = {
+    "uuid": (pa.array([UUID(_UUID).bytes], pa.uuid()), "uuid", _UUID),
+    "json": (
+        pa.array(['{"bb": 1.10, "a": [1e3, -0, 123456789012345678901234567890, "\\u00e9"]}'], pa.json_()),
+        "jsonb",
+        '{"a": [1000, 0, 123456789012345678901234567890, "é"], "bb": 1.10}',
+    ),
+    "uuids": (pa.ListArray.from_arrays([0, 1], pa.array([UUID(_UUID).bytes], pa.uuid())), "jsonb", f'["{_UUID}"]'),
+    "bool8": (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1], pa.int8())), "boolean", "true"),
+    "string_view": (pa.array(["a word"], pa.string_view()), "text", "a word"),
+    "binary_view": (pa.array([b"\x01\xff"], pa.binary_view()), "bytea", "\\x01ff"),
+    "large_string": (pa.array(["a word"], pa.large_string()), "text", "a word"),
+    "fixed_size_binary": (pa.array([b"\x01\xff"], pa.binary(2)), "bytea", "\\x01ff"),
+    "decimal256": (pa.array([Decimal("1" * 60 + ".5")], pa.decimal256(61, 1)), "numeric", "1" * 60 + ".5"),
+    "float16": (pa.array([np.float16(0.1)], pa.float16()), "real", "0.099975586"),
+    "time64": (pa.array([time(1, 2, 3, 4)], pa.time64("ns")), "time without time zone", "01:02:03.000004"),
+    "zone": (
+        pa.array([datetime(2026, 1, 1, tzinfo=timezone.utc)], pa.timestamp("ns", "Asia/Tokyo")),  # noqa: UP017 # as above
+        "timestamp with time zone",
+        "2026-01-01 00:00:00+00",
+    ),
+    "dictionary": (pa.array(["a"], pa.dictionary(pa.int8(), pa.string())), "text", "a"),
+    "list_view": (pa.array([[1, None]], pa.list_view(pa.int8())), "jsonb", "[1, null]"),
+    "fixed_size_list": (pa.array([[1, 2]], pa.list_(pa.int8(), 2)), "jsonb", "[1, 2]"),
+    "struct": (pa.array([{"b": 1, "a": "x"}]), "jsonb", '{"a": "x", "b": 1}'),
+}
+
+
+@pytest.mark.parametrize("name", _LOGICAL)
+def test_a_logical_type_of_parquet_becomes_its_type_of_postgres(
+    connection: Connection, tmp_path: Path, name: str
+) -> None:
+    array, kind, text = _LOGICAL[name]
+    path = tmp_path / "logical.parquet"
+    pq.write_table(pa.table({"v": array}), path)
+    reader = ParquetFormat()
+    (batch,) = reader.batches(path, ["v"])
+    assert batch.schema == reader.schema(path)
+    assert pg_type(batch.schema.field("v").type) == kind
+    assert pg_text(batch.column("v")).to_pylist() == [text]
+    assert _asked(connection, [text], kind) == [text]
+
+
+def test_a_uuid_is_a_key_and_a_json_text_is_metadata(source: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    ids = [UUID(int=i) for i in range(3)]
+    rows: dict[str, pa.Array] = {
+        "id": pa.array([each.bytes for each in ids], pa.uuid()),
+        "text": pa.array(["one", "two", "three"]),
+        "more": pa.array(['{"b": 1, "a": 2}', None, "[1.50]"], pa.json_()),
+    }
+    pq.write_table(pa.table(rows), path)
+    read = {"kind": "parquet", "path": str(path), "key": ["id"], "content": "{text}", "metadata": ["more"]}
+    pipeline = paintings.pipeline(str(tmp_path / "artifacts"), source=read)
+    assert paintings.sync(pipeline).rows == 3
+    again = paintings.sync(pipeline)
+    assert (again.unchanged, again.new + again.changed + again.metadata_only + again.deleted) == (3, 0)
+    stored = source.execute(
+        "SELECT id, more::text, pg_typeof(more)::text FROM vectors.paintings ORDER BY id"
+    ).fetchall()
+    assert stored == [(ids[0], '{"a": 2, "b": 1}', "jsonb"), (ids[1], None, "jsonb"), (ids[2], "[1.50]", "jsonb")]
+
+
+def test_an_enumeration_of_parquet_is_a_text(tmp_path: Path) -> None:
+    """No Python library writes one, so a column of texts is made one: the numbers of its converted and logical type."""
+    path = tmp_path / "words.parquet"
+    pq.write_table(pa.table({"v": ["one", "two"]}), path, store_schema=False)
+    text, enumeration = b"\x25\x00\x4c\x1c\x00\x00", b"\x25\x08\x4c\x4c\x00\x00"
+    assert path.read_bytes().count(text) == 1
+    path.write_bytes(path.read_bytes().replace(text, enumeration))
+    with pq.ParquetFile(path) as file:
+        assert file.schema.column(0).logical_type.type == "ENUM"
+    (batch,) = ParquetFormat().batches(path, ["v"])
+    assert batch.column("v").to_pylist() == ["one", "two"]
+    assert pg_type(batch.schema.field("v").type) == "text"
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (pa.array([timedelta(seconds=1)], pa.duration("us")), "duration[us]"),
+        (pa.array([[timedelta(seconds=1)]], pa.list_(pa.duration("us"))), "duration[us]"),
+        (pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((1, 2), np.float32)), "fixed_shape_tensor"),
+    ],
+    ids=["duration", "list of durations", "tensor"],
+)
+def test_a_type_without_one_form_in_postgres_is_refused_with_file_column_and_type(
+    tmp_path: Path, array: pa.Array, kind: str
+) -> None:
+    path = tmp_path / "odd.parquet"
+    pq.write_table(pa.table({"v": array}), path)
+    with pytest.raises(SourceError) as raised:
+        columns_of(ParquetFormat().schema(path), ["v"], key=False, where="the file odd.parquet")
+    assert all(part in str(raised.value) for part in ("'v'", "odd.parquet", kind, "cast it to text"))
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": NaN}', "[1e200000]", '"\\u0000"', '"\\ud800"', "[" * 100_000])
+def test_a_json_text_that_jsonb_cannot_hold_makes_its_row_unreadable(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 # each text fails in words of its own
+        pg_text(pa.array([text], pa.json_()))
 
 
 def test_nan_in_a_nested_value_is_not_json() -> None:
