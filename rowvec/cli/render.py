@@ -30,6 +30,7 @@ def sync(report: SyncReport) -> None:
         f"{_bill(report)}{recall}; {report.seconds.get('total', 0):.1f} s",
         highlight=False,
     )
+    _show_notes({"notes": [report.shown_in_part] if report.shown_in_part else []})
     _show_failed(report.failed_checks)
 
 
@@ -59,6 +60,7 @@ def plan(found: dict[str, Any]) -> None:
         f"about {found['tokens']:,} {BILLED[found['what']]}, ${found['cost_usd']:,.4f}. Nothing was spent.",
         highlight=False,
     )
+    _show_notes(found)
     if found["awaiting"]["jobs"]:
         jobs, texts = found["awaiting"]["jobs"], found["awaiting"]["texts"]
         out.print(f"{jobs:,} batch job(s) with {texts:,} texts are at the provider already.", highlight=False)
@@ -72,6 +74,11 @@ def plan(found: dict[str, Any]) -> None:
             f"${budget['left']:,.4f} are left: {enough}.",
             highlight=False,
         )
+
+
+def _show_notes(found: dict[str, Any]) -> None:
+    for note in found.get("notes", ()):
+        out.print(f"Note: {note}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def awaiting(sentence: str) -> None:
@@ -112,6 +119,7 @@ def audit(found: dict[str, Any]) -> None:
         table(
             "Offending rows", ("key", "reason"), ((", ".join(map(str, r["key"])), r["reason"]) for r in found["rows"])
         )
+    _show_notes(found)
     if not good:
         out.print(
             "Run again with --repair: it takes vectors from artifacts and pays only for those that exist nowhere."

@@ -28,7 +28,9 @@ from rowvec.postgres.migrations import install
 from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
+from rowvec.runtime.display import plain
 from rowvec.runtime.home import home
+from rowvec.sources.row_security import restriction
 from rowvec.store import artifact as artifacts
 from rowvec.store.artifact import Artifact
 from rowvec.store.manifest import read_chain
@@ -75,6 +77,8 @@ class Audit:
     objects: tuple[LostObject, ...]
     more_objects: int = 0
     """Lost images beyond the first ``LISTED``."""
+    shown_in_part: str | None = None
+    """One sentence if policies decide which rows of the source the audit was shown."""
 
     @property
     def consistent(self) -> bool:
@@ -99,6 +103,7 @@ class Audit:
             "repaired": repaired,
             "rows": [{"key": list(f.key), "kind": f.kind, "reason": f.reason} for f in self.findings],
             "objects": [{"name": lost.name, "reason": lost.reason} for lost in self.objects[:LISTED]],
+            "notes": [self.shown_in_part] if self.shown_in_part else [],
         }
 
 
@@ -145,6 +150,7 @@ class Audited:
             findings=tuple(Finding(kind, tuple(key), reason) for kind, key, reason in listed),
             objects=tuple(self.objects),
             more_objects=self.more_objects,
+            shown_in_part=restriction(self.connection, self.resolved),
         )
 
 
@@ -328,7 +334,8 @@ class AuditReport:
         """One sentence, verdict first."""
         repaired = f" {self.repaired:,} repaired." if self.repaired else ""
         if self.found.consistent:
-            return f"Consistent: source, artifacts and vector table agree.{repaired}"
+            shown = ", as far as row level security shows the source to this role" if self.found.shown_in_part else ""
+            return f"Consistent: source, artifacts and vector table agree{shown}.{repaired}"
         counts = [f"{self.found.counts[kind]:,} {kind}" for kind in KINDS if self.found.counts[kind]]
         if self.found.lost:
             counts.append(f"{self.found.lost:,} object(s) lost or corrupt")
@@ -339,8 +346,9 @@ class AuditReport:
         kinds = " | ".join(KINDS)
         counts = " | ".join(f"{self.found.counts[kind]:,}" for kind in KINDS)
         lines = [
-            f"## {self.verdict()}",
+            f"## {plain(self.verdict())}",
             "",
+            *([f"- **Note**: {plain(self.found.shown_in_part)}", ""] if self.found.shown_in_part else []),
             f"| {kinds} | objects | repaired |",
             f"|{'--:|' * (len(KINDS) + 2)}",
             f"| {counts} | {self.found.lost:,} | {self.repaired:,} |",

@@ -108,7 +108,7 @@ def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource,
 
     Raises ``SourceError`` if the table, a column or the query is missing or cannot be read.
     """
-    relation = _relation(source)
+    relation = relation_of(source)
     types = _column_types(connection, source, relation)
     vector_column = pipeline.embedder.column if pipeline.embedder.kind == "column" else None
     parsed = template.parse(source.content or "")
@@ -163,7 +163,8 @@ def _something(parsed: template.Template, vector_column: str | None) -> sql.Comp
     return sql.SQL("({})").format(sql.SQL(" OR ").join(tests)) if tests else sql.SQL("false")
 
 
-def _relation(source: PostgresSource) -> sql.Composable:
+def relation_of(source: PostgresSource) -> sql.Composable:
+    """What follows FROM: the table, or the query in parentheses."""
     if source.table is not None:
         return sql.Identifier(*table_identifier(source.table))
     # The query is the pipeline author's own SQL, as trusted as the author; it runs with the role's rights.

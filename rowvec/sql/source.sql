@@ -34,3 +34,9 @@ SELECT EXISTS (
 
 -- name: none_unsplit -- contents are not split, so no row has to be split first; reads nothing
 SELECT {key} FROM {relation} AS source WHERE false
+
+-- name: see_all -- from here on, a statement that policies would filter fails instead
+SET LOCAL row_security = off
+
+-- name: would_read -- plans the read of a source and does not execute it
+EXPLAIN SELECT * FROM {relation} AS source

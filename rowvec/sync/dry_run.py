@@ -14,6 +14,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.migrations import install
+from rowvec.sources.row_security import restriction
 from rowvec.sync.batch_api import jobs
 from rowvec.sync.batch_api.submit import price_share
 from rowvec.sync.extract.request import Request
@@ -45,6 +46,7 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
                 tokens = round(tokens * characters / max(1, sum(map(len, texts))))
         at_work = jobs.at_work(connection, pipeline_id)
         cost = embedder.cost(tokens) * price_share(resolved, found.counts.texts - found.counts.known)
+        shown_in_part = restriction(connection, resolved)
         budget = spending.outlook(connection, spending.account_of(resolved, run_id), cost)
     counts = found.counts
     embedded = counts.texts - counts.known
@@ -58,4 +60,5 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
         "cost_usd": cost,
         "awaiting": {"jobs": at_work[0], "texts": at_work[1]},
         "budget": budget,
+        "notes": [shown_in_part] if shown_in_part else [],
     }

@@ -7,9 +7,12 @@ from typing import Any, TypeVar
 
 from opentelemetry import metrics
 
-from rowvec.runtime.display import plain
 from rowvec.errors import Inconsistent
 from rowvec.pipeline.model import BILLED, What
+from rowvec.runtime.display import plain
+
+ROW_SECURITY = "row security"
+"""The check whose detail says that the source was shown in part."""
 
 _KINDS = ("new", "changed", "metadata_only", "deleted", "unchanged", "embedded", "reused")
 
@@ -78,10 +81,16 @@ class SyncReport(_Checked):
         """The report as one JSON object."""
         return asdict(self)
 
+    @property
+    def shown_in_part(self) -> str | None:
+        """One sentence if policies decide which rows of the source the run was shown."""
+        return next((check.detail for check in self.checks if check.name == ROW_SECURITY), None)
+
     def verdict(self) -> str:
         """One sentence, verdict first."""
         if self.consistent:
-            return f"Consistent: {self.rows:,} vectors agree with the source."
+            shown = ", as far as row level security shows it to this role" if self.shown_in_part else ""
+            return f"Consistent: {self.rows:,} vectors agree with the source{shown}."
         names = ", ".join(check.name for check in self.failed_checks)
         return f"INCONSISTENT: {len(self.failed_checks)} check(s) failed ({names})."
 
@@ -94,6 +103,7 @@ class SyncReport(_Checked):
             f"## {plain(self.verdict())}",
             "",
             *failed,
+            *([f"- **Note**: {plain(self.shown_in_part)}"] if self.shown_in_part else []),
             "",
             "| new | changed | metadata only | deleted | unchanged | rejected | pending |",
             "|--:|--:|--:|--:|--:|--:|--:|",

@@ -22,13 +22,14 @@ from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.telemetry import traced
 from rowvec.sources.images.seen import forget_run, run_name
+from rowvec.sources.row_security import restriction
 from rowvec.store.protocol import Store
 from rowvec.sync.batch import Batch
 from rowvec.sync.batch_api import jobs
 from rowvec.sync.images.lost import check_images
 from rowvec.sync.index import Indexed
 from rowvec.sync.merge import Merged, Round
-from rowvec.sync.report import Check, SyncReport, record
+from rowvec.sync.report import ROW_SECURITY, Check, SyncReport, record
 from rowvec.sync.work import Work, open_stage
 
 # Reading every vector of a large table would cost more than the run did. Above this many rows a run checks the vectors
@@ -134,6 +135,12 @@ def check_store(connection: Connection, store: Store, pipeline_name: str) -> lis
     return [Check(name="store", ok=True, detail=sentence)] if sentence else []
 
 
+def check_row_security(connection: Connection, pipeline: Pipeline) -> list[Check]:
+    """Say whether policies of the source decide which rows the run was shown."""
+    sentence = restriction(connection, pipeline)
+    return [Check(name=ROW_SECURITY, ok=True, detail=sentence)] if sentence else []
+
+
 def _check(found: VectorCheck) -> Check:
     keys = tuple("(" + ", ".join(key) + ")" for key in found.rows)
     detail = found.detail if found.passed else f"{found.count:,} row(s) fail it: {found.detail}"
@@ -178,6 +185,7 @@ def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
         *check_table(connection, table, None if indexed.rows <= _ALL_ROWS else work.plan.run_id),
         check_artifacts(connection, work.store, work.plan),
         *check_store(connection, work.store, work.pipeline.name),
+        *check_row_security(connection, work.pipeline),
         *([check_images(connection, table, work.pipeline)] if kind == "images" else []),
         *check_serving(connection, table, indexed.choice, indexed.recall, indexed.notes),
     ]

@@ -104,6 +104,7 @@ def test_the_whole_job(source: Connection, paintings: Pipeline, tmp_path: Path, 
         "repaired": 0,
         "rows": [],
         "objects": [],
+        "notes": [],
     }
     source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 3")
     broken = rowvec("audit", file, "--json")

@@ -44,6 +44,7 @@ def test_a_sound_table_is_consistent(synced: Connection, paintings: Pipeline) ->
         "repaired": 0,
         "rows": [],
         "objects": [],
+        "notes": [],
     }
 
 
