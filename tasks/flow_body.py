@@ -22,6 +22,7 @@ from rowvec_tasks.when_busy import run_alone
 
 from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.home import local_faults
 from rowvec.runtime.private import private_files
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
         given.apply_defaults()
         policy = {name: given.arguments[name] for name in policy_parameters}
         try:
-            with private_files(), published(pipeline.name):
+            with local_faults(), private_files(), published(pipeline.name):
                 return run_alone(pipeline.name, lambda: body(pipeline, *args, **kwargs), **policy)
         except (KeyboardInterrupt, TerminationSignal):
             _set_state_crashed()

@@ -16,15 +16,13 @@ from psycopg.conninfo import conninfo_to_dict
 from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.embedded import embedded_database_url
+from rowvec.postgres.migrations import refuse_newer
 from rowvec.postgres.queries import query
 from rowvec.postgres.session import Connection
 
 # How long a transaction that cannot get its locks is tried again. Each try waits a second for a lock
 # (sql/transaction.sql) and then gives up its snapshot, for which every CREATE INDEX CONCURRENTLY in the database waits.
 LOCK_PATIENCE_SECONDS = 30.0
-
-# 0.8.2 to 0.8.4 fixed HNSW: an overflow in parallel builds, corruption by vacuum, and a graph left unrepaired.
-MINIMUM_PGVECTOR = (0, 8, 4)
 
 T = TypeVar("T")
 
@@ -162,11 +160,12 @@ def _first_line(error: psycopg.Error) -> str:
 def open_target(pipeline: Pipeline, application: str = "rowvec") -> Generator[Connection]:
     """A connection to the vector table's database; the pipeline's references must be resolved.
 
-    Raises what ``connect`` raises; errors of the database in the ``with`` block become ``DatabaseUnavailable`` or
-    ``TargetError``.
+    Raises what ``connect`` raises, and ``TargetError`` if a newer rowvec has made the ledger; errors of the database in
+    the ``with`` block become ``DatabaseUnavailable`` or ``TargetError``.
     """
     with (
         lost_connections_are_retriable(),
         connect(target_url(pipeline.target.url), application=application) as connection,
     ):
+        refuse_newer(connection)
         yield connection

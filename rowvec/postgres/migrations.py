@@ -6,9 +6,12 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import TargetError
-from rowvec.postgres.connection import MINIMUM_PGVECTOR, Connection
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import blocks, query
+from rowvec.postgres.session import Connection
+
+# 0.8.2 to 0.8.4 fixed HNSW: an overflow in parallel builds, corruption by vacuum, and a graph left unrepaired.
+MINIMUM_PGVECTOR = (0, 8, 4)
 
 
 def install(connection: Connection) -> None:
@@ -16,9 +19,8 @@ def install(connection: Connection) -> None:
 
     Raises ``TargetError`` if pgvector is missing or older than ``MINIMUM_PGVECTOR``.
     """
-    migrations = sorted(
-        int(name.removeprefix("migration_")) for name in blocks("schema") if name.startswith("migration_")
-    )
+    migrations = _migrations()
+    refuse_newer(connection)
     if _newest_applied(connection) >= migrations[-1]:
         _check_pgvector(connection)
         return
@@ -26,6 +28,7 @@ def install(connection: Connection) -> None:
         connection.execute(query("schema", "lock"), {"lock": LockSpace.MIGRATION})
         _install_pgvector(connection)
         connection.execute(blocks("schema")["version_table"])
+        refuse_newer(connection)
         applied = _newest_applied(connection)
         for number in migrations:
             if number > applied:
@@ -34,10 +37,37 @@ def install(connection: Connection) -> None:
     _check_pgvector(connection)
 
 
+def refuse_newer(connection: Connection) -> None:
+    """Raise ``TargetError`` if a newer rowvec has migrated the ledger: this one would misread what it does not know.
+
+    A role that only searches may not be allowed to read the ledger; it writes nothing there either.
+    """
+    try:
+        newest = _newest_applied(connection)
+    except pg.InsufficientPrivilege:
+        return
+    known = _migrations()[-1]
+    if newest > known:
+        raise TargetError(
+            f"the ledger in the target database is of a newer rowvec (its migration {newest}; this one knows {known}), "
+            "and nothing was done: install the newer version here too"
+        )
+
+
+def _migrations() -> list[int]:
+    """The numbers of all migrations that this version knows, ascending."""
+    return sorted(int(name.removeprefix("migration_")) for name in blocks("schema") if name.startswith("migration_"))
+
+
+def has_ledger(connection: Connection) -> bool:
+    """Whether the database has the schema ``rowvec``, of whatever version."""
+    exists = connection.execute(query("schema", "has_version_table")).fetchone()
+    return bool(exists and exists[0])
+
+
 def _newest_applied(connection: Connection) -> int:
     """The number of the newest migration that the database has; 0 if it has none."""
-    exists = connection.execute(query("schema", "has_version_table")).fetchone()
-    if not (exists and exists[0]):
+    if not has_ledger(connection):
         return 0
     newest = connection.execute(query("schema", "newest_migration")).fetchone()
     return newest[0] if newest else 0

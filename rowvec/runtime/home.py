@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rowvec.errors import MachineError
 from rowvec.runtime.private import make_folder, private_folder
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
 def home() -> Path:
@@ -16,7 +24,7 @@ def home() -> Path:
     what is written there. A folder that ROWVEC_HOME names may belong to another user only if root has named it.
     """
     named = os.environ.get("ROWVEC_HOME")
-    folder = Path(named or ".rowvec").absolute()
+    folder = _named_home()
     try:
         make_folder(folder)
         owner = folder.stat().st_uid
@@ -42,3 +50,48 @@ def home_folder(*names: str) -> Path:
     for name in names:
         folder = private_folder(folder / name)
     return folder
+
+
+@contextmanager
+def local_faults() -> Generator[None]:
+    """Raise errors of this machine's files as ``MachineError``; others pass."""
+    try:
+        yield
+    except OSError as error:
+        found = machine_error(error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def machine_error(error: OSError) -> MachineError | None:
+    """What an error of this machine's files means and what to do; None if it is of something else, as of a network."""
+    where = error.filename if isinstance(error.filename, str | os.PathLike) else None
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        place = f"at {where}" if where else f"in ROWVEC_HOME ({_named_home()}), {_temporary_folder()} or the store"
+        return MachineError(
+            f"there is no room left {place} ({reason}); free some, or set ROWVEC_HOME or TMPDIR to a folder with room; "
+            "what was paid for is kept"
+        )
+    if error.errno in _CLOSED and where:
+        return MachineError(
+            f"{where} cannot be used ({reason}); let rowvec's user write there, or set ROWVEC_HOME or TMPDIR to a "
+            "folder that can be written"
+        )
+    if error.errno in _TOO_MANY:
+        return MachineError(f"this process has too many files open ({reason}); raise the limit (ulimit -n)")
+    if error.errno == errno.ENOENT and "temporary directory" in reason:
+        return MachineError("no temporary folder can be written; set TMPDIR to a folder that can be written")
+    return None
+
+
+def _named_home() -> Path:
+    return Path(os.environ.get("ROWVEC_HOME") or ".rowvec").absolute()
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return "TMPDIR"
