@@ -14,7 +14,7 @@ from psycopg.abc import Params, QueryNoTemplate
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
-from rowvec.postgres.names import Names
+from rowvec.postgres.names import Names, ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.settings import statements
 
@@ -69,7 +69,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def read_names(self) -> None:
         """Read what names stand for, as the role has just connected, or after an extension was installed."""
         self._begin_with(Names())
-        path, now = self._first(query("session", "own_path"))
+        path, now = self._own_path()
         scratch = self.names.scratch or f"{now}_{secrets.token_hex(4)}"
         with self.transaction():
             found, pgvector, types = self._first(query("session", "names"), {"path": path})
@@ -78,6 +78,13 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         self._begin_with(
             Names(pgvector=pgvector, types=types, path=whole, scratch=scratch, creation=path[0] if path else None)
         )
+
+    def _own_path(self) -> tuple[Any, ...]:
+        """Read before any setting of ours: until then a statement_timeout of the role holds, and may be too short."""
+        for _ in range(_TRIES - 1):
+            with suppress(pg.QueryCanceled):
+                return self._first(query("session", "own_path"))
+        return self._first(query("session", "own_path"))
 
     @property
     def is_pooled(self) -> bool:
@@ -130,6 +137,28 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             self._plain(path + sql.SQL("pg_catalog"))
             yield
             self._plain(path + sql.SQL(cast("LiteralString", self.names.path)))
+
+    def keep_rows(self, name: str, select: sql.Composable) -> None:
+        """Keep the rows of a SELECT in the scratch table ``name``, for ``kept_rows``."""
+        table = ScratchTable(name)
+        self.execute(query("session", "keep_rows", table=table, select=select))
+
+    def kept_rows(self, name: str, rows: int) -> Generator[list[tuple[Any, ...]]]:
+        """The rows that ``keep_rows`` has kept, ``rows`` at a time and in binary; then the scratch table is dropped.
+
+        Between two pages no transaction is open, and no cursor, which would belong to a session.
+        """
+        table, last = ScratchTable(name), "(0,0)"
+        while True:
+            page = query("session", "kept_rows", table=table, last=sql.Literal(last), rows=sql.Literal(rows))
+            with self.transaction():
+                self.execute(query("session", "in_order"))
+                found = self.execute(page, binary=True).fetchall()
+            if not found:
+                break
+            last = found[-1][0]
+            yield [row[1:] for row in found]
+        self.execute(query("session", "drop_scratch", table=table))
 
     def close(self) -> None:
         """Close the connection, and drop its scratch tables and those that killed processes left a week ago."""

@@ -513,7 +513,7 @@ def mortal() -> Generator[OwnPostgres]:
 def mortal_url(mortal: OwnPostgres, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The DSN of a new database on it, with 50 paintings."""
     name = f"db_{tmp_path.name}"
-    with paintings.writer(mortal.url) as connection:
+    with psycopg.connect(mortal.url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     url = make_conninfo(mortal.url, dbname=name)
     monkeypatch.setenv("ROWVEC_DATABASE_URL", url)

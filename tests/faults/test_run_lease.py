@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -371,3 +372,20 @@ def test_a_plan_under_way_is_not_cleared_away(source: Connection, paid: Pipeline
     assert states(source) == ["succeeded", "abandoned", "succeeded", "abandoned", "planned"]
     sync(paid)
     assert source.execute("SELECT count(*) FROM pg_tables WHERE tablename ~ '^plan_'").fetchone() == (0,)
+
+
+def _update_twice_around_the_end_of_the_session(connection: Connection, other: Connection) -> None:
+    with connection.transaction():
+        connection.execute("UPDATE paintings SET title = 'before it ended' WHERE id = 1")
+        end_sessions(other)
+        with suppress(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+        connection.execute("UPDATE paintings SET title = 'after it ended' WHERE id = 2")
+
+
+def test_of_a_transaction_whose_session_has_ended_nothing_more_is_done(source: Connection, database_url: str) -> None:
+    with connect(database_url) as connection:
+        with pytest.raises(psycopg.OperationalError):
+            _update_twice_around_the_end_of_the_session(connection, source)
+        changed = "SELECT count(*) FROM paintings WHERE title LIKE '%ended'"
+        assert connection.execute(changed).fetchone() == (0,)

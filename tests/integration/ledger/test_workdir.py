@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator
 from contextlib import ExitStack
 
+import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -25,7 +26,7 @@ from tests.support.paintings import SOURCE, assert_in_step, fill
 def elsewhere(cluster: str) -> Generator[str]:
     """The DSN of another database of the same server, with other paintings."""
     name = sql.Identifier("elsewhere")
-    with connect(cluster) as administrator:
+    with psycopg.connect(cluster, autocommit=True) as administrator:
         administrator.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec").format(name))
         url = make_conninfo(cluster, dbname="elsewhere")
         with connect(url) as connection:
