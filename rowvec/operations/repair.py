@@ -92,14 +92,13 @@ def _sound_rows(found: Audited) -> Iterator[pa.RecordBatch]:
     statement = query(
         "audit", "salvage", columns=columns, send=table.layout.send, table=table.identifier, key_json=found.key_json
     )
-    # WITH HOLD keeps the cursor after its transaction, so that no transaction is open while the store is written to.
-    with found.connection.cursor(name="salvage", binary=True, withhold=True) as cursor:
-        cursor.execute(statement)
-        while rows := cursor.fetchmany(_FETCH_ROWS):
-            *plain, sent = zip(*rows, strict=True)
-            arrays = [pa.array(values, f.type) for values, f in zip(plain, schema, strict=False)]
-            arrays.append(table.layout.to_arrow(table.layout.of_wires(sent)))
-            yield pa.record_batch(arrays, schema)
+    # Kept first: no transaction is open while the store is written to.
+    found.connection.keep_rows("salvaged", statement)
+    for rows in found.connection.kept_rows("salvaged", _FETCH_ROWS):
+        *plain, sent = zip(*rows, strict=True)
+        arrays = [pa.array(values, f.type) for values, f in zip(plain, schema, strict=False)]
+        arrays.append(table.layout.to_arrow(table.layout.of_wires(sent)))
+        yield pa.record_batch(arrays, schema)
 
 
 def _record_again(found: Audited) -> None:

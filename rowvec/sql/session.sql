@@ -55,3 +55,13 @@ WHERE c.relnamespace = to_regnamespace('rowvec') AND c.relkind = 'r' AND c.relna
 
 -- name: drop_scratch
 DROP TABLE IF EXISTS {table}
+
+-- name: keep_rows
+CREATE UNLOGGED TABLE {table} AS {select}
+
+-- name: in_order -- a sequential scan of a large table may begin in its middle
+SET LOCAL enable_seqscan = off;
+SET LOCAL synchronize_seqscans = off
+
+-- name: kept_rows -- a page in the order in which the rows are stored
+SELECT ctid::text, kept.* FROM {table} AS kept WHERE ctid > {last}::tid LIMIT {rows}
