@@ -34,6 +34,8 @@ class DrippingServer:
     listener: socket.socket
     seconds: list[float] = field(default_factory=list[float])
     """How long each connection lasted."""
+    taken: int = 0
+    """Bytes of the request that ``upload`` has read."""
 
     @property
     def origin(self) -> str:
@@ -55,7 +57,9 @@ class DrippingServer:
             while time.monotonic() < started + _LONGEST_SECONDS:
                 time.sleep(self.every)
                 if self.drips == "upload":
-                    if not client.recv(1024):
+                    taken = len(client.recv(65_536))
+                    self.taken += taken
+                    if not taken:
                         break
                 else:
                     client.sendall(b"x")
