@@ -57,5 +57,11 @@ WHERE NOT EXISTS (SELECT FROM ({rows}) AS r WHERE {same_row})
 SELECT {columns} FROM hashed AS r
 WHERE NOT EXISTS (SELECT FROM {chunks} AS c WHERE {same_row} AND c.rowvec_row = r.fingerprint)
 
+-- name: unsplit_with_room -- without the rows that the extract has rejected, because the table has no room for them
+SELECT {columns} FROM ({unsplit}) AS r
+WHERE NOT EXISTS (
+    SELECT FROM rowvec.rejects AS known
+    WHERE known.pipeline_id = {pipeline_id} AND known.reason = 'unreadable' AND known.key = {key_json})
+
 -- name: unsplit_contents
 SELECT {texts} FROM ({whole}) AS r WHERE ({columns}) IN ({unsplit})

@@ -16,7 +16,10 @@ WHERE r.manifest IS NOT NULL AND r.manifest <> ALL (%(kept)s)
 ORDER BY r.run_id
 
 -- name: needed -- the fingerprints that the vector table has, or had after a restorable run
-CREATE UNLOGGED TABLE {needed} AS SELECT DISTINCT fingerprint FROM {table}
+-- The vectors of rows that the database refuses are paid for too, and are needed when such a row is tried again.
+CREATE UNLOGGED TABLE {needed} AS
+SELECT DISTINCT fingerprint FROM {table}
+UNION SELECT fingerprint FROM rowvec.rejects WHERE fingerprint IS NOT NULL
 
 -- name: need_state
 INSERT INTO {needed} SELECT DISTINCT fingerprint FROM {journal_state}

@@ -166,6 +166,8 @@ def _one_by_one(array: pa.Array, name: str) -> pa.Array:
         values = array.to_pylist(maps_as_pydicts="strict") if name == "jsonb" else array.to_pylist()
     except KeyError as error:
         raise ValueError("a map has a key twice, which jsonb does not allow") from error
+    except OverflowError as error:
+        raise ValueError("a nested date or time is before the year 1 or after the year 9999") from error
     return pa.array([None if v is None else _value_text(v, name) for v in values], pa.large_string())
 
 

@@ -9,6 +9,7 @@ extract, merge and audit.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,16 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from rowvec.errors import RowError
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan
+from rowvec.ledger.rejects import add_rejects
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.sources import CHUNK, PostgresSource
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
-from rowvec.postgres.fragments import names, same_key
+from rowvec.postgres.fragments import key_json, names, same_key
+from rowvec.postgres.isolation import Isolation, Refusal
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table, stored_columns
 from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content
@@ -38,6 +42,9 @@ CHUNK_COLUMN = PgColumn(CHUNK, "integer")
 _FETCH_ROWS = 64
 _ADD_CHUNKS = 4096
 
+_Chunks = list[tuple[Any, ...]]
+"""Chunks of rows: the row's columns as texts, its hash, the chunk's number, and the chunk."""
+
 _SCHEMA = "rowvec"
 _OWN_COLUMNS = {"rowvec_row": "bytea", CHUNK: "integer", "content": "text"}
 
@@ -49,6 +56,7 @@ class ChunkedQuery:
     whole: SourceQuery
     """The rows before they are split; their ``fingerprint`` covers the content and how it is split."""
     chunks: sql.Identifier
+    pipeline_id: PipelineId
     identity: bytes
 
     @property
@@ -73,19 +81,25 @@ class ChunkedQuery:
 
     @property
     def unsplit(self) -> sql.Composed:
-        """``SELECT`` the keys of rows whose present content is not split yet."""
-        return query("chunks", "unsplit", columns=names(self.whole.key), **self._parts, **self._hashed())
+        """``SELECT`` the keys of rows whose present content is not split yet, without those that have no room."""
+        key, pipeline_id = self.whole.key, sql.Literal(self.pipeline_id)
+        parts = {"columns": names(key), "key_json": key_json(key, "r"), "pipeline_id": pipeline_id}
+        return query("chunks", "unsplit_with_room", unsplit=self._unsplit, **parts)
 
     @property
     def unsplit_contents(self) -> sql.Composed:
         """``SELECT`` these rows with their contents, as ``add_chunks`` takes them."""
         key, whole = self.whole.key, self.whole.rows
-        parts = {"texts": _as_texts(key), "columns": names(key), "whole": whole, "unsplit": self.unsplit}
+        parts = {"texts": _as_texts(key), "columns": names(key), "whole": whole, "unsplit": self._unsplit}
         return query("chunks", "unsplit_contents", **parts)
 
     def forget(self, connection: Connection) -> None:
         """Delete the chunks whose content no row has any more."""
         connection.execute(query("chunks", "forget", **self._parts, **self._hashed()))
+
+    @property
+    def _unsplit(self) -> sql.Composed:
+        return query("chunks", "unsplit", columns=names(self.whole.key), **self._parts, **self._hashed())
 
     @property
     def _parts(self) -> dict[str, sql.Composable]:
@@ -134,7 +148,9 @@ class ChunkedSource(JoinedSource):
     def describe(self) -> ChunkedQuery:
         """See ``JoinedSource``."""
         whole = describe(self.connection, self.pipeline, self._source, splitting_of(self.pipeline).digest())
-        return ChunkedQuery(whole=whole, chunks=self._chunks, identity=self.identity.digest())
+        return ChunkedQuery(
+            whole=whole, chunks=self._chunks, pipeline_id=self.pipeline_id, identity=self.identity.digest()
+        )
 
     def refresh(self, request: Request | None = None) -> None:
         """Split the contents that are new.
@@ -156,7 +172,10 @@ class ChunkedSource(JoinedSource):
         # The cursor outlives its transaction: the contents stay on the server's disk until they are fetched.
         with self.connection.cursor(name="unsplit", binary=True, withhold=True) as cursor:
             without_blocking(lambda: look(cursor))
-            add_chunks(self.connection, self._chunks, rows.whole.key, cursor, splitting_of(self.pipeline))
+            for row, refusal in add_chunks(
+                self.connection, self._chunks, rows.whole.key, cursor, splitting_of(self.pipeline)
+            ):
+                reject_unsplit(self.connection, request, row[: len(rows.whole.key)], refusal)
 
     def refresh_for_merge(self) -> None:
         """Nothing: the merge's snapshot shows the source itself."""
@@ -213,18 +232,41 @@ def add_chunks(
     columns: tuple[PgColumn, ...],
     cursor: psycopg.ServerCursor[tuple[Any, ...]],
     how: Splitting,
-) -> None:
+) -> list[tuple[tuple[Any, ...], Refusal]]:
     """Split the contents that a cursor yields, and store the chunks; all chunks of a row are stored at once.
 
-    The cursor's rows: ``columns`` as texts, the content, and its hash.
+    The cursor's rows: ``columns`` as texts, the content, and its hash. Returns the rows that the table has no room for,
+    such as those with a key that is too long for its index.
     """
-    added = 0
+    isolation = Isolation(connection, "the chunks", may_refuse_all=True)
+    refused: list[tuple[tuple[Any, ...], Refusal]] = []
+
+    def add(block: _Chunks) -> int:
+        _add(connection, chunks, columns, block)
+        return len(block)
+
     while fetched := cursor.fetchmany(_FETCH_ROWS):
         for block in _blocks(fetched, how):
-            _add(connection, chunks, columns, block)
-            added += len(block)
-    if added:
+            refused += [(part[0], refusal) for part, refusal in isolation.isolate(block, add, _halves)]
+    if isolation.taken:
         connection.execute(query("chunks", "analyze", chunks=chunks))
+    return refused
+
+
+def reject_unsplit(connection: Connection, request: Request | None, key: tuple[str, ...], refusal: Refusal) -> None:
+    """List a row whose chunks have no room, if this is an extract."""
+    if request is not None:
+        error = RowError("unreadable", str(refusal))
+        add_rejects(connection, request.pipeline_id, request.run_id, [(json.dumps(key), None, error)])
+
+
+def _halves(block: _Chunks) -> tuple[_Chunks, _Chunks] | None:
+    """Two parts of a block, each with all chunks of its rows; None if it is a single row."""
+    firsts = [at for at, (*_, number, _) in enumerate(block) if number == 0 and at]
+    if not firsts:
+        return None
+    middle = min(firsts, key=lambda at: abs(2 * at - len(block)))
+    return block[:middle], block[middle:]
 
 
 def count_lost(connection: Connection, plan: Plan, describe_rows: Callable[[], Rows]) -> int:
@@ -248,9 +290,9 @@ def column_types(connection: Connection, pipeline_id: PipelineId) -> dict[str, s
     return {name: pg_type for name, pg_type, _ in stored_columns(connection, _SCHEMA, _table_name(pipeline_id))}
 
 
-def _blocks(fetched: list[tuple[Any, ...]], how: Splitting) -> Iterator[list[tuple[Any, ...]]]:
+def _blocks(fetched: list[tuple[Any, ...]], how: Splitting) -> Iterator[_Chunks]:
     """The chunks of some rows: the row's columns, its hash, the chunk's number, and the chunk's text."""
-    block: list[tuple[Any, ...]] = []
+    block: _Chunks = []
     for *row, content, row_hash in fetched:
         block += [(*row, row_hash, number, chunk) for number, chunk in enumerate(how.split(content))]
         if len(block) >= _ADD_CHUNKS:
@@ -260,9 +302,7 @@ def _blocks(fetched: list[tuple[Any, ...]], how: Splitting) -> Iterator[list[tup
         yield block
 
 
-def _add(
-    connection: Connection, chunks: sql.Identifier, columns: tuple[PgColumn, ...], block: list[tuple[Any, ...]]
-) -> None:
+def _add(connection: Connection, chunks: sql.Identifier, columns: tuple[PgColumn, ...], block: _Chunks) -> None:
     *values, hashes, numbers, contents = (sql.Literal(list(each)) for each in zip(*block, strict=True))
     statement = query(
         "chunks",

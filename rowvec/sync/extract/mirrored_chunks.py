@@ -31,6 +31,7 @@ from rowvec.sync.extract.chunks import (
     column_types,
     count_lost,
     make_table,
+    reject_unsplit,
     splitting_of,
 )
 from rowvec.sync.extract.hashed_source import copy_changes, mark_changes, open_hashed_source, reject_unusable
@@ -107,7 +108,8 @@ def _mirror(
             copy_changes(connection, source, source.key, source.metadata, gone, refuse)
             if request is not None:
                 reject_unusable(connection, request, source.rejects())
-            _apply(connection, source, chunks, how)
+            for row, refusal in _apply(connection, source, chunks, how):
+                reject_unsplit(connection, request, row[: len(source.key)], refusal)
 
 
 def _stored_pairs(connection: Connection, source: HashedSource, chunks: sql.Identifier) -> Iterator[Block]:
@@ -121,7 +123,9 @@ def _stored_pairs(connection: Connection, source: HashedSource, chunks: sql.Iden
     return copied_pairs(connection, pairs)
 
 
-def _apply(connection: Connection, source: HashedSource, chunks: sql.Identifier, how: Splitting) -> None:
+def _apply(
+    connection: Connection, source: HashedSource, chunks: sql.Identifier, how: Splitting
+) -> list[tuple[tuple[str, ...], Refusal]]:
     columns = (*source.key, *source.metadata)
     same_row = same_key(source.key, "t", "d", cast_right=True)
     connection.execute(query("mirrored_chunks", "forget_gone", chunks=chunks, digest=key_digest(source.key)))
@@ -133,4 +137,4 @@ def _apply(connection: Connection, source: HashedSource, chunks: sql.Identifier,
     with connection.cursor(name="taken", binary=True) as cursor:
         texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c.name)) for c in columns)
         cursor.execute(query("mirrored_chunks", "taken", columns=texts))
-        add_chunks(connection, chunks, columns, cursor, how)
+        return add_chunks(connection, chunks, columns, cursor, how)

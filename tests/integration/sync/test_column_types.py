@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import LiteralString
 
 import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from rowvec.operations import rejects
 from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
@@ -100,6 +104,30 @@ def test_metadata_of_any_type_arrives_as_it_was(
     assert run_audit(made).consistent
     with connect(url) as other:
         assert _texts(source, "vectors.paintings", named) == _texts(other, "public.typed", named)
+
+
+def test_nested_dates_that_python_does_not_have_are_one_bad_row_of_a_file(
+    source: Connection, paintings: Pipeline, tmp_path: Path
+) -> None:
+    days = pa.array([[19_000], [2_932_897], None, [-800_000]], pa.list_(pa.date32()))
+    plain = pa.array([19_000, 2_932_897, None, -800_000], pa.date32())
+    table = pa.table({"id": [1, 2, 3, 4], "title": ["a", "b", "c", "d"], "days": days, "day": plain})
+    pq.write_table(table, tmp_path / "dated.parquet")
+    made = gallery.pipeline(
+        paintings.artifacts.url,
+        source={
+            "kind": "parquet",
+            "path": str(tmp_path / "dated.parquet"),
+            "key": ["id"],
+            "content": "{title}",
+            "metadata": ["days", "day"],
+        },
+    )
+    for _ in range(2):
+        report = sync(made)
+        assert (report.rows, report.rejected, report.consistent) == (2, 2, True)
+    found = rejects.rejects(made, retry=False)["rejects"]
+    assert {(reject["key"][0], reject["reason"]) for reject in found} == {("2", "unreadable"), ("4", "unreadable")}
 
 
 def _make(connection: Connection, named: list[str], types: tuple[tuple[LiteralString, LiteralString], ...]) -> None:

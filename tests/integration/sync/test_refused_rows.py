@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -11,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from rowvec.errors import Inconsistent, TargetError
 from rowvec.ledger.runs import running
 from rowvec.operations import audit, rejects
+from rowvec.operations.prune import prune
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.sync import merge
@@ -63,6 +65,17 @@ def test_a_rejected_row_is_tried_again_when_it_changes_and_on_request(source: Co
     again = sync(paintings)
     assert (again.new, again.embedded, again.rejected) == (1, 0, 0)
     assert_in_step(source)
+
+
+def test_a_prune_keeps_what_was_paid_for_a_refused_row(source: Connection, paintings: Pipeline) -> None:
+    sync(paintings)
+    source.execute("ALTER TABLE vectors.paintings ADD CONSTRAINT known CHECK (author <> 'nobody')")
+    source.execute("UPDATE paintings SET title = 'new', author = 'nobody' WHERE id = 1")
+    assert (sync(paintings).embedded, sync(paintings).rejected) == (1, 1)
+    prune(paintings, timedelta(0), apply=True)
+    source.execute("UPDATE paintings SET author = 'somebody' WHERE id = 1")
+    report = sync(paintings)
+    assert (report.new, report.embedded, report.rejected, report.rows) == (1, 0, 0, 50)
 
 
 def test_metadata_alone_that_is_refused_leaves_no_outdated_row(source: Connection, paintings: Pipeline) -> None:
@@ -272,6 +285,34 @@ def test_a_key_too_long_for_an_index_is_one_bad_row_of_a_first_load(source: Conn
     assert (reject["reason"], reject["sqlstate"]) == ("refused", "54000")
     source.execute("INSERT INTO keyed VALUES ('new', 'other')")
     assert sync(made).rows == 31
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_key_too_long_for_the_index_of_chunks_is_one_bad_row(
+    source: Connection, paintings: Pipeline, cluster: str, database_url: str, away: bool
+) -> None:
+    url = database_url
+    if away:
+        with psycopg.connect(cluster, autocommit=True) as admin:
+            admin.execute("CREATE DATABASE refused_chunks")
+        url = make_conninfo(cluster, dbname="refused_chunks")
+    with connect(url) as other:
+        other.execute("CREATE TABLE keyed (k text, title text)")
+        other.execute("INSERT INTO keyed SELECT 'key ' || i, 'text ' || i FROM generate_series(1, 30) AS i")
+        long = "INSERT INTO keyed SELECT string_agg(md5(i::text), ''), 'long' FROM generate_series(%s::int, 200) AS i"
+        other.execute(long, (1,))
+        other.execute(long, (2,))
+        part = {"table": "public.keyed", "key": ["k"], "content": "{title}", "metadata": [], "chunks": {}}
+        made = gallery.pipeline(paintings.artifacts.url, source=part | ({"url": url} if away else {}))
+        for embedded in (30, 0):
+            report = sync(made)
+            assert (report.rows, report.rejected, report.pending, report.consistent) == (30, 2, 0, True)
+            assert report.embedded == embedded
+        assert {(reject["reason"], len(reject["key"])) for reject in _rejects(made)} == {("unreadable", 1)}
+        assert all("exceeds btree" in reject["detail"] for reject in _rejects(made))
+        other.execute("DELETE FROM keyed WHERE title = 'long'")
+        report = sync(made)
+        assert (report.rows, report.rejected, report.consistent) == (30, 0, True)
 
 
 @pytest.mark.parametrize("after", ["never", "a sync", "hybrid search"])
