@@ -9,7 +9,19 @@ import pytest
 
 # Code that needs one of these imports it inside a function: each takes 0.1 to 2 seconds. pyarrow itself is not one of
 # them, because all of the core passes Arrow data on, but its CSV reader and its dataset module are.
-LATE = {"prefect", "openai", "matplotlib", "azure", "wordllama", "PIL", "httpx", "pyarrow.csv", "pyarrow.dataset"}
+LATE = {
+    "prefect",
+    "openai",
+    "matplotlib",
+    "azure",
+    "wordllama",
+    "PIL",
+    "httpx",
+    "httpx2",
+    "requests",
+    "pyarrow.csv",
+    "pyarrow.dataset",
+}
 
 SCRIPT = """
 import sys
