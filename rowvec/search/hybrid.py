@@ -91,12 +91,6 @@ def has_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid) -
     return any(valid and name.endswith(_suffix(hybrid)) for name, valid in _text_indexes(connection, table).items())
 
 
-def has_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid) -> bool:
-    """Whether the table has the valid index that ``ensure_text_index`` builds."""
-    ends = f"_rowvec_text_{hybrid.language}"
-    return any(valid and name.endswith(ends) for name, valid in _text_indexes(connection, table).items())
-
-
 def drop_text_indexes(connection: Connection, table: VectorTable) -> tuple[str, ...]:
     """Drop what ``ensure_text_index`` built, for a pipeline that no longer wants it; returns the names."""
     with lost_connections_are_retriable():
