@@ -20,6 +20,7 @@ from rowvec_tasks.when_busy import WAIT_MINUTES, WhenBusy
 from rowvec.ledger.generations import effective
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.memory import MANY_BATCHES, ONE_BATCH, is_tight, require
 from rowvec.sync.batch import Batch, embedded_at_once
 from rowvec.sync.cluster import batch_weight, check_reachable
 from rowvec.sync.order import Stages, batch_stages, through_all_rounds
@@ -80,13 +81,16 @@ def as_tasks(pipeline: Pipeline) -> Stages:
 
 def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
     """Take all batches through their stages in this process, a few at a time."""
+    # Before the first text is paid for: the system would kill the process in the middle of its work.
+    if batches:
+        require(MANY_BATCHES if batches > 1 else ONE_BATCH, f"a sync of {batches} batch(es)")
     chains: deque[Chain] = deque()
     done: list[Batch] = []
-    at_once = embedded_at_once(pipeline)
+    at_once, in_flight = embedded_at_once(pipeline), 0 if is_tight() else BATCHES_IN_FLIGHT
     try:
         for number in range(batches):
             chains.append(submit(pipeline, run, number, after=chains[-at_once] if len(chains) >= at_once else {}))
-            if len(chains) > BATCHES_IN_FLIGHT:
+            if len(chains) > in_flight:
                 done.append(finished(chains.popleft()))
         done.extend(finished(chain) for chain in chains)
     except Exception:

@@ -25,13 +25,24 @@ def reporting_to(api: str, secret: str) -> Generator[None]:
     os.environ.update(set_by_us)
     try:
         with temporary_settings({PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: secret}):
-            yield
-            # Here, while the server answers. At the exit of the process they would be sent to one that has ended.
-            APILogHandler().flush()
-            EventsWorker.drain_all()
+            try:
+                yield
+            except Exception:
+                _send_the_rest()
+                raise
+            _send_the_rest()
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _send_the_rest() -> None:
+    """Send logs and events while the server answers; at the exit of the process they would go to one that has ended.
+
+    Not after an interrupt, which is no ``Exception``: the command has a few seconds for its end then.
+    """
+    APILogHandler().flush()
+    EventsWorker.drain_all()

@@ -28,10 +28,13 @@ import httpx
 from rowvec.cli.ending import ENDING
 from rowvec.errors import MachineError
 from rowvec.runtime.home import home_folder
+from rowvec.runtime.memory import MIB, ONE_BATCH, require
 
 _READY_SECONDS = 180.0
 _LOOK_SECONDS = 0.1
 _TRIES = 3
+# Measured: 220 to 250 MiB.
+_SERVER_BYTES = 250 * MIB
 _LAST = 4000
 _FAILURE = re.compile(r"^\w[\w.]*(?:Error|Exception|Exit)\b.*")
 
@@ -47,6 +50,7 @@ def prefect_api() -> Generator[None]:
     if tasks.is_configured():
         yield
         return
+    require(_SERVER_BYTES + ONE_BATCH, "a command that starts a Prefect server for itself")
     server = _Server()
     try:
         server.start()

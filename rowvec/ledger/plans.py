@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.errors import TargetError
-from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.pipelines import PipelineId, written_id
 from rowvec.ledger.reuse import paid_for
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
@@ -20,12 +20,14 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import as_sent, key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.memory import is_tight
 from rowvec.vectors.fingerprint import Identity
 
 # Prefect's server spends about 20 ms of CPU on each task run, and the next flow has to wait for the backlog. 64 batches
 # of four stages stay under 300 task runs. A batch smaller than the minimum would take less than a second.
 MAX_BATCHES = 64
 MIN_BATCH_ROWS = 8192
+_SHARE_IF_TIGHT = 4
 
 VECTOR_TEXT = "rowvec_vector"
 KEY_JSON = "rowvec_key"
@@ -92,9 +94,26 @@ def plan_rows(run_id: RunId) -> sql.Identifier:
 def count_batches(rows: int, weight: int = 1) -> int:
     """The number of batches for ``rows`` rows. The batches grow with the table; the number of task runs does not.
 
-    ``weight``: the minimum number of rows per batch, as a multiple of the usual minimum.
+    ``weight``: the minimum number of rows per batch, as a multiple of the usual minimum. The minimum is a quarter of
+    the usual one if this process has little memory.
     """
-    return max(1, min(MAX_BATCHES, -(-rows // (weight * MIN_BATCH_ROWS)))) if rows else 0
+    least = weight * MIN_BATCH_ROWS // (_SHARE_IF_TIGHT if is_tight() else 1)
+    return max(1, min(MAX_BATCHES, -(-rows // max(1, least)))) if rows else 0
+
+
+def begin_dry_run(connection: Connection, pipeline: Pipeline, identity: Identity) -> tuple[PipelineId, RunId]:
+    """The ids that a plan needs which nobody will carry out, for a transaction that is rolled back.
+
+    A pipeline that has never run gets a row that no other session waits for.
+    """
+    found = connection.execute(query("pipelines", "find"), {"name": pipeline.name}).fetchone()
+    if found is None:
+        values = {"name": pipeline.name, "identity": Jsonb(asdict(identity))}
+        pipeline_id = written_id(connection, query("plans", "pass_pipeline"), values)
+    else:
+        pipeline_id = found[0]
+    run_id = written_id(connection, query("plans", "pass_run"), {"pipeline_id": pipeline_id})
+    return PipelineId(pipeline_id), RunId(run_id)
 
 
 def store(connection: Connection, plan: Plan) -> None:

@@ -85,3 +85,28 @@ def test_a_home_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch:
 def test_an_error_that_is_not_of_a_folder_is_not_called_one() -> None:
     with pytest.raises(ConnectionRefusedError), local_faults():
         raise ConnectionRefusedError(111, "Connection refused")
+
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.mark.skipif(not os.access(GROUPS, os.W_OK), reason="needs a memory group of its own")
+def test_a_container_with_too_little_memory_is_told_before_anything_is_started(
+    source: Connection, paintings: Pipeline, tmp_path: Path
+) -> None:
+    file = write_pipeline(paintings, tmp_path)
+    group = GROUPS / f"rowvec-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(400 << 20), "utf-8")
+        words = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", CLI, "sync", file, "--json"]
+        environment = {**os.environ, "PREFECT_API_URL": ""}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 # ours
+    finally:
+        group.rmdir()
+    end = Ended(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
+    assert end.status == 1, end
+    assert "needs 314 MiB of memory, and the limit of its container or service has" in end.json["error"]
+    assert "of its 400 MiB left; nothing was paid for" in end.json["error"]
+    assert last_line(end) == f"rowvec: {end.json['error']}"
+    assert source.execute("SELECT count(*) FROM rowvec.runs").fetchone() == (0,)
