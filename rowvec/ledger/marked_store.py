@@ -20,7 +20,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.store.artifact import Artifact, stored_fingerprints
 from rowvec.store.manifest import is_manifest, manifests_of, read_link
-from rowvec.store.marks import Mark, read_marks, write_mark
+from rowvec.store.marks import Mark, marked_ledgers, read_mark, write_mark
 from rowvec.store.protocol import Store
 
 # Names per statement.
@@ -63,17 +63,17 @@ def settle(
 ) -> Standing:
     """Look at the marks in the store, and take in what the store has if the ledger is behind it.
 
-    Costs a listing of the marks and a read of each. Only a ledger without a mark of its own, which is new, copied or
+    Costs a listing of the marks and a read of its own. Only a ledger without a mark of its own, which is new, copied or
     set back, also reads the manifests that it does not know, and the fingerprints in their artifacts.
     """
     family = family_of(pipeline_name)
-    marks = read_marks(store, family)
+    ledgers = marked_ledgers(store, family)
     ledger = own_mark(connection, family, None).ledger
-    mine = marks.get(ledger)
+    mine = read_mark(store, family, ledger) if ledger in ledgers else None
     if mine is not None and mine.manifest and not _is_known(connection, family, mine.manifest):
         row = connection.execute(query("marked_store", "another_id"), {"family": family}).fetchone()
         ledger, mine = (row[0] if row else ledger), None
-    others = tuple(sorted(marks.keys() - {ledger}))
+    others = tuple(sorted(ledgers - {ledger}))
     found = 0
     if mine is None:
         found = _take_in(connection, store, pipeline_name, pipeline_id, run_id)
@@ -90,7 +90,7 @@ def standing(connection: Connection, store: Store, pipeline_name: str) -> Standi
     """Whose the store is, without a look at what it knows."""
     family = family_of(pipeline_name)
     ledger = own_mark(connection, family, None).ledger
-    return Standing(ledger, tuple(sorted(read_marks(store, family).keys() - {ledger})))
+    return Standing(ledger, tuple(sorted(marked_ledgers(store, family) - {ledger})))
 
 
 def own_mark(connection: Connection, family: str, manifest: str | None) -> Mark:

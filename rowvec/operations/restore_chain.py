@@ -10,7 +10,7 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.store.heads import manifest_names, newest_manifest
 from rowvec.store.manifest import Link, manifests_of, read_chain
-from rowvec.store.marks import read_marks
+from rowvec.store.marks import marked_ledgers, read_mark
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
 from rowvec.vectors.fingerprint import Identity
@@ -54,7 +54,9 @@ def chain_of(pipeline: Pipeline, manifest: str | None) -> tuple[list[Link], str]
 
 def _check_marks(store: Store, pipeline_name: str, stored: list[str]) -> None:
     """Raise ``ArtifactCorrupt`` if a manifest is gone that a ledger has noted as its newest one."""
-    for mark in read_marks(store, family_of(pipeline_name)).values():
+    family = family_of(pipeline_name)
+    for ledger in sorted(marked_ledgers(store, family)):
+        mark = read_mark(store, family, ledger)
         if mark and mark.manifest and mark.manifest not in stored and _is_of(mark.manifest, pipeline_name):
             raise ArtifactCorrupt(
                 f"the newest manifest of the database {mark.database} is not in the store any more: {mark.manifest}; "

@@ -46,6 +46,8 @@ SELECT a.pipeline_id, a.name, a.bytes
 FROM rowvec.artifacts AS a
 JOIN rowvec.pipelines AS p USING (pipeline_id)
 WHERE a.created_at < now() - {age}
+  -- An artifact that only the store says is ours may be another pipeline's.
+  AND (a.batch >= 0 OR split_part(split_part(a.name, '/', 2), '.', 1) = p.family)
   AND NOT EXISTS (
       SELECT FROM rowvec.artifacts AS o JOIN rowvec.pipelines AS kept USING (pipeline_id)
       WHERE o.name = a.name AND o.pipeline_id <> a.pipeline_id AND kept.family = p.family AND kept.state <> 'dropped')

@@ -21,9 +21,9 @@ CREATE UNLOGGED TABLE {run_numbers} (old bigint PRIMARY KEY, new bigint NOT NULL
 -- name: add_number
 INSERT INTO {run_numbers} VALUES (%(old)s, %(new)s)
 
--- name: add_artifact
+-- name: add_artifact -- of no batch: the store says that it is this pipeline's
 INSERT INTO rowvec.artifacts (pipeline_id, run_id, last_run_id, batch, name, sha256, rows, bytes, listed)
-VALUES (%(pipeline_id)s, %(run_id)s, %(run_id)s, 0, %(name)s, %(sha256)s, %(rows)s, %(bytes)s, true)
+VALUES (%(pipeline_id)s, %(run_id)s, %(run_id)s, -1, %(name)s, %(sha256)s, %(rows)s, %(bytes)s, true)
 ON CONFLICT (pipeline_id, name) DO UPDATE SET listed = true
 RETURNING artifact_id
 

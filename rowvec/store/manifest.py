@@ -184,6 +184,8 @@ def _wrong(manifest: Manifest) -> Iterator[str]:
     # What the name of an object in the store can be is settled here, and not in the middle of a restore or a prune.
     for held, kind in ((manifest.journal, "journal"), *((a, "artifacts") for a in manifest.artifacts)):
         yield from _wrong_reference(held, kind)
+    if not manifest.journal.name.startswith(f"journal/{manifest.pipeline}/"):
+        yield f"{manifest.journal.name[:100]!r} is of another pipeline"
     for name in (manifest.previous, *(manifest.follows or ())):
         if name is not None and not is_manifest(name):
             yield f"{name[:100]!r} is not the name of a manifest"

@@ -37,11 +37,11 @@ class Mark:
 _MARK = TypeAdapter(Mark)
 
 
-def read_marks(store: Store, family: str) -> dict[str, Mark | None]:
-    """The marks of a pipeline by the ledger's id; None for a mark that cannot be read."""
+def marked_ledgers(store: Store, family: str) -> set[str]:
+    """The ids of the ledgers that have a mark for a pipeline."""
     prefix = _folder(family)
     found = (name.removeprefix(prefix) for name in store.names(prefix))
-    return {ledger: _read(store, family, ledger) for ledger in found if _ID.fullmatch(ledger)}
+    return {ledger for ledger in found if _ID.fullmatch(ledger)}
 
 
 def write_mark(store: Store, family: str, mark: Mark) -> None:
@@ -54,11 +54,8 @@ def delete_mark(store: Store, family: str, ledger: str) -> None:
     store.delete(_folder(family) + ledger)
 
 
-def _folder(family: str) -> str:
-    return f"marks/{family}/"
-
-
-def _read(store: Store, family: str, ledger: str) -> Mark | None:
+def read_mark(store: Store, family: str, ledger: str) -> Mark | None:
+    """The mark of a ledger; None if it has none, or if it cannot be read."""
     try:
         with store.opened(_folder(family) + ledger) as file:
             mark = _MARK.validate_json(file.read(_MOST_BYTES), strict=True)
@@ -66,3 +63,7 @@ def _read(store: Store, family: str, ledger: str) -> Mark | None:
         return None
     is_right = mark.ledger == ledger and (mark.manifest is None or is_manifest(mark.manifest))
     return mark if is_right else None
+
+
+def _folder(family: str) -> str:
+    return f"marks/{family}/"

@@ -102,7 +102,7 @@ def test_lost_acknowledgements_of_a_slow_store_leave_each_object_once(
     assert (report["embedded"], report["consistent"]) == (50, True)
     written = [e for e in proxy.exchanges if e.method == "PUT" and e.status == 409]
     assert len(written) == 3, "each was there already when the client tried again"
-    assert len(objects(container)) == 3
+    assert len([name for name in objects(container) if not name.startswith("some/prefix/marks/")]) == 3
     assert any(name.endswith(report["manifest"]) for name in objects(container))
     assert set(server.paid.values()) == {1}
     assert_in_step(source)

@@ -17,6 +17,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from azure.storage.blob import ContainerClient
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -32,6 +33,7 @@ from tests.support import forged_store
 from tests.support import paintings as gallery
 from tests.support.examples import PROFILE
 from tests.support.paintings import assert_in_step, fill, sync
+from tests.support.servers.azurite import Container
 from tests.support.store_mutations import mutate
 
 _numbers = itertools.count(1)
@@ -116,6 +118,7 @@ _ROWS = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
 _CASES = 160 if PROFILE == "fixed" else 10_000
 # A case takes a few tenths of a second.
 _PIECES = 4
+_AZURE_CASES = 8 if PROFILE == "fixed" else 200
 _MEMORY_KIB = 700 * 1024
 
 
@@ -162,6 +165,39 @@ def test_whatever_somebody_writes_into_a_store_a_restore_is_right_or_refused(
     left = {str(path) for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "home")}
     assert left <= outside
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < _MEMORY_KIB
+
+
+@pytest.mark.azurite
+def test_a_hostile_container_is_treated_like_a_folder(
+    source: Connection,
+    paintings: Pipeline,
+    sound: Path,
+    container: Container,
+    tmp_path: Path,
+    fresh: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = [row for (row,) in source.execute(_ROWS)]
+    monkeypatch.setenv("BLOB_KEY", container.key)
+    client = ContainerClient(container.account_url, container.name, credential=container.key)
+    client.create_container()
+    with connect(fresh) as target:
+        for case in range(_AZURE_CASES):
+            store = tmp_path / f"forged-{case}"
+            is_summed = mutate(random.Random(f"azure-{case}"), sound, store)
+            for path in store.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    client.upload_blob(f"some/prefix/{case}/{path.relative_to(store)}", path.read_bytes())
+            artifacts = Artifacts(url=f"{container.url}/{case}", credential="${BLOB_KEY}")
+            outcome = restored_or_refused(paintings.model_copy(update={"artifacts": artifacts}))
+            if isinstance(outcome, str):
+                assert len(outcome.splitlines()) == 1, (case, outcome)
+            else:
+                found = [row for (row,) in target.execute(_ROWS)]
+                assert is_summed or not outcome.consistent or found == right, case
+            assert not has_canary(fresh), case
+            target.execute("DROP SCHEMA IF EXISTS vectors CASCADE")
+            target.execute(_LEDGER)
 
 
 @pytest.mark.parametrize("piece", range(2))

@@ -26,10 +26,11 @@ from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection, connect
 from rowvec.store.heads import newest_chain
 from rowvec.store.manifest import Manifest, as_object, write_manifest
-from rowvec.store.marks import read_marks
+from rowvec.store.marks import marked_ledgers
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
 from rowvec.sync.report import RestoreReport, SyncReport
+from tests.support import forged_store
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync
 from tests.support.servers.azurite import Container
@@ -165,7 +166,7 @@ def test_fingerprints_are_read_without_the_vectors(
         content[200] ^= 1
         path.write_bytes(content)
         assert sync(paintings).embedded == 50
-    assert read_marks(open_store(paintings.artifacts), "paintings").keys()
+    assert len(marked_ledgers(open_store(paintings.artifacts), "paintings")) == 2
 
 
 def test_a_prune_in_a_copy_deletes_nothing_of_the_original(
@@ -321,6 +322,32 @@ def test_a_rebuild_leaves_one_newest_manifest(source: Connection, paintings: Pip
     last = sync(other)
     source.execute("DROP SCHEMA rowvec CASCADE; DROP TABLE vectors.paintings")
     assert restore(other).checksum == last.checksum
+
+
+def test_an_artifact_of_another_pipeline_that_a_manifest_names_is_never_pruned(
+    source: Connection, paintings: Pipeline, tmp_path: Path, copied: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has written a manifest that says an artifact of another pipeline was this one's."""
+    empty = copied()
+    sync(paintings)
+    store = tmp_path / "artifacts"
+    forged = forged_store.ForgedStore(store)
+    (artifact,) = forged.manifests[0]["artifacts"]
+    others = artifact["name"].replace("/paintings/", "/others/")
+    (store / others).parent.mkdir(parents=True)
+    (store / others).write_bytes(forged.objects[artifact["name"]])
+
+    def point(manifest: forged_store.Json) -> None:
+        manifest["artifacts"][0]["name"] = others
+
+    forged_store.replace_manifests(store, point)
+    with at(empty, monkeypatch) as connection:
+        assert sync(paintings).embedded == 0
+        connection.execute("UPDATE paintings SET title = 'other ' || id")
+        sync(paintings)
+        adopt_store(paintings)
+        prune(paintings, ALWAYS, apply=True)
+    assert (store / others).exists()
 
 
 @pytest.mark.azurite

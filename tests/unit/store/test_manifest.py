@@ -85,6 +85,7 @@ def test_equal_manifests_have_equal_bytes(store: Store, tmp_path: Path) -> None:
         (("journal", "name"), f"artifacts/paintings/cd/{'cd' * 32}.parquet"),
         (("journal", "name"), f"journal/paintings/ab/{'ab' * 32}.csv.zst"),
         (("journal", "name"), f"journal/paintings/cd/{'cd' * 32}.csv.zst\0"),
+        (("journal", "name"), f"journal/others/cd/{'cd' * 32}.csv.zst"),
         (("journal", "sha256"), None),
         (("journal", "bytes"), 2**64),
         (("identity",), None),
