@@ -13,6 +13,7 @@ import typer
 from rowvec.cli import render
 from rowvec.cli.flow_loader import load_flow, run_flow
 from rowvec.cli.index_command import index
+from rowvec.cli.names_command import adopt, rename
 from rowvec.cli.options import AsJson, File
 from rowvec.cli.output import emit, err, fail
 from rowvec.cli.progress_bars import shown_progress
@@ -202,6 +203,10 @@ def rebuild(
     else:
         report: RebuildReport = run_flow("rebuild", pipeline=pipeline, max_cost=max_cost, switch=not no_switch)
         emit(report.as_json(), as_json, lambda: render.rebuild(report))
+
+
+app.command()(rename)
+app.command()(adopt)
 
 
 @app.command("rejects")

@@ -9,8 +9,9 @@ from typing import Any, Literal, LiteralString, cast
 from psycopg import sql
 
 from rowvec.errors import UsageError
-from rowvec.ledger.pipelines import PipelineId, is_readable
+from rowvec.ledger.pipelines import PipelineId, check_name, check_table, is_readable
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.parts import has_schema
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, target_url
 from rowvec.postgres.queries import query
@@ -47,10 +48,14 @@ def list_generations(connection: Connection, family: str) -> list[Generation]:
 
 
 def live_of(generations: list[Generation], pipeline: Pipeline) -> Generation:
-    """The live generation, which is the one that clients read. Raises ``UsageError`` if there is none yet."""
+    """The live generation, which is the one that clients read.
+
+    Raises ``UsageError`` if there is none yet, or if the pipeline's name belongs to another table.
+    """
     live = next((g for g in generations if g.state == "live"), None)
     if live is None:
         raise UsageError(f"the pipeline {pipeline.name} has no vector table yet; run rowvec sync first")
+    check_table(pipeline, live.schema, live.table)
     return live
 
 
@@ -75,13 +80,15 @@ def effective(pipeline: Pipeline) -> Pipeline:
     """The settings that a sync should use: those of the file, or those of the live generation during a rebuild.
 
     While a generation with the file's settings is being built, a scheduled sync with that file therefore syncs the live
-    table, so that clients do not read old rows for as long as the rebuild takes.
+    table, so that clients do not read old rows for as long as the rebuild takes. Raises ``UsageError`` if the name
+    belongs to another table.
     """
     if "." in pipeline.name:
         return pipeline
     with open_target(resolve(pipeline, frozenset({"target"})), "rowvec generations") as connection:
         # Before the first run there is no ledger, and a role that only searches may not read it.
         readable = is_readable(connection, "pipelines", "settings")
+        check_name(connection, pipeline)
         known = list_generations(connection, pipeline.name) if readable else []
     building = any(
         g.state == "building" and g.settings is not None and same_vectors(g.settings, pipeline) for g in known
@@ -130,9 +137,12 @@ def hide_until_switch(connection: Connection, schema: str, table: str) -> None:
 
 def as_generation(pipeline: Pipeline, name: str, schema: str, table: str) -> Pipeline:
     """The same pipeline with another name and table. ``model_copy`` does not validate, so the name may have a dot."""
-    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))
-    target = pipeline.target.model_copy(update={"table": quoted})
+    target = pipeline.target.model_copy(update={"table": _quoted(schema, table)})
     return pipeline.model_copy(update={"name": name, "target": target})
+
+
+def _quoted(schema: str, table: str) -> str:
+    return ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))
 
 
 def _generation(row: tuple[Any, ...]) -> Generation:
@@ -145,13 +155,16 @@ def _generation(row: tuple[Any, ...]) -> Generation:
         schema=schema,
         table=table,
         identity=Identity(**identity),
-        settings=_read(settings, name),
+        settings=_read(settings, name, schema, table),
         created_at=created_at,
         switched_at=switched_at,
     )
 
 
-def _read(settings: dict[str, Any] | None, name: str) -> Pipeline | None:
+def _read(settings: dict[str, Any] | None, name: str, schema: str, table: str) -> Pipeline | None:
     if settings is None:
         return None
+    if not has_schema(settings["target"]["table"]):
+        # Written by a version that took a table without a schema.
+        settings = {**settings, "target": {**settings["target"], "table": _quoted(schema, table)}}
     return Pipeline.model_validate({**settings, "name": name.partition(".")[0]}).model_copy(update={"name": name})

@@ -19,6 +19,11 @@ from rowvec.vectors.fingerprint import Identity
 
 PipelineId = NewType("PipelineId", int)
 
+VECTOR_COLUMNS = frozenset({"content", "embedding", "fingerprint", "metadata_hash", "run_id", "embedded_at"})
+"""Columns that every vector table has."""
+
+_TABLES = ("r", "p")
+
 
 def is_readable(connection: Connection, table: str, column: str) -> bool:
     """Whether the ledger has this column and the role may read it: a role that only searches needs no such grant."""
@@ -27,11 +32,16 @@ def is_readable(connection: Connection, table: str, column: str) -> bool:
 
 
 def find(connection: Connection, pipeline: Pipeline) -> PipelineId:
-    """The id of a pipeline that has run before. Raises ``UsageError`` if it has never run."""
+    """The id of a pipeline that has run before.
+
+    Raises ``UsageError`` if it has never run, or if its name belongs to another table.
+    """
     row = connection.execute(query("pipelines", "find"), {"name": pipeline.name}).fetchone()
     if row is None:
         raise UsageError(f"the pipeline {pipeline.name} has never run against this database; run rowvec sync first")
-    return PipelineId(row[0])
+    pipeline_id, schema, table = row
+    check_table(pipeline, schema, table)
+    return PipelineId(pipeline_id)
 
 
 def identity_of(connection: Connection, pipeline_id: PipelineId) -> Identity:
@@ -45,25 +55,101 @@ def identity_of(connection: Connection, pipeline_id: PipelineId) -> Identity:
     return Identity(**row[0])
 
 
+def check_table(pipeline: Pipeline, schema: str, table: str) -> None:
+    """Raise ``UsageError`` if a pipeline file names another table than ``schema.table``, to which its name belongs."""
+    if (schema, table) != table_identifier(pipeline.target.table):
+        raise UsageError(
+            f"in this database the name {pipeline.name} belongs to the table {schema}.{table}, and this pipeline file "
+            f"is for {pipeline.target.table}: give this pipeline a name of its own. Or, if the name should be this "
+            "table's from now on, run rowvec adopt FILE; its help says what becomes of the other table"
+        )
+
+
+def check_name(connection: Connection, pipeline: Pipeline) -> None:
+    """Raise ``UsageError`` if the pipeline's name belongs to another table, which exists or has artifacts.
+
+    Without a ledger, no name is known to belong to anything.
+    """
+    if is_readable(connection, "pipelines", "family") and is_readable(connection, "artifacts", "name"):
+        owned = connection.execute(query("pipelines", "owned"), {"name": pipeline.name}).fetchone()
+        if owned:
+            check_table(pipeline, *owned)
+
+
+def check_target(connection: Connection, pipeline: Pipeline, identity: Identity) -> None:
+    """Raise ``UsageError`` unless the pipeline's name and its table belong to each other, or both are free.
+
+    A table that exists must be one that rowvec made: the ledger knows it, or its fingerprints are of ``identity``.
+    """
+    check_name(connection, pipeline)
+    schema, table = table_identifier(pipeline.target.table)
+    owner = owner_of(connection, schema, table)
+    if owner not in (None, pipeline.name):
+        raise UsageError(
+            f"the table {schema}.{table} belongs to the pipeline {owner} in this database: name another table in "
+            f"target.table. Or, if {pipeline.name} is the new name of that pipeline, run rowvec rename FILE {owner}"
+        )
+    found = connection.execute(query("pipelines", "relation"), {"schema": schema, "table": table}).fetchone()
+    if found is None:
+        return
+    kind, columns = found
+    if kind not in _TABLES:
+        raise UsageError(f"{schema}.{table} is no table, and rowvec did not make it: name another one in target.table")
+    if owner is not None and not VECTOR_COLUMNS.isdisjoint(columns):
+        # A vector table may have lost a column; then a rebuild is the way.
+        return
+    if not VECTOR_COLUMNS.issubset(columns) or not _has_fingerprints_of(connection, identity, schema, table):
+        raise UsageError(
+            f"the table {schema}.{table} exists, and rowvec did not make it with this embedder: name another one in "
+            "target.table, which rowvec then creates; nothing was changed"
+        )
+
+
+def owner_of(connection: Connection, schema: str, table: str) -> str | None:
+    """The name of the pipeline, or of its generation, that a table belongs to in the ledger."""
+    if not is_readable(connection, "pipelines", "family"):
+        return None
+    row = connection.execute(query("pipelines", "owner"), {"schema": schema, "table": table}).fetchone()
+    return row[0] if row else None
+
+
+def _has_fingerprints_of(connection: Connection, identity: Identity, schema: str, table: str) -> bool:
+    """Whether a table that the ledger does not know has vectors of this embedder: the ledger was lost then."""
+    if identity.from_source:
+        # These fingerprints cover the text of a vector that the table does not have; such vectors cost nothing.
+        return True
+    parts = {"identity": sql.Literal(identity.digest()), "table": sql.Identifier(schema, table)}
+    row = connection.execute(query("pipelines", "has_fingerprints", **parts)).fetchone()
+    return bool(row and row[0])
+
+
 def register(connection: Connection, pipeline: Pipeline, identity: Identity, *, settled: bool = True) -> PipelineId:
     """Record the pipeline with its present table and embedder, and return its id.
 
     ``settled``: store this file's settings as the pipeline's current ones, if none are stored; False for commands that
     only read or prune.
 
-    Raises ``UsageError`` if the table has vectors of another embedder, or belongs to another pipeline.
+    Raises ``UsageError`` if the table has vectors of another embedder, belongs to another pipeline, or was not made by
+    rowvec, and if the name belongs to another table.
     """
+    check_target(connection, pipeline, identity)
     check_identity(connection, pipeline, identity)
     schema, table = table_identifier(pipeline.target.table)
     named = {"name": pipeline.name, "schema": schema, "table": table}
     settings = Jsonb(pipeline.model_dump(mode="json", exclude_none=True)) if settled else None
     values = {**named, "identity": Jsonb(asdict(identity)), "settings": settings}
     try:
-        return PipelineId(written_id(connection, query("pipelines", "register"), values))
+        row = connection.execute(query("pipelines", "register"), values).fetchone()
     except pg.UniqueViolation:
+        row = None
+    if row is None:
+        # Another process has just taken the name or the table.
+        check_target(connection, pipeline, identity)
         raise UsageError(
-            f"the table {schema}.{table} belongs to another pipeline in this database; give {pipeline.name} its own"
-        ) from None
+            f"the table {schema}.{table} or the name {pipeline.name} belongs to a generation of another pipeline; "
+            "give this pipeline its own"
+        )
+    return PipelineId(row[0])
 
 
 def check_identity(connection: Connection, pipeline: Pipeline, identity: Identity) -> None:

@@ -120,15 +120,14 @@ def check_price(pipeline: Pipeline, usd_a_million: float) -> None:
         )
 
 
-def outlook(connection: Connection, account: SpendingAccount, cost: float) -> dict[str, float | bool | None] | None:
+def outlook(budget: Budget, spent: Spent, cost: float) -> dict[str, float | bool | None] | None:
     """What is left of the budget, in US dollars, and whether it covers ``cost``; None if there is no limit."""
-    spent = spent_by(connection, account)
-    rest = left(account.budget, spent)
+    rest = left(budget, spent)
     if rest is None:
         return None
     return {
-        "per_run": account.budget.per_run,
-        "per_month": account.budget.per_month,
+        "per_run": budget.per_run,
+        "per_month": budget.per_month,
         "spent_this_month": spent.month,
         "left": rest,
         "enough": cost <= rest + _TOLERANCE,

@@ -14,10 +14,12 @@ from rowvec.errors import CostLimitExceeded, UsageError
 from rowvec.index.recall import SEED
 from rowvec.index.tuning.results import present_index
 from rowvec.ledger.generations import Generation, by_settings, list_generations, live_of
+from rowvec.ledger.pipelines import check_name
 from rowvec.operations.additions import carry_additions
 from rowvec.operations.switch import Next, begin, both_held, next_generation, switch_tables, table_of
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import BILLED, What
+from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.references import resolve
 from rowvec.pipeline.sources import CHUNK
 from rowvec.postgres.columns import PgColumn
@@ -149,20 +151,14 @@ def plan_rebuild(pipeline: Pipeline) -> dict[str, Any]:
 
     Raises ``UsageError`` and ``TargetError`` as ``next_generation`` does.
     """
-    return _planned(pipeline, next_generation(pipeline))
+    return _planned(next_generation(pipeline))
 
 
-def _planned(pipeline: Pipeline, following: Next) -> dict[str, Any]:
+def _planned(following: Next) -> dict[str, Any]:
     found = plan(following.pipeline)
-    with open_target(resolve(pipeline), "rowvec rebuild") as connection:
-        planned = next(g for g in list_generations(connection, pipeline.name) if g.name == following.pipeline.name)
-        if following.begun is None:
-            written = sql.Identifier(planned.schema, planned.table).as_string(connection)
-            values = {"pipeline_id": planned.pipeline_id, "table": written}
-            connection.execute(query("rebuild", "forget_plan_only"), values)
     return {
-        "generation": planned.number,
-        "table": f"{planned.schema}.{planned.table}",
+        "generation": int(following.pipeline.name.partition(".")[2]),
+        "table": ".".join(table_identifier(following.pipeline.target.table)),
         "begun": following.begun is not None,
         **found,
     }
@@ -177,7 +173,7 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
     """
     following = next_generation(pipeline)
     if max_cost is not None:
-        found = _planned(pipeline, following)
+        found = _planned(following)
         if found["tokens"] and not found["cost_usd"]:
             priced = "thousand_transactions" if found["what"] == "images" else "million_tokens"
             raise UsageError(f"--max-cost needs the price of {pipeline.embedder.model}: set embedder.cost_per_{priced}")
@@ -193,7 +189,7 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
 
 def live_pipeline(pipeline: Pipeline) -> Pipeline:
     """The pipeline that syncs the live table. Raises ``UsageError`` if there is no vector table yet."""
-    with open_target(resolve(pipeline), "rowvec rebuild") as connection:
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec rebuild") as connection:
         live = live_of(list_generations(connection, pipeline.name), pipeline)
     return by_settings(live, pipeline)
 
@@ -201,7 +197,7 @@ def live_pipeline(pipeline: Pipeline) -> Pipeline:
 def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
     """Search both generations for the neighbours of the same rows, each with its own vectors and its own index."""
     k = pipeline.validation.recall.k
-    with open_target(resolve(pipeline), "rowvec compare") as connection:
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec compare") as connection:
         known = list_generations(connection, pipeline.name)
         live, new = live_of(known, pipeline), next(g for g in known if g.name == following.name)
         tables = [table_of(connection, pipeline, g) for g in (live, new)]
@@ -223,7 +219,7 @@ def switch(pipeline: Pipeline, following: Pipeline) -> str:
     Raises ``UsageError`` if the next generation does not exist any more; ``PipelineBusy`` if either generation has a
     run under way; ``TargetError`` and ``DatabaseUnavailable`` as ``carry_additions`` and ``switch_tables`` do.
     """
-    with open_target(resolve(pipeline), "rowvec switch") as connection:
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec switch") as connection:
         known = list_generations(connection, pipeline.name)
         new = next((g for g in known if g.name == following.name), None)
         if new is None:
@@ -238,9 +234,10 @@ def rollback(pipeline: Pipeline) -> str:
     ``UsageError`` if there is no generation to go back to; ``PipelineBusy`` if either generation has a run under way;
     ``TargetError`` and ``DatabaseUnavailable`` as ``carry_additions`` and ``switch_tables`` do.
     """
-    with open_target(resolve(pipeline), "rowvec rollback") as connection:
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec rollback") as connection:
         install(connection)
         known = list_generations(connection, pipeline.name)
+        check_name(connection, pipeline)
         retired = [g for g in known if g.state == "retired"]
         if not retired:
             raise UsageError(f"{pipeline.name} has no generation to go back to: it was dropped, or there never was one")

@@ -20,13 +20,13 @@ from psycopg.types.json import Jsonb
 from rowvec.errors import ArtifactCorrupt, TargetError, UsageError
 from rowvec.ledger.journal import replay, unrecorded
 from rowvec.ledger.lease import open_owned
-from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.pipelines import PipelineId, check_name
 from rowvec.ledger.runs import Ending, Run, RunId, finish_run, running
 from rowvec.operations.restore_chain import NEEDED, chain_of
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
@@ -131,8 +131,10 @@ def restoring(pipeline: Pipeline, manifest: str | None = None) -> Generator[Rest
     The run has the identity of the vectors it restores, because no embedder is opened. Raises ``UsageError`` if the
     store has no manifest of the pipeline, or several that no other one follows, or if its manifests are of another
     embedder or key than the pipeline's; ``ArtifactCorrupt`` if a manifest is missing or corrupt; ``PipelineBusy`` if
-    another run holds the pipeline.
+    another run holds the pipeline. In a database where the name belongs to another table, that is a ``UsageError``.
     """
+    with open_target(resolve(pipeline, NEEDED), "rowvec restore") as connection:
+        check_name(connection, pipeline)
     chain, note = chain_of(pipeline, manifest)
     # The restored runs keep their numbers, as far as these are free.
     highest = max(run.run_id for link in chain for run in link.manifest.runs)

@@ -25,6 +25,7 @@ from rowvec.ledger.generations import (
     url_of_target,
 )
 from rowvec.ledger.held_lease import exclusively_on
+from rowvec.ledger.pipelines import check_name
 from rowvec.ledger.reuse import has_artifacts
 from rowvec.operations.additions import check_additions, check_equal, check_free, check_no_data, exchange_names
 from rowvec.pipeline import Pipeline
@@ -74,7 +75,7 @@ def next_generation(pipeline: Pipeline) -> Next:
     Raises ``UsageError`` if there is no vector table yet or the settings are those of the live one, and ``TargetError``
     if something that the user added to the table cannot be carried over, or the name of the next table is taken.
     """
-    with open_target(resolve(pipeline), "rowvec rebuild") as connection:
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec rebuild") as connection:
         install(connection)
         known = list_generations(connection, pipeline.name)
         live = live_of(known, pipeline)
@@ -108,7 +109,7 @@ def begin(pipeline: Pipeline, following: Next) -> None:
     Raises ``PipelineBusy`` if another process is building one of them at this moment, and ``TargetError`` if one has
     columns of the user's own.
     """
-    with open_target(resolve(pipeline), "rowvec rebuild") as connection:
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec rebuild") as connection:
         for old in following.given_up:
             check_no_data(connection, old, pipeline)
         for old in following.given_up:
@@ -182,9 +183,11 @@ def retire_for_good(pipeline: Pipeline) -> list[str]:
     Raises ``PipelineBusy`` if one of them has a run under way; ``TargetError``, before anything is dropped, if one has
     columns of the user's own.
     """
-    with open_target(resolve(pipeline), "rowvec rebuild") as connection:
+    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec rebuild") as connection:
         install(connection)
-        old = [g for g in list_generations(connection, pipeline.name) if g.state in ("building", "retired")]
+        known = list_generations(connection, pipeline.name)
+        check_name(connection, pipeline)
+        old = [g for g in known if g.state in ("building", "retired")]
         for generation in old:
             check_no_data(connection, generation, pipeline)
         for generation in old:

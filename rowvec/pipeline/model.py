@@ -11,6 +11,7 @@ from rowvec.pipeline.parts import (
     Part,
     Text,
     any_of,
+    has_schema,
     no_literal_credential,
     no_literal_secret,
     table_identifier,
@@ -21,6 +22,8 @@ from rowvec.vectors.layout import MOST_DIMENSIONS, Precision
 
 HYBRID_COLUMNS = frozenset({"score", "vector_rank", "text_rank"})
 """Columns that a hybrid search adds to its results."""
+
+LONGEST_PIPELINE_NAME = 40
 
 IMAGE_EMBEDDERS = ("azure_vision", "openai_images", "local_image")
 """Kinds of embedders that make vectors of images."""
@@ -34,7 +37,10 @@ class Target(Part):
         repr=False,
         description="The database's DSN, as ${NAME}. Left out: ROWVEC_DATABASE_URL, else the embedded Postgres.",
     )
-    table: str = Field(description="The vector table, with its schema: vectors.articles. Created if it does not exist.")
+    table: str = Field(
+        description="The vector table, with its schema: vectors.articles. Created if it does not exist; an existing "
+        "table must be one that rowvec made for this pipeline."
+    )
     precision: Precision = Field(
         default="float32",
         description="float32 (vector), float16 (halfvec), or sparse (sparsevec), for which the source has the vectors.",
@@ -66,6 +72,10 @@ class Target(Part):
     @classmethod
     def _table_parses(cls, value: str) -> str:
         schema, _ = table_identifier(table_name(value))
+        if not has_schema(value):
+            raise ValueError(
+                f"{value!r} has no schema; write vectors.{value}, or public.{value} if the vector table is there"
+            )
         if schema in ("rowvec", "information_schema") or schema.startswith("pg_"):
             raise ValueError(f"the schema {schema} is not for vector tables; name another one, such as vectors")
         return value
@@ -168,7 +178,11 @@ BILLED: dict[What, str] = {"texts": "tokens", "images": "transactions"}
 class Pipeline(Part):
     """One vector table and where its vectors come from."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$", description="Lower case; names runs, plans and artifacts.")
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_-]{0,39}$",
+        description="Lower case; names runs and artifacts. It belongs to one vector table of a database: rowvec rename "
+        "gives a pipeline another name, and rowvec adopt gives a name to another table.",
+    )
     source: Source = Field(description="The rows.", json_schema_extra=any_of)
     embedder: Embedder = Field(description="What makes a vector of a text.", json_schema_extra=any_of)
     target: Target = Field(description="The vector table.")
@@ -185,6 +199,7 @@ class Pipeline(Part):
     @model_validator(mode="after")
     def _content_or_vectors(self) -> Pipeline:
         self._check_images()
+        self._check_target_is_not_source()
         if self.source.content is None and self.embedder.kind != "column":
             raise ValueError("source.content is needed: the template of the text to embed")
         if self.index.on == "bits" and not self.target.bits:
@@ -198,6 +213,13 @@ class Pipeline(Part):
         if taken:
             raise ValueError(f"column {min(taken)!r} has the name of a column that hybrid search gives; {RENAME}")
         return self
+
+    def _check_target_is_not_source(self) -> None:
+        source, target = self.source, self.target
+        if source.kind != "postgres" or source.table is None or source.url not in (None, target.url):
+            return
+        if table_identifier(source.table) == table_identifier(target.table):
+            raise ValueError(f"target.table is the source itself, {source.table}; name another table for the vectors")
 
     def _check_images(self) -> None:
         images, kind = self.source.kind == "images", self.embedder.kind

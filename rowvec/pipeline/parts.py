@@ -90,10 +90,19 @@ def table_name(value: str) -> str:
     return value
 
 
+def has_schema(name: str) -> bool:
+    """Whether a table's name is written with its schema."""
+    return len(_names(name)) > 1
+
+
 def table_identifier(name: str) -> tuple[str, str]:
     """Schema and table of ``schema.table``; ``public`` if no schema is given. Quotes as in SQL."""
-    names = [
+    names = _names(name)
+    return ("public", names[0]) if len(names) == 1 else (names[0], names[1])
+
+
+def _names(name: str) -> list[str]:
+    return [
         m.group(1).replace('""', '"') if m.group(1) is not None else m.group(2)
         for m in re.finditer(r'"((?:[^"]|"")+)"|([^".]+)', name)
     ]
-    return ("public", names[0]) if len(names) == 1 else (names[0], names[1])

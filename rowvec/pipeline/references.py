@@ -42,6 +42,14 @@ def resolve(pipeline: Pipeline, needed: frozenset[str] | None = None) -> Pipelin
     )
 
 
+def without_key(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with a placeholder as its embedder's key, for jobs that ask the embedder nothing."""
+    embedder = pipeline.embedder
+    if getattr(embedder, "api_key", None) is None:
+        return pipeline
+    return pipeline.model_copy(update={"embedder": embedder.model_copy(update={"api_key": "not-needed"})})
+
+
 def _resolved(path: str, part: Any) -> Any:
     # model_copy does not validate again: a DSN with a password is valid in memory and refused in a file.
     changed = {

@@ -134,6 +134,8 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
     if not rows:
         raise UsageError(f"there is no vector table {schema}.{name} yet; run rowvec sync first")
     types = {column: pg_type for column, pg_type, _ in rows}
+    if "fingerprint" not in types:
+        raise UsageError(f"{schema}.{name} is not a vector table of rowvec; name another one in target.table")
     wanted = (*pipeline.source.vector_key, *pipeline.source.metadata)
     if unknown := [column for column in wanted if column not in types]:
         raise UsageError(f"the vector table {schema}.{name} has no column {unknown[0]!r}; rowvec rebuild adds it")

@@ -136,7 +136,7 @@ def open_remote(
     Raises ``SourceError`` if its database or its table cannot be read, ``TargetError`` if the target's database does
     not have the type of one of its columns.
     """
-    with _connected(source.url or "") as connection, connection.transaction():
+    with connected(source.url or "") as connection, connection.transaction():
         with _source_errors():
             connection.execute(query("other_database", "begin_source"))
             described = describe(connection, pipeline, source, identity.digest())
@@ -144,7 +144,8 @@ def open_remote(
         yield RemoteSource(connection, source, described)
 
 
-def _connected(url: str) -> Connection:
+def connected(url: str) -> Connection:
+    """A connection to the source's database. Raises ``SourceError`` if it refuses."""
     try:
         return connect(url, application="rowvec source")
     except TargetError as error:

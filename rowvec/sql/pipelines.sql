@@ -11,6 +11,10 @@ VALUES (
 ON CONFLICT (name) DO UPDATE
 SET table_schema = excluded.table_schema, table_name = excluded.table_name, identity = excluded.identity,
     settings = coalesce(p.settings, excluded.settings)
+-- No row: the name belongs to another table.
+WHERE (p.table_schema, p.table_name) = (excluded.table_schema, excluded.table_name)
+   OR (to_regclass(format('%%I.%%I', p.table_schema, p.table_name)) IS NULL
+       AND NOT EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.pipeline_id = ANY (rowvec.generations(p.pipeline_id))))
 RETURNING pipeline_id
 
 -- name: keep_settings -- only once the vector table is known to have their layout
@@ -29,8 +33,31 @@ SELECT EXISTS (
     WHERE n.nspname = 'rowvec' AND c.relname = %(table)s AND a.attname = %(column)s
       AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
 
--- name: find -- the pipeline's id
-SELECT pipeline_id FROM rowvec.pipelines WHERE name = %(name)s
+-- name: find -- the pipeline's id and its table
+SELECT pipeline_id, table_schema, table_name FROM rowvec.pipelines WHERE name = %(name)s
+
+-- name: owned -- the table that a name belongs to; no row if nobody would lose by a change: no table, nothing paid for
+SELECT p.table_schema, p.table_name
+FROM rowvec.pipelines AS p
+WHERE p.name = %(name)s
+  AND (to_regclass(format('%%I.%%I', p.table_schema, p.table_name)) IS NOT NULL
+       OR EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.pipeline_id = ANY (rowvec.generations(p.pipeline_id))))
+
+-- name: owner -- the pipeline that a table belongs to
+SELECT name FROM rowvec.pipelines WHERE table_schema = %(schema)s AND table_name = %(table)s AND state <> 'dropped'
+
+-- name: has_fingerprints -- whether rows have the fingerprint of their own content
+SELECT EXISTS (
+    SELECT FROM (SELECT fingerprint, content FROM {table} LIMIT 1000) AS t
+    WHERE t.fingerprint::text = sha256({identity}::bytea || convert_to(t.content::text, 'UTF8'))::text)
+
+-- name: relation -- what has the name of the vector table, with its columns; no row if nothing has
+SELECT c.relkind::text, array_agg(a.attname::text)
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE n.nspname = %(schema)s AND c.relname = %(table)s
+GROUP BY c.oid, c.relkind
 
 -- name: identity
 SELECT identity FROM rowvec.pipelines WHERE pipeline_id = %(pipeline_id)s

@@ -25,3 +25,12 @@ LIMIT {limit}
 SELECT count(*), coalesce(sum(length(p.content)), 0)
 FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p
 WHERE NOT {paid_for}
+
+-- name: pass_pipeline -- a row of the family, so that what its generations have paid for is known
+INSERT INTO rowvec.pipelines (name, family, state, table_schema, table_name, identity)
+SELECT mark, split_part(%(name)s::text, '.', 1), 'building', '', mark, %(identity)s
+FROM (SELECT 'plan ' || gen_random_uuid()) AS m (mark)
+RETURNING pipeline_id
+
+-- name: pass_run
+INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, 'plan', 'planned') RETURNING run_id

@@ -5,7 +5,3 @@ JOIN {next} AS n ON {same_key}
 WHERE {pgvector}.{live_norm}(l.embedding) <> 0 AND {pgvector}.{next_norm}(n.embedding) <> 0
 ORDER BY hashtextextended({key_text}, {seed})
 LIMIT {limit}
-
--- name: forget_plan_only -- a generation that was planned and never built
-UPDATE rowvec.pipelines SET state = 'dropped'
-WHERE pipeline_id = %(pipeline_id)s AND state = 'building' AND to_regclass(%(table)s) IS NULL

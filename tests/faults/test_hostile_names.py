@@ -321,7 +321,7 @@ def test_a_dollar_before_a_column_is_a_price(source: Connection, paintings: Pipe
 
 def test_a_source_is_not_its_own_vector_table(source: Connection, paintings: Pipeline) -> None:
     same = paintings.target.model_copy(update={"table": "public.paintings"})
-    with pytest.raises(RowvecError, match=r"public\.paintings has no column 'content'"):
+    with pytest.raises(RowvecError, match=r"public\.paintings exists, and rowvec did not make it"):
         sync(paintings.model_copy(update={"target": same}))
     assert source.execute("SELECT count(*) FROM paintings").fetchone() == (50,)
 

@@ -44,6 +44,8 @@ class Request:
     """Whether to note the places of the images of all rows, and not only of new and changed rows."""
     batch_weight: int = 1
     """See ``count_batches``."""
+    dry_run: bool = False
+    """Whether nobody will carry out the plan, so that no vector table is made for it."""
 
 
 def check_deletes(counts: Counts, pipeline: Pipeline) -> None:
@@ -95,7 +97,7 @@ def store_plan(
     paid = paid_for(connection, request.pipeline_id, request.identity)
     texts, known = row(connection, query("request", "count_texts", plan=rows, paid_for=paid))
     direct = not exists and direct_possible(table)
-    if not exists and not direct and (new or changed):
+    if not exists and not direct and (new or changed) and not request.dry_run:
         create_table(connection, table)
         distribute(connection, table)
         hide_until_switch(connection, table.schema, table.name)

@@ -18,6 +18,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_table import make_schema
 from rowvec.runtime.telemetry import traced
 from rowvec.search.hybrid import check_language
+from rowvec.sources.target_overlap import check_source_is_not_target
 from rowvec.store.open import open_store
 from rowvec.sync import staging
 from rowvec.sync.extract.open import open_source
@@ -35,6 +36,7 @@ def extract(connection: Connection, request: Request) -> Plan:
     if pipeline.search.hybrid:
         # The index stage needs the language; an unknown one is refused here, before anything is paid for.
         check_language(connection, pipeline.search.language)
+    check_source_is_not_target(connection, pipeline)
     source = open_source(connection, pipeline, request.identity, request.pipeline_id)
     plan = source.extract(request)
     check_deletes(replace(plan.counts, deleted=source.count_lost(plan)), pipeline)
