@@ -116,21 +116,6 @@ def begin_dry_run(connection: Connection, pipeline: Pipeline, identity: Identity
     return PipelineId(pipeline_id), RunId(run_id)
 
 
-def begin_dry_run(connection: Connection, pipeline: Pipeline, identity: Identity) -> tuple[PipelineId, RunId]:
-    """The ids that a plan needs which nobody will carry out, for a transaction that is rolled back.
-
-    A pipeline that has never run gets a row that no other session waits for.
-    """
-    found = connection.execute(query("pipelines", "find"), {"name": pipeline.name}).fetchone()
-    if found is None:
-        values = {"name": pipeline.name, "identity": Jsonb(asdict(identity))}
-        pipeline_id = written_id(connection, query("plans", "pass_pipeline"), values)
-    else:
-        pipeline_id = found[0]
-    run_id = written_id(connection, query("plans", "pass_run"), {"pipeline_id": pipeline_id})
-    return PipelineId(pipeline_id), RunId(run_id)
-
-
 def store(connection: Connection, plan: Plan) -> None:
     """Store the totals of a plan whose rows are already in the plan's table."""
     table = plan.table
