@@ -37,9 +37,15 @@ def file(server: OpenAIServer, tmp_path: Path) -> Path:
 
 
 def test_passing_faults_are_retried_and_answers_out_of_order_are_sorted(
-    source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec
+    source: Connection, server: OpenAIServer, tmp_path: Path, rowvec: Rowvec
 ) -> None:
-    """One fault of each kind in one run; only answers that cannot be used are paid for twice."""
+    """One fault of each kind in one run; only answers that cannot be used are paid for twice.
+
+    All requests are sent at once, so that no request meets more than two or three faults: each one doubles its wait.
+    """
+    pipeline = paid(server, str(tmp_path / "artifacts"))
+    at_once = pipeline.embedder.model_copy(update={"concurrency": 16})
+    file = write_pipeline(pipeline.model_copy(update={"embedder": at_once}), tmp_path)
     server.add(
         rate_limited(0.2),
         rate_limited(milliseconds=100),
