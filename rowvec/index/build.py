@@ -22,6 +22,7 @@ from rowvec.index.build_progress import Progress, wait_for_other_builds, watched
 from rowvec.index.choice import fits
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.fragments import cut_name
+from rowvec.postgres.migrations import pgvector_version
 from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice, Kind, On, column
@@ -37,6 +38,9 @@ _CLEARING_LOCK_TIMEOUT = "5s"
 
 _PREFIX = re.compile(r"\bsubvector\(embedding, 1, (\d+)\)")
 _OURS = re.compile(r"_rowvec_[0-9a-f]{8}(_\d+)?(_cc(new|old)\d*)?$")
+
+# 0.8.2 to 0.8.4 fixed HNSW: an overflow in parallel builds, corruption by vacuum, and a graph left unrepaired.
+SOUND_PGVECTOR = (0, 8, 4)
 
 # Starting workers takes tenths of a second, so smaller builds gain nothing.
 _PARALLEL_FROM_ROWS = 20_000
@@ -258,7 +262,7 @@ def _rows(connection: Connection, table: VectorTable, estimate: int, *, unknown:
 
 def _settings(connection: Connection, rows: int, memory: BuildMemory, *, readers: bool) -> dict[str, str]:
     workers, for_maintenance = connection.execute(query("index", "workers")).fetchone() or (0, 0)
-    if rows < _PARALLEL_FROM_ROWS:
+    if rows < _PARALLEL_FROM_ROWS or pgvector_version(connection) < SOUND_PGVECTOR:
         parallel = 0
     else:
         here = memory_here(connection) > 0
@@ -332,3 +336,15 @@ def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
 
 def _name_of(table: VectorTable) -> dict[str, str]:
     return {"schema": table.schema, "table": table.name}
+
+
+def old_pgvector(connection: Connection, choice: IndexChoice) -> str | None:
+    """What a report says about an HNSW index of a pgvector with known faults; None if there is nothing to say."""
+    version = pgvector_version(connection)
+    if choice.kind != "hnsw" or version >= SOUND_PGVECTOR:
+        return None
+    return (
+        f"pgvector {'.'.join(map(str, version))} has faults in HNSW that 0.8.4 fixes: VACUUM may leave a graph that "
+        "finds less, and parallel builds, which rowvec does not use here, may write beyond their memory; update "
+        "pgvector on the server, then ALTER EXTENSION vector UPDATE"
+    )

@@ -10,8 +10,8 @@ from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import blocks, query
 from rowvec.postgres.session import Connection
 
-# 0.8.2 to 0.8.4 fixed HNSW: an overflow in parallel builds, corruption by vacuum, and a graph left unrepaired.
-MINIMUM_PGVECTOR = (0, 8, 4)
+# Iterative scans came with 0.8.0.
+MINIMUM_PGVECTOR = (0, 8, 0)
 
 
 def install(connection: Connection) -> None:
@@ -27,6 +27,9 @@ def install(connection: Connection) -> None:
     with connection.transaction():
         connection.execute(query("schema", "lock"), {"lock": LockSpace.MIGRATION})
         _install_pgvector(connection)
+        # IF NOT EXISTS asks for the right to create first, and a role may lack it where the schema exists.
+        if not connection.execute(query("schema", "has_schema")).fetchone():
+            connection.execute(query("schema", "create_schema"))
         connection.execute(blocks("schema")["version_table"])
         refuse_newer(connection)
         applied = _newest_applied(connection)
@@ -87,10 +90,16 @@ def _install_pgvector(connection: Connection) -> None:
 
 
 def _check_pgvector(connection: Connection) -> None:
-    row = connection.execute(query("schema", "pgvector_version")).fetchone()
-    version = tuple(int(part) for part in row[0].split(".")) if row else ()
+    version = pgvector_version(connection)
     if version < MINIMUM_PGVECTOR:
-        minimum = ".".join(map(str, MINIMUM_PGVECTOR))
+        found, minimum = (".".join(map(str, each)) for each in (version, MINIMUM_PGVECTOR))
         raise TargetError(
-            f"pgvector {row[0] if row else '(none)'} is too old: rowvec needs {minimum}; ALTER EXTENSION vector UPDATE"
+            f"pgvector {found or '(none)'} is too old: rowvec needs {minimum}; install a newer one on the server, then "
+            "ALTER EXTENSION vector UPDATE"
         )
+
+
+def pgvector_version(connection: Connection) -> tuple[int, ...]:
+    """The version of pgvector in the database; empty if it has none."""
+    row = connection.execute(query("schema", "pgvector_version")).fetchone()
+    return tuple(int(part) for part in row[0].split(".")) if row else ()

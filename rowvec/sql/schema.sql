@@ -16,8 +16,13 @@ SELECT coalesce(max(number), 0) FROM rowvec.migrations
 -- name: note_migration
 INSERT INTO rowvec.migrations (number) VALUES (%(number)s)
 
+-- name: has_schema
+SELECT 1 FROM pg_namespace WHERE nspname = 'rowvec'
+
+-- name: create_schema
+CREATE SCHEMA rowvec
+
 -- name: version_table -- which migrations this database has had
-CREATE SCHEMA IF NOT EXISTS rowvec;
 CREATE TABLE IF NOT EXISTS rowvec.migrations (
     number int PRIMARY KEY,
     applied_at timestamptz NOT NULL DEFAULT now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from rowvec.index.build import index_state
+from rowvec.index.build import index_state, old_pgvector
 from rowvec.index.choice import Facts, Tuned, choose
 from rowvec.index.history import look
 from rowvec.index.recall import RecallReport
@@ -74,7 +74,7 @@ def serve(
         recall=kept.recall,
         seconds=time.monotonic() - started,
         reason=kept.reason,
-        notes=(*kept.notes, vacuumed) if vacuumed else kept.notes,
+        notes=(*kept.notes, *filter(None, (vacuumed, old_pgvector(connection, kept.choice)))),
     )
 
 

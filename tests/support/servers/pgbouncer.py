@@ -91,7 +91,9 @@ def pooling(url: str, cache: Path) -> Generator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        **({"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if owner else {}),
+        user=owner.st_uid if owner else None,
+        group=owner.st_gid if owner else None,
+        extra_groups=[] if owner else None,
     )
     try:
         wait_for(lambda: _answers(port, process))
