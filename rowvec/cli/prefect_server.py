@@ -23,8 +23,6 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points, version
 from typing import IO, Any
 
-import httpx
-
 from rowvec.cli.ending import ENDING
 from rowvec.errors import MachineError
 from rowvec.runtime.home import home_folder
@@ -104,6 +102,8 @@ class _Server:
 
     def _start_once(self) -> str | None:
         """Start it; returns its last words if it ends before it answers."""
+        import httpx  # late: most commands need no server
+
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
