@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from rowvec.cli import render
+from rowvec.cli.ending import ENDING
 from rowvec.cli.flow_loader import load_flow, run_flow
 from rowvec.cli.index_command import index
 from rowvec.cli.names_command import adopt, rename
 from rowvec.cli.options import AsJson, File
 from rowvec.cli.output import emit, err, fail
+from rowvec.cli.prefect_server import prefect_api
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.cli.stack.commands import down, up
 from rowvec.cli.terminal import stderr_shown
@@ -30,6 +32,7 @@ from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline, json_schema
 from rowvec.pipeline.file import load
 from rowvec.runtime.display import one_line
+from rowvec.runtime.home import local_faults
 from rowvec.runtime.private import files_for_others, private_files
 from rowvec.sync import dry_run
 from rowvec.sync.report import RestoreReport, SyncReport
@@ -231,8 +234,9 @@ def demo(as_json: AsJson = False) -> None:
     """Sync and search a gallery of 240 paintings on the embedded Postgres: no account, no network."""
     from rowvec.cli.demo import gallery  # late: only this command needs it
 
-    with shown_progress(err):
-        report = gallery.run(load_flow("sync"), quiet=as_json)
+    sync_flow = load_flow("sync")
+    with prefect_api(), shown_progress(err):
+        report = gallery.run(sync_flow, quiet=as_json)
     emit(report, as_json, lambda: None)
 
 
@@ -243,8 +247,19 @@ app.command()(down)
 def main() -> None:
     """Run the command line and exit with its status. Typer explains wrong arguments, with status 2."""
     as_json = "--json" in sys.argv
+    ENDING.watch_signals(as_json=as_json)
     try:
         with private_files(), stderr_shown():
+            _run(as_json)
+    finally:
+        # Whatever a command that was interrupted raises on its way out.
+        if ENDING.begun:
+            ENDING.finish()
+
+
+def _run(as_json: bool) -> None:
+    try:
+        with local_faults():
             app()
     except Inconsistent as error:
         _show_inconsistent(error, as_json)
