@@ -7,13 +7,13 @@ from datetime import datetime
 
 from psycopg.rows import class_row
 
-from rowvec.runtime.display import plain
 from rowvec.ledger.pipelines import find
 from rowvec.ledger.rejects import Reject, list_rejects
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.queries import query
+from rowvec.runtime.display import plain
 
 _NEEDED = frozenset({"target"})
 _RUNS = 20
@@ -70,7 +70,7 @@ class History:
         lines += ["|--:|:--|:--|:--|--:|--:|--:|--:|--:|--:|", *(_row(run) for run in self.runs)]
         failed = next((run for run in self.runs if run.error and run.state != "waiting"), None)
         if failed is not None:
-            lines += ["", f"Last failure, run {failed.run_id}: {plain(failed.error)}"]
+            lines += ["", f"Last failure, run {failed.run_id}: {plain(failed.error or '')}"]
         return "\n".join(lines)
 
 

@@ -115,23 +115,6 @@ def start_run(connection: Connection, pipeline_id: PipelineId, cause: str, lease
     return RunId(written_id(connection, query("runs", "start"), values))
 
 
-@contextmanager
-def planning(connection: Connection, pipeline_id: PipelineId) -> Generator[RunId]:
-    """Record a new plan; no other process clears it away within this context, which lasts a day at most.
-
-    The plans that ``rowvec plan`` made before it are dropped.
-    """
-    values = {"pipeline_id": pipeline_id}
-    run_id = RunId(written_id(connection, query("runs", "start_plan"), values))
-    connection.execute(query("runs", "supersede"), {"pipeline_id": pipeline_id, "run_id": run_id})
-    _drop_tables(connection, pipeline_id, run_id)
-    try:
-        yield run_id
-    finally:
-        if not connection.closed:
-            connection.execute(query("runs", "planned"), {"run_id": run_id})
-
-
 def finish_run(connection: Connection, run_id: RunId, ending: Ending) -> None:
     """Close a run in the ledger."""
     values = {

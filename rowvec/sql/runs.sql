@@ -17,26 +17,14 @@ WHERE run_id = %(run_id)s
 UPDATE rowvec.runs SET state = 'lost', finished_at = now(), error = %(error)s
 WHERE run_id = %(run_id)s AND lease = %(lease)s AND state IN ('running', 'abandoned')
 
--- name: abandoned -- earlier runs and plans of this pipeline that no process will finish; only the lease's owner asks for it
+-- name: abandoned -- earlier runs of this pipeline, and plans of older versions of rowvec; only the lease's owner asks for it
 -- A run that was stopped while it recorded its end still has its row: a later run finds it.
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
 WHERE run_id IN (
     SELECT run_id FROM rowvec.runs
-    WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
-      AND (state = 'running' OR state = 'planned' AND (finished_at IS NOT NULL OR started_at < now() - interval '1 day'))
+    WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s AND state IN ('running', 'planned')
     FOR UPDATE SKIP LOCKED
 )
-
--- name: supersede -- older plans that no process works on, when a new plan is made
-UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
-WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s
-  AND state = 'planned' AND (finished_at IS NOT NULL OR started_at < now() - interval '1 day')
-
--- name: start_plan -- a plan under way has no end yet, so no process clears it away
-INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, 'plan', 'planned') RETURNING run_id
-
--- name: planned
-UPDATE rowvec.runs SET finished_at = now() WHERE run_id = %(run_id)s AND state = 'planned'
 
 -- name: leftovers -- plan and staging tables of runs that are over
 SELECT c.relname

@@ -19,13 +19,11 @@ from psycopg import sql
 
 from rowvec.errors import LeaseLost, PipelineBusy
 from rowvec.ledger.lease import open_owned
-from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.plans import plan_rows
-from rowvec.ledger.runs import Ending, finish_run, planning, running
+from rowvec.ledger.runs import Ending, finish_run, running
 from rowvec.operations import prune as prune_module
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync import dry_run, embed, upload
+from rowvec.sync import embed, upload
 from rowvec.sync.batch import Batch
 from rowvec.sync.extract import stage as extract
 from rowvec.sync.report import SyncReport
@@ -359,19 +357,6 @@ def test_what_a_run_without_its_lease_would_delete_from_the_store_stays(
         prune_module.prune(paid, timedelta(0), apply=True)
     assert sorted(path for path in tmp_path.rglob("artifacts/**/*") if path.is_file()) == objects
     assert states(source)[-1] == "lost"
-
-
-def test_a_plan_under_way_is_not_cleared_away(source: Connection, paid: Pipeline) -> None:
-    sync(paid)
-    with planning(source, PipelineId(1)) as run_id:
-        source.execute(sql.SQL("CREATE TABLE {} ()").format(plan_rows(run_id)))
-        sync(paid)
-        dry_run.plan(paid)
-        assert states(source) == ["succeeded", "planned", "succeeded", "planned"]
-    dry_run.plan(paid)
-    assert states(source) == ["succeeded", "abandoned", "succeeded", "abandoned", "planned"]
-    sync(paid)
-    assert source.execute("SELECT count(*) FROM pg_tables WHERE tablename ~ '^plan_'").fetchone() == (0,)
 
 
 def _update_twice_around_the_end_of_the_session(connection: Connection, other: Connection) -> None:
