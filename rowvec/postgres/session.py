@@ -141,6 +141,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def keep_rows(self, name: str, select: sql.Composable) -> None:
         """Keep the rows of a SELECT in the scratch table ``name``, for ``kept_rows``."""
         table = ScratchTable(name)
+        self.execute(query("session", "drop_scratch", table=table))
         self.execute(query("session", "keep_rows", table=table, select=select))
 
     def kept_rows(self, name: str, rows: int) -> Generator[list[tuple[Any, ...]]]:

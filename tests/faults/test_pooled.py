@@ -75,6 +75,8 @@ def test_every_command_works_and_other_sessions_stay_as_they_are(
         search={"hybrid": True},
         target={"table": "vectors.paintings"},
     )
+    chunked = gallery.pipeline(str(tmp_path / "chunked"), source={"chunks": {}}, target={"table": "vectors.chunked"})
+    chunked = chunked.model_copy(update={"name": "chunked"})
     with psycopg.connect(own_database, autocommit=True) as direct:
         direct.execute(gallery.SOURCE)
         gallery.fill(direct, 60)
@@ -83,6 +85,8 @@ def test_every_command_works_and_other_sessions_stay_as_they_are(
             application.start()
         try:
             _whole_cycle(direct, pipeline)
+            assert gallery.sync(chunked).new == 60
+            assert run_audit(chunked).consistent
         finally:
             for application in applications:
                 application.over.set()

@@ -10,11 +10,10 @@ extract, merge and audit.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from rowvec.errors import RowError
@@ -39,7 +38,7 @@ from rowvec.vectors.fingerprint import Identity
 CHUNK_COLUMN = PgColumn(CHUNK, "integer")
 
 # Contents in memory at once, and chunks in one statement. The contents are long, or they would not be split.
-_FETCH_ROWS = 64
+FETCH_ROWS = 64
 _ADD_CHUNKS = 4096
 
 _Chunks = list[tuple[Any, ...]]
@@ -163,19 +162,18 @@ class ChunkedSource(JoinedSource):
         find_table(self.connection, VectorTable.of(self.pipeline, rows.key, rows.metadata))
         make_table(self.connection, self.pipeline_id, rows.whole.key, (), versions=True)
 
-        def look(cursor: psycopg.ServerCursor[tuple[Any, ...]]) -> None:
+        def look() -> None:
             with self.connection.transaction():
                 use_one_snapshot(self.connection)
                 rows.forget(self.connection)
-                cursor.execute(rows.unsplit_contents)
+                self.connection.keep_rows("unsplit", rows.unsplit_contents)
 
-        # The cursor outlives its transaction: the contents stay on the server's disk until they are fetched.
-        with self.connection.cursor(name="unsplit", binary=True, withhold=True) as cursor:
-            without_blocking(lambda: look(cursor))
-            for row, refusal in add_chunks(
-                self.connection, self._chunks, rows.whole.key, cursor, splitting_of(self.pipeline)
-            ):
-                reject_unsplit(self.connection, request, row[: len(rows.whole.key)], refusal)
+        without_blocking(look)
+        contents = self.connection.kept_rows("unsplit", FETCH_ROWS)
+        for row, refusal in add_chunks(
+            self.connection, self._chunks, rows.whole.key, contents, splitting_of(self.pipeline)
+        ):
+            reject_unsplit(self.connection, request, row[: len(rows.whole.key)], refusal)
 
     def refresh_for_merge(self) -> None:
         """Nothing: the merge's snapshot shows the source itself."""
@@ -230,12 +228,12 @@ def add_chunks(
     connection: Connection,
     chunks: sql.Identifier,
     columns: tuple[PgColumn, ...],
-    cursor: psycopg.ServerCursor[tuple[Any, ...]],
+    pages: Iterable[list[tuple[Any, ...]]],
     how: Splitting,
 ) -> list[tuple[tuple[Any, ...], Refusal]]:
-    """Split the contents that a cursor yields, and store the chunks; all chunks of a row are stored at once.
+    """Split contents, a page of rows at a time, and store the chunks; all chunks of a row are stored at once.
 
-    The cursor's rows: ``columns`` as texts, the content, and its hash. Returns the rows that the table has no room for,
+    The rows: ``columns`` as texts, the content, and its hash. Returns the rows that the table has no room for,
     such as those with a key that is too long for its index.
     """
     isolation = Isolation(connection, "the chunks", may_refuse_all=True)
@@ -245,7 +243,7 @@ def add_chunks(
         _add(connection, chunks, columns, block)
         return len(block)
 
-    while fetched := cursor.fetchmany(_FETCH_ROWS):
+    for fetched in pages:
         for block in _blocks(fetched, how):
             refused += [(part[0], refusal) for part, refusal in isolation.isolate(block, add, _halves)]
     if isolation.taken:

@@ -26,6 +26,7 @@ from rowvec.sources.postgres import SourceQuery, metadata_hash
 from rowvec.sources.protocol import HashedSource
 from rowvec.sync.extract.chunks import (
     CHUNK_COLUMN,
+    FETCH_ROWS,
     add_chunks,
     chunk_table,
     column_types,
@@ -137,4 +138,4 @@ def _apply(
     with connection.cursor(name="taken", binary=True) as cursor:
         texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c.name)) for c in columns)
         cursor.execute(query("mirrored_chunks", "taken", columns=texts))
-        return add_chunks(connection, chunks, columns, cursor, how)
+        return add_chunks(connection, chunks, columns, iter(lambda: cursor.fetchmany(FETCH_ROWS), []), how)
