@@ -80,7 +80,12 @@ def planned(pipeline: Pipeline) -> Generator[Callable[[list[str]], Measured]]:
     with running(pipeline, "benchmark") as run, connect(target_url(None)) as connection:
         plan = stage.run(pipeline, run)
         places = open_places(resolved.source)
-        work = Work(pipeline=resolved, connection=connection, plan=open_plan(connection, resolved, run.run_id))
+        work = Work(
+            pipeline=resolved,
+            connection=connection,
+            plan=open_plan(connection, resolved, run.run_id),
+            lease=run.lease,
+        )
 
         def upload(names: list[str]) -> Measured:
             connection.execute("UPDATE rowvec.images SET uploaded_at = now()")

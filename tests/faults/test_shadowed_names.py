@@ -188,7 +188,7 @@ def test_no_command_springs_a_trap(shadowed: str, tmp_path: Path) -> None:
         assert search(pipeline, "other", 3, "author = 'Author 1' AND id BETWEEN 1 AND 3", "adaptive")["results"]
         assert search(pipeline, "other", 3, None, "hybrid", "painting")["results"]
         assert gallery.rebuild(_pipeline(tmp_path, embedder={"kind": "local", "dimensions": 128})).switched
-        (vector,) = connection.execute("SELECT embedding::text FROM vectors.paintings LIMIT 1").fetchone() or ()
+        ((vector,),) = connection.execute("SELECT embedding::text FROM vectors.paintings LIMIT 1").fetchall()
     # An application calls the functions that rowvec installed, with its own path.
     with psycopg.connect(shadowed, autocommit=True) as application:
         found = application.execute(

@@ -169,9 +169,7 @@ def wait_for(holds: Callable[[], object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def operated(
-    cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_database: Path
-) -> Generator[Operated]:
+def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Generator[Operated]:
     """Server, deployments and worker, started as deployments/README.md says."""
     folder = tmp_path_factory.mktemp("operated")
     database = make_conninfo(cluster, dbname="operated")

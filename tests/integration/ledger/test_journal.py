@@ -16,11 +16,11 @@ from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
 from tests.support.paintings import assert_in_step, dying_after, fill, sync
 
-_DIFFERENCES = sql.SQL("""
+_DIFFERENCES = """
     SELECT coalesce(t.id, s.id) FROM vectors.paintings AS t FULL JOIN {journal_state} AS s ON s.id = t.id
     WHERE (t.author, t.year, t.fingerprint, t.metadata_hash, t.run_id, t.embedded_at)
         IS DISTINCT FROM (s.author, s.year, s.fingerprint, s.metadata_hash, s.run_id, s.embedded_at)
-""").format(ScratchTable("journal_state"))
+"""
 
 
 def unrecorded_keys(connection: Connection, pipeline: Pipeline, folder: Path) -> list[int]:

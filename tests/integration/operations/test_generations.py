@@ -165,7 +165,7 @@ def test_no_switch_while_a_run_is_under_way(source: Connection, paintings: Pipel
 def test_objects_bound_to_the_table_are_named_before_anything_is_built(source: Connection, paintings: Pipeline) -> None:
     gallery.sync(paintings)
     source.execute("CREATE VIEW public.recent AS SELECT id FROM vectors.paintings WHERE year > 1940")
-    with pytest.raises(TargetError, match="the view public.recent"):
+    with pytest.raises(TargetError, match=r"the view public\.recent"):
         begin_rebuild(changed(paintings, embedder={"dimensions": 128}))
 
 

@@ -186,9 +186,9 @@ def test_nothing_stays_in_a_session(database_url: str) -> None:
 
 def test_a_session_that_ended_between_two_transactions_is_opened_again(database_url: str) -> None:
     with connect(database_url) as connection, psycopg.connect(database_url, autocommit=True) as killer:
-        (before,) = connection.execute("SELECT pg_backend_pid()").fetchone() or ()
+        ((before,),) = connection.execute("SELECT pg_backend_pid()").fetchall()
         killer.execute("SELECT pg_terminate_backend(%s, 5000)", (before,))
-        (after,) = connection.execute("SELECT pg_backend_pid()").fetchone() or ()
+        ((after,),) = connection.execute("SELECT pg_backend_pid()").fetchall()
         assert before != after
         with pytest.raises(psycopg.OperationalError):
             _ended_within(connection, killer)
