@@ -126,7 +126,10 @@ PGVECTOR = PgvectorSchema()
 
 
 def _names(context: AdaptContext | None) -> Names:
-    connection = context.connection if context else None
+    if context is None:
+        # To look at a statement that no database is asked.
+        return Names()
+    connection = context.connection
     if not isinstance(connection, Named):
         raise TypeError("this statement names things of a database; write it for a connection of rowvec's")
     return connection.names

@@ -158,7 +158,7 @@ def test_a_store_that_never_recovers_fails_the_run_with_one_sentence(
     assert_in_step(source)
 
 
-def test_a_store_that_refuses_the_key_costs_nothing_that_was_paid(
+def test_a_store_that_refuses_the_key_is_noticed_before_anything_is_paid_for(
     source: Connection, server: OpenAIServer, file: Path, rowvec: Rowvec
 ) -> None:
     wrong = base64.b64encode(b"no key of this account").decode()
@@ -166,8 +166,8 @@ def test_a_store_that_refuses_the_key_costs_nothing_that_was_paid(
     failed(source, ended, "the blob store refused", "403", "artifacts.credential")
     assert wrong not in ended.stdout + ended.stderr
     assert not has_table(source)
-    assert len(server.paid) == 50
-    assert succeeded(rowvec("sync", file))["reused"] == 50
+    assert not server.paid
+    assert succeeded(rowvec("sync", file))["embedded"] == 50
     assert set(server.paid.values()) == {1}
     assert_in_step(source)
 

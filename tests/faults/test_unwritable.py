@@ -71,7 +71,7 @@ def test_a_folder_that_is_full_or_read_only_is_named_in_one_sentence(
     for end in (ends[0], ends[2], ends[3]):
         assert last_line(end) == f"rowvec: {end.json['error']}"
     state = source.execute("SELECT error FROM rowvec.runs").fetchall()
-    assert len(state) == 1
+    assert any(str(tmp_path / "f") in error for (error,) in state), state
     assert "there is no room left" in state[0][0]
 
 

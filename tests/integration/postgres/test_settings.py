@@ -46,7 +46,7 @@ CONTRARY = {
     "xmloption": "document",
     # Left alone, or not a setting of a transaction.
     "default_transaction_isolation": "serializable",
-    "idle_session_timeout": "30ms",
+    "idle_session_timeout": "2s",
     "search_path": "",
     "synchronize_seqscans": "off",
     "enable_hashjoin": "off",
