@@ -72,7 +72,7 @@ def test_a_folder_that_is_full_or_read_only_is_named_in_one_sentence(
         assert last_line(end) == f"rowvec: {end.json['error']}"
     state = source.execute("SELECT error FROM rowvec.runs").fetchall()
     assert any(str(tmp_path / "f") in error for (error,) in state), state
-    assert "there is no room left" in state[0][0]
+    assert any("there is no room left" in error for (error,) in state), state
 
 
 def test_a_home_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
