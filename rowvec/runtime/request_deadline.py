@@ -99,6 +99,7 @@ class _Connection(HTTPConnection):
         response = super().getresponse()
         if self.exchange is not None and self.exchange.ended:
             # The library takes headers that were cut off for all there are.
+            response.close()
             raise TimeoutError("the request's deadline")
         return response
 
