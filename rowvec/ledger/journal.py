@@ -161,7 +161,7 @@ def replay(connection: Connection, store: Store, chain: Sequence[Link], folder: 
     """
     layout = chain[-1].manifest.layout
     columns = tuple(PgColumn(name, pg_type) for name, pg_type in (*layout.key, *layout.metadata))
-    # Whoever can write to the store chose these types, and they are about to become SQL.
+    # Somebody who can write to the store may have chosen these types, and they are about to become SQL.
     columns = known_columns(connection, columns, chain[-1].name)
     key = names(columns[: len(layout.key)])
     assigned = (

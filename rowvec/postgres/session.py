@@ -105,7 +105,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         self, savepoint_name: str | None = None, force_rollback: bool = False, *, alone: bool = False
     ) -> Generator[psycopg.Transaction]:
         """A transaction with our settings; inside another one, a savepoint. ``alone``: for one statement."""
-        if self.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+        if _is_open(self):
             with super().transaction(savepoint_name, force_rollback) as inner:
                 yield inner
             return
@@ -244,12 +244,14 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         return self._plain(statement, params).fetchone() or ()
 
 
+def _is_open(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server has a transaction open for this connection."""
+    return connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
 @contextmanager
 def _settled(connection: psycopg.Connection[Any]) -> Generator[None]:
-    if isinstance(connection, Connection) and connection.info.transaction_status not in (
-        TransactionStatus.INTRANS,
-        TransactionStatus.INERROR,
-    ):
+    if isinstance(connection, Connection) and not _is_open(connection):
         with connection.transaction(alone=True):
             yield
     else:

@@ -54,7 +54,7 @@ _PLANNER = "it changes which plan is used, not what the plan finds; the operator
 _PLACE = "it says where and how data is kept, which is the operator's to say"
 _SERVER = "it is about the server's own work, logs and statistics, not about values"
 _NETWORK = "it is about the connection as a network sees it"
-_RIGHTS = "only a superuser may set it; whoever did has a reason"
+_RIGHTS = "only a superuser may set it, and then has a reason"
 
 LEFT_ALONE: dict[str, str] = {
     **dict.fromkeys(
@@ -221,7 +221,7 @@ LEFT_ALONE: dict[str, str] = {
     "default_text_search_config": "every search by words names its configuration",
     "default_transaction_deferrable": "it matters for serializable transactions, of which there are none",
     "default_transaction_isolation": "every BEGIN names its isolation level",
-    "default_transaction_read_only": "whoever set it wants no writes: the run says so and stops",
+    "default_transaction_read_only": "the operator who sets it wants no writes: the run says so and stops",
     "idle_session_timeout": "a session that was idle too long is opened again at its next transaction",
     "row_security": "with off, a query that would see only a part of the rows fails, and says so",
     "search_path": "every BEGIN sets it, by what the schemas of the role's own path allow others",

@@ -1,6 +1,6 @@
 """A run's manifest: what the run wrote, and the manifest before it, so that a table can be restored from the store.
 
-Whoever can write to the store can write a manifest. So a manifest is read into values of known form before anything is
+A process that can write to the store can write a manifest. So one is read into values of known form before anything is
 done with it, and it is known by its whole checksum: by the one in its own name, which the next manifest repeats, and by
 the one in the ledger, if the ledger has it.
 """

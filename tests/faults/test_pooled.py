@@ -20,7 +20,7 @@ from rowvec.sync import dry_run
 from tests.support import paintings as gallery
 from tests.support.servers.pgbouncer import pooling
 
-# What a session of the application must be like whenever the pooler gives it one, whoever had it before.
+# What a session of the application must be like each time that the pooler gives it one.
 _AS_IT_IS = """
     SELECT current_setting('lock_timeout'), current_setting('statement_timeout'), current_setting('search_path'),
         current_setting('DateStyle'), current_setting('maintenance_work_mem'), current_setting('client_min_messages'),
