@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.cli.index_command import check_plot, draw
+from rowvec.cli.commands.index import check_plot, draw
 from rowvec.errors import PipelineBusy, UsageError
 from rowvec.index.tuning.tuner import Budget
 from rowvec.ledger.runs import running

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from rowvec.cli import render
+from rowvec.cli.commands.options import AsJson, File
 from rowvec.cli.flow_loader import run_flow
-from rowvec.cli.options import AsJson, File
 from rowvec.cli.output import emit, err
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.errors import UsageError

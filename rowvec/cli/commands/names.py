@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rowvec.cli.options import AsJson, File
+from rowvec.cli.commands.options import AsJson, File
 from rowvec.cli.output import emit, out
 from rowvec.operations import names
 from rowvec.operations.adopt_store import AdoptedStore, adopt_store

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rowvec.cli.options import AsJson
+from rowvec.cli.commands.options import AsJson
 from rowvec.cli.output import emit, err, out
 from rowvec.cli.stack.state import StackState, stack_folder
 

@@ -1,0 +1,1 @@
+"""The commands of ``rowvec``: one module per group, one function per command."""

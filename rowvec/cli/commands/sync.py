@@ -1,0 +1,47 @@
+"""The commands ``rowvec sync`` and ``rowvec plan``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from rowvec.cli import render
+from rowvec.cli.commands.options import AsJson, File
+from rowvec.cli.flow_loader import run_flow
+from rowvec.cli.output import emit
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.file import load
+from rowvec.sync import dry_run
+from rowvec.sync.report import SyncReport
+
+
+def sync(
+    file: File,
+    as_json: AsJson = False,
+    max_delete_fraction: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Replaces the pipeline's own limit, in this run only."),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, help="Minutes to wait if another run of the pipeline is at work.")
+    ] = 0,
+) -> None:
+    """Bring the vector table in step with its source: the main command."""
+    pipeline = _with_limit(load(file), max_delete_fraction)
+    when_busy = "wait" if wait else "fail"
+    report: SyncReport = run_flow("sync", pipeline=pipeline, cause="command", when_busy=when_busy, wait_minutes=wait)
+    emit(report.as_json(), as_json, lambda: render.sync(report))
+
+
+def plan(file: File, as_json: AsJson = False) -> None:
+    """Show what a sync would do: rows, tokens, cost. Spends nothing."""
+    found = dry_run.plan(load(file))
+    emit(found, as_json, lambda: render.plan(found))
+
+
+def _with_limit(pipeline: Pipeline, limit: float | None) -> Pipeline:
+    if limit is None:
+        return pipeline
+    changed: dict[str, Any] = {"max_delete_fraction": limit}
+    return pipeline.model_copy(update={"validation": pipeline.validation.model_copy(update=changed)})
