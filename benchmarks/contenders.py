@@ -14,7 +14,7 @@ from rowvec.index.choice import LIMIT_VECTOR, opclass
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice, On, indexed_expression
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.sql_function import install_search_function
+from rowvec.searches.sql_function import install_search_function
 
 Form = Literal["function", "rerank", "nearest", "exact"]
 """``function``: rowvec's SQL function; ``rerank``: bits and rerank as bare SQL; ``nearest``: the index alone."""

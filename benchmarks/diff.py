@@ -30,7 +30,7 @@ from rowvec.embedders import open_embedder
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
-from rowvec.sync.dry_run import plan
+from rowvec.stages.dry_run import plan
 
 GOALS = {"beside": 2.0, "apart": 2.0, "memory beside": 1.2, "memory apart": 1.2}
 """Upper limits: seconds of a plan over those of the bare join; the client's peak at all rows over that at a tenth."""

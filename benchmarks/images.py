@@ -1,7 +1,7 @@
 """How much of a bare threaded upload's rate do images keep, with checksums, metadata and a ledger?
 
 Small images, all different, are drawn into a folder. The peer sends the same bytes with the same number of threads and
-Azure's own client, ``overwrite=False``, and nothing else. Ours is ``rowvec.sync.images.upload.upload_images`` over a
+Azure's own client, ``overwrite=False``, and nothing else. Ours is ``rowvec.stages.images.upload.upload_images`` over a
 stored plan, with the ledger. Both upload into one Azurite, one slice of the images at a time, in turns, so that other
 work on the machine affects both. ``--quick`` uses fewer images. The last line is one JSON object.
 """
@@ -30,9 +30,9 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import connect, target_url
 from rowvec.sources.images.locations import open_places
-from rowvec.sync.extract import stage
-from rowvec.sync.images import upload as images
-from rowvec.sync.work import Work
+from rowvec.stages.extract import stage
+from rowvec.stages.images import upload as images
+from rowvec.stages.work import Work
 from tests.support.images import fill
 from tests.support.servers.azurite import Container, serving
 

@@ -30,10 +30,10 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
 from rowvec.postgres.migrations import install
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.stages.binarize import write_bits
+from rowvec.stages.load import load_batch
+from rowvec.stages.staging import create_staging
 from rowvec.store.artifact import read_artifact, write_artifact
-from rowvec.sync.binarize import write_bits
-from rowvec.sync.load import load_batch
-from rowvec.sync.staging import create_staging
 from rowvec.vectors.fingerprint import Identity
 
 DIMENSIONS = (256, 1536, 3072)

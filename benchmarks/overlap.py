@@ -34,9 +34,9 @@ from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
-from rowvec.sync import order
-from rowvec.sync.batch import Batch, embedded_at_once
-from rowvec.sync.report import SyncReport
+from rowvec.stages import order
+from rowvec.stages.batch import Batch, embedded_at_once
+from rowvec.stages.report import SyncReport
 
 GOALS = {"of_slowest": 1.15, "orchestration": 0.03}
 """The flow's wall over that of its slowest stage alone; the time the flow adds to its stages, as a share of theirs."""

@@ -34,8 +34,8 @@ from rowvec.errors import DeleteLimitExceeded
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
-from rowvec.sync import order
-from rowvec.sync.report import SyncReport
+from rowvec.stages import order
+from rowvec.stages.report import SyncReport
 
 DATA = "ROWVEC_REPLAY_DATA"
 """The environment variable with the events' path."""

@@ -38,8 +38,8 @@ from rowvec.postgres.embedded import start_postgres
 from rowvec.postgres.migrations import install
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, create_table
-from rowvec.sync.binarize import binarize
-from rowvec.sync.load import copy_rows
+from rowvec.stages.binarize import binarize
+from rowvec.stages.load import copy_rows
 
 DATA_VARIABLE = "ROWVEC_SEARCH_DATA"
 """The environment variable with the folder of ``openai_*.parquet`` files, each with a column ``embedding``."""

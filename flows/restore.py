@@ -10,7 +10,7 @@ from rowvec_tasks.hooks import clear_up
 
 from rowvec.operations.restore import restoring
 from rowvec.pipeline import Pipeline
-from rowvec.sync.report import RestoreReport, conclude
+from rowvec.stages.report import RestoreReport, conclude
 
 
 @flow(name="restore", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])

@@ -21,10 +21,10 @@ from rowvec.ledger.generations import effective
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.memory import MANY_BATCHES, ONE_BATCH, is_tight, require
-from rowvec.sync.batch import Batch, embedded_at_once
-from rowvec.sync.cluster import batch_weight, check_reachable
-from rowvec.sync.order import Stages, batch_stages, through_all_rounds
-from rowvec.sync.report import SyncReport, conclude
+from rowvec.stages.batch import Batch, embedded_at_once
+from rowvec.stages.cluster import batch_weight, check_reachable
+from rowvec.stages.order import Stages, batch_stages, through_all_rounds
+from rowvec.stages.report import SyncReport, conclude
 
 # While batches embed, the ones before them are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2

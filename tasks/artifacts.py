@@ -14,7 +14,7 @@ from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.display import plain
-from rowvec.sync.report import RestoreReport, SyncReport
+from rowvec.stages.report import RestoreReport, SyncReport
 
 _ROWS_SHOWN = 10
 

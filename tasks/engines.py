@@ -16,7 +16,7 @@ from rowvec.errors import ClusterUnavailable, UsageError
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.progress import tell
-from rowvec.sync.batch import Batch
+from rowvec.stages.batch import Batch
 
 if TYPE_CHECKING:
     from prefect.futures import PrefectFuture

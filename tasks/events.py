@@ -12,8 +12,8 @@ from rowvec_tasks.names import source_asset, vector_asset
 from rowvec.errors import Inconsistent, RowvecError
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.display import shown
-from rowvec.sync.alarms import Alarm, of_error, of_sync
-from rowvec.sync.report import SyncReport
+from rowvec.stages.alarms import Alarm, of_error, of_sync
+from rowvec.stages.report import SyncReport
 
 
 def tell_sync(pipeline: Pipeline, report: SyncReport) -> None:

@@ -23,18 +23,18 @@ from rowvec.operations.rebuild import Comparison
 from rowvec.operations.restore import Restore, Restored, finish_restore, restore_rows
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.private import private_files
-from rowvec.sync import cluster, order
-from rowvec.sync import index as index_stage
-from rowvec.sync import merge as merge_stage
-from rowvec.sync import validate as validate_stage
-from rowvec.sync.batch import Batch
-from rowvec.sync.batch_api import submit
-from rowvec.sync.batch_api.submit import Awaited
-from rowvec.sync.extract import stage as extract_stage
-from rowvec.sync.images import lost
-from rowvec.sync.index import Indexed
-from rowvec.sync.merge import Merged, Round
-from rowvec.sync.report import RestoreReport, SyncReport
+from rowvec.stages import cluster, order
+from rowvec.stages import index as index_stage
+from rowvec.stages import merge as merge_stage
+from rowvec.stages import validate as validate_stage
+from rowvec.stages.batch import Batch
+from rowvec.stages.batch_api import submit
+from rowvec.stages.batch_api.submit import Awaited
+from rowvec.stages.extract import stage as extract_stage
+from rowvec.stages.images import lost
+from rowvec.stages.index import Indexed
+from rowvec.stages.merge import Merged, Round
+from rowvec.stages.report import RestoreReport, SyncReport
 
 Handed = Callable[[], Batch]
 """What the stage before has made of a batch: the ``result`` of its future, which is waited for. Of a future that is
@@ -106,7 +106,7 @@ OF_BATCH: dict[str, Task[..., Batch]] = {
     "upload": upload,
     "load": load,
 }
-"""The task of each of ``rowvec.sync.order.BATCH_STAGES``."""
+"""The task of each of ``rowvec.stages.order.BATCH_STAGES``."""
 
 
 def _batch_stage(name: str, pipeline: Pipeline, run: Run, number: int, before: Handed | None) -> Batch:

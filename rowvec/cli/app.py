@@ -24,7 +24,7 @@ from rowvec.operations.audit import AuditReport
 from rowvec.runtime.display import one_line
 from rowvec.runtime.home import local_faults
 from rowvec.runtime.private import private_files
-from rowvec.sync.report import RestoreReport, SyncReport
+from rowvec.stages.report import RestoreReport, SyncReport
 
 app = typer.Typer(
     name="rowvec",

@@ -10,7 +10,7 @@ from rowvec.index.tuning.results import Tuning
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline.model import BILLED
-from rowvec.sync.report import Check, RestoreReport, SyncReport
+from rowvec.stages.report import Check, RestoreReport, SyncReport
 
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
 _TEXT_WIDTH = 200

@@ -13,8 +13,8 @@ from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.query import explain
-from rowvec.search.request import SearchRequest
+from rowvec.searches.query import explain
+from rowvec.searches.request import SearchRequest
 
 MOST_ROWS = 100
 """The most keys of failing rows that a check lists."""

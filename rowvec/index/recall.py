@@ -17,8 +17,8 @@ from rowvec.postgres.connection import Connection, lost_connections_are_retriabl
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric, VectorTable
-from rowvec.search.query import explain, search
-from rowvec.search.request import SearchRequest
+from rowvec.searches.query import explain, search
+from rowvec.searches.request import SearchRequest
 from rowvec.vectors.layout import AnyVectors, Embeddings, products, squares
 from rowvec.vectors.sparse import SparseVectors
 

@@ -31,15 +31,15 @@ from rowvec.postgres.vector_table import VectorTable, stored_table
 from rowvec.runtime.display import plain
 from rowvec.runtime.home import home
 from rowvec.sources.row_security import restriction
+from rowvec.stages.alarms import Alarm
+from rowvec.stages.extract.open import open_source
+from rowvec.stages.images.lost import lost_images
+from rowvec.stages.totals import totals
 from rowvec.store import artifact as artifacts
 from rowvec.store.artifact import Artifact
 from rowvec.store.manifest import read_chain
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
-from rowvec.sync.alarms import Alarm
-from rowvec.sync.extract.open import open_source
-from rowvec.sync.images.lost import lost_images
-from rowvec.sync.totals import totals
 from rowvec.vectors.fingerprint import Identity
 from rowvec.vectors.layout import of_arrow
 

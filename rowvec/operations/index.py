@@ -16,7 +16,7 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target, target_url
 from rowvec.postgres.migrations import install
 from rowvec.postgres.vector_table import stored_table
-from rowvec.sync.index import serve
+from rowvec.stages.index import serve
 
 _NEEDED = frozenset({"target"})
 

@@ -36,12 +36,12 @@ from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
 from rowvec.runtime.home import home
+from rowvec.stages.binarize import write_bits
+from rowvec.stages.totals import totals
 from rowvec.store.artifact import Artifact, read_artifact, upload, write_artifact
 from rowvec.store.manifest import Link, read_link
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
-from rowvec.sync.binarize import write_bits
-from rowvec.sync.totals import totals
 from rowvec.vectors.fingerprint import Identity
 
 _NEEDED = frozenset({"target", "artifacts"})

@@ -9,8 +9,8 @@ from psycopg import sql
 from rowvec.images.content import KnownImage
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
+from rowvec.stages.images.upload import note_shown
 from rowvec.store.protocol import Store
-from rowvec.sync.images.upload import note_shown
 from rowvec.vectors.fingerprint import Identity
 
 

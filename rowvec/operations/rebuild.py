@@ -29,10 +29,10 @@ from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
-from rowvec.search.query import search
-from rowvec.search.request import SearchRequest
-from rowvec.sync.dry_run import plan
-from rowvec.sync.report import SyncReport
+from rowvec.searches.query import search
+from rowvec.searches.request import SearchRequest
+from rowvec.stages.dry_run import plan
+from rowvec.stages.report import SyncReport
 from rowvec.vectors.layout import Embeddings
 
 _QUERIES = 100

@@ -11,7 +11,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.migrations import install
-from rowvec.sync.batch_api.jobs import forget_refusals
+from rowvec.stages.batch_api.jobs import forget_refusals
 
 
 def rejects(pipeline: Pipeline, *, retry: bool) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from rowvec.operations.audit import Audit, Audited, audited
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.fragments import as_sent, names
 from rowvec.postgres.queries import query
+from rowvec.stages.binarize import write_bits
 from rowvec.store.artifact import upload, write_artifact
-from rowvec.sync.binarize import write_bits
 
 _FETCH_ROWS = 2048
 # Fetches per artifact: about 50,000 rows, which are 600 MB with 3,072 dimensions.

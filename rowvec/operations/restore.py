@@ -34,18 +34,18 @@ from rowvec.postgres.type_names import known_columns
 from rowvec.postgres.vector_table import VectorTable, find_table, make_schema
 from rowvec.runtime.home import home
 from rowvec.runtime.progress import tell
+from rowvec.stages.images.lost import check_images, take_in_images
+from rowvec.stages.index import serve
+from rowvec.stages.load import copy_rows
+from rowvec.stages.report import Check, RestoreReport
+from rowvec.stages.staging import create_staging
+from rowvec.stages.totals import totals
+from rowvec.stages.validate import check_serving, check_table
+from rowvec.stages.writes import publish
 from rowvec.store.artifact import Artifact, read_artifact
 from rowvec.store.manifest import Link, RunRecord
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
-from rowvec.sync.images.lost import check_images, take_in_images
-from rowvec.sync.index import serve
-from rowvec.sync.load import copy_rows
-from rowvec.sync.report import Check, RestoreReport
-from rowvec.sync.staging import create_staging
-from rowvec.sync.totals import totals
-from rowvec.sync.validate import check_serving, check_table
-from rowvec.sync.writes import publish
 from rowvec.vectors.layout import Layout
 
 _READ = ["content", "embedding", "fingerprint"]

@@ -15,11 +15,11 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.vector_table import stored_table
-from rowvec.search.hybrid import Hybrid, HybridHit, hybrid_search
-from rowvec.search.query import Hit
-from rowvec.search.query import search as search_table
-from rowvec.search.request import SearchRequest
-from rowvec.search.statement import Mode
+from rowvec.searches.hybrid import Hybrid, HybridHit, hybrid_search
+from rowvec.searches.query import Hit
+from rowvec.searches.query import search as search_table
+from rowvec.searches.request import SearchRequest
+from rowvec.searches.statement import Mode
 
 MODES: tuple[Mode, ...] = ("adaptive", "exact", "ann", "bits")
 
@@ -38,7 +38,7 @@ def search(
     score and both ranks.
 
     Raises ``UsageError`` for an unknown mode, for words without mode ``hybrid``, for mode ``hybrid`` without a full
-    text index or with an image, and for what ``rowvec.search.query.search`` refuses.
+    text index or with an image, and for what ``rowvec.searches.query.search`` refuses.
     """
     _check_mode(pipeline, question, mode, words)
     pipeline = effective(pipeline)

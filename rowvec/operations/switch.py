@@ -36,11 +36,11 @@ from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, stored_table
-from rowvec.search.hybrid import Hybrid
-from rowvec.search.hybrid_function import install_hybrid_function
-from rowvec.search.provenance_view import install_provenance
-from rowvec.search.sql_function import install_search_function
-from rowvec.sync.extract.chunks import chunk_table
+from rowvec.searches.hybrid import Hybrid
+from rowvec.searches.hybrid_function import install_hybrid_function
+from rowvec.searches.provenance_view import install_provenance
+from rowvec.searches.sql_function import install_search_function
+from rowvec.stages.extract.chunks import chunk_table
 
 _FUNCTIONS = ("_search", "_hybrid_search", "_provenance")
 

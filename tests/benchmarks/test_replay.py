@@ -14,7 +14,7 @@ import pytest
 from benchmarks.replay import ReplayFailed, Step, ambiguous, read_steps, replay, written_pipeline, wrong_rows
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync.report import SyncReport
+from rowvec.stages.report import SyncReport
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
 
 VERSIONS = 14

@@ -21,7 +21,7 @@ from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.paintings import sync
 

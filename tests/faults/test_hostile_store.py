@@ -26,9 +26,9 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection, connect
+from rowvec.stages.report import RestoreReport
 from rowvec.store.artifact import read_artifact
 from rowvec.store.open import open_store
-from rowvec.sync.report import RestoreReport
 from tests.support import forged_store
 from tests.support import paintings as gallery
 from tests.support.examples import PROFILE

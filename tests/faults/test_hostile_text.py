@@ -24,7 +24,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
-from rowvec.search.where import parse_where
+from rowvec.searches.where import parse_where
 from rowvec.store.folder import FolderStore
 from rowvec.store.protocol import checked_name, file_checksum
 from tests.support import paintings as gallery

@@ -16,7 +16,7 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import connect
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from tests.support import paintings as gallery
 from tests.support.servers.pgbouncer import pooling
 

@@ -23,10 +23,10 @@ from rowvec.ledger.runs import Ending, finish_run, running
 from rowvec.operations import prune as prune_module
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync import embed, upload
-from rowvec.sync.batch import Batch
-from rowvec.sync.extract import stage as extract
-from rowvec.sync.report import SyncReport
+from rowvec.stages import embed, upload
+from rowvec.stages.batch import Batch
+from rowvec.stages.extract import stage as extract
+from rowvec.stages.report import SyncReport
 from tests.support import paintings
 from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.paintings import assert_in_step, fill, sync

@@ -19,7 +19,7 @@ from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import connect
 from rowvec.postgres.queries import blocks
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from tests.support import paintings as gallery
 
 _SQL = Path(__file__).parents[2] / "rowvec" / "sql"

@@ -23,8 +23,8 @@ from rowvec.ledger.runs import Run, RunId
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection
-from rowvec.sync.cluster import batch_weight, check_reachable
-from rowvec.sync.report import SyncReport
+from rowvec.stages.cluster import batch_weight, check_reachable
+from rowvec.stages.report import SyncReport
 from tests.support import paintings
 from tests.support.paintings import assert_in_step
 from tests.support.servers.azurite import Container

@@ -23,9 +23,9 @@ from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync import batch as batch_stage
-from rowvec.sync import embed, merge, order, upload
-from rowvec.sync.merge import Merged
+from rowvec.stages import batch as batch_stage
+from rowvec.stages import embed, merge, order, upload
+from rowvec.stages.merge import Merged
 from tests.support.paintings import assert_in_step, fill
 
 pytestmark = pytest.mark.flow

@@ -17,7 +17,7 @@ from rowvec.errors import AwaitingJobs, TargetError
 from rowvec.ledger.history import History
 from rowvec.operations.audit import Audit, AuditReport, Finding, LostObject
 from rowvec.pipeline import Pipeline
-from rowvec.sync.report import Check, RestoreReport
+from rowvec.stages.report import Check, RestoreReport
 from tests.support.cli_process import PrefectServer
 from tests.unit.test_display import HOSTILE, MARKDOWN, obeyed
 

@@ -14,9 +14,9 @@ from rowvec.operations.rebuild import RebuildReport, Steps, begin_rebuild, compa
 from rowvec.operations.rebuild import rebuild as in_order
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync import index, merge, order, validate
-from rowvec.sync.extract import stage as extract
-from rowvec.sync.report import SyncReport
+from rowvec.stages import index, merge, order, validate
+from rowvec.stages.extract import stage as extract
+from rowvec.stages.report import SyncReport
 
 SOURCE = """
     CREATE TABLE paintings (id int PRIMARY KEY, title text, description text, author text, year int)

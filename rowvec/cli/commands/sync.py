@@ -12,8 +12,8 @@ from rowvec.cli.flow_loader import run_flow
 from rowvec.cli.output import emit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
-from rowvec.sync import dry_run
-from rowvec.sync.report import SyncReport
+from rowvec.stages import dry_run
+from rowvec.stages.report import SyncReport
 
 
 def sync(

@@ -18,7 +18,7 @@ from rowvec.operations.rebuild import RebuildReport, plan_rebuild, rollback
 from rowvec.operations.rejects import rejects
 from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline.file import load
-from rowvec.sync.report import RestoreReport
+from rowvec.stages.report import RestoreReport
 
 
 def audit(

@@ -18,7 +18,7 @@ from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection, connect, target_url
 from rowvec.postgres.queries import query
 from rowvec.runtime.home import home_folder
-from rowvec.sync.report import SyncReport
+from rowvec.stages.report import SyncReport
 
 QUESTIONS = (
     ("a small boat in a storm at sea", None),

@@ -39,8 +39,8 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.runtime.progress import tell
-from rowvec.search.query import search
-from rowvec.search.request import SearchRequest
+from rowvec.searches.query import search
+from rowvec.searches.request import SearchRequest
 
 # Enough for an interval of two points on each side at a recall of 0.95.
 _QUERIES = 400

@@ -38,7 +38,7 @@ from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import OpenAIImagesEmbedder
 from rowvec.postgres.connection import Connection
-from rowvec.sync.dry_run import plan
+from rowvec.stages.dry_run import plan
 from rowvec.vectors.layout import Vectors, dense
 from tests.support.fake_clock import JumpingClock
 from tests.support.images import fill, save

@@ -13,11 +13,11 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import LocalEmbedder
 from rowvec.postgres import connection as database
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync import index, merge, validate
-from rowvec.sync.extract import stage
-from rowvec.sync.merge import Round
-from rowvec.sync.order import through_all_stages
-from rowvec.sync.report import SyncReport
+from rowvec.stages import index, merge, validate
+from rowvec.stages.extract import stage
+from rowvec.stages.merge import Round
+from rowvec.stages.order import through_all_stages
+from rowvec.stages.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill
 from tests.support.servers.disposable import own_postgres

@@ -25,8 +25,8 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.query import search
-from rowvec.search.request import SearchRequest
+from rowvec.searches.query import search
+from rowvec.searches.request import SearchRequest
 from tests.support.vector_tables import create, filled, vector_table
 
 NONE = IndexChoice(kind="none", reason="")

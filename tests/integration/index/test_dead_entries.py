@@ -12,8 +12,8 @@ from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_table import stored_table
-from rowvec.sync import index, validate
-from rowvec.sync.order import IN_PROCESS, bring_up_to_date
+from rowvec.stages import index, validate
+from rowvec.stages.order import IN_PROCESS, bring_up_to_date
 from tests.support import paintings as gallery
 
 ROWS = 1_500

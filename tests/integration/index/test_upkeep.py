@@ -23,7 +23,7 @@ from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.sync.validate import check_serving
+from rowvec.stages.validate import check_serving
 from tests.support.vector_tables import clustered, fill, filled, vector_table
 
 NONE = IndexChoice(kind="none", reason="Small.")

@@ -17,9 +17,9 @@ from rowvec.ledger.runs import running
 from rowvec.ledger.workdir import make_workdir
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync.alarms import Alarm, of_error, of_sync
-from rowvec.sync.extract import stage as extract
-from rowvec.sync.report import Check
+from rowvec.stages.alarms import Alarm, of_error, of_sync
+from rowvec.stages.extract import stage as extract
+from rowvec.stages.report import Check
 from tests.support.paintings import pipeline as gallery_pipeline
 from tests.support.paintings import sync
 

@@ -24,12 +24,12 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection, connect
+from rowvec.stages.report import RestoreReport, SyncReport
 from rowvec.store.heads import newest_chain
 from rowvec.store.manifest import Manifest, as_object, write_manifest
 from rowvec.store.marks import marked_ledgers
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
-from rowvec.sync.report import RestoreReport, SyncReport
 from tests.support import forged_store
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync

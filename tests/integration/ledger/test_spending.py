@@ -21,7 +21,7 @@ from rowvec.ledger.spending import LedgerBudget, SpendingAccount, Spent, exceede
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import Budget
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from rowvec.vectors.fingerprint import Identity
 from tests.support import paintings
 from tests.support.paintings import assert_in_step, rebuild, sync

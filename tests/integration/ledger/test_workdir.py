@@ -16,9 +16,9 @@ from rowvec.ledger.workdir import database_name, workdir
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.runtime.home import home
-from rowvec.sync import binarize, embed, load, merge, upload
-from rowvec.sync.batch import Batch
-from rowvec.sync.extract import stage
+from rowvec.stages import binarize, embed, load, merge, upload
+from rowvec.stages.batch import Batch
+from rowvec.stages.extract import stage
 from tests.support.paintings import SOURCE, assert_in_step, fill
 
 

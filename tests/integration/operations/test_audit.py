@@ -10,9 +10,9 @@ from rowvec.operations.audit import run_audit
 from rowvec.operations.repair import prepare_repair
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
+from rowvec.stages.report import SyncReport
 from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
-from rowvec.sync.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.paintings import assert_in_step, fill, sync, vectors

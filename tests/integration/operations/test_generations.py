@@ -23,7 +23,7 @@ from rowvec.operations.search import search
 from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync.dry_run import plan
+from rowvec.stages.dry_run import plan
 from tests.support import paintings as gallery
 from tests.support.fault_outcomes import paid
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve

@@ -25,8 +25,8 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, connect
+from rowvec.stages.report import RestoreReport
 from rowvec.store.open import open_store
-from rowvec.sync.report import RestoreReport
 from tests.integration.sync.test_images import artifacts, contents, expected, kept, local, pipeline, sha256
 from tests.support.images import fill, save
 from tests.support.paintings import sync
@@ -195,7 +195,7 @@ def test_a_row_whose_image_is_not_in_the_store_fails_the_run(
         del pipeline, run_id
         return 0
 
-    monkeypatch.setattr("rowvec.sync.images.lost.run", nothing)
+    monkeypatch.setattr("rowvec.stages.images.lost.run", nothing)
     with pytest.raises(Inconsistent, match=r"images: 1 image\(s\) that rows show are not in the store"):
         sync(paintings)
 

@@ -23,7 +23,7 @@ from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection
-from rowvec.sync.dry_run import plan
+from rowvec.stages.dry_run import plan
 from tests.integration.operations.test_generations import changed
 from tests.support import paintings as gallery
 from tests.support.cli_process import write_pipeline

@@ -17,9 +17,9 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection, connect
+from rowvec.stages.report import RestoreReport
 from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
-from rowvec.sync.report import RestoreReport
 from tests.support import paintings as gallery
 from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.paintings import assert_in_step, fill, sync

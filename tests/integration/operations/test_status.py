@@ -14,7 +14,7 @@ from rowvec.ledger.runs import running
 from rowvec.operations.status import status
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync.report import Check
+from rowvec.stages.report import Check
 from tests.support import paintings as gallery
 from tests.support.paintings import sync
 
@@ -61,7 +61,7 @@ def test_a_check_that_fails_is_inconsistent_and_no_failure(
     def one_that_fails(*_: object) -> list[Check]:
         return [Check(name="norms", ok=False, detail="one vector is not finite")]
 
-    monkeypatch.setattr("rowvec.sync.validate._checks", one_that_fails)
+    monkeypatch.setattr("rowvec.stages.validate._checks", one_that_fails)
     with pytest.raises(Inconsistent):
         sync(paintings)
     (found,) = status([paintings])

@@ -23,7 +23,7 @@ from rowvec.postgres import copy_encoder
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.copy_encoder import BLOCK_BYTES, HEADER, TRAILER, Encoder, can_encode
-from rowvec.sync.load import copy_rows
+from rowvec.stages.load import copy_rows
 
 _TABLE = sql.Identifier("copied")
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)

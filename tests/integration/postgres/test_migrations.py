@@ -19,7 +19,7 @@ from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.migrations import install
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from tests.support.paintings import sync
 
 

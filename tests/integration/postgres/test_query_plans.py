@@ -12,7 +12,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
-from rowvec.sync.extract import stage
+from rowvec.stages.extract import stage
 from tests.support.images import fill as fill_images
 from tests.support.paintings import fill, sync
 

@@ -15,7 +15,7 @@ from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.settings import LEFT_ALONE, PINNED
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from tests.support import paintings as gallery
 
 # A value for each setting that changes what the server reads or prints, or how long it lets a statement run.

@@ -20,10 +20,10 @@ from rowvec.index.build import ensure_index
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.query import explain, search
-from rowvec.search.request import SearchRequest
-from rowvec.search.sql_function import install_search_function
-from rowvec.search.statement import Filtered, SearchValues, filter_plan, statement
+from rowvec.searches.query import explain, search
+from rowvec.searches.request import SearchRequest
+from rowvec.searches.sql_function import install_search_function
+from rowvec.searches.statement import Filtered, SearchValues, filter_plan, statement
 from tests.support.vector_tables import clustered, create, fill, vector_table
 
 ROWS = 8_000

@@ -19,10 +19,10 @@ from rowvec.pipeline.model import Search
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
-from rowvec.search.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search
-from rowvec.search.hybrid_function import install_hybrid_function
-from rowvec.search.query import search
-from rowvec.search.request import SearchRequest
+from rowvec.searches.hybrid import Hybrid, drop_text_indexes, ensure_text_index, hybrid_search
+from rowvec.searches.hybrid_function import install_hybrid_function
+from rowvec.searches.query import search
+from rowvec.searches.request import SearchRequest
 from tests.support.paintings import rebuild, sync
 from tests.support.vector_tables import filled, vector_table
 

@@ -21,10 +21,10 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric, Precision, VectorTable
-from rowvec.search.query import explain, search
-from rowvec.search.request import SearchRequest
-from rowvec.search.sql_function import install_search_function
-from rowvec.search.statement import Mode, SearchValues, statement
+from rowvec.searches.query import explain, search
+from rowvec.searches.request import SearchRequest
+from rowvec.searches.sql_function import install_search_function
+from rowvec.searches.statement import Mode, SearchValues, statement
 from tests.support.paintings import Client
 from tests.support.vector_tables import clustered, create, fill, filled, vector_table
 

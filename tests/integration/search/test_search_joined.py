@@ -16,7 +16,7 @@ from rowvec.index.build import ensure_index
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice
-from rowvec.search.sql_function import install_search_function
+from rowvec.searches.sql_function import install_search_function
 from tests.support.vector_tables import clustered, create, vector_table
 
 ROWS = 6_000

@@ -13,7 +13,7 @@ from psycopg import DataError, sql
 from rowvec.errors import UsageError
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
-from rowvec.search.where import parse_where
+from rowvec.searches.where import parse_where
 
 COLUMNS = (
     PgColumn("id", "bigint"),

@@ -21,7 +21,7 @@ from rowvec.sources.images.file import ImageFile
 from rowvec.sources.images.locations import FolderPlaces
 from rowvec.sources.images.seen import ImageMemory, is_settled, mark_of, memory_of
 from rowvec.sources.images.table import look
-from rowvec.sync import merge as merge_stage
+from rowvec.stages import merge as merge_stage
 from tests.integration.sync.test_images import contents, expected, local, pipeline
 from tests.support.images import draw, fill
 from tests.support.paintings import sync

@@ -14,8 +14,8 @@ from rowvec.operations.audit import AuditReport, run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.sources.row_security import restriction
-from rowvec.sync import dry_run
-from rowvec.sync.report import ROW_SECURITY
+from rowvec.stages import dry_run
+from rowvec.stages.report import ROW_SECURITY
 from tests.support import paintings
 from tests.support.paintings import sync
 

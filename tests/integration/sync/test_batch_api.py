@@ -13,7 +13,7 @@ from rowvec.errors import AwaitingJobs, EmbedderRefused, QuotaExhausted
 from rowvec.operations import rejects
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from tests.support import paintings
 from tests.support.paintings import assert_in_step, sync
 from tests.support.servers.openai_server import KEY, Fault, OpenAIServer, failing, quota, serve

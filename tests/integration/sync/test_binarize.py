@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from psycopg.errors import DataException
 
 from rowvec.postgres.connection import Connection
-from rowvec.sync.binarize import binarize
+from rowvec.stages.binarize import binarize
 
 Vectors = npt.NDArray[np.floating]
 

@@ -31,11 +31,11 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import LocalEmbedder, OpenAIEmbedder
 from rowvec.pipeline.sources import Chunks
 from rowvec.postgres.connection import Connection
-from rowvec.sync import index, merge, validate
-from rowvec.sync.extract import chunks
-from rowvec.sync.extract import stage as stage_stage
-from rowvec.sync.extract.splitting import Splitting, splitting
-from rowvec.sync.order import IN_PROCESS, bring_up_to_date, through_all_stages
+from rowvec.stages import index, merge, validate
+from rowvec.stages.extract import chunks
+from rowvec.stages.extract import stage as stage_stage
+from rowvec.stages.extract.splitting import Splitting, splitting
+from rowvec.stages.order import IN_PROCESS, bring_up_to_date, through_all_stages
 from tests.support import paintings
 from tests.support.paintings import Died, dying_after, sync
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve, vector
@@ -363,7 +363,7 @@ def test_a_run_that_dies_while_it_splits_leaves_no_row_half_split(
 
     with monkeypatch.context() as patched:
         # First: the import of this module must find the real function.
-        patched.setattr("rowvec.sync.extract.mirrored_chunks.add_chunks", die)
+        patched.setattr("rowvec.stages.extract.mirrored_chunks.add_chunks", die)
         patched.setattr(chunks, "add_chunks", die)
         with pytest.raises(Died):
             texts.sync()
@@ -513,7 +513,7 @@ def test_an_upgrade_of_the_splitter_splits_again_and_pays_for_what_differs(
     texts.sync()
     paid = len(server.paid)
     before = texts.target.execute("SELECT DISTINCT rowvec_row FROM rowvec.chunks_1").fetchall()
-    monkeypatch.setattr("rowvec.sync.extract.splitting.version", str.upper)
+    monkeypatch.setattr("rowvec.stages.extract.splitting.version", str.upper)
     report = texts.sync()
     after = texts.target.execute("SELECT DISTINCT rowvec_row FROM rowvec.chunks_1").fetchall()
     assert not set(before) & set(after)

@@ -13,8 +13,8 @@ from psycopg import sql
 from rowvec.operations.rebuild import plan_rebuild
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync.batch_api import jobs
-from rowvec.sync.dry_run import plan
+from rowvec.stages.batch_api import jobs
+from rowvec.stages.dry_run import plan
 from tests.integration.operations.test_generations import changed
 from tests.support import paintings as gallery
 from tests.support.fault_outcomes import paid

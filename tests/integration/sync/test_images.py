@@ -26,10 +26,10 @@ from rowvec.operations.rejects import rejects
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection
+from rowvec.stages import embed as batch
+from rowvec.stages import merge as stages
+from rowvec.stages.dry_run import plan
 from rowvec.store.open import open_store
-from rowvec.sync import embed as batch
-from rowvec.sync import merge as stages
-from rowvec.sync.dry_run import plan
 from rowvec.vectors.layout import dense
 from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.images import fill, save

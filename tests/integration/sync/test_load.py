@@ -24,11 +24,11 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.copy_encoder import Encoder
 from rowvec.postgres.vector_table import Precision, VectorTable, direct_possible
+from rowvec.stages import load
+from rowvec.stages.binarize import write_bits
+from rowvec.stages.load import copy_rows, load_batch
+from rowvec.stages.staging import create_staging
 from rowvec.store.artifact import read_artifact, write_artifact
-from rowvec.sync import load
-from rowvec.sync.binarize import write_bits
-from rowvec.sync.load import copy_rows, load_batch
-from rowvec.sync.staging import create_staging
 from rowvec.vectors.fingerprint import Identity
 
 _IDENTITY = Identity(provider="local", model="wordllama", dimensions=16, preprocessing=1)
@@ -42,8 +42,8 @@ from psycopg import sql
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import connect
 from rowvec.ledger.runs import RunId
-from rowvec.sync.load import load_batch
-from rowvec.sync.staging import create_staging
+from rowvec.stages.load import load_batch
+from rowvec.stages.staging import create_staging
 from rowvec.postgres.vector_table import VectorTable
 
 def peak_mb():

@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from rowvec.operations.audit import run_audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from tests.support.paintings import sync
 from tests.support.waiting import wait_for
 

@@ -13,7 +13,7 @@ from rowvec.ledger.runs import running
 from rowvec.operations import rejects
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sync import dry_run
+from rowvec.stages import dry_run
 from tests.support import paintings
 from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.paintings import assert_in_step, dying_after, fill, sync

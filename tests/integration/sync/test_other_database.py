@@ -22,9 +22,9 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_table import stored_table
 from rowvec.sources.hash_stream import digest_of_key
-from rowvec.sync import merge
-from rowvec.sync.extract import stage
-from rowvec.sync.extract.recheck import compare_by_hash, moved_since
+from rowvec.stages import merge
+from rowvec.stages.extract import stage
+from rowvec.stages.extract.recheck import compare_by_hash, moved_since
 from tests.support import paintings
 from tests.support.paintings import assert_in_step, fill, sync, vectors
 

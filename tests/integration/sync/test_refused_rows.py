@@ -15,10 +15,10 @@ from rowvec.operations import audit, rejects
 from rowvec.operations.prune import prune
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.sync import merge
-from rowvec.sync.extract import stage
-from rowvec.sync.order import through_all_stages
-from rowvec.sync.report import SyncReport
+from rowvec.stages import merge
+from rowvec.stages.extract import stage
+from rowvec.stages.order import through_all_stages
+from rowvec.stages.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync
 

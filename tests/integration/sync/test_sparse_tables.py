@@ -37,9 +37,9 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index, Recall
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
-from rowvec.search.query import explain, search
-from rowvec.search.request import SearchRequest
-from rowvec.search.sql_function import install_search_function
+from rowvec.searches.query import explain, search
+from rowvec.searches.request import SearchRequest
+from rowvec.searches.sql_function import install_search_function
 from rowvec.store.artifact import SPARSE_FORMAT
 from rowvec.vectors import sparse
 from rowvec.vectors.layout import Layout

@@ -14,11 +14,11 @@ from rowvec.operations import rejects, search
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_table import stored_table
-from rowvec.sync import dry_run, merge
-from rowvec.sync.extract import stage
-from rowvec.sync.merge import Merged
-from rowvec.sync.order import through_all_stages
-from rowvec.sync.report import SyncReport
+from rowvec.stages import dry_run, merge
+from rowvec.stages.extract import stage
+from rowvec.stages.merge import Merged
+from rowvec.stages.order import through_all_stages
+from rowvec.stages.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync, vectors
 

@@ -22,10 +22,10 @@ from rowvec.errors import ArtifactCorrupt
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.columns import PG_TYPE, PgColumn
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.stages.binarize import binarize, write_bits
 from rowvec.store import artifact as artifacts
 from rowvec.store.artifact import Artifact, read_artifact, read_vectors, upload, write_artifact
 from rowvec.store.open import open_store
-from rowvec.sync.binarize import binarize, write_bits
 from rowvec.vectors.fingerprint import Identity
 from tests.support.examples import examples
 

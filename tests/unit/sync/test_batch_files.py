@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rowvec.embedders.openai.batch_files import Entry, JobLimits, numbered, read_line, request_line, within
-from rowvec.sync.batch_api.submit import Situation, decide
+from rowvec.stages.batch_api.submit import Situation, decide
 
 entries = st.lists(
     st.builds(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rowvec.sync.binarize import binarize, write_bits
+from rowvec.stages.binarize import binarize, write_bits
 
 
 def test_bits_past_the_last_dimension_are_zero() -> None:

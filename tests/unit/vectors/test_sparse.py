@@ -20,7 +20,7 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.copy_encoder import Encoder
 from rowvec.postgres.vector_table import Metric
 from rowvec.sources.files.rows import is_vector, vector_bytes, vector_text
-from rowvec.sync.vector_spool import open_spool
+from rowvec.stages.vector_spool import open_spool
 from rowvec.vectors import sparse
 from rowvec.vectors.layout import Layout, dense
 from rowvec.vectors.sparse import SparseVectors

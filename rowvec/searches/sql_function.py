@@ -1,0 +1,276 @@
+"""The search as an SQL function next to the vector table, so that any client can call it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import LiteralString, cast
+
+from psycopg import errors as pg
+from psycopg import sql
+
+from rowvec.errors import TargetError
+from rowvec.ledger.generations import generation_before
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.fragments import cut_name, definitions, names
+from rowvec.postgres.locks import LockSpace
+from rowvec.postgres.names import TypeName
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
+from rowvec.postgres.vector_table import VectorTable, stored_columns
+from rowvec.searches.request import LIMITS, MOST_K, MOST_OVERSAMPLING
+from rowvec.searches.statement import Filtered, SearchValues, by_index, filter_plan, shortlist_length, statement
+from rowvec.searches.where import cast_of
+
+# Types whose values a filter compares as they are. Other types may have no equality (json, point): a filter compares
+# their text.
+_COMPARED = frozenset(
+    {
+        "smallint", "integer", "bigint", "numeric", "boolean", "text", "character varying", "character", "uuid", "date",
+        "timestamp with time zone", "timestamp without time zone",
+    }
+)  # fmt: skip
+_LENGTH = re.compile(r"\([^)]*\)")
+
+COLUMNS: LiteralString = "content, distance"
+"""The columns that the function gives after those of the key and the metadata."""
+
+_COMMENT = 'rowvec: the rows nearest to a vector, nearest first; filter is equality on columns, {"column": value}'
+
+
+def install_search_function(connection: Connection, table: VectorTable, choice: IndexChoice) -> str:
+    """Make or replace ``<schema>.<table>_search(query, k, oversampling, filter)``; returns its name, quoted.
+
+    It gives key and metadata columns, ``content`` and ``distance``, as ``search`` in mode ``adaptive`` does. One
+    transaction: callers meet the old function or the new one. Raises ``TargetError`` if it cannot be replaced.
+    """
+    plain = cut_name(table.name, "_search")
+    return replace_function(connection, table, plain, lambda name: _create(connection, table, choice, name))
+
+
+def replace_function(
+    connection: Connection, table: VectorTable, plain: str, create: Callable[[sql.Identifier], int]
+) -> str:
+    """Make the function ``plain`` in the table's schema by ``create``, which returns its oid; returns its quoted name.
+
+    Functions of that name with other arguments that rowvec made before are dropped. Raises ``TargetError`` if one of
+    them cannot be dropped or replaced, ``DatabaseUnavailable`` if the connection is lost.
+    """
+    name = sql.Identifier(table.schema, plain)
+    with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
+        connection.execute(
+            query("search", "function_lock"), {"space": LockSpace.SEARCH_FUNCTION, "name": name.as_string(connection)}
+        )
+        connection.execute(query("search", "load_library"))
+        ours = query("search", "our_functions")
+        before = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
+        try:
+            with connection.transaction():
+                made = create(name)
+        except pg.InvalidFunctionDefinition:
+            # Other result columns, or another name of an argument: CREATE OR REPLACE cannot change those.
+            _drop(connection, [signature for signature, _ in before])
+            made = create(name)
+        else:
+            _drop(connection, [signature for signature, oid in before if oid != made])
+    return name.as_string(connection)
+
+
+def remove_function(connection: Connection, table: VectorTable, plain: str) -> None:
+    """Drop the functions ``plain`` of the table's schema that rowvec made, if any; raises as ``replace_function``."""
+    with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
+        ours = query("search", "our_functions")
+        found = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
+        _drop(connection, [signature for signature, _ in found])
+
+
+@contextmanager
+def _refusals(name: str) -> Generator[None]:
+    """Raise ``TargetError`` if a view depends on the function, or another function has its name."""
+    try:
+        yield
+    except (pg.DependentObjectsStillExist, pg.InvalidFunctionDefinition) as error:
+        raise TargetError(
+            f"the search function {name} cannot be replaced ({error.diag.message_primary}); drop what depends on it, "
+            "or the function itself, and run again"
+        ) from error
+
+
+def _create(connection: Connection, table: VectorTable, choice: IndexChoice, name: sql.Identifier) -> int:
+    """Returns the function's oid."""
+    body = _body(table, choice, generations(connection, table, "_search", COLUMNS))
+    function = query(
+        "search",
+        "function",
+        name=name,
+        arguments=arguments(
+            table,
+            [
+                ("query", vector_type(table)),
+                ("k", sql.SQL("integer DEFAULT 10")),
+                ("oversampling", sql.SQL("integer DEFAULT {}").format(sql.Literal(choice.oversampling))),
+                ("filter", sql.SQL("jsonb DEFAULT NULL")),
+            ],
+        ),
+        results=results(table),
+        seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
+        # No parallel workers with an index: those of the exact search, which is seldom needed, would start every time.
+        workers=sql.SQL("DEFAULT" if choice.kind == "none" else "0"),
+        body=sql.Literal(body.as_string(connection)),
+    )
+    connection.execute(function)
+    return commented(connection, name, sql.SQL("{}, integer, integer, jsonb").format(vector_type(table)), _COMMENT)
+
+
+def results(table: VectorTable, *more: sql.SQL) -> sql.Composed:
+    """The columns that a search function gives."""
+    own = definitions((*table.key, *table.metadata))
+    return sql.SQL(", ").join([own, sql.SQL("content text"), sql.SQL("distance double precision"), *more])
+
+
+def commented(connection: Connection, name: sql.Identifier, types: sql.Composed, comment: LiteralString) -> int:
+    """Give a function the comment by which ``our_functions`` knows it; returns its oid."""
+    connection.execute(query("search", "comment_function", name=name, types=types, comment=sql.Literal(comment)))
+    signature = sql.SQL("{} ({})").format(name, types).as_string(connection)
+    found = connection.execute(query("search", "function_oid", signature=sql.Literal(signature))).fetchone()
+    return int(found[0]) if found else 0
+
+
+def known_columns(table: VectorTable) -> sql.Composed:
+    """The columns a filter may name, as a ``text[]``."""
+    known = (sql.Literal(c.name) for c in (*table.key, *table.metadata))
+    return sql.SQL("ARRAY[{}]::text[]").format(sql.SQL(", ").join(known))
+
+
+def equal_to_filter(table: VectorTable) -> sql.Composed:
+    """The condition that a row has the values that the filter, ``$4``, names."""
+    return sql.SQL(" AND ").join(_equals(column) for column in (*table.key, *table.metadata))
+
+
+def generations(connection: Connection, table: VectorTable, suffix: str, columns: LiteralString) -> sql.Composed:
+    """The head of a body: a switch of generations is then no error to a caller during the switch or after it.
+
+    ``columns``: what the function ``<table><suffix>`` gives after key and metadata.
+    """
+    written = table.identifier.as_string(connection)
+    name = sql.Identifier(table.schema, cut_name(table.name, suffix))
+    (oid,) = connection.execute(query("search", "table_oid"), {"table": written}).fetchone() or (None,)
+    before = generation_before(connection, table.schema, table.name)
+    former: sql.Composable = sql.SQL("")
+    if before and before.dimensions != table.dimensions and _has_columns(connection, table, before.table):
+        function = sql.Identifier(table.schema, cut_name(before.table, suffix))
+        former = query(
+            "search",
+            "function_former",
+            dimensions=sql.Literal(before.dimensions),
+            asked=table.dimensions_of(sql.SQL("$1")),
+            function=sql.Literal(function.as_string(connection)),
+            again=sql.Literal(_call(table, function, columns).as_string(connection)),
+        )
+    return query(
+        "search",
+        "function_generations",
+        table=table.identifier,
+        name=sql.Literal(written),
+        oid=sql.Literal(oid or 0),
+        again=sql.Literal(_call(table, name, columns).as_string(connection)),
+        former=former,
+    )
+
+
+def _call(table: VectorTable, function: sql.Identifier, columns: LiteralString) -> sql.Composed:
+    own = names((*table.key, *table.metadata))
+    return sql.SQL("SELECT {}, {} FROM {} ($1, $2, $3, $4)").format(own, sql.SQL(columns), function)
+
+
+def _has_columns(connection: Connection, table: VectorTable, former: str) -> bool:
+    """Whether the generation before gives the same columns in the same types, and takes the same type of query."""
+    stored = {(name, kind) for name, kind, _ in stored_columns(connection, table.schema, former)}
+    kinds = {_LENGTH.sub("", kind) for name, kind in stored if name == "embedding"}
+    # Of pgvector's types only ``vector`` is cast to the others implicitly.
+    return (
+        bool(kinds & {table.layout.type_name} or table.precision == "float32")
+        and {(c.name, c.pg_type) for c in (*table.key, *table.metadata)} <= stored
+    )
+
+
+def _body(table: VectorTable, choice: IndexChoice, first: sql.Composed) -> sql.Composed:
+    columns = (*table.key, *table.metadata)
+    values = SearchValues(vector=sql.SQL("$1"), k=sql.SQL("$2"), oversampling=sql.SQL("$3"), condition=sql.SQL("true"))
+    plain = statement(table, choice, "adaptive", values)
+    filtered = statement(
+        table,
+        choice,
+        "adaptive",
+        replace(values, condition=equal_to_filter(table)),
+        Filtered(
+            most_matches=sql.SQL("rowvec_most_matches"),
+            visits=sql.SQL("rowvec_visits"),
+            most_visits=sql.SQL("rowvec_most_visits"),
+        ),
+    )
+    estimate: sql.Composable = sql.SQL("")
+    if by_index(choice, "adaptive"):
+        estimate = query(
+            "search",
+            "function_estimate",
+            schema=sql.Literal(table.schema),
+            name=sql.Literal(table.name),
+            plan=filter_plan(
+                table,
+                rows=sql.SQL("estimate.rows"),
+                matching=sql.SQL("estimate.matching"),
+                cost=sql.SQL("estimate.cost"),
+                shortlist=shortlist_length(choice, "adaptive", values),
+            ),
+        )
+    known = ", ".join(column.name for column in columns)
+    return query(
+        "search",
+        "function_body",
+        generations=first,
+        most_k=sql.Literal(MOST_K),
+        most_oversampling=sql.Literal(MOST_OVERSAMPLING),
+        limits_message=sql.Literal(LIMITS),
+        filterable=known_columns(table),
+        known=sql.Literal(f"the filter names no key or metadata column; there are: {known}; it has: "),
+        settings=plain.settings,
+        statement=plain.rows,
+        estimate=estimate,
+        filtered_settings=filtered.settings,
+        filtered_statement=filtered.rows,
+    )
+
+
+def _equals(column: PgColumn) -> sql.Composed:
+    name, identifier = sql.Literal(column.name), sql.Identifier("t", column.name)
+    if _LENGTH.sub("", column.pg_type) in _COMPARED:
+        return query("search", "filter_equals_typed", name=name, column=identifier, type=cast_of(column))
+    return query("search", "filter_equals", name=name, column=identifier)
+
+
+def arguments(table: VectorTable, wanted: list[tuple[LiteralString, sql.Composable]]) -> sql.Composed:
+    """The parameters. A name that a result column has too gets underscores: both are variables of the function."""
+    taken = {column.name for column in table.columns}
+    named: list[sql.Composable] = []
+    for name, rest in wanted:
+        free = name
+        while free in taken:
+            free += "_"
+        named.append(sql.SQL("{} {}").format(sql.Identifier(free), rest))
+    return sql.SQL(", ").join(named)
+
+
+def vector_type(table: VectorTable) -> TypeName:
+    """The type of a query, without its length."""
+    return TypeName(table.layout.type_name)
+
+
+def _drop(connection: Connection, signatures: list[str]) -> None:
+    for signature in signatures:
+        # The text of a regprocedure, which the database itself wrote and quoted.
+        written = sql.SQL(cast("LiteralString", signature))
+        connection.execute(query("search", "drop_function", signature=written))

@@ -1,0 +1,149 @@
+"""A source outside the target's database (files, images, another database), compared by hashes of its rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pyarrow as pa
+from psycopg import sql
+
+from rowvec.ledger.pipelines import PipelineId
+from rowvec.ledger.plans import Plan, count_batches, plan_rows
+from rowvec.ledger.rejects import add_refused_row
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
+from rowvec.postgres.fragments import as_own_type, key_digest, key_json, names
+from rowvec.postgres.isolation import Refusal
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_table import VectorTable, find_table
+from rowvec.sources.files.pg_text import pg_text
+from rowvec.sources.hash_stream import digest_of_key, pack_digests
+from rowvec.stages.extract.hashed_source import (
+    copy_changes,
+    mark_changes,
+    open_hashed_source,
+    reject_unusable,
+    stored_pairs,
+)
+from rowvec.stages.extract.limits import refuse_beyond_limits
+from rowvec.stages.extract.live import LivePlan
+from rowvec.stages.extract.protocol import Evidence
+from rowvec.stages.extract.recheck import compare_by_hash, moved_since
+from rowvec.stages.extract.request import Request, check_empty, store_plan
+from rowvec.stages.images.upload import note_images
+from rowvec.vectors.fingerprint import Identity
+
+
+class HashComparedSource:
+    """See ``SourceStrategy``: hashes of all rows are compared, and only rows that changed travel."""
+
+    def __init__(
+        self, connection: Connection, pipeline: Pipeline, identity: Identity, pipeline_id: PipelineId, *, moves: bool
+    ) -> None:
+        """``moves``: whether rows may change while a run is at work, without an error."""
+        self._connection, self._pipeline = connection, pipeline
+        self._identity, self._pipeline_id = identity, pipeline_id
+        self._moves = moves
+
+    def extract(self, request: Request) -> Plan:
+        """See ``SourceStrategy``."""
+        return without_blocking(lambda: _extract(self._connection, request))
+
+    def count_lost(self, plan: Plan) -> int:
+        """See ``SourceStrategy``: a row has one vector."""
+        return plan.counts.deleted
+
+    def read_again(self, plan: Plan) -> LivePlan:
+        """See ``SourceStrategy``. The hashes are read again only if rows may have moved."""
+        moved = moved_since(self._connection, self._pipeline, plan) if self._moves else []
+        return LivePlan(connection=self._connection, plan=plan, moved=moved)
+
+    def compare_merged(self, plan: Plan) -> Evidence | None:
+        """See ``SourceStrategy``. The plan's rows are dropped, as nothing reads them any more.
+
+        If rows may move, only rows that the plan has as the source has them now are missing; the others are pending.
+        """
+        compared = compare_by_hash(
+            self._connection, self._pipeline, self._identity, self._pipeline_id, plan.table, plan
+        )
+        self._connection.execute(query("by_hash", "drop_plan", plan=plan.rows))
+        wrong = [key for _, key, _ in compared.differences if not self._moves or key in compared.planned]
+        missing = tuple("(" + ", ".join(map(str, key)) + ")" for key in wrong)
+        if len(wrong) < len(compared.differences):
+            return Evidence(pending=len(compared.differences) - len(wrong), missing=missing)
+        return Evidence(missing=missing, source=compared.source, table=compared.table)
+
+    def compare_for_audit(self, table: VectorTable) -> Callable[[], None]:
+        """See ``SourceStrategy``."""
+        found = compare_by_hash(self._connection, self._pipeline, self._identity, self._pipeline_id, table).differences
+        values = {
+            "keys": [json.dumps(key) for _, key, _ in found],
+            "kinds": [kind for kind, _, _ in found],
+            "reasons": [reason for _, _, reason in found],
+        }
+
+        def add() -> None:
+            self._connection.execute(query("by_hash", "add_findings"), values)
+
+        return add
+
+
+def _extract(connection: Connection, request: Request) -> Plan:
+    """Compare source and vector table by hashes, read what changed, and store the plan.
+
+    Memory does not grow with the rows, except for one byte per row of a file, or 16 bytes per changed row of a
+    database.
+    """
+    pipeline, identity = request.pipeline, request.identity
+    with open_hashed_source(connection, pipeline, identity, request.run_id) as source, connection.transaction():
+        use_one_snapshot(connection)
+        table = VectorTable.of(pipeline, source.key, source.metadata)
+        exists = find_table(connection, table)
+        stored = stored_pairs(connection, pipeline, identity, table) if exists else iter(())
+        gone = mark_changes(source, source.pairs(), stored)
+        check_empty(pipeline, source)
+
+        def refuse(row: pa.RecordBatch, refusal: Refusal) -> None:
+            texts = [pg_text(row.column(column.name))[0].as_py() for column in table.key]
+            hashes = (row.column("fingerprint")[0].as_py(), row.column("metadata_hash")[0].as_py())
+            whose = (sql.Literal(request.pipeline_id), request.run_id, table.key)
+            add_refused_row(connection, whose, texts, hashes, refusal)
+            if row.column("rowvec_action")[0].as_py() != "new":
+                gone.append(pack_digests([digest_of_key(texts)]))  # its old version is outdated
+
+        copy_changes(connection, source, table.key, table.metadata, gone, refuse)
+        note_images(connection, pipeline.name, source.images(everything=request.note_all_images))
+        reject_unusable(connection, request, source.rejects())
+        return _store(connection, request, table, exists=exists)
+
+
+def _store(connection: Connection, request: Request, table: VectorTable, *, exists: bool) -> Plan:
+    parts = {"pipeline_id": sql.Literal(request.pipeline_id), "key_json": key_json(table.key, "d")}
+    connection.execute(query("by_hash", "forget_gone_rejects", run_id=sql.Literal(request.run_id), **parts))
+    holds = query("rejects", "holds_until_changed", row=sql.SQL("d"))
+    connection.execute(query("hashed_source", "leave_out_rejects", holds=holds, **parts))
+    counted = connection.execute(query("by_hash", "count_taken")).fetchone()
+    new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
+    batches = count_batches(new + changed, request.batch_weight)
+    rows = plan_rows(request.run_id)
+    typed = (
+        sql.SQL("{} AS {}, ").format(as_own_type(c, "d"), sql.Identifier(c.name)) for c in (*table.key, *table.metadata)
+    )
+    connection.execute(
+        query(
+            "by_hash",
+            "plan_rows",
+            plan=rows,
+            batch=query("request", "batch", batches=sql.Literal(batches)),
+            typed=sql.SQL("").join(typed),
+        )
+    )
+    if deleted:
+        digest = key_digest(table.key)
+        deletes = query(
+            "by_hash", "plan_deletes", plan=rows, key=names(table.key), table=table.identifier, digest=digest
+        )
+        connection.execute(deletes)
+    refuse_beyond_limits(connection, request, table)
+    return store_plan(connection, request, table, (new, changed, metadata_only, deleted), batches, exists=exists)

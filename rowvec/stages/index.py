@@ -1,0 +1,96 @@
+"""The index stage: a loaded table gets its index, its search functions and its provenance view."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rowvec.index.build import index_state, old_pgvector
+from rowvec.index.choice import Facts, Tuned, choose
+from rowvec.index.history import look
+from rowvec.index.recall import RecallReport
+from rowvec.index.sparsity import sparsity_of
+from rowvec.index.tuning.results import find_tuning
+from rowvec.index.upkeep import keep_fit
+from rowvec.index.vacuum import vacuum_if_due
+from rowvec.index.wear import Reason
+from rowvec.ledger.runs import Run
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_index import IndexChoice
+from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.telemetry import traced
+from rowvec.searches.hybrid import Hybrid, drop_text_indexes, ensure_text_index
+from rowvec.searches.hybrid_function import drop_hybrid_function, install_hybrid_function
+from rowvec.searches.provenance_view import install_provenance
+from rowvec.searches.sql_function import install_search_function
+from rowvec.stages.work import open_stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexed:
+    """The index a vector table has now, and how many rows it is for."""
+
+    choice: IndexChoice
+    rows: int
+    recall: RecallReport | None
+    """None if there is no index."""
+    seconds: float
+    reason: Reason | None = None
+    """Why an index was built; None if none was."""
+    notes: tuple[str, ...] = ()
+    """What the index's upkeep found and did, one sentence each; ``validate.check_serving`` reports it."""
+
+
+def serve(
+    connection: Connection, table: VectorTable, pipeline: Pipeline, *, rebuild: bool = False, measure: bool = False
+) -> Indexed:
+    """Give the table the index that it needs, its search functions and its provenance view.
+
+    ``rebuild``: rebuild the index even if nothing is wrong with it. ``measure``: see ``upkeep.keep_fit``. The
+    connection must not be in a transaction.
+    """
+    started = time.monotonic()
+    indexed = any(state.valid for state in index_state(connection, table))
+    looked = look(connection, table)
+    tuned = find_tuning(connection, table)
+    facts = Facts(
+        rows=looked.rows,
+        dimensions=table.dimensions,
+        precision=table.precision,
+        bits=table.bits,
+        metric=table.metric,
+        indexed=indexed,
+        sparsity=sparsity_of(connection, table, indexed=indexed),
+    )
+    choice = choose(facts, pipeline.index, Tuned(choice=tuned.choice, rows=tuned.rows) if tuned else None)
+    kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild, measure=measure)
+    vacuumed = vacuum_if_due(connection, table)
+    _install_functions(connection, table, pipeline, kept.choice)
+    install_provenance(connection, table)
+    return Indexed(
+        choice=kept.choice,
+        rows=looked.rows,
+        recall=kept.recall,
+        seconds=time.monotonic() - started,
+        reason=kept.reason,
+        notes=(*kept.notes, *filter(None, (vacuumed, old_pgvector(connection, kept.choice)))),
+    )
+
+
+def _install_functions(connection: Connection, table: VectorTable, pipeline: Pipeline, choice: IndexChoice) -> None:
+    install_search_function(connection, table, choice)
+    if pipeline.search.hybrid:
+        hybrid = Hybrid(language=pipeline.search.language)
+        ensure_text_index(connection, table, hybrid)
+        install_hybrid_function(connection, table, choice, hybrid)
+    else:
+        drop_text_indexes(connection, table)
+        drop_hybrid_function(connection, table)
+
+
+@traced("index")
+def run(pipeline: Pipeline, run: Run) -> Indexed:
+    """Give the vector table its index and the search functions that use it."""
+    with open_stage(pipeline, run, "index") as work:
+        return serve(work.connection, work.plan.table, work.pipeline)

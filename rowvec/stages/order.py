@@ -1,0 +1,115 @@
+"""The order of a sync's stages, written once: the flow, the cluster, tests and benchmarks all follow it.
+
+Each caller says how a stage is run: ``IN_PROCESS`` calls it, the flow runs it as a Prefect task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from rowvec.ledger.generations import effective
+from rowvec.ledger.plans import Plan
+from rowvec.ledger.runs import Run, running
+from rowvec.pipeline import Pipeline
+from rowvec.stages import binarize, embed, index, load, merge, upload, validate
+from rowvec.stages.batch import Batch
+from rowvec.stages.batch_api import submit
+from rowvec.stages.batch_api.submit import Awaited, may_have_jobs
+from rowvec.stages.extract import stage as extract
+from rowvec.stages.images import lost
+from rowvec.stages.images import upload as images
+from rowvec.stages.index import Indexed
+from rowvec.stages.merge import Merged, Round
+from rowvec.stages.report import SyncReport, conclude
+
+# Rows written while a round runs are read by the next round; a source that never rests is left to the next run.
+MAX_ROUNDS = 3
+
+
+class BatchStage(Protocol):
+    """The module of a stage that works on one batch."""
+
+    def run(self, pipeline: Pipeline, batch: Batch) -> Batch:
+        """Do the stage's work on a batch; returns the batch with the stage's figures."""
+        ...
+
+
+BATCH_STAGES: dict[str, BatchStage] = {
+    "images": images,
+    "embed": embed,
+    "binarize": binarize,
+    "upload": upload,
+    "load": load,
+}
+"""Name and module of each stage of a batch, first to last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """How a caller runs each stage of a round."""
+
+    extract: Callable[[Pipeline, Run], Plan]
+    submit_jobs: Callable[[Pipeline, Run], Awaited]
+    lost_images: Callable[[Pipeline, Run], int]
+    batches: Callable[[Pipeline, Run, int], list[Batch]]
+    """Takes so many batches through ``batch_stages``, in any order and at any time, and returns them all."""
+    merge: Callable[[Pipeline, Run], Merged]
+    index: Callable[[Pipeline, Run], Indexed]
+    validate: Callable[[Pipeline, Run, list[Round], Indexed], SyncReport]
+
+
+def batch_stages(pipeline: Pipeline) -> list[str]:
+    """The names of the stages that a batch of this pipeline goes through, first to last."""
+    return [name for name in BATCH_STAGES if name != "images" or pipeline.source.kind == "images"]
+
+
+def through_all_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:
+    """Take one batch through all its stages in this process."""
+    batch = Batch.of(run, number)
+    for name in batch_stages(pipeline):
+        batch = BATCH_STAGES[name].run(pipeline, batch)
+    return batch
+
+
+def bring_up_to_date(pipeline: Pipeline, run: Run, stages: Stages) -> Round:
+    """One round: a plan, its batches through all their stages, and a merge."""
+    plan = stages.extract(pipeline, run)
+    if may_have_jobs(pipeline):
+        stages.submit_jobs(pipeline, run).conclude(pipeline)
+    again = stages.lost_images(pipeline, run) if plan.lost_images else 0
+    done = stages.batches(pipeline, run, plan.batches)
+    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run), images_again=again)
+
+
+def through_all_rounds(pipeline: Pipeline, run: Run, stages: Stages) -> SyncReport:
+    """A whole sync within a run: rounds until nothing is pending, then the index and the verdict."""
+    rounds = [bring_up_to_date(pipeline, run, stages)]
+    while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:
+        rounds.append(bring_up_to_date(pipeline, run, stages))
+    return stages.validate(pipeline, run, rounds, stages.index(pipeline, run))
+
+
+IN_PROCESS = Stages(
+    # Each looks its stage up when it is called, so that a stage that was replaced is the one that runs.
+    extract=lambda pipeline, run: extract.run(pipeline, run),
+    submit_jobs=lambda pipeline, run: submit.run(pipeline, run),
+    lost_images=lambda pipeline, run: lost.run(pipeline, run),
+    batches=lambda pipeline, run, count: [through_all_stages(pipeline, run, n) for n in range(count)],
+    merge=lambda pipeline, run: merge.run(pipeline, run),
+    index=lambda pipeline, run: index.run(pipeline, run),
+    validate=lambda pipeline, run, rounds, indexed: validate.run(pipeline, run, rounds, indexed),
+)
+"""Every stage called in this process, one after the other, without an orchestrator."""
+
+
+def sync(pipeline: Pipeline, cause: str, stages: Stages = IN_PROCESS) -> SyncReport:
+    """One run of a pipeline, from its start in the ledger to its verdict.
+
+    Raises ``PipelineBusy`` if another run holds the pipeline, ``Inconsistent`` with the report if a check failed, and
+    what the stages raise.
+    """
+    pipeline = effective(pipeline)
+    with running(pipeline, cause) as run:
+        return conclude(through_all_rounds(pipeline, run, stages))
