@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    get_current_settings,
+    temporary_settings,
+)
 
 
 def is_configured() -> bool:
@@ -17,14 +25,23 @@ def is_configured() -> bool:
 
 
 @contextmanager
-def reporting_to(api: str, secret: str) -> Generator[None]:
-    """Within this context, this process reports to the server at this address; ``secret`` is USER:PASSWORD."""
+def reporting_to(api: str, secret: str | None = None) -> Generator[None]:
+    """Within this context, this process reports to the server at this address.
+
+    ``secret`` is USER:PASSWORD of a server that only this command knows and that ends with it. Nobody reads its logs or
+    waits for a sign of life, so neither is sent: a flow waits for the thread of its heartbeat, up to a second.
+    """
+    settings: dict[Any, Any] = {PREFECT_API_URL: api}
     # Prefect's own threads do not have the settings of this context; they read the environment.
-    set_by_us = {"PREFECT_API_URL": api, "PREFECT_API_AUTH_STRING": secret}
+    set_by_us = {"PREFECT_API_URL": api}
+    if secret is not None:
+        settings |= {PREFECT_API_AUTH_STRING: secret, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        settings |= {PREFECT_LOGGING_TO_API_ENABLED: False}
+        set_by_us |= {"PREFECT_API_AUTH_STRING": secret, "PREFECT_LOGGING_TO_API_ENABLED": "false"}
     before = {name: os.environ.get(name) for name in set_by_us}
     os.environ.update(set_by_us)
     try:
-        with temporary_settings({PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: secret}):
+        with temporary_settings(settings):
             try:
                 yield
             except Exception:

@@ -28,13 +28,13 @@ _SETTINGS = {
 def run_flow(name: str, **parameters: Any) -> Any:
     """Run the flow of this name and show its progress on stderr; returns its result.
 
-    The run then appears in the Prefect UI and sends its alarms. This costs 2 s if ``PREFECT_API_URL`` names a server,
-    and 10 s if the command has to start one; if that ends by itself, the command ends too. Raises what the flow raises,
-    and what ``load_flow`` and ``prefect_api`` raise.
+    The run then appears in the UI of the server that ``prefect_api`` finds, and sends its alarms. Raises what the flow
+    raises, and what ``load_flow`` and ``prefect_api`` raise.
     """
-    flow = load_flow(name)
-    with prefect_api(), shown_progress(err):
-        return flow(**parameters)
+    with shown_progress(err):
+        flow = load_flow(name)
+        with prefect_api():
+            return flow(**parameters)
 
 
 def load_flow(name: str) -> Callable[..., Any]:

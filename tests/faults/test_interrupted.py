@@ -202,19 +202,43 @@ def test_a_server_that_the_users_profile_names_is_used(
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    assert not list((tmp_path / "home").glob("prefect/commands*"))
+    assert not list((tmp_path / "home").glob("prefect/server-*"))
     assert [path.name for path in profiles.parent.iterdir()] == ["profiles.toml"]
 
 
-def test_a_server_that_does_not_start_says_why_in_the_commands_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An own ROWVEC_HOME, and no server that the environment names."""
     monkeypatch.setenv("ROWVEC_HOME", str(tmp_path))
-    # A folder in the place of its database, which a restart cannot delete.
-    (home_folder("prefect") / f"commands-{version('prefect')}.db" / "in the way").mkdir(parents=True)
-    began = time.monotonic()
-    said = r"has ended: .*unable to open database file.*PREFECT_API_URL"
+    return home_folder("prefect")
+
+
+def test_a_server_that_does_not_start_says_why_in_the_commands_sentence(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uvicorn.py").write_text("raise ValueError('not today')", "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = r"has ended: ValueError: not today; .*PREFECT_API_URL"
     with pytest.raises(MachineError, match=said), prefect_api():
-        pytest.fail("a server without a database was used")
-    assert time.monotonic() - began < 60
+        pytest.fail("a server that has ended was used")
+    assert left_behind(tmp_path) == []
+    assert list(home.glob("server-*")) == []
+
+
+def test_a_server_keeps_nothing_but_an_empty_database_and_heals_one_that_it_cannot_use(
+    home: Path, tmp_path: Path
+) -> None:
+    empty = home / f"empty-{version('prefect')}.db"
+    empty.write_bytes(b"no database")
+    killed = home / "server-killed"
+    killed.mkdir()
+    (killed / "lock").touch()
+    with prefect_api():
+        (used,) = home.glob("server-*")
+        assert used != killed
+    assert [path.name for path in home.iterdir()] == [empty.name]
+    with sqlite3.connect(empty) as kept:
+        assert kept.execute("SELECT count(*) FROM flow_run").fetchall() == [(0,)]
+        assert kept.execute("SELECT count(*) > 0 FROM block_type").fetchall() == [(1,)]
+    kept.close()
     assert left_behind(tmp_path) == []

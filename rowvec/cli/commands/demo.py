@@ -13,7 +13,8 @@ def demo(as_json: AsJson = False) -> None:
     """Sync and search a gallery of 240 paintings on the embedded Postgres: no account, no network."""
     from rowvec.cli.demo import gallery  # late: only this command needs it
 
-    sync_flow = load_flow("sync")
-    with prefect_api(), shown_progress(err):
-        report = gallery.run(sync_flow, quiet=as_json)
+    with shown_progress(err):
+        sync_flow = load_flow("sync")
+        with prefect_api():
+            report = gallery.run(sync_flow, quiet=as_json)
     emit(report, as_json, lambda: None)
