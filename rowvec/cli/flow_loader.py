@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -35,6 +36,14 @@ def run_flow(name: str, **parameters: Any) -> Any:
         flow = load_flow(name)
         with prefect_api():
             return flow(**parameters)
+
+
+@contextmanager
+def one_server(name: str) -> Generator[None]:
+    """Within this context, all runs of the flow of this name report to one server, which is started at most once."""
+    load_flow(name)
+    with prefect_api():
+        yield
 
 
 def load_flow(name: str) -> Callable[..., Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from datetime import date, datetime
 from typing import Any
 
@@ -16,6 +17,8 @@ from rowvec.runtime.display import json_text, one_line
 
 out = Terminal()
 err = Terminal(stderr=True)
+
+_gathered: list[list[dict[str, Any]]] = []
 
 
 def emit(data: dict[str, Any], as_json: bool, for_people: Callable[[], None]) -> None:
@@ -44,7 +47,39 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], 
     out.print(grid, markup=False)
 
 
+@contextmanager
+def gathered(as_json: bool) -> Generator[None]:
+    """Within this context JSON objects are not printed; at its end they are, as one list."""
+    if not as_json:
+        yield
+        return
+    _gathered.append([])
+    try:
+        yield
+    finally:
+        _print_json(_gathered.pop())
+
+
+@contextmanager
+def heading(name: str, as_json: bool) -> Generator[None]:
+    """Within this context all that is printed is about this file, one of several."""
+    if not as_json:
+        out.print(f"{name}:", style="bold", soft_wrap=True)
+        yield
+        return
+    before = len(_gathered[-1])
+    yield
+    _gathered[-1][before:] = [{"file": name, **found} for found in _gathered[-1][before:]]
+
+
 def _write_json(data: dict[str, Any]) -> None:
+    if _gathered:
+        _gathered[-1].append(data)
+    else:
+        _print_json(data)
+
+
+def _print_json(data: object) -> None:
     try:
         written = json.dumps(data, default=_plain, ensure_ascii=False, allow_nan=False)
     except ValueError:

@@ -9,12 +9,33 @@ from rowvec.images.content import is_image
 from rowvec.index.tuning.results import Tuning
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
+from rowvec.operations.setup.finding import Finding, State
 from rowvec.pipeline.model import BILLED
+from rowvec.runtime.display import one_line
 from rowvec.stages.report import Check, RestoreReport, SyncReport
 
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
 _TEXT_WIDTH = 200
 _FIGURES = ("content", "distance", "score", "vector_rank", "text_rank")
+
+
+_STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "fault": "red"}
+
+
+def finding(found: Finding) -> None:
+    """Print one line of a check, and what to do below it."""
+    lines = [f"{found.state:<8}{found.name:<12} {one_line(found.detail)}"]
+    if found.remedy:
+        lines.append(f"{'':<21}{one_line(found.remedy)}")
+    out.print("\n".join(lines), style=_STYLES[found.state], soft_wrap=True)
+
+
+def checked(faults: int, warnings: int) -> None:
+    """Print the outcome of a check."""
+    if faults:
+        out.print(f"{faults:,} fault(s), {warnings:,} warning(s): a sync would fail.", style="bold red")
+    else:
+        out.print(f"No fault, {warnings:,} warning(s): a sync can run.", style="bold green")
 
 
 def sync(report: SyncReport) -> None:

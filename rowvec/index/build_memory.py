@@ -18,6 +18,11 @@ from rowvec.postgres.vector_index import IndexChoice
 _ELEMENT_BYTES = 200
 _LINK_BYTES = 16
 _MEMORY_SHARE = 4
+# On disk a link is six bytes, and an element with its headers about 90 more than its vector. Measured for HNSW over
+# 117,659 x 256: 159 MB on floats, 97 MB on halfvec, 39 MB on bits; IVFFlat 139 MB.
+_STORED_LINK_BYTES = 6
+_STORED_ELEMENT_BYTES = 90
+_STORED_ITEM_BYTES = 40
 _SMALLEST_MEMORY = 64 * 2**20
 
 # IVFFlat's k-means (Elkan's) draws fifty rows per list, and keeps a bound for each pair of a row and a centre. pgvector
@@ -75,10 +80,24 @@ def build_memory(rows: int, dimensions: int, choice: IndexChoice, *, configured:
 def needed_memory(rows: int, dimensions: int, choice: IndexChoice) -> int:
     """Bytes that the build of an index over ``rows`` vectors takes, with a safety margin."""
     held = choice.prefix or dimensions
-    value = held // 8 if choice.on == "bits" else held * (2 if choice.opclass.startswith("half") else 4)
+    value = _value_bytes(held, choice)
     if choice.kind == "ivfflat":
         return _lists_memory(rows, held, value, choice.lists)
     return rows * (value + _ELEMENT_BYTES + _LINK_BYTES * 3 * choice.m) * 5 // 4
+
+
+def index_bytes(rows: int, dimensions: int, choice: IndexChoice) -> int:
+    """Bytes that an index over ``rows`` vectors takes on disk, about."""
+    value = _value_bytes(choice.prefix or dimensions, choice)
+    if choice.kind == "ivfflat":
+        return rows * (value + _STORED_ITEM_BYTES) * 11 // 10
+    return rows * (value + _STORED_ELEMENT_BYTES + _STORED_LINK_BYTES * 2 * choice.m * 17 // 16)
+
+
+def _value_bytes(dimensions: int, choice: IndexChoice) -> int:
+    if choice.on == "bits":
+        return dimensions // 8
+    return dimensions * (2 if choice.opclass.startswith("half") else 4)
 
 
 def _lists_memory(rows: int, dimensions: int, value: int, lists: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -22,6 +23,36 @@ _REFERENCE = re.compile(
 _OPTIONAL = frozenset({"OPENAI_BASE_URL"})
 
 ReadBlock = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A place in a pipeline that names a variable or a block."""
+
+    part: str
+    key: str
+    """With its part, as in ``embedder.api_key``."""
+    variable: str | None
+    """None if it names a block."""
+    optional: bool
+    """Whether the key has a default that is taken if the variable is not set."""
+
+
+def references(pipeline: Pipeline) -> list[Reference]:
+    """All references of a pipeline, in the order of its keys."""
+    return [
+        Reference(
+            part=part,
+            key=f"{part}.{key}",
+            variable=match["variable"],
+            optional=match["variable"] in _OPTIONAL and match[0] == text,
+        )
+        for part in Pipeline.model_fields
+        if part != "name"
+        for key, text in getattr(pipeline, part)
+        if isinstance(text, str) and key != "content"
+        for match in _REFERENCE.finditer(text)
+    ]
 
 
 def resolve(pipeline: Pipeline, needed: frozenset[str] | None = None) -> Pipeline:

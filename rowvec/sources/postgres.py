@@ -16,6 +16,7 @@ from rowvec.postgres.columns import PgColumn, listed
 from rowvec.postgres.connection import Connection, target_url
 from rowvec.postgres.fragments import names
 from rowvec.postgres.queries import query
+from rowvec.runtime.suggestion import did_you_mean
 from rowvec.sources.encoding import readable_rows
 
 NOT_BLANK = "[^ \t\n\r\f\v]"
@@ -114,7 +115,9 @@ def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource,
     parsed = template.parse(source.content or "")
     for name in (*source.key, *source.metadata, *parsed.columns, *([vector_column] if vector_column else [])):
         if name not in types:
-            raise SourceError(f"the source has no column {name!r}; it has {listed(sorted(types))}")
+            raise SourceError(
+                f"the source has no column {name!r}; it has {listed(sorted(types))}{did_you_mean(name, types)}"
+            )
     key = tuple(PgColumn(name, types[name]) for name in source.key)
     read = (*source.metadata, *parsed.columns, *([vector_column] if vector_column else []))
     readable = readable_rows(connection, relation, key, (PgColumn(name, types[name]) for name in read))

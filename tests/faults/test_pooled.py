@@ -14,10 +14,12 @@ from rowvec.operations.audit import run_audit
 from rowvec.operations.repair import prepare_repair
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.operations.search import search
+from rowvec.operations.setup.check import Scope, check
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import connect
 from rowvec.stages import dry_run
 from tests.support import paintings as gallery
+from tests.support.cli_process import write_pipeline
 from tests.support.servers.pgbouncer import pooling
 
 # What a session of the application must be like each time that the pooler gives it one.
@@ -87,6 +89,8 @@ def test_every_command_works_and_other_sessions_stay_as_they_are(
             _whole_cycle(direct, pipeline)
             assert gallery.sync(chunked).new == 60
             assert run_audit(chunked).consistent
+            checked = check(write_pipeline(chunked, tmp_path), Scope())
+            assert {one.name: one.state for one in checked}["pooler"] == "warning"
         finally:
             for application in applications:
                 application.over.set()

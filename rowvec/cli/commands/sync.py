@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rowvec.cli import render
-from rowvec.cli.commands.options import AsJson, File
-from rowvec.cli.flow_loader import run_flow
+from rowvec.cli.commands.options import AsJson, Files
+from rowvec.cli.failures import each
+from rowvec.cli.flow_loader import one_server, run_flow
 from rowvec.cli.output import emit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
@@ -17,7 +20,7 @@ from rowvec.stages.report import SyncReport
 
 
 def sync(
-    file: File,
+    files: Files,
     as_json: AsJson = False,
     max_delete_fraction: Annotated[
         float | None,
@@ -28,16 +31,27 @@ def sync(
     ] = 0,
 ) -> None:
     """Bring the vector table in step with its source: the main command."""
-    pipeline = _with_limit(load(file), max_delete_fraction)
-    when_busy = "wait" if wait else "fail"
-    report: SyncReport = run_flow("sync", pipeline=pipeline, cause="command", when_busy=when_busy, wait_minutes=wait)
-    emit(report.as_json(), as_json, lambda: render.sync(report))
+
+    def one(file: Path) -> None:
+        pipeline = _with_limit(load(file), max_delete_fraction)
+        when_busy = "wait" if wait else "fail"
+        report: SyncReport = run_flow(
+            "sync", pipeline=pipeline, cause="command", when_busy=when_busy, wait_minutes=wait
+        )
+        emit(report.as_json(), as_json, lambda: render.sync(report))
+
+    with one_server("sync") if len(files) > 1 else nullcontext():
+        each(files, as_json, one)
 
 
-def plan(file: File, as_json: AsJson = False) -> None:
+def plan(files: Files, as_json: AsJson = False) -> None:
     """Show what a sync would do: rows, tokens, cost. Spends nothing."""
-    found = dry_run.plan(load(file))
-    emit(found, as_json, lambda: render.plan(found))
+
+    def one(file: Path) -> None:
+        found = dry_run.plan(load(file))
+        emit(found, as_json, lambda: render.plan(found))
+
+    each(files, as_json, one)
 
 
 def _with_limit(pipeline: Pipeline, limit: float | None) -> Pipeline:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rowvec.cli import render
-from rowvec.cli.commands.options import AsJson, File
-from rowvec.cli.flow_loader import run_flow
+from rowvec.cli.commands.options import AsJson, File, Files
+from rowvec.cli.failures import each
+from rowvec.cli.flow_loader import one_server, run_flow
 from rowvec.cli.output import emit
 from rowvec.errors import UsageError
 from rowvec.operations.audit import AuditReport, conclude_audit, run_audit
@@ -22,7 +25,7 @@ from rowvec.stages.report import RestoreReport
 
 
 def audit(
-    file: File,
+    files: Files,
     repair: Annotated[bool, typer.Option("--repair", help="Repair what is found, from artifacts first.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -31,12 +34,17 @@ def audit(
     With --repair it is a flow run, which the Prefect UI shows. A plain audit runs without Prefect: it only reads, and
     Prefect would make it 2 to 10 seconds slower.
     """
-    pipeline = load(file)
-    if repair:
-        report: AuditReport = run_flow("audit", pipeline=pipeline, repair=True)
-    else:
-        report = conclude_audit(AuditReport(pipeline=pipeline.name, found=run_audit(pipeline)))
-    emit(report.as_json(), as_json, lambda: render.audit(report.as_json()))
+
+    def one(file: Path) -> None:
+        pipeline = load(file)
+        if repair:
+            report: AuditReport = run_flow("audit", pipeline=pipeline, repair=True)
+        else:
+            report = conclude_audit(AuditReport(pipeline=pipeline.name, found=run_audit(pipeline)))
+        emit(report.as_json(), as_json, lambda: render.audit(report.as_json()))
+
+    with one_server("audit") if repair and len(files) > 1 else nullcontext():
+        each(files, as_json, one)
 
 
 def restore(

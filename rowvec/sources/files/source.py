@@ -21,6 +21,7 @@ from rowvec.pipeline import Pipeline, template
 from rowvec.pipeline.sources import CsvSource, ImagesSource, ParquetSource
 from rowvec.pipeline.template import Column, Template
 from rowvec.postgres.columns import PgColumn, listed
+from rowvec.runtime.suggestion import did_you_mean
 from rowvec.sources.diff import Block, Changes, Rows
 from rowvec.sources.files.external_sort import ExternalSort, Records
 from rowvec.sources.files.rows import LONGEST_KEY, Layout, Rendered, columns_of, is_vector
@@ -377,7 +378,10 @@ def _schema(read: FileFormat, path: Path, wanted: list[str]) -> pa.Schema:
     schema = read.schema(path)
     for name in wanted:
         if name not in schema.names:
-            raise SourceError(f"the file {path.name} has no column {name!r}; it has {listed(schema.names)}")
+            raise SourceError(
+                f"the file {path.name} has no column {name!r}; it has {listed(schema.names)}"
+                + did_you_mean(name, schema.names)
+            )
         if schema.names.count(name) > 1:
             raise SourceError(f"the file {path.name} has two columns called {name!r}; rename one")
     return schema

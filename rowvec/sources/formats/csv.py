@@ -16,6 +16,7 @@ from pyarrow import csv
 
 from rowvec.errors import SourceError
 from rowvec.postgres.columns import listed
+from rowvec.runtime.suggestion import did_you_mean
 
 # Arrow makes its functions when it is imported, so no type checker sees them.
 pc: Any = pyarrow.compute
@@ -63,6 +64,7 @@ class CsvFormat:
         if unknown is not None:
             raise SourceError(
                 f"source.types names a column {unknown!r}, which {path.name} does not have; it has {listed(names)}"
+                + did_you_mean(unknown, names)
             )
         return pa.schema([pa.field(name, _TYPES.get(self._types.get(name, "text"), pa.string())) for name in names])
 
