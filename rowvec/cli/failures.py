@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def status_of(job: Callable[[], int | None], as_json: bool) -> int:
         return WRONG_USE if isinstance(error, UsageError) else FAILED
 
 
-def each(files: Sequence[Path], as_json: bool, job: Callable[[Path], int | None]) -> None:
+def each(files: Sequence[Path], as_json: bool, job: Callable[[Path], int | None], *, headings: bool = True) -> None:
     """Run a job for each file, one after the other, also after one that fails; ends with the worst exit status.
 
     One file is as if there were no list: its JSON is one object, and its error is raised. Of several files, the JSON is
@@ -55,7 +56,7 @@ def each(files: Sequence[Path], as_json: bool, job: Callable[[Path], int | None]
         with gathered(as_json):
             statuses: list[int] = []
             for file in files:
-                with heading(str(file), as_json):
+                with heading(str(file), as_json) if headings or as_json else nullcontext():
                     statuses.append(status_of(partial(job, file), as_json))
         status = worst(statuses)
     if status:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from rowvec.cli.terminal import Terminal
 from rowvec.runtime.progress import listening
 
 # The log of a long run should stay readable: one line per part at its end, and until then one in so many seconds.
@@ -17,9 +17,9 @@ _LINE_SECONDS = 10.0
 
 
 @contextmanager
-def shown_progress(console: Console) -> Generator[None]:
+def shown_progress(console: Terminal) -> Generator[None]:
     """Within this context, show the progress of everything that runs in this process."""
-    if console.is_terminal:
+    if console.is_terminal and not console.quiet and not console.as_json:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -51,7 +51,7 @@ class _Bars:
 class _Lines:
     """One line per part at its end, and one every ten seconds until then."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._console = console
         self._last: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()

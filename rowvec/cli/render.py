@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from rowvec.cli.output import out, table
 from rowvec.images.content import is_image
@@ -10,13 +13,61 @@ from rowvec.index.tuning.results import Tuning
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.operations.setup.finding import Finding, State
+from rowvec.operations.status import PipelineStatus
 from rowvec.pipeline.model import BILLED
 from rowvec.runtime.display import one_line
 from rowvec.stages.report import Check, RestoreReport, SyncReport
 
+if TYPE_CHECKING:
+    from rowvec.operations.setup.init import Written
+
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
 _TEXT_WIDTH = 200
 _FIGURES = ("content", "distance", "score", "vector_rank", "text_rank")
+
+
+_VERDICTS = {"consistent": "green", "inconsistent": "red", "failed": "red", "abandoned": "red"}
+
+
+def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
+    """Print how pipelines stand, and below the table why the last run of one failed."""
+    if not rows:
+        out.print("No pipeline has run against this database yet.")
+        return
+    columns = ("pipeline", "verdict", "rows", "pending", "rejected", "this month", "last run", "next sync")
+    lines = [
+        (
+            row.pipeline,
+            row.verdict,
+            row.rows,
+            row.pending,
+            row.rejected,
+            f"${row.cost_this_month_usd:,.4f}",
+            _minute(row.last_run.started_at) if row.last_run else None,
+            _minute(datetime.fromisoformat(planned[row.pipeline])) if row.pipeline in planned else None,
+        )
+        for row in rows
+    ]
+    table("", columns, lines, right=("rows", "pending", "rejected", "this month"))
+    for row in rows:
+        if row.awaiting:
+            out.print(f"{row.pipeline}: {row.awaiting:,} text(s) are in jobs at the provider.")
+        if row.last_run and row.last_run.error and row.verdict in _VERDICTS:
+            out.print(f"{row.pipeline}: {one_line(row.last_run.error)}", style=_VERDICTS[row.verdict], soft_wrap=True)
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+
+
+def drafted(written: Written) -> None:
+    """Print what was guessed in a new pipeline file, and what to do next."""
+    out.print(f"Wrote {one_line(str(written.file))}. Read what it guessed:", style="bold", soft_wrap=True)
+    for guess in written.draft.guesses:
+        out.print(f"- {one_line(guess)}", soft_wrap=True)
+    if written.sets:
+        out.print(f"Set {written.sets} to the URL that you gave; the file does not hold it.", soft_wrap=True)
+    out.print(f"Next: rowvec check {shlex.quote(one_line(str(written.file)))}", soft_wrap=True)
 
 
 _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "fault": "red"}

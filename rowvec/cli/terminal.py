@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import IO, Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from rowvec.runtime.display import shown
+from rowvec.runtime.display import json_text, one_line, shown
 
 
 class Terminal(Console):
     """A rich console for texts of which none is markup: it writes no control character but its own."""
 
+    quiet = False
+    """Whether only warnings and errors are printed: what has a colour of its own."""
+    as_json = False
+    """Whether each print is one line with a JSON object, for a collector of logs."""
+
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As rich's, in the manner that was asked for."""
+        level = _LEVELS.get(str(how.get("style")), "info")
+        if self.quiet and level == "info":
+            return
+        if self.as_json:
+            line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": " ".join(map(str, objects))}
+            self.file.write(json_text(json.dumps(line, ensure_ascii=False)) + "\n")
+        else:
+            super().print(*objects, **how)
 
     @property
     def file(self) -> IO[str]:
@@ -34,6 +53,23 @@ class Terminal(Console):
         """The segments of something printed, before lines are measured and padded."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(shown(segment.text), segment.style)
+
+
+_LEVELS = {"red": "error", "yellow": "warning"}
+_STYLES = {logging.INFO: None, logging.WARNING: "yellow", logging.ERROR: "red"}
+
+
+class Logs(logging.Handler):
+    """Writes what rowvec's own modules log to a terminal."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See ``logging.Handler``."""
+        style = _STYLES.get(record.levelno, "red")
+        self._terminal.print(f"rowvec: {one_line(record.getMessage())}", style=style, soft_wrap=True)
 
 
 _silent = threading.Event()

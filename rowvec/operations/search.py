@@ -41,6 +41,7 @@ def search(
     text index or with an image, and for what ``rowvec.searches.query.search`` refuses.
     """
     _check_mode(pipeline, question, mode, words)
+    image = image_in(question) if isinstance(question, Path) else None
     pipeline = effective(pipeline)
     resolved = resolve(pipeline)
     embedder = open_embedder(resolved.embedder)
@@ -49,10 +50,10 @@ def search(
         if pipelines.is_readable(connection, "pipelines", "identity"):
             pipelines.check_identity(connection, pipeline, embedder.identity)
         choice = present_index(connection, table, resolved.index)
-        if isinstance(question, Path):
-            vector = embed_image_query(open_image_embedder(resolved.embedder), image_in(question))
+        if image is not None:
+            vector = embed_image_query(open_image_embedder(resolved.embedder), image)
         else:
-            vector = embed_query(embedder, question)
+            vector = embed_query(embedder, str(question))
         if mode == "hybrid":
             hybrid, request = Hybrid(language=resolved.search.language), SearchRequest(vector, k, where=where)
             fused = hybrid_search(connection, table, choice, hybrid, words or str(question), request)

@@ -13,7 +13,7 @@ from rowvec.ledger.generations import url_of_target
 from rowvec.ledger.pipelines import check_table
 from rowvec.ledger.runs import State
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import connect, lost_connections_are_retriable
+from rowvec.postgres.connection import connect, lost_connections_are_retriable, target_url
 from rowvec.postgres.migrations import has_ledger, install
 from rowvec.postgres.queries import query
 
@@ -93,24 +93,41 @@ def status(pipelines: Iterable[Pipeline]) -> tuple[PipelineStatus, ...]:
         by_url.setdefault(url_of_target(pipeline), []).append(pipeline)
     found = {(url, row["name"]): row for url, of_url in by_url.items() for row in _read(url, of_url)}
     urls = {id(pipeline): url for url, of_url in by_url.items() for pipeline in of_url}
-    return tuple(_status(pipeline, found.get((urls[id(pipeline)], pipeline.name))) for pipeline in asked)
+    rows = [(pipeline, found.get((urls[id(pipeline)], pipeline.name))) for pipeline in asked]
+    for pipeline, row in rows:
+        if row is not None:
+            check_table(pipeline, row["table_schema"], row["table_name"])
+    return tuple(_status(pipeline.name, pipeline.target.table, row) for pipeline, row in rows)
 
 
-def _read(url: str, pipelines: list[Pipeline]) -> list[DictRow]:
+def status_of_ledger(url: str | None = None) -> tuple[PipelineStatus, ...]:
+    """How each pipeline in the ledger of a database stands, in the order of their names.
+
+    ``url``: of the database; left out, the one that pipelines without a ``target.url`` use. Raises like ``status``.
+    """
+    rows = _read(target_url(url), None)
+    named = [(row, f"{row['table_schema']}.{row['table_name']}") for row in rows]
+    return tuple(_status(row["name"], table, row) for row, table in named)
+
+
+def _read(url: str, pipelines: list[Pipeline] | None) -> list[DictRow]:
+    """The rows of these pipelines, or of all that are live."""
     with lost_connections_are_retriable(), connect(url, application="rowvec status") as connection:
         if not has_ledger(connection):
             return []
         install(connection)
+        names = [pipeline.name for pipeline in pipelines or ()]
+        if pipelines is None:
+            names = [name for (name,) in connection.execute(query("status", "live")).fetchall()]
         with connection.cursor(row_factory=dict_row) as cursor:
-            values = {"names": [pipeline.name for pipeline in pipelines]}
-            return cursor.execute(query("status", "of"), values).fetchall()
+            return cursor.execute(query("status", "of"), {"names": names}).fetchall()
 
 
-def _status(pipeline: Pipeline, row: DictRow | None) -> PipelineStatus:
+def _status(name: str, table: str, row: DictRow | None) -> PipelineStatus:
     if row is None:
         return PipelineStatus(
-            pipeline=pipeline.name,
-            table=pipeline.target.table,
+            pipeline=name,
+            table=table,
             verdict="never run",
             last_run=None,
             consistent_at=None,
@@ -120,10 +137,9 @@ def _status(pipeline: Pipeline, row: DictRow | None) -> PipelineStatus:
             awaiting=0,
             cost_this_month_usd=0.0,
         )
-    check_table(pipeline, row["table_schema"], row["table_name"])
     return PipelineStatus(
-        pipeline=pipeline.name,
-        table=pipeline.target.table,
+        pipeline=name,
+        table=table,
         verdict=_verdict(row["state"], row["consistent"]),
         last_run=_last_run(row),
         consistent_at=row["proven_at"],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import yaml
 from pydantic import ValidationError
 
 from rowvec.errors import UsageError
+from rowvec.pipeline.mistakes import Error, mistakes
 from rowvec.pipeline.model import Pipeline
 
 
@@ -21,11 +22,6 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-
-_KINDS = frozenset(
-    {"postgres", "csv", "parquet", "images"}
-    | {"openai", "azure_openai", "local", "column", "local_image", "azure_vision", "openai_images"}
-)
 
 _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
@@ -46,6 +42,11 @@ def load(path: Path) -> Pipeline:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({_reason(error)})") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Pipeline:
+    """The pipeline in the text of a file, as ``load`` returns it; ``path`` is where the file is, or will be."""
     try:
         _refuse_oddities(path, text)
         node = yaml.compose(text, Loader=_Loader)
@@ -62,12 +63,13 @@ def load(path: Path) -> Pipeline:
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{path}: holds no pipeline; it must be a mapping with name, source, embedder and target")
+        raise UsageError(f"{path}: holds no pipeline; write the keys name, source, embedder and target")
     try:
         pipeline = Pipeline.model_validate(data)
     except ValidationError as error:
-        mistakes = sorted(_explained(node, cast("dict[str, Any]", e)) for e in error.errors())
-        raise UsageError("\n".join(f"{path}:{line}: {what}" for line, what in mistakes)) from None
+        found = mistakes(cast("list[Error]", error.errors()))
+        placed = sorted(_placed(node, at, sentence) for at, sentence in found)
+        raise UsageError("\n".join(f"{path}:{line}: {what}" for line, what in placed)) from None
     return _anchored(pipeline, path.absolute().parent)
 
 
@@ -84,20 +86,14 @@ def _anchored(pipeline: Pipeline, folder: Path) -> Pipeline:
     return pipeline.model_copy(update={"artifacts": artifacts, "source": source})
 
 
-def _explained(node: yaml.Node | None, error: dict[str, Any]) -> tuple[int, str]:
-    """The line of a mistake, and what it is: the key, and what to do."""
-    # In the path of a tagged union Pydantic includes the tag, which is not a key of the file.
-    keys = [part for i, part in enumerate(error["loc"]) if i != 1 or part not in _KINDS]
-    line, found = _line_of(node, keys)
-    message = error["msg"].removeprefix("Value error, ")
-    if not keys:
-        # An error between two parts names both paths: the first one in the file is where to look.
-        named = (_line_of(node, list(path.split("."))) for path in _PATH.findall(message))
+def _placed(node: yaml.Node | None, path: tuple[str | int, ...], sentence: str) -> tuple[int, str]:
+    """The line of a mistake, and what it is: the key, what was found and what is expected."""
+    line, _ = _line_of(node, list(path))
+    if not path:
+        # A mistake between two parts names both paths: the first one in the file is where to look.
+        named = (_line_of(node, list(path.split("."))) for path in _PATH.findall(sentence))
         line = next((there for there, whole in named if whole), line)
-    if error["type"] == "extra_forbidden":
-        message = "unknown key; `rowvec schema` lists the known ones"
-    where = ".".join(str(key) for key in keys) or "the file"
-    return line, f"{where}: {message if found or error['type'] != 'missing' else 'is missing'}"
+    return line, f"{'.'.join(map(str, path)) or 'the file'}: {sentence}"
 
 
 def _line_of(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, bool]:

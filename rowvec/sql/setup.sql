@@ -82,3 +82,38 @@ DELETE FROM rowvec.stores WHERE family = {name};
 DELETE FROM rowvec.run_leases WHERE pipeline_id = {pipeline_id};
 DELETE FROM rowvec.lease_renewals WHERE pipeline_id = {pipeline_id};
 DELETE FROM rowvec.pipelines WHERE pipeline_id = {pipeline_id}
+
+-- name: columns -- name, what kind of values it has, type, and the mean width of a value if the table was analyzed
+SELECT
+    a.attname::text,
+    CASE
+        WHEN t.typcategory = 'S' AND t.typname NOT IN ('name', 'char') THEN 'text'
+        WHEN t.typcategory IN ('B', 'D', 'E', 'I', 'N', 'T') OR t.typname = 'uuid' THEN 'scalar'
+        ELSE 'other'
+    END,
+    format_type(a.atttypid, a.atttypmod),
+    s.avg_width::float8
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_type AS t ON t.oid = a.atttypid
+LEFT JOIN pg_stats AS s ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = a.attname
+WHERE n.nspname = {schema} AND c.relname = {table} AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+ORDER BY a.attnum
+
+-- name: keys -- the primary key, else the unique index with the fewest columns, of which none may be NULL
+SELECT i.indisprimary, array_agg(a.attname::text ORDER BY k.position)
+FROM pg_index AS i
+JOIN pg_class AS c ON c.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k (number, position)
+JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.number
+WHERE n.nspname = {schema} AND c.relname = {table}
+  AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+GROUP BY i.indexrelid, i.indisprimary
+HAVING bool_and(a.attnotnull)
+ORDER BY i.indisprimary DESC, count(*), i.indexrelid
+LIMIT 1
+
+-- name: lengths -- of the texts in the first rows
+SELECT {lengths} FROM (SELECT * FROM {table} LIMIT {rows}) AS some

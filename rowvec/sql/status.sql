@@ -1,3 +1,6 @@
+-- name: live -- the pipelines whose tables clients read
+SELECT name FROM rowvec.pipelines WHERE state = 'live'
+
 -- name: of -- one row per pipeline of these names that the ledger has: its last run, its last verdict and its figures
 SELECT
     p.name, p.table_schema, p.table_name,
@@ -35,3 +38,4 @@ LEFT JOIN LATERAL (
     ORDER BY r.run_id DESC LIMIT 1
 ) AS proven ON true
 WHERE p.name = ANY (%(names)s)
+ORDER BY p.name

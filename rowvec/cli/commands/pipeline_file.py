@@ -1,10 +1,11 @@
-"""The commands about a pipeline file before its first run: ``rowvec check`` and ``rowvec schema``."""
+"""The commands about a pipeline file before its first run: ``rowvec init``, ``check`` and ``schema``."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,6 +62,34 @@ def _show_findings(findings: Iterator[Finding], as_json: bool) -> int:
     }
     emit(report, as_json, lambda: render.checked(faults, warnings))
     return FAILED if faults else DONE
+
+
+def init(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A database's URL, a table of the target's database, a CSV or Parquet file, or a folder of images.",
+            show_default=False,
+        ),
+    ],
+    table: Annotated[
+        str | None, typer.Argument(help="With a URL: the table, as public.articles.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write; left out: NAME.yaml in this folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented pipeline file for a table, a file or a folder of images.
+
+    It guesses the key, the columns to embed and the metadata, and says in the file what it guessed and why. No password
+    is written: the file names the variable ROWVEC_DATABASE_URL. An existing file is never replaced.
+    """
+    from rowvec.operations.setup.init import write_draft  # late: only this command needs it
+
+    written = write_draft(source, table, output)
+    found = {"file": str(written.file), "pipeline": written.draft.name, "guesses": list(written.draft.guesses)}
+    emit({**found, "set": written.sets}, as_json, lambda: render.drafted(written))
 
 
 def schema(as_json: AsJson = False) -> None:

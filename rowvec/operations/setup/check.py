@@ -11,7 +11,7 @@ from pathlib import Path
 from rowvec.errors import UsageError
 from rowvec.operations.setup import services, target
 from rowvec.operations.setup import source as sources
-from rowvec.operations.setup.finding import Finding, fault, guarded, ok
+from rowvec.operations.setup.finding import Finding, fault, guarded, ok, warning
 from rowvec.operations.setup.one_row import one_row
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
@@ -42,7 +42,7 @@ def check(file: Path, scope: Scope) -> Iterator[Finding]:
         return
     yield ok("file", f"{file} is the pipeline {pipeline.name}")
     missing = [found for found in references(pipeline) if not _is_set(found)]
-    yield from _variables(pipeline, missing)
+    yield from _variables(pipeline, missing, fault if scope.online else warning)
     without = {reference.part for reference in missing}
     source = pipeline.source
     if source.kind != "postgres" and "source" not in without and (scope.online or "://" not in source.path):
@@ -98,9 +98,11 @@ def _guarded(
     return guarded(name, resolved)
 
 
-def _variables(pipeline: Pipeline, missing: list[Reference]) -> Iterator[Finding]:
+def _variables(
+    pipeline: Pipeline, missing: list[Reference], told: Callable[[str, str, str], Finding]
+) -> Iterator[Finding]:
     for reference in missing:
-        yield fault(
+        yield told(
             "variables",
             f"{reference.key}: the environment variable {reference.variable} is not set"
             f"{did_you_mean(reference.variable, os.environ)}",

@@ -99,7 +99,7 @@ def prefect() -> Iterator[Finding]:
     import httpx  # late: most commands need no server
 
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/admin/version", headers=_authorization(), timeout=_PREFECT_SECONDS)
+        answer = httpx.get(f"{url.rstrip('/')}/admin/version", headers=authorization(), timeout=_PREFECT_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         yield fault(
             "prefect",
@@ -141,7 +141,8 @@ def _json(answer: Any) -> object:
         return None
 
 
-def _authorization() -> dict[str, str]:
+def authorization() -> dict[str, str]:
+    """The header by which the environment lets a client use the Prefect server; empty if none is needed."""
     import base64
 
     if key := os.environ.get("PREFECT_API_KEY"):
