@@ -27,10 +27,12 @@ from benchmarks import plots
 from benchmarks.memory import peak_mb
 from benchmarks.outcome import conclude, options
 from rowvec.embedders import open_embedder
+from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
-from rowvec.stages.dry_run import plan
+from rowvec.stages.dry_run import PlanReport, plan
+from rowvec.stages.extract import stage as extract
 
 GOALS = {"beside": 2.0, "apart": 2.0, "memory beside": 1.2, "memory apart": 1.2}
 """Upper limits: seconds of a plan over those of the bare join; the client's peak at all rows over that at a tenth."""
@@ -109,8 +111,9 @@ def measure(rows: int) -> Measured:
             fill(other, rows)
         fill(connection, rows)
         connection.execute("CREATE SCHEMA vectors")
-        first = plan(beside)  # The plan's rows are those that a sync would have loaded.
-        in_step(connection, beside, first["run_id"])
+        with running(beside, "benchmark") as run:
+            extract.run(beside, run)  # The plan's rows are those that a sync would have loaded.
+            in_step(connection, beside, run.run_id)
         ways: dict[str, Callable[[], object]] = {
             "bare": lambda: connection.execute(_BARE),
             "hashing": lambda: hash_both(connection),
@@ -191,9 +194,9 @@ def in_step(connection: Connection, pipeline: Pipeline, run_id: int) -> None:
     connection.execute("VACUUM (ANALYZE) vectors.articles")
 
 
-def unchanged(found: dict[str, int], rows: int) -> None:
+def unchanged(found: PlanReport, rows: int) -> None:
     """Check that the plan found no change: a plan that found something else would be fast for the wrong reason."""
-    if found["unchanged"] != rows:
+    if found.unchanged != rows:
         raise SystemExit(f"the plan found {found}")
 
 

@@ -10,11 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from rowvec.errors import RetriableError
-
-# Seconds before each new attempt. The embedder and the blob client have already tried again before an error arrives
-# here: these waits are for a database that restarts, or a provider that is down for a minute.
-WAITS_SECONDS = [2.0, 8.0, 20.0, 60.0]
-JITTER = 0.5
+from rowvec.stages.retries import JITTER, WAITS_SECONDS
 
 R = TypeVar("R")
 
@@ -34,7 +30,7 @@ def stage(run_name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
     return task(
         task_run_name=run_name,
         retries=len(WAITS_SECONDS),
-        retry_delay_seconds=WAITS_SECONDS,
+        retry_delay_seconds=list(WAITS_SECONDS),
         retry_jitter_factor=JITTER,
         retry_condition_fn=is_retriable,
         cache_policy=NO_CACHE,

@@ -16,7 +16,8 @@ from rowvec.index.tuning.tuner import Budget
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run
 from rowvec.operations import rebuild, repair
-from rowvec.operations.audit import Audit, run_audit
+from rowvec.operations.audit import Audit
+from rowvec.operations.audit import audit as run_audit
 from rowvec.operations.index import maintain, tune
 from rowvec.operations.prune import Pruned, prune
 from rowvec.operations.rebuild import Comparison

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ from rowvec.images.content import is_image
 from rowvec.index.tuning.results import Tuning
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
+from rowvec.operations.rejects import RejectsReport
 from rowvec.operations.setup.finding import Finding, State
 from rowvec.operations.status import PipelineStatus
 from rowvec.pipeline.model import BILLED
 from rowvec.runtime.display import one_line
+from rowvec.stages.dry_run import PlanReport
 from rowvec.stages.report import Check, RestoreReport, SyncReport
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def sync(report: SyncReport) -> None:
         f"{_bill(report)}{recall}; {report.seconds.get('total', 0):.1f} s",
         highlight=False,
     )
-    _show_notes({"notes": [report.shown_in_part] if report.shown_in_part else []})
+    _show_notes([report.shown_in_part] if report.shown_in_part else [])
     _show_failed(report.failed_checks)
 
 
@@ -124,32 +126,34 @@ def restore(report: RestoreReport) -> None:
     _show_failed(report.failed_checks)
 
 
-def plan(found: dict[str, Any]) -> None:
+def plan(found: PlanReport) -> None:
     """Print what a sync would do."""
-    _show_counts("A sync would find", {name: found[name] for name in _COUNTS})
+    _show_counts("A sync would find", {name: getattr(found, name) for name in _COUNTS})
     out.print(
-        f"It would embed {found['embedded']:,} {found['what']} and reuse {found['reused']:,} vectors: "
-        f"about {found['tokens']:,} {BILLED[found['what']]}, ${found['cost_usd']:,.4f}. Nothing was spent.",
+        f"It would embed {found.embedded:,} {found.what} and reuse {found.reused:,} vectors: "
+        f"about {found.tokens:,} {BILLED[found.what]}, ${found.cost_usd:,.4f}. Nothing was spent.",
         highlight=False,
     )
-    _show_notes(found)
-    if found["awaiting"]["jobs"]:
-        jobs, texts = found["awaiting"]["jobs"], found["awaiting"]["texts"]
-        out.print(f"{jobs:,} batch job(s) with {texts:,} texts are at the provider already.", highlight=False)
-    budget = found["budget"]
-    if budget is not None:
-        limits = {"this run": budget["per_run"], "this month": budget["per_month"]}
-        named = " and ".join(f"${limit:,.4f} for {of}" for of, limit in limits.items() if limit is not None)
-        enough = "enough" if budget["enough"] else "NOT ENOUGH: the sync would stop before it spends more"
+    _show_notes(found.notes)
+    if found.awaiting_jobs:
         out.print(
-            f"The budget allows {named}; ${budget['spent_this_month']:,.4f} were spent this month, "
-            f"${budget['left']:,.4f} are left: {enough}.",
+            f"{found.awaiting_jobs:,} batch job(s) with {found.awaiting_texts:,} texts are at the provider already.",
+            highlight=False,
+        )
+    budget = found.budget
+    if budget is not None:
+        limits = {"this run": budget.per_run, "this month": budget.per_month}
+        named = " and ".join(f"${limit:,.4f} for {of}" for of, limit in limits.items() if limit is not None)
+        enough = "enough" if budget.enough else "NOT ENOUGH: the sync would stop before it spends more"
+        out.print(
+            f"The budget allows {named}; ${budget.spent_this_month:,.4f} were spent this month, "
+            f"${budget.left:,.4f} are left: {enough}.",
             highlight=False,
         )
 
 
-def _show_notes(found: dict[str, Any]) -> None:
-    for note in found.get("notes", ()):
+def _show_notes(notes: Iterable[str]) -> None:
+    for note in notes:
         out.print(f"Note: {note}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -191,7 +195,7 @@ def audit(found: dict[str, Any]) -> None:
         table(
             "Offending rows", ("key", "reason"), ((", ".join(map(str, r["key"])), r["reason"]) for r in found["rows"])
         )
-    _show_notes(found)
+    _show_notes(found.get("notes", ()))
     if not good:
         out.print(
             "Run again with --repair: it takes vectors from artifacts and pays only for those that exist nowhere."
@@ -216,16 +220,16 @@ def prune(found: Pruned) -> None:
         out.print("Nothing was changed; run again with --apply to delete them.")
 
 
-def rejects(found: dict[str, Any]) -> None:
+def rejects(found: RejectsReport) -> None:
     """Print the rejected rows."""
-    if found["retried"]:
-        out.print(f"{found['retried']:,} row(s) will be tried again by the next sync.", highlight=False)
+    if found.retried:
+        out.print(f"{found.retried:,} row(s) will be tried again by the next sync.", highlight=False)
         return
-    if not found["rejects"]:
+    if not found.rejects:
         out.print("No rows are rejected.")
         return
-    rows = ((", ".join(map(str, r["key"])), r["reason"], r["detail"], r["attempts"]) for r in found["rejects"])
-    table(f"{found['count']:,} rejected rows", ("key", "reason", "detail", "attempts"), rows, right=("attempts",))
+    rows = ((", ".join(map(str, r.key)), r.reason, r.detail, r.attempts) for r in found.rejects)
+    table(f"{found.count:,} rejected rows", ("key", "reason", "detail", "attempts"), rows, right=("attempts",))
 
 
 def _show_counts(title: str, counts: dict[str, int]) -> None:

@@ -46,6 +46,21 @@ class SpendingAccount:
     budget: Budget
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetOutlook:
+    """A pipeline's budget before a run, in US dollars."""
+
+    per_run: float | None
+    """The limit of one run; None if there is none."""
+    per_month: float | None
+    """The limit of a month (UTC); None if there is none."""
+    spent_this_month: float
+    left: float
+    """What may still be spent."""
+    enough: bool
+    """Whether that covers what the run is expected to cost."""
+
+
 def account_of(pipeline: Pipeline, run_id: RunId) -> SpendingAccount:
     """The account that a run of the pipeline spends from."""
     return SpendingAccount(family=pipeline.name.split(".", maxsplit=1)[0], run_id=run_id, budget=budget_of(pipeline))
@@ -120,18 +135,18 @@ def check_price(pipeline: Pipeline, usd_a_million: float) -> None:
         )
 
 
-def outlook(budget: Budget, spent: Spent, cost: float) -> dict[str, float | bool | None] | None:
-    """What is left of the budget, in US dollars, and whether it covers ``cost``; None if there is no limit."""
+def outlook(budget: Budget, spent: Spent, cost: float) -> BudgetOutlook | None:
+    """What is left of the budget, and whether it covers ``cost`` US dollars; None if there is no limit."""
     rest = left(budget, spent)
     if rest is None:
         return None
-    return {
-        "per_run": budget.per_run,
-        "per_month": budget.per_month,
-        "spent_this_month": spent.month,
-        "left": rest,
-        "enough": cost <= rest + _TOLERANCE,
-    }
+    return BudgetOutlook(
+        per_run=budget.per_run,
+        per_month=budget.per_month,
+        spent_this_month=spent.month,
+        left=rest,
+        enough=cost <= rest + _TOLERANCE,
+    )
 
 
 class LedgerBudget:

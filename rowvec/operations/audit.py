@@ -154,7 +154,7 @@ class Audited:
         )
 
 
-def run_audit(pipeline: Pipeline) -> Audit:
+def audit(pipeline: Pipeline) -> Audit:
     """Everything that is not right. Changes nothing."""
     with audited(effective(pipeline)) as found:
         return found.report()

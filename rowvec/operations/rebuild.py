@@ -16,7 +16,7 @@ from rowvec.index.tuning.results import present_index
 from rowvec.ledger.generations import Generation, by_settings, list_generations, live_of
 from rowvec.ledger.pipelines import check_name
 from rowvec.operations.additions import carry_additions
-from rowvec.operations.switch import Next, begin, both_held, next_generation, switch_tables, table_of
+from rowvec.operations.switch import begin, both_held, next_generation, switch_tables, table_of
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import BILLED, What
 from rowvec.pipeline.parts import table_identifier
@@ -151,16 +151,12 @@ def plan_rebuild(pipeline: Pipeline) -> dict[str, Any]:
 
     Raises ``UsageError`` and ``TargetError`` as ``next_generation`` does.
     """
-    return _planned(next_generation(pipeline))
-
-
-def _planned(following: Next) -> dict[str, Any]:
-    found = plan(following.pipeline)
+    following = next_generation(pipeline)
     return {
         "generation": int(following.pipeline.name.partition(".")[2]),
         "table": ".".join(table_identifier(following.pipeline.target.table)),
         "begun": following.begun is not None,
-        **found,
+        **plan(following.pipeline).as_json(),
     }
 
 
@@ -173,15 +169,14 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
     """
     following = next_generation(pipeline)
     if max_cost is not None:
-        found = _planned(following)
-        if found["tokens"] and not found["cost_usd"]:
-            priced = "thousand_transactions" if found["what"] == "images" else "million_tokens"
+        found = plan(following.pipeline)
+        if found.tokens and not found.cost_usd:
+            priced = "thousand_transactions" if found.what == "images" else "million_tokens"
             raise UsageError(f"--max-cost needs the price of {pipeline.embedder.model}: set embedder.cost_per_{priced}")
-        if found["cost_usd"] > max_cost:
+        if found.cost_usd > max_cost:
             raise CostLimitExceeded(
-                f"this rebuild would embed {found['embedded']:,} {found['what']}, {found['tokens']:,} "
-                f"{BILLED[found['what']]}, for about "
-                f"${found['cost_usd']:,.2f}, and --max-cost allows ${max_cost:,.2f}; nothing was spent"
+                f"this rebuild would embed {found.embedded:,} {found.what}, {found.tokens:,} {BILLED[found.what]}, "
+                f"for about ${found.cost_usd:,.2f}, and --max-cost allows ${max_cost:,.2f}; nothing was spent"
             )
     begin(pipeline, following)
     return following.pipeline

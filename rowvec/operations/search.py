@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from rowvec.embedders import embed_image_query, embed_query, image_in, open_embedder, open_image_embedder
 from rowvec.errors import UsageError
@@ -15,33 +14,49 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.vector_table import stored_table
-from rowvec.searches.hybrid import Hybrid, HybridHit, hybrid_search
+from rowvec.searches.hybrid import Hybrid, hybrid_search
 from rowvec.searches.query import Hit
 from rowvec.searches.query import search as search_table
 from rowvec.searches.request import SearchRequest
-from rowvec.searches.statement import Mode
 
-MODES: tuple[Mode, ...] = ("adaptive", "exact", "ann", "bits")
+SearchMode = Literal["adaptive", "exact", "ann", "bits", "hybrid"]
+"""How a search finds its rows; see ``search``."""
+
+MODES: tuple[SearchMode, ...] = ("adaptive", "exact", "ann", "bits", "hybrid")
 
 
 def search(
     pipeline: Pipeline,
-    question: str | Path,
-    k: int,
-    where: str | None,
-    mode: str,
+    query: str | Path,
+    k: int = 10,
+    *,
+    where: str | None = None,
+    mode: SearchMode = "adaptive",
     words: str | None = None,
-) -> dict[str, Any]:
-    """The ``k`` rows nearest to a text, or to the image in a file: key and metadata columns, content and distance.
+    vectors: bool = False,
+) -> list[Hit]:
+    """The ``k`` rows nearest to a text, or to the image in a file, nearest first; fewer only if no more match.
 
-    Mode ``hybrid`` ranks them together with the rows that hold the words (``words``, or the text itself), and adds the
-    score and both ranks.
+    Args:
+        pipeline: Whose vector table is searched, with whose embedder.
+        query: A text, or the path of an image as a ``Path``. The embedder is asked for its vector: one paid request if
+            the embedder is a service.
+        k: How many rows, 1 to 10,000.
+        where: A filter over key and metadata columns, for example ``year >= 1900 AND author = 'Klee'``. It is parsed,
+            and its values are sent as parameters.
+        mode: ``adaptive`` goes through the index and ranks a shortlist again by the whole vectors; ``exact`` reads
+            every row; ``ann`` insists on an index on floats; ``bits`` orders by Hamming distance; ``hybrid`` ranks
+            vectors and words together.
+        words: In mode ``hybrid`` the words to look for, if they differ from the text.
+        vectors: Whether each hit has its vector.
 
-    Raises ``UsageError`` for an unknown mode, for words without mode ``hybrid``, for mode ``hybrid`` without a full
-    text index or with an image, and for what ``rowvec.searches.query.search`` refuses.
+    Raises ``UsageError`` for a mode, number, filter or image that cannot be used, and for a pipeline whose table has
+    vectors of another embedder; ``TargetError`` and ``DatabaseUnavailable`` if the table cannot be read; what the
+    embedder raises, see ``rowvec.errors``.
     """
-    _check_mode(pipeline, question, mode, words)
-    image = image_in(question) if isinstance(question, Path) else None
+    mode = mode_of(mode)
+    _check_mode(pipeline, query, mode, words)
+    image = image_in(query) if isinstance(query, Path) else None
     pipeline = effective(pipeline)
     resolved = resolve(pipeline)
     embedder = open_embedder(resolved.embedder)
@@ -53,31 +68,25 @@ def search(
         if image is not None:
             vector = embed_image_query(open_image_embedder(resolved.embedder), image)
         else:
-            vector = embed_query(embedder, str(question))
+            vector = embed_query(embedder, str(query))
         if mode == "hybrid":
-            hybrid, request = Hybrid(language=resolved.search.language), SearchRequest(vector, k, where=where)
-            fused = hybrid_search(connection, table, choice, hybrid, words or str(question), request)
-            return {"results": [{**_shown(one.hit), **_ranks(one)} for one in fused]}
-        request = SearchRequest(vector, k, MODES[MODES.index(mode)], where)
-        hits = search_table(connection, table, choice, request)
-    return {"results": [_shown(hit) for hit in hits]}
+            hybrid = Hybrid(language=resolved.search.language)
+            request = SearchRequest(vector, k, where=where, vectors=vectors)
+            return hybrid_search(connection, table, choice, hybrid, words or str(query), request)
+        return search_table(connection, table, choice, SearchRequest(vector, k, mode, where, vectors=vectors))
 
 
-def _check_mode(pipeline: Pipeline, question: str | Path, mode: str, words: str | None) -> None:
-    if mode != "hybrid" and mode not in MODES:
-        raise UsageError(f"there is no search mode {mode!r}; the modes are {', '.join(MODES)}, hybrid")
+def mode_of(text: str) -> SearchMode:
+    """The mode of this name. Raises ``UsageError`` if there is none."""
+    if text not in MODES:
+        raise UsageError(f"there is no search mode {text!r}; the modes are {', '.join(MODES)}")
+    return MODES[MODES.index(text)]
+
+
+def _check_mode(pipeline: Pipeline, question: str | Path, mode: SearchMode, words: str | None) -> None:
     if words is not None and mode != "hybrid":
-        raise UsageError("--words are for --mode hybrid; give that, or leave them out")
+        raise UsageError("words are for mode hybrid: choose that mode, or leave them out")
     if mode == "hybrid" and not pipeline.search.hybrid:
-        raise UsageError("--mode hybrid needs a full text index: set search.hybrid to true and run rowvec sync")
+        raise UsageError("mode hybrid needs a full text index: set search.hybrid to true and run rowvec sync")
     if mode == "hybrid" and isinstance(question, Path):
-        raise UsageError("--mode hybrid ranks by words, and an image has none; leave it out")
-
-
-def _shown(hit: Hit) -> dict[str, Any]:
-    distance = hit.distance if math.isfinite(hit.distance) else None
-    return {**hit.key, **hit.metadata, "content": hit.content, "distance": distance}
-
-
-def _ranks(found: HybridHit) -> dict[str, Any]:
-    return {"score": found.score, "vector_rank": found.vector_rank, "text_rank": found.text_rank}
+        raise UsageError("mode hybrid ranks by words, and an image has none; choose another mode")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rowvec.errors import UsageError
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
+from rowvec.searches.query import Hit
 from rowvec.store.open import open_store
 
 _GRIDS = (".png", ".jpg", ".svg", ".pdf")
@@ -30,16 +31,27 @@ def check_outputs(pipeline: Pipeline, grid: Path | None, page: Path | None) -> N
 
 def show_pictures(
     pipeline: Pipeline,
-    question: str | Path,
-    where: str | None,
-    results: list[dict[str, Any]],
-    grid: Path | None,
-    page: Path | None,
+    query: str | Path,
+    hits: Sequence[Hit],
+    *,
+    where: str | None = None,
+    grid: Path | None = None,
+    page: Path | None = None,
 ) -> None:
-    """Write the images of a search's ``results`` into the files ``grid`` and ``page``; reads the store, no database.
+    """Write the images that a search has found into files; reads the store, and no database.
 
-    Raises ``UsageError`` if a file cannot be written, and what the store raises.
+    Args:
+        pipeline: The pipeline of images that was searched.
+        query: The text, or the path of the image, that was searched for.
+        hits: What ``search`` has returned, up to 200.
+        where: The filter of the search, for the title.
+        grid: A picture with all images side by side: .png, .jpg, .svg or .pdf.
+        page: A page of HTML with all images: .html or .htm.
+
+    Raises ``UsageError`` if the pipeline has no images or a file cannot be written, ``StoreUnavailable`` and
+    ``StoreRefused`` if the store cannot be read.
     """
+    check_outputs(pipeline, grid, page)
     if grid is None and page is None:
         return
     # Late: matplotlib and Azure's client take a second each.
@@ -50,11 +62,11 @@ def show_pictures(
 
     store = open_store(resolve(pipeline).artifacts)
     # A picture file has no links, and signing may cost a request.
-    pictures = found_pictures(store, pipeline.name, results, *([links(store)] if page else []))
-    title = f"Like {question.name}" if isinstance(question, Path) else question
-    if isinstance(question, Path):
-        pictures.insert(0, picture_of_query(question))
-    subtitle = f"{len(results):,} found in {pipeline.name}" + (f", where {where}" if where else "")
+    pictures = found_pictures(store, pipeline.name, [hit.as_json() for hit in hits], *([links(store)] if page else []))
+    title = f"Like {query.name}" if isinstance(query, Path) else query
+    if isinstance(query, Path):
+        pictures.insert(0, picture_of_query(query))
+    subtitle = f"{len(hits):,} found in {pipeline.name}" + (f", where {where}" if where else "")
     if grid:
         draw_grid(title if where is None else f"{title}, where {where}", pictures, grid)
     if page:

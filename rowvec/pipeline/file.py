@@ -33,11 +33,12 @@ _MOST_VALUES = 10_000
 _PATH = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)+\b")
 
 
-def load(path: Path) -> Pipeline:
+def load(path: str | Path) -> Pipeline:
     """The pipeline of a file, with relative paths made absolute from the file's folder. References stay unresolved.
 
     Raises ``UsageError`` with one line for each mistake.
     """
+    path = Path(path)
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

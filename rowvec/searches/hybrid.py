@@ -16,7 +16,7 @@ from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.searches.query import Hit, hit_of, percent_signs_doubled, prepare, search_transaction
 from rowvec.searches.request import SearchRequest, check_request
-from rowvec.searches.statement import SearchValues, distance_to
+from rowvec.searches.statement import SearchValues, columns_of, distance_to
 
 # A row at rank r of a list, counted from 1, scores 1 / (60 + r): the constant of Cormack, Clarke and Buettcher (SIGIR
 # 2009), which others use too. With a larger one the heads of the lists count less.
@@ -36,20 +36,6 @@ class Hybrid:
 
     language: str
     """The name of a text search configuration of the database: english, german, simple and so on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HybridHit:
-    """One row that was found, by its vector, its words or both."""
-
-    hit: Hit
-    """Its distance is exact, even if only the words found the row."""
-    score: float
-    """The sum of 1 / (60 + rank) over the two lists."""
-    vector_rank: int | None
-    """Counted from 1; None if the vector did not find the row."""
-    text_rank: int | None
-    """Counted from 1; None if the words did not find the row."""
 
 
 def ensure_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid) -> bool:
@@ -115,7 +101,7 @@ def hybrid_search(
     hybrid: Hybrid,
     words: str,
     request: SearchRequest,
-) -> list[HybridHit]:
+) -> list[Hit]:
     """The ``k`` rows that rank best in nearness to the request's vector and in matching ``words``, best first.
 
     Reciprocal rank fusion of two lists of ``max(4 k, 50)`` rows; a row that only one list has counts too. ``words``
@@ -125,7 +111,7 @@ def hybrid_search(
     checked = check_request(table, choice, request, rows=depth_of(request.k))
     if "\0" in words:
         raise UsageError("the words have a character that no text in Postgres can hold")
-    with search_transaction(connection, request.where) as cursor:
+    with search_transaction(connection, checked, request.where) as cursor:
         nearest, _ = prepare(cursor, checked)
         fused = fused_statement(
             table,
@@ -138,8 +124,7 @@ def hybrid_search(
         parameters = {**checked.parameters, "words": words}
         rows = cursor.execute(percent_signs_doubled(fused), parameters, prepare=False).fetchall()
     return [
-        HybridHit(hit=hit_of(table, row[:-3]), score=float(row[-3]), vector_rank=row[-2], text_rank=row[-1])
-        for row in rows
+        replace(hit_of(checked, row[:-3]), score=float(row[-3]), vector_rank=row[-2], text_rank=row[-1]) for row in rows
     ]
 
 
@@ -168,7 +153,7 @@ def fused_statement(
         nearest=nearest,
         key_t=names(table.key, "t"),
         key=names(table.key),
-        columns=sql.SQL("{}, t.content").format(names((*table.key, *table.metadata), "t")),
+        columns=columns_of(table, values),
         same_row=same_key(table.key, "t", "f"),
         language=sql.Literal(hybrid.language),
         words=words,

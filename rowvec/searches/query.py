@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import psycopg
 from pgvector import HalfVector, SparseVector, Vector
-from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
-from pgvector.psycopg.sparsevec import SparseVectorBinaryDumper
-from pgvector.psycopg.vector import VectorBinaryDumper
+from pgvector.psycopg.halfvec import HalfVectorBinaryDumper, HalfVectorLoader
+from pgvector.psycopg.sparsevec import SparseVectorBinaryDumper, SparseVectorLoader
+from pgvector.psycopg.vector import VectorBinaryDumper, VectorLoader
 from psycopg import errors as pg
 from psycopg import sql
+from psycopg.adapt import Loader
 
 from rowvec.errors import UsageError
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
@@ -25,17 +28,49 @@ from rowvec.postgres.vector_table import VectorTable
 from rowvec.searches.request import CheckedSearch, SearchRequest, check_request
 from rowvec.searches.row_values import read_as_postgres_writes
 from rowvec.searches.statement import Filtered, by_index, filter_plan, shortlist_length, statement
+from rowvec.vectors.layout import Precision
+
+_LOADERS: dict[Precision, type[Loader]] = {
+    "float32": VectorLoader,
+    "float16": HalfVectorLoader,
+    "sparse": SparseVectorLoader,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """One row that was found."""
+    """One row that was found; ``as_json`` is what ``rowvec search --json`` prints for it."""
 
     key: dict[str, Any]
+    """The key columns by name, and ``chunk`` if contents are split."""
     metadata: dict[str, Any]
+    """The metadata columns by name, as Python's own types, or as Postgres' text if Python has no equal."""
     content: str | None
+    """The text that was embedded; of an image ``sha256:`` and the checksum of its bytes."""
     distance: float
-    """By the table's metric (inner product: negated, as pgvector has it); in mode ``bits`` the bits that differ."""
+    """By the table's metric (inner product: negated, as pgvector has it); in mode ``bits`` the bits that differ.
+
+    NaN if the row's vector is zero, or if its components are too large.
+    """
+    vector: npt.NDArray[np.float32] | npt.NDArray[np.float16] | SparseVector | None = field(default=None, compare=False)
+    """``(d,)``, float32 or, with ``precision: float16``, float16; pgvector's own class if vectors are sparse.
+
+    None if the search did not ask for vectors.
+    """
+    score: float | None = None
+    """In mode ``hybrid``: the sum of 1 / (60 + rank) over the two lists."""
+    vector_rank: int | None = None
+    """In mode ``hybrid``: counted from 1; None if the vector did not find the row."""
+    text_rank: int | None = None
+    """In mode ``hybrid``: counted from 1; None if the words did not find the row."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Key and metadata columns, content and distance (None for NaN) as one JSON object; the vector is not in it."""
+        distance = self.distance if math.isfinite(self.distance) else None
+        shown = {**self.key, **self.metadata, "content": self.content, "distance": distance}
+        if self.score is None:
+            return shown
+        return {**shown, "score": self.score, "vector_rank": self.vector_rank, "text_rank": self.text_rank}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +95,17 @@ def search(connection: Connection, table: VectorTable, choice: IndexChoice, requ
     ``TargetError`` as ``lost_connections_are_retriable`` does.
     """
     checked = check_request(table, choice, request)
-    with search_transaction(connection, request.where) as cursor:
+    with search_transaction(connection, checked, request.where) as cursor:
         nearest, _ = prepare(cursor, checked)
         # With a filter the statement is never prepared: one plan for all filters would be wrong for most.
         rows = cursor.execute(nearest, checked.parameters, prepare=False if request.where else None).fetchall()
-    return [hit_of(table, row) for row in rows]
+    return [hit_of(checked, row) for row in rows]
 
 
 def explain(connection: Connection, table: VectorTable, choice: IndexChoice, request: SearchRequest) -> SearchPlan:
     """How the database would run ``search`` with the same request; runs nothing. Raises what ``search`` raises."""
     checked = check_request(table, choice, request)
-    with search_transaction(connection, request.where) as cursor:
+    with search_transaction(connection, checked, request.where) as cursor:
         nearest, most_matches = prepare(cursor, checked)
         explained = query("search", "explain", statement=nearest)
         row = cursor.execute(explained, checked.parameters, prepare=False).fetchone()
@@ -85,8 +120,10 @@ def explain(connection: Connection, table: VectorTable, choice: IndexChoice, req
 
 
 @contextmanager
-def search_transaction(connection: Connection, where: str | None) -> Generator[psycopg.Cursor[tuple[Any, ...]]]:
-    """A transaction for one search, with a cursor that can send query vectors.
+def search_transaction(
+    connection: Connection, checked: CheckedSearch, where: str | None
+) -> Generator[psycopg.Cursor[tuple[Any, ...]]]:
+    """A transaction for one search, with a cursor that can send query vectors, and read vectors if they are asked for.
 
     Raises ``UsageError`` if a value of the filter ``where`` cannot be read as its column's type, or not be compared.
     """
@@ -98,6 +135,8 @@ def search_transaction(connection: Connection, where: str | None) -> Generator[p
         cursor.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
         cursor.adapters.register_dumper(SparseVector, SparseVectorBinaryDumper)
         read_as_postgres_writes(cursor.adapters)
+        if checked.values.vectors:
+            _read_vectors(cursor, checked.table)
         yield cursor
 
 
@@ -148,16 +187,30 @@ def percent_signs_doubled(composed: sql.Composed) -> sql.Composed:
     return sql.Composed(parts)
 
 
-def hit_of(table: VectorTable, row: tuple[Any, ...]) -> Hit:
-    """A row of a search: its key and metadata columns, content and distance."""
+def _read_vectors(cursor: psycopg.Cursor[tuple[Any, ...]], table: VectorTable) -> None:
+    """Let the cursor load the table's vectors by pgvector's adapter: each database has its own number for the type."""
+    embedding = next(column for column in table.columns if column.name == "embedding")
+    row = cursor.execute(query("search", "type_number", type=embedding.type_sql)).fetchone()
+    if row:
+        cursor.adapters.register_loader(row[0], _LOADERS[table.layout.precision])
+
+
+def hit_of(checked: CheckedSearch, row: tuple[Any, ...]) -> Hit:
+    """A row of a search: its key and metadata columns, content, vector if it was asked for, and distance."""
+    table = checked.table
     keys = len(table.key)
     last = keys + len(table.metadata)
     return Hit(
         key={column.name: value for column, value in zip(table.key, row[:keys], strict=True)},
         metadata={column.name: value for column, value in zip(table.metadata, row[keys:last], strict=True)},
         content=row[last],
-        distance=float(row[last + 1]) if row[last + 1] is not None else math.nan,
+        vector=_numbers(row[last + 1]) if checked.values.vectors else None,
+        distance=float(row[-1]) if row[-1] is not None else math.nan,
     )
+
+
+def _numbers(vector: Vector | HalfVector | SparseVector) -> npt.NDArray[Any] | SparseVector:
+    return vector if isinstance(vector, SparseVector) else vector.to_numpy()
 
 
 def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -39,6 +39,8 @@ class SearchRequest:
     oversampling: int | None = None
     """Candidates per row wanted, 1 to 64; None: those of the index. On floats, where no shortlist is ranked again, it
     scales the candidates that the index looks at."""
+    vectors: bool = False
+    """Whether each hit has its vector."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ def check_request(
             k=sql.Literal(rows or request.k),
             oversampling=sql.Literal(oversampling),
             condition=(where or EVERYTHING).condition,
+            vectors=request.vectors,
         ),
         parameters={"query": _as_parameter(table, request.vector), **(where.parameters if where else {})},
     )

@@ -45,6 +45,8 @@ class SearchValues:
     oversampling: sql.Composable
     condition: sql.Composable
     """The filter, over the alias ``t``."""
+    vectors: bool = False
+    """Whether the rows have their vectors, after the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +75,10 @@ def statement(
     table: VectorTable, choice: IndexChoice, mode: Mode, values: SearchValues, filtered: Filtered | None = None
 ) -> Statement:
     """The search as SQL. Without ``filtered``, the condition is taken for one that most rows pass."""
-    columns = names((*table.key, *table.metadata), "t")
     hamming = mode == "bits"
     parts: dict[str, sql.Composable] = {
         "table": table.identifier,
-        "columns": sql.SQL("{}, t.content").format(columns),
+        "columns": columns_of(table, values),
         "key": names(table.key, "t"),
         "distance": _hamming(table, values.vector) if hamming else distance_to(table, values.vector),
         "filter": values.condition,
@@ -104,6 +105,12 @@ def statement(
     block = "approximate" if filtered is None else "filtered"
     nearness = _nearness(table, choice, mode, values.vector)
     return Statement(settings=settings, rows=query("search", block, nearness=nearness, shortlist=shortlist, **parts))
+
+
+def columns_of(table: VectorTable, values: SearchValues) -> sql.Composed:
+    """The columns of a result, before its distance: key, metadata, content, and the vector if it is asked for."""
+    columns = names((*table.key, *table.metadata), "t")
+    return sql.SQL("{}, t.content, t.embedding" if values.vectors else "{}, t.content").format(columns)
 
 
 def by_index(choice: IndexChoice, mode: Mode) -> bool:

@@ -100,6 +100,9 @@ CROSS JOIN LATERAL (
 -- name: filter_settings
 SELECT f.most_matches, {settings} FROM ({plan}) AS f
 
+-- name: type_number -- of the vectors' type in this database
+SELECT pg_typeof(NULL::{type})::oid
+
 -- name: explain
 EXPLAIN (FORMAT JSON) {statement}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rowvec.embedders import open_embedder
@@ -11,6 +11,7 @@ from rowvec.ledger.generations import effective
 from rowvec.ledger.pipelines import check_identity, check_target
 from rowvec.ledger.plans import begin_dry_run, sample_texts
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import What
 from rowvec.pipeline.references import resolve, without_key
 from rowvec.postgres.connection import open_target, use_one_snapshot
 from rowvec.postgres.migrations import has_ledger, install
@@ -26,7 +27,46 @@ _COUNTED_TEXTS = 100_000
 _NEEDED = frozenset({"source", "embedder", "target"})
 
 
-def plan(pipeline: Pipeline) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    """What a sync would do; ``as_json`` is what ``rowvec plan --json`` prints."""
+
+    pipeline: str
+    new: int
+    changed: int
+    metadata_only: int
+    """Rows of which only the metadata changed; they cost nothing."""
+    deleted: int
+    unchanged: int
+    rejected: int
+    """Rows of the source that stay rejected."""
+    what: What
+    """Whether the contents are texts or images."""
+    embedded: int
+    """Distinct contents that the embedder would be asked for."""
+    reused: int
+    """Rows whose vector exists already."""
+    tokens: int
+    """An estimate; for images the transactions that are billed."""
+    cost_usd: float
+    """An estimate, in US dollars."""
+    awaiting_jobs: int
+    """Unfinished jobs at the provider's Batch API."""
+    awaiting_texts: int
+    """Texts in these jobs."""
+    budget: spending.BudgetOutlook | None
+    """None if the pipeline has no budget."""
+    notes: tuple[str, ...]
+    """Sentences about what the source did not show."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as one JSON object."""
+        found = {name: value for name, value in asdict(self).items() if not name.startswith("awaiting_")}
+        awaiting = {"jobs": self.awaiting_jobs, "texts": self.awaiting_texts}
+        return {**found, "awaiting": awaiting, "notes": list(self.notes)}
+
+
+def plan(pipeline: Pipeline) -> PlanReport:
     """What a sync would do, in rows, tokens and US dollars.
 
     One transaction, which is rolled back: nothing is created and no ledger row stays, also where there is no ledger
@@ -68,15 +108,21 @@ def plan(pipeline: Pipeline) -> dict[str, Any]:
     budget = spending.outlook(spending.budget_of(resolved), spent, cost)
     counts = found.counts
     embedded = counts.texts - counts.known
-    return {
-        "run_id": run_id,
-        **{k: v for k, v in asdict(counts).items() if k not in ("texts", "known")},
-        "what": pipeline.what,
-        "embedded": embedded,
-        "reused": counts.new + counts.changed - embedded,
-        "tokens": tokens,
-        "cost_usd": cost,
-        "awaiting": {"jobs": at_work[0], "texts": at_work[1]},
-        "budget": budget,
-        "notes": [shown_in_part] if shown_in_part else [],
-    }
+    return PlanReport(
+        pipeline=pipeline.name,
+        new=counts.new,
+        changed=counts.changed,
+        metadata_only=counts.metadata_only,
+        deleted=counts.deleted,
+        unchanged=counts.unchanged,
+        rejected=counts.rejected,
+        what=pipeline.what,
+        embedded=embedded,
+        reused=counts.new + counts.changed - embedded,
+        tokens=tokens,
+        cost_usd=cost,
+        awaiting_jobs=at_work[0],
+        awaiting_texts=at_work[1],
+        budget=budget,
+        notes=(shown_in_part,) if shown_in_part else (),
+    )

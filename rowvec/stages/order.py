@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from rowvec.ledger.generations import effective
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.memory import ONE_BATCH, require
 from rowvec.stages import binarize, embed, index, load, merge, upload, validate
 from rowvec.stages.batch import Batch
 from rowvec.stages.batch_api import submit
@@ -24,8 +25,24 @@ from rowvec.stages.index import Indexed
 from rowvec.stages.merge import Merged, Round
 from rowvec.stages.report import SyncReport, conclude
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # Rows written while a round runs are read by the next round; a source that never rests is left to the next run.
 MAX_ROUNDS = 3
+
+
+class Attempt(Protocol):
+    """Calls a stage, and perhaps calls it again if it fails."""
+
+    def __call__(self, stage: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """What the stage returns."""
+        ...
+
+
+def call_once(stage: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """An ``Attempt`` that raises the first error."""
+    return stage(*args, **kwargs)
 
 
 class BatchStage(Protocol):
@@ -65,11 +82,11 @@ def batch_stages(pipeline: Pipeline) -> list[str]:
     return [name for name in BATCH_STAGES if name != "images" or pipeline.source.kind == "images"]
 
 
-def through_all_stages(pipeline: Pipeline, run: Run, number: int) -> Batch:
-    """Take one batch through all its stages in this process."""
+def through_all_stages(pipeline: Pipeline, run: Run, number: int, attempt: Attempt = call_once) -> Batch:
+    """Take one batch through all its stages in this process; ``attempt`` calls each of them."""
     batch = Batch.of(run, number)
     for name in batch_stages(pipeline):
-        batch = BATCH_STAGES[name].run(pipeline, batch)
+        batch = attempt(BATCH_STAGES[name].run, pipeline, batch)
     return batch
 
 
@@ -91,17 +108,29 @@ def through_all_rounds(pipeline: Pipeline, run: Run, stages: Stages) -> SyncRepo
     return stages.validate(pipeline, run, rounds, stages.index(pipeline, run))
 
 
-IN_PROCESS = Stages(
+def _one_by_one(pipeline: Pipeline, run: Run, count: int, attempt: Attempt) -> list[Batch]:
+    # Before the first text is paid for: the system would kill the process in the middle of its work.
+    if count:
+        require(ONE_BATCH, f"a sync of {count} batch(es)")
+    return [through_all_stages(pipeline, run, number, attempt) for number in range(count)]
+
+
+def in_process(attempt: Attempt = call_once) -> Stages:
+    """Every stage called in this process by ``attempt``, one after the other, without an orchestrator."""
     # Each looks its stage up when it is called, so that a stage that was replaced is the one that runs.
-    extract=lambda pipeline, run: extract.run(pipeline, run),
-    submit_jobs=lambda pipeline, run: submit.run(pipeline, run),
-    lost_images=lambda pipeline, run: lost.run(pipeline, run),
-    batches=lambda pipeline, run, count: [through_all_stages(pipeline, run, n) for n in range(count)],
-    merge=lambda pipeline, run: merge.run(pipeline, run),
-    index=lambda pipeline, run: index.run(pipeline, run),
-    validate=lambda pipeline, run, rounds, indexed: validate.run(pipeline, run, rounds, indexed),
-)
-"""Every stage called in this process, one after the other, without an orchestrator."""
+    return Stages(
+        extract=lambda pipeline, run: attempt(extract.run, pipeline, run),
+        submit_jobs=lambda pipeline, run: attempt(submit.run, pipeline, run),
+        lost_images=lambda pipeline, run: attempt(lost.run, pipeline, run),
+        batches=lambda pipeline, run, count: _one_by_one(pipeline, run, count, attempt),
+        merge=lambda pipeline, run: attempt(merge.run, pipeline, run),
+        index=lambda pipeline, run: attempt(index.run, pipeline, run),
+        validate=lambda pipeline, run, rounds, indexed: attempt(validate.run, pipeline, run, rounds, indexed),
+    )
+
+
+IN_PROCESS = in_process()
+"""Every stage called once."""
 
 
 def sync(pipeline: Pipeline, cause: str, stages: Stages = IN_PROCESS) -> SyncReport:

@@ -487,7 +487,7 @@ def test_the_command_says_one_sentence_about_a_hostile_file(
     path.write_bytes(b"id,text\n1,a\n2,\xff\n3,nul\0\n4,d\n")
     ended = start(prefect_server.api, "sync", file, "--json").wait()
     assert (ended.status, ended.json["rejected"], ended.json["rows"]) == (0, 2, 2), ended
-    listed = rejects.rejects(good, retry=False)["rejects"]
+    listed = rejects.rejects(good).as_json()["rejects"]
     assert {(r["key"][0], r["detail"][:39]) for r in listed} == {
         ("2", "row 3 of rows.csv has in column 'text' "),
         ("3", "row 4 of rows.csv has in column 'text' "),

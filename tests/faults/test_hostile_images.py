@@ -85,7 +85,7 @@ def test_each_bad_file_is_rejected_alone(source: Connection, tmp_path: Path) -> 
 
     paintings = pipeline(folder, local(tmp_path), max_bytes=100_000, max_pixels=LIMIT)
     report = sync(paintings)
-    listed = rejects(paintings, retry=False)["rejects"]
+    listed = rejects(paintings).as_json()["rejects"]
     found = {str(one["key"][0]): one["reason"] for one in listed}
     assert found == {
         "empty.png": "broken_image",

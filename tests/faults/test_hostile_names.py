@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import RowvecError, SourceError, UsageError
 from rowvec.operations import search
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection
@@ -181,10 +181,10 @@ def test_any_name_goes_through_the_whole_job(
     names = NAMES[name]
     table = Table(source, names, kind, tmp_path)
     made = _pipeline(names, kind, tmp_path, database_url)
-    assert dry_run.plan(made)["new"] == 12
+    assert dry_run.plan(made).new == 12
     assert sync(made).new == 12
     table.in_step()
-    assert run_audit(made).consistent
+    assert audit(made).consistent
 
     table.rows[1, "key 1"][2] = "another title"
     table.rows[2, "key 2"][0] = "another author"
@@ -198,7 +198,7 @@ def test_any_name_goes_through_the_whole_job(
 
     first, second = _quoted(names.metadata[0]), _quoted(names.metadata[1])
     asked = f"{first} = 'author 2' AND {second} BETWEEN 20 AND 80 OR {_quoted(names.keys[1])} LIKE 'key 1_'"
-    hits = search.search(made, "title 5", 5, asked, "adaptive")["results"]
+    hits = [hit.as_json() for hit in search.search(made, "title 5", 5, where=asked)]
     wanted = [key for key, (a, n, *_) in table.rows.items() if (a == "author 2" and 20 <= n <= 80) or "key 1" in key[1]]
     assert {(hit[names.keys[0]], hit[names.keys[1]]) for hit in hits} <= set(wanted)
     assert len(hits) == min(5, len(wanted))
@@ -214,9 +214,9 @@ def test_any_name_goes_through_the_whole_job(
         sql.Identifier(names.schema, names.target), *map(sql.Identifier, (names.metadata[0], names.keys[0]))
     )
     source.execute(tamper)
-    assert [(f.kind, f.key) for f in run_audit(made).findings] == [("corrupt", ("5", "key 5"))]
+    assert [(f.kind, f.key) for f in audit(made).findings] == [("corrupt", ("5", "key 5"))]
     assert sync(made).metadata_only == 1
-    assert run_audit(made).consistent
+    assert audit(made).consistent
 
 
 def _search_function(connection: Connection, names: Names) -> sql.Identifier:
@@ -293,7 +293,7 @@ def test_a_pipeline_whose_name_would_not_do_in_a_store_is_refused(name: str, tmp
 def test_the_longest_pipeline_name_with_every_character_works(source: Connection, paintings: Pipeline) -> None:
     named = paintings.model_copy(update={"name": "a-z_0" + "9" * 35})
     assert sync(named).consistent
-    assert run_audit(named).consistent
+    assert audit(named).consistent
 
 
 @pytest.mark.parametrize("content", ["{title.__class__}", "{title[0]}", "{title!r}", "{title:>1000000000}", "{0}"])
@@ -343,7 +343,7 @@ def test_a_metadata_type_may_have_an_odd_name_too(source: Connection, paintings:
     assert sync(made).new == 50
     source.execute("UPDATE paintings SET kind = 'a' WHERE id = 3")
     assert sync(made).metadata_only == 1
-    found = search.search(made, "x", 5, "kind = 'a' AND days = '{a%b}'", "adaptive")["results"]
+    found = [hit.as_json() for hit in search.search(made, "x", 5, where="kind = 'a' AND days = '{a%b}'")]
     assert [hit["id"] for hit in found] == [3]
 
 

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import ArtifactCorrupt, StoreRefused, UsageError
 from rowvec.operations import rejects, search
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.postgres.columns import PgColumn
@@ -61,11 +61,11 @@ def test_odd_texts_are_kept_to_the_last_character(
     assert sync(made).new == len(_ODD)
     found = source.execute("SELECT content, author FROM vectors.paintings ORDER BY id::int").fetchall()
     assert found == [(f"{text}\n{text}", text) for text in _ODD]
-    assert run_audit(made).consistent
+    assert audit(made).consistent
     assert sync(made).unchanged == len(_ODD)
     for text in _ODD:
         written = text.replace("'", "''")
-        (hit,) = search.search(made, f"look: {text}", 3, f"author = '{written}'", "adaptive")["results"]
+        (hit,) = [hit.as_json() for hit in search.search(made, f"look: {text}", 3, where=f"author = '{written}'")]
         assert hit["author"] == text
 
 
@@ -103,7 +103,7 @@ def test_cells_of_ten_megabytes_go_through(
         "SELECT octet_length(content), length(author) FROM vectors.paintings WHERE id::int = 2"
     ).fetchone()
     assert found == (10 * _MB + len("Painting 2\n"), _MB)
-    assert run_audit(made).consistent
+    assert audit(made).consistent
 
 
 _KEYS = {
@@ -161,7 +161,7 @@ def test_a_key_may_be_of_any_type(
         made.model_copy(update={"validation": made.validation.model_copy(update={"max_delete_fraction": 1.0})})
     )
     assert (report.changed, report.deleted, report.consistent) == (1, 1, True)
-    assert run_audit(made).consistent
+    assert audit(made).consistent
     wrong = source.execute(
         "SELECT * FROM keyed AS s FULL JOIN vectors.paintings AS t ON s.k::text = t.k::text "
         "WHERE s.title IS DISTINCT FROM t.content OR s.more::text IS DISTINCT FROM t.more::text"
@@ -184,7 +184,7 @@ def test_a_key_of_three_columns_of_three_types(source: Connection, paintings: Pi
     source.execute("UPDATE keyed SET c = c + '1 us', title = 'row 5' WHERE title = 'row 4'")
     report = sync(made)
     assert (report.new, report.deleted, report.embedded) == (2, 2, 0)
-    assert run_audit(made).consistent
+    assert audit(made).consistent
 
 
 @pytest.mark.parametrize(("kind", "before", "after"), [("numeric", "1.0", "1.00"), ("interval", "1 mon", "30 days")])
@@ -218,11 +218,11 @@ def test_a_key_longer_than_an_index_can_hold_is_one_rejected_row(source: Connect
     report = sync(made)
     assert (report.rows, report.rejected, report.consistent) == (2, 4, True)
     assert source.execute("SELECT octet_length(id) FROM vectors.files ORDER BY 1").fetchall() == [(5,), (2600,)]
-    listed = rejects.rejects(made, retry=False)["rejects"]
+    listed = rejects.rejects(made).as_json()["rejects"]
     assert all(len(reject["key"][0]) < 300 for reject in listed)
     assert {reject["reason"] for reject in listed} == {"unreadable"}
     assert any("row 3 of rows.parquet has more than the 2,600 bytes" in reject["detail"] for reject in listed)
-    assert run_audit(made).consistent
+    assert audit(made).consistent
     assert sync(made).unchanged == 2
 
 
@@ -310,7 +310,7 @@ def test_a_hostile_filter_is_refused(source: Connection, paintings: Pipeline, wh
     if where.endswith(("9999", "'abc'")):
         sync(paintings)
         with pytest.raises(UsageError, match="--where"):
-            search.search(paintings, "x", 3, where, "exact")
+            search.search(paintings, "x", 3, where=where, mode="exact")
     elif where:
         with pytest.raises(UsageError, match="--where") as refused:
             parse_where(where, columns)
@@ -340,7 +340,7 @@ def test_values_are_only_values(source: Connection, paintings: Pipeline) -> None
     source.execute("UPDATE paintings SET author = $$'; DROP TABLE paintings; -- %s {x}$$ WHERE id = 7")
     sync(paintings)
     for where in ("author = '''; DROP TABLE paintings; -- %s {x}'", "author LIKE '''; DROP%%s {x_' AND year > -1000"):
-        (hit,) = search.search(paintings, "x", 5, where, "adaptive")["results"]
+        (hit,) = [hit.as_json() for hit in search.search(paintings, "x", 5, where=where)]
         assert hit["id"] == 7
     assert source.execute("SELECT count(*) FROM paintings").fetchone() == (50,)
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.repair import prepare_repair
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.operations.search import search
@@ -88,7 +88,7 @@ def test_every_command_works_and_other_sessions_stay_as_they_are(
         try:
             _whole_cycle(direct, pipeline)
             assert gallery.sync(chunked).new == 60
-            assert run_audit(chunked).consistent
+            assert audit(chunked).consistent
             checked = check(write_pipeline(chunked, tmp_path), Scope())
             assert {one.name: one.state for one in checked}["pooler"] == "warning"
         finally:
@@ -104,16 +104,16 @@ def test_every_command_works_and_other_sessions_stay_as_they_are(
 
 
 def _whole_cycle(direct: psycopg.Connection[tuple[object, ...]], pipeline: Pipeline) -> None:
-    assert dry_run.plan(pipeline)["new"] == 60
+    assert dry_run.plan(pipeline).new == 60
     assert gallery.sync(pipeline).new == 60
     direct.execute("UPDATE paintings SET title = 'other' WHERE id <= 4")
     assert gallery.sync(pipeline).changed == 4
     direct.execute("UPDATE vectors.paintings SET content = 'tampered with' WHERE id = 3")
-    assert not run_audit(pipeline).consistent
+    assert not audit(pipeline).consistent
     prepare_repair(pipeline)
     assert gallery.sync(pipeline).consistent
-    assert run_audit(pipeline).consistent
-    assert search(pipeline, "number", 3, "year > 1910", "adaptive")["results"]
+    assert audit(pipeline).consistent
+    assert search(pipeline, "number", 3, where="year > 1910")
     longer = pipeline.model_copy(update={"embedder": pipeline.embedder.model_copy(update={"dimensions": 128})})
     assert gallery.rebuild(longer).switched
     direct.execute("DROP SCHEMA vectors CASCADE")

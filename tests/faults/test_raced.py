@@ -15,7 +15,7 @@ from psycopg import errors as pg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from tests.support import paintings
@@ -347,16 +347,16 @@ def test_two_syncs_at_once_and_the_other_commands_during_them(
             rowvec(*words)
             for words in (("plan", file), ("audit", file), ("search", file, "Painting 3"), ("rejects", file))
         ]
-        plan, audit, search, rejects = (command.wait() for command in beside)
+        plan, audited, search, rejects = (command.wait() for command in beside)
         assert (plan.status, plan.json["changed"], plan.json["new"]) == (0, 7, 0), plan
         # Only the rows that the sync has not merged yet are stale, and nothing else is wrong.
-        assert {k: audit.json[k] for k in ("missing", "stale", "orphaned", "corrupt")} == {
+        assert {k: audited.json[k] for k in ("missing", "stale", "orphaned", "corrupt")} == {
             "missing": 0,
             "stale": 7,
             "orphaned": 0,
             "corrupt": 0,
         }
-        assert audit.status == 1
+        assert audited.status == 1
         assert (search.status, len(search.json["results"])) == (0, 10), search
         assert (rejects.status, rejects.json["count"]) == (0, 0), rejects
         assert winner.process.poll() is None
@@ -366,7 +366,7 @@ def test_two_syncs_at_once_and_the_other_commands_during_them(
     assert len(writers) == 2
     assert writers[-1] == (report["run_id"],)
     assert_in_step(source)
-    assert run_audit(paid).consistent
+    assert audit(paid).consistent
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import connect
@@ -177,16 +177,16 @@ def test_the_traps_are_sprung_by_sql_that_names_things_carelessly(shadowed: str)
 
 def test_no_command_springs_a_trap(shadowed: str, tmp_path: Path) -> None:
     pipeline = _pipeline(tmp_path)
-    assert dry_run.plan(pipeline)["new"] == 40
+    assert dry_run.plan(pipeline).new == 40
     assert gallery.sync(pipeline).new == 40
     with connect(shadowed) as connection:
         connection.execute("UPDATE shop.paintings SET title = 'other' WHERE id <= 3")
         connection.execute("DELETE FROM shop.paintings WHERE id = 9")
         assert (changed := gallery.sync(pipeline)).changed == 3
         assert changed.deleted == 1
-        assert run_audit(pipeline).consistent
-        assert search(pipeline, "other", 3, "author = 'Author 1' AND id BETWEEN 1 AND 3", "adaptive")["results"]
-        assert search(pipeline, "other", 3, None, "hybrid", "painting")["results"]
+        assert audit(pipeline).consistent
+        assert search(pipeline, "other", 3, where="author = 'Author 1' AND id BETWEEN 1 AND 3")
+        assert search(pipeline, "other", 3, mode="hybrid", words="painting")
         assert gallery.rebuild(_pipeline(tmp_path, embedder={"kind": "local", "dimensions": 128})).switched
         ((vector,),) = connection.execute("SELECT embedding::text FROM vectors.paintings LIMIT 1").fetchall()
     # An application calls the functions that rowvec installed, with its own path.

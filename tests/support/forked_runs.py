@@ -155,18 +155,18 @@ def _work(job: Job, by: By, written: str, environment: dict[str, str], log: str,
 
 def _done(job: Job, by: By, pipeline: Pipeline) -> dict[str, Any]:
     """What the command does, and what it prints."""
-    from rowvec.operations.audit import run_audit
+    from rowvec.operations.audit import audit
     from rowvec.operations.repair import prepare_repair
 
     if job == "sync":
         return _sync(by, pipeline)
     if job == "audit":
-        return run_audit(pipeline).as_json()
+        return audit(pipeline).as_json()
     found = prepare_repair(pipeline)
     if found.consistent:
         return found.as_json()
     _sync(by, pipeline)
-    left = run_audit(pipeline)
+    left = audit(pipeline)
     return left.as_json(found.total - left.total)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 import unicodedata
 import warnings
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from rowvec.cli import output, render
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.cli.terminal import Terminal, stderr_shown
 from rowvec.errors import TargetError
+from rowvec.ledger.rejects import Reject
+from rowvec.operations.rejects import RejectsReport
 from rowvec.runtime.display import json_text, one_line, plain, shown
 from rowvec.runtime.progress import tell
 
@@ -110,7 +113,9 @@ def results() -> dict[str, Any]:
 def test_no_table_and_no_sentence_of_a_command_passes_on_what_a_row_holds(terminal: io.StringIO) -> None:
     render.search(HOSTILE, results())
     found = {"reason": HOSTILE, "key": [HOSTILE, MARKDOWN], "detail": HOSTILE, "attempts": 1, "name": HOSTILE}
-    render.rejects({"retried": 0, "count": 1, "rejects": [found]})
+    times = {"first_seen": datetime.now(UTC), "last_seen": datetime.now(UTC)}
+    reject = Reject(key=[HOSTILE, MARKDOWN], reason=HOSTILE, detail=HOSTILE, sqlstate=None, attempts=1, **times)
+    render.rejects(RejectsReport(count=1, retried=0, rejects=(reject,)))
     counts: dict[str, Any] = dict.fromkeys(("missing", "stale", "orphaned", "corrupt", "repaired"), 1)
     render.audit({"consistent": False, **counts, "objects": [found], "rows": [found]})
     render.awaiting(HOSTILE)

@@ -12,7 +12,7 @@ from rowvec.cli.commands.options import AsJson, File
 from rowvec.cli.output import emit
 from rowvec.errors import UsageError
 from rowvec.operations import search_pictures
-from rowvec.operations.search import search
+from rowvec.operations.search import mode_of, search
 from rowvec.pipeline.file import load
 from rowvec.runtime.private import files_for_others
 
@@ -43,9 +43,10 @@ def search_rows(
     """Search the vector table by meaning, or by similarity to an image."""
     pipeline, question = load(file), _question(query, image)
     search_pictures.check_outputs(pipeline, grid, html)
-    found = search(pipeline, question, k, where, mode, words)
+    hits = search(pipeline, question, k, where=where, mode=mode_of(mode), words=words)
     with files_for_others():
-        search_pictures.show_pictures(pipeline, question, where, found["results"], grid, html)
+        search_pictures.show_pictures(pipeline, question, hits, where=where, grid=grid, page=html)
+    found = {"results": [hit.as_json() for hit in hits]}
     emit(found, as_json, lambda: render.search(str(question), found))
 
 

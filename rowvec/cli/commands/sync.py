@@ -49,7 +49,7 @@ def plan(files: Files, as_json: AsJson = False) -> None:
 
     def one(file: Path) -> None:
         found = dry_run.plan(load(file))
-        emit(found, as_json, lambda: render.plan(found))
+        emit(found.as_json(), as_json, lambda: render.plan(found))
 
     each(files, as_json, one)
 

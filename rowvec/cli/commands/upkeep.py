@@ -15,7 +15,8 @@ from rowvec.cli.failures import each
 from rowvec.cli.flow_loader import one_server, run_flow
 from rowvec.cli.output import emit
 from rowvec.errors import UsageError
-from rowvec.operations.audit import AuditReport, conclude_audit, run_audit
+from rowvec.operations.audit import AuditReport, conclude_audit
+from rowvec.operations.audit import audit as run_audit
 from rowvec.operations.prune import Pruned, prune
 from rowvec.operations.rebuild import RebuildReport, plan_rebuild, rollback
 from rowvec.operations.rejects import rejects
@@ -128,4 +129,4 @@ def list_rejects(
 ) -> None:
     """List the rows that cannot be embedded, with the reasons."""
     found = rejects(load(file), retry=retry)
-    emit(found, as_json, lambda: render.rejects(found))
+    emit(found.as_json(), as_json, lambda: render.rejects(found))

@@ -82,7 +82,7 @@ def _sync(sync: Flow, pipeline: Pipeline, title: str, quiet: bool) -> SyncReport
 
 
 def _search(pipeline: Pipeline, text: str, where: str | None, quiet: bool) -> dict[str, Any]:
-    found = search.search(pipeline, text, 5, where, "adaptive")
+    found = {"results": [hit.as_json() for hit in search.search(pipeline, text, 5, where=where)]}
     if not quiet:
         out.print()
         render.search(text if where is None else f"{text}” where “{where}", found)

@@ -144,7 +144,7 @@ def test_an_image_finds_itself_and_its_like_as_table_json_grid_and_page(folder: 
 def test_a_filter_goes_with_an_image(folder: Path, asked: Path) -> None:
     wanted = images(folder)
     sync(wanted)
-    found = search(wanted, asked, 3, "image_file <> 'p09.png'", "adaptive")["results"]
+    found = [hit.as_json() for hit in search(wanted, asked, 3, where="image_file <> 'p09.png'")]
     assert len(found) == 3
     assert "p09.png" not in [row["image_file"] for row in found]
 
@@ -185,7 +185,7 @@ def test_an_image_over_a_table_of_texts_is_one_sentence(source: Connection, pain
     del source
     sync(paintings)
     with pytest.raises(UsageError, match="of kind local takes no images"):
-        search(paintings, asked, 3, None, "adaptive")
+        search(paintings, asked, 3)
 
 
 @pytest.mark.usefixtures("source")
@@ -200,16 +200,16 @@ def test_a_text_finds_images_by_azure_vision(folder: Path, asked: Path, monkeypa
         assert report.consistent
         assert (report.embedded, report.tokens, server.billed) == (24, 24, 24)
         assert report.cost_usd == pytest.approx(0.0024)
-        found = search(wanted, "a lighthouse", 3, None, "adaptive")["results"]
-        assert found[0]["image_file"] == "p03.png"
-        assert found[0]["distance"] == pytest.approx(0, abs=1e-5)
-        by_image = search(wanted, folder / "p07.png", 3, None, "adaptive")["results"]
-        assert by_image[0]["image_file"] == "p07.png"
+        found = search(wanted, "a lighthouse", 3)
+        assert found[0].key["image_file"] == "p03.png"
+        assert found[0].distance == pytest.approx(0, abs=1e-5)
+        by_image = search(wanted, folder / "p07.png", 3)
+        assert by_image[0].key["image_file"] == "p07.png"
         # Nothing changed: nothing is paid for.
         billed = server.billed
         assert sync(wanted).embedded == 0
         assert server.billed == billed
-    show_pictures(wanted, "a lighthouse", None, found, folder.parent / "grid.svg", folder.parent / "page.html")
+    show_pictures(wanted, "a lighthouse", found, grid=folder.parent / "grid.svg", page=folder.parent / "page.html")
     assert len(_Page((folder.parent / "page.html").read_text()).images) == 3
 
 

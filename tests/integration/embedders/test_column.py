@@ -14,7 +14,7 @@ from rowvec.embedders import column as module
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders.protocol import Embedder
 from rowvec.errors import UsageError
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import embedders
 from rowvec.postgres.connection import Connection
 from tests.support import paintings
@@ -135,4 +135,4 @@ def test_values_too_small_for_float16_have_the_bits_that_the_table_gives_them(
         target={"precision": "float16"},
     )
     assert paintings.sync(pipeline).consistent
-    assert run_audit(pipeline).consistent
+    assert audit(pipeline).consistent

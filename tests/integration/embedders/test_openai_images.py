@@ -522,7 +522,7 @@ def test_a_folder_is_kept_in_step_and_searched_by_text_and_image(
     with serve() as server:
         wanted = pipeline(tmp_path, server, form=form, cost_per_thousand_transactions=0.1)
         server.shows[hashlib.sha256(files[3].read_bytes()).hexdigest()] = "a lighthouse"
-        assert plan(wanted)["tokens"] == 24
+        assert plan(wanted).tokens == 24
         report = sync(wanted)
         assert report.consistent
         assert (report.embedded, report.tokens) == (24, 24)
@@ -535,12 +535,12 @@ def test_a_folder_is_kept_in_step_and_searched_by_text_and_image(
         assert again.consistent
         assert (again.embedded, again.reused, again.deleted) == (1, 1, 2)
         assert set(server.paid.values()) == {1}
-        (best, *_) = search(wanted, "a lighthouse", 3, None, "adaptive")["results"]
+        (best, *_) = [hit.as_json() for hit in search(wanted, "a lighthouse", 3)]
         assert (best["image_file"], round(best["distance"], 5)) == (
             files[3].relative_to(tmp_path / "drawn").as_posix(),
             0,
         )
-        (best, *_) = search(wanted, files[7], 3, None, "adaptive")["results"]
+        (best, *_) = [hit.as_json() for hit in search(wanted, files[7], 3)]
         assert best["image_file"] == files[7].relative_to(tmp_path / "drawn").as_posix()
         another = pipeline(tmp_path, server, form=form, extra={"task": "another"})
         with pytest.raises(UsageError, match="asks for the same model with other preprocessing: rowvec rebuild"):

@@ -40,7 +40,7 @@ def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
     assert report.recall_at_k is not None
     seen = maintain(paintings)
     assert (seen["kind"], seen["on"], seen["built"]) == (chosen.choice.kind, chosen.choice.on, False)
-    assert len(search(paintings, "the number 7", 3, None, "adaptive")["results"]) == 3
+    assert len(search(paintings, "the number 7", 3)) == 3
     shown = source.execute("SELECT index_name, held, tuned_choice ->> 'on', state FROM rowvec.indexes").fetchall()
     assert shown == [(seen["index"], chosen.choice.on, chosen.choice.on, "live")]
     # If the pipeline names its index, that index is built.

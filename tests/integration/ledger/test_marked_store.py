@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.ledger import journal
 from rowvec.operations.adopt_store import adopt_store
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.prune import prune
 from rowvec.operations.repair import prepare_repair
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
@@ -107,7 +107,7 @@ def test_a_database_from_an_older_dump_embeds_nothing_again(
         report = sync(paintings)
         assert (report.embedded, report.reused) == (1, 20)
         assert_in_step(then)
-        assert run_audit(paintings).consistent
+        assert audit(paintings).consistent
         assert sync(paintings).manifest is None
 
 
@@ -137,7 +137,7 @@ def test_a_repair_after_an_older_dump_embeds_nothing_again(
         fill(then, 20, start=100)
         assert prepare_repair(paintings).counts["missing"] == 20
         assert sync(paintings).embedded == 0
-        assert run_audit(paintings).consistent
+        assert audit(paintings).consistent
 
 
 def test_the_manifests_are_read_only_while_the_ledger_is_behind_the_store(
@@ -187,7 +187,7 @@ def test_a_prune_in_a_copy_deletes_nothing_of_the_original(
     assert of_original <= objects(paintings)
     with at(database_url, monkeypatch) as original:
         assert "rowvec adopt" in note(sync(paintings))
-        assert run_audit(paintings).consistent
+        assert audit(paintings).consistent
         original.execute("DROP TABLE vectors.paintings")
         assert restore(paintings).consistent
         original.execute("UPDATE paintings SET title = 'other ' || id")
@@ -196,7 +196,7 @@ def test_a_prune_in_a_copy_deletes_nothing_of_the_original(
         prune(paintings, ALWAYS, apply=True)
         assert of_copy - {sync(paintings).manifest} <= objects(paintings) | of_original
     with at(staging, monkeypatch) as copy:
-        assert run_audit(paintings).consistent
+        assert audit(paintings).consistent
         copy.execute("DROP TABLE vectors.paintings")
         assert restore(paintings).consistent
 
@@ -213,7 +213,7 @@ def test_a_copy_that_does_nothing_but_prune_deletes_nothing(
         assert prune(paintings, ALWAYS, apply=True).note
     assert before <= objects(paintings)
     with at(database_url, monkeypatch):
-        assert run_audit(paintings).consistent
+        assert audit(paintings).consistent
 
 
 def test_a_copy_that_adopts_the_store_is_alone_again(
@@ -236,7 +236,7 @@ def test_a_copy_that_adopts_the_store_is_alone_again(
         assert adopt_store(paintings) is None
         assert newest_chain(open_store(paintings.artifacts), "paintings")[-1].manifest.checksum == last.checksum
         assert not note(sync(paintings))
-        assert run_audit(paintings).consistent
+        assert audit(paintings).consistent
         assert prune(paintings, ALWAYS, apply=True).note == ""
         connection.execute("DROP SCHEMA rowvec CASCADE; DROP TABLE vectors.paintings")
         assert restore(paintings).checksum == last.checksum

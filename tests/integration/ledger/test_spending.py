@@ -135,10 +135,11 @@ def test_requests_in_flight_count_before_they_are_answered(connection: Connectio
 def test_a_run_stops_before_it_exceeds_its_budget_and_the_next_continues(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
+    whole = dry_run.plan(pipeline(server, tmp_path, None)).cost_usd
     asked = pipeline(server, tmp_path, {"per_run": 0.6 * whole})
-    planned = dry_run.plan(asked)["budget"]
-    assert (planned["enough"], planned["left"]) == (False, pytest.approx(0.6 * whole))
+    planned = dry_run.plan(asked).budget
+    assert planned
+    assert (planned.enough, planned.left) == (False, pytest.approx(0.6 * whole))
     with pytest.raises(BudgetExceeded, match=r"embedder\.budget\.per_run.*what was paid for is kept"):
         sync(asked)
     assert 0 < dollars_billed(server) <= 0.6 * whole
@@ -156,7 +157,7 @@ def test_a_run_stops_before_it_exceeds_its_budget_and_the_next_continues(
 def test_all_runs_and_generations_share_the_budget_of_the_month(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
+    whole = dry_run.plan(pipeline(server, tmp_path, None)).cost_usd
     sync(pipeline(server, tmp_path, None))
     larger = pipeline(server, tmp_path, {"per_month": 1.5 * whole}, dimensions=128)
     with pytest.raises(BudgetExceeded, match="per_month"):
@@ -168,7 +169,7 @@ def test_all_runs_and_generations_share_the_budget_of_the_month(
 
 
 def test_refused_requests_cost_nothing(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
+    whole = dry_run.plan(pipeline(server, tmp_path, None)).cost_usd
     server.add(failing(500, times=5))
     assert sync(pipeline(server, tmp_path, {"per_run": 1.0001 * whole})).consistent
 
@@ -183,7 +184,7 @@ def test_a_budget_without_a_price_is_an_error_before_anything_is_sent(
 
 
 def test_jobs_are_cut_to_the_budget(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    whole = dry_run.plan(pipeline(server, tmp_path, None))["cost_usd"]
+    whole = dry_run.plan(pipeline(server, tmp_path, None)).cost_usd
     batch = {"at_least": 5, "wait_minutes": 0}
     asked = pipeline(server, tmp_path, {"per_run": 0.3 * whole}, batch=batch)
     server.batches.hold = True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.repair import prepare_repair
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
@@ -35,7 +35,7 @@ def test_a_sound_table_is_consistent(synced: Connection, paintings: Pipeline) ->
     synced.execute("UPDATE paintings SET author = 'other' WHERE id = 3")
     synced.execute("DELETE FROM paintings WHERE id = 4")
     sync(paintings)
-    assert run_audit(paintings).as_json() == {
+    assert audit(paintings).as_json() == {
         "consistent": True,
         "missing": 0,
         "stale": 0,
@@ -84,11 +84,11 @@ def test_any_drift_of_any_column_is_found_and_repaired(
 ) -> None:
     before = vectors(synced)
     synced.execute(tampering.encode())
-    found = run_audit(paintings)
+    found = audit(paintings)
     assert [(f.kind, f.key) for f in found.findings] == [(kind, ("3",))]
     assert found.counts == {**dict.fromkeys(found.counts, 0), kind: 1}
     assert repair(paintings).embedded <= (kind == "stale")
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     assert_in_step(synced)
     if "FROM paintings" not in tampering and "UPDATE paintings" not in tampering:
         assert vectors(synced) == before
@@ -99,10 +99,10 @@ def test_a_row_that_no_run_wrote_is_found_though_its_content_is_right(synced: Co
     fill(synced, 1, start=60)
     sync(paintings)
     synced.execute("UPDATE vectors.paintings SET run_id = 2 WHERE id = 3")
-    (found,) = run_audit(paintings).findings
+    (found,) = audit(paintings).findings
     assert (found.key, found.reason) == (("3",), "its run_id is not the one that its run recorded")
     repair(paintings)
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
 
 
 def test_a_row_that_is_wrong_in_two_ways_is_repaired_in_both(
@@ -111,14 +111,14 @@ def test_a_row_that_is_wrong_in_two_ways_is_repaired_in_both(
     """The metadata in the source has changed, and the audit names this reason; the bits are wrong as well."""
     synced.execute("UPDATE paintings SET year = 1 WHERE id IN (3, 4)")
     synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 3")
-    assert run_audit(paintings).counts["stale"] == 2
+    assert audit(paintings).counts["stale"] == 2
     assert repair(paintings).embedded == 0
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     synced.execute("UPDATE paintings SET year = 2 WHERE id = 4")
     for path in (tmp_path / "artifacts").rglob("*.parquet"):
         path.unlink()
     assert repair(paintings).embedded == 0
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     assert_in_step(synced)
 
 
@@ -126,10 +126,10 @@ def test_all_findings_are_counted_and_repaired_and_a_hundred_are_named(synced: C
     fill(synced, 250, start=60)
     sync(paintings)
     synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits")
-    found = run_audit(paintings)
+    found = audit(paintings)
     assert (found.counts["corrupt"], len(found.findings), found.total) == (300, 100, 300)
     assert repair(paintings).embedded == 0
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
 
 
 @pytest.mark.parametrize("lost", [True, False])
@@ -146,16 +146,16 @@ def test_a_lost_or_corrupt_artifact_is_written_again_from_the_table(
         if not lost:
             path.write_bytes(content[:2000] + b"\xff" + content[2001:])
     before = vectors(source)
-    found = run_audit(pipeline)
+    found = audit(pipeline)
     assert (found.counts["corrupt"], len(found.objects)) == (50, 1)
     report = repair(pipeline)
     assert (report.embedded, report.unchanged) == (0, 50)
-    assert run_audit(pipeline).consistent
+    assert audit(pipeline).consistent
     assert vectors(source) == before
     source.execute("DROP TABLE vectors.paintings")
     assert sync(pipeline).embedded == 0
     assert vectors(source) == before
-    assert run_audit(pipeline).consistent
+    assert audit(pipeline).consistent
 
 
 def test_only_what_exists_nowhere_is_embedded_again(synced: Connection, paintings: Pipeline, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_only_what_exists_nowhere_is_embedded_again(synced: Connection, painting
         path.unlink()
     synced.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id <= 3")
     assert repair(paintings).embedded == 3
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     assert_in_step(synced)
 
 
@@ -177,7 +177,7 @@ def test_a_lost_artifact_whose_vectors_are_in_another_one_too_costs_nothing(
     first.unlink()
     synced.execute("DELETE FROM vectors.paintings WHERE id <= 3")
     assert repair(paintings).embedded == 0
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
 
 
 @pytest.mark.parametrize("suffix", ["json", "zst"])
@@ -188,11 +188,11 @@ def test_a_lost_manifest_or_journal_entry_is_found_and_the_journal_restarted(
     sync(paintings)
     lost = min((tmp_path / "artifacts").rglob(f"*.{suffix}"), key=lambda path: path.stat().st_mtime_ns)
     lost.unlink()
-    found = run_audit(paintings)
+    found = audit(paintings)
     assert (found.total, len(found.objects)) == (1, 1)
     assert lost.name in found.objects[0].reason
     assert repair(paintings).manifest is not None
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     (link,) = newest_chain(open_store(paintings.artifacts), "paintings")
     assert link.manifest.journal.rows == 50
 
@@ -219,4 +219,4 @@ def test_a_rejected_row_is_not_missing(synced: Connection, paintings: Pipeline) 
         " SELECT 1, '[\"3\"]', fingerprint, 'too_long', 'for a test', 1 FROM vectors.paintings WHERE id = 3"
     )
     synced.execute("DELETE FROM vectors.paintings WHERE id = 3")
-    assert run_audit(paintings).counts["missing"] == 0
+    assert audit(paintings).counts["missing"] == 0

@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import CostLimitExceeded, PipelineBusy, TargetError, UsageError
 from rowvec.ledger.runs import running
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.prune import prune
 from rowvec.operations.rebuild import begin_rebuild, plan_rebuild, rollback, switch
 from rowvec.operations.search import search
@@ -285,7 +285,7 @@ def test_artifacts_of_a_dropped_generation_are_pruned_when_they_are_old(
     prune(new, timedelta(days=30), apply=True)
     assert kept() == 1
     assert gallery.sync(new).embedded == 0
-    assert run_audit(new).consistent
+    assert audit(new).consistent
 
 
 def test_a_prune_does_not_change_the_stored_settings(source: Connection, paintings: Pipeline) -> None:
@@ -303,14 +303,14 @@ def test_no_search_compares_vectors_of_two_models(
     old = paid(server, str(tmp_path_factory.mktemp("artifacts")))
     new = changed(old, embedder={"model": "another-model"})
     gallery.sync(old)
-    for refused in (lambda: search(new, "x", 3, None, "exact"), lambda: run_audit(new), lambda: plan(new)):
+    for refused in (lambda: search(new, "x", 3, mode="exact"), lambda: audit(new), lambda: plan(new)):
         with pytest.raises(UsageError, match="rowvec rebuild"):
             refused()
     # While it is being built, a search with the new file reads the live generation.
     gallery.rebuild(new, to_switch=False)
-    assert len(search(new, "x", 3, None, "exact")["results"]) == 3
-    assert run_audit(new).consistent
-    assert plan(new)["changed"] == 0
+    assert len(search(new, "x", 3, mode="exact")) == 3
+    assert audit(new).consistent
+    assert plan(new).changed == 0
     assert server.requests[-1].model == old.embedder.model
 
 
@@ -324,7 +324,7 @@ def test_a_role_that_only_searches_needs_nothing_of_the_ledger(
     source.execute("GRANT SELECT ON vectors.paintings TO only_searches")
     try:
         monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user="only_searches"))
-        assert len(search(paintings, "the number 7", 3, None, "adaptive")["results"]) == 3
+        assert len(search(paintings, "the number 7", 3)) == 3
     finally:
         source.execute("DROP OWNED BY only_searches")
         source.execute("DROP ROLE only_searches")

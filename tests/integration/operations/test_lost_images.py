@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import Inconsistent
 from rowvec.operations.adopt_store import adopt_store
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.prune import prune
 from rowvec.operations.repair import prepare_repair
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
@@ -94,7 +94,7 @@ def test_an_audit_names_lost_images_and_repairs_them(
 ) -> None:
     paintings = pipeline(folder, artifacts)
     sync(paintings)
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     names = kept(paintings)
     store = open_store(resolve(paintings).artifacts)
     store.delete(names[0])
@@ -110,7 +110,7 @@ def test_an_audit_names_lost_images_and_repairs_them(
     sound(paintings, folder)
     store.delete(names[0])
     spoil(names[1], b"cut")
-    found = run_audit(paintings)
+    found = audit(paintings)
     reasons = {lost.name: lost.reason for lost in found.objects}
     assert set(reasons) == {names[0], names[1], away}
     assert "not in the store" in reasons[names[0]]
@@ -119,7 +119,7 @@ def test_an_audit_names_lost_images_and_repairs_them(
     prepare_repair(paintings)
     report = sync(paintings)
     assert (report.images, report.embedded, report.consistent) == (2, 0, True)
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     sound(paintings, folder)
 
 
@@ -140,12 +140,12 @@ def test_a_sync_uploads_what_a_store_has_lost(source: Connection, folder: Path, 
     sound(paintings, folder)
     # The ledger is lost as well.
     source.execute("TRUNCATE rowvec.images")
-    assert not (audit := run_audit(paintings)).findings
-    assert audit.consistent  # all images are in the store
+    assert not (found := audit(paintings)).findings
+    assert found.consistent  # all images are in the store
     shutil.rmtree(tmp_path / "artifacts" / "images")
-    assert run_audit(paintings).total == COUNT
+    assert audit(paintings).total == COUNT
     assert sync(paintings).images == COUNT
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
 
 
 def test_a_lost_image_is_found_where_the_source_has_it_now(source: Connection, folder: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_an_image_that_the_source_replaced_meanwhile_is_not_looked_for(
     assert (report.changed, report.deleted, report.images, report.consistent) == (1, 1, COUNT - 1, True)
     assert contents(source) == expected(folder)
     assert len(kept(paintings)) == COUNT - 1
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
 
 
 def test_a_row_whose_image_is_not_in_the_store_fails_the_run(
@@ -225,7 +225,7 @@ def test_a_restore_knows_the_images_of_the_store(
     assert (report.images, report.embedded, report.consistent) == (1, 0, True)
     sound(paintings, folder)
     assert sync(paintings).images == 0
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     assert prune(paintings, timedelta(days=30), apply=True).images == 0
     # The first database may still show them, until this one is said to be the only one.
     assert prune(paintings, timedelta(0), apply=True).images == 0
@@ -244,4 +244,4 @@ def test_a_restore_names_the_lost_images(
     report = restore(paintings)
     assert [check.name for check in report.failed_checks] == ["images"]
     assert report.rows == COUNT
-    assert (sync(paintings).images, run_audit(paintings).consistent) == (1, True)
+    assert (sync(paintings).images, audit(paintings).consistent) == (1, True)

@@ -13,7 +13,7 @@ from psycopg import sql
 from rowvec.errors import PipelineBusy, SourceError, UsageError
 from rowvec.ledger.runs import running
 from rowvec.operations import names
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.index import maintain
 from rowvec.operations.names import adopt, rename
 from rowvec.operations.prune import prune
@@ -78,7 +78,7 @@ def test_a_second_table_with_the_same_name_is_refused_by_every_command(
         prune(pipeline, timedelta(0), apply=True)
 
     commands: list[Callable[[Pipeline], object]] = [gallery.sync, plan, plan_rebuild, begin_rebuild, rollback]
-    commands += [retire_for_good, restore, run_audit, maintain, pruned]
+    commands += [retire_for_good, restore, audit, maintain, pruned]
     for command in commands:
         with pytest.raises(UsageError, match=refused):
             command(second)
@@ -194,7 +194,7 @@ def test_a_renamed_pipeline_keeps_what_was_paid_for(source: Connection, server: 
     source.execute("UPDATE paintings SET title = 'New' WHERE id = 1")
     report = gallery.sync(new)
     assert (report.changed, report.embedded, report.unchanged) == (1, 1, 49)
-    assert run_audit(new).consistent
+    assert audit(new).consistent
     assert server.paid.total() == bought + 1
     # The store alone has all of it under the new name.
     source.execute("DROP TABLE vectors.paintings; DROP SCHEMA rowvec CASCADE")
@@ -278,7 +278,7 @@ def test_a_name_whose_table_is_gone_takes_what_was_paid_for_along(
     done = adopt(moved)
     assert (done.former_table, done.former_name, done.taken_in) == ("vectors.paintings", None, True)
     assert gallery.sync(moved).unchanged == 50
-    assert run_audit(moved).consistent
+    assert audit(moved).consistent
     # The user dropped it, and wants it elsewhere.
     source.execute("DROP TABLE vectors.moved")
     elsewhere = changed(first, target={"table": "vectors.elsewhere"})

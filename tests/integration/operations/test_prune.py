@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rowvec.errors import UsageError
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.prune import Pruned, prune
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
@@ -66,7 +66,7 @@ def test_what_the_table_needs_stays(edited: Connection, paintings: Pipeline, dat
     assert (found.applied, found.artifacts, found.manifests, found.kept_artifacts) == (True, 1, 3, 2)
     assert len(objects(paintings, "artifacts/")) == 2
     assert len(objects(paintings, "manifests/")) == len(objects(paintings, "journal/")) == 1
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     assert sync(paintings).embedded == 0
     assert restored(paintings, database_url) == before
     again = prune(paintings, ALWAYS, apply=True)
@@ -87,7 +87,7 @@ def test_a_kept_run_can_still_be_restored(edited: Connection, paintings: Pipelin
     assert sync(paintings).embedded == 0
     age(edited, 40)
     assert prune(paintings, MONTH, apply=True).artifacts == 1
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
 
 
 def test_a_text_that_returns_is_paid_again_only_after_its_artifact_was_deleted(
@@ -114,11 +114,11 @@ def test_many_small_artifacts_become_one(source: Connection, paintings: Pipeline
     found = prune(paintings, MONTH, apply=True, compact=True)
     assert (found.compacted, found.artifacts) == (7, 0)
     assert len(objects(paintings, "artifacts/")) == 8
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     age(source, 40)
     assert prune(paintings, MONTH, apply=True).artifacts == 7
     assert len(objects(paintings, "artifacts/")) == 1
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     assert source.execute(paid).fetchall() == costs
     assert restored(paintings, database_url) == before
     source.execute("DROP TABLE vectors.paintings")

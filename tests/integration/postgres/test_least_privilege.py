@@ -10,7 +10,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from rowvec.index import build
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from tests.support import paintings as gallery
@@ -64,8 +64,8 @@ def test_pgvector_may_lie_in_any_schema_and_no_right_on_the_database_is_needed(
     assert gallery.sync(pipeline).new == 60
     administrator.execute("UPDATE paintings SET title = 'other' WHERE id <= 4")
     assert gallery.sync(pipeline).changed == 4
-    assert run_audit(pipeline).consistent
-    assert len(search(pipeline, "other", 3, "year > 1900", "adaptive")["results"]) == 3
+    assert audit(pipeline).consistent
+    assert len(search(pipeline, "other", 3, where="year > 1900")) == 3
     assert gallery.rebuild(_pipeline(tmp_path, 128)).switched
     found = administrator.execute(
         "SELECT count(*) FROM vectors.paintings_search((SELECT embedding FROM vectors.paintings LIMIT 1), 3)"

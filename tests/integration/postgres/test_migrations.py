@@ -9,7 +9,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import TargetError
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.index import maintain
 from rowvec.operations.prune import prune
 from rowvec.operations.rebuild import plan_rebuild
@@ -47,8 +47,8 @@ def test_an_older_program_is_refused_before_it_does_anything(
     commands: dict[str, Callable[[], object]] = {
         "plan": lambda: dry_run.plan(paintings),
         "sync": lambda: sync(paintings),
-        "search": lambda: search(paintings, "x", 1, None, "exact"),
-        "audit": lambda: run_audit(paintings),
+        "search": lambda: search(paintings, "x", 1, mode="exact"),
+        "audit": lambda: audit(paintings),
         "rejects": lambda: rejects(paintings, retry=True),
         "index": lambda: maintain(paintings),
         "prune": lambda: prune(paintings, timedelta(days=1), apply=True),

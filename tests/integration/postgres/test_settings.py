@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.settings import LEFT_ALONE, PINNED
@@ -131,7 +131,7 @@ def test_contrary_settings_change_no_table_and_no_plan(
     for url in (source, target):
         _odd(url, of)
     planned = dry_run.plan(pipeline)
-    assert {name: planned[name] for name in ("new", "changed", "metadata_only", "deleted", "unchanged")} == {
+    assert {name: getattr(planned, name) for name in ("new", "changed", "metadata_only", "deleted", "unchanged")} == {
         "new": 0,
         "changed": 0,
         "metadata_only": 0,
@@ -141,7 +141,7 @@ def test_contrary_settings_change_no_table_and_no_plan(
     with connect(source) as connection:
         connection.execute("UPDATE public.paintings SET title = 'edited ' || title WHERE title ~ '1'")
         assert gallery.sync(pipeline).changed == 12
-        assert run_audit(pipeline).consistent
+        assert audit(pipeline).consistent
         connection.execute("UPDATE public.paintings SET title = substr(title, 8) WHERE title ~ '^edited'")
     back = gallery.sync(pipeline)
     # What the ledger and the artifacts hold is found again, by the bytes of its fingerprints.

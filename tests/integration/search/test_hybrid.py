@@ -71,21 +71,21 @@ def test_what_one_side_alone_finds_comes_up(connection: Connection) -> None:
     for choice in (NONE, BITS):
         ensure_index(connection, table, choice)
         hits = hybrid_search(connection, table, choice, ENGLISH, "K491", SearchRequest(vectors[5], 5))
-        found = {hit.hit.key["id"]: hit for hit in hits}
+        found = {hit.key["id"]: hit for hit in hits}
         assert found[5].vector_rank == 1
         assert found[5].text_rank is None
         assert found[far].text_rank == 1
         assert found[far].vector_rank is None
-        assert found[far].hit.distance > 1  # its own, though the vector did not find it
+        assert found[far].distance > 1  # its own, though the vector did not find it
         assert len(hits) == 5
         # Stop words change nothing in the order by vector; quotes and minus are understood.
         plain = [hit.key["id"] for hit in search(connection, table, choice, SearchRequest(vectors[5], 5))]
         for words in ("", "the of", "zebra", '"laid etching"', "K491 -paper"):
             answer = hybrid_search(connection, table, choice, ENGLISH, words, SearchRequest(vectors[5], 5))
-            assert [hit.hit.key["id"] for hit in answer] == plain
+            assert [hit.key["id"] for hit in answer] == plain
     # Both filters are the same.
     hits = hybrid_search(connection, table, BITS, ENGLISH, "K491", SearchRequest(vectors[5], 5, where=f"id <> {far}"))
-    assert far not in {hit.hit.key["id"] for hit in hits}
+    assert far not in {hit.key["id"] for hit in hits}
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_the_fusion_is_the_published_one(gallery: Any, row: int, words: str, k: 
     ]
     expected = fused(near, by_words(connection, words, where, depth), k)
     hits = hybrid_search(connection, table, NONE, ENGLISH, words, SearchRequest(vectors[row], k, where=where or None))
-    assert [(hit.hit.key["id"], round(hit.score, 12)) for hit in hits] == [(i, round(s, 12)) for i, s in expected]
+    assert [(hit.key["id"], round(hit.score or 0, 12)) for hit in hits] == [(i, round(s, 12)) for i, s in expected]
     if not where:
         rows = connection.execute(
             "SELECT id, score FROM items_hybrid_search(%s, %s, %s)", (json.dumps(vectors[row].tolist()), words, k)
@@ -165,7 +165,7 @@ def test_a_sync_makes_the_hybrid_function_if_the_pipeline_wants_it_and_drops_it_
     hybrid = paintings.model_copy(update={"search": Search(hybrid=True)})
     source.execute("UPDATE paintings SET title = 'Xanthippe' WHERE id = 31")
     sync(hybrid)
-    found = dry_run.search(hybrid, "the number 7", 5, None, "hybrid", words="xanthippe")["results"]
+    found = [hit.as_json() for hit in dry_run.search(hybrid, "the number 7", 5, mode="hybrid", words="xanthippe")]
     by_words = next(one for one in found if one["id"] == 31)
     assert by_words["text_rank"] == 1
     assert {one["id"] for one in found} >= {31, 7}
@@ -173,9 +173,9 @@ def test_a_sync_makes_the_hybrid_function_if_the_pipeline_wants_it_and_drops_it_
     count = "SELECT count(*) FROM pg_proc WHERE proname = 'paintings_hybrid_search'"
     assert source.execute(count).fetchone() == (1,)
     with pytest.raises(UsageError, match=r"search\.hybrid"):
-        dry_run.search(paintings, "x", 5, None, "hybrid")
-    with pytest.raises(UsageError, match="--words"):
-        dry_run.search(hybrid, "x", 5, None, "exact", words="y")
+        dry_run.search(paintings, "x", 5, mode="hybrid")
+    with pytest.raises(UsageError, match="words are for mode hybrid"):
+        dry_run.search(hybrid, "x", 5, mode="exact", words="y")
     sync(paintings)
     assert source.execute(count).fetchone() == (0,)
     assert source.execute("SELECT count(*) FROM pg_indexes WHERE indexdef ~ 'to_tsvector'").fetchone() == (0,)

@@ -11,6 +11,7 @@ from psycopg import sql
 from rowvec.cli import render
 from rowvec.cli.output import emit
 from rowvec.operations import search
+from rowvec.operations.search import SearchMode
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from tests.support import paintings as gallery
@@ -70,8 +71,9 @@ def test_values_without_an_equal_in_python_or_json_are_shown_as_postgres_writes_
     assert sync(made).rows == 1
     again = sync(made)
     assert (again.unchanged, again.consistent) == (1, True)
-    for mode in ("exact", "hybrid"):
-        found = search.search(made, "one", 5, None, mode)
+    modes: tuple[SearchMode, ...] = ("exact", "hybrid")
+    for mode in modes:
+        found = {"results": [hit.as_json() for hit in search.search(made, "one", 5, mode=mode)]}
         emit(found, True, lambda: None)
         printed = json.loads(capsys.readouterr().out, parse_constant=_refuse)
         (result,) = printed["results"]
@@ -88,7 +90,7 @@ def test_a_key_that_python_has_no_date_for_is_found_and_named(source: Connection
         source={"table": "public.dated", "key": ["day"], "content": "{title}", "metadata": [], "empty": "reject"},
     )
     assert (sync(made).rows, sync(made).unchanged) == (2, 2)
-    found = search.search(made, "one", 5, None, "exact")["results"]
+    found = [hit.as_json() for hit in search.search(made, "one", 5, mode="exact")]
     assert [one["day"] for one in found] == ["infinity", "0001-01-01 BC"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from azure.storage.blob import ContainerClient
 
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection
@@ -45,7 +45,7 @@ def test_another_machine_restores_the_table_from_the_container(
     report = sync(in_blob)
     assert (report.embedded, report.reused) == (0, 50)
     assert vectors(source) == before
-    assert run_audit(in_blob).consistent
+    assert audit(in_blob).consistent
     assert_in_step(source)
 
 

@@ -159,7 +159,7 @@ def test_poison_in_a_job_is_rejected(source: Connection, server: OpenAIServer, t
     report = sync(asked)
     assert (report.rows, report.rejected, report.consistent) == (45, 5, True)
     assert directly(server) == 0
-    found = rejects.rejects(asked, retry=True)["rejects"]
+    found = rejects.rejects(asked, retry=True).as_json()["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {(str(i), "invalid_input") for i in range(10, 51, 10)}
     server.poison = None
     assert sync(asked).rejected == 0
@@ -248,7 +248,7 @@ def test_a_job_the_provider_has_forgotten_is_submitted_again(
 
 
 def test_jobs_fit_the_queue_of_the_account(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    tokens = dry_run.plan(pipeline(server, tmp_path))["tokens"]
+    tokens = dry_run.plan(pipeline(server, tmp_path)).tokens
     asked = pipeline(server, tmp_path, max_tokens=tokens // 3)
     report = sync(asked)
     assert report.rows == 50
@@ -284,11 +284,11 @@ def test_answers_of_a_model_of_another_name_are_refused(
 def test_the_plan_reports_jobs_and_half_the_price(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     asked = pipeline(server, tmp_path)
     planned = dry_run.plan(asked)
-    assert planned["cost_usd"] == pytest.approx(planned["tokens"] * PRICE / 2 / 1e6)
-    assert planned["awaiting"] == {"jobs": 0, "texts": 0}
+    assert planned.cost_usd == pytest.approx(planned.tokens * PRICE / 2 / 1e6)
+    assert planned.as_json()["awaiting"] == {"jobs": 0, "texts": 0}
     server.batches.hold = True
     leave(asked)
-    assert dry_run.plan(asked)["awaiting"] == {"jobs": 1, "texts": 50}
+    assert dry_run.plan(asked).as_json()["awaiting"] == {"jobs": 1, "texts": 50}
 
 
 def test_paths_and_deployment_of_azure(

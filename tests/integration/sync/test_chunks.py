@@ -23,7 +23,7 @@ from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.ledger.runs import running
 from rowvec.operations import rejects as rejects_stage
 from rowvec.operations import search
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.repair import prepare_repair
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.operations.switch import retire_for_good
@@ -378,11 +378,11 @@ def test_a_run_that_dies_while_it_splits_leaves_no_row_half_split(
 def test_audit_finds_a_tampered_chunk_and_repair_restores_it_for_nothing(texts: Texts, server: OpenAIServer) -> None:
     texts.sync()
     pipeline, paid = texts.pipeline(), len(server.paid)
-    assert run_audit(pipeline).consistent
+    assert audit(pipeline).consistent
     texts.target.execute("UPDATE vectors.texts SET content = 'something else' WHERE id = 1 AND chunk = 2")
     texts.target.execute("DELETE FROM vectors.texts WHERE id = 2 AND chunk = 1")
     texts.target.execute("UPDATE vectors.texts SET chunk = 99 WHERE id = 3 AND chunk = 0")
-    found = run_audit(pipeline)
+    found = audit(pipeline)
     assert {(f.kind, f.key) for f in found.findings} >= {
         ("corrupt", ("1", "2")),
         ("missing", ("2", "1")),
@@ -392,7 +392,7 @@ def test_audit_finds_a_tampered_chunk_and_repair_restores_it_for_nothing(texts: 
     prepare_repair(pipeline)
     assert texts.sync().consistent
     texts.assert_in_step()
-    assert run_audit(pipeline).consistent
+    assert audit(pipeline).consistent
     assert len(server.paid) == paid
 
 
@@ -401,7 +401,7 @@ def test_audit_sees_what_the_source_has_by_now(texts: Texts) -> None:
     texts.put(3, prose(24, seed=3) + " One sentence more.", "author 3")
     texts.put(7, prose(8, seed=7))
     texts.publish()
-    found = run_audit(texts.pipeline())
+    found = audit(texts.pipeline())
     assert {f.key[0] for f in found.findings} == {"3", "7"}
     assert {f.kind for f in found.findings} <= {"missing", "stale"}
 
@@ -413,7 +413,7 @@ def test_a_poisonous_chunk_is_rejected_alone_under_its_number(texts: Texts) -> N
     report = texts.sync()
     numbers = [str(n) for n, chunk in enumerate(texts.wanted()[2]) if "POISON" in chunk]
     assert (report.rejected, report.consistent) == (len(numbers), True)
-    rejects = rejects_stage.rejects(texts.pipeline(), retry=False)["rejects"]
+    rejects = rejects_stage.rejects(texts.pipeline()).as_json()["rejects"]
     assert [r["key"] for r in rejects] == [["2", number] for number in numbers]
     assert texts.sync().rejected == len(numbers)
     texts.put(2, long, "author 2")
@@ -427,7 +427,7 @@ def test_rows_that_share_a_key_or_are_blank_are_rejected_by_their_own_key(texts_
     texts.target.execute("INSERT INTO texts VALUES (1, %s, 'another')", (prose(9),))
     pipeline = texts.pipeline(empty="reject")
     report = texts.sync(pipeline)
-    rejects = rejects_stage.rejects(pipeline, retry=False)["rejects"]
+    rejects = rejects_stage.rejects(pipeline).as_json()["rejects"]
     assert {(tuple(r["key"]), r["reason"]) for r in rejects} == {(("1",), "duplicate_key"), (("5",), "empty")}
     assert set(texts.stored()) == {2, 3, 4}
     texts.target.execute("DELETE FROM texts WHERE id = 5 OR author = 'another'")
@@ -450,7 +450,7 @@ def test_a_restored_table_has_the_chunks_and_the_next_sync_nothing_to_do(texts: 
     assert texts.stored() == stored
     again = texts.sync()
     assert (again.new, again.changed, again.deleted, again.embedded) == (0, 0, 0, 0)
-    assert run_audit(pipeline).consistent
+    assert audit(pipeline).consistent
     assert len(server.paid) == paid
 
 
@@ -525,11 +525,11 @@ def test_a_search_says_which_chunk_it_found(beside: Texts) -> None:
     beside.sync()
     pipeline = beside.pipeline()
     chunk = beside.stored()[2][3]
-    (first, *_) = search.search(pipeline, chunk, 3, None, "exact")["results"]
+    (first, *_) = [hit.as_json() for hit in search.search(pipeline, chunk, 3, mode="exact")]
     assert (first["id"], first["chunk"], first["content"], first["author"]) == (2, 3, chunk, "author 2")
     rows = beside.target.execute("SELECT id, chunk FROM vectors.texts_search(%s, 1)", (str(vector_of(chunk)),))
     assert rows.fetchall() == [(2, 3)]
-    results = search.search(pipeline, chunk, 5, "chunk = 0", "exact")["results"]
+    results = [hit.as_json() for hit in search.search(pipeline, chunk, 5, where="chunk = 0", mode="exact")]
     assert {r["chunk"] for r in results} == {0}
 
 
@@ -569,7 +569,7 @@ def test_other_keys_and_types(connection: Connection, make_texts: MakeTexts, tmp
     per_row = len(splitting(Chunks(tokens=SIZE, overlap=0), pipeline.embedder).split(prose(16)))
     assert (report.rows, report.embedded, report.consistent) == (9 * per_row, per_row, True)
     assert sync(pipeline).unchanged == 9 * per_row
-    assert run_audit(pipeline).consistent
+    assert audit(pipeline).consistent
 
 
 def test_a_table_without_chunks_has_none(beside: Texts) -> None:

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from rowvec.operations import rejects
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from tests.support import paintings as gallery
@@ -101,7 +101,7 @@ def test_metadata_of_any_type_arrives_as_it_was(
         assert _texts(source, "vectors.paintings", named) == _texts(other, "public.typed", named)
         other.execute("UPDATE public.typed SET title = 'other' WHERE id = 1")
     assert sync(made).changed == 1
-    assert run_audit(made).consistent
+    assert audit(made).consistent
     with connect(url) as other:
         assert _texts(source, "vectors.paintings", named) == _texts(other, "public.typed", named)
 
@@ -126,7 +126,7 @@ def test_nested_dates_that_python_does_not_have_are_one_bad_row_of_a_file(
     for _ in range(2):
         report = sync(made)
         assert (report.rows, report.rejected, report.consistent) == (2, 2, True)
-    found = rejects.rejects(made, retry=False)["rejects"]
+    found = rejects.rejects(made).as_json()["rejects"]
     assert {(reject["key"][0], reject["reason"]) for reject in found} == {("2", "unreadable"), ("4", "unreadable")}
 
 

@@ -88,16 +88,16 @@ def test_a_plan_before_the_first_sync_creates_nothing(
 ) -> None:
     pipeline = of_kind(kind, odd, database_url, tmp_path, source)
     before = everything(source)
-    assert plan(pipeline)["new"] >= 50
+    assert plan(pipeline).new >= 50
     assert everything(source) == before
     # Without a ledger, and without the extension, too.
     source.execute("DROP SCHEMA rowvec CASCADE; DROP EXTENSION vector")
     with connect(database_url) as fresh:
         before = everything(fresh)
         found = plan(pipeline)
-        assert (found["new"] >= 50, found["deleted"]) == (True, 0)
+        assert (found.new >= 50, found.deleted) == (True, 0)
         assert everything(fresh) == before
-    assert gallery.sync(pipeline).new == found["new"]
+    assert gallery.sync(pipeline).new == found.new
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +113,7 @@ def test_a_plan_after_a_sync_leaves_the_ledger_as_it_was(
     pipeline = of_kind(kind, odd, database_url, tmp_path, source)
     before = everything(source)
     found = plan(pipeline)
-    assert (found["changed"] >= 2, found["deleted"] >= 2, found["tokens"]) == (True, True, 0)
+    assert (found.changed >= 2, found.deleted >= 2, found.tokens) == (True, True, 0)
     assert everything(source) == before
     if kind == "table":
         planned = plan_rebuild(changed(pipeline, embedder={"dimensions": 128}))
@@ -130,8 +130,8 @@ def test_a_plan_needs_no_key_and_no_credential_of_the_store(
     )
     monkeypatch.delenv("OPENAI_API_KEY")
     found = plan(pipeline.model_copy(update={"artifacts": stored}))
-    assert (found["new"], found["embedded"]) == (50, 50)
-    assert found["tokens"] > 0
+    assert (found.new, found.embedded) == (50, 50)
+    assert found.tokens > 0
     assert server.requests == []
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     gallery.sync(pipeline)
@@ -153,5 +153,5 @@ def test_a_sync_does_not_wait_for_a_plan_under_way(
         return 0, 0
 
     monkeypatch.setattr(jobs, "at_work", synced_meanwhile)
-    assert plan(paintings)["new"] == 50
+    assert plan(paintings).new == 50
     assert gallery.sync(paintings).unchanged == 50

@@ -10,7 +10,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from rowvec.operations import rejects, search
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
@@ -60,10 +60,10 @@ def test_a_byte_that_is_no_utf_8_in_a_database_without_encoding(
         odd.execute(rb"UPDATE paintings SET note = E'\377' WHERE id = 5")
         report = sync(made)
         assert (report.changed, report.rejected, report.rows, report.consistent) == (1, 2, 18, True)
-        found = rejects.rejects(made, retry=False)["rejects"]
+        found = rejects.rejects(made).as_json()["rejects"]
         assert {(reject["key"][0], reject["reason"]) for reject in found} == {("2", "unreadable"), ("3", "unreadable")}
-        assert run_audit(made).consistent
-        assert search.search(made, "äöü € 😀", 1, None, "exact")["results"][0]["id"] == 1
+        assert audit(made).consistent
+        assert search.search(made, "äöü € 😀", 1, mode="exact")[0].key["id"] == 1
         odd.execute("UPDATE paintings SET title = 'café', author = 'x' WHERE id IN (2, 3)")
         report = sync(made)
         assert (report.rejected, report.rows) == (0, 20)
@@ -83,7 +83,7 @@ def test_a_key_that_is_no_utf_8_is_named_by_its_bytes(
     for _ in range(2):
         report = sync(made)
         assert (report.rows, report.rejected, report.consistent) == (1, 1, True)
-    (reject,) = rejects.rejects(made, retry=False)["rejects"]
+    (reject,) = rejects.rejects(made).as_json()["rejects"]
     assert (reject["key"], reject["reason"]) == (["b\\\\\\351"], "unreadable")
 
 
@@ -98,14 +98,14 @@ def test_characters_that_the_targets_encoding_does_not_have(
     source.execute("UPDATE paintings SET author = '€' WHERE id = 3")
     report = sync(made)
     assert (report.rows, report.rejected, report.consistent) == (48, 2, True)
-    found = {reject["key"][0]: reject for reject in rejects.rejects(made, retry=False)["rejects"]}
+    found = {reject["key"][0]: reject for reject in rejects.rejects(made).as_json()["rejects"]}
     assert {key: (reject["reason"], reject["sqlstate"]) for key, reject in found.items()} == {
         "2": ("refused", "22P05"),
         "3": ("refused", "22P05"),
     }
     again = sync(made)
     assert (again.new, again.changed, again.rejected, again.unchanged) == (0, 0, 2, 48)
-    assert run_audit(made).consistent
+    assert audit(made).consistent
     source.execute("UPDATE paintings SET author = 'E' WHERE id = 3")
     source.execute("UPDATE paintings SET title = '大阪' WHERE id = 4")
     report = sync(made)

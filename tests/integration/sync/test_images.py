@@ -20,7 +20,7 @@ from pyarrow import csv
 
 from rowvec.embedders import open_image_embedder
 from rowvec.embedders.protocol import Image
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.prune import prune
 from rowvec.operations.rejects import rejects
 from rowvec.pipeline import Pipeline
@@ -116,17 +116,17 @@ def test_only_what_changed_is_work(source: Connection, folder: Path, artifacts: 
     broken.write_bytes(broken.read_bytes()[:-200])
 
     expected_work = plan(paintings)
-    assert (expected_work["new"], expected_work["changed"], expected_work["embedded"]) == (5, 5, 5)
+    assert (expected_work.new, expected_work.changed, expected_work.embedded) == (5, 5, 5)
     report = sync(paintings)
     assert (report.changed, report.embedded, report.images) == (5, 5, 5)
     assert (report.new, report.reused) == (5, 5)  # under their new names, and no vector was computed for them
     assert report.deleted == 5 + 5 + 1  # deleted, the old names of the moved, the broken
     assert report.rejected == 1
-    (reject,) = rejects(paintings, retry=False)["rejects"]
+    (reject,) = rejects(paintings).as_json()["rejects"]
     assert reject["key"] == [broken.relative_to(folder).as_posix()]
     assert reject["reason"] == "broken_image"
     assert contents(source) == expected(folder, {broken})
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
 
     save(2000, broken)
     report = sync(paintings)
@@ -162,7 +162,7 @@ def test_images_go_with_their_rows_when_they_are_pruned(source: Connection, few:
     assert len(kept(paintings)) == 10
     done = prune(paintings, timedelta(0), apply=True)
     assert (done.images, len(kept(paintings))) == (1, 9)
-    assert run_audit(paintings).consistent
+    assert audit(paintings).consistent
     # The image comes back. It is uploaded again, and its vector is reused if its artifact still exists.
     (tmp_path / "away.png").rename(gone)
     back = sync(paintings)
@@ -217,7 +217,7 @@ def test_a_table_says_where_its_images_are(source: Connection, few: Path, tmp_pa
     paintings = pipeline(table, local(tmp_path), key=["id"], metadata=["image_file", "year"], **types)
     report = sync(paintings)
     assert (report.new, report.images, report.rejected) == (10, 10, 1)
-    (reject,) = rejects(paintings, retry=False)["rejects"]
+    (reject,) = rejects(paintings).as_json()["rejects"]
     assert (reject["key"], reject["reason"]) == (["11"], "missing_image")
     files[0].rename(few / "moved.png")
     names[0] = "moved.png"
@@ -257,7 +257,7 @@ def test_images_in_a_container(
     )
     report = sync(paintings)
     assert (report.new, report.embedded, report.images, report.rejected) == (10, 10, 10, 4)
-    found = {one["key"][0]: (one["reason"], one["detail"]) for one in rejects(paintings, retry=False)["rejects"]}
+    found = {one["key"][0]: (one["reason"], one["detail"]) for one in rejects(paintings).as_json()["rejects"]}
     assert {key: reason for key, (reason, _) in found.items()} == {
         "10": "missing_image",
         "11": "unreadable",

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.stages import dry_run
@@ -82,7 +82,7 @@ def renderings(url: str, pipeline: Pipeline, words: int) -> dict[str, int]:
     found["sync of an edit"] = counted(sync)
     execute("UPDATE texts SET text = left(text, length(text) / 2) WHERE id = 1")
     found["sync of a shorter text"] = counted(sync)
-    return {**found, "audit": counted(run_audit)}
+    return {**found, "audit": counted(audit)}
 
 
 def test_a_text_is_rendered_a_few_times_whatever_the_number_of_its_chunks(

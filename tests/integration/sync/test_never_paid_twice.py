@@ -46,9 +46,9 @@ def test_tokens_and_cost_are_what_the_provider_says(source: Connection, paid: Pi
     planned = dry_run.plan(paid)
     assert server.requests == []
     report = sync(paid)
-    assert report.tokens == server.tokens_billed == planned["tokens"]
+    assert report.tokens == server.tokens_billed == planned.tokens
     assert report.cost_usd == pytest.approx(report.tokens * 0.02 / 1e6)
-    assert planned["cost_usd"] == pytest.approx(report.cost_usd)
+    assert planned.cost_usd == pytest.approx(report.cost_usd)
     assert sorted(server.texts) == sorted(set(server.texts))
     assert sync(paid).tokens == 0
 
@@ -59,7 +59,7 @@ def test_one_poison_row_in_each_request_stays_one_poison_row(
     source.execute("UPDATE paintings SET title = 'POISON ' || id WHERE id % 5 = 0")
     report = sync(paid)
     assert (report.rows, report.rejected, report.consistent) == (40, 10, True)
-    found = rejects.rejects(paid, retry=False)["rejects"]
+    found = rejects.rejects(paid).as_json()["rejects"]
     assert {r["key"][0] for r in found} == {str(i) for i in range(5, 51, 5)}
     assert {r["reason"] for r in found} == {"invalid_input"}
     sent = len(server.texts)

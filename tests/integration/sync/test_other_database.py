@@ -16,7 +16,7 @@ from rowvec.embedders import open_embedder
 from rowvec.errors import SourceError, TargetError
 from rowvec.ledger.runs import running
 from rowvec.operations import rejects
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, connect
@@ -139,7 +139,7 @@ def test_empty_content_is_listed_or_stops_the_run_by_policy(source: Connection, 
     apart.write()
     listing = apart.pipeline(str(tmp_path / "artifacts"), empty="reject")
     assert sync(listing).rejected == 2
-    found = rejects.rejects(listing, retry=False)["rejects"]
+    found = rejects.rejects(listing).as_json()["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {("1", "empty"), ("2", "empty")}
     source.execute("UPDATE paintings SET title = 'there' WHERE id = 1")
     apart.write()
@@ -178,7 +178,7 @@ def test_contents_swapped_between_rows_follow_their_keys(source: Connection, apa
 
 def test_an_audit_compares_with_the_source_and_repairs(source: Connection, apart: Apart, kept: Pipeline) -> None:
     sync(kept)
-    assert run_audit(kept).consistent
+    assert audit(kept).consistent
     source.execute("UPDATE vectors.paintings SET content = 'edited' WHERE id = 1")
     source.execute("UPDATE vectors.paintings SET author = 'edited' WHERE id = 2")
     source.execute("DELETE FROM vectors.paintings WHERE id = 3")
@@ -187,13 +187,13 @@ def test_an_audit_compares_with_the_source_and_repairs(source: Connection, apart
     source.execute("UPDATE paintings SET year = 1 WHERE id = 5")
     source.execute("DELETE FROM paintings WHERE id = 6")
     apart.write()
-    found = {(f.kind, f.key) for f in run_audit(kept).findings}
+    found = {(f.kind, f.key) for f in audit(kept).findings}
     kinds = [("corrupt", "1"), ("corrupt", "2"), ("missing", "3"), ("stale", "4"), ("stale", "5"), ("orphaned", "6")]
     assert found == {*((kind, (key,)) for kind, key in kinds), ("stale", ("7",))}
     report = sync(kept)
     assert (report.new, report.changed, report.metadata_only, report.deleted) == (1, 3, 2, 1)
     assert report.embedded == 1
-    assert run_audit(kept).consistent
+    assert audit(kept).consistent
     assert_in_step(source)
 
 

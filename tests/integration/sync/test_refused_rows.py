@@ -86,7 +86,7 @@ def test_metadata_alone_that_is_refused_leaves_no_outdated_row(source: Connectio
     report = sync(paintings)
     assert (report.metadata_only, report.rejected, report.rows, report.consistent) == (21, 1, 49, True)
     _assert_in_step_without(source, 5)
-    assert audit.run_audit(paintings).consistent
+    assert audit.audit(paintings).consistent
     source.execute("UPDATE paintings SET year = -year WHERE id = 5")
     report = sync(paintings)
     assert (report.new, report.embedded, report.rejected, report.rows) == (1, 0, 0, 50)
@@ -168,7 +168,7 @@ def test_a_row_that_cannot_be_removed_is_named_and_the_rest_lands(source: Connec
         }
         assert "its new version" in found["7"]["detail"]
         assert "modern" in found["7"]["detail"]
-    findings = {finding.key: finding for finding in audit.run_audit(paintings).findings}
+    findings = {finding.key: finding for finding in audit.audit(paintings).findings}
     assert {key: finding.kind for key, finding in findings.items()} == {("6",): "orphaned", ("7",): "stale"}
     assert all("the database refuses to remove it" in finding.reason for finding in findings.values())
     source.execute("DELETE FROM likes")
@@ -264,7 +264,7 @@ def test_the_same_with_the_source_in_another_database(source: Connection, painti
         report = sync(made)
         assert (report.consistent, report.rows, report.rejected) == (True, 46, 2)
         assert sync(made).new == 0
-        assert audit.run_audit(made).consistent
+        assert audit.audit(made).consistent
         other.execute("UPDATE paintings SET year = 1 WHERE id = 3")
         report = sync(made)
         assert (report.new, report.embedded, report.rows, report.rejected) == (1, 0, 47, 1)
@@ -374,7 +374,7 @@ def _inconsistent(pipeline: Pipeline) -> SyncReport:
 
 
 def _rejects(pipeline: Pipeline, *, retry: bool = False) -> list[dict[str, Any]]:
-    return rejects.rejects(pipeline, retry=retry)["rejects"]
+    return rejects.rejects(pipeline, retry=retry).as_json()["rejects"]
 
 
 def _assert_in_step_without(connection: Connection, *rejected: int) -> None:

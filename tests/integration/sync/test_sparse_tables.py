@@ -27,7 +27,7 @@ from rowvec.index.recall import measure
 from rowvec.index.tuning.tuner import Budget, tune
 from rowvec.operations import rejects
 from rowvec.operations import search as search_stage
-from rowvec.operations.audit import run_audit
+from rowvec.operations.audit import audit
 from rowvec.operations.index import maintain
 from rowvec.operations.prune import prune
 from rowvec.operations.rebuild import rollback
@@ -138,26 +138,26 @@ def test_edits_are_followed_audited_repaired_and_restored(
     report = paintings.sync(ours)
     assert (report.changed, report.metadata_only, report.deleted, report.reused) == (2, 2, 5, 1)
     assert one(given, _AGREE) == 46
-    assert run_audit(ours).consistent
+    assert audit(ours).consistent
 
     given.execute("UPDATE vectors.paintings SET embedding = '{3:1}/30522' WHERE id = 11")
     given.execute("UPDATE vectors.paintings SET embedding = '{}/30522' WHERE id = 12")
     given.execute("DELETE FROM vectors.paintings WHERE id = 13")
-    found = run_audit(ours)
+    found = audit(ours)
     assert (found.counts["corrupt"], found.counts["missing"]) == (2, 1)
     assert {finding.key[0]: finding.reason for finding in found.findings}["12"].startswith("zero_norm")
     prepare_repair(ours)
     assert paintings.sync(ours).embedded == 0
-    assert (run_audit(ours).consistent, one(given, _AGREE)) == (True, 46)
+    assert (audit(ours).consistent, one(given, _AGREE)) == (True, 46)
 
     for artifact in (tmp_path / "artifacts" / "artifacts").rglob("*.parquet"):
         artifact.write_bytes(artifact.read_bytes()[:-9])
-    assert not run_audit(ours).consistent
+    assert not audit(ours).consistent
     prepare_repair(ours)
     last = paintings.sync(ours)
-    assert (run_audit(ours).consistent, one(given, _AGREE), last.embedded) == (True, 46, 0)
+    assert (audit(ours).consistent, one(given, _AGREE), last.embedded) == (True, 46, 0)
     prune(ours, timedelta(0), apply=True, compact=True)
-    assert run_audit(ours).consistent
+    assert audit(ours).consistent
 
     rows = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
     monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
@@ -222,7 +222,7 @@ def test_bad_vectors_of_every_kind_are_rejected_one_by_one(source: Connection, t
     ours = pipeline(tmp_path, 20_000)
     report = paintings.sync(ours)
     assert (report.rows, report.rejected) == (41, 9)
-    listed = {int(r["key"][0]): r for r in rejects.rejects(ours, retry=False)["rejects"]}
+    listed = {int(r["key"][0]): r for r in rejects.rejects(ours).as_json()["rejects"]}
     assert listed.keys() == bad.keys()
     for id_, (_, detail) in bad.items():
         assert listed[id_]["reason"] == "invalid_vector"
@@ -254,7 +254,7 @@ def test_a_file_of_indices_and_values(source: Connection, tmp_path: Path) -> Non
     sent = source.execute("SELECT sparsevec_send(embedding) FROM vectors.paintings WHERE id > 6 ORDER BY id").fetchall()
     assert [wire for (wire,) in sent] == vectors[7:].wires().to_pylist()
     assert one(source, "SELECT embedding::text FROM vectors.paintings WHERE id = 6") == "{3:1,30001:3}/30522"
-    assert (paintings.sync(ours).unchanged, run_audit(ours).consistent) == (299, True)
+    assert (paintings.sync(ours).unchanged, audit(ours).consistent) == (299, True)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
@@ -338,11 +338,11 @@ def test_an_index_is_built_when_the_rows_are_many(given: Connection, tmp_path: P
     assert paintings.sync(ours).consistent
     assert maintain(ours, rebuild=True)["built"]
     question = one(given, "SELECT given::text FROM paintings WHERE id = 2")
-    nearest = search_stage.search(ours, question, 2, None, "ann")["results"]
+    nearest = [hit.as_json() for hit in search_stage.search(ours, question, 2, mode="ann")]
     assert [found["id"] for found in nearest] == [1, 2]
     assert one(given, "SELECT held FROM rowvec.indexes WHERE index_name IS NOT NULL") == "float"
     with pytest.raises(UsageError, match="vector of 30522 numbers"):
-        search_stage.search(ours, "the sea", 3, None, "exact")
+        search_stage.search(ours, "the sea", 3, mode="exact")
 
 
 _WIDE = (
@@ -364,7 +364,7 @@ def test_a_vector_too_wide_for_the_index_ends_it_and_not_the_run(
         report = paintings.sync(ours)
     assert "the row (7) has 1,001 nonzeros, and pgvector indexes sparse vectors of at most 1,000" in caplog.text
     assert (report.consistent, one(given, table_name), one(given, _AGREE)) == (True, 0, 50)
-    assert search_stage.search(ours, "{1:1}/30522", 1, None, "adaptive")["results"][0]["id"] == 7
+    assert search_stage.search(ours, "{1:1}/30522", 1)[0].key["id"] == 7
     (said,) = [check.detail for check in report.checks if check.name == "index"]
     assert "the row (7) has 1,001 nonzeros" in said.lower()
     given.execute("UPDATE paintings SET given = '{1:1}/30522' WHERE id = 7")
@@ -409,7 +409,7 @@ def test_from_dense_to_sparse_and_back_without_reading_a_vector_twice(source: Co
         )
         == 50
     )
-    assert run_audit(thin).consistent
+    assert audit(thin).consistent
     assert source.execute("SELECT id FROM vectors.paintings_search((SELECT given FROM paintings WHERE id = 3), 1)")
     rollback(dense)
     assert paintings.sync(dense).consistent

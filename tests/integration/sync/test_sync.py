@@ -93,7 +93,7 @@ def test_empty_content_is_listed_or_stops_the_run_by_policy(source: Connection, 
     source.execute("UPDATE paintings SET title = '', description = '' WHERE id <= 2")
     listing = gallery.pipeline(str(tmp_path / "artifacts"), source={"empty": "reject"})
     assert sync(listing).rejected == 2
-    found = rejects.rejects(listing, retry=False)["rejects"]
+    found = rejects.rejects(listing).as_json()["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {("1", "empty"), ("2", "empty")}
     source.execute("UPDATE paintings SET title = 'there' WHERE id = 1")
     assert sync(listing).rejected == 1
@@ -161,11 +161,11 @@ def test_a_plan_spends_nothing_and_says_what_a_sync_does(source: Connection, pai
     assert source.execute("SELECT to_regclass('vectors.paintings')").fetchone() == (None,)
     report = sync(paintings).as_json()
     names = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected", "embedded", "reused")
-    assert {n: planned[n] for n in names} == {n: report[n] for n in names}
+    assert {n: getattr(planned, n) for n in names} == {n: report[n] for n in names}
     source.execute("UPDATE paintings SET title = 'the same', description = 'text' WHERE id <= 3")
     planned = dry_run.plan(paintings)
     report = sync(paintings).as_json()
-    assert {n: planned[n] for n in names} == {n: report[n] for n in names}
+    assert {n: getattr(planned, n) for n in names} == {n: report[n] for n in names}
 
 
 def test_a_failing_merge_leaves_the_old_vectors(source: Connection, paintings: Pipeline) -> None:
@@ -358,7 +358,7 @@ def test_a_query_with_doubtful_keys_rejects_those_rows(source: Connection, tmp_p
     )
     report = sync(loose)
     assert (report.rows, report.rejected) == (9, 2)
-    found = {(r["key"][0], r["reason"]) for r in rejects.rejects(loose, retry=False)["rejects"]}
+    found = {(r["key"][0], r["reason"]) for r in rejects.rejects(loose).as_json()["rejects"]}
     assert found == {("1", "duplicate_key"), (None, "null_key")}
     source.execute("DELETE FROM loose WHERE title = 'again' OR id IS NULL")
     report = sync(loose)
@@ -416,7 +416,7 @@ def test_hostile_names(source: Connection, tmp_path: Path) -> None:
     update = f"UPDATE {quoted} SET \"or'der\" = 'other' WHERE {name} = '1'"  # noqa: S608 # ours
     source.execute(update.encode())
     assert sync(weird).changed == 1
-    assert len(search.search(weird, "text", 3, "\"or'der\" = 'other'", "adaptive")["results"]) == 1
+    assert len(search.search(weird, "text", 3, where="\"or'der\" = 'other'")) == 1
 
 
 def test_a_lost_ledger_is_rebuilt_from_the_vector_table(source: Connection, paintings: Pipeline) -> None:
@@ -442,7 +442,7 @@ def test_a_source_with_nothing_to_embed_gives_an_empty_table(
     source.execute(change.encode())
     report = sync(paintings)
     assert (report.rows, report.new, report.consistent) == (0, 0, True)
-    assert search.search(paintings, "anything", 3, None, "adaptive")["results"] == []
+    assert search.search(paintings, "anything", 3) == []
     fill(source, 3, start=700)
     assert sync(paintings).embedded == 3
     assert source.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (3,)
