@@ -185,7 +185,8 @@ def _build(
         opclass=sql.SQL("{}.{}").format(PGVECTOR, sql.Identifier(choice.opclass)),
         options=_options(choice),
     )
-    memory = foresee(connection, rows, table.mean_elements(connection), choice)
+    settable = not (readers and connection.is_pooled)
+    memory = foresee(connection, rows, table.mean_elements(connection), choice, settable=settable)
     if memory.is_refused:
         raise TargetError(f"the index on {table.schema}.{table.name} cannot be built: {memory.written()}")
     if memory.spills:
@@ -336,6 +337,18 @@ def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
 
 def _name_of(table: VectorTable) -> dict[str, str]:
     return {"schema": table.schema, "table": table.name}
+
+
+def pooled_build(connection: Connection) -> str | None:
+    """What a report says about an index that was built through a pooler; None if there is no pooler."""
+    if not connection.is_pooled:
+        return None
+    (memory,) = connection.execute(query("index", "maintenance_work_mem")).fetchone() or ("",)
+    return (
+        f"the index was built through a pooler, so it had the server's own maintenance_work_mem ({memory}) and "
+        "workers: to build with memory for the whole index, set target.direct_url to the database's DSN without the "
+        "pooler"
+    )
 
 
 def old_pgvector(connection: Connection, choice: IndexChoice) -> str | None:

@@ -107,13 +107,18 @@ def _lists_memory(rows: int, dimensions: int, value: int, lists: int) -> int:
     return (samples * item + lists * (2 * item + 4 * dimensions) + bounds) * 21 // 20
 
 
-def foresee(connection: Connection, rows: int, dimensions: int, choice: IndexChoice) -> BuildMemory:
-    """The memory that a build of ``choice`` over ``rows`` vectors needs, and what it may use on this server."""
+def foresee(
+    connection: Connection, rows: int, dimensions: int, choice: IndexChoice, *, settable: bool = True
+) -> BuildMemory:
+    """The memory that a build of ``choice`` over ``rows`` vectors needs, and what it may use on this server.
+
+    ``settable``: whether the build can be given memory; if not, it has the server's own setting.
+    """
     configured, shared_buffers = connection.execute(query("index", "memory")).fetchone() or (0, 0)
     here = memory_here(connection)
     # Of a server on another machine we know only shared_buffers, which is usually a quarter of its memory.
     allowed = here // _MEMORY_SHARE if here else shared_buffers
-    given = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed)
+    given = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed) if settable else configured
     needed = needed_memory(rows, dimensions, choice)
     fewer = fewer_lists(rows, dimensions, choice, given) if choice.kind == "ivfflat" else None
     return BuildMemory(needed=needed, given=given, fewer_lists=fewer)

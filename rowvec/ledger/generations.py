@@ -22,6 +22,8 @@ State = Literal["live", "building", "retired", "dropped"]
 
 # Neither the vectors nor their layout depend on these settings, so a sync applies a change of them at once.
 _FREE = ("name", "artifacts", "index", "search", "validation")
+# Keys of the target that say where the table is.
+_PLACE = ("table", "url", "direct_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,7 @@ def same_vectors(one: Pipeline, other: Pipeline) -> bool:
 def _essence(pipeline: Pipeline) -> dict[str, Any]:
     written = pipeline.model_dump(mode="json", exclude_none=True)
     kept = {name: part for name, part in written.items() if name not in _FREE}
-    return {**kept, "target": {name: value for name, value in kept["target"].items() if name not in ("table", "url")}}
+    return {**kept, "target": {name: value for name, value in kept["target"].items() if name not in _PLACE}}
 
 
 def hide_until_switch(connection: Connection, schema: str, table: str) -> None:

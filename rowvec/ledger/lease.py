@@ -15,7 +15,7 @@ from psycopg import errors as pg
 from rowvec.errors import LeaseLost
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import Connection, connect, lost_connections_are_retriable, target_url
+from rowvec.postgres.connection import Connection, connect_target, lost_connections_are_retriable
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.runtime.process import Process, this_process
@@ -55,11 +55,11 @@ def open_owned(
     If this process is stopped in a transaction, the server ends it, so that the next run need not wait for its locks;
     unless the client ``computes`` in its transactions.
     """
-    url = target_url(pipeline.target.url)
+    target = pipeline.target
     limits = None if computes else {"idle_in_transaction_session_timeout": f"{round(lease.seconds * 1000)}ms"}
     with (
         lost_connections_are_retriable(),
-        connect(url, application=application, limits=limits) as connection,
+        connect_target(target, application, limits) as connection,
         owned(connection, lease),
     ):
         yield connection
@@ -73,10 +73,10 @@ def owned(connection: Connection, lease: Lease) -> Generator[None]:
     """
     before = connection.before_commit
 
-    def check() -> None:
+    def check(on: Connection) -> None:
         if before:
-            before()
-        _check(connection, lease)
+            before(on)
+        _check(on, lease)
 
     connection.before_commit = check
     try:

@@ -37,6 +37,13 @@ class Target(Part):
         repr=False,
         description="The database's DSN, as ${NAME}. Left out: ROWVEC_DATABASE_URL, else the embedded Postgres.",
     )
+    direct_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="With a pooler in transaction mode before the database: the DSN of the same database without the "
+        "pooler, as ${NAME}. Indexes are built there, with memory and workers of their own. Left out: through the "
+        "pooler, with those of the server.",
+    )
     table: str = Field(
         description="The vector table, with its schema: vectors.articles. Created if it does not exist; an existing "
         "table must be one that rowvec made for this pipeline."
@@ -58,7 +65,7 @@ class Target(Part):
         "the database has no Citus: an ordinary table.",
     )
 
-    _url_has_no_secret = field_validator("url")(no_literal_secret)
+    _url_has_no_secret = field_validator("url", "direct_url")(no_literal_secret)
 
     @model_validator(mode="before")
     @classmethod

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import psycopg
@@ -15,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Target
 from rowvec.postgres.embedded import embedded_database_url
 from rowvec.postgres.migrations import refuse_newer
 from rowvec.postgres.queries import query
@@ -61,6 +63,23 @@ def connect(url: str, *, application: str = "rowvec", limits: Mapping[str, str] 
         connection.close()
         raise DatabaseUnavailable(f"the connection to the database was lost: {_first_line(error)}") from None
     return connection
+
+
+def connect_target(target: Target, application: str, limits: Mapping[str, str] | None = None) -> Connection:
+    """As ``connect``, with the vector table's database; the references of ``target`` must be resolved."""
+    connection = connect(target_url(target.url), application=application, limits=limits)
+    if target.direct_url is not None:
+        connection.open_direct = partial(_connect_directly, target.direct_url, application, limits)
+    return connection
+
+
+def _connect_directly(url: str, application: str, limits: Mapping[str, str] | None) -> Connection:
+    try:
+        return connect(url, application=application, limits=limits)
+    except TargetError as error:
+        raise TargetError(f"target.direct_url: {error}") from None
+    except DatabaseUnavailable as error:
+        raise DatabaseUnavailable(f"target.direct_url: {error}") from None
 
 
 @contextmanager
@@ -165,7 +184,7 @@ def open_target(pipeline: Pipeline, application: str = "rowvec") -> Generator[Co
     """
     with (
         lost_connections_are_retriable(),
-        connect(target_url(pipeline.target.url), application=application) as connection,
+        connect_target(pipeline.target, application) as connection,
     ):
         refuse_newer(connection)
         yield connection

@@ -24,9 +24,6 @@ class LockSpace(IntEnum):
     PROVENANCE_VIEW = 0x72760005
     """One process at a time replaces a provenance view; by a hash of the view's name."""
 
-    TUNER = 0x72760006
-    """One tuner per vector table at a time; by a hash of the table's name."""
-
     SEARCH_FUNCTION = 0x72760007
     """One process at a time replaces a search function; by a hash of the function's name."""
 

@@ -60,8 +60,8 @@ class Named(Protocol):
     """A connection that knows the names of its database."""
 
     names: Names
-    has_scratch: bool
-    """Whether a statement has named a scratch table of the connection."""
+    names_scratch: bool
+    """Whether a statement of this transaction has named a scratch table of the connection."""
 
 
 class PgvectorSchema(sql.Composable):
@@ -81,13 +81,14 @@ class PgvectorSchema(sql.Composable):
 class ScratchTable(sql.Composable):
     """A table of one connection's own, for data of several transactions; it is dropped when the connection is closed.
 
-    Not a temporary table, because those belong to a session, and a pooler gives each transaction another one.
+    Not a temporary table, because those belong to a session, and a pooler gives each transaction another one. It is not
+    logged: a server that crashed, and a standby that was promoted, have it, but empty. ``Connection`` notices.
     """
 
     def as_bytes(self, context: AdaptContext | None = None) -> bytes:
         """The table with its schema."""
         if context and isinstance(context.connection, Named):
-            context.connection.has_scratch = True
+            context.connection.names_scratch = True
         return sql.Identifier("rowvec", f"scratch_{_names(context).scratch}_{self._obj}").as_bytes(context)
 
 

@@ -14,6 +14,7 @@ from psycopg.abc import Params, QueryNoTemplate
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
+from rowvec.errors import TargetError
 from rowvec.postgres.names import Names, ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.settings import statements
@@ -55,10 +56,14 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """
 
     names = Names()
-    has_scratch = False
+    names_scratch = False
+    _has_scratch = False
     _in_transaction = False
-    before_commit: Callable[[], None] | None = None
+    _pooled: bool | None = None
+    before_commit: Callable[[Connection], None] | None = None
     """What each transaction that is not a savepoint calls just before it commits; what it raises rolls back."""
+    open_direct: Callable[[], Connection] | None = None
+    """Opens a session on the same server without the pooler, if the pipeline says how; for ``directly``."""
 
     def settle(self, limits: Mapping[str, str]) -> None:
         """Read the names of the database, and settle how transactions begin; for ``connect``."""
@@ -89,8 +94,30 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     @property
     def is_pooled(self) -> bool:
         """Whether a pooler stands between us and the server: the server's process is not the one that we were told."""
-        (pid,) = self._first(sql.SQL("SELECT pg_catalog.pg_backend_pid()"))
-        return pid != self.info.backend_pid
+        pooled = self._pooled
+        if pooled is None:
+            (pid,) = self.execute(sql.SQL("SELECT pg_catalog.pg_backend_pid()")).fetchone() or (None,)
+            pooled = self._pooled = bool(pid != self.info.backend_pid)
+        return pooled
+
+    @contextmanager
+    def directly(self) -> Generator[Connection]:
+        """A session for what a pooler does not allow: this one if there is no pooler, or no other way to the server.
+
+        Raises ``TargetError`` if the other way leads to another database.
+        """
+        if self.open_direct is None or not self.is_pooled:
+            yield self
+            return
+        with self.open_direct() as direct:
+            here, there = (each.execute(query("session", "place")).fetchone() for each in (self, direct))
+            if here != there:
+                raise TargetError(
+                    "target.direct_url leads to another database than target.url: name the same database, without "
+                    "the pooler"
+                )
+            direct.before_commit = self.before_commit
+            yield direct
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """As psycopg's; a session that ended between two transactions is opened again."""
@@ -112,22 +139,35 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         if self._in_transaction:
             # What it has done so far is rolled back, so nothing more of it may be done in another session.
             raise psycopg.OperationalError("the connection was lost in the middle of a transaction")
+        # psycopg counts a savepoint that could not begin, because the connection was lost, as open for ever.
+        self._num_transactions = 0
         self._begin(self._beginning_alone if alone else self._beginning)
         self._in_transaction = True
         try:
             yield psycopg.Transaction(self)
+            marks_scratch = self.names_scratch and not force_rollback
+            if marks_scratch:
+                self._guard_scratch()
             if self.before_commit and not force_rollback:
-                self.before_commit()
+                self.before_commit(self)
+        except (psycopg.InternalError, ValueError) as error:
+            # psycopg may get two results where it expects one: that the server ends the session, and that it is gone.
+            if not self.closed:
+                with suppress(psycopg.Error):
+                    self._plain("ROLLBACK")
+                raise
+            raise psycopg.OperationalError("the server has ended the session in the middle of a transaction") from error
         except BaseException:
             # The server rolls back by itself if the connection is lost.
             with suppress(psycopg.Error):
                 self._plain("ROLLBACK")
             raise
         finally:
-            self._in_transaction = False
+            self._in_transaction = self.names_scratch = False
         ended = self._plain("ROLLBACK" if force_rollback else "COMMIT")
         if not force_rollback and ended.statusmessage != "COMMIT":
             raise pg.InFailedSqlTransaction("the transaction was rolled back: a statement in it had failed")
+        self._has_scratch |= marks_scratch
 
     @contextmanager
     def types_with_schemas(self) -> Generator[None]:
@@ -163,14 +203,33 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     def close(self) -> None:
         """Close the connection, and drop its scratch tables and those that killed processes left a week ago."""
-        if self.has_scratch and not self.closed:
-            self.has_scratch, self.before_commit = False, None
+        if self._has_scratch and not self.closed:
+            self._has_scratch, self.before_commit = False, None
             # What cannot be dropped now is dropped a week later.
             with suppress(psycopg.Error), self.transaction():
                 found = query("session", "scratch_tables", scratch=sql.Literal(self.names.scratch))
                 for (name,) in self.execute(found).fetchall():
                     self.execute(query("session", "drop_scratch", table=sql.Identifier("rowvec", name)))
         super().close()
+
+    def _guard_scratch(self) -> None:
+        """At the end of a transaction that names scratch tables: see that no row of an earlier one is lost.
+
+        The marker is a scratch table with one row. What empties the others empties it too, and nothing but that.
+        """
+        marker = ScratchTable("marker")
+        if not self._has_scratch:
+            self._plain(query("session", "mark_scratch", marker=marker))
+            return
+        try:
+            there = self._first(query("session", "scratch_is_there", marker=marker))
+        except pg.UndefinedTable:
+            there = ()
+        if not there:
+            raise psycopg.OperationalError(
+                "the server has crashed or a standby has taken over, and the tables that this command works with are "
+                "empty"
+            )
 
     def execute_alone(self, statement: QueryNoTemplate, settings: Mapping[str, str]) -> None:
         """Execute a statement that the server allows in no transaction, and make these settings for it.

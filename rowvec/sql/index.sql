@@ -47,6 +47,9 @@ SELECT count(*) FROM {table}
 -- name: memory -- both settings in bytes
 SELECT pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(current_setting('shared_buffers'))
 
+-- name: maintenance_work_mem
+SELECT current_setting('maintenance_work_mem')
+
 -- name: set
 SELECT set_config(%(name)s, %(value)s, true)
 

@@ -44,6 +44,9 @@ SELECT
         ) AS one
     )
 
+-- name: place -- what two sessions have in common that are on one database of one server
+SELECT d.oid::bigint, pg_postmaster_start_time() FROM pg_database AS d WHERE d.datname = current_database()
+
 -- name: scratch_tables -- those of one connection, and those that killed processes left a week ago
 SELECT c.relname
 FROM pg_class AS c
@@ -52,6 +55,12 @@ WHERE c.relnamespace = to_regnamespace('rowvec') AND c.relkind = 'r' AND c.relna
       starts_with(c.relname, 'scratch_' || {scratch} || '_')
       OR split_part(c.relname, '_', 2)::bigint < extract(epoch FROM now() - interval '7 days')
   )
+
+-- name: mark_scratch -- what says later that the scratch tables of a connection still have their rows
+CREATE UNLOGGED TABLE IF NOT EXISTS {marker} AS SELECT true AS there
+
+-- name: scratch_is_there
+SELECT there FROM {marker}
 
 -- name: drop_scratch
 DROP TABLE IF EXISTS {table}

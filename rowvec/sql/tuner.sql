@@ -1,12 +1,3 @@
--- name: lock -- one tuner per table; the session holds the lock, so the lock of a killed tuner is released
-SELECT pg_try_advisory_lock(%(space)s, hashtext(%(table)s))
-
--- name: unlock
-SELECT pg_advisory_unlock(%(space)s, hashtext(%(table)s))
-
--- name: oid -- makes the name of the sample unique to this table
-SELECT {table}::regclass::oid::bigint
-
 -- name: drop
 DROP TABLE IF EXISTS {sample}
 

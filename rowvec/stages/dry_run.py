@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from psycopg import errors as pg
+
 from rowvec.embedders import open_embedder
+from rowvec.embedders.protocol import Embedder
 from rowvec.ledger import spending
 from rowvec.ledger.generations import effective
-from rowvec.ledger.pipelines import check_identity, check_target
-from rowvec.ledger.plans import begin_dry_run, sample_texts
+from rowvec.ledger.pipelines import PipelineId, check_identity, check_target
+from rowvec.ledger.plans import Plan, begin_dry_run, sample_texts
+from rowvec.ledger.runs import RunId
+from rowvec.ledger.spending import Spent
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import What
 from rowvec.pipeline.references import resolve, without_key
-from rowvec.postgres.connection import open_target, use_one_snapshot
+from rowvec.postgres.connection import Connection, open_target, use_one_snapshot
 from rowvec.postgres.migrations import has_ledger, install
 from rowvec.sources.row_security import restriction
 from rowvec.stages.batch_api import jobs
@@ -23,6 +28,9 @@ from rowvec.stages.extract.stage import extract
 
 # Tokens are counted exactly for up to this many texts, and estimated from characters above.
 _COUNTED_TEXTS = 100_000
+
+# The first pipeline and the first run of a ledger.
+_FIRST = (PipelineId(1), RunId(1))
 
 _NEEDED = frozenset({"source", "embedder", "target"})
 
@@ -66,6 +74,21 @@ class PlanReport:
         return {**found, "awaiting": awaiting, "notes": list(self.notes)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    """What the databases say."""
+
+    found: Plan
+    texts: list[str]
+    """Some of the texts to embed, or all."""
+    count: int
+    """All texts to embed."""
+    characters: int
+    at_work: tuple[int, int]
+    spent: Spent
+    shown_in_part: str | None
+
+
 def plan(pipeline: Pipeline) -> PlanReport:
     """What a sync would do, in rows, tokens and US dollars.
 
@@ -77,35 +100,21 @@ def plan(pipeline: Pipeline) -> PlanReport:
     resolved = resolve(without_key(pipeline), _NEEDED)
     embedder = open_embedder(resolved.embedder)
     with open_target(resolved, "rowvec plan") as connection:
-        if has_ledger(connection):
-            install(connection)
-        with connection.transaction(force_rollback=True):
-            # First of all: the snapshot is that of the transaction's first query.
-            use_one_snapshot(connection)
-            install(connection)
-            check_target(connection, pipeline, embedder.identity)
-            check_identity(connection, pipeline, embedder.identity)
-            pipeline_id, run_id = begin_dry_run(connection, pipeline, embedder.identity)
-            request = Request(
-                pipeline=resolved,
-                identity=embedder.identity,
-                pipeline_id=pipeline_id,
-                run_id=run_id,
-                dry_run=True,
-            )
-            found = extract(connection, request)
-            texts, count, characters = [], 0, 0
-            if found.batches and embedder.paid:
-                texts, count, characters = sample_texts(connection, found, _COUNTED_TEXTS)
-            at_work = jobs.at_work(connection, pipeline_id)
-            spent = spending.spent_by(connection, spending.account_of(resolved, run_id))
-            shown_in_part = restriction(connection, resolved)
+        there = has_ledger(connection)
+        try:
+            looked = _look(connection, pipeline, resolved, embedder, there=there)
+        except pg.Error:
+            if there or not has_ledger(connection):
+                raise
+            # A first run has made the ledger since this plan began.
+            looked = _look(connection, pipeline, resolved, embedder, there=True)
     # Counting takes seconds for many texts, and a transaction should not be open meanwhile.
+    texts, found = looked.texts, looked.found
     tokens = embedder.count_tokens(texts) if texts else 0
-    if count > len(texts):
-        tokens = round(tokens * characters / max(1, sum(map(len, texts))))
+    if looked.count > len(texts):
+        tokens = round(tokens * looked.characters / max(1, sum(map(len, texts))))
     cost = embedder.cost(tokens) * price_share(resolved, found.counts.texts - found.counts.known)
-    budget = spending.outlook(spending.budget_of(resolved), spent, cost)
+    budget = spending.outlook(spending.budget_of(resolved), looked.spent, cost)
     counts = found.counts
     embedded = counts.texts - counts.known
     return PlanReport(
@@ -121,8 +130,56 @@ def plan(pipeline: Pipeline) -> PlanReport:
         reused=counts.new + counts.changed - embedded,
         tokens=tokens,
         cost_usd=cost,
-        awaiting_jobs=at_work[0],
-        awaiting_texts=at_work[1],
+        awaiting_jobs=looked.at_work[0],
+        awaiting_texts=looked.at_work[1],
         budget=budget,
-        notes=(shown_in_part,) if shown_in_part else (),
+        notes=(looked.shown_in_part,) if looked.shown_in_part else (),
     )
+
+
+def _look(
+    connection: Connection, pipeline: Pipeline, resolved: Pipeline, embedder: Embedder, *, there: bool
+) -> _Looked:
+    """Plan in a transaction that is rolled back. ``there``: whether there is a ledger; if not, it is made in there.
+
+    What makes the ledger locks out every first run, so it waits until a source outside the database has been read.
+    """
+    if there:
+        install(connection)
+
+    def begin() -> tuple[PipelineId, RunId]:
+        install(connection)
+        check_target(connection, pipeline, embedder.identity)
+        check_identity(connection, pipeline, embedder.identity)
+        return begin_dry_run(connection, pipeline, embedder.identity)
+
+    def begin_anew() -> None:
+        begun = begin()
+        if begun != _FIRST:
+            raise LookupError(f"the first rows of a new ledger have the numbers {begun}")  # its sequences are as new
+
+    with connection.transaction(force_rollback=True):
+        # First of all: the snapshot is that of the transaction's first query.
+        use_one_snapshot(connection)
+        pipeline_id, run_id = begin() if there else _FIRST
+        request = Request(
+            pipeline=resolved,
+            identity=embedder.identity,
+            pipeline_id=pipeline_id,
+            run_id=run_id,
+            dry_run=True,
+            begin=None if there else begin_anew,
+        )
+        found = extract(connection, request)
+        texts, count, characters = [], 0, 0
+        if found.batches and embedder.paid:
+            texts, count, characters = sample_texts(connection, found, _COUNTED_TEXTS)
+        return _Looked(
+            found=found,
+            texts=texts,
+            count=count,
+            characters=characters,
+            at_work=jobs.at_work(connection, pipeline_id),
+            spent=spending.spent_by(connection, spending.account_of(resolved, run_id)),
+            shown_in_part=restriction(connection, resolved),
+        )

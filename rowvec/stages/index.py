@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from rowvec.index.build import index_state, old_pgvector
+from rowvec.index.build import index_state, old_pgvector, pooled_build
 from rowvec.index.choice import Facts, Tuned, choose
 from rowvec.index.history import look
 from rowvec.index.recall import RecallReport
@@ -48,8 +48,13 @@ def serve(
     """Give the table the index that it needs, its search functions and its provenance view.
 
     ``rebuild``: rebuild the index even if nothing is wrong with it. ``measure``: see ``upkeep.keep_fit``. The
-    connection must not be in a transaction.
+    connection must not be in a transaction. Through a pooler this is done by ``target.direct_url``, if it is given.
     """
+    with connection.directly() as direct:
+        return _serve(direct, table, pipeline, rebuild=rebuild, measure=measure)
+
+
+def _serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, rebuild: bool, measure: bool) -> Indexed:
     started = time.monotonic()
     indexed = any(state.valid for state in index_state(connection, table))
     looked = look(connection, table)
@@ -66,6 +71,7 @@ def serve(
     choice = choose(facts, pipeline.index, Tuned(choice=tuned.choice, rows=tuned.rows) if tuned else None)
     kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild, measure=measure)
     vacuumed = vacuum_if_due(connection, table)
+    pooled = pooled_build(connection) if kept.reason else None
     _install_functions(connection, table, pipeline, kept.choice)
     install_provenance(connection, table)
     return Indexed(
@@ -74,7 +80,7 @@ def serve(
         recall=kept.recall,
         seconds=time.monotonic() - started,
         reason=kept.reason,
-        notes=(*kept.notes, *filter(None, (vacuumed, old_pgvector(connection, kept.choice)))),
+        notes=(*kept.notes, *filter(None, (pooled, vacuumed, old_pgvector(connection, kept.choice)))),
     )
 
 

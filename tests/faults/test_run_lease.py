@@ -374,3 +374,27 @@ def test_of_a_transaction_whose_session_has_ended_nothing_more_is_done(source: C
             _update_twice_around_the_end_of_the_session(connection, source)
         changed = "SELECT count(*) FROM paintings WHERE title LIKE '%ended'"
         assert connection.execute(changed).fetchone() == (0,)
+
+
+@pytest.mark.parametrize("last", ["copy", "savepoint"])
+def test_a_session_that_ends_is_a_lost_connection_at_each_statement(
+    source: Connection, database_url: str, last: str
+) -> None:
+    with connect(database_url) as connection:
+        with pytest.raises(psycopg.OperationalError):
+            _end_the_session_before_the_last_statement(connection, source, last)
+        assert connection.execute("SELECT count(*) FROM paintings").fetchone() == (50,)
+
+
+def _end_the_session_before_the_last_statement(connection: Connection, other: Connection, last: str) -> None:
+    with connection.transaction():
+        if last == "copy":
+            with connection.cursor() as cursor, cursor.copy("COPY paintings (id) FROM STDIN") as copy:
+                copy.write_row((51,))
+                end_sessions(other)
+        else:
+            connection.execute("SELECT 1")
+            end_sessions(other)
+            time.sleep(0.1)
+            with connection.transaction():
+                pass

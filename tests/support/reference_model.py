@@ -107,8 +107,8 @@ class Author:
         makers: list[Callable[[], Edit]] = [
             self._insert,
             self._content,
-            self._rewrite,
-            self._rewrite,
+            self.rewrite,
+            self.rewrite,
             self._metadata,
             self._delete,
             self._key,
@@ -133,7 +133,7 @@ class Author:
     def _content(self) -> Edit:
         return self._made("update content", {i: self._with_content(self.rows[i]) for i in self._some()})
 
-    def _rewrite(self) -> Edit:
+    def rewrite(self) -> Edit:
         """Many texts that were never paid for, so that there is something to interrupt."""
         ids = self.chance.sample(sorted(self.rows), len(self.rows) // 2)
         return self._made("rewrite many", {i: self._with_new_content(self.rows[i]) for i in sorted(ids)})

@@ -82,3 +82,10 @@ def filled(connection: Connection, table: VectorTable, rows: int, *, seed: int =
     create(connection, table)
     fill(connection, table, vectors)
     return vectors
+
+
+def empty_unlogged_tables(connection: Connection) -> None:
+    """What a crash of the server does, and the promotion of a standby."""
+    found = connection.execute("SELECT oid::regclass::text FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r'")
+    for (name,) in found.fetchall():
+        connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(*name.split("."))))

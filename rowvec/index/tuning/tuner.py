@@ -1,7 +1,7 @@
 """The tuner: measures which index has enough recall, and at what cost, on a copy of some of a table's rows.
 
-The tuner builds nothing on the table itself, so no reader's plan changes. It copies a sample into an unlogged table in
-the schema ``rowvec``, and drops that table when it ends.
+The tuner builds nothing on the table itself, so no reader's plan changes. It copies a sample into a scratch table of
+its connection's own, so that tuners do not meet, and drops that table when it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import mean, median, quantiles
 
 from psycopg import sql
 
-from rowvec.errors import PipelineBusy, UsageError
+from rowvec.errors import UsageError
 from rowvec.index.build import ensure_index, index_state
 from rowvec.index.build_memory import foresee
 from rowvec.index.choice import LIMIT_NONZEROS
@@ -34,7 +34,7 @@ from rowvec.index.tuning.results import Tuning
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.fragments import names
-from rowvec.postgres.locks import LockSpace
+from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
@@ -47,6 +47,7 @@ _QUERIES = 400
 # Recalls of two graphs over the same rows differ by up to this much, and by more if many vectors are equal.
 _NEARLY = 0.03
 _LEAST_ROWS = 1_000
+_SAMPLE = "tuning"
 _NONE = IndexChoice(kind="none", reason="")
 
 
@@ -84,8 +85,7 @@ def tune(connection: Connection, table: VectorTable, recall: Recall, budget: Bud
 
     Recall@k and latency are those of ``search`` on the sample. Rows of the sample are the queries, each for its
     neighbours other than itself, and exact searches give the true answers. Raises ``UsageError`` if the table has too
-    few rows, or a sparse vector with too many nonzeros for any index; ``PipelineBusy`` if another tuner works on the
-    table; ``DatabaseUnavailable``.
+    few rows, or a sparse vector with too many nonzeros for any index; ``DatabaseUnavailable``.
     """
     started = time.monotonic()
     rows = count_rows(connection, table)
@@ -258,31 +258,20 @@ def _step(part: str) -> Generator[None]:
 @contextmanager
 def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) -> Generator[VectorTable]:
     """A copy of ``wanted`` rows. It has bits even if the table has none, unless its vectors are sparse."""
-    lock = {"space": LockSpace.TUNER, "table": f"{table.schema}.{table.name}"}
-    held = connection.execute(query("tuner", "lock"), lock).fetchone()
-    if not (held and held[0]):
-        raise PipelineBusy(
-            f"another tuner is working on {table.schema}.{table.name}: wait until it ends, or stop it first"
-        )
-    literal = sql.Literal(table.identifier.as_string(connection))
-    named = connection.execute(query("tuner", "oid", table=literal)).fetchone()
-    sample = replace(table, schema="rowvec", name=f"tuning_{named[0] if named else 0}")
+    sample = replace(table, schema="rowvec", name=f"scratch_{connection.names.scratch}_{_SAMPLE}")
     sample = replace(sample, bits=not table.layout.is_sparse)
-    drop = query("tuner", "drop", sample=sample.identifier)
     try:
-        # Remove what a killed tuner left behind.
-        connection.execute(drop)
         with _step(f"copying {wanted:,} of {rows:,} rows"):
             _copy(connection, table, sample, rows, wanted)
         yield sample
     finally:
         if not connection.closed and not connection.broken:
-            connection.execute(drop)
-            connection.execute(query("tuner", "unlock"), lock)
+            # Raises if the server has lost the sample's rows meanwhile, so that what was measured means nothing.
+            connection.execute(query("tuner", "drop", sample=ScratchTable(_SAMPLE)))
 
 
 def _copy(connection: Connection, table: VectorTable, sample: VectorTable, rows: int, wanted: int) -> None:
-    tables = {"sample": sample.identifier, "table": table.identifier}
+    tables: dict[str, sql.Composable] = {"sample": ScratchTable(_SAMPLE), "table": table.identifier}
     connection.execute(query("tuner", "create", **tables))
     if sample.bits and not table.bits:
         dimensions = sql.Literal(table.dimensions)

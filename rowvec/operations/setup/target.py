@@ -65,12 +65,12 @@ def server(connection: Connection) -> Iterator[Finding]:
             "the target database takes no writes",
             "it is a standby, or default_transaction_read_only is set: name the primary in target.url",
         )
-    if connection.is_pooled:
+    if connection.open_direct is None and connection.is_pooled:
         yield warning(
             "pooler",
-            "a pooler stands between rowvec and the server; a sync works, `rowvec index --tune` does not, and index "
-            "builds have the server's own maintenance_work_mem",
-            "name the server itself in target.url if you tune an index or build large ones",
+            "a pooler stands between rowvec and the server; all commands work, and index builds have the server's own "
+            "maintenance_work_mem",
+            "name the server itself in target.direct_url if you build large indexes",
         )
 
 

@@ -20,9 +20,9 @@ from rowvec.postgres.vector_table import VectorTable, find_table
 from rowvec.sources.files.pg_text import pg_text
 from rowvec.sources.hash_stream import digest_of_key, pack_digests
 from rowvec.stages.extract.hashed_source import (
-    copy_changes,
     mark_changes,
     open_hashed_source,
+    read_out,
     reject_unusable,
     stored_pairs,
 )
@@ -112,9 +112,9 @@ def _extract(connection: Connection, request: Request) -> Plan:
             if row.column("rowvec_action")[0].as_py() != "new":
                 gone.append(pack_digests([digest_of_key(texts)]))  # its old version is outdated
 
-        copy_changes(connection, source, table.key, table.metadata, gone, refuse)
-        note_images(connection, pipeline.name, source.images(everything=request.note_all_images))
-        reject_unusable(connection, request, source.rejects())
+        read = read_out(connection, source, (table.key, table.metadata), gone, request, refuse)
+        note_images(connection, pipeline.name, read.images)
+        reject_unusable(connection, request, read.rejects)
         return _store(connection, request, table, exists=exists)
 
 

@@ -157,6 +157,8 @@ class ChunkedSource(JoinedSource):
         No transaction is open while contents are split, and a run that is killed keeps what it has split. Raises as
         ``describe``, and ``TargetError`` if the vector table has no chunks.
         """
+        if request is not None:
+            request.begin_ledger()
         rows = self.describe()
         # Look at the vector table first: one of another layout is refused before contents are split for it.
         find_table(self.connection, VectorTable.of(self.pipeline, rows.key, rows.metadata))

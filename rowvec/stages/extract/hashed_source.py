@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from rowvec.sources.hash_stream import copied_pairs, unpack_digests
 from rowvec.sources.images.seen import run_name
 from rowvec.sources.other_database import open_remote
 from rowvec.sources.postgres import fingerprint_of_content, metadata_hash
-from rowvec.sources.protocol import HashedSource, Reject
+from rowvec.sources.protocol import HashedSource, Reject, SeenImage
 from rowvec.stages.extract.request import Request, forget_fixed_rejects
 from rowvec.vectors.fingerprint import Digested, Identity
 
@@ -111,6 +112,44 @@ def copy_changes(
         _copy_apart(connection, columns, source.rows(), refused)
     _copy(connection, "copy_gone", (PgColumn("digest", "bytea"),), _digest_batches(gone))
     connection.execute(query("hashed_source", "analyze"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What a source says besides its rows."""
+
+    images: Iterator[list[SeenImage]]
+    rejects: Iterator[Reject]
+
+
+def read_out(
+    connection: Connection,
+    source: HashedSource,
+    columns: tuple[tuple[PgColumn, ...], tuple[PgColumn, ...]],
+    gone: list[Words],
+    request: Request | None,
+    refuse: Callable[[pa.RecordBatch, Refusal], None],
+) -> Read:
+    """As ``copy_changes``, with the columns of the key and of the metadata; returns what else the source has to say.
+
+    If the request makes the ledger, that is done here, when nothing more has to be read, and ``refuse`` is called
+    after it: memory then grows with the rejects and the images.
+    """
+    everything = request is not None and request.note_all_images
+    if request is None or request.begin is None:
+        copy_changes(connection, source, *columns, gone, refuse)
+        return Read(images=source.images(everything=everything), rejects=source.rejects())
+    refused: list[tuple[pa.RecordBatch, Refusal]] = []
+
+    def refuse_later(row: pa.RecordBatch, refusal: Refusal) -> None:
+        refused.append((row, refusal))
+
+    copy_changes(connection, source, *columns, gone, refuse_later)
+    read = Read(images=iter(list(source.images(everything=everything))), rejects=iter(list(source.rejects())))
+    request.begin_ledger()
+    for row, refusal in refused:
+        refuse(row, refusal)
+    return read
 
 
 def _copy(

@@ -115,7 +115,9 @@ class TableSource(JoinedSource):
         return describe(self.connection, self.pipeline, self._source, self.identity.digest())
 
     def refresh(self, request: Request | None = None) -> None:
-        """Nothing: the join reads the source itself."""
+        """Nothing but to begin: the join reads the source itself."""
+        if request is not None:
+            request.begin_ledger()
 
     def refresh_for_merge(self) -> None:
         """Nothing: the join reads the source itself."""

@@ -35,7 +35,7 @@ from rowvec.stages.extract.chunks import (
     reject_unsplit,
     splitting_of,
 )
-from rowvec.stages.extract.hashed_source import copy_changes, mark_changes, open_hashed_source, reject_unusable
+from rowvec.stages.extract.hashed_source import mark_changes, open_hashed_source, read_out, reject_unusable
 from rowvec.stages.extract.joined import JoinedSource
 from rowvec.stages.extract.protocol import Rows
 from rowvec.stages.extract.request import Request, check_empty
@@ -90,11 +90,16 @@ def _mirror(
     chunks = chunk_table(pipeline_id)
     with open_hashed_source(connection, pipeline, how) as source:
         find_table(connection, VectorTable.of(pipeline, (*source.key, CHUNK_COLUMN), source.metadata))
-        make_table(connection, pipeline_id, source.key, source.metadata, versions=False)
+        begins = request is not None and request.begin is not None
+        if not begins:
+            make_table(connection, pipeline_id, source.key, source.metadata, versions=False)
         with connection.transaction():
             use_one_snapshot(connection)
-            connection.execute(query("mirrored_chunks", "lock", chunks=chunks))
-            gone = mark_changes(source, source.pairs(), _stored_pairs(connection, source, chunks))
+            stored: Iterator[Block] = iter(())
+            if not begins:
+                connection.execute(query("mirrored_chunks", "lock", chunks=chunks))
+                stored = _stored_pairs(connection, source, chunks)
+            gone = mark_changes(source, source.pairs(), stored)
             if request is not None:
                 check_empty(pipeline, source)
 
@@ -106,9 +111,11 @@ def _mirror(
                     add_rejects(connection, pipeline_id, request.run_id, [(named, None, error)])
                 gone.append(pack_digests([digest_of_key(texts)]))
 
-            copy_changes(connection, source, source.key, source.metadata, gone, refuse)
+            read = read_out(connection, source, (source.key, source.metadata), gone, request, refuse)
+            if begins:
+                make_table(connection, pipeline_id, source.key, source.metadata, versions=False)
             if request is not None:
-                reject_unusable(connection, request, source.rejects())
+                reject_unusable(connection, request, read.rejects)
             for row, refusal in _apply(connection, source, chunks, how):
                 reject_unsplit(connection, request, row[: len(source.key)], refusal)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -46,6 +47,13 @@ class Request:
     """See ``count_batches``."""
     dry_run: bool = False
     """Whether nobody will carry out the plan, so that no vector table is made for it."""
+    begin: Callable[[], None] | None = None
+    """Makes the ledger, if there is none yet and nobody will carry out the plan: first runs wait from then on."""
+
+    def begin_ledger(self) -> None:
+        """Call ``begin``, if there is one: as late as possible, but before the ledger is looked at."""
+        if self.begin is not None:
+            self.begin()
 
 
 def check_deletes(counts: Counts, pipeline: Pipeline) -> None:

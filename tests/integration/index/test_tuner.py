@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
+from psycopg import sql
 
-from rowvec.errors import PipelineBusy, UsageError
+from rowvec.errors import DatabaseUnavailable, UsageError
 from rowvec.index.build import index_state
 from rowvec.index.tuning.results import find_tuning, store_tuning
 from rowvec.index.tuning.tuner import Budget, tune
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, connect
-from rowvec.postgres.locks import LockSpace
 from rowvec.runtime.progress import listening
-from tests.support.vector_tables import create, filled, vector_table
+from tests.support.vector_tables import create, empty_unlogged_tables, filled, vector_table
 
 # Enough time for a busy machine; the tuner does not use what is left over.
 SMALL = Budget(seconds=600, memory=2**30, rows=2_000)
@@ -22,7 +23,7 @@ SMALL = Budget(seconds=600, memory=2**30, rows=2_000)
 
 def samples(connection: Connection) -> list[str]:
     """Copies that tuners have made."""
-    rows = connection.execute("SELECT relname FROM pg_class WHERE relname ~ '^tuning_[0-9]+$'").fetchall()
+    rows = connection.execute("SELECT relname FROM pg_class WHERE relname ~ '^scratch_.*_tuning$'").fetchall()
     return [name for (name,) in rows]
 
 
@@ -53,23 +54,33 @@ def test_the_tuner_measures_a_copy_and_keeps_the_choice(connection: Connection, 
     assert find_tuning(connection, vector_table(64, bits=bits)) is None
 
 
-def test_what_a_killed_tuner_left_is_cleared_and_two_tuners_exclude_each_other(
+def test_tuners_have_samples_of_their_own_and_what_a_killed_one_left_is_dropped(
     connection: Connection, database_url: str
 ) -> None:
     table = vector_table(64)
     filled(connection, table, 1_200)
-    oid = connection.execute("SELECT 'public.items'::regclass::oid::bigint").fetchone()
-    assert oid is not None
-    connection.execute(f"CREATE TABLE rowvec.tuning_{oid[0]} (left_behind int)".encode())
+    long_ago, just_now = "scratch_1600000000_0123abcd_tuning", f"scratch_{int(time.time())}_0123abcd_tuning"
+    for name in (long_ago, just_now):
+        connection.execute(sql.SQL("CREATE TABLE {} (left_behind int)").format(sql.Identifier("rowvec", name)))
     with connect(database_url) as other:
-        other.execute("SELECT pg_advisory_lock(%s, hashtext('public.items'))", (LockSpace.TUNER,))
-        with pytest.raises(PipelineBusy, match="another tuner"):
-            tune(connection, table, Recall(), SMALL)
-        # The server releases the locks of a session a moment after its close(), so they are released here.
-        other.execute("SELECT pg_advisory_unlock_all()")
-    found = tune(connection, table, Recall(), SMALL)
-    assert found.measured
-    assert samples(connection) == []
+        assert tune(other, table, Recall(), replace(SMALL, seconds=0.001)).sampled_rows >= 1_000
+    assert samples(connection) == [just_now]
+
+
+def test_a_tuning_ends_if_the_server_has_lost_the_sample(connection: Connection, database_url: str) -> None:
+    table = vector_table(64)
+    filled(connection, table, 1_200)
+
+    def crash(stage: str, part: str, done: int, total: int) -> None:
+        if part.startswith("copying") and done == total:
+            empty_unlogged_tables(connection)
+
+    with (
+        connect(database_url) as other,
+        listening(crash),
+        pytest.raises(DatabaseUnavailable, match="crashed or a standby has taken over"),
+    ):
+        tune(other, table, Recall(), replace(SMALL, seconds=0.001))
 
 
 def test_a_budget_too_small_says_what_was_not_measured(connection: Connection) -> None:

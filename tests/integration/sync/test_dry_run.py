@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -17,8 +19,9 @@ from rowvec.stages.batch_api import jobs
 from rowvec.stages.dry_run import plan
 from tests.integration.operations.test_generations import changed
 from tests.support import paintings as gallery
-from tests.support.fault_outcomes import paid
+from tests.support.fault_outcomes import paid, waits
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -61,9 +64,9 @@ def odd(source: Connection, paintings: Pipeline) -> Pipeline:
 def of_kind(kind: str, pipeline: Pipeline, url: str, folder: Path, connection: Connection) -> Pipeline:
     """The pipeline with its rows in another kind of source."""
     written = pipeline.model_dump(mode="json", exclude_none=True)
-    if kind == "chunks":
+    if "chunks" in kind:
         written["source"]["chunks"] = {"tokens": 16, "overlap": 0}
-    elif kind == "another database":
+    if "another database" in kind:
         # The same one by another address: rowvec compares by hashes.
         written["source"]["url"] = url + " application_name=elsewhere"
     elif kind == "csv":
@@ -79,7 +82,7 @@ def of_kind(kind: str, pipeline: Pipeline, url: str, folder: Path, connection: C
     return Pipeline.model_validate(written)
 
 
-KINDS = ("table", "chunks", "another database", "csv")
+KINDS = ("table", "chunks", "another database", "chunks of another database", "csv")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,3 +158,21 @@ def test_a_sync_does_not_wait_for_a_plan_under_way(
     monkeypatch.setattr(jobs, "at_work", synced_meanwhile)
     assert plan(paintings).new == 50
     assert gallery.sync(paintings).unchanged == 50
+
+
+def test_a_first_sync_does_not_wait_for_a_plan_that_reads_its_source(
+    source: Connection, paintings: Pipeline, database_url: str, tmp_path: Path
+) -> None:
+    source.execute("DROP SCHEMA rowvec CASCADE; CREATE TABLE others AS SELECT * FROM paintings")
+    other = changed(paintings, source={"table": "public.others"}, target={"table": "vectors.others"})
+    other = other.model_copy(update={"name": "others"})
+    slow = of_kind("another database", paintings, database_url, tmp_path, source)
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE paintings")
+        planned = pool.submit(plan, slow)
+        wait_for(lambda: waits(source, "rowvec source"))
+        assert gallery.sync(other).new == 50
+        assert not planned.done()
+        holder.rollback()
+        # It looks again, at the ledger that there is now.
+        assert planned.result().new == 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -30,6 +31,7 @@ auth_type = any
 pool_mode = transaction
 default_pool_size = 3
 max_client_conn = 200
+server_login_retry = 0.2
 """
 
 
@@ -64,50 +66,86 @@ def program(cache: Path) -> Program:
     return Program(unpacked / "usr" / "sbin" / "pgbouncer", libraries)
 
 
+class PgBouncer:
+    """One that a test may restart, and lead to another server."""
+
+    def __init__(self, url: str, cache: Path) -> None:
+        """``url``: the DSN of a database, on a socket that the owner of its folder may use."""
+        found = program(cache)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._folder = Path(tempfile.mkdtemp(prefix="rvpool"))
+        self._folder.chmod(0o755)
+        self._environment, self._binary = dict(os.environ), found.path
+        if found.libraries:
+            # Another user may not enter the folder of the tests.
+            self._binary = Path(shutil.copy(found.path, self._folder))
+            self._environment["LD_LIBRARY_PATH"] = str(shutil.copytree(found.libraries, self._folder / "lib"))
+        self._configure(url)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """The DSN of the database through PgBouncer; the same after a restart, and for another server."""
+        return make_conninfo(host="127.0.0.1", port=self._port, user="postgres", dbname=self._database)
+
+    def start(self) -> None:
+        """Start it, the first time or again."""
+        # PgBouncer does not run as root; the owner of the socket's folder may enter it.
+        owner = Path(self._host).stat() if os.geteuid() == 0 else None
+        self._process = subprocess.Popen(  # noqa: S603 # Debian's own program
+            [self._binary, "-q", self._config],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            user=owner.st_uid if owner else None,
+            group=owner.st_gid if owner else None,
+            extra_groups=[] if owner else None,
+        )
+        wait_for(self._answers)
+
+    def restart(self) -> None:
+        """Cut all clients off, and start again."""
+        self._process.kill()
+        self._process.wait()
+        self.start()
+
+    def lead_to(self, url: str) -> None:
+        """Lead to another server from now on, without cutting clients off that wait between two transactions."""
+        self._configure(url)
+        self._process.send_signal(signal.SIGHUP)
+
+    def remove(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _configure(self, url: str) -> None:
+        server = conninfo_to_dict(url)
+        self._host, self._database = str(server["host"]), str(server["dbname"])
+        self._config = self._folder / "pgbouncer.ini"
+        written = _CONFIG.format(host=self._host, server_port=server.get("port", 5432), port=self._port)
+        self._config.write_text(written, "utf-8")
+        self._config.chmod(0o644)
+
+    def _answers(self) -> bool:
+        status = self._process.poll()
+        assert status is None, f"PgBouncer ended at once with status {status}"
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", self._port), 1).close()
+            return True
+        return False
+
+
 @contextmanager
-def pooling(url: str, cache: Path) -> Generator[str]:
-    """The DSN of the same database through a PgBouncer of its own."""
-    found, server = program(cache), conninfo_to_dict(url)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    host = str(server["host"])
-    folder = Path(tempfile.mkdtemp(prefix="rvpool"))
-    config = folder / "pgbouncer.ini"
-    config.write_text(_CONFIG.format(host=host, server_port=server.get("port", 5432), port=port), "utf-8")
-    environment, binary = dict(os.environ), found.path
-    if found.libraries:
-        # Another user may not enter the folder of the tests.
-        binary = Path(shutil.copy(found.path, folder))
-        environment["LD_LIBRARY_PATH"] = str(shutil.copytree(found.libraries, folder / "lib"))
-    # PgBouncer does not run as root; the owner of the socket's folder may enter it.
-    owner = Path(host).stat() if os.geteuid() == 0 else None
-    for path in (folder, config):
-        path.chmod(0o755)
-    process = subprocess.Popen(  # noqa: S603 # Debian's own program
-        [binary, "-q", config],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        user=owner.st_uid if owner else None,
-        group=owner.st_gid if owner else None,
-        extra_groups=[] if owner else None,
-    )
+def pooling(url: str, cache: Path) -> Generator[PgBouncer]:
+    """A PgBouncer before the database that the DSN names."""
+    opened = PgBouncer(url, cache)
     try:
-        wait_for(lambda: _answers(port, process))
-        database = make_conninfo(host="127.0.0.1", port=port, user="postgres", dbname=str(server["dbname"]))
-        yield database
+        yield opened
     finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, f"PgBouncer ended at once with status {process.returncode}"
-    with suppress(OSError):
-        socket.create_connection(("127.0.0.1", port), 1).close()
-        return True
-    return False
+        opened.remove()
