@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from rowvec.embedders.plugin import TextModel
 from rowvec.embedders.protocol import Embedder, ImageEmbedder
 from rowvec.embedders.query import embed_image_query, embed_query, image_in
+from rowvec.embedders.text_requests import PaidTextRequests, TextRequests
 from rowvec.errors import UsageError
 from rowvec.pipeline import embedders
+from rowvec.pipeline.embedder_kinds import find_kind, plugin_of
 
 if TYPE_CHECKING:
     from rowvec.embedders.openai.batch_api import OpenAIBatches
     from rowvec.embedders.openai.texts import OpenAIApi
 
 __all__ = [
-    "KINDS",
     "embed_image_query",
     "embed_query",
     "image_in",
@@ -28,36 +29,31 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedderKind:
-    """Where the class of one kind of embedder is; its constructor takes the pipeline's ``embedder`` part."""
-
-    module: str
-    class_name: str
-    takes_images: bool = False
-    """Whether the class is an ``ImageEmbedder``."""
-
-
-# Modules are named, not imported: openai and wordllama take half a second each, and a run needs at most one of them.
-KINDS = {
-    "openai": EmbedderKind("rowvec.embedders.openai.texts", "OpenAIApi"),
-    "azure_openai": EmbedderKind("rowvec.embedders.openai.texts", "OpenAIApi"),
-    "local": EmbedderKind("rowvec.embedders.wordllama", "LocalModel"),
-    "column": EmbedderKind("rowvec.embedders.column", "SourceColumn"),
-    "azure_vision": EmbedderKind("rowvec.embedders.azure_vision.embedder", "AzureVision", takes_images=True),
-    "openai_images": EmbedderKind("rowvec.embedders.openai.images", "OpenAIImages", takes_images=True),
-    "local_image": EmbedderKind("rowvec.embedders.image_similarity", "LocalImage", takes_images=True),
-}
-
-
 def open_embedder(embedder: embedders.Embedder) -> Embedder:
     """The embedder that a pipeline names; the references in ``embedder`` must be resolved.
 
     Nothing is sent yet. Raises ``UsageError`` if the settings cannot work, whatever the provider answers.
     """
-    kind = KINDS[embedder.kind]
-    opened = cast("Callable[[embedders.Embedder], Embedder]", getattr(import_module(kind.module), kind.class_name))
-    return opened(embedder)
+    opened = _opened(embedder)
+    if not isinstance(opened, TextModel):
+        return cast("Embedder", opened)
+    if isinstance(embedder, embedders.PaidEmbedder):
+        return PaidTextRequests(embedder, opened)
+    return TextRequests(cast("embedders.TextEmbedder", embedder), opened)
+
+
+def _opened(embedder: embedders.Embedder) -> object:
+    """What the entry of the kind names, made with the part of the pipeline."""
+    kind = find_kind(embedder.kind)
+    module, _, name = kind.opens.partition(":")
+    try:
+        opens = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"the embedder {embedder.kind} of {plugin_of(embedder.kind)} cannot be opened ({error}); install what it "
+            "needs, or a version of it that fits"
+        ) from error
+    return opens(embedder)
 
 
 @contextmanager
@@ -74,7 +70,7 @@ def open_batch_api(embedder: embedders.Embedder) -> Generator[tuple[OpenAIApi, O
 
 def open_image_embedder(embedder: embedders.Embedder) -> ImageEmbedder:
     """Like ``open_embedder``, for kinds that take images. Raises ``UsageError`` for the others too."""
-    if not KINDS[embedder.kind].takes_images:
+    if not find_kind(embedder.kind).takes_images:
         raise UsageError(
             f"an embedder of kind {embedder.kind} takes no images: search by a text; azure_vision, "
             "openai_images and local_image take images"

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import from_json
 
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.checks import defect, usable
-from rowvec.embedders.protocol import Answer, Unbilled, identity_of
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
+from rowvec.embedders.protocol import Answer, QueriesLikeDocuments, Unbilled, identity_of
 from rowvec.embedders.sparse_text import is_sparse, read_sparse
 from rowvec.errors import RowError
 from rowvec.pipeline import embedders
@@ -24,7 +24,7 @@ _ANSWER_NUMBERS = 1_000_000
 _BRACKETS = {"[": "]", "{": "}"}
 
 
-class SourceColumn(Unbilled):
+class SourceColumn(QueriesLikeDocuments, Unbilled):
     """A column that holds vectors: pgvector ``[1,2]``, an array ``{1,2}``, a JSON list, or numbers and spaces.
 
     Sparse vectors are read too: pgvector's ``{1:0.5,7:2}/9``. They stay sparse in the answers. How the source writes

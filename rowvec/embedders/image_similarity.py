@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.checks import defect, usable
 from rowvec.embedders.image_descriptor import DIMENSIONS, SIDE, describe
-from rowvec.embedders.protocol import Answer, Image, Unbilled, identity_of
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
+from rowvec.embedders.protocol import Answer, Image, QueriesLikeDocuments, Unbilled, identity_of
 from rowvec.errors import RowError, UsageError
 from rowvec.images.decode import decoded
 from rowvec.pipeline import embedders
@@ -21,7 +21,7 @@ _PREPROCESSING = 1
 _ANSWER_IMAGES = 256
 
 
-class LocalImage(Unbilled):
+class LocalImage(QueriesLikeDocuments, Unbilled):
     """Finds look-alikes: images with the same colours in the same places, and edges in the same directions."""
 
     def __init__(self, config: embedders.LocalImageEmbedder) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.errors import RowError
 from rowvec.pipeline import embedders
 from rowvec.vectors.fingerprint import Identity
@@ -70,6 +70,10 @@ class Embedder(Protocol):
         """
         ...
 
+    def embed_queries(self, texts: Iterable[str]) -> Iterator[Answer]:
+        """Like ``embed``, for texts to search by; some models want another prefix or another setting for them."""
+        ...
+
     def count_tokens(self, texts: list[str]) -> int:
         """What the provider would bill for these texts, in the unit of ``Answer.billed``; 0 if nothing is billed."""
         ...
@@ -92,8 +96,22 @@ class ImageEmbedder(Embedder, Protocol):
 
 
 def identity_of(config: embedders.Embedder, preprocessing: int) -> Identity:
-    """The identity of an embedder whose vectors depend on nothing but kind, model, dimensions and preprocessing."""
-    return Identity(provider=config.kind, model=config.model, dimensions=config.dimensions, preprocessing=preprocessing)
+    """The identity of an embedder whose vectors depend on kind, model, dimensions, preprocessing and prefix alone."""
+    return Identity(
+        provider=config.kind,
+        model=config.model,
+        dimensions=config.dimensions,
+        preprocessing=preprocessing,
+        document_prefix=config.document_prefix if isinstance(config, embedders.TextEmbedder) else "",
+    )
+
+
+class QueriesLikeDocuments:
+    """Mix-in for an embedder that treats a text to search by like any other."""
+
+    def embed_queries(self: Embedder, texts: Iterable[str]) -> Iterator[Answer]:
+        """See ``Embedder``."""
+        return self.embed(texts)
 
 
 class Unbilled:

@@ -18,7 +18,7 @@ def embed_query(embedder: Embedder, text: str) -> Embeddings:
     """
     if not text.strip():
         raise UsageError("the query is empty; write what to search for")
-    for answer in embedder.embed([text]):
+    for answer in embedder.embed_queries([text]):
         for refusal in answer.rejected.values():
             if embedder.identity.from_source:
                 length = embedder.identity.dimensions

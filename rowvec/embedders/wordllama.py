@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.checks import defect, refusal, usable
 from rowvec.embedders.protocol import Answer, Unbilled, identity_of
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.errors import RowError
 from rowvec.pipeline import embedders
 from rowvec.vectors.layout import Vectors
@@ -40,15 +40,24 @@ class LocalModel(Unbilled):
     def __init__(self, config: embedders.LocalEmbedder) -> None:
         """The model itself is loaded by the first ``embed``."""
         super().__init__(identity_of(config, _PREPROCESSING))
+        self._config = config
         self._dimensions = config.dimensions
 
     def embed(self, texts: Iterable[str], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
         """See ``Embedder``. Vectors have length 1; to the bit, they do not depend on which texts come with theirs."""
+        return self._embed(texts, self._config.document_prefix)
+
+    def embed_queries(self, texts: Iterable[str]) -> Iterator[Answer]:
+        """See ``Embedder``."""
+        return self._embed(texts, self._config.query_prefix)
+
+    def _embed(self, texts: Iterable[str], prefix: str) -> Iterator[Answer]:
         model = load_model(self._dimensions)
         for start, part in _parts(texts):
             rejected: dict[int, RowError] = {}
             for i, text in enumerate(part):
                 unreadable = refusal(text)
+                part[i] = prefix + text
                 if unreadable is not None:
                     rejected[start + i], part[i] = unreadable, ""
             vectors = _embed(model, part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import NewType
 
 from psycopg import errors as pg
@@ -137,7 +136,7 @@ def register(connection: Connection, pipeline: Pipeline, identity: Identity, *, 
     schema, table = table_identifier(pipeline.target.table)
     named = {"name": pipeline.name, "schema": schema, "table": table}
     settings = Jsonb(pipeline.model_dump(mode="json", exclude_none=True)) if settled else None
-    values = {**named, "identity": Jsonb(asdict(identity)), "settings": settings}
+    values = {**named, "identity": Jsonb(identity.as_json()), "settings": settings}
     try:
         row = connection.execute(query("pipelines", "register"), values).fetchone()
     except pg.UniqueViolation:

@@ -108,7 +108,7 @@ def begin_dry_run(connection: Connection, pipeline: Pipeline, identity: Identity
     """
     found = connection.execute(query("pipelines", "find"), {"name": pipeline.name}).fetchone()
     if found is None:
-        values = {"name": pipeline.name, "identity": Jsonb(asdict(identity))}
+        values = {"name": pipeline.name, "identity": Jsonb(identity.as_json())}
         pipeline_id = written_id(connection, query("plans", "pass_pipeline"), values)
     else:
         pipeline_id = found[0]
@@ -122,7 +122,7 @@ def store(connection: Connection, plan: Plan) -> None:
     layout = {
         "key": [[c.name, c.pg_type] for c in table.key],
         "metadata": [[c.name, c.pg_type] for c in table.metadata],
-        "identity": asdict(plan.identity),
+        "identity": plan.identity.as_json(),
     }
     values = {
         "run_id": plan.run_id,

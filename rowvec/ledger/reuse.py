@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -155,9 +155,7 @@ def longer_identities(connection: Connection, pipeline_id: PipelineId, identity:
     same = [
         other
         for other in dict.fromkeys(known)
-        if (other.provider, other.model, other.preprocessing)
-        == (identity.provider, identity.model, identity.preprocessing)
-        and other.dimensions > identity.dimensions
+        if replace(other, dimensions=identity.dimensions) == identity and other.dimensions > identity.dimensions
     ]
     return sorted(same, key=lambda other: -other.dimensions)
 

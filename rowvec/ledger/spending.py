@@ -8,13 +8,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rowvec.embedders.provider.budget import Reservation
+from rowvec.embedders.budget import Reservation
 from rowvec.errors import BudgetExceeded, RetriableError, UsageError
 from rowvec.ledger.held_lease import Ownership
 from rowvec.ledger.lease import Lease, owned
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.embedders import AzureVisionEmbedder, Budget, OpenAIEmbedder, OpenAIImagesEmbedder
+from rowvec.pipeline.embedders import AzureVisionEmbedder, Budget, OpenAIImagesEmbedder, PaidEmbedder
 from rowvec.pipeline.model import IMAGE_EMBEDDERS
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable, open_target
 from rowvec.postgres.locks import LockSpace
@@ -69,7 +69,7 @@ def account_of(pipeline: Pipeline, run_id: RunId) -> SpendingAccount:
 def budget_of(pipeline: Pipeline) -> Budget:
     """The pipeline's budget; one without limits if the pipeline has none or its embedder costs nothing."""
     embedder = pipeline.embedder
-    if isinstance(embedder, (OpenAIEmbedder, AzureVisionEmbedder, OpenAIImagesEmbedder)):
+    if isinstance(embedder, (PaidEmbedder, AzureVisionEmbedder, OpenAIImagesEmbedder)):
         return embedder.budget or _NO_LIMIT
     return _NO_LIMIT
 

@@ -138,7 +138,7 @@ def adopt(pipeline: Pipeline) -> Adopted:
                     _rename(connection, pipeline.name, former_name)
                 if exists:
                     values = {"name": pipeline.name, "schema": schema, "table": table}
-                    connection.execute(query("names", "take_in"), {**values, "identity": Jsonb(asdict(identity))})
+                    connection.execute(query("names", "take_in"), {**values, "identity": Jsonb(identity.as_json())})
         former = f"{live.schema}.{live.table}" if live else None
         return _adopted(pipeline, former_table=former, former_name=former_name, taken_in=exists, other_rows=others)
 

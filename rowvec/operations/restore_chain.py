@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.ledger.known_manifests import KnownManifests, known_manifests
 from rowvec.ledger.marked_store import family_of
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.embedders import TextEmbedder
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.store.heads import manifest_names, newest_manifest
@@ -13,7 +16,6 @@ from rowvec.store.manifest import Link, manifests_of, read_chain
 from rowvec.store.marks import marked_ledgers, read_mark
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
-from rowvec.vectors.fingerprint import Identity
 
 # The only parts whose references must resolve: after a disaster, a machine may lack the other variables and secrets.
 NEEDED = frozenset({"target", "artifacts"})
@@ -38,11 +40,18 @@ def chain_of(pipeline: Pipeline, manifest: str | None) -> tuple[list[Link], str]
         raise UsageError(f"there is no manifest of the pipeline {pipeline.name} in {where}; is artifacts.url right?")
     chain = read_chain(store, newest, known.checksums)
     last = chain[-1].manifest
-    wanted = (pipeline.embedder.kind, pipeline.embedder.model, pipeline.embedder.dimensions)
-    if (last.identity.provider, last.identity.model, last.identity.dimensions) != wanted:
+    embedder = pipeline.embedder
+    wanted = replace(
+        last.identity,
+        provider=embedder.kind,
+        model=embedder.model,
+        dimensions=embedder.dimensions,
+        document_prefix=embedder.document_prefix if isinstance(embedder, TextEmbedder) else "",
+    )
+    if last.identity != wanted:
         raise UsageError(
-            f"the artifacts are of {_named(last.identity)}, and the pipeline {pipeline.name} asks for "
-            f"{wanted[0]} {wanted[1]} with {wanted[2]} dimensions; restore with the pipeline file they were made by"
+            f"the artifacts are of {last.identity}, and the pipeline {pipeline.name} asks for {wanted}; restore with "
+            "the pipeline file they were made by"
         )
     if tuple(name for name, _ in last.layout.key) != pipeline.source.vector_key:
         raise UsageError(
@@ -81,7 +90,3 @@ def _found_by(stored: list[str], known: KnownManifests, manifest: str | None) ->
         f"another database or of a time before this one was set back, such as {later[-1]}: restore with --manifest if "
         "you want that one"
     )
-
-
-def _named(identity: Identity) -> str:
-    return f"{identity.provider} {identity.model} with {identity.dimensions} dimensions"

@@ -1,13 +1,20 @@
 """The embedder part of a pipeline file: what makes vectors, with which account, and how fast."""
 
+# Each kind narrows its tag and other fields. That is safe because parts are frozen, which pyright does not see.
+# pyright: reportIncompatibleVariableOverride=false
+
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from rowvec.pipeline.parts import IN_PLAIN_TEXT, REFERENCE, Part, Text, no_literal_secret
+from rowvec.vectors.layout import MOST_DIMENSIONS as MOST_DENSE
 from rowvec.vectors.sparse import MOST_DIMENSIONS
+
+MOST_PREFIX = 1000
+"""Characters of a prefix. The longest that a known model asks for is an instruction of two sentences."""
 
 
 class Budget(Part):
@@ -46,18 +53,27 @@ class BatchApi(Part):
     )
 
 
-class OpenAIEmbedder(Part):
-    """OpenAI, or any server with the same protocol, by base_url."""
+class TextEmbedder(Part):
+    """What every embedder of texts has."""
 
-    kind: Literal["openai"]
-    model: Text = Field(description="The model's name, e.g. text-embedding-3-small.")
-    dimensions: int = Field(
-        gt=0, le=16000, description="Length of the vectors; text-embedding-3 and later can shorten."
+    kind: str
+    model: Text = Field(description="The model's name.")
+    dimensions: int = Field(gt=0, le=MOST_DENSE, description="Length of the vectors.")
+    document_prefix: str = Field(
+        default="",
+        max_length=MOST_PREFIX,
+        description='Stands before each text that is embedded, e.g. "passage: " for E5; part of every fingerprint.',
     )
-    base_url: str | None = Field(default=None, repr=False, description="A compatible server; left out: OpenAI itself.")
-    api_key: str = Field(
-        default="${OPENAI_API_KEY}", repr=False, description="Always a reference, never the key itself."
+    query_prefix: str = Field(
+        default="",
+        max_length=MOST_PREFIX,
+        description='Stands before the text of a search, e.g. "query: " for E5; part of no fingerprint.',
     )
+
+
+class PaidEmbedder(TextEmbedder):
+    """What every embedder has that sends texts to a server: the limits of a request, the pace, and the price."""
+
     on_too_long: Literal["reject", "truncate"] = Field(
         default="reject",
         description="What happens to a text over max_input_tokens: it is rejected, or cut to that many tokens.",
@@ -80,12 +96,26 @@ class OpenAIEmbedder(Part):
         ge=0,
         description="In US dollars; left out: the list price of a known model, else unknown (0).",
     )
-    batch: bool | BatchApi = Field(
-        default=False, description="Whether many texts go through the Batch API, at half the price: true, or settings."
-    )
     budget: Budget | None = Field(
         default=None,
         description="The most that may be spent; a run stops before it would exceed it. Left out: no limit.",
+    )
+
+
+class OpenAIEmbedder(PaidEmbedder):
+    """OpenAI, or any server with the same protocol, by base_url."""
+
+    kind: Literal["openai"]
+    model: Text = Field(description="The model's name, e.g. text-embedding-3-small.")
+    dimensions: int = Field(
+        gt=0, le=MOST_DENSE, description="Length of the vectors; text-embedding-3 and later can shorten."
+    )
+    base_url: str | None = Field(default=None, repr=False, description="A compatible server; left out: OpenAI itself.")
+    api_key: str = Field(
+        default="${OPENAI_API_KEY}", repr=False, description="Always a reference, never the key itself."
+    )
+    batch: bool | BatchApi = Field(
+        default=False, description="Whether many texts go through the Batch API, at half the price: true, or settings."
     )
 
     @property
@@ -108,7 +138,7 @@ class OpenAIEmbedder(Part):
 class AzureOpenAIEmbedder(OpenAIEmbedder):
     """Azure OpenAI: base_url is the resource's endpoint, model the deployment's name."""
 
-    kind: Literal["azure_openai"]  # pyright: ignore[reportIncompatibleVariableOverride] # each kind has its own tag
+    kind: Literal["azure_openai"]
     api_key: str = Field(
         default="${AZURE_OPENAI_API_KEY}",
         repr=False,
@@ -128,7 +158,7 @@ class AzureOpenAIEmbedder(OpenAIEmbedder):
         return self
 
 
-class LocalEmbedder(Part):
+class LocalEmbedder(TextEmbedder):
     """wordllama: a static model inside its wheel; no network, no cost."""
 
     kind: Literal["local"]
@@ -209,7 +239,7 @@ class OpenAIImagesEmbedder(Part):
     kind: Literal["openai_images"]
     model: Text = Field(description="The model's name as the server knows it.")
     dimensions: int = Field(
-        gt=0, le=16000, description="Length of the vectors; checked, and requested if the server supports it."
+        gt=0, le=MOST_DENSE, description="Length of the vectors; checked, and requested if the server supports it."
     )
     base_url: str = Field(repr=False, description="The server's address before /embeddings: http://HOST:8000/v1.")
     api_key: str | None = Field(
@@ -276,14 +306,42 @@ class OpenAIImagesEmbedder(Part):
     _base_url_has_no_secret = field_validator("base_url")(no_literal_secret)
 
 
-# In this order: see ``rowvec.pipeline.parts.any_of``.
-Embedder = Annotated[
+class PluginEmbedder(TextEmbedder):
+    """The keys that an embedder of a plug-in has at least; its own model is a subclass with more.
+
+    Every key of the subclass is part of each fingerprint, if its value is not the default: another value means other
+    vectors. ``NO_EFFECT`` names those that do not change a vector.
+    """
+
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset()
+
+
+class PaidPluginEmbedder(PaidEmbedder, PluginEmbedder):
+    """The same for a plug-in that sends texts to a server, with rowvec's pace, retries, prices and budget."""
+
+    base_url: str | None = Field(default=None, repr=False, description="The server; left out: the provider's own.")
+    api_key: str | None = Field(
+        default=None, repr=False, description="A reference to the key, never the key itself; left out: none."
+    )
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_a_reference(cls, value: str | None) -> str | None:
+        if value is not None and not REFERENCE.fullmatch(value):
+            raise ValueError(IN_PLAIN_TEXT)
+        return value
+
+    _base_url_has_no_secret = field_validator("base_url")(no_literal_secret)
+
+
+# ``rowvec.pipeline.embedder_kinds`` finds the model of a kind.
+Embedder = (
     LocalEmbedder
     | LocalImageEmbedder
     | ColumnEmbedder
     | AzureVisionEmbedder
     | OpenAIImagesEmbedder
     | OpenAIEmbedder
-    | AzureOpenAIEmbedder,
-    Field(discriminator="kind"),
-]
+    | AzureOpenAIEmbedder
+    | PluginEmbedder
+)

@@ -71,7 +71,7 @@ def _in_file(location: Path) -> Path:
 
 
 def _tags() -> frozenset[str]:
-    return frozenset(_kind(member) for key in ("source", "embedder") for member in _members(Pipeline, key))
+    return frozenset(_kind(member) for key in ("source", "embedder") for member in _members(Pipeline, key)) - {""}
 
 
 def _is_of_other_member(error: Error) -> bool:
@@ -181,7 +181,8 @@ def _members(part: type[BaseModel] | None, key: str) -> list[type[BaseModel]]:
 
 
 def _kinds_of(path: Path) -> list[str]:
-    return [_kind(member) for member in _members(Pipeline, str(path[0]))] if path else []
+    # The model of plug-ins has no kind of its own.
+    return [kind for member in _members(Pipeline, str(path[0])) if (kind := _kind(member))] if path else []
 
 
 def _kind(part: type[BaseModel]) -> str:

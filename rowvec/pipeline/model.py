@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from rowvec.pipeline.embedders import Embedder, OpenAIEmbedder
+from rowvec.pipeline.embedder_kinds import ByKind, with_plugins
+from rowvec.pipeline.embedders import Embedder, PaidEmbedder
 from rowvec.pipeline.parts import (
     Part,
     Text,
@@ -191,7 +192,7 @@ class Pipeline(Part):
         "gives a pipeline another name, and rowvec adopt gives a name to another table.",
     )
     source: Source = Field(description="The rows.", json_schema_extra=any_of)
-    embedder: Embedder = Field(description="What makes a vector of a text.", json_schema_extra=any_of)
+    embedder: Annotated[Embedder, ByKind()] = Field(description="What makes a vector of a text.")
     target: Target = Field(description="The vector table.")
     artifacts: Artifacts = Field(default=Artifacts(), description="Where artifacts and manifests are kept.")
     index: Index = Field(default=Index(), description="The index on the vectors.")
@@ -269,7 +270,7 @@ class Pipeline(Part):
             return
         if embedder.kind == "column":
             raise ValueError("source.chunks is set, and the vectors come with the rows: there is nothing to split")
-        if isinstance(embedder, OpenAIEmbedder) and chunks.tokens > embedder.max_input_tokens:
+        if isinstance(embedder, PaidEmbedder) and chunks.tokens > embedder.max_input_tokens:
             raise ValueError(
                 f"source.chunks.tokens, {chunks.tokens}, is more than embedder.max_input_tokens, "
                 f"{embedder.max_input_tokens}"
@@ -277,5 +278,6 @@ class Pipeline(Part):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the pipeline file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Pipeline.model_json_schema()}
+    """The JSON Schema of the pipeline file, with the keys of installed plug-ins."""
+    schema = with_plugins(Pipeline.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -10,6 +10,7 @@ from psycopg import sql
 
 from rowvec.errors import SourceError
 from rowvec.pipeline import Pipeline, template
+from rowvec.pipeline.embedders import ColumnEmbedder
 from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.columns import PgColumn, listed
@@ -111,7 +112,7 @@ def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource,
     """
     relation = relation_of(source)
     types = _column_types(connection, source, relation)
-    vector_column = pipeline.embedder.column if pipeline.embedder.kind == "column" else None
+    vector_column = pipeline.embedder.column if isinstance(pipeline.embedder, ColumnEmbedder) else None
     parsed = template.parse(source.content or "")
     for name in (*source.key, *source.metadata, *parsed.columns, *([vector_column] if vector_column else [])):
         if name not in types:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from psycopg import sql
 
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.cache import opened_embedder, opened_image_embedder
 from rowvec.embedders.protocol import Answer, Embedder
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.rate_limit.shared import shared_pace
 from rowvec.errors import ArtifactCorrupt, RowError
 from rowvec.ledger import rejects, reuse

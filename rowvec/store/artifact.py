@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def write_artifact(
         {
             b"rowvec.format": SPARSE_FORMAT if table.layout.is_sparse else FORMAT,
             b"rowvec.pipeline": pipeline_name.encode(),
-            b"rowvec.identity": json.dumps(asdict(identity), sort_keys=True).encode(),
+            b"rowvec.identity": json.dumps(identity.as_json(), sort_keys=True).encode(),
         }
     )
     passing = into.with_name(f".{into.name}.part")

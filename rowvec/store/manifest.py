@@ -40,7 +40,10 @@ _REFERENCE = re.compile(
 )
 _WHOLE = 64
 _MOST_NUMBER = 2**53
-_MOST_PREPROCESSING = 1_000_000
+# Some embedders put 48 bits of a digest of their settings there.
+_MOST_PREPROCESSING = (1 << 48) - 1
+# See ``rowvec.pipeline.embedders.MOST_PREFIX``; a later version may allow longer ones.
+_MOST_PREFIX = 10_000
 _ENDINGS = {"artifacts": "parquet", "journal": "csv.zst"}
 _LONGEST_COLUMN = 63
 
@@ -217,6 +220,9 @@ def _is_column(name: str) -> bool:
 
 def _is_identity(identity: Identity) -> bool:
     numbers = 0 < identity.dimensions <= sparse.MOST_DIMENSIONS and 0 <= identity.preprocessing <= _MOST_PREPROCESSING
+    prefix = identity.document_prefix
+    if len(prefix) > _MOST_PREFIX or "\0" in prefix:
+        return False
     return numbers and all(0 < len(part) <= 300 and part.isprintable() for part in (identity.provider, identity.model))
 
 

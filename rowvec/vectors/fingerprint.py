@@ -20,9 +20,12 @@ class Identity:
     dimensions: int
     preprocessing: int
     """Increased whenever our own handling of the text before the model changes."""
+    document_prefix: str = ""
+    """What stands before each text that the model is sent; not part of the stored content."""
 
     def __str__(self) -> str:
-        return f"{self.provider} {self.model} with {self.dimensions:,} dimensions"
+        prefix = f" and the document_prefix {self.document_prefix!r}" if self.document_prefix else ""
+        return f"{self.provider} {self.model} with {self.dimensions:,} dimensions{prefix}"
 
     @property
     def from_source(self) -> bool:
@@ -31,7 +34,15 @@ class Identity:
 
     def digest(self) -> bytes:
         """32 bytes. The fixed length keeps identity and content apart in the hash."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
+        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).digest()
+
+    def as_json(self) -> dict[str, str | int]:
+        """The fields as they are hashed and stored.
+
+        An empty prefix is left out: fingerprints from before there were prefixes stay as they are, so no vector is paid
+        for again.
+        """
+        return {name: value for name, value in asdict(self).items() if name != "document_prefix" or value}
 
 
 class Digested(Protocol):

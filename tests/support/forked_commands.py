@@ -212,7 +212,7 @@ def _import_all() -> None:
         load_flow(flow.name)
     for name in _PRELOAD:
         import_module(name)
-    from rowvec.embedders.openai.tokens import count
+    from rowvec.embedders.provider.tokens import count
 
     count("The vocabulary is loaded at the first use.")
 

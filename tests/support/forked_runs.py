@@ -229,6 +229,6 @@ def counting_server() -> Generator[CountingServer]:
 
 
 if os.environ.get(_IS_FORKSERVER):
-    from rowvec.embedders.openai.tokens import count
+    from rowvec.embedders.provider.tokens import count
 
     count("The vocabulary is loaded at the first use.")

@@ -11,9 +11,16 @@ from urllib.parse import urlsplit
 import httpx2
 
 from rowvec.embedders.azure_vision.requests import Item, VisionEndpoint, VisionRequests
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.checks import refusal
-from rowvec.embedders.protocol import Answer, Image, PricedByTransaction, identity_of, without_vectors
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
+from rowvec.embedders.protocol import (
+    Answer,
+    Image,
+    PricedByTransaction,
+    QueriesLikeDocuments,
+    identity_of,
+    without_vectors,
+)
 from rowvec.embedders.provider.concurrency import in_flight
 from rowvec.embedders.provider.deadline import DeadlineTransport
 from rowvec.embedders.provider.endpoint import ENTRA, entra_token, header_value, web_address
@@ -25,7 +32,7 @@ from rowvec.vectors.fingerprint import Identity
 _PREPROCESSING = 1
 
 
-class AzureVision(PricedByTransaction):
+class AzureVision(QueriesLikeDocuments, PricedByTransaction):
     """An embedder behind ``retrieval:vectorizeImage`` and ``retrieval:vectorizeText``.
 
     Vectors keep their length, which is near 92 for images: distances are by angle, so the length does not matter.

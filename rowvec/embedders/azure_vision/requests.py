@@ -13,9 +13,9 @@ import tenacity
 from pydantic import BaseModel, ValidationError
 
 from rowvec.embedders.azure_vision.errors import ErrorDetails, read_error, vision_error
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.checks import defect, usable
 from rowvec.embedders.protocol import Answer, Image, without_vectors
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.provider.deadline import is_before_sending
 from rowvec.embedders.provider.response import WrongDimensions
 from rowvec.embedders.provider.retry import back_off, retrier

@@ -17,8 +17,8 @@ from openai.types import Batch
 from rowvec.embedders.checks import usable
 from rowvec.embedders.openai.batch_files import ENDPOINT, AnswerLine, read_line
 from rowvec.embedders.openai.client import OpenAIEndpoint, refusal
-from rowvec.embedders.openai.requests import ServerFacts
 from rowvec.embedders.provider.refusal import LONGEST_MESSAGE, Refusal, meaning
+from rowvec.embedders.provider.requests import ServerFacts
 from rowvec.embedders.provider.response import read_value
 from rowvec.embedders.rate_limit.limiter import Clock
 from rowvec.errors import EmbedderRefused, EmbedderUnavailable, RetriableError, RowError, RowvecError

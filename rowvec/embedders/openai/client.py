@@ -12,11 +12,11 @@ from typing import cast
 import httpx2
 import openai
 
-from rowvec.embedders.openai.packing import Sized
-from rowvec.embedders.openai.requests import EndpointSettings
 from rowvec.embedders.provider.deadline import DeadlineTransport, is_before_sending
 from rowvec.embedders.provider.endpoint import ENTRA
+from rowvec.embedders.provider.packing import Sized
 from rowvec.embedders.provider.refusal import Refusal, own_sentence, shown
+from rowvec.embedders.provider.requests import EndpointSettings
 from rowvec.pipeline.embedders import AzureOpenAIEmbedder, OpenAIEmbedder
 
 

@@ -16,15 +16,15 @@ import httpx2
 import numpy as np
 import PIL.Image as pillow
 
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.checks import refusal
 from rowvec.embedders.openai.image_inputs import RequestTemplate, body
-from rowvec.embedders.openai.requests import EndpointSettings, Requests, ServerFacts
-from rowvec.embedders.protocol import Answer, Image, PricedByTransaction, without_vectors
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
+from rowvec.embedders.protocol import Answer, Image, PricedByTransaction, QueriesLikeDocuments, without_vectors
 from rowvec.embedders.provider.concurrency import in_flight
 from rowvec.embedders.provider.deadline import DeadlineTransport, is_before_sending
 from rowvec.embedders.provider.endpoint import header_value, web_address
 from rowvec.embedders.provider.refusal import Refusal, refusal_in
+from rowvec.embedders.provider.requests import EndpointSettings, Requests, ServerFacts
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
 from rowvec.errors import RowError
 from rowvec.pipeline.embedders import OpenAIImagesEmbedder
@@ -58,7 +58,7 @@ class _Loaded:
     """One transaction per image or text: how many tokens a server counts for an image is not known beforehand."""
 
 
-class OpenAIImages(PricedByTransaction):
+class OpenAIImages(QueriesLikeDocuments, PricedByTransaction):
     """An embedder behind ``POST /embeddings`` that takes images: vLLM's chat messages, or Jina's input objects."""
 
     def __init__(self, config: OpenAIImagesEmbedder, clock: Clock | None = None) -> None:

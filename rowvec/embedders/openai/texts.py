@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from rowvec.embedders.budget import UNLIMITED, BudgetHold
 from rowvec.embedders.checks import refusal
-from rowvec.embedders.openai import tokens as tokenizer
-from rowvec.embedders.openai.packing import RequestLimits, Sized, limits_of, pack
 from rowvec.embedders.openai.prices import cost_per_million_tokens
-from rowvec.embedders.openai.requests import PROBE, Requests, ServerFacts
 from rowvec.embedders.protocol import Answer, identity_of, without_vectors
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold
+from rowvec.embedders.provider import tokens as tokenizer
 from rowvec.embedders.provider.concurrency import in_flight
 from rowvec.embedders.provider.endpoint import entra_token, header_value, web_address
+from rowvec.embedders.provider.packing import RequestLimits, Sized, limits_of, pack
+from rowvec.embedders.provider.requests import PROBE, Requests, ServerFacts
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
 from rowvec.errors import RowError, UsageError
 from rowvec.pipeline.embedders import OpenAIEmbedder
@@ -90,6 +90,13 @@ class OpenAIApi:
 
     def embed(self, texts: Iterable[str], budget: BudgetHold = UNLIMITED) -> Iterator[Answer]:
         """See ``Embedder``."""
+        return self._embed(texts, self._config.document_prefix, budget)
+
+    def embed_queries(self, texts: Iterable[str]) -> Iterator[Answer]:
+        """See ``Embedder``."""
+        return self._embed(texts, self._config.query_prefix, UNLIMITED)
+
+    def _embed(self, texts: Iterable[str], prefix: str, budget: BudgetHold) -> Iterator[Answer]:
         config = self._config
         rejected: dict[int, RowError] = {}
         limits = limits_of(
@@ -100,7 +107,7 @@ class OpenAIApi:
         )
         # A text of the greatest permitted length must fit into a request of its own.
         limits = RequestLimits(inputs=limits.inputs, tokens=max(limits.tokens, self._max_input_tokens))
-        batches = pack(self.sized(texts, rejected), limits)
+        batches = pack(self._sized(texts, prefix, rejected), limits)
         with self._endpoint() as endpoint:
             requests = Requests(
                 endpoint=endpoint,
@@ -136,9 +143,9 @@ class OpenAIApi:
 
     def count_tokens(self, texts: list[str]) -> int:
         """Tokens of the texts as they would be sent: exact for OpenAI's models, an estimate for others."""
-        total = 0
+        total, prefix = 0, self._config.document_prefix
         for text in texts:
-            tokens = tokenizer.count(text) if refusal(text) is None else 0
+            tokens = tokenizer.count(prefix + text) if refusal(text) is None else 0
             if tokens > self._max_input_tokens:
                 tokens = self._max_input_tokens if self._config.on_too_long == "truncate" else 0
             total += tokens
@@ -153,13 +160,17 @@ class OpenAIApi:
         return min(self._config.max_input_tokens, self._config.max_batch_tokens)
 
     def sized(self, texts: Iterable[str], rejected: dict[int, RowError]) -> Iterator[Sized]:
-        """The texts that can be sent, with their tokens; the others are put into ``rejected``, by position."""
+        """The documents that can be sent, prefix and all, with their tokens; the others are put into ``rejected``."""
+        return self._sized(texts, self._config.document_prefix, rejected)
+
+    def _sized(self, texts: Iterable[str], prefix: str, rejected: dict[int, RowError]) -> Iterator[Sized]:
         limit = self._max_input_tokens
         for position, text in enumerate(texts):
             unreadable = refusal(text)
             if unreadable is not None:
                 rejected[position] = unreadable
                 continue
+            text = prefix + text
             tokens = tokenizer.count(text)
             if tokens <= limit:
                 yield Sized(position, text, tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,20 @@ def read_value(body: object, *, expected: int, dimensions: int) -> Reply:
         return _reply(_Body.model_validate(body), expected, dimensions)
     except ValidationError:
         raise EmbedderUnavailable("the embedder answered a body that holds no embeddings") from None
+
+
+def checked(reply: Reply, *, expected: int, dimensions: int) -> Reply:
+    """A reply whose vectors somebody else has read, as float32 ``(n, d)``. Raises the same errors as ``read``."""
+    try:
+        with np.errstate(over="ignore"):
+            vectors = np.asarray(reply.vectors, dtype=np.float32)
+    except (ValueError, TypeError):
+        raise EmbedderUnavailable("the embedder answered vectors that are not numbers, or of several lengths") from None
+    if len(vectors) != expected:
+        raise EmbedderUnavailable(f"the embedder answered {len(vectors):,} vectors for {expected:,} texts")
+    if vectors.ndim != 2 or vectors.shape[1] != dimensions:
+        raise WrongDimensions(vectors.shape[1] if vectors.ndim == 2 else vectors[0].size)
+    return replace(reply, vectors=vectors)
 
 
 def _reply(body: _Body, expected: int, dimensions: int) -> Reply:

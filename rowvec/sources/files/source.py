@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from rowvec.errors import RejectReason, RowError, SourceError
 from rowvec.pipeline import Pipeline, template
+from rowvec.pipeline.embedders import ColumnEmbedder
 from rowvec.pipeline.sources import CsvSource, ImagesSource, ParquetSource
 from rowvec.pipeline.template import Column, Template
 from rowvec.postgres.columns import PgColumn, listed
@@ -326,7 +327,7 @@ def _with_images(
             f"artifacts.url, {kept}, is inside source.path: images stored there would become rows; move one of them"
         )
     places, prepared = open_places(source), list[Path]()
-    own = [pipeline.embedder.column] if pipeline.embedder.kind == "column" else []
+    own = [pipeline.embedder.column] if isinstance(pipeline.embedder, ColumnEmbedder) else []
     columns = list(dict.fromkeys([*source.key, *source.metadata, source.content.image, *own]))
     for number, path in enumerate(paths):
         mark = _Mark.of(path)
@@ -342,7 +343,7 @@ def _with_images(
 
 def _layout(pipeline: Pipeline, identity: Digested, read: FileFormat, paths: list[Path]) -> Layout:
     source = pipeline.source
-    vector = pipeline.embedder.column if pipeline.embedder.kind == "column" else None
+    vector = pipeline.embedder.column if isinstance(pipeline.embedder, ColumnEmbedder) else None
     images = source.kind == "images"
     content = Template((Column(CONTENT),)) if images else template.parse(source.content or "")
     named: list[str] = [*source.key, *source.metadata, *content.columns, *([vector] if vector else [])]

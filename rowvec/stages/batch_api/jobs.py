@@ -12,9 +12,9 @@ import numpy as np
 from psycopg import sql
 from psycopg.rows import class_row
 
+from rowvec.embedders.budget import BudgetHold, Reservation
 from rowvec.embedders.openai.prices import BATCH_SHARE
 from rowvec.embedders.protocol import Answer, Embedder
-from rowvec.embedders.provider.budget import BudgetHold, Reservation
 from rowvec.errors import RejectReason, RowError
 from rowvec.ledger.lease import whoever_owns
 from rowvec.ledger.pipelines import PipelineId

@@ -20,7 +20,8 @@ from itertools import chain
 
 from semantic_text_splitter import TextSplitter
 
-from rowvec.pipeline.embedders import Embedder
+from rowvec.errors import UsageError
+from rowvec.pipeline.embedders import Embedder, PaidEmbedder
 from rowvec.pipeline.sources import Chunks
 
 _LIBRARY = "semantic-text-splitter"
@@ -115,8 +116,19 @@ class Splitting:
 
 
 def splitting(chunks: Chunks, embedder: Embedder) -> Splitting:
-    """How a pipeline splits; tokens are counted the way its embedder counts them."""
+    """How a pipeline splits; tokens are counted the way its embedder counts them.
+
+    Raises ``UsageError`` if the prefix and a whole chunk are more than the embedder takes.
+    """
     name, count = _counter(embedder)
+    if isinstance(embedder, PaidEmbedder) and embedder.document_prefix:
+        prefix = count(embedder.document_prefix)
+        if chunks.tokens + prefix > embedder.max_input_tokens:
+            raise UsageError(
+                f"source.chunks.tokens, {chunks.tokens:,}, and the {prefix:,} of embedder.document_prefix are more "
+                f"than embedder.max_input_tokens, {embedder.max_input_tokens:,}; lower source.chunks.tokens to "
+                f"{embedder.max_input_tokens - prefix:,}"
+            )
     return Splitting(tokens=chunks.tokens, overlap=chunks.overlap, encoding=name, count=count)
 
 
@@ -129,7 +141,7 @@ def _counter(embedder: Embedder) -> tuple[str, Callable[[str], int]]:
         return embedder.model, lambda text: sum(
             len(tokenizer.encode(piece, add_special_tokens=False).ids) for piece in pieces_of(text)
         )
-    from rowvec.embedders.openai import tokens
+    from rowvec.embedders.provider import tokens
 
     return tokens.ENCODING, tokens.count
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from rowvec.embedders.azure_vision.embedder import AzureVision
+from rowvec.embedders.budget import Reservation
 from rowvec.embedders.openai.images import OpenAIImages
 from rowvec.embedders.openai.texts import OpenAIApi
 from rowvec.embedders.protocol import Image
-from rowvec.embedders.provider.budget import Reservation
 from rowvec.errors import RetriableError
 from rowvec.pipeline.embedders import AzureVisionEmbedder, OpenAIEmbedder, OpenAIImagesEmbedder
 from tests.support.fake_clock import JumpingClock
@@ -119,7 +119,7 @@ def test_a_request_that_nobody_took_counts_as_not_billed() -> None:
 def test_a_transfer_of_a_batch_jobs_file_ends_by_its_deadline(tmp_path: Path) -> None:
     from rowvec.embedders.openai.batch_api import OpenAIBatches
     from rowvec.embedders.openai.client import OpenAIEndpoint, open_client
-    from rowvec.embedders.openai.requests import ServerFacts
+    from rowvec.embedders.provider.requests import ServerFacts
     from rowvec.embedders.rate_limit.limiter import SystemClock
 
     with dripping("body") as server:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from pydantic import ValidationError
 
-from rowvec.embedders.openai import tokens
+from rowvec.embedders.provider import tokens
 from rowvec.embedders.wordllama import load_model
 from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.ledger.runs import running

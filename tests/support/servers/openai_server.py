@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rowvec.embedders.openai.tokens import count
+from rowvec.embedders.provider.tokens import count
 from rowvec.embedders.wordllama import LocalModel
 from rowvec.pipeline.embedders import LocalEmbedder
 from tests.support.servers.fault_injection import Answering, Faults, StandIn, running

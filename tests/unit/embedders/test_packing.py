@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowvec.embedders.openai import tokens
-from rowvec.embedders.openai.packing import RequestLimits, Sized, halves, limits_of, pack
+from rowvec.embedders.provider import tokens
+from rowvec.embedders.provider.packing import RequestLimits, Sized, halves, limits_of, pack
 
 sizes = st.lists(st.integers(1, 60), max_size=80)
 limits = st.builds(RequestLimits, inputs=st.integers(1, 10), tokens=st.integers(60, 200))

@@ -69,7 +69,12 @@ def test_a_missing_variable_is_named_with_its_key(tmp_path: Path, monkeypatch: p
         ("dimensions: 256", "dimensions: 256\n  dimension: 256", 12, "embedder.dimension: unknown key"),
         ("key: [id]", "key: []", 5, "source.key"),
         ("  key: [id]\n", "", 2, "source.key: is missing"),
-        ("kind: openai", "kind: openapi", 8, "embedder"),
+        (
+            "kind: openai",
+            "kind: openapi",
+            9,
+            "embedder.kind: there is no kind of embedder 'openapi'; did you mean openai?",
+        ),
         ('content: "{title}\\n{body}"', 'content: "{title"', 6, "source.content: unmatched '{'"),
         ("table: public.articles", "table: a.b.c", 4, "source.table: 'a.b.c' is not a table name"),
         ("${SOURCE_DATABASE_URL}", "postgresql://u:hunter2@h/d", 7, "source.url: holds a secret in plain text"),

@@ -10,12 +10,12 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import tenacity
 
+from rowvec.embedders.budget import UNLIMITED, BudgetHold, Reservation
 from rowvec.embedders.checks import defect, usable
-from rowvec.embedders.openai.packing import Sized, halves
 from rowvec.embedders.protocol import Answer, without_vectors
-from rowvec.embedders.provider.budget import UNLIMITED, BudgetHold, Reservation
+from rowvec.embedders.provider.packing import Sized, halves
 from rowvec.embedders.provider.refusal import Refusal, meaning
-from rowvec.embedders.provider.response import Reply, WrongDimensions, read
+from rowvec.embedders.provider.response import Reply, WrongDimensions, checked, read
 from rowvec.embedders.provider.retry import back_off, retrier
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, Turn
 from rowvec.errors import EmbedderRefused, RowError, RowvecError
@@ -45,8 +45,12 @@ class Item(Protocol):
 
 Input = TypeVar("Input", bound=Item)
 
-Post = Callable[[tuple[Input, ...], bool], bytes | Refusal]
-"""Sends one request, with the field ``dimensions`` or without; returns the body of the response, or a ``Refusal``."""
+Post = Callable[[tuple[Input, ...], bool], bytes | Reply | Refusal]
+"""Sends one request, with the field ``dimensions`` or without; returns the body of the response, or a ``Refusal``.
+
+A client that parses responses itself returns a ``Reply``, whose vectors are not checked yet, or raises a
+``RowvecError``.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +168,13 @@ class Requests(Generic[Input]):
         estimate = sum(one.tokens for one in part)
         turn = self.pace.wait_turn(estimate, stop)
         hold = self.budget.reserve(estimate)
-        answered = self.post(part, with_dimensions)
-        if isinstance(answered, bytes):
+        try:
+            answered = self.post(part, with_dimensions)
+        except RowvecError as error:
+            self.budget.settle(hold, 0)
+            back_off(error, self.pace, turn, _attempt(retrying))
+            raise
+        if not isinstance(answered, Refusal):
             self.pace.succeeded()
             reply = self._read_and_settle(answered, len(part), hold, estimate)
             self.server.check_model(self.endpoint.model, reply.model)
@@ -175,14 +184,18 @@ class Requests(Generic[Input]):
         if with_dimensions and self.server.ask_about_dimensions and answered.about_dimensions:
             self.server.send_dimensions = False
             return self._once(part, stop, retrying)
-        attempt = int(retrying.statistics.get("attempt_number", 1))
-        raise self._error_after_back_off(answered, turn, attempt, with_dimensions=with_dimensions)
+        raise self._error_after_back_off(answered, turn, _attempt(retrying), with_dimensions=with_dimensions)
 
-    def _read_and_settle(self, content: bytes, expected: int, hold: Reservation, estimate: int) -> Reply:
+    def _read_and_settle(self, content: bytes | Reply, expected: int, hold: Reservation, estimate: int) -> Reply:
         """The vectors in a response. It is billed even if it is unusable, so the reservation is settled in any case."""
         tokens = estimate
         try:
-            reply = read(content, expected=expected, dimensions=self.endpoint.dimensions)
+            dimensions = self.endpoint.dimensions
+            if isinstance(content, bytes):
+                reply = read(content, expected=expected, dimensions=dimensions)
+            else:
+                tokens = estimate if content.tokens is None else content.tokens
+                reply = checked(content, expected=expected, dimensions=dimensions)
             if not self.endpoint.by_usage:
                 reply = replace(reply, tokens=None)
             tokens = estimate if reply.tokens is None else reply.tokens
@@ -215,6 +228,11 @@ class Requests(Generic[Input]):
                 f"{self.endpoint.model} at {self.endpoint.address} refuses every {self.endpoint.what}: {error.detail}; "
                 "check embedder.model, embedder.dimensions and embedder.base_url"
             ) from None
+
+
+def _attempt(retrying: tenacity.Retrying) -> int:
+    """Which try this is, from 1."""
+    return int(retrying.statistics.get("attempt_number", 1))
 
 
 def _rejected(part: tuple[Item, ...], error: RowError) -> Answer:
