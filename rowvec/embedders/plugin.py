@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
+from rowvec.embedders.provider.refusal import Refusal
 from rowvec.embedders.provider.response import Reply
 from rowvec.errors import EmbedderRefused, EmbedderUnavailable, QuotaExhausted, RateLimited, RowError, UsageError
 from rowvec.pipeline.embedder_kinds import EmbedderKind
@@ -20,6 +21,7 @@ __all__ = [
     "Purpose",
     "QuotaExhausted",
     "RateLimited",
+    "Refusal",
     "Reply",
     "RowError",
     "TextModel",
@@ -48,9 +50,10 @@ class TextModel(ABC):
         self.config = config
 
     @abstractmethod
-    def embed(self, texts: list[str], purpose: Purpose) -> Vectors | Reply:
+    def embed(self, texts: list[str], purpose: Purpose) -> Vectors | Reply | Refusal:
         """``(n, d)`` float32, one row per text, in their order; prefixes are there already. A ``Reply`` adds the tokens
-        that were billed.
+        that were billed. A ``Refusal`` is what a server answered instead: rowvec reads from its status and headers
+        whether to wait, to stop, or to reject a row.
 
         Raises ``RowError`` if it cannot take one of the texts: rowvec then finds out which. ``RateLimited`` and
         ``EmbedderUnavailable`` are tried again, after ``retry_after`` seconds if they name them. ``EmbedderRefused``

@@ -17,6 +17,7 @@ from rowvec.embedders.plugin import Purpose, TextModel
 from rowvec.embedders.protocol import Answer, identity_of, without_vectors
 from rowvec.embedders.provider.concurrency import in_flight
 from rowvec.embedders.provider.packing import RequestLimits, Sized, limits_of, pack
+from rowvec.embedders.provider.refusal import Refusal
 from rowvec.embedders.provider.requests import PROBE, EndpointSettings, Requests, ServerFacts
 from rowvec.embedders.provider.response import Reply
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
@@ -211,7 +212,7 @@ class _Caller:
     purpose: Purpose
     kind: str
 
-    def post(self, part: tuple[Sized, ...], with_dimensions: bool) -> Reply:
+    def post(self, part: tuple[Sized, ...], with_dimensions: bool) -> Reply | Refusal:
         """See ``requests.Post``. Raises what ``TextModel.embed`` raises, as an error of ours."""
         del with_dimensions
         try:
@@ -223,4 +224,4 @@ class _Caller:
                 f"the embedder {self.kind} of {plugin_of(self.kind)} failed ({type(error).__name__}: {error}): that is "
                 "a mistake in it, or in what it needs; nothing embedded so far is lost"
             ) from error
-        return answered if isinstance(answered, Reply) else Reply(answered, None)
+        return answered if isinstance(answered, Reply | Refusal) else Reply(answered, None)

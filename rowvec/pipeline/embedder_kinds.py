@@ -57,6 +57,7 @@ BUILT_IN: Mapping[str, EmbedderKind] = {
     ),
     "openai": EmbedderKind(config=embedders.OpenAIEmbedder, opens="rowvec.embedders.openai.texts:OpenAIApi"),
     "azure_openai": EmbedderKind(config=embedders.AzureOpenAIEmbedder, opens="rowvec.embedders.openai.texts:OpenAIApi"),
+    "litellm": EmbedderKind(config=embedders.LitellmEmbedder, opens="rowvec.embedders.litellm_model:LitellmModel"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rowvec.pipeline.parts import IN_PLAIN_TEXT, REFERENCE, Part, Text, no_literal_secret
+from rowvec.pipeline.parts import IN_PLAIN_TEXT, REFERENCE, Part, Text, no_literal_key, no_literal_secret
 from rowvec.vectors.layout import MOST_DIMENSIONS as MOST_DENSE
 from rowvec.vectors.sparse import MOST_DIMENSIONS
 
@@ -275,12 +275,7 @@ class OpenAIImagesEmbedder(Part):
         description="The most that may be spent; a run stops before it would exceed it. Left out: no limit.",
     )
 
-    @field_validator("api_key")
-    @classmethod
-    def _key_is_a_reference(cls, value: str | None) -> str | None:
-        if value is not None and not REFERENCE.fullmatch(value):
-            raise ValueError(IN_PLAIN_TEXT)
-        return value
+    _key_is_a_reference = field_validator("api_key")(no_literal_key)
 
     @field_validator("query")
     @classmethod
@@ -306,6 +301,59 @@ class OpenAIImagesEmbedder(Part):
     _base_url_has_no_secret = field_validator("base_url")(no_literal_secret)
 
 
+class LitellmEmbedder(PaidEmbedder):
+    """A provider that litellm speaks to, such as Cohere, Voyage, Gemini, Bedrock or Ollama."""
+
+    NO_EFFECT: ClassVar[frozenset[str]] = frozenset({"query_extra"})
+
+    kind: Literal["litellm"]
+    model: Text = Field(description="Provider and model as litellm names them, e.g. cohere/embed-v4.0.")
+    dimensions: int = Field(
+        gt=0, le=MOST_DENSE, description="Length of the vectors; checked, and requested if the model can shorten."
+    )
+    base_url: str | None = Field(default=None, repr=False, description="The server; left out: the provider's own.")
+    api_key: str | None = Field(
+        default=None,
+        repr=False,
+        description="A reference to the key, never the key itself; left out: the provider's own variables, such as "
+        "COHERE_API_KEY.",
+    )
+    max_batch_inputs: int = Field(
+        default=96, gt=0, le=2048, description="Inputs in one request; Cohere takes 96, Gemini 100."
+    )
+    extra: Extra = Field(
+        default={}, description="More fields of each request, as the provider wants them; part of every fingerprint."
+    )
+    query_extra: Extra = Field(default={}, description="More fields of requests for a search's text.")
+
+    @field_validator("model")
+    @classmethod
+    def _model_names_its_provider(cls, value: str) -> str:
+        if not all(value.partition("/")):
+            raise ValueError(f"{value!r} names no provider; write PROVIDER/MODEL, e.g. cohere/embed-v4.0")
+        return value
+
+    _key_is_a_reference = field_validator("api_key")(no_literal_key)
+
+    @field_validator("extra", "query_extra")
+    @classmethod
+    def _extra_is_not_ours(cls, value: Extra) -> Extra:
+        taken = _LITELLM_FIELDS.intersection(value)
+        if taken:
+            raise ValueError(f"{min(taken)} is a field that rowvec writes itself, or a secret; take it out")
+        return value
+
+    _base_url_has_no_secret = field_validator("base_url")(no_literal_secret)
+
+
+# What rowvec sets itself, and what would be a key in plain text, a second retry or another account.
+_LITELLM_FIELDS = frozenset(
+    {"model", "input", "dimensions", "api_base", "base_url", "api_key", "timeout", "max_retries", "num_retries"}
+    | {"caching", "fallbacks", "mock_response", "custom_llm_provider", "client", "aembedding"}
+    | {"aws_access_key_id", "aws_secret_access_key", "aws_session_token", "vertex_credentials", "azure_ad_token"}
+)
+
+
 class PluginEmbedder(TextEmbedder):
     """The keys that an embedder of a plug-in has at least; its own model is a subclass with more.
 
@@ -324,13 +372,7 @@ class PaidPluginEmbedder(PaidEmbedder, PluginEmbedder):
         default=None, repr=False, description="A reference to the key, never the key itself; left out: none."
     )
 
-    @field_validator("api_key")
-    @classmethod
-    def _key_is_a_reference(cls, value: str | None) -> str | None:
-        if value is not None and not REFERENCE.fullmatch(value):
-            raise ValueError(IN_PLAIN_TEXT)
-        return value
-
+    _key_is_a_reference = field_validator("api_key")(no_literal_key)
     _base_url_has_no_secret = field_validator("base_url")(no_literal_secret)
 
 
@@ -343,5 +385,6 @@ Embedder = (
     | OpenAIImagesEmbedder
     | OpenAIEmbedder
     | AzureOpenAIEmbedder
+    | LitellmEmbedder
     | PluginEmbedder
 )

@@ -38,6 +38,13 @@ def no_literal_secret(value: str | None) -> str | None:
     return value
 
 
+def no_literal_key(value: str | None) -> str | None:
+    """Require a reference, or nothing."""
+    if value is not None and not REFERENCE.fullmatch(value):
+        raise ValueError(IN_PLAIN_TEXT)
+    return value
+
+
 def no_literal_credential(value: str | None) -> str | None:
     """Require a reference, or a connection string with a reference as its secret: a bare key looks like any text."""
     if value is None or REFERENCE.sub("$", value).lstrip("?") == "$":

@@ -10,6 +10,7 @@ from rowvec.ledger.lease import Lease
 from rowvec.ledger.runs import Run, RunId
 from rowvec.ledger.workdir import make_workdir_in
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.embedders import PaidEmbedder
 from rowvec.runtime.allocators import share_arenas
 from rowvec.store.artifact import Artifact
 
@@ -58,4 +59,4 @@ def embedded_at_once(pipeline: Pipeline) -> int:
     next batch's rows are fetched. Both share the embedder's concurrency and rate limit, and no text is in two batches.
     A model on this machine is kept busy by one batch, and images are large.
     """
-    return 2 if pipeline.embedder.kind in ("openai", "azure_openai") else 1
+    return 2 if isinstance(pipeline.embedder, PaidEmbedder) else 1

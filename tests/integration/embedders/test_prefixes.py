@@ -19,8 +19,8 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import LocalEmbedder, OpenAIEmbedder
 from rowvec.pipeline.sources import Chunks
 from rowvec.postgres.connection import Connection
-from rowvec.sync import dry_run
-from rowvec.sync.extract.splitting import splitting
+from rowvec.stages import dry_run
+from rowvec.stages.extract.splitting import splitting
 from rowvec.vectors.layout import dense
 from tests.support import paintings
 from tests.support.paintings import assert_in_step, sync

@@ -178,7 +178,7 @@ class OpenAIServer(StandIn):
         ``dimensions_field``: whether models of other names can shorten; ``native``: how long their vectors are.
         ``meaning``: vectors are the local model's, of 64, 128 or 256 dimensions, and not drawn from the text's hash.
         """
-        super().__init__(port, _Handler)
+        super().__init__(port, Handler)
         self.poison, self.latency, self.floats, self.key = poison, latency, floats, key
         self.latency_per_text = latency_per_text
         self.dimensions_field, self.native = dimensions_field, native
@@ -294,7 +294,9 @@ class OpenAIServer(StandIn):
         return 200, {"object": "list", "data": data, "model": self.answers_as or model, "usage": usage}, tokens
 
 
-class _Handler(Answering):
+class Handler(Answering):
+    """Speaks the protocol."""
+
     server: OpenAIServer  # pyright: ignore[reportIncompatibleVariableOverride] # no other server has this handler
 
     def do_GET(self) -> None:
