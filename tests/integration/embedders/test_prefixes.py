@@ -26,8 +26,8 @@ from tests.support import paintings
 from tests.support.paintings import assert_in_step, sync
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
 
-PREFIXES = {"document_prefix": "passage: ", "query_prefix": "query: "}
-MODEL = {"kind": "openai", "model": "text-embedding-3-small", "dimensions": 32}
+PREFIXES: dict[str, Any] = {"document_prefix": "passage: ", "query_prefix": "query: "}
+MODEL: dict[str, Any] = {"kind": "openai", "model": "text-embedding-3-small", "dimensions": 32}
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_another_document_prefix_is_another_model(source: Connection, server: Op
 
 
 def test_chunks_leave_room_for_the_prefix() -> None:
-    config = OpenAIEmbedder(**MODEL, **PREFIXES, max_input_tokens=64)  # pyright: ignore[reportArgumentType] # a mapping
+    config = OpenAIEmbedder(**MODEL, **PREFIXES, max_input_tokens=64)
     prefix = tokens.count("passage: ")
     splitting(Chunks(tokens=64 - prefix, overlap=8), config)
     with pytest.raises(UsageError, match=f"lower source.chunks.tokens to {64 - prefix}$"):
