@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from rowvec.errors import UsageError
@@ -118,9 +118,13 @@ class ByKind:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """A validator that looks the kind up; the value is written by its own model."""
-        del source, handler
-        return core_schema.no_info_plain_validator_function(
-            _validated, serialization=core_schema.simple_ser_schema("any")
+        del source
+        # A tagged union: its mistakes name the kind that they are of. Any other kind is looked up by ``_validated``.
+        built_in = core_schema.tagged_union_schema(
+            {name: handler.generate_schema(kind.config) for name, kind in BUILT_IN.items()}, discriminator="kind"
+        )
+        return core_schema.no_info_wrap_validator_function(
+            _validated, built_in, serialization=core_schema.simple_ser_schema("any")
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -172,25 +176,19 @@ def _plugin_kinds() -> Iterator[tuple[str, EmbedderKind]]:
             yield name, kind
 
 
-def _validated(value: Any) -> Part:
-    if isinstance(value, (embedders.PluginEmbedder, *(kind.config for kind in BUILT_IN.values()))):
-        return cast("Part", value)
-    if not isinstance(value, Mapping):
-        raise ValueError("must be a mapping with kind and the keys of that kind")  # noqa: TRY004 # Pydantic's way
-    given = dict(cast("Mapping[str, Any]", value))
-    name = given.get("kind")
-    if not isinstance(name, str):
-        raise _mistake("missing" if name is None else PydanticCustomError("kind", "must be a word"), given)
+def _validated(value: Any, built_in: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, embedders.PluginEmbedder):
+        return value
+    name = cast("dict[str, Any]", value).get("kind") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name in BUILT_IN:
+        return built_in(value)
     try:
         kind = find_kind(name)
     except UsageError as error:
-        raise _mistake(PydanticCustomError("kind", "{sentence}", {"sentence": str(error)}), given) from None
+        # An error of the key ``kind``, not of the whole part.
+        wrong = PydanticCustomError("value_error", "{sentence}", {"sentence": str(error)})
+        raise ValidationError.from_exception_data(
+            "Embedder", [{"type": wrong, "loc": ("kind",), "input": name}], hide_input=True
+        ) from None
     # Its mistakes become those of the pipeline, below ``embedder``.
-    return kind.config.model_validate(given)
-
-
-def _mistake(what: str | PydanticCustomError, given: dict[str, Any]) -> ValidationError:
-    """An error about the key ``kind``."""
-    return ValidationError.from_exception_data(
-        "Embedder", [{"type": what, "loc": ("kind",), "input": given}], hide_input=True
-    )
+    return kind.config.model_validate(value)

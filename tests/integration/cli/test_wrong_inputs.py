@@ -61,7 +61,7 @@ FILES = [
         "  url: postgresql://u:hunter2@h/d\n  key: [id]",
         "source.url: holds a secret in plain",
     ),
-    ("embedder kind", "kind: local", "kind: lokal", "embedder: kind is 'lokal', and should be one of"),
+    ("embedder kind", "kind: local", "kind: lokal", "embedder.kind: there is no kind of embedder 'lokal'"),
     ("many", "dimensions: 64", "dimensions: many", "embedder.dimensions: is 'many', and should be"),
     ("100", "dimensions: 64", "dimensions: 100", "embedder.dimensions: is 100, and should be 64 or 128 or 256"),
     ("dimension", "dimensions: 64", "dimension: 64", "embedder.dimension: unknown key; did you mean 'dimensions'?"),
