@@ -12,11 +12,12 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
-from rowvec.embedders import KINDS, open_embedder, open_image_embedder
+from rowvec.embedders import open_embedder, open_image_embedder
 from rowvec.embedders.protocol import Answer, Embedder, Image
 from rowvec.errors import ArtifactCorrupt, RowvecError
 from rowvec.operations.setup.finding import Finding, fault, ok, warning
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.embedder_kinds import find_kind
 from rowvec.store.open import open_store
 
 _TEXT = "a test by rowvec check"
@@ -63,7 +64,7 @@ def embedder(pipeline: Pipeline) -> Iterator[Finding]:
     if hasattr(config, "max_attempts"):
         config = config.model_copy(update=_ONE_TRY)
     started = time.monotonic()
-    if pipeline.what == "images" and KINDS[config.kind].takes_images:
+    if pipeline.what == "images" and find_kind(config.kind).takes_images:
         opened: Embedder = open_image_embedder(config)
         what, answers = "image", list(open_image_embedder(config).embed_images([_image()]))
     else:
