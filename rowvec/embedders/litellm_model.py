@@ -145,7 +145,8 @@ def _library() -> Any:
     # Pydantic's remark on litellm's types, when the first request of a provider builds them.
     warnings.filterwarnings("ignore", r".* is using the `ReadOnly` qualifier", UserWarning)
     # It reads a 0 in ``max_retries`` as "not given", for OpenAI's client, and takes this.
-    litellm.DEFAULT_MAX_RETRIES = 0
+    loaded: Any = litellm
+    loaded.DEFAULT_MAX_RETRIES = 0
     # It prints advertisements for its issue tracker to stdout, where ``--json`` promises one object.
     litellm.suppress_debug_info = True
     return litellm

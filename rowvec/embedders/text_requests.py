@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,7 +24,7 @@ from rowvec.embedders.provider.response import Reply
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
 from rowvec.errors import EmbedderRefused, RowError, RowvecError
 from rowvec.pipeline.embedder_kinds import plugin_of
-from rowvec.pipeline.embedders import PaidEmbedder, TextEmbedder
+from rowvec.pipeline.embedders import Embedder, PaidEmbedder, TextEmbedder
 from rowvec.vectors.fingerprint import Identity
 
 # The keys of every embedder; they are in the identity by themselves, or change no vector.
@@ -52,7 +53,7 @@ class TextRequests:
         if own:
             digest = hashlib.sha256(json.dumps([version, own], sort_keys=True).encode()).digest()
             version = int.from_bytes(digest[:6])
-        return identity_of(config, version)
+        return identity_of(cast("Embedder", config), version)
 
     @property
     def paid(self) -> bool:

@@ -71,7 +71,7 @@ def server() -> Generator[ProvidersServer]:
 
 def part(server: ProvidersServer, model: str, **settings: Any) -> LitellmEmbedder:
     """Resolved, as the flows pass it: the key itself in place of its reference."""
-    values = {"dimensions": 32, "base_url": server.origin + MODELS[model], "concurrency": 1, **settings}
+    values: dict[str, Any] = {"dimensions": 32, "base_url": server.origin + MODELS[model], "concurrency": 1, **settings}
     return LitellmEmbedder(kind="litellm", model=model, **values).model_copy(
         update={"api_key": settings.get("key", KEY)}
     )
@@ -226,6 +226,9 @@ print(opened.identity, opened.cost(1), "litellm" in sys.modules)
 
 
 def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rowvec.embedders.litellm_model.find_spec", lambda _: None)
+    def nothing(_: str) -> None:
+        return None
+
+    monkeypatch.setattr("rowvec.embedders.litellm_model.find_spec", nothing)
     with pytest.raises(UsageError, match=r"pip install 'rowvec\[litellm\]'"):
         open_embedder(LitellmEmbedder(kind="litellm", model="cohere/embed-v4.0", dimensions=8))

@@ -47,7 +47,8 @@ def pipeline(server: OpenAIServer, tmp_path: Path, **embedder: Any) -> Pipeline:
 
 def api(server: OpenAIServer, **settings: Any) -> OpenAIApi:
     """An embedder with both prefixes."""
-    config = OpenAIEmbedder(**{**MODEL, "base_url": server.url, "concurrency": 1, **PREFIXES, **settings})
+    values: dict[str, Any] = {**MODEL, "base_url": server.url, "concurrency": 1, **PREFIXES, **settings}
+    config = OpenAIEmbedder(**values)
     return OpenAIApi(config.model_copy(update={"api_key": KEY}))
 
 
