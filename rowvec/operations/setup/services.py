@@ -18,6 +18,7 @@ from rowvec.errors import ArtifactCorrupt, RowvecError
 from rowvec.operations.setup.finding import Finding, fault, ok, warning
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedder_kinds import find_kind
+from rowvec.pipeline.embedders import ColumnEmbedder
 from rowvec.store.open import open_store
 
 _TEXT = "a test by rowvec check"
@@ -58,7 +59,7 @@ def store(pipeline: Pipeline) -> Iterator[Finding]:
 def embedder(pipeline: Pipeline) -> Iterator[Finding]:
     """Let the embedder embed one tiny text, or one tiny image if the pipeline has images; a provider bills that."""
     config = pipeline.embedder
-    if config.kind == "column":
+    if isinstance(config, ColumnEmbedder):
         yield ok("embedder", f"none is asked: the source has the vectors in the column {config.column}")
         return
     if hasattr(config, "max_attempts"):

@@ -88,7 +88,7 @@ def test_a_sync_stores_contents_without_the_prefix(source: Connection, server: O
     asked = pipeline(server, tmp_path)
     planned = dry_run.plan(asked)
     report = sync(asked)
-    assert report.tokens == server.tokens_billed == planned["tokens"]
+    assert report.tokens == server.tokens_billed == planned.tokens
     assert all(text.startswith("passage: ") for text in server.texts)
     assert sorted(server.texts) == sorted(set(server.texts))
     assert_in_step(source)
