@@ -5,7 +5,7 @@ VENV := .venv
 WORKERS ?= 4
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-unit lint soak bench-peers bench-rivals bench bench-quick lock clean
+.PHONY: demo test test-unit test-matrix lint soak bench-peers bench-rivals bench bench-quick lock clean
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,11 @@ lint: $(VENV)/.dev
 # No server is started: no Postgres, no Azurite, no Prefect.
 test-unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit --numprocesses=2 --dist=worksteal
+
+# The tests that use a Postgres, on the server of each line in tests/support/servers/lines.py; at the end it prints the table
+# for docs/compatibility.md. SERVERS=pg16,pgbouncer takes some of the lines, and TESTS some of the files.
+test-matrix: $(VENV)/.dev
+	$(BIN)/python -m tests.support.matrix --lines="$(SERVERS)" --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_FLAGS) $(TESTS)
 
 # Long runs: the fault sequences and large tables that would make `make test` slow, and all property tests with cases
 # drawn at random. `make test` tries the same cases each time.

@@ -1,11 +1,10 @@
-"""One real Postgres cluster per session, and one database per test, cloned from a template."""
+"""One real Postgres server per session, and one database per test, cloned from a template."""
 
 from __future__ import annotations
 
 import gc
 import itertools
-import shutil
-import tempfile
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,17 +12,17 @@ import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.postgres.embedded import start_postgres
 from rowvec.postgres.migrations import install
 from tests.support import cli_process
 from tests.support import paintings as gallery
 from tests.support.examples import PROFILE
 from tests.support.servers import azurite as blob_server
-from tests.support.servers import postgres_16 as old_postgres
+from tests.support.servers import lines
+from tests.support.servers.lines import Server
 
 # One blob server and one Prefect server per session; the first test that needs one starts it.
 azurite, container = blob_server.azurite, blob_server.container
@@ -34,46 +33,80 @@ hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("random", deadline=None, derandomize=False, max_examples=1_000)
 hypothesis.settings.load_profile(PROFILE)
 
-postgres_16 = old_postgres.postgres_16
+# The server that the tests run on; `make test-matrix` names another one for each of its lines.
+LINE = lines.chosen()
+LINE.use_programs()
 
 _FLOWS = Path(__file__).parent / "flows"
 _numbers = itertools.count(1)
 _to_drop: list[str] = []
 
+_END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests of flows first: they are the longest, and the run must not end with one process waiting for them.
 
-    They share servers, so one process should run them all. The others take over what comes after them.
+    They share servers, so one process should run them all. The others take over what comes after them. On the server of
+    a line, the tests that do not use it are left out, and those that need what it lacks are skipped.
     """
     items.sort(key=lambda item: not item.path.is_relative_to(_FLOWS))
+    if "ROWVEC_TEST_SERVER" in os.environ:
+        others = [item for item in items if "cluster" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+    for item in items:
+        for marker in item.iter_markers("needs"):
+            what, why = marker.args
+            if what in LINE.lacks:
+                item.add_marker(pytest.mark.skip(reason=f"needs {what}: {why}"))
     # What is imported and collected by now stays to the end: the garbage collector need not look at it again.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Generator[str]:
-    """The DSN of a fresh cluster's ``postgres`` database; its ``template_rowvec`` has pgvector and rowvec's schema."""
-    # A short path: a Unix socket's may have 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="rv"))
-    server = start_postgres(folder / "pg")
-    url = server.get_uri()
-    with psycopg.connect(url, autocommit=True) as connection:
-        # The cluster is thrown away after the tests: it need not survive a power cut, and fsync is slow.
-        connection.execute("ALTER SYSTEM SET fsync = off")
-        connection.execute("SELECT pg_reload_conf()")
-        connection.execute("CREATE DATABASE template_rowvec")
-    with connect(server.get_uri("template_rowvec")) as connection:
-        install(connection)
-    yield url
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+def line_server() -> Generator[Server]:
+    """A fresh server of the chosen line; its ``template_rowvec`` has pgvector and rowvec's schema."""
+    with LINE.serving() as server:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE template_rowvec")
+        server.prepare("template_rowvec")
+        with connect(server.for_rowvec("template_rowvec")) as connection:
+            install(connection)
+        # A pooler's session would keep the template from being copied.
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute(_END_SESSIONS, ("template_rowvec",))
+        yield server
+        if LINE.url:
+            _drop(server, ["template_rowvec", *_to_drop])
+
+
+def _drop(server: Server, databases: list[str]) -> None:
+    """What the tests have made on a server that goes on running."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        for name in databases:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def cluster(line_server: Server) -> str:
+    """The DSN of its database ``postgres``, as superuser, by no pooler."""
+    return line_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_16() -> Generator[str]:
+    """The DSN of the database ``postgres`` of a PostgreSQL 16; it has no pgvector yet."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PGSERVER_POSTGRES_VERSION", "16")
+        with lines.LINES["pg16"].serving() as server:
+            yield server.url
 
 
 @pytest.fixture
-def database_url(cluster: str) -> Generator[str]:
-    """The DSN of this test's own database."""
+def direct_url(cluster: str) -> Generator[str]:
+    """The DSN of this test's own database, as superuser, by no pooler."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(cluster, autocommit=True) as connection:
         # Copying the files takes half of the time that the default strategy takes, which writes each page to the log.
@@ -81,7 +114,7 @@ def database_url(cluster: str) -> Generator[str]:
         connection.execute(create.format(sql.Identifier(name)))
     yield make_conninfo(cluster, dbname=name)
     with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        connection.execute(_END_SESSIONS, (name,))
         # A session takes a moment to end, and DROP DATABASE then sleeps for 100 ms: only the database of the test
         # before, whose sessions have ended by now, is dropped.
         for earlier in _to_drop:
@@ -90,9 +123,15 @@ def database_url(cluster: str) -> Generator[str]:
 
 
 @pytest.fixture
-def connection(database_url: str) -> Generator[Connection]:
-    """An autocommit connection to this test's database."""
-    with connect(database_url) as opened:
+def database_url(line_server: Server, direct_url: str) -> str:
+    """The DSN of this test's own database, as rowvec is given it."""
+    return line_server.for_rowvec(str(conninfo_to_dict(direct_url)["dbname"]))
+
+
+@pytest.fixture
+def connection(direct_url: str) -> Generator[Connection]:
+    """An autocommit connection to this test's database, as superuser, by no pooler."""
+    with connect(direct_url) as opened:
         yield opened
 
 

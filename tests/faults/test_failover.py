@@ -218,14 +218,11 @@ class Scene:
 
 
 @pytest.fixture
-def scene(
-    prefect_server: PrefectServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[Callable[[int], Scene]]:
+def scene(prefect_server: PrefectServer, tmp_path: Path) -> Generator[Callable[[int], Scene]]:
     """A function that opens the scene, with the author's seed."""
-    shared = tmp_path_factory.getbasetemp().parent
     with (
         replicated(synchronous=True) as servers,
-        pooling(servers.primary.url, shared) as pooler,
+        pooling(servers.primary.url) as pooler,
         serve(key=None, poison=POISON, latency=0.05) as embedder,
         forks(prefect_server.api) as forking,
     ):

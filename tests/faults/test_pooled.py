@@ -40,12 +40,9 @@ def own_database(postgres_16: str) -> Generator[str]:
 
 
 @pytest.fixture
-def pooled(
-    own_database: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Generator[str]:
+def pooled(own_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
     """The DSN through the pooler; pipelines without a URL use it."""
-    shared = tmp_path_factory.getbasetemp().parent
-    with pooling(own_database, shared) as pooler:
+    with pooling(own_database) as pooler:
         monkeypatch.setenv("ROWVEC_DATABASE_URL", pooler.url)
         monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
         yield pooler.url

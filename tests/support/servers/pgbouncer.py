@@ -19,6 +19,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
+CACHE = Path(__file__).parents[3] / ".servers"
+"""Servers that tests have downloaded."""
+
 _PACKAGES = ("pgbouncer", "libevent-2.1-7", "libc-ares2")
 _CONFIG = """
 [databases]
@@ -43,16 +46,17 @@ class Program:
     libraries: Path | None
 
 
-def program(cache: Path) -> Program:
+def program() -> Program:
     """PgBouncer; skips the test where there is neither the program nor Debian's package of it."""
     if found := shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
         return Program(Path(found), None)
-    unpacked = cache / "pgbouncer"
-    with FileLock(cache / "pgbouncer.lock", timeout=PATIENCE_SECONDS):
+    unpacked = CACHE / "pgbouncer"
+    CACHE.mkdir(exist_ok=True)
+    with FileLock(CACHE / "pgbouncer.lock", timeout=PATIENCE_SECONDS):
         if not unpacked.exists():
             if not (apt := shutil.which("apt-get")) or not (dpkg := shutil.which("dpkg")):
                 pytest.skip("there is no PgBouncer here, and no apt-get to download it")
-            part = cache / "pgbouncer.part"
+            part = CACHE / "pgbouncer.part"
             part.mkdir(exist_ok=True)
             got = subprocess.run(  # noqa: S603 # Debian's own program
                 [apt, "download", *_PACKAGES], cwd=part, capture_output=True, text=True, check=False
@@ -69,9 +73,9 @@ def program(cache: Path) -> Program:
 class PgBouncer:
     """One that a test may restart, and lead to another server."""
 
-    def __init__(self, url: str, cache: Path) -> None:
+    def __init__(self, url: str) -> None:
         """``url``: the DSN of a database, on a socket that the owner of its folder may use."""
-        found = program(cache)
+        found = program()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -142,9 +146,9 @@ class PgBouncer:
 
 
 @contextmanager
-def pooling(url: str, cache: Path) -> Generator[PgBouncer]:
+def pooling(url: str) -> Generator[PgBouncer]:
     """A PgBouncer before the database that the DSN names."""
-    opened = PgBouncer(url, cache)
+    opened = PgBouncer(url)
     try:
         yield opened
     finally:
