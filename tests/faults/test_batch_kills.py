@@ -96,9 +96,9 @@ def test_a_kill_between_submit_and_record_finds_the_job_again(
 
 
 def test_a_kill_between_download_and_answers_loses_nothing(
-    source: Connection, server: OpenAIServer, rowvec: Rowvec, database_url: str
+    source: Connection, server: OpenAIServer, rowvec: Rowvec, direct_url: str
 ) -> None:
-    with psycopg.connect(database_url) as keeper:
+    with psycopg.connect(direct_url) as keeper:
         keeper.execute("LOCK TABLE rowvec.answers IN SHARE MODE")
         waiting = "SELECT true FROM pg_locks WHERE NOT granted AND relation = 'rowvec.answers'::regclass"
         rowvec("first").when(lambda: source.execute(waiting).fetchone()).kill()

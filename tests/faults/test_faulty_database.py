@@ -46,7 +46,7 @@ def proxy(database_url: str, source: Connection, monkeypatch: pytest.MonkeyPatch
 
 def test_a_copy_cut_in_its_middle_and_a_merge_that_is_terminated_are_done_again(
     source: Connection,
-    database_url: str,
+    direct_url: str,
     proxy: DatabaseProxy,
     server: OpenAIServer,
     file: Path,
@@ -55,7 +55,7 @@ def test_a_copy_cut_in_its_middle_and_a_merge_that_is_terminated_are_done_again(
     # 50 rows of 96 floats take more than 20 kB, so the cut is in the middle of their data.
     copying = proxy.cut(application="rowvec load 0", sent=15_000)
     server.hold = threading.Event()
-    with psycopg.connect(database_url) as keeper:
+    with psycopg.connect(direct_url) as keeper:
         running = rowvec.start("sync", file).when(lambda: server.most_at_once)
         keeper.execute("LOCK TABLE paintings")
         server.hold.set()
@@ -128,14 +128,14 @@ def test_sessions_that_end_while_the_embedder_thinks_cost_what_was_in_flight_and
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", ["extract", "load 0", "merge"])
 def test_a_session_that_is_terminated_in_a_stage_is_opened_again(
-    source: Connection, database_url: str, server: OpenAIServer, file: Path, rowvec: Rowvec, stage: str
+    source: Connection, direct_url: str, server: OpenAIServer, file: Path, rowvec: Rowvec, stage: str
 ) -> None:
     # A table that the stage needs and the stage before it does not.
     needed: dict[str, LiteralString] = {"extract": "paintings", "load 0": "rowvec.loaded", "merge": "vectors.paintings"}
     succeeded(rowvec("sync", file))
     paintings.fill(source, 20, start=51)
     server.hold = threading.Event()
-    with psycopg.connect(database_url) as keeper:
+    with psycopg.connect(direct_url) as keeper:
         if stage == "extract":
             keeper.execute("LOCK TABLE paintings")
             server.hold.set()
@@ -233,12 +233,12 @@ def test_a_missing_grant_is_named_and_the_run_after_the_grant_is_paid_for_once(
 @pytest.mark.parametrize("table", ["paintings", "vectors.paintings"])
 @pytest.mark.soak
 def test_a_lock_held_for_long_is_waited_for_and_held_for_ever_ends_the_run(
-    source: Connection, database_url: str, server: OpenAIServer, file: Path, rowvec: Rowvec, table: LiteralString
+    source: Connection, direct_url: str, server: OpenAIServer, file: Path, rowvec: Rowvec, table: LiteralString
 ) -> None:
     succeeded(rowvec("sync", file))
     paintings.fill(source, 10, start=51)
     lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(table))
-    with psycopg.connect(database_url) as keeper:
+    with psycopg.connect(direct_url) as keeper:
         keeper.execute(lock)
         running = rowvec.start("sync", file).when(lambda: waits(source, "rowvec extract"))
         # The command gives up once, and tries again.
@@ -247,7 +247,7 @@ def test_a_lock_held_for_long_is_waited_for_and_held_for_ever_ends_the_run(
         keeper.rollback()
         assert succeeded(running.wait())["new"] == 10
     paintings.fill(source, 10, start=61)
-    with psycopg.connect(database_url) as keeper:
+    with psycopg.connect(direct_url) as keeper:
         keeper.execute(lock)
         ended = rowvec.start("sync", file).wait(600)
     failed(source, ended, "the database kept us waiting", "lock timeout", "pg_locks")

@@ -189,10 +189,10 @@ def test_a_container_deleted_between_runs_is_created_again_and_audit_fills_it_fr
 
 
 def test_an_artifact_cut_in_the_store_fails_the_run_that_wrote_it(
-    source: Connection, database_url: str, server: OpenAIServer, container: Container, file: Path, rowvec: Rowvec
+    source: Connection, direct_url: str, server: OpenAIServer, container: Container, file: Path, rowvec: Rowvec
 ) -> None:
     server.hold = threading.Event()
-    with psycopg.connect(database_url) as keeper:
+    with psycopg.connect(direct_url) as keeper:
         running = rowvec.start("sync", file).when(lambda: server.most_at_once)
         keeper.execute("LOCK TABLE rowvec.loaded")
         server.hold.set()

@@ -453,6 +453,7 @@ def assert_recovered(
 def test_a_killed_run_is_continued_on_another_machine(
     source: Connection,
     database_url: str,
+    direct_url: str,
     server: OpenAIServer,
     rowvec: Rowvec,
     point: Point,
@@ -482,7 +483,7 @@ def test_a_killed_run_is_continued_on_another_machine(
             scene = Scene(
                 database=source, url=database_url, server=server, proxy=between, folder=tmp_path, held=while_held
             )
-            scene.door = Door(database_url, while_held)
+            scene.door = Door(direct_url, while_held)
             point.before(scene)
             scene.command = rowvec("sync", file)
             point.reach(scene)
@@ -687,6 +688,7 @@ STORE_POINTS = [
 def test_the_blob_server_is_killed_under_a_run(
     source: Connection,
     database_url: str,
+    direct_url: str,
     server: OpenAIServer,
     rowvec: Rowvec,
     in_blob: InBlob,
@@ -696,7 +698,7 @@ def test_the_blob_server_is_killed_under_a_run(
     ever = texts(source)
     with ExitStack() as held:
         scene = Scene(database=source, url=database_url, server=server, proxy=in_blob.proxy, folder=tmp_path, held=held)
-        scene.door = Door(database_url, held)
+        scene.door = Door(direct_url, held)
         scene.command = rowvec("sync", in_blob.file)
         point.reach(scene)
         # The blob server would lose what it has not yet written to disk, and rowvec could not repair that loss.
@@ -713,12 +715,18 @@ def test_the_blob_server_is_killed_under_a_run(
 @pytest.mark.azurite
 @pytest.mark.timeout(600)
 def test_a_blob_server_that_stays_away_is_one_sentence(
-    source: Connection, database_url: str, server: OpenAIServer, rowvec: Rowvec, in_blob: InBlob, tmp_path: Path
+    source: Connection,
+    database_url: str,
+    direct_url: str,
+    server: OpenAIServer,
+    rowvec: Rowvec,
+    in_blob: InBlob,
+    tmp_path: Path,
 ) -> None:
     ever = texts(source)
     with ExitStack() as held:
         scene = Scene(database=source, url=database_url, server=server, proxy=in_blob.proxy, folder=tmp_path, held=held)
-        scene.door = Door(database_url, held)
+        scene.door = Door(direct_url, held)
         scene.command = rowvec("sync", in_blob.file)
         store_stalled("rowvec upload 0", PUT_ARTIFACT, "within")(scene)
         in_blob.store.kill()
@@ -736,7 +744,13 @@ def test_a_blob_server_that_stays_away_is_one_sentence(
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", ["rowvec embed 1", "rowvec upload 1", "rowvec load 1"])
 def test_a_run_that_is_killed_between_its_batches(
-    source: Connection, database_url: str, server: OpenAIServer, rowvec: Rowvec, stage: str, tmp_path: Path
+    source: Connection,
+    database_url: str,
+    direct_url: str,
+    server: OpenAIServer,
+    rowvec: Rowvec,
+    stage: str,
+    tmp_path: Path,
 ) -> None:
     paintings.fill(source, MIN_BATCH_ROWS, start=51)
     pipeline = paid(server, str(tmp_path / "store"))
@@ -746,7 +760,7 @@ def test_a_run_that_is_killed_between_its_batches(
     ever = texts(source)
     with ExitStack() as held:
         scene = Scene(database=source, url=database_url, server=server, proxy=None, folder=tmp_path, held=held)
-        scene.door = Door(database_url, held)
+        scene.door = Door(direct_url, held)
         scene.command = rowvec("sync", file)
         scene.door.until(scene.command, stage)
         assert scene.command.kill().status == -9

@@ -182,13 +182,14 @@ def play(
     counts: Counter[str],
     tell: Callable[[str], None],
     database_url: str,
+    direct_url: str,
     tmp_path: Path,
 ) -> Play:
     """A function that plays the sequence of a seed."""
 
     def of(seed: int) -> None:
         sequence = compose(seed)
-        with psycopg.connect(database_url, autocommit=True) as connection:
+        with psycopg.connect(direct_url, autocommit=True) as connection:
             stage = Stage(forking, server, database_url, tmp_path, sequence, connection, counts)
             judge = Judge(stage)
             try:

@@ -155,10 +155,10 @@ def from_elsewhere(server: OpenAIServer, folder: Path) -> Pipeline:
 
 
 def test_writers_without_rest_leave_nothing_stale_or_orphaned(
-    source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
+    source: Connection, direct_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     file = write_pipeline(paid, tmp_path)
-    reports = Race(target=source, url=database_url, rowvec=rowvec, file=file).run(seed=1, syncs=1)
+    reports = Race(target=source, url=direct_url, rowvec=rowvec, file=file).run(seed=1, syncs=1)
     # Rows must really have changed between extract and merge.
     assert any(report["pending"] for report in reports)
     assert_in_step(source)
@@ -182,9 +182,9 @@ def test_writers_in_another_database(
 @pytest.mark.parametrize("breath", [0.0, 0.01, 0.1])
 @pytest.mark.parametrize("seed", range(10, 14))
 def test_writers_without_rest_for_long(
-    source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec, seed: int, breath: float
+    source: Connection, direct_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec, seed: int, breath: float
 ) -> None:
-    race = Race(target=source, url=database_url, rowvec=rowvec, file=write_pipeline(paid, tmp_path))
+    race = Race(target=source, url=direct_url, rowvec=rowvec, file=write_pipeline(paid, tmp_path))
     race.run(seed, syncs=8, number=4, breath=breath)
     assert_in_step(source)
 
@@ -280,14 +280,13 @@ def mark(source: Connection, marker: str) -> None:
 
 
 def test_readers_never_see_a_partial_run_an_error_or_a_table_without_an_index(
-    source: Connection, database_url: str, server: OpenAIServer, tmp_path: Path, rowvec: Rowvec
+    source: Connection, direct_url: str, server: OpenAIServer, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     paintings.fill(source, ROWS - 50, start=51)
     markers = {"first": ROWS, "second": ROWS, "third": ROWS - 40}
     with ExitStack() as stack:
         readers = [
-            Reader(stack.enter_context(psycopg.connect(database_url, autocommit=True)), markers, set())
-            for _ in range(2)
+            Reader(stack.enter_context(psycopg.connect(direct_url, autocommit=True)), markers, set()) for _ in range(2)
         ]
         threads = stack.enter_context(racing.running(*(reader.read for reader in readers), breath=0.05))
         for marker, index in zip(
@@ -296,7 +295,7 @@ def test_readers_never_see_a_partial_run_an_error_or_a_table_without_an_index(
             source.execute("DELETE FROM paintings WHERE id > %s", (markers[marker],))
             mark(source, marker)
             changed = pipeline(server, tmp_path, index={"kind": "hnsw", **index})
-            with paintings.writer(database_url) as holder, holder.transaction():
+            with paintings.writer(direct_url) as holder, holder.transaction():
                 # The build waits for this snapshot, so the readers see it half done.
                 holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 holder.execute("SELECT count(*) FROM paintings")
@@ -328,13 +327,13 @@ def waiting(connection: Connection) -> int:
 
 
 def test_two_syncs_at_once_and_the_other_commands_during_them(
-    source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
+    source: Connection, direct_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     """One sync does the work and the other ends; plan, audit, search and rejects work meanwhile, and change nothing."""
     file = write_pipeline(paid, tmp_path)
     paintings.sync(paid)
     source.execute("UPDATE paintings SET title = title || '!' WHERE id <= 7")
-    with paintings.writer(database_url) as holder, holder.transaction():
+    with paintings.writer(direct_url) as holder, holder.transaction():
         # Readers continue; a session that wants to write the vector table waits.
         holder.execute("LOCK TABLE vectors.paintings IN SHARE MODE")
         syncs = [rowvec("sync", file) for _ in range(2)]
@@ -392,7 +391,7 @@ INDEXES: tuple[dict[str, Any], ...] = (
 
 @pytest.fixture
 def neighbours(
-    source: Connection, cluster: str, database_url: str, server: OpenAIServer, tmp_path: Path
+    source: Connection, cluster: str, database_url: str, direct_url: str, server: OpenAIServer, tmp_path: Path
 ) -> Generator[list[Neighbour]]:
     """Four pipelines, each with a source, a role and an index of its own; all in one database."""
     made: list[Neighbour] = []
@@ -416,7 +415,7 @@ def neighbours(
                     sql.Literal(neighbour.name)
                 )
             )
-            with paintings.writer(database_url) as owner:
+            with paintings.writer(direct_url) as owner:
                 owner.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(role))
             connection.execute(sql.SQL("DROP ROLE {}").format(role))
 
@@ -444,14 +443,14 @@ def side_by_side(source: Connection, url: str, neighbours: list[Neighbour], rowv
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_four_pipelines_side_by_side(
-    source: Connection, database_url: str, neighbours: list[Neighbour], rowvec: Rowvec
+    source: Connection, direct_url: str, neighbours: list[Neighbour], rowvec: Rowvec
 ) -> None:
-    side_by_side(source, database_url, neighbours, rowvec, rounds=15)
+    side_by_side(source, direct_url, neighbours, rowvec, rounds=15)
 
 
 def test_a_pipeline_that_is_blocked_does_not_block_the_others(
     source: Connection,
-    database_url: str,
+    direct_url: str,
     server: OpenAIServer,
     neighbours: list[Neighbour],
     rowvec: Rowvec,
@@ -460,7 +459,7 @@ def test_a_pipeline_that_is_blocked_does_not_block_the_others(
     locked, hanging, *free = neighbours
     source.execute(sql.SQL("UPDATE {} SET title = 'HANGS ' || title").format(sql.Identifier(hanging.name)))
     server.add(Fault(times=-1, shape="hang", marker="HANGS", seconds=120))
-    with paintings.writer(database_url) as holder, holder.transaction():
+    with paintings.writer(direct_url) as holder, holder.transaction():
         holder.execute(f"LOCK TABLE {locked.name}".encode())
         blocked, hung = locked.sync(rowvec), hanging.sync(rowvec)
         blocked.when(lambda: held(source, "rowvec extract"))
@@ -475,11 +474,11 @@ def test_a_pipeline_that_is_blocked_does_not_block_the_others(
 
 
 def test_two_first_loads_may_make_the_same_schema(
-    source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
+    source: Connection, direct_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     """The second run finds the schema. CREATE SCHEMA IF NOT EXISTS alone would raise 23505."""
     file = write_pipeline(paid, tmp_path)
-    with paintings.writer(database_url) as other:
+    with paintings.writer(direct_url) as other:
         with other.transaction():
             other.execute("CREATE SCHEMA vectors")
             sync = rowvec("sync", file).when(lambda: held(source, "rowvec extract"))
@@ -487,10 +486,10 @@ def test_two_first_loads_may_make_the_same_schema(
 
 
 def test_a_plan_and_a_sync_at_once_do_not_disturb_each_other(
-    source: Connection, database_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
+    source: Connection, direct_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     file = write_pipeline(paid, tmp_path)
-    with paintings.writer(database_url) as keeper:
+    with paintings.writer(direct_url) as keeper:
         with keeper.transaction():
             # Both read what was paid for, and wait here in the middle of their work.
             keeper.execute("LOCK TABLE rowvec.answers")

@@ -175,7 +175,7 @@ def test_a_stopped_run_that_comes_back_changes_nothing_and_says_that_another_has
     server: OpenAIServer,
     tmp_path: Path,
     prefect_server: PrefectServer,
-    database_url: str,
+    direct_url: str,
     request: pytest.FixtureRequest,
     stage: str,
 ) -> None:
@@ -187,7 +187,7 @@ def test_a_stopped_run_that_comes_back_changes_nothing_and_says_that_another_has
     stopped.when(lambda: len(server.requests) > 3)
     if stage == "merge":
         # The merge has written everything, and waits to say so in the ledger.
-        with psycopg.connect(database_url) as holder:
+        with psycopg.connect(direct_url) as holder:
             holder.execute("SELECT FROM rowvec.runs WHERE state = 'running' FOR NO KEY UPDATE")
             server.latency = 0.0
             waiting = (
@@ -319,13 +319,13 @@ def test_a_transaction_that_began_with_the_lease_does_not_commit_without_it(
 
 
 def test_a_session_of_a_stopped_run_that_holds_its_tables_is_ended(
-    source: Connection, paid: Pipeline, server: OpenAIServer, database_url: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paid: Pipeline, server: OpenAIServer, direct_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with paintings.dying_after("load", monkeypatch):
         sync(paid)
     source.execute("UPDATE rowvec.runs SET state = 'running'")
     ((table,),) = source.execute("SELECT tablename FROM pg_tables WHERE tablename ~ '^staging_'").fetchall()
-    with psycopg.connect(database_url, application_name="rowvec merge") as merging:
+    with psycopg.connect(direct_url, application_name="rowvec merge") as merging:
         both = sql.Identifier("rowvec", table), sql.Identifier("paintings")
         merging.execute(sql.SQL("LOCK TABLE {}, {}").format(*both))
         assert sync(paid).consistent
@@ -368,8 +368,8 @@ def _update_twice_around_the_end_of_the_session(connection: Connection, other: C
         connection.execute("UPDATE paintings SET title = 'after it ended' WHERE id = 2")
 
 
-def test_of_a_transaction_whose_session_has_ended_nothing_more_is_done(source: Connection, database_url: str) -> None:
-    with connect(database_url) as connection:
+def test_of_a_transaction_whose_session_has_ended_nothing_more_is_done(source: Connection, direct_url: str) -> None:
+    with connect(direct_url) as connection:
         with pytest.raises(psycopg.OperationalError):
             _update_twice_around_the_end_of_the_session(connection, source)
         changed = "SELECT count(*) FROM paintings WHERE title LIKE '%ended'"

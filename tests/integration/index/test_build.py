@@ -95,7 +95,7 @@ def test_indexes_of_others_are_used_but_never_dropped(connection: Connection) ->
     assert {state.name for state in index_state(connection, table)} == {"by_hand", "partial"}
 
 
-def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connection, database_url: str) -> None:
+def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connection, direct_url: str) -> None:
     """The new index is valid before the old one is dropped; a worn index is rebuilt in the same way."""
     table = vector_table(32)
     vectors = filled(connection, table, 4_000)
@@ -103,7 +103,7 @@ def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connec
     stop, seen, empty = threading.Event(), list[int](), list[int]()
 
     def read() -> None:
-        with connect(database_url) as reader:
+        with connect(direct_url) as reader:
             while not stop.is_set():
                 row = reader.execute(
                     "SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
@@ -131,11 +131,11 @@ def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connec
     assert len(index_state(connection, table)) == 1
 
 
-def test_what_a_killed_build_leaves_is_cleared(connection: Connection, database_url: str) -> None:
+def test_what_a_killed_build_leaves_is_cleared(connection: Connection, direct_url: str) -> None:
     table = vector_table(64, bits=False)
     filled(connection, table, 6_000)
     # The build waits for an old transaction, so it is certainly under way when its backend is terminated.
-    with psycopg.connect(database_url, autocommit=True) as old, connect(database_url) as builder:
+    with psycopg.connect(direct_url, autocommit=True) as old, connect(direct_url) as builder:
         old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         old.execute("SELECT 1 FROM items LIMIT 1")
         failed: list[BaseException] = []
@@ -165,11 +165,11 @@ def test_what_a_killed_build_leaves_is_cleared(connection: Connection, database_
     assert [state.valid for state in index_state(connection, table)] == [True]
 
 
-def test_a_build_that_is_under_way_is_waited_for(connection: Connection, database_url: str) -> None:
+def test_a_build_that_is_under_way_is_waited_for(connection: Connection, direct_url: str) -> None:
     """The backend of a killed client continues its build; a second build at the same time would do the work twice."""
     table = vector_table(16, bits=False)
     filled(connection, table, 1_000)
-    with psycopg.connect(database_url, autocommit=True) as old, connect(database_url) as first:
+    with psycopg.connect(direct_url, autocommit=True) as old, connect(direct_url) as first:
         old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         old.execute("SELECT 1 FROM items LIMIT 1")
         building = threading.Thread(target=ensure_index, args=(first, table, FLOAT))
@@ -192,14 +192,14 @@ def test_a_build_that_is_under_way_is_waited_for(connection: Connection, databas
 
 
 def test_a_lock_that_cannot_be_taken_ends_the_build(
-    connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, direct_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rowvec.index.build._CONCURRENT_LOCK_TIMEOUT", "200ms")
     monkeypatch.setattr("rowvec.index.build._CLEARING_LOCK_TIMEOUT", "100ms")
     table = vector_table(16)
     filled(connection, table, 100)
     patience = connection.execute("SHOW lock_timeout").fetchone()
-    with psycopg.connect(database_url, autocommit=True) as old:
+    with psycopg.connect(direct_url, autocommit=True) as old:
         old.execute("BEGIN")
         old.execute("UPDATE items SET year = 1 WHERE id = 1")
         with pytest.raises(DatabaseUnavailable, match="lock timeout"):
@@ -224,7 +224,7 @@ def test_progress_is_reported_while_it_builds(connection: Connection, database_u
     assert all(0 <= share <= 1 for share, _ in heard)
 
 
-def test_large_builds_use_workers_though_the_table_looks_small(connection: Connection, database_url: str) -> None:
+def test_large_builds_use_workers_though_the_table_looks_small(connection: Connection, direct_url: str) -> None:
     table = vector_table(600, bits=True)
     create(connection, table)
     connection.execute(
@@ -233,7 +233,7 @@ def test_large_builds_use_workers_though_the_table_looks_small(connection: Conne
         " LATERAL (SELECT array_agg(sin(i * j))::real[]::vector AS v FROM generate_series(1, 600) AS j) AS x"
     )
     connection.execute("ANALYZE items")
-    with psycopg.connect(database_url, autocommit=True) as watch, ThreadPoolExecutor() as pool:
+    with psycopg.connect(direct_url, autocommit=True) as watch, ThreadPoolExecutor() as pool:
         building = pool.submit(ensure_index, connection, table, replace(BITS, m=4, ef_construction=8), readers=False)
         workers = "SELECT 1 FROM pg_stat_activity WHERE leader_pid = %s"
         while not (found := watch.execute(workers, (connection.info.backend_pid,)).fetchall()) and not building.done():

@@ -64,10 +64,10 @@ def test_what_an_index_is_how_worn_and_how_good(connection: Connection) -> None:
     assert row["spilled_after"] is None
 
 
-def test_a_build_under_way_is_shown_with_its_phase(connection: Connection, database_url: str) -> None:
+def test_a_build_under_way_is_shown_with_its_phase(connection: Connection, direct_url: str) -> None:
     table = registered(connection)
     filled(connection, table, 500)
-    with psycopg.connect(database_url, autocommit=True) as old, connect(database_url) as builder:
+    with psycopg.connect(direct_url, autocommit=True) as old, connect(direct_url) as builder:
         old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         old.execute("SELECT 1 FROM items LIMIT 1")
         building = threading.Thread(target=ensure_index, args=(builder, table, FLOAT))

@@ -175,12 +175,12 @@ def test_without_statistics_no_recall_stands(connection: Connection, measured: l
 
 
 def test_what_another_session_writes_ends_a_recall(
-    connection: Connection, database_url: str, measured: list[Recall]
+    connection: Connection, direct_url: str, measured: list[Recall]
 ) -> None:
     table = vector_table(16)
     filled(connection, table, 500)
     kept(connection, table, FLOAT)
-    with connect(database_url) as other:
+    with connect(direct_url) as other:
         other.execute("UPDATE items SET embedding = (SELECT embedding FROM items WHERE id = 5) WHERE id = 7")
     kept(connection, table, FLOAT)
     assert len(measured) == 2
@@ -278,7 +278,7 @@ def test_a_new_index_is_measured_while_the_old_one_serves(connection: Connection
     assert connection.execute("SHOW random_page_cost").fetchone() == ("4",)
 
 
-def test_vacuum_runs_after_many_rows_died_and_waits_for_no_lock(connection: Connection, database_url: str) -> None:
+def test_vacuum_runs_after_many_rows_died_and_waits_for_no_lock(connection: Connection, direct_url: str) -> None:
     table = vector_table(8)
     filled(connection, table, 3_000)
     connection.execute("ALTER TABLE items SET (autovacuum_enabled = false)")
@@ -286,7 +286,7 @@ def test_vacuum_runs_after_many_rows_died_and_waits_for_no_lock(connection: Conn
     assert vacuum_if_due(connection, table) is None
     connection.execute("DELETE FROM items WHERE id < 1200")
     connection.execute("SELECT pg_stat_force_next_flush()")
-    with psycopg.connect(database_url, autocommit=True) as other:
+    with psycopg.connect(direct_url, autocommit=True) as other:
         other.execute("BEGIN")
         other.execute("LOCK TABLE items IN SHARE UPDATE EXCLUSIVE MODE")
         said = vacuum_if_due(connection, table)
@@ -322,14 +322,14 @@ def test_a_build_that_will_spill_is_predicted_and_one_that_did_is_reported(
     assert connection.execute("SHOW client_min_messages").fetchone() == ("warning",)
 
 
-def test_readers_are_served_by_a_valid_index_while_it_is_kept_fit(connection: Connection, database_url: str) -> None:
+def test_readers_are_served_by_a_valid_index_while_it_is_kept_fit(connection: Connection, direct_url: str) -> None:
     table = vector_table(16)
     filled(connection, table, 1_000)
     kept(connection, table, FLOAT)
     stop, valid = threading.Event(), list[int]()
 
     def read() -> None:
-        with connect(database_url) as reader:
+        with connect(direct_url) as reader:
             while not stop.is_set():
                 row = reader.execute(
                     "SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"

@@ -99,7 +99,7 @@ def test_a_sequence_of_reservations_never_exceeds_the_limit(costs: list[float], 
     assert spent <= limit + 1e-6
 
 
-def test_threads_together_never_exceed_the_budget(connection: Connection, lease: Lease, database_url: str) -> None:
+def test_threads_together_never_exceed_the_budget(connection: Connection, lease: Lease, direct_url: str) -> None:
     account = SpendingAccount(family="f", run_id=RunId(1), budget=Budget(per_month=0.1))
     others = SpendingAccount(family="f", run_id=RunId(2), budget=account.budget)
 
@@ -111,7 +111,7 @@ def test_threads_together_never_exceed_the_budget(connection: Connection, lease:
         budget.settle(hold, 3)
         return 3
 
-    with connect(database_url) as one, connect(database_url) as two:
+    with connect(direct_url) as one, connect(direct_url) as two:
         owner, both = Ownership(lease, None), ((one, account), (two, others))
         budgets = [LedgerBudget(c, owner, a, lambda tokens: tokens / 1000) for c, a in both]
         with ThreadPoolExecutor(8) as threads:

@@ -169,7 +169,7 @@ def test_objects_bound_to_the_table_are_named_before_anything_is_built(source: C
         begin_rebuild(changed(paintings, embedder={"dimensions": 128}))
 
 
-def test_readers_keep_their_privileges(source: Connection, paintings: Pipeline, database_url: str) -> None:
+def test_readers_keep_their_privileges(source: Connection, paintings: Pipeline, direct_url: str) -> None:
     gallery.sync(paintings)
     source.execute("DROP ROLE IF EXISTS reads_paintings")
     source.execute("CREATE ROLE reads_paintings LOGIN")
@@ -177,7 +177,7 @@ def test_readers_keep_their_privileges(source: Connection, paintings: Pipeline, 
     source.execute("GRANT SELECT ON vectors.paintings TO reads_paintings")
     gallery.rebuild(changed(paintings, target={"precision": "float16"}))
     try:
-        with psycopg.connect(database_url, user="reads_paintings") as reader:
+        with psycopg.connect(direct_url, user="reads_paintings") as reader:
             assert reader.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (50,)
     finally:
         source.execute("DROP OWNED BY reads_paintings")
@@ -213,7 +213,7 @@ def test_the_function_answers_vectors_of_either_length(source: Connection, paint
 
 
 def test_readers_in_a_loop_see_no_error_and_no_mixture(
-    source: Connection, paintings: Pipeline, database_url: str
+    source: Connection, paintings: Pipeline, direct_url: str
 ) -> None:
     old = changed(paintings, search={"hybrid": True})
     new = changed(old, embedder={"dimensions": 128})
@@ -230,7 +230,7 @@ def test_readers_in_a_loop_see_no_error_and_no_mixture(
     hybrid = b"SELECT author FROM vectors.paintings_hybrid_search(%s, 'number', 50)"
 
     def read(generation: int, asked: bytes) -> None:
-        with psycopg.connect(database_url, autocommit=True) as reader:
+        with psycopg.connect(direct_url, autocommit=True) as reader:
             while not over.is_set():
                 try:
                     rows = reader.execute(asked, vectors[generation]).fetchall()
@@ -320,7 +320,8 @@ def test_a_role_that_only_searches_needs_nothing_of_the_ledger(
     gallery.sync(paintings)
     source.execute("DROP ROLE IF EXISTS only_searches")
     source.execute("CREATE ROLE only_searches LOGIN")
-    source.execute("GRANT USAGE ON SCHEMA vectors TO only_searches")
+    schemas = sql.SQL(", ").join(map(sql.Identifier, ("vectors", str(source.names.pgvector))))
+    source.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO only_searches").format(schemas))
     source.execute("GRANT SELECT ON vectors.paintings TO only_searches")
     try:
         monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user="only_searches"))

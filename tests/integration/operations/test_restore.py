@@ -64,7 +64,12 @@ def rows(url: str) -> list[str]:
 
 
 def test_an_empty_database_gets_the_same_table_back(
-    source: Connection, paintings: Pipeline, database_url: str, empty: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection,
+    paintings: Pipeline,
+    database_url: str,
+    direct_url: str,
+    empty: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sync(paintings)
     edit(source)
@@ -76,7 +81,7 @@ def test_an_empty_database_gets_the_same_table_back(
     assert (report.consistent, report.rows, report.checksum) == (True, last.rows, last.checksum)
     assert rows(empty) == rows(database_url)
     monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
-    with connect(empty) as connection, connect(database_url) as original:
+    with connect(empty) as connection, connect(direct_url) as original:
         states = "SELECT run_id, cause, state, manifest FROM rowvec.runs WHERE cause <> 'restore' ORDER BY run_id"
         assert connection.execute(states).fetchall() == original.execute(states).fetchall()
         costs = "SELECT fingerprint, run_id, cost_usd FROM rowvec.embeddings ORDER BY fingerprint"

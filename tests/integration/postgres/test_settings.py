@@ -172,8 +172,8 @@ def _pipeline(source: str, target: str, folder: Path) -> Pipeline:
     )
 
 
-def test_nothing_stays_in_a_session(database_url: str) -> None:
-    with connect(database_url, limits={"lock_timeout": "7s"}) as connection:
+def test_nothing_stays_in_a_session(direct_url: str) -> None:
+    with connect(direct_url, limits={"lock_timeout": "7s"}) as connection:
         assert connection.execute("SHOW lock_timeout").fetchone() == ("7s",)
         # psycopg's own cursor begins no transaction of ours: it sees the session as a pooler would hand it on.
         as_it_is = psycopg.Cursor(connection)
@@ -184,8 +184,8 @@ def test_nothing_stays_in_a_session(database_url: str) -> None:
         assert as_it_is.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
 
 
-def test_a_session_that_ended_between_two_transactions_is_opened_again(database_url: str) -> None:
-    with connect(database_url) as connection, psycopg.connect(database_url, autocommit=True) as killer:
+def test_a_session_that_ended_between_two_transactions_is_opened_again(direct_url: str) -> None:
+    with connect(direct_url) as connection, psycopg.connect(direct_url, autocommit=True) as killer:
         ((before,),) = connection.execute("SELECT pg_backend_pid()").fetchall()
         killer.execute("SELECT pg_terminate_backend(%s, 5000)", (before,))
         ((after,),) = connection.execute("SELECT pg_backend_pid()").fetchall()

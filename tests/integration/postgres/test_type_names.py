@@ -109,11 +109,11 @@ def test_a_type_that_is_none_or_that_another_role_made_is_refused(
         target.execute("DROP OWNED BY mallory CASCADE; DROP ROLE mallory")
 
 
-def test_a_type_of_this_roles_own_is_known(target: Connection, database_url: str) -> None:
+def test_a_type_of_this_roles_own_is_known(target: Connection, direct_url: str) -> None:
     target.execute("CREATE ROLE rowvec_alone LOGIN; ALTER DOMAIN odd.isbn OWNER TO rowvec_alone")
     try:
         target.execute("GRANT USAGE ON SCHEMA odd TO rowvec_alone")
-        with connect(database_url.replace("user=postgres", "user=rowvec_alone")) as alone:
+        with connect(direct_url.replace("user=postgres", "user=rowvec_alone")) as alone:
             assert known_columns(alone, (PgColumn("c", "odd.isbn"),), "a manifest")
     finally:
         target.execute("DROP OWNED BY rowvec_alone CASCADE; DROP ROLE rowvec_alone")

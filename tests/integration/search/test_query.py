@@ -300,7 +300,7 @@ def call(connection: Client, table: str, text: str, *arguments: Any) -> list[tup
 
 
 @pytest.mark.parametrize("choice", [NONE, BITS, FLOAT, IVFFLAT], ids=lambda choice: f"{choice.kind} on {choice.on}")
-def test_the_function_gives_what_search_gives(connection: Connection, database_url: str, choice: IndexChoice) -> None:
+def test_the_function_gives_what_search_gives(connection: Connection, direct_url: str, choice: IndexChoice) -> None:
     table = vector_table(32)
     vectors = filled(connection, table, 3_000)
     ensure_index(connection, table, choice)
@@ -309,7 +309,7 @@ def test_the_function_gives_what_search_gives(connection: Connection, database_u
     text = "[" + ",".join(map(str, vectors[9].tolist())) + "]"
     hits = search(connection, table, choice, SearchRequest(vectors[9], 10))
     # Another client, without rowvec's settings, that has never loaded pgvector.
-    with psycopg.connect(database_url) as stranger:
+    with psycopg.connect(direct_url) as stranger:
         rows = call(stranger, "items", "%s", text)
         assert [row[0] for row in rows] == ids(hits)
         assert [row[4] for row in rows] == [hit.distance for hit in hits]
@@ -391,9 +391,9 @@ def test_a_table_with_vectors_missing(connection: Connection) -> None:
         assert sorted(ids(search(connection, table, choice, SearchRequest(np.ones(4, np.float32), 10)))) == [1, 2, 3]
 
 
-def test_settings_end_with_the_search(database_url: str, connection: Connection) -> None:
+def test_settings_end_with_the_search(direct_url: str, connection: Connection) -> None:
     table = vector_table(4)
     filled(connection, table, 10)
-    with connect(database_url) as other:
+    with connect(direct_url) as other:
         search(other, table, BITS, SearchRequest(np.ones(4, np.float32), 3))
         assert other.execute("SHOW enable_seqscan").fetchone() == ("on",)

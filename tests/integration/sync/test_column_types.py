@@ -76,10 +76,10 @@ _OWN_TYPES = """
 @pytest.mark.parametrize("group", _TYPES)
 @pytest.mark.parametrize("away", [False, True])
 def test_metadata_of_any_type_arrives_as_it_was(
-    source: Connection, paintings: Pipeline, cluster: str, database_url: str, group: str, away: bool
+    source: Connection, paintings: Pipeline, cluster: str, direct_url: str, group: str, away: bool
 ) -> None:
     source.execute(_OWN_TYPES)
-    url = database_url
+    url = direct_url
     if away:
         name = f"types_{sorted(_TYPES).index(group)}"
         with psycopg.connect(cluster, autocommit=True) as admin:

@@ -87,7 +87,7 @@ KINDS = ("table", "chunks", "another database", "chunks of another database", "c
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_before_the_first_sync_creates_nothing(
-    source: Connection, odd: Pipeline, kind: str, database_url: str, tmp_path: Path
+    source: Connection, odd: Pipeline, kind: str, database_url: str, direct_url: str, tmp_path: Path
 ) -> None:
     pipeline = of_kind(kind, odd, database_url, tmp_path, source)
     before = everything(source)
@@ -95,7 +95,7 @@ def test_a_plan_before_the_first_sync_creates_nothing(
     assert everything(source) == before
     # Without a ledger, and without the extension, too.
     source.execute("DROP SCHEMA rowvec CASCADE; DROP EXTENSION vector")
-    with connect(database_url) as fresh:
+    with connect(direct_url) as fresh:
         before = everything(fresh)
         found = plan(pipeline)
         assert (found.new >= 50, found.deleted) == (True, 0)

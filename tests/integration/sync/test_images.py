@@ -334,12 +334,12 @@ def test_embedding_elsewhere_takes_images_from_the_store(
 
 @pytest.mark.flow
 def test_a_killed_upload_is_continued(
-    source: Connection, database_url: str, folder: Path, tmp_path: Path, prefect_server: PrefectServer
+    source: Connection, direct_url: str, folder: Path, tmp_path: Path, prefect_server: PrefectServer
 ) -> None:
     paintings = pipeline(folder, local(tmp_path))
     file = write_pipeline(paintings, tmp_path)
 
-    with psycopg.connect(database_url) as other:
+    with psycopg.connect(direct_url) as other:
 
         def noted() -> bool:
             # While this lock is held, no more images are recorded, so the upload stops at this point.

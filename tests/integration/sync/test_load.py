@@ -87,7 +87,7 @@ def test_a_batch_that_is_marked_is_not_loaded_again(connection: Connection, run:
 
 
 def test_of_two_who_load_a_batch_at_once_one_does(
-    connection: Connection, database_url: str, run: RunId, tmp_path: Path
+    connection: Connection, direct_url: str, run: RunId, tmp_path: Path
 ) -> None:
     table = _table()
     artifact = _artifact(tmp_path / "a.parquet", table, 50)
@@ -95,7 +95,7 @@ def test_of_two_who_load_a_batch_at_once_one_does(
     taken: list[int] = []
 
     def load_it() -> None:
-        with connect(database_url) as own:
+        with connect(direct_url) as own:
             taken.append(load_batch(own, run, 0, artifact, table, _INTO, direct=True))
 
     threads = [threading.Thread(target=load_it) for _ in range(4)]
@@ -207,12 +207,12 @@ def test_a_constraint_that_every_row_breaks_leaves_nothing(connection: Connectio
 
 
 def test_a_server_that_goes_away_is_tried_again(
-    connection: Connection, database_url: str, run: RunId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, direct_url: str, run: RunId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = _table()
     artifact = _artifact(tmp_path / "a.parquet", table, 6000)
     create_staging(connection, run, table, _INTO, direct=True)
-    victim = connect(database_url)
+    victim = connect(direct_url)
     process = victim.info.backend_pid
 
     def killed(path: Path) -> Iterator[pa.RecordBatch]:

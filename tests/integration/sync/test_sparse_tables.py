@@ -124,7 +124,7 @@ def fill(connection: Connection, vectors: SparseVectors, metric: Any = "cosine")
 
 
 def test_edits_are_followed_audited_repaired_and_restored(
-    given: Connection, tmp_path: Path, database_url: str, empty: str, monkeypatch: pytest.MonkeyPatch
+    given: Connection, tmp_path: Path, direct_url: str, empty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = pipeline(tmp_path)
     assert paintings.sync(ours).rows == 50
@@ -164,7 +164,7 @@ def test_edits_are_followed_audited_repaired_and_restored(
     with restoring(ours, None) as restore:
         restored = finish_restore(ours, restore.run, restore_rows(ours, restore))
     assert (restored.consistent, restored.rows, restored.checksum) == (True, 46, last.checksum)
-    with connect(empty) as there, connect(database_url) as here:
+    with connect(empty) as there, connect(direct_url) as here:
         assert there.execute(rows).fetchall() == here.execute(rows).fetchall()
 
 

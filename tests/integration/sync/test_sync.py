@@ -350,7 +350,7 @@ def test_a_query_with_doubtful_keys_rejects_those_rows(source: Connection, tmp_p
         str(tmp_path / "artifacts"),
         source={
             "kind": "postgres",
-            "query": "SELECT *, title || '%' AS odd FROM loose;",
+            "query": "SELECT *, title || '%' AS odd FROM public.loose;",
             "key": ["id"],
             "content": "{odd}",
             "metadata": [],
@@ -419,6 +419,7 @@ def test_hostile_names(source: Connection, tmp_path: Path) -> None:
     assert len(search.search(weird, "text", 3, where="\"or'der\" = 'other'")) == 1
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_lost_ledger_is_rebuilt_from_the_vector_table(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     source.execute("DROP SCHEMA rowvec CASCADE")
@@ -448,7 +449,7 @@ def test_a_source_with_nothing_to_embed_gives_an_empty_table(
     assert source.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (3,)
 
 
-def test_readers_see_a_run_whole_or_not_at_all(source: Connection, paintings: Pipeline, database_url: str) -> None:
+def test_readers_see_a_run_whole_or_not_at_all(source: Connection, paintings: Pipeline, direct_url: str) -> None:
     sync(paintings)
     source.execute("UPDATE paintings SET title = 'new ' || id; DELETE FROM paintings WHERE id <= 5")
     fill(source, 9, start=100)
@@ -456,7 +457,7 @@ def test_readers_see_a_run_whole_or_not_at_all(source: Connection, paintings: Pi
     done = threading.Event()
 
     def read() -> None:
-        with connect(database_url) as reader:
+        with connect(direct_url) as reader:
             while not done.is_set():
                 row = reader.execute(
                     "SELECT count(*), count(*) FILTER (WHERE content LIKE 'new %') FROM vectors.paintings"
