@@ -78,7 +78,8 @@ def _added(arguments: list[str]) -> list[str]:
 
 
 def _read(name: str, results: Path) -> Outcome:
-    outcome = Outcome(name, *_versions(name))
+    postgres, pgvector = _versions(name)
+    outcome = Outcome(name, postgres, pgvector)
     root = ElementTree.parse(results).getroot()  # noqa: S314 # our own pytest has written it
     for case in root.iter("testcase"):
         if (skipped := case.find("skipped")) is not None:
@@ -90,7 +91,7 @@ def _read(name: str, results: Path) -> Outcome:
     return outcome
 
 
-def _versions(name: str) -> list[str]:
+def _versions(name: str) -> tuple[str, str]:
     """Of PostgreSQL and pgvector, as the line's server says; a process of its own takes the line's programs."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.servers.lines"],
@@ -101,7 +102,8 @@ def _versions(name: str) -> list[str]:
         text=True,
         check=True,
     )
-    return done.stdout.split()
+    postgres, pgvector = done.stdout.split()
+    return postgres, pgvector
 
 
 def _git(*words: str) -> str:

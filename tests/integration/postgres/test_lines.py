@@ -14,7 +14,7 @@ from rowvec.operations.audit import audit
 from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
 from tests.support import paintings as gallery
-from tests.support.servers.lines import LINES, PLAIN, Server
+from tests.support.servers.lines import LINES, Server
 
 _DATABASE = "one_of_a_line"
 
@@ -34,12 +34,12 @@ def line_of_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         serving = line.at(request.getfixturevalue("postgres_16" if line.postgres == "16" else "cluster"))
     with serving as server:
         with psycopg.connect(server.url, autocommit=True) as administrator:
-            administrator.execute(f"CREATE DATABASE {_DATABASE}".encode())
+            administrator.execute("CREATE DATABASE one_of_a_line")
         server.prepare(_DATABASE)
         yield server
         with psycopg.connect(server.url, autocommit=True) as administrator:
-            administrator.execute(f"DROP DATABASE {_DATABASE} WITH (FORCE)".encode())
-            administrator.execute(f"DROP ROLE IF EXISTS {PLAIN}".encode())
+            administrator.execute("DROP DATABASE one_of_a_line WITH (FORCE)")
+            administrator.execute("DROP ROLE IF EXISTS rowvec_plain")
 
 
 def _pipeline(folder: Path, dimensions: int = 64) -> Pipeline:

