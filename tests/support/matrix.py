@@ -32,20 +32,28 @@ class Outcome:
     failed: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
+    def row(self) -> str:
+        """Its row of the table."""
+        commit = _git("rev-parse", "--short", "HEAD") + (" with changes" if _git("status", "--porcelain") else "")
+        today = datetime.datetime.now(tz=datetime.UTC).date()
+        line = "a server at hand" if "://" in self.line else self.line
+        cells = (line, self.postgres, self.pgvector, self.passed, len(self.failed), self.skipped.total(), today, commit)
+        return f"| {' | '.join(map(str, cells))} |"
+
 
 def main() -> int:
     """``python -m tests.support.matrix [--lines=A,B] PYTEST-ARGUMENTS``; the exit status is 1 if a test failed."""
     words = sys.argv[1:]
     names = [name for word in words if word.startswith("--lines=") for name in word[8:].split(",") if name]
     arguments = [word for word in words if not word.startswith("--lines=")]
-    outcomes = [_run(name, arguments) for name in names or LINES]
-    commit = _git("rev-parse", "--short", "HEAD") + (" with changes" if _git("status", "--porcelain") else "")
+    outcomes: list[Outcome] = []
+    for name in names or LINES:
+        outcomes.append(_run(name, arguments))
+        print(outcomes[-1].row(), flush=True)
     print("\nTests:", " ".join(_tests(arguments)))
     print(_HEAD)
     for one in outcomes:
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        cells = (one.line, one.postgres, one.pgvector, one.passed, len(one.failed), one.skipped.total(), today, commit)
-        print("|", " | ".join(map(str, cells)), "|")
+        print(one.row())
     for one in outcomes:
         for failure in one.failed:
             print(f"- failed on `{one.line}`: `{failure}`")
@@ -55,11 +63,13 @@ def main() -> int:
 
 
 def _run(name: str, arguments: list[str]) -> Outcome:
+    # A server that somebody runs is one for all processes, and they would make databases of the same names.
+    alone = ["--numprocesses=0", "--dist=no"] if "://" in name else []
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"
         print(f"== {name}", flush=True)
         subprocess.run(  # noqa: S603 # ours
-            [sys.executable, "-m", "pytest", "-q", f"--junitxml={results}", *arguments, *_added(arguments)],
+            [sys.executable, "-m", "pytest", "-q", f"--junitxml={results}", *arguments, *_added(arguments), *alone],
             cwd=_REPOSITORY,
             env={**os.environ, "ROWVEC_TEST_SERVER": name},
             stdin=subprocess.DEVNULL,
