@@ -128,7 +128,8 @@ class Server:
             select = "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
             ((pgvector,),) = connection.execute(select).fetchall()
             ((postgres,),) = connection.execute("SHOW server_version").fetchall()
-        return postgres, pgvector
+        # Debian adds the version of its package.
+        return postgres.split()[0], pgvector
 
     def prepare(self, database: str) -> None:
         """Do in a new database what an administrator does before rowvec comes: pgvector, a role, its schemas."""
