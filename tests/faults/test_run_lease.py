@@ -378,9 +378,9 @@ def test_of_a_transaction_whose_session_has_ended_nothing_more_is_done(source: C
 
 @pytest.mark.parametrize("last", ["copy", "savepoint"])
 def test_a_session_that_ends_is_a_lost_connection_at_each_statement(
-    source: Connection, database_url: str, last: str
+    source: Connection, direct_url: str, last: str
 ) -> None:
-    with connect(database_url) as connection:
+    with connect(direct_url) as connection:
         with pytest.raises(psycopg.OperationalError):
             _end_the_session_before_the_last_statement(connection, source, last)
         assert connection.execute("SELECT count(*) FROM paintings").fetchone() == (50,)

@@ -55,19 +55,19 @@ def test_the_tuner_measures_a_copy_and_keeps_the_choice(connection: Connection, 
 
 
 def test_tuners_have_samples_of_their_own_and_what_a_killed_one_left_is_dropped(
-    connection: Connection, database_url: str
+    connection: Connection, direct_url: str
 ) -> None:
     table = vector_table(64)
     filled(connection, table, 1_200)
     long_ago, just_now = "scratch_1600000000_0123abcd_tuning", f"scratch_{int(time.time())}_0123abcd_tuning"
     for name in (long_ago, just_now):
         connection.execute(sql.SQL("CREATE TABLE {} (left_behind int)").format(sql.Identifier("rowvec", name)))
-    with connect(database_url) as other:
+    with connect(direct_url) as other:
         assert tune(other, table, Recall(), replace(SMALL, seconds=0.001)).sampled_rows >= 1_000
     assert samples(connection) == [just_now]
 
 
-def test_a_tuning_ends_if_the_server_has_lost_the_sample(connection: Connection, database_url: str) -> None:
+def test_a_tuning_ends_if_the_server_has_lost_the_sample(connection: Connection, direct_url: str) -> None:
     table = vector_table(64)
     filled(connection, table, 1_200)
 
@@ -76,7 +76,7 @@ def test_a_tuning_ends_if_the_server_has_lost_the_sample(connection: Connection,
             empty_unlogged_tables(connection)
 
     with (
-        connect(database_url) as other,
+        connect(direct_url) as other,
         listening(crash),
         pytest.raises(DatabaseUnavailable, match="crashed or a standby has taken over"),
     ):

@@ -89,9 +89,9 @@ def test_a_table_and_columns_that_are_misspelt_are_named_with_what_was_meant(
 
 
 @pytest.fixture
-def poor(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Client]:
+def poor(database_url: str, direct_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Client]:
     """An administrator's session; pipelines connect as a role that may nothing but connect."""
-    with psycopg.connect(database_url, autocommit=True) as admin:
+    with psycopg.connect(direct_url, autocommit=True) as admin:
         admin.execute(SOURCE)
         fill(admin, 5)
         database = sql.Identifier(admin.info.dbname)

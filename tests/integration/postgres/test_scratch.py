@@ -18,8 +18,8 @@ from tests.support.paintings import sync
 from tests.support.vector_tables import empty_unlogged_tables
 
 
-def test_rows_that_are_kept_come_whole_or_not_at_all(connection: Connection, database_url: str) -> None:
-    with connect(database_url) as working:
+def test_rows_that_are_kept_come_whole_or_not_at_all(connection: Connection, direct_url: str) -> None:
+    with connect(direct_url) as working:
         working.keep_rows("numbers", sql.SQL("SELECT i FROM generate_series(1, 5) AS i"))
         pages = working.kept_rows("numbers", 2)
         assert next(pages) == [(1,), (2,)]

@@ -161,13 +161,13 @@ def test_a_sync_does_not_wait_for_a_plan_under_way(
 
 
 def test_a_first_sync_does_not_wait_for_a_plan_that_reads_its_source(
-    source: Connection, paintings: Pipeline, database_url: str, tmp_path: Path
+    source: Connection, paintings: Pipeline, database_url: str, direct_url: str, tmp_path: Path
 ) -> None:
     source.execute("DROP SCHEMA rowvec CASCADE; CREATE TABLE others AS SELECT * FROM paintings")
     other = changed(paintings, source={"table": "public.others"}, target={"table": "vectors.others"})
     other = other.model_copy(update={"name": "others"})
     slow = of_kind("another database", paintings, database_url, tmp_path, source)
-    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as holder:
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(direct_url) as holder:
         holder.execute("LOCK TABLE paintings")
         planned = pool.submit(plan, slow)
         wait_for(lambda: waits(source, "rowvec source"))
