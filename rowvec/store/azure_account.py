@@ -13,6 +13,7 @@ from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential, 
 from azure.core.pipeline.transport import RequestsTransport
 
 from rowvec.errors import UsageError
+from rowvec.runtime.azure_identity import default_credential
 from rowvec.runtime.request_deadline import Deadlines, bounded_session
 from rowvec.store.protocol import checked_name
 
@@ -73,9 +74,7 @@ def credential_of(place: Place, credential: str | None) -> Credential:
     Raises ``UsageError`` if the credential is none of these; the message does not repeat it.
     """
     if credential is None:
-        from azure.identity import DefaultAzureCredential  # late: most pipelines never need it
-
-        return DefaultAzureCredential()
+        return default_credential()
     text = credential.strip()
     parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
     if "AccountKey" in parts:

@@ -5,12 +5,10 @@ The HTTP library limits each read and each write. A server that sends a byte a s
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from ssl import SSLContext
 from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -18,108 +16,27 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore2
 import httpx2
 
-# A socket that may be written to has room for at least as much, so that a write of it does not drip.
-_PIECE_BYTES = 16_384
+from rowvec.runtime.step_deadline import Core, DeadlineBackend, Until
 
-
-class _Until(threading.local):
-    """When the request of this thread must have ended, by the monotonic clock; None between requests."""
-
-    moment: float | None = None
-
-    def left(self, limit: float | None) -> float | None:
-        """Seconds that the next step may take. Raises ``TimeoutError`` if the time is over."""
-        if self.moment is None:
-            return limit
-        seconds = self.moment - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError
-        return seconds if limit is None else min(seconds, limit)
-
-
-class _Stream(httpcore2.NetworkStream):
-    """A connection each of whose steps ends by the deadline of the thread that takes it."""
-
-    def __init__(self, inner: httpcore2.NetworkStream, until: _Until) -> None:
-        self._inner, self._until = inner, until
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            left = self._until.left(timeout)
-        except TimeoutError:
-            raise httpcore2.ReadTimeout from None
-        return self._inner.read(max_bytes, left)
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), _PIECE_BYTES):
-            try:
-                left = self._until.left(timeout)
-            except TimeoutError:
-                raise httpcore2.WriteTimeout from None
-            self._inner.write(buffer[start : start + _PIECE_BYTES], left)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def start_tls(
-        self, ssl_context: SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore2.NetworkStream:
-        try:
-            left = self._until.left(timeout)
-        except TimeoutError:
-            raise httpcore2.ConnectTimeout from None
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._until)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
-
-
-class _Backend(httpcore2.SyncBackend):
-    """Opens connections by the deadline."""
-
-    def __init__(self, until: _Until) -> None:
-        self._until = until
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        """One address of the host after the other; the library would give each of them the whole time."""
-        failure: Exception = httpcore2.ConnectError(f"{host} has no address")
-        for address in _addresses(host, port):
-            try:
-                left = self._until.left(timeout)
-            except TimeoutError:
-                raise httpcore2.ConnectTimeout from None
-            try:
-                return _Stream(super().connect_tcp(address, port, left, local_address, socket_options), self._until)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-                failure = error
-        raise failure
-
-
-def _addresses(host: str, port: int) -> list[str]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise httpcore2.ConnectError(str(error)) from error
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+# What raises these when the time of a step is over is below the library's upper half, whose names they carry.
+_CORE = Core(
+    connect_error=httpcore2.ConnectError,
+    connect_timeout=httpcore2.ConnectTimeout,
+    read_timeout=httpcore2.ReadTimeout,
+    write_timeout=httpcore2.WriteTimeout,
+)
 
 
 class _Body(httpx2.SyncByteStream):
     """The body of an answer, read by the same deadline."""
 
-    def __init__(self, inner: Iterable[bytes], until: _Until, moment: float | None) -> None:
+    def __init__(self, inner: Iterable[bytes], until: Until, moment: float | None) -> None:
         self._inner, self._until, self._moment = inner, until, moment
 
     def __iter__(self) -> Iterator[bytes]:
         blocks = iter(self._inner)
         while True:
-            with _at(self._until, self._moment), _named_as_httpx():
+            with self._until.at(self._moment), _named_as_httpx():
                 block = next(blocks, None)
             if block is None:
                 return
@@ -137,7 +54,7 @@ class DeadlineTransport(httpx2.BaseTransport):
     """
 
     def __init__(self, *, limits: httpx2.Limits) -> None:
-        self._until = _Until()
+        self._until = Until()
         self._limits = limits
         self._tls = httpx2.create_ssl_context()
         self._pools: dict[str, httpcore2.ConnectionPool] = {}
@@ -160,7 +77,7 @@ class DeadlineTransport(httpx2.BaseTransport):
             content=cast("Iterable[bytes]", request.stream),
             extensions=request.extensions,
         )
-        with _at(self._until, moment), _named_as_httpx():
+        with self._until.at(moment), _named_as_httpx():
             answer = self._pool(request.url).handle_request(sent)
         return httpx2.Response(
             answer.status,
@@ -200,22 +117,15 @@ class DeadlineTransport(httpx2.BaseTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Backend(self._until),
+            network_backend=cast(
+                "httpcore2.NetworkBackend", DeadlineBackend(httpcore2.SyncBackend(), self._until, _CORE)
+            ),
         )
 
 
 def is_before_sending(error: BaseException | None) -> bool:
     """Whether a request failed before any of it was sent, so that nobody can have been paid for it."""
     return isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout | httpx2.ProxyError)
-
-
-@contextmanager
-def _at(until: _Until, moment: float | None) -> Generator[None]:
-    until.moment = moment
-    try:
-        yield
-    finally:
-        until.moment = None
 
 
 @contextmanager

@@ -40,9 +40,11 @@ def entra_token(service: str, role: str) -> Callable[[], str]:
     """
     # A late import: it takes half a second, and most pipelines have a key.
     from azure.core.exceptions import AzureError, ClientAuthenticationError
-    from azure.identity import DefaultAzureCredential, get_bearer_token_provider
+    from azure.identity import get_bearer_token_provider
 
-    provider = get_bearer_token_provider(DefaultAzureCredential(), _SCOPE)
+    from rowvec.runtime.azure_identity import default_credential
+
+    provider = get_bearer_token_provider(default_credential(), _SCOPE)
 
     def token() -> str:
         try:
