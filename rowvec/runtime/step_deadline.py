@@ -1,8 +1,8 @@
 """Gives each step of an HTTP request no more time than is left until the request's deadline.
 
 A step is to connect to an address, TLS, a piece of the request, or a read. ``httpcore``, below Prefect's client, and
-``httpcore2``, below the embedders', take a network backend; they limit each step by itself, so a server that sends a byte
-a second keeps a request for ever.
+``httpcore2``, below the embedders', take a network backend. They limit each step by itself, so a server that sends a
+byte a second keeps a request for ever.
 """
 
 from __future__ import annotations

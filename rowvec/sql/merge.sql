@@ -67,6 +67,19 @@ JOIN {table} AS t ON {same_key}
 WHERE t.fingerprint IS DISTINCT FROM p.fingerprint OR t.metadata_hash IS DISTINCT FROM p.metadata_hash
    OR t.content IS DISTINCT FROM p.content
 
+-- name: displace -- what rows should become whose metadata alone was refused: they may stand in each other's way
+CREATE TEMP TABLE displaced ON COMMIT DROP AS
+SELECT {columns}
+FROM {plan} AS s
+JOIN live AS l ON {same_key_live} AND l.fingerprint = s.fingerprint AND l.metadata_hash = s.metadata_hash
+JOIN rowvec.rejects AS r ON r.pipeline_id = {pipeline_id} AND r.run_id = {run_id} AND r.reason = 'refused'
+    AND r.key = {key_json} AND r.fingerprint = s.fingerprint
+JOIN {table} AS t ON {same_key} AND t.fingerprint = s.fingerprint
+WHERE {only_metadata}
+
+-- name: put_back -- after their old versions are gone
+INSERT INTO {table} ({columns}) SELECT {columns} FROM pg_temp.displaced AS s WHERE {within}
+
 -- name: forget_fixed_rejects -- rejects of rows that have a vector now
 DELETE FROM rowvec.rejects AS r
 USING {table} AS t

@@ -123,11 +123,14 @@ class _Apart:
         # First what is gone: a unique value of the user's own becomes free for another row.
         deleted = self.delete(live.gone())
         upserted, left = self.upsert() if plan.batches else (0, [])
-        updated = self._update_metadata()
+        updated, refused = self._update_metadata()
         upserted += self._again(left)
+        if refused:
+            self._displace()
         deleted += self.delete(live.outdated()) + self.delete(self._refused_versions())
         upserted += self._again(left)
-        return Written(upserted=upserted, updated=updated, deleted=deleted)
+        put_back = self._put_back() if refused else 0
+        return Written(upserted=upserted, updated=updated + put_back, deleted=deleted - put_back)
 
     def upsert(self) -> tuple[int, list[Stretch]]:
         """Write the staged rows; returns the number of rows that the database took, and those that it refused."""
@@ -153,7 +156,8 @@ class _Apart:
         left[:] = refused
         return isolation.taken
 
-    def _update_metadata(self) -> int:
+    def _update_metadata(self) -> tuple[int, int]:
+        """Returns the number of rows that the database took, and of those that it refused."""
         which = query("merge", "only_metadata")
         rows = StoredRows(connection=self._connection, table=self._plan.rows, which=which)
         isolation = Isolation(self._connection, self._name)
@@ -161,6 +165,39 @@ class _Apart:
             rows.all(), lambda part: _update_metadata(self._connection, self._plan, rows.within(part)), rows.halves
         )
         self._reject(isolation, rows, found)
+        return isolation.taken, len(found)
+
+    def _displace(self) -> None:
+        """Keep what the rows should become whose metadata was refused: their old versions will be deleted."""
+        plan, table = self._plan, self._table
+        from_plan = {column.name for column in (*table.key, *table.metadata)} | {"metadata_hash"}
+        columns = (sql.Identifier("s" if c.name in from_plan else "t", c.name) for c in table.columns)
+        statement = query(
+            "merge",
+            "displace",
+            columns=sql.SQL(", ").join(columns),
+            plan=plan.rows,
+            same_key_live=same_key(table.key, "l", "s"),
+            pipeline_id=sql.Literal(plan.pipeline_id),
+            run_id=sql.Literal(plan.run_id),
+            key_json=key_json(table.key, "s"),
+            table=table.identifier,
+            same_key=same_key(table.key, "t", "s"),
+            only_metadata=query("merge", "only_metadata"),
+        )
+        self._connection.execute(statement)
+
+    def _put_back(self) -> int:
+        """Write displaced rows with their new metadata, now that no old version stands in their way; their number."""
+        connection, table = self._connection, self._table
+        rows = StoredRows(connection=connection, table=sql.Identifier("pg_temp", "displaced"), which=_EVERY_ROW)
+        isolation = Isolation(connection, self._name, may_refuse_all=True)
+
+        def insert(part: Stretch) -> int:
+            parts = {"table": table.identifier, "columns": names(table.columns), "within": rows.within(part)}
+            return connection.execute(query("merge", "put_back", **parts)).rowcount
+
+        isolation.isolate(rows.all(), insert, rows.halves)
         return isolation.taken
 
     def _reject(self, isolation: Isolation, rows: StoredRows, found: list[tuple[Stretch, Refusal]]) -> None:

@@ -137,10 +137,24 @@ def test_unique_values_that_change_places_end_where_they_belong(source: Connecti
     source.execute("UPDATE paintings SET year = 1950, title = 'a' WHERE id = 1")
     source.execute("UPDATE paintings SET year = CASE id WHEN 2 THEN 1903 ELSE 9999 END WHERE id IN (2, 3)")
     source.execute("UPDATE paintings SET year = CASE id WHEN 4 THEN 1905 ELSE 1904 END, title = 'b' WHERE id IN (4, 5)")
-    sync(paintings)
     report = sync(paintings)
     assert (report.rejected, report.rows, report.consistent) == (0, 49, True)
     assert_in_step(source)
+
+
+def test_unique_values_of_rows_with_the_same_content_change_places_in_one_run(
+    source: Connection, paintings: Pipeline
+) -> None:
+    sync(paintings)
+    source.execute("CREATE UNIQUE INDEX ON vectors.paintings (year)")
+    written = "SELECT id, run_id, embedded_at FROM vectors.paintings ORDER BY id"
+    before = source.execute(written).fetchall()
+    source.execute("UPDATE paintings SET year = CASE id WHEN 4 THEN 1905 ELSE 1904 END WHERE id IN (4, 5)")
+    source.execute("UPDATE paintings SET year = 1907 + (id - 6) % 3 WHERE id IN (6, 7, 8)")
+    report = sync(paintings)
+    assert (report.metadata_only, report.rejected, report.rows, report.consistent) == (5, 0, 50, True)
+    assert_in_step(source)
+    assert source.execute(written).fetchall() == before
 
 
 def test_a_row_that_cannot_be_removed_is_named_and_the_rest_lands(source: Connection, paintings: Pipeline) -> None:
