@@ -14,6 +14,7 @@ from rowvec.postgres.fragments import cut_name, definitions
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.searches.privileges import give, privileges_of
 
 _COMMENT = "rowvec: where each vector comes from"
 _COLUMNS = (
@@ -40,8 +41,9 @@ def install_provenance(connection: Connection, table: VectorTable) -> str:
     price). A name that a key column has too gets an underscore.
 
     The view calls a function, whose text Postgres binds only when it runs: with a view on the table itself, nobody
-    could drop the table. Raises ``TargetError`` if a view or function of someone else has the name, or something
-    depends on a view that must be replaced; and what ``lost_connections_are_retriable`` raises.
+    could drop the table. A view that is replaced gives its privileges and its user's comment to the next one. Raises
+    ``TargetError`` if a view or function of someone else has the name, or something depends on a view that must be
+    replaced; and what ``lost_connections_are_retriable`` raises.
     """
     plain = cut_name(table.name, "_provenance")
     name = sql.Identifier(table.schema, plain)
@@ -51,13 +53,21 @@ def install_provenance(connection: Connection, table: VectorTable) -> str:
     comment = f"{_COMMENT} ({hashlib.sha256(definition.encode()).hexdigest()[:16]})"
     with lost_connections_are_retriable(), connection.transaction():
         connection.execute(query("provenance", "lock"), {"space": LockSpace.PROVENANCE_VIEW, "name": written})
-        found = connection.execute(query("provenance", "ours"), {"schema": table.schema, "name": plain}).fetchall()
-        if [text for _, text in found] == [comment, comment]:
-            return written
-        if any(not (text or "").startswith(_COMMENT) for _, text in found):
+        ours = {"comment": sql.Literal(f"{_COMMENT}%"), "schema": sql.Literal(table.schema), "name": sql.Literal(plain)}
+        rows = connection.execute(query("provenance", "ours", **ours)).fetchall()
+        found = {kind: (text, is_ours) for kind, text, is_ours in rows}
+        _, is_ours = found.get("function", (None, False))
+        if found and not is_ours:
             raise TargetError(
                 f"something else is called {table.schema}.{plain}, the name of the provenance view; rename it"
             )
+        if len(found) == 2 and found["function"][0] == comment:
+            return written
+        call = f"{written}()"
+        held = {
+            "view": privileges_of(connection, "view", written) if "view" in found else None,
+            "function": privileges_of(connection, "function", call) if found else None,
+        }
         try:
             connection.execute(query("provenance", "drop_view", name=name))
             connection.execute(query("provenance", "drop_function", name=name))
@@ -69,8 +79,14 @@ def install_provenance(connection: Connection, table: VectorTable) -> str:
         parts = {"results": results, "body": sql.Literal(body.as_string(connection))}
         connection.execute(query("provenance", "function", name=name, **parts))
         connection.execute(query("provenance", "view", name=name))
-        for kind in ("comment_view", "comment_function"):
-            connection.execute(query("provenance", kind, name=name, comment=sql.Literal(comment)))
+        text, _ = found.get("view", (None, None))
+        own = text if text and not text.startswith(_COMMENT) else comment
+        connection.execute(query("provenance", "comment_view", name=name, comment=sql.Literal(own)))
+        connection.execute(query("provenance", "comment_function", name=name, comment=sql.Literal(comment)))
+        if held["view"] is not None:
+            give(connection, "view", written, held["view"])
+        if held["function"] is not None:
+            give(connection, "function", call, held["function"])
     return written
 
 

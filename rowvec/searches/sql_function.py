@@ -21,6 +21,7 @@ from rowvec.postgres.names import TypeName
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, stored_columns
+from rowvec.searches.privileges import give, privileges_of
 from rowvec.searches.request import LIMITS, MOST_K, MOST_OVERSAMPLING
 from rowvec.searches.statement import Filtered, SearchValues, by_index, filter_plan, shortlist_length, statement
 from rowvec.searches.where import cast_of
@@ -56,7 +57,8 @@ def replace_function(
 ) -> str:
     """Make the function ``plain`` in the table's schema by ``create``, which returns its oid; returns its quoted name.
 
-    Functions of that name with other arguments that rowvec made before are dropped. Raises ``TargetError`` if one of
+    Functions of that name with other arguments that rowvec made before are dropped; the new one has their privileges,
+    and a comment that is not rowvec's. Raises ``TargetError`` if one of
     them cannot be dropped or replaced, ``DatabaseUnavailable`` if the connection is lost.
     """
     name = sql.Identifier(table.schema, plain)
@@ -66,16 +68,22 @@ def replace_function(
         )
         connection.execute(query("search", "load_library"))
         ours = query("search", "our_functions")
-        before = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
+        named = {"schema": table.schema, "name": plain}
+        before = connection.execute(ours, named).fetchall()
+        held = [privileges_of(connection, "function", signature) for signature, _, _ in before[:1]]
         try:
             with connection.transaction():
                 made = create(name)
         except pg.InvalidFunctionDefinition:
             # Other result columns, or another name of an argument: CREATE OR REPLACE cannot change those.
-            _drop(connection, [signature for signature, _ in before])
+            _drop(connection, [signature for signature, _, _ in before])
             made = create(name)
         else:
-            _drop(connection, [signature for signature, oid in before if oid != made])
+            _drop(connection, [signature for signature, oid, _ in before if oid != made])
+        if before:
+            after = next(found for found, oid, _ in connection.execute(ours, named).fetchall() if oid == made)
+            give(connection, "function", after, held[0])
+            _comment_again(connection, after, before[0][2])
     return name.as_string(connection)
 
 
@@ -84,7 +92,7 @@ def remove_function(connection: Connection, table: VectorTable, plain: str) -> N
     with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
         ours = query("search", "our_functions")
         found = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
-        _drop(connection, [signature for signature, _ in found])
+        _drop(connection, [signature for signature, _, _ in found])
 
 
 @contextmanager
@@ -267,6 +275,12 @@ def arguments(table: VectorTable, wanted: list[tuple[LiteralString, sql.Composab
 def vector_type(table: VectorTable) -> TypeName:
     """The type of a query, without its length."""
     return TypeName(table.layout.type_name)
+
+
+def _comment_again(connection: Connection, signature: str, comment: str | None) -> None:
+    if comment is not None and not comment.startswith("rowvec: "):
+        written = sql.SQL(cast("LiteralString", signature))
+        connection.execute(query("search", "comment_again", signature=written, comment=sql.Literal(comment)))
 
 
 def _drop(connection: Connection, signatures: list[str]) -> None:

@@ -1,11 +1,13 @@
--- name: ours -- the comments on the view and the function of that name; without a comment of ours it is someone else's
-SELECT 'view', obj_description(c.oid, 'pg_class')
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND c.relname = %(name)s
-UNION ALL
-SELECT 'function', obj_description(p.oid, 'pg_proc')
+-- name: ours -- the view and the function of that name, whether rowvec made them, and their comments
+-- The function is known by its comment or its body, and the view by its function: its comment may be the user's own.
+SELECT 'function', obj_description(p.oid, 'pg_proc'),
+    coalesce(obj_description(p.oid, 'pg_proc') LIKE {comment}, false) OR p.prosrc LIKE '%LEFT JOIN rowvec.pipelines%'
 FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-WHERE n.nspname = %(schema)s AND p.proname = %(name)s AND p.pronargs = 0
+WHERE n.nspname = {schema} AND p.proname = {name} AND p.pronargs = 0
+UNION ALL
+SELECT 'view', obj_description(c.oid, 'pg_class'), NULL
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = {schema} AND c.relname = {name}
 
 -- name: lock
 SELECT pg_advisory_xact_lock(%(space)s, hashtext(%(name)s))

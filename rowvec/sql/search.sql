@@ -112,12 +112,15 @@ SELECT pg_advisory_xact_lock(%(space)s, hashtext(%(name)s))
 -- name: load_library -- pgvector's, which defines the settings that the function makes
 SELECT '[1]'::{pgvector}.vector IS NOT NULL
 
--- name: our_functions -- functions of this name that rowvec made, known by their comment
-SELECT p.oid::regprocedure::text, p.oid
+-- name: our_functions -- functions of this name that rowvec made, known by their comment or, if that was changed, body
+SELECT p.oid::regprocedure::text, p.oid, obj_description(p.oid, 'pg_proc')
 FROM pg_proc AS p
 JOIN pg_namespace AS n ON n.oid = p.pronamespace
 WHERE n.nspname = %(schema)s AND p.proname = %(name)s
-  AND obj_description(p.oid, 'pg_proc') LIKE 'rowvec: %%'
+  AND (obj_description(p.oid, 'pg_proc') LIKE 'rowvec: %%' OR p.prosrc LIKE '%%rowvec\_set text[]%%')
+
+-- name: comment_again -- of the user's own
+COMMENT ON FUNCTION {signature} IS {comment}
 
 -- name: function_oid
 SELECT {signature}::regprocedure::oid

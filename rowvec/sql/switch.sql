@@ -40,14 +40,17 @@ DELETE FROM rowvec.tunings WHERE table_schema = %(schema)s AND table_name = %(ta
 -- name: drop_table
 DROP TABLE IF EXISTS {table}
 
--- name: drop_functions -- those that rowvec made for a table, which it knows by their comments
+-- name: drop_functions -- those that rowvec made for a table, known by their comment or, if that was changed, body
 SELECT format('DROP %%s %%s', CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END, p.oid::regprocedure)
 FROM pg_proc AS p
 WHERE p.pronamespace = to_regnamespace(%(schema)s) AND p.proname = ANY (%(names)s)
-  AND obj_description(p.oid, 'pg_proc') LIKE 'rowvec: %%'
+  AND (obj_description(p.oid, 'pg_proc') LIKE 'rowvec: %%'
+       OR p.prosrc LIKE '%%rowvec\_set text[]%%' OR p.prosrc LIKE '%%LEFT JOIN rowvec.pipelines%%')
 
 -- name: drop_views
 SELECT format('DROP VIEW %%s', c.oid::regclass)
 FROM pg_class AS c
 WHERE c.relnamespace = to_regnamespace(%(schema)s) AND c.relkind = 'v' AND c.relname = ANY (%(names)s)
-  AND obj_description(c.oid, 'pg_class') LIKE 'rowvec: %%'
+  AND (obj_description(c.oid, 'pg_class') LIKE 'rowvec: %%' OR EXISTS (
+      SELECT FROM pg_proc AS p
+      WHERE p.pronamespace = c.relnamespace AND p.proname = c.relname AND p.prosrc LIKE '%%LEFT JOIN rowvec.pipelines%%'))

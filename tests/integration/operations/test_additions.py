@@ -7,6 +7,7 @@ from typing import LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from rowvec.errors import TargetError
 from rowvec.ledger.generations import list_generations
@@ -146,6 +147,51 @@ def test_what_was_added_to_the_table_survives_a_rebuild_and_a_rollback(
         assert rollback(paintings) == "vectors.paintings__2", again
         assert facts(source) == before
         assert counted(database_url, "reads_additions") == read
+
+
+def test_privileges_and_comments_of_the_functions_survive_a_rebuild_and_a_rollback(
+    source: Connection, paintings: Pipeline, reader: str
+) -> None:
+    gallery.sync(paintings)
+    for function in ("paintings_search", "paintings_provenance"):
+        named = sql.SQL("FUNCTION {}").format(sql.Identifier("vectors", function))
+        source.execute(sql.SQL("REVOKE EXECUTE ON {} FROM PUBLIC").format(named))
+        source.execute(sql.SQL("GRANT EXECUTE ON {} TO {} WITH GRANT OPTION").format(named, sql.Identifier(reader)))
+    source.execute("GRANT SELECT ON vectors.paintings_provenance TO reads_additions")
+    source.execute("COMMENT ON FUNCTION vectors.paintings_search IS 'for the shop'")
+    source.execute("COMMENT ON VIEW vectors.paintings_provenance IS 'for the auditors'")
+    catalog = (
+        "SELECT p.proname, obj_description(p.oid, 'pg_proc') LIKE 'rowvec: %', a.privilege_type,"
+        " a.grantee::regrole::text, a.is_grantable"
+        " FROM pg_proc AS p, aclexplode(coalesce(proacl, acldefault('f', proowner))) AS a"
+        " WHERE pronamespace = 'vectors'::regnamespace AND NOT proname ~ '__[0-9]' UNION ALL"
+        " SELECT relname, obj_description(c.oid, 'pg_class') LIKE 'rowvec: %', a.privilege_type,"
+        " a.grantee::regrole::text, a.is_grantable"
+        " FROM pg_class AS c, aclexplode(coalesce(relacl, acldefault('r', relowner))) AS a"
+        " WHERE relname = 'paintings_provenance' ORDER BY 1, 2, 3, 4"
+    )
+    before = source.execute(catalog).fetchall()
+    assert ("paintings_search", False, "EXECUTE", "reads_additions", True) in before
+    assert not [row for row in before if row[3] == "-"]
+    gallery.sync(paintings)
+    assert source.execute(catalog).fetchall() == before
+    # Other arguments of the search function, and another key for the view.
+    gallery.rebuild(changed(paintings, target={"precision": "float16"}))
+    assert source.execute(catalog).fetchall() == before
+    rollback(paintings)
+    assert source.execute(catalog).fetchall() == before
+    source.execute("ALTER TABLE vectors.paintings_provenance RENAME COLUMN model TO modell")
+    source.execute("COMMENT ON FUNCTION vectors.paintings_provenance() IS 'changed'")
+    gallery.sync(paintings)
+    assert {row for row in source.execute(catalog).fetchall() if row[0] == "paintings_search"} == {
+        row for row in before if row[0] == "paintings_search"
+    }
+    assert [row[2:] for row in source.execute(catalog).fetchall()] == [row[2:] for row in before]
+    retire_for_good(paintings)
+    left = source.execute(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'vectors'::regnamespace ORDER BY 1"
+    ).fetchall()
+    assert left == [("paintings_provenance",), ("paintings_search",)]
 
 
 def test_row_level_security_without_a_policy_stays_on_at_every_moment(
