@@ -150,7 +150,7 @@ def test_unique_values_of_rows_with_the_same_content_change_places_in_one_run(
     written = "SELECT id, run_id, embedded_at FROM vectors.paintings ORDER BY id"
     before = source.execute(written).fetchall()
     source.execute("UPDATE paintings SET year = CASE id WHEN 4 THEN 1905 ELSE 1904 END WHERE id IN (4, 5)")
-    source.execute("UPDATE paintings SET year = 1907 + (id - 6) % 3 WHERE id IN (6, 7, 8)")
+    source.execute("UPDATE paintings SET year = 1906 + (id - 5) % 3 WHERE id IN (6, 7, 8)")
     report = sync(paintings)
     assert (report.metadata_only, report.rejected, report.rows, report.consistent) == (5, 0, 50, True)
     assert_in_step(source)
