@@ -24,11 +24,12 @@ class Privilege:
 
 
 Kind = Literal["function", "view"]
+_READ: dict[Kind, str] = {"function": "of_function", "view": "of_view"}
 
 
 def privileges_of(connection: Connection, kind: Kind, written: str) -> list[Privilege]:
     """The privileges on a function or view, given as the database writes its name; the owner's are among them."""
-    found = connection.execute(query("privileges", f"of_{kind}", object=sql.Literal(written))).fetchall()
+    found = connection.execute(query("privileges", _READ[kind], object=sql.Literal(written))).fetchall()
     return [Privilege(*row) for row in found]
 
 
