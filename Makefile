@@ -35,7 +35,7 @@ test-unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit --numprocesses=2 --dist=worksteal
 
 # The tests that use a Postgres, on the server of each line in tests/support/servers/lines.py; at the end it prints the table
-# for docs/compatibility.md. SERVERS=pg16,pgbouncer takes some of the lines, and TESTS some of the files.
+# for docs/reference/compatibility.md. SERVERS=pg16,pgbouncer takes some of the lines, and TESTS some of the files.
 test-matrix: $(VENV)/.dev
 	$(BIN)/python -m tests.support.matrix --lines="$(SERVERS)" --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_FLAGS) $(TESTS)
 
@@ -62,7 +62,7 @@ bench-rivals: $(VENV)/.dev
 
 # Each benchmark prints its figures for people and ends with one JSON object; benchmarks/README.md says which question it
 # answers. The quick forms take some minutes together, to try them out; benchmarks/results is recorded on a quiet machine.
-# SQLAlchemy, LangChain and LlamaIndex are in .venv too, for the test of docs/clients.md; pgpq is in .peers only.
+# SQLAlchemy, LangChain and LlamaIndex are in .venv too, for the test of docs/how-to/clients.md; pgpq is in .peers only.
 BENCHMARKS ?= load diff overlap scale search images pace $(if $(wildcard $(RIVALS)),sync faults)
 BENCH_PYTHON ?= $(firstword $(wildcard benchmarks/.peers/bin/python) $(BIN)/python)
 

@@ -1,4 +1,4 @@
-"""Creates or updates the automations of docs/operations.md: ``python deployments/automations.py``.
+"""Creates or updates the automations of docs/how-to/operations.md: ``python deployments/automations.py``.
 
 With ``--webhook BLOCK`` each alarm is also posted to a Webhook block of that name; with ``--repair`` an audit with
 repair follows an inconsistency. They are not in prefect.yaml, because ``prefect deploy`` would fill in the templates
@@ -39,7 +39,7 @@ def wanted(webhook: UUID | None, audits: dict[str, UUID]) -> list[AutomationCore
     automations = [
         AutomationCore(
             name=name,
-            description=f"{why} docs/operations.md says what to do.",
+            description=f"{why} docs/how-to/operations.md says what to do.",
             trigger=_when(events),
             actions=notify,
         )

@@ -54,7 +54,7 @@ def show_waiting(pipeline: Pipeline, pause: AwaitingJobs) -> None:
     text = (
         f"## Waiting: {plain(pipeline.name)} is as it was, until all its vectors are there\n\n{plain(str(pause))}\n\n"
         f"- **Jobs at the provider**: {pause.jobs:,}\n- **Texts in them**: {pause.texts:,}\n"
-        "- **Next**: the next sync takes their answers; docs/cost.md explains how."
+        "- **Next**: the next sync takes their answers; docs/how-to/cost.md explains how."
     )
     _page(pipeline.name, "summary", text, f"Waiting: {pause}")
 
@@ -90,7 +90,7 @@ def show_index(pipeline: Pipeline, found: dict[str, object]) -> None:
     _table(pipeline.name, "index-state", rows, reason)
 
 
-_ALARMS = "What to do is in docs/operations.md, under *When a run is red*."
+_ALARMS = "What to do is in docs/how-to/operations.md, under *When a run is red*."
 
 
 def _rejected(history: History) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 def collector_paused() -> Generator[None]:
     """Within this context no garbage is collected, and objects that are created in it are never examined afterwards.
 
-    This saves a tenth of the start of a command, which is nearly all imports: docs/performance.md.
+    This saves a tenth of the start of a command, which is nearly all imports: docs/explanation/performance.md.
     """
     gc.disable()
     try:

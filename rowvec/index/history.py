@@ -56,8 +56,9 @@ def look(connection: Connection, table: VectorTable) -> Looked:
     """Count the table's rows, and the rows that got their vector after its builds, in one pass.
 
     Each row stores the number of the run that gave it its vector. So the table itself shows what changed after a
-    build, even if a run was killed, the table was restored, or statistics were reset. ``docs/index.md`` explains why
-    the statistics are not used for this. A row that changed more than once counts once. Raises ``DatabaseUnavailable``.
+    build, even if a run was killed, the table was restored, or statistics were reset.
+    ``docs/explanation/indexes.md`` explains why the statistics are not used for this. A row that changed more than once
+    counts once. Raises ``DatabaseUnavailable``.
     """
     with lost_connections_are_retriable():
         connection.execute(query("index_builds", "ended"), {**_name_of(table), "outcome": "gone"})

@@ -137,7 +137,7 @@ def _translated(error: psycopg.Error) -> DatabaseUnavailable | TargetError:
                 "default_transaction_read_only is set: give rowvec the primary, or fix that, and run again"
             )
         case pg.InsufficientPrivilege():
-            return TargetError(f"{sentence}; docs/operations.md lists the grants a role needs")
+            return TargetError(f"{sentence}; docs/how-to/operations.md lists the grants a role needs")
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return DatabaseUnavailable(f"the connection to the database was lost: {sentence}")
         case _:

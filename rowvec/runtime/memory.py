@@ -15,8 +15,8 @@ MIB = 1 << 20
 TIGHT = 640 * MIB
 """A run with less than this works with smaller batches, one at a time."""
 
-# Measured with the local model and 256 dimensions, as what a process adds to what it has in memory before it: docs/
-# operations.md has the whole. One small batch; and many, with the merge of 200,000 rows.
+# Measured with the local model and 256 dimensions, as what a process adds to what it has in memory before it:
+# docs/how-to/operations.md has the whole. One small batch; and many, with the merge of 200,000 rows.
 ONE_BATCH, MANY_BATCHES = 64 * MIB, 250 * MIB
 
 _PROC = Path("/proc")

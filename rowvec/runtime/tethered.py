@@ -18,7 +18,8 @@ _COLLECT_EVERY = 100_000
 def main() -> None:
     """Run the module until it ends, or until the standard input does."""
     threading.Thread(target=_end_with_input, daemon=True).start()
-    # A server creates half a million objects while it is imported, nearly all of them permanent: docs/performance.md.
+    # A server creates half a million objects while it is imported, nearly all of them permanent:
+    # docs/explanation/performance.md.
     gc.set_threshold(_COLLECT_EVERY)
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -109,7 +109,7 @@ def digest_of_key(key: Iterable[str]) -> bytes:
 def checksum(block: Block) -> int:
     """What a block adds to the checksum of keys and fingerprints, which does not depend on the order of rows.
 
-    docs/consistency.md has the formula.
+    docs/explanation/consistency.md has the formula.
     """
     data = np.empty((len(block), DIGEST_BYTES + 32), np.uint8)
     data[:, :DIGEST_BYTES] = _bytes(block.digest.astype(">u8"))

@@ -13,7 +13,8 @@ from rowvec.postgres.vector_table import VectorTable
 def totals(connection: Connection, table: VectorTable, rows: sql.Composable) -> tuple[int, str]:
     """The number of rows in ``rows`` and their checksum, which does not depend on the order of the rows.
 
-    ``rows`` needs the key columns of ``table`` and a column ``fingerprint``. See docs/consistency.md for the formula.
+    ``rows`` needs the key columns of ``table`` and a column ``fingerprint``.
+    docs/explanation/consistency.md has the formula.
     """
     statement = query("totals", "totals", digest=key_digest(table.key), table=rows)
     count, checksum = connection.execute(statement).fetchone() or (0, 0)

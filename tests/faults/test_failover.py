@@ -1,7 +1,8 @@
 """Syncs through PgBouncer while runs are killed, servers restarted, and a standby is promoted.
 
 The standby is synchronous: what is committed on the primary is on the standby too. With an asynchronous one, Postgres
-itself loses the last commits at a promotion, and answers that were paid for among them; docs/consistency.md says more.
+itself loses the last commits at a promotion, and answers that were paid for among them;
+docs/explanation/consistency.md says more.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def test_a_missing_grant_is_named_and_the_run_after_the_grant_is_paid_for_once(
         names = {"role": sql.Identifier(role), "database": sql.Identifier(source.info.dbname)}
         source.execute(sql.SQL(statement).format(**names))  # pyright: ignore[reportArgumentType] # ours, below
 
-    refuses("permission denied", "docs/operations.md")
+    refuses("permission denied", "docs/how-to/operations.md")
     allow("GRANT CREATE, TEMPORARY ON DATABASE {database} TO {role}")
     refuses("the source's table public.paintings cannot be read: permission denied for table paintings")
     allow("GRANT SELECT ON paintings TO {role}; ALTER ROLE {role} CONNECTION LIMIT 1")

@@ -24,7 +24,7 @@ KEYS = sorted({(part.__name__, key) for part in PARTS for key in part.model_fiel
 
 @pytest.mark.parametrize(("part", "key"), KEYS)
 def test_every_key_of_the_pipeline_file_is_documented(part: str, key: str) -> None:
-    assert f"`{key}`" in (ROOT / "docs/pipeline.md").read_text("utf-8")
+    assert f"`{key}`" in (ROOT / "docs/reference/pipeline.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("part", "key"), [k for k in KEYS if k[1] != "kind"])
@@ -54,7 +54,7 @@ def test_every_link_leads_somewhere() -> None:
 
 
 def test_the_glossary_defines_each_term_once() -> None:
-    terms = re.findall(r"^\| \*\*(\w+)\*\* \|", (ROOT / "docs/glossary.md").read_text("utf-8"), re.MULTILINE)
+    terms = re.findall(r"^\| \*\*(\w+)\*\* \|", (ROOT / "docs/reference/glossary.md").read_text("utf-8"), re.MULTILINE)
     assert terms == sorted(set(terms))
     needed = "row key content fingerprint batch artifact manifest journal generation reject pending run"
     assert set(needed.split()) <= set(terms)

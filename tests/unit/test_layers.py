@@ -1,4 +1,4 @@
-"""``docs/architecture.md`` agrees with the tree: it names every package, and every path it names exists."""
+"""``docs/explanation/architecture.md`` agrees with the tree: it names every package, and every path it names exists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/architecture.md").read_text("utf-8")
+PAGE = (ROOT / "docs/explanation/architecture.md").read_text("utf-8")
 MODULES = [path for folder in ("rowvec", "tasks", "flows") for path in (ROOT / folder).rglob("*.py")]
 PACKAGES = sorted({path.parent.relative_to(ROOT).as_posix() for path in MODULES} - {"rowvec"})
 MOST_LINES = 400
@@ -30,7 +30,7 @@ def test_every_path_on_the_page_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "page", ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 )
 def test_every_module_that_a_page_names_exists(page: str) -> None:
     named = re.findall(r"`((?:rowvec|tasks|flows|tests)/[\w/]+\.(?:py|sql))`", (ROOT / page).read_text("utf-8"))

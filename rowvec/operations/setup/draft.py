@@ -145,7 +145,7 @@ def _draft(name: str, source: list[str], found: Found, target: str, around: Arou
 def _head(name: str) -> list[str]:
     return [
         "# Drafted by rowvec init: read what it guessed, correct it, then run rowvec check with this file.",
-        "# rowvec schema prints all keys; docs/pipeline.md explains them.",
+        "# rowvec schema prints all keys; docs/reference/pipeline.md explains them.",
         f"name: {scalar(name)}",
     ]
 

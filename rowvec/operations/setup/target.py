@@ -18,7 +18,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.migrations import MINIMUM_PGVECTOR
 from rowvec.postgres.queries import query
 
-# docs/compatibility.md: the versions that rowvec is made for.
+# docs/reference/compatibility.md: the versions that rowvec is made for.
 _OLDEST_SERVER, _NEWEST_SERVER = 15, 18
 
 # A sync holds a connection for its lease, one for each stage at work, and two for what is paid.
@@ -55,7 +55,7 @@ def server(connection: Connection) -> Iterator[Finding]:
         yield warning(
             "server",
             f"{said} is newer than {_NEWEST_SERVER}, the newest that rowvec was tried on",
-            "try it on a copy of the table first; docs/compatibility.md lists what was tried",
+            "try it on a copy of the table first; docs/reference/compatibility.md lists what was tried",
         )
     else:
         yield ok("server", said)

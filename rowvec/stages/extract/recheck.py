@@ -32,7 +32,10 @@ class HashComparison:
     differences: tuple[tuple[str, tuple[str | None, ...], str], ...]
     """For each row that is not right: missing, stale, orphaned or corrupt; its key; the reason."""
     source: tuple[int, str]
-    """Number of rows that must have a vector, without the rejects, and their checksum; see docs/consistency.md."""
+    """Number of rows that must have a vector, without the rejects, and their checksum.
+
+    docs/explanation/consistency.md has its formula.
+    """
     table: tuple[int, str]
     """The same of the vector table."""
 

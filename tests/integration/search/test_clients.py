@@ -1,4 +1,4 @@
-"""Every block of docs/clients.md runs, by a role with the page's grants, against a table that a sync made."""
+"""Every block of docs/how-to/clients.md runs, by a role with the page's grants, against a table that a sync made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.paintings import sync
 from tests.support.servers.openai_server import KEY, serve
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs/clients.md").read_text("utf-8")
+PAGE = (ROOT / "docs/how-to/clients.md").read_text("utf-8")
 CLIENTS = ["psycopg", "SQLAlchemy", "LangChain", "LlamaIndex"]
 OWN_SEARCHES = {"psycopg": 2, "SQLAlchemy": 4, "LangChain": 2, "LlamaIndex": 2}
 """What a section queries from the table itself, in its clients' own SQL; each also calls the function twice."""
@@ -101,7 +101,7 @@ def run(heading: str, on: str, names: dict[str, Any]) -> dict[str, Any]:
     """Run a section's Python from top to bottom; returns all its names."""
     names = {"__name__": "page", **names}
     for number, block in enumerate(blocks(heading, "python", on)):
-        exec(compile(block, f"docs/clients.md, {heading}, {number}", "exec", dont_inherit=True), names)  # noqa: S102 # the page's own code is what is tested
+        exec(compile(block, f"docs/how-to/clients.md, {heading}, {number}", "exec", dont_inherit=True), names)  # noqa: S102 # the page's own code is what is tested
     return names
 
 

