@@ -38,8 +38,12 @@ class VectorCheck:
         return self.count == 0
 
 
-def check_vectors(connection: Connection, table: VectorTable, *, run_id: int | None = None) -> list[VectorCheck]:
+def check_vectors(
+    connection: Connection, table: VectorTable, *, run_id: int | None = None, part: sql.Composable | None = None
+) -> list[VectorCheck]:
     """Check all rows of the table, or only those that the run ``run_id`` wrote, in one pass over the vectors.
+
+    ``part``: the rows to look at, as a relation; left out, the table.
 
     The checks are ``embedding_missing``, ``dimensions``, ``not_finite``, ``zero_norm`` (cosine only: a zero vector has
     no direction, and no index returns it) and ``bits`` (if the table stores bits). Raises ``DatabaseUnavailable``.
@@ -49,7 +53,7 @@ def check_vectors(connection: Connection, table: VectorTable, *, run_id: int | N
     counts = sql.SQL(", ").join(query("vector_checks", "count", condition=c) for c, _ in checks.values())
     with lost_connections_are_retriable():
         found = connection.execute(
-            query("vector_checks", "counts", counts=counts, table=table.identifier, scope=scope)
+            query("vector_checks", "counts", counts=counts, table=part or table.identifier, scope=scope)
         ).fetchone()
         return [
             VectorCheck(

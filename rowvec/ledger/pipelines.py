@@ -54,6 +54,12 @@ def identity_of(connection: Connection, pipeline_id: PipelineId) -> Identity:
     return Identity(**row[0])
 
 
+def is_under_construction(connection: Connection, pipeline_id: PipelineId) -> bool:
+    """Whether this is a generation that a rebuild is making."""
+    row = connection.execute(query("pipelines", "is_building"), {"pipeline_id": pipeline_id}).fetchone()
+    return bool(row and row[0])
+
+
 def check_table(pipeline: Pipeline, schema: str, table: str) -> None:
     """Raise ``UsageError`` if a pipeline file names another table than ``schema.table``, to which its name belongs."""
     if (schema, table) != table_identifier(pipeline.target.table):

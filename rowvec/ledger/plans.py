@@ -17,7 +17,7 @@ from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
-from rowvec.postgres.fragments import as_sent, key_json
+from rowvec.postgres.fragments import as_sent, key_json, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.memory import is_tight
@@ -59,6 +59,34 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Queued:
+    """What a plan took from the queue of changes."""
+
+    whole: bool
+    """Whether the run compares the whole source, whatever the queue says."""
+    why: str
+    """Why it does, or what it relies on: for people."""
+    snapshot: str
+    """The extract's snapshot; the merge removes exactly the entries that it has seen."""
+    facts: dict[str, Any]
+    """What the next run may rely on once this one has merged."""
+    keys: int
+    """Keys in the queue."""
+    missed: int | None = None
+    """Rows that a whole comparison found changed and the queue did not name; None if the queue was not complete."""
+    missed_keys: tuple[str, ...] = ()
+    """The first of their keys."""
+    rows: int = 0
+    """Rows of the vector table before the merge; only if the run does not compare everything."""
+    checksum: str = "0"
+    """Its checksum, likewise."""
+    verified_run: int = 0
+    """The run that last compared everything."""
+    verified_at: str = ""
+    """When: for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A stored plan; its rows are in the table ``rowvec.plan_<run_id>``."""
 
@@ -74,6 +102,25 @@ class Plan:
     """Lost images of unchanged rows, which the run must upload again; 0 in a plan that was read from the database."""
     seconds: float = 0.0
     """How long the plan took."""
+    queued: Queued | None = None
+    """What the plan took from the queue of changes; None if the source has none."""
+
+    @property
+    def scope(self) -> sql.Identifier | None:
+        """A table of the only keys that the run compares; None: it compares everything."""
+        return scope_rows(self.run_id) if self.queued and not self.queued.whole else None
+
+    @property
+    def stored(self) -> sql.Composable:
+        """The vector table, or the part of it that the run compares."""
+        return within_scope(self.table, self.scope)
+
+    @property
+    def in_scope(self) -> sql.Composable:
+        """Whether a row ``t`` of the vector table is among those that the run compares."""
+        if self.scope is None:
+            return sql.SQL("true")
+        return query("plans", "in_scope", scope=self.scope, same_key=same_key(self.table.key, "scope", "t"))
 
     @property
     def rows(self) -> sql.Identifier:
@@ -84,6 +131,19 @@ class Plan:
     def staging(self) -> sql.Identifier:
         """The table that the batches are loaded into."""
         return sql.Identifier("rowvec", f"staging_{self.run_id}")
+
+
+def scope_rows(run_id: RunId) -> sql.Identifier:
+    """The table with the keys that a run compares, if it does not compare everything."""
+    return sql.Identifier("rowvec", f"scope_{run_id}")
+
+
+def within_scope(table: VectorTable, scope: sql.Identifier | None) -> sql.Composable:
+    """What follows FROM: the vector table, or its rows whose keys are in ``scope``."""
+    if scope is None:
+        return table.identifier
+    same = same_key(table.key, "scope", "source")
+    return query("source", "within", relation=table.identifier, scope=scope, same_key=same)
 
 
 def plan_rows(run_id: RunId) -> sql.Identifier:
@@ -130,6 +190,7 @@ def store(connection: Connection, plan: Plan) -> None:
         "counts": Jsonb(asdict(plan.counts)),
         "batches": plan.batches,
         "direct": plan.direct,
+        "changes": Jsonb(asdict(plan.queued)) if plan.queued else None,
     }
     connection.execute(query("plans", "store"), values)
 
@@ -142,7 +203,7 @@ def open_plan(connection: Connection, pipeline: Pipeline, run_id: RunId) -> Plan
     row = connection.execute(query("plans", "open"), {"run_id": run_id}).fetchone()
     if row is None:
         raise TargetError(f"the plan of run {run_id} is gone; start a new sync")
-    pipeline_id, layout, counts, batches, direct = row
+    pipeline_id, layout, counts, batches, direct, queued = row
     return Plan(
         run_id=run_id,
         pipeline_id=pipeline_id,
@@ -151,6 +212,7 @@ def open_plan(connection: Connection, pipeline: Pipeline, run_id: RunId) -> Plan
         counts=Counts(**counts),
         batches=batches,
         direct=direct,
+        queued=Queued(**queued) if queued else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,6 +52,33 @@ class Chunks(Part):
         return self
 
 
+_SECONDS = {"m": 60, "h": 3600, "d": 86400}
+
+
+class Changes(Part):
+    """How a run finds the rows that have changed."""
+
+    by: Literal["compare", "trigger"] = Field(
+        default="compare",
+        description="compare: each run compares the whole source with the vector table. trigger: triggers on the "
+        "source's table queue the keys of changed rows, and a run compares only these.",
+    )
+    verify_every: str = Field(
+        default="1d",
+        pattern=r"^[1-9][0-9]{0,4}[mhd]$",
+        description="With by: trigger: after so long the next run compares the whole source, whatever the queue says: "
+        "30m, 12h, 1d.",
+    )
+
+    @property
+    def verify_seconds(self) -> int:
+        """``verify_every`` in seconds."""
+        return int(self.verify_every[:-1]) * _SECONDS[self.verify_every[-1]]
+
+
+_ONLY_OF_A_TABLE = "source.changes.by: trigger needs kind: postgres and a table, which can have triggers"
+
+
 class _RowSource(Part):
     key: list[Text] = Field(min_length=1, description="The columns that identify a row. One or more.")
     metadata: list[Text] = Field(
@@ -74,6 +101,13 @@ class _RowSource(Part):
     def vector_key(self) -> tuple[str, ...]:
         """The key of the vector table."""
         return (*self.key, CHUNK) if self.chunks else tuple(self.key)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _files_have_no_triggers(cls, data: object) -> object:
+        if isinstance(data, dict) and "changes" in data and data.get("kind") not in (None, "postgres"):
+            raise ValueError(f"{_ONLY_OF_A_TABLE}; leave source.changes out")
+        return cast("object", data)
 
     @model_validator(mode="after")
     def _columns_are_ours_to_name(self) -> _RowSource:
@@ -120,6 +154,10 @@ class PostgresSource(_TextSource):
         description="The database's DSN, as ${NAME}. Left out: the target's database.",
     )
 
+    changes: Changes = Field(
+        default=Changes(), description="How a run finds the rows that have changed: by comparing, or by triggers."
+    )
+
     _url_has_no_secret = field_validator("url")(no_literal_secret)
 
     @field_validator("table")
@@ -131,6 +169,14 @@ class PostgresSource(_TextSource):
     def _one_of_table_and_query(self) -> PostgresSource:
         if (self.table is None) == (self.query is None):
             raise ValueError("name either table or query")
+        return self
+
+    @model_validator(mode="after")
+    def _triggers_have_a_table(self) -> PostgresSource:
+        if self.changes.by == "trigger" and self.table is None:
+            raise ValueError(f"{_ONLY_OF_A_TABLE}; with a query, leave source.changes out")
+        if self.changes.by == "trigger" and self.chunks is not None:
+            raise ValueError("source.changes.by: trigger does not work with source.chunks yet; leave one of them out")
         return self
 
 

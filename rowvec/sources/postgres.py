@@ -15,7 +15,7 @@ from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.columns import PgColumn, listed
 from rowvec.postgres.connection import Connection, target_url
-from rowvec.postgres.fragments import names
+from rowvec.postgres.fragments import names, same_key
 from rowvec.postgres.queries import query
 from rowvec.runtime.suggestion import did_you_mean
 from rowvec.sources.encoding import readable_rows
@@ -105,8 +105,14 @@ def is_in_target_database(pipeline: Pipeline) -> bool:
     return source.kind == "postgres" and (source.url is None or source.url == target_url(pipeline.target.url))
 
 
-def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource, identity: bytes) -> SourceQuery:
-    """Look up the source's columns and compose its query.
+def describe(
+    connection: Connection,
+    pipeline: Pipeline,
+    source: PostgresSource,
+    identity: bytes,
+    scope: sql.Identifier | None = None,
+) -> SourceQuery:
+    """Look up the source's columns and compose its query; ``scope``: a table of the only keys to read.
 
     Raises ``SourceError`` if the table, a column or the query is missing or cannot be read.
     """
@@ -120,6 +126,8 @@ def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource,
                 f"the source has no column {name!r}; it has {listed(sorted(types))}{did_you_mean(name, types)}"
             )
     key = tuple(PgColumn(name, types[name]) for name in source.key)
+    if scope is not None:
+        relation = query("source", "within", relation=relation, scope=scope, same_key=same_key(key, "scope", "source"))
     read = (*source.metadata, *parsed.columns, *([vector_column] if vector_column else []))
     readable = readable_rows(connection, relation, key, (PgColumn(name, types[name]) for name in read))
     return SourceQuery(

@@ -22,7 +22,7 @@ WHERE wanted.fingerprint IS DISTINCT FROM stored.fingerprint
    {or_metadata_differs}
 
 -- name: stored -- what the vector table holds
-SELECT {columns}, content, fingerprint, metadata_hash, true AS rowvec_present FROM {table}
+SELECT {columns}, content, fingerprint, metadata_hash, true AS rowvec_present FROM {table} AS stored
 
 -- name: stored_nothing -- there is no vector table yet
 SELECT {columns}, content, fingerprint, metadata_hash, false AS rowvec_present FROM ({rows}) AS r WHERE false

@@ -33,12 +33,15 @@ SELECT NOT EXISTS (
 SELECT
     (SELECT count(*) FROM {table} AS t WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_row})
        AND NOT EXISTS (SELECT FROM live_pending AS p WHERE {same_row_pending})),
-    (SELECT count(*) FROM {table})
+    {stored}
+
+-- name: count_stored
+(SELECT count(*) FROM {table} AS t)
 
 -- name: delete_gone -- vectors without a source row of exactly this content: orphans, stale rows, blank rows
 WITH gone AS (
     DELETE FROM {table} AS t
-    WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key} AND l.fingerprint = t.fingerprint)
+    WHERE {in_scope} AND NOT EXISTS (SELECT FROM live AS l WHERE {same_key} AND l.fingerprint = t.fingerprint)
     RETURNING {key})
 INSERT INTO {unrecorded} ({key}) SELECT {key} FROM gone
 
@@ -63,7 +66,7 @@ WHERE {same_key} AND p.rowvec_action = 'changed' AND p.fingerprint IS DISTINCT F
 -- name: forget_gone_rejects
 DELETE FROM rowvec.rejects AS r
 WHERE r.pipeline_id = {pipeline_id} AND r.fingerprint IS NOT NULL
-  AND r.reason <> 'not_removed'
+  AND r.reason <> 'not_removed' AND {among}
   AND NOT EXISTS (
       SELECT FROM live AS l WHERE {key_json} = r.key AND l.fingerprint = r.fingerprint
       AND (r.metadata_hash IS NULL OR r.metadata_hash = l.metadata_hash))

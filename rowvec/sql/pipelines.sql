@@ -61,3 +61,6 @@ GROUP BY c.oid, c.relkind
 
 -- name: identity
 SELECT identity FROM rowvec.pipelines WHERE pipeline_id = %(pipeline_id)s
+
+-- name: is_building
+SELECT state = 'building' FROM rowvec.pipelines WHERE pipeline_id = %(pipeline_id)s

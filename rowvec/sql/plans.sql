@@ -1,12 +1,12 @@
 -- name: store -- a run that catches up with its source makes more than one plan
-INSERT INTO rowvec.plans (run_id, layout, counts, batches, direct)
-VALUES (%(run_id)s, %(layout)s, %(counts)s, %(batches)s, %(direct)s)
+INSERT INTO rowvec.plans (run_id, layout, counts, batches, direct, changes)
+VALUES (%(run_id)s, %(layout)s, %(counts)s, %(batches)s, %(direct)s, %(changes)s)
 ON CONFLICT (run_id) DO UPDATE
 SET layout = excluded.layout, counts = excluded.counts, batches = excluded.batches, direct = excluded.direct,
-    planned_at = now()
+    changes = excluded.changes, planned_at = now()
 
 -- name: open
-SELECT r.pipeline_id, p.layout, p.counts, p.batches, p.direct
+SELECT r.pipeline_id, p.layout, p.counts, p.batches, p.direct, p.changes
 FROM rowvec.plans AS p JOIN rowvec.runs AS r USING (run_id)
 WHERE p.run_id = %(run_id)s
 
@@ -34,3 +34,6 @@ RETURNING pipeline_id
 
 -- name: pass_run
 INSERT INTO rowvec.runs (pipeline_id, cause, state) VALUES (%(pipeline_id)s, 'plan', 'planned') RETURNING run_id
+
+-- name: in_scope
+EXISTS (SELECT FROM {scope} AS scope WHERE {same_key})

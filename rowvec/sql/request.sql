@@ -16,8 +16,11 @@ SELECT count(*) FROM {table}
 SELECT count(*) FROM rowvec.rejects WHERE pipeline_id = {pipeline_id}
 
 -- name: forget_fixed_rejects -- rejects of the kinds that every extract finds again, and that this one did not find
-DELETE FROM rowvec.rejects
-WHERE pipeline_id = {pipeline_id} AND run_id <> {run_id}
+DELETE FROM rowvec.rejects AS r
+WHERE pipeline_id = {pipeline_id} AND run_id <> {run_id} AND {among}
   AND reason IN (
       'null_key', 'duplicate_key', 'empty', 'unreadable',
       'missing_image', 'not_an_image', 'broken_image', 'image_too_large')
+
+-- name: in_scope -- whether a reject r is of a row that the run compares
+EXISTS (SELECT FROM {scope} AS scope WHERE {key_json} = r.key)

@@ -29,7 +29,7 @@ WHERE run_id IN (
 -- name: leftovers -- plan and staging tables of runs that are over
 SELECT c.relname
 FROM pg_class AS c
-JOIN rowvec.runs AS r ON c.relname IN ('plan_' || r.run_id, 'staging_' || r.run_id)
+JOIN rowvec.runs AS r ON c.relname IN ('plan_' || r.run_id, 'staging_' || r.run_id, 'scope_' || r.run_id)
 WHERE c.relnamespace = 'rowvec'::regnamespace AND r.pipeline_id = %(pipeline_id)s AND r.run_id <> %(run_id)s
   AND r.state NOT IN ('planned', 'running')
 
@@ -45,7 +45,7 @@ FROM (
     SELECT DISTINCT a.pid
     FROM rowvec.runs AS r
     JOIN pg_class AS c
-      ON c.relnamespace = 'rowvec'::regnamespace AND c.relname IN ('plan_' || r.run_id, 'staging_' || r.run_id)
+      ON c.relnamespace = 'rowvec'::regnamespace AND c.relname IN ('plan_' || r.run_id, 'staging_' || r.run_id, 'scope_' || r.run_id)
     JOIN pg_locks AS l
       ON l.relation = c.oid AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     JOIN pg_stat_activity AS a USING (pid)

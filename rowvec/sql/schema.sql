@@ -476,3 +476,26 @@ COMMENT ON COLUMN rowvec.stores.server IS
     'The server''s system identifier; with the database''s oid it tells this database from a copy of it. NULL: unknown.';
 COMMENT ON COLUMN rowvec.stores.superseded IS
     'Manifests in the store that the next one replaces: those that killed runs left, and those that were given up.';
+
+-- name: migration_12 -- runs that compare only the rows whose keys a queue names
+CREATE TABLE rowvec.changes (
+    pipeline_id int PRIMARY KEY REFERENCES rowvec.pipelines,
+    facts jsonb NOT NULL,
+    vectors oid,
+    rows bigint NOT NULL,
+    checksum numeric NOT NULL,
+    verified_at timestamptz NOT NULL,
+    verified_run bigint NOT NULL,
+    merged_run bigint NOT NULL
+);
+COMMENT ON TABLE rowvec.changes IS
+    'One row per pipeline whose source has a queue of changes: what the next run may rely on.';
+COMMENT ON COLUMN rowvec.changes.facts IS 'Tables, triggers and settings as the last run found them.';
+COMMENT ON COLUMN rowvec.changes.vectors IS 'The vector table.';
+COMMENT ON COLUMN rowvec.changes.merged_run IS 'The last run that merged; another one may have written what is not known here.';
+COMMENT ON COLUMN rowvec.changes.rows IS 'Rows of the vector table: counted by the last whole comparison, carried on since.';
+COMMENT ON COLUMN rowvec.changes.checksum IS 'Its checksum of keys and fingerprints, likewise.';
+COMMENT ON COLUMN rowvec.changes.verified_at IS 'When the whole source and the vector table were last compared and agreed.';
+
+ALTER TABLE rowvec.plans ADD COLUMN changes jsonb;
+COMMENT ON COLUMN rowvec.plans.changes IS 'What the plan took from the queue of changes; NULL: there is no queue.';

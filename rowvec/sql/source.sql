@@ -40,3 +40,6 @@ SET LOCAL row_security = off
 
 -- name: would_read -- plans the read of a source and does not execute it
 EXPLAIN SELECT * FROM {relation} AS source
+
+-- name: within -- the rows of a few keys; an index of the source finds them
+(SELECT source.* FROM {relation} AS source WHERE EXISTS (SELECT FROM {scope} AS scope WHERE {same_key}))

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from rowvec.index.build import index_state, old_pgvector, pooled_build
-from rowvec.index.choice import Facts, Tuned, choose
+from rowvec.index.choice import Facts, Tuned, choose, fits
 from rowvec.index.history import look
 from rowvec.index.recall import RecallReport
 from rowvec.index.sparsity import sparsity_of
@@ -84,6 +84,40 @@ def _serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, re
     )
 
 
+def serve_as_it_is(connection: Connection, table: VectorTable, pipeline: Pipeline, rows: int) -> Indexed | None:
+    """What serves a table of which a run has compared a part: reads the catalog and no row of the table.
+
+    Returns None if the table has no index that suits it; then ``serve`` must build one. Recall and wear, which need the
+    whole table, are left to the next run that compares everything.
+    """
+    started = time.monotonic()
+    if table.layout.is_sparse:
+        return None  # the choice depends on the nonzeros of all rows
+    states = [state for state in index_state(connection, table) if state.valid and not state.partial]
+    tuned = find_tuning(connection, table)
+    facts = Facts(
+        rows=rows,
+        dimensions=table.dimensions,
+        precision=table.precision,
+        bits=table.bits,
+        metric=table.metric,
+        indexed=bool(states),
+        sparsity=None,
+    )
+    choice = choose(facts, pipeline.index, Tuned(choice=tuned.choice, rows=tuned.rows) if tuned else None)
+    if bool(states) != (choice.kind != "none") or not all(fits(state.present, choice) for state in states):
+        return None
+    vacuumed = vacuum_if_due(connection, table)
+    _install_functions(connection, table, pipeline, choice)
+    return Indexed(
+        choice=choice,
+        rows=rows,
+        recall=None,
+        seconds=time.monotonic() - started,
+        notes=(vacuumed,) if vacuumed else (),
+    )
+
+
 def _install_functions(connection: Connection, table: VectorTable, pipeline: Pipeline, choice: IndexChoice) -> None:
     install_search_function(connection, table, choice)
     if pipeline.search.hybrid:
@@ -99,4 +133,10 @@ def _install_functions(connection: Connection, table: VectorTable, pipeline: Pip
 def run(pipeline: Pipeline, run: Run) -> Indexed:
     """Give the vector table its index and the search functions that use it."""
     with open_stage(pipeline, run, "index") as work:
-        return serve(work.connection, work.plan.table, work.pipeline)
+        plan = work.plan
+        if plan.scope is not None and plan.queued is not None:
+            rows = plan.queued.rows + plan.counts.new - plan.counts.deleted
+            found = serve_as_it_is(work.connection, plan.table, work.pipeline, rows)
+            if found is not None:
+                return found
+        return serve(work.connection, plan.table, work.pipeline)

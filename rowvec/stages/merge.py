@@ -13,6 +13,7 @@ from rowvec.errors import MergeConflict, TargetError, UsageError
 from rowvec.index.build import drop_indexes
 from rowvec.index.choice import LIMIT_NONZEROS, Sparsity
 from rowvec.index.sparsity import widest
+from rowvec.ledger.changes import settle
 from rowvec.ledger.journal import restart_journal, unrecorded
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run
@@ -27,7 +28,7 @@ from rowvec.searches.hybrid import Hybrid, has_text_index
 from rowvec.stages.batch import Batch
 from rowvec.stages.extract.open import open_source
 from rowvec.stages.extract.protocol import LiveRows, SourceStrategy
-from rowvec.stages.totals import totals
+from rowvec.stages.totals import carried, totals
 from rowvec.stages.work import open_stage
 from rowvec.stages.writes import Written, publish_rows, refuse_many_words, write
 
@@ -146,10 +147,14 @@ def _remember_keys(connection: Connection, plan: Plan) -> None:
     parts = {"unrecorded": unrecorded(plan.pipeline_id), "key": names(plan.table.key), "plan": plan.rows}
     connection.execute(query("journal", "remember_table", **parts))
     connection.execute(query("journal", "remember_planned", **parts))
+    if plan.scope is not None:
+        # Without statistics, joins of the few keys with the vector table read all of it.
+        connection.execute(query("merge", "analyze_table", table=unrecorded(plan.pipeline_id)))
 
 
 def _merge(connection: Connection, plan: Plan, live: LiveRows, hybrid: Hybrid | None) -> Merged:
     written = Written()
+    before = None if plan.scope is None else totals(connection, plan.table, plan.stored)
     settled = live.agrees()
     if plan.direct:
         live.drop_moved()
@@ -164,9 +169,13 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows, hybrid: Hybrid | 
         settled = not refuse_many_words(connection, plan, hybrid.language) and settled
     _forget_fixed_rejects(connection, plan)
     evidence = live.account(settled=settled)
-    source_rows, source_checksum = evidence.source or (None, None)
-    table_rows, table_checksum = totals(connection, plan.table, plan.table.identifier)
+    table = totals(connection, plan.table, plan.stored)
+    agrees = evidence.source == table and not evidence.missing
+    source_rows, source_checksum = carried(plan, before, evidence.source) if evidence.source else (None, None)
+    table_rows, table_checksum = carried(plan, before, table)
     connection.execute(query("merge", "merged"), {"run_id": plan.run_id})
+    live.release()
+    settle(connection, plan, (table_rows, table_checksum), agrees=agrees)
     for leftover in live.leftovers:
         connection.execute(query("merge", "drop", table=leftover))
     return Merged(
@@ -187,7 +196,7 @@ def _forget_fixed_rejects(connection: Connection, plan: Plan) -> None:
         query(
             "merge",
             "forget_fixed_rejects",
-            table=plan.table.identifier,
+            table=plan.stored,
             pipeline_id=sql.Literal(plan.pipeline_id),
             key_json=key_json(plan.table.key, "t"),
         )

@@ -14,6 +14,9 @@ from rowvec.runtime.display import plain
 ROW_SECURITY = "row security"
 """The check whose detail says that the source was shown in part."""
 
+QUEUE = "queue of changes"
+"""The check whose detail says what was compared."""
+
 _KINDS = ("new", "changed", "metadata_only", "deleted", "unchanged", "embedded", "reused")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
+from rowvec.ledger.plans import Plan
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_digest
 from rowvec.postgres.queries import query
@@ -19,3 +20,15 @@ def totals(connection: Connection, table: VectorTable, rows: sql.Composable) -> 
     statement = query("totals", "totals", digest=key_digest(table.key), table=rows)
     count, checksum = connection.execute(statement).fetchone() or (0, 0)
     return count, str(checksum)
+
+
+def carried(plan: Plan, before: tuple[int, str] | None, after: tuple[int, str]) -> tuple[int, str]:
+    """Rows and checksum of the whole, from those of the part that a run compared, before and after the merge.
+
+    Both are sums over rows, so what was compared is taken away and added again. A run that compares everything has them
+    already: ``before`` is None.
+    """
+    if before is None or plan.queued is None:
+        return after
+    rows = plan.queued.rows - before[0] + after[0]
+    return rows, str(int(plan.queued.checksum) - int(before[1]) + int(after[1]))

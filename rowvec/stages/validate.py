@@ -6,14 +6,16 @@ import shutil
 import time
 from dataclasses import asdict, replace
 
+from psycopg import sql
+
 from rowvec.embedders.cache import opened_embedder
 from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
 from rowvec.ledger import journal, rejects, reuse
-from rowvec.ledger.journal import Closing
+from rowvec.ledger.journal import Closing, unrecorded
 from rowvec.ledger.marked_store import standing
 from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.plans import Plan
+from rowvec.ledger.plans import Plan, within_scope
 from rowvec.ledger.runs import Ending, Run, finish_run
 from rowvec.ledger.workdir import make_workdir, workdir
 from rowvec.pipeline import Pipeline
@@ -28,7 +30,7 @@ from rowvec.stages.batch_api import jobs
 from rowvec.stages.images.lost import check_images
 from rowvec.stages.index import Indexed
 from rowvec.stages.merge import Merged, Round
-from rowvec.stages.report import ROW_SECURITY, Check, SyncReport, record
+from rowvec.stages.report import QUEUE, ROW_SECURITY, Check, SyncReport, record
 from rowvec.stages.work import Work, open_stage
 from rowvec.store.protocol import Store
 
@@ -88,9 +90,41 @@ def check_removed(connection: Connection, pipeline_id: PipelineId) -> Check:
     )
 
 
-def check_table(connection: Connection, table: VectorTable, run_id: int | None) -> list[Check]:
-    """Check the vectors themselves: all of them, or those that the given run wrote."""
-    return [_check(found) for found in check_vectors(connection, table, run_id=run_id)]
+def check_table(
+    connection: Connection, table: VectorTable, run_id: int | None, part: sql.Composable | None = None
+) -> list[Check]:
+    """Check the vectors themselves: all of them, or those that the given run wrote, or those of a part of the table."""
+    return [_check(found) for found in check_vectors(connection, table, run_id=run_id, part=part)]
+
+
+def check_written(work: Work, rows: int) -> list[Check]:
+    """Check the vectors that the run wrote, and all others too if they are few."""
+    plan = work.plan
+    if plan.scope is not None:
+        # The keys that no manifest covers yet: what the run has written, in all its rounds.
+        written = within_scope(plan.table, unrecorded(plan.pipeline_id))
+        return check_table(work.connection, plan.table, None, written)
+    return check_table(work.connection, plan.table, None if rows <= _ALL_ROWS else plan.run_id)
+
+
+def check_queue(plan: Plan) -> list[Check]:
+    """Say what was compared; and whether the queue of changes has missed something, which is an alarm."""
+    queued = plan.queued
+    if queued is None:
+        return []
+    if not queued.whole:
+        detail = (
+            f"{queued.why}; the whole source was last compared at {queued.verified_at}, by run {queued.verified_run}, "
+            "and agreed"
+        )
+        return [Check(name=QUEUE, ok=True, detail=detail)]
+    detail = f"the whole source was compared: {queued.why}"
+    if queued.missed:
+        detail += (
+            f"; the queue of changes had missed {queued.missed:,} row(s), which are right now: somebody writes to the "
+            "source past its triggers, or has edited the vector table"
+        )
+    return [Check(name=QUEUE, ok=True, detail=detail, rows=queued.missed_keys, value=queued.missed)]
 
 
 def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
@@ -113,6 +147,10 @@ def check_serving(
 ) -> list[Check]:
     """Check that the index is valid, is used, and has the required recall; ``notes``: what its upkeep found and did."""
     kept = [Check(name="index_kept_fit", ok=True, detail="; ".join(notes))] if notes else []
+    if recall is None and choice.kind != "none":
+        unmeasured = "not measured by this run: the next comparison of the whole source measures it"
+        known = Check(name="recall", ok=True, detail=unmeasured)
+        return [*(_check(found) for found in check_index(connection, table, choice)), *kept, known]
     if recall is None:
         return [Check(name="index", ok=True, detail=f"none is needed: {choice.reason}"), *kept]
     checks = [*(_check(found) for found in check_index(connection, table, choice)), *kept]
@@ -182,7 +220,8 @@ def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
     return [
         check_removed(connection, work.plan.pipeline_id),
         *check_merge(merged, of_files=kind != "postgres"),
-        *check_table(connection, table, None if indexed.rows <= _ALL_ROWS else work.plan.run_id),
+        *check_written(work, indexed.rows),
+        *check_queue(work.plan),
         check_artifacts(connection, work.store, work.plan),
         *check_store(connection, work.store, work.pipeline.name),
         *check_row_security(connection, work.pipeline),

@@ -144,9 +144,9 @@ class ChunkedSource(JoinedSource):
         self._source = source
         self._chunks = chunk_table(pipeline_id)
 
-    def describe(self) -> ChunkedQuery:
+    def describe(self, scope: sql.Identifier | None = None) -> ChunkedQuery:
         """See ``JoinedSource``."""
-        whole = describe(self.connection, self.pipeline, self._source, splitting_of(self.pipeline).digest())
+        whole = describe(self.connection, self.pipeline, self._source, splitting_of(self.pipeline).digest(), scope)
         return ChunkedQuery(
             whole=whole, chunks=self._chunks, pipeline_id=self.pipeline_id, identity=self.identity.digest()
         )

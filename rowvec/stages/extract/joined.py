@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
 from psycopg import sql
 
 from rowvec.errors import SourceError
-from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.plans import Plan, count_batches, plan_rows
+from rowvec.ledger.pipelines import PipelineId, is_under_construction
+from rowvec.ledger.plans import Plan, count_batches, plan_rows, within_scope
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import compared_as, is_exact, key_json, names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table
+from rowvec.sources.change_queue import ChangeQueue
 from rowvec.sources.postgres import SourceQuery, describe
 from rowvec.stages.extract.limits import refuse_beyond_limits
 from rowvec.stages.extract.live import LiveSource
 from rowvec.stages.extract.protocol import Evidence, Rows
 from rowvec.stages.extract.request import Request, forget_fixed_rejects, row, store_plan
+from rowvec.stages.extract.scope import install_if_missing, look, with_missed
 from rowvec.vectors.fingerprint import Identity
 
 
@@ -32,8 +35,16 @@ class JoinedSource(ABC):
         self.identity, self.pipeline_id = identity, pipeline_id
 
     @abstractmethod
-    def describe(self) -> Rows:
-        """What the vector table is joined with. Raises ``SourceError`` if it is not there as the pipeline says."""
+    def describe(self, scope: sql.Identifier | None = None) -> Rows:
+        """What the vector table is joined with; ``scope``: a table of the only keys to read.
+
+        Raises ``SourceError`` if it is not there as the pipeline says.
+        """
+
+    def queue(self, rows: Rows) -> ChangeQueue | None:
+        """The queue of changes; None if the pipeline has none."""
+        del rows
+        return None
 
     @abstractmethod
     def refresh(self, request: Request | None = None) -> None:
@@ -59,7 +70,10 @@ class JoinedSource(ABC):
     def read_again(self, plan: Plan) -> LiveSource:
         """See ``SourceStrategy``: the merge reads the source in its own snapshot."""
         self.refresh_for_merge()
-        return LiveSource(connection=self.connection, pipeline=self.pipeline, plan=plan, describe=self.describe)
+        queue = self.queue(self.describe()) if plan.queued else None
+        return LiveSource(
+            connection=self.connection, pipeline=self.pipeline, plan=plan, describe=self.describe, queue=queue
+        )
 
     def compare_merged(self, plan: Plan) -> Evidence | None:
         """See ``SourceStrategy``."""
@@ -76,13 +90,19 @@ class JoinedSource(ABC):
             rows = self.describe()
             table = VectorTable.of(self.pipeline, rows.key, rows.metadata)
             exists = find_table(self.connection, table)
+            queue = self.queue(rows)
+            if queue is not None:
+                request = replace(request, queued=look(self.connection, request, queue, exists=exists))
+                rows = self.describe(request.scope)
             self.reject_unusable(request, rows)
-            _make_diff(self.connection, self.pipeline_id, rows, table, exists=exists, for_extract=True)
+            _make_diff(self.connection, self.pipeline_id, rows, (table, request.scope), exists=exists, for_extract=True)
+            if queue is not None and request.queued is not None:
+                request = replace(request, queued=with_missed(self.connection, request, queue))
             return _store(self.connection, request, rows, table, exists=exists)
 
     def _add_findings(self, table: VectorTable) -> None:
         rows = self.describe()
-        _make_diff(self.connection, self.pipeline_id, rows, table, exists=True, for_extract=False)
+        _make_diff(self.connection, self.pipeline_id, rows, (table, None), exists=True, for_extract=False)
         self.connection.execute(query("joined", "add_differences", key_json=key_json(table.key, "d")))
         self.connection.execute(
             query(
@@ -110,14 +130,29 @@ class TableSource(JoinedSource):
         super().__init__(connection, pipeline, identity, pipeline_id)
         self._source = source
 
-    def describe(self) -> SourceQuery:
+    def describe(self, scope: sql.Identifier | None = None) -> SourceQuery:
         """See ``JoinedSource``."""
-        return describe(self.connection, self.pipeline, self._source, self.identity.digest())
+        return describe(self.connection, self.pipeline, self._source, self.identity.digest(), scope)
+
+    def queue(self, rows: Rows) -> ChangeQueue | None:
+        """See ``JoinedSource``. Raises ``SourceError`` if two rows could have one key."""
+        if self._source.changes.by != "trigger":
+            return None
+        if not rows.whole.unique:
+            raise SourceError(
+                f"source.changes.by is trigger, and no unique index of {self._source.table} says that each key occurs "
+                "once and is never NULL: make one, or set source.changes.by to compare"
+            )
+        return ChangeQueue.of(self.pipeline, self._source, rows.key)
 
     def refresh(self, request: Request | None = None) -> None:
-        """Nothing but to begin: the join reads the source itself."""
+        """The join reads the source itself; the ledger and the triggers must be there before the snapshot."""
         if request is not None:
             request.begin_ledger()
+        if request is not None and not request.dry_run and self._source.changes.by == "trigger":
+            queue = self.queue(self.describe())
+            if queue is not None and not is_under_construction(self.connection, self.pipeline_id):
+                install_if_missing(self.connection, queue)
 
     def refresh_for_merge(self) -> None:
         """Nothing: the join reads the source itself."""
@@ -161,26 +196,28 @@ def reject_rows_without_content(connection: Connection, request: Request, rows: 
             raise SourceError(
                 f"{blank:,} row(s) have empty content and source.empty is fail; fix them, or set it to skip or reject"
             )
-    forget_fixed_rejects(connection, request)
+    forget_fixed_rejects(connection, request, rows.key)
 
 
 def _make_diff(
     connection: Connection,
     pipeline_id: PipelineId,
     rows: Rows,
-    table: VectorTable,
+    compared: tuple[VectorTable, sql.Identifier | None],
     *,
     exists: bool,
     for_extract: bool,
 ) -> None:
     """Make the temporary table ``diff``: the keys whose row and vector do not belong together, without the rejects.
 
-    ``for_extract``: with the rejects that each run tries again.
+    ``compared``: the vector table, and the only keys of it to compare, if not all. ``for_extract``: with the rejects
+    that each run tries again.
     """
+    table, scope = compared
     columns = names((*table.key, *table.metadata))
     stored = query("joined", "stored_nothing", columns=columns, rows=rows.rows)
     if exists:
-        stored = query("joined", "stored", columns=columns, table=table.identifier)
+        stored = query("joined", "stored", columns=columns, table=within_scope(table, scope))
     coalesced = (sql.SQL("coalesce(wanted.{0}, stored.{0}) AS {0}").format(sql.Identifier(c.name)) for c in table.key)
     differs = (
         sql.SQL(" OR wanted.{0}{1} IS DISTINCT FROM stored.{0}{1}").format(sql.Identifier(c.name), compared_as(c))

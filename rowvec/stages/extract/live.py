@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from rowvec.ledger.journal import unrecorded
-from rowvec.ledger.plans import Plan
+from rowvec.ledger.plans import Plan, scope_rows
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import is_exact, key_digest, key_json, names, same_key
 from rowvec.postgres.queries import query
+from rowvec.sources.change_queue import ChangeQueue
 from rowvec.stages.extract.protocol import Evidence, Rows
 from rowvec.stages.extract.request import check_loss
 from rowvec.stages.totals import totals
@@ -25,17 +26,20 @@ class LiveSource:
     connection: Connection
     pipeline: Pipeline
     plan: Plan
-    describe: Callable[[], Rows]
-    """The source's rows as a SELECT."""
+    describe: Callable[[sql.Identifier | None], Rows]
+    """The source's rows as a SELECT, of all keys or only of those in a table."""
+    queue: ChangeQueue | None = None
+    """The queue of changes that the plan has read."""
 
     @property
     def leftovers(self) -> tuple[sql.Identifier, ...]:
-        """Staging and plan."""
-        return self.plan.staging, self.plan.rows
+        """Staging, plan, and the keys that are compared."""
+        keys = (scope_rows(self.plan.run_id),) if self.plan.queued else ()
+        return self.plan.staging, self.plan.rows, *keys
 
     def make(self) -> None:
         """See ``LiveRows``; ``live_pending`` has the keys of rows whose present content is not split yet."""
-        rows = self.describe()
+        rows = self.describe(self.plan.scope)
         self.connection.execute(query("live", "from_source", key=names(self.plan.table.key), rows=rows.rows))
         self.connection.execute(query("live", "pending_rows", unsplit=rows.unsplit))
 
@@ -51,7 +55,7 @@ class LiveSource:
         any_reject = self.connection.execute(query("live", "any_reject"), {"pipeline_id": plan.pipeline_id}).fetchone()
         if any_reject != (False,):
             return False
-        statement = query("live", "agree", table=plan.table.identifier, same_key=self._same_key("l", "t"))
+        statement = query("live", "agree", table=plan.stored, same_key=self._same_key("l", "t"))
         return self.connection.execute(statement).fetchone() == (True,)
 
     def drop_moved(self) -> None:
@@ -62,11 +66,14 @@ class LiveSource:
 
     def check_deletes(self) -> None:
         """See ``LiveRows``. The transaction is rolled back, and the vectors that were paid for are kept."""
-        row_key = self.plan.table.row_key
+        row_key, stored_rows = self.plan.table.row_key, query("live", "count_stored", table=self.plan.stored)
+        if self.plan.queued is not None and self.plan.scope is not None:
+            stored_rows = sql.Literal(self.plan.queued.rows)
         statement = query(
             "live",
             "count_gone",
-            table=self.plan.table.identifier,
+            table=self.plan.stored,
+            stored=stored_rows,
             same_row=same_key(row_key, "l", "t"),
             same_row_pending=same_key(row_key, "p", "t"),
         )
@@ -79,6 +86,7 @@ class LiveSource:
             "live",
             "delete_gone",
             table=self.plan.table.identifier,
+            in_scope=self.plan.in_scope,
             same_key=self._same_key("l", "t"),
             key=names(self.plan.table.key),
             unrecorded=unrecorded(self.plan.pipeline_id),
@@ -96,7 +104,12 @@ class LiveSource:
     @property
     def _condemned(self) -> dict[str, sql.Composable]:
         table = self.plan.table
-        return {"key": names(table.key, "t"), "table": table.identifier, "same_key": self._same_key("l", "t")}
+        return {"key": names(table.key, "t"), "table": self.plan.stored, "same_key": self._same_key("l", "t")}
+
+    def release(self) -> None:
+        """See ``LiveRows``."""
+        if self.queue is not None and self.plan.queued is not None:
+            self.queue.remove_seen(self.connection, self.plan.queued.snapshot, whole=self.plan.queued.whole)
 
     def account(self, *, settled: bool) -> Evidence:
         """See ``LiveRows``."""
@@ -112,7 +125,11 @@ class LiveSource:
         connection, plan = self.connection, self.plan
         table, same_as_stored = plan.table.identifier, self._same_key("t", "l")
         parts = {"pipeline_id": sql.Literal(plan.pipeline_id), "key_json": key_json(plan.table.key, "l")}
-        connection.execute(query("live", "forget_gone_rejects", **parts))
+        among: sql.Composable = sql.SQL("true")
+        if plan.scope is not None:
+            scope_key = key_json(plan.table.key, "scope")
+            among = query("request", "in_scope", scope=plan.scope, key_json=scope_key)
+        connection.execute(query("live", "forget_gone_rejects", among=among, **parts))
         connection.execute(
             query(
                 "live",
@@ -163,6 +180,9 @@ class LivePlan:
 
     def drop_moved(self) -> None:
         """Nothing: ``make`` has done it."""
+
+    def release(self) -> None:
+        """Nothing: a source outside the target's database has no queue."""
 
     def check_deletes(self) -> None:
         """Nothing: ``read_again`` has counted what the source lost."""

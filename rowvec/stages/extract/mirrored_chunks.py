@@ -48,8 +48,9 @@ class MirroredSource(JoinedSource):
     The table stands for the source, so it is brought up to date before every extract, merge and audit.
     """
 
-    def describe(self) -> SourceQuery:
-        """See ``JoinedSource``: the table of chunks."""
+    def describe(self, scope: sql.Identifier | None = None) -> SourceQuery:
+        """See ``JoinedSource``: the table of chunks, which has no queue of changes and so no ``scope``."""
+        del scope
         source, types = self.pipeline.source, column_types(self.connection, self.pipeline_id)
         key, metadata = (tuple(PgColumn(n, types[n]) for n in named) for named in (source.vector_key, source.metadata))
         return SourceQuery(

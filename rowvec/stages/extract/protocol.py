@@ -102,6 +102,10 @@ class LiveRows(Protocol):
         """``SELECT`` the keys of the vectors that ``delete_gone`` deletes because their row has other content."""
         ...
 
+    def release(self) -> None:
+        """Remove from the queue of changes, if there is one, what the plan has read of it."""
+        ...
+
     def account(self, *, settled: bool) -> Evidence:
         """Compare ``live`` with the merged table. ``settled``: ``agrees`` returned true, and nothing was written."""
         ...

@@ -11,12 +11,14 @@ from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
 from rowvec.ledger.generations import hide_until_switch
 from rowvec.ledger.journal import restart_journal
 from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.plans import Counts, Plan, plan_rows, store
+from rowvec.ledger.plans import Counts, Plan, Queued, plan_rows, scope_rows, store
 from rowvec.ledger.reuse import paid_for
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.citus import distribute
+from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, create_table, direct_possible
 from rowvec.sources.protocol import HashedSource
@@ -49,11 +51,18 @@ class Request:
     """Whether nobody will carry out the plan, so that no vector table is made for it."""
     begin: Callable[[], None] | None = None
     """Makes the ledger, if there is none yet and nobody will carry out the plan: first runs wait from then on."""
+    queued: Queued | None = None
+    """What the queue of changes says; None if the source has none."""
 
     def begin_ledger(self) -> None:
         """Call ``begin``, if there is one: as late as possible, but before the ledger is looked at."""
         if self.begin is not None:
             self.begin()
+
+    @property
+    def scope(self) -> sql.Identifier | None:
+        """A table of the only keys to compare; None: everything is compared."""
+        return scope_rows(self.run_id) if self.queued and not self.queued.whole else None
 
 
 def check_deletes(counts: Counts, pipeline: Pipeline) -> None:
@@ -110,7 +119,10 @@ def store_plan(
         distribute(connection, table)
         hide_until_switch(connection, table.schema, table.name)
         restart_journal(connection, request.pipeline_id)
-    stored = row(connection, query("request", "count_rows", table=table.identifier))[0] if exists else 0
+    if request.scope is not None and request.queued is not None:
+        stored = request.queued.rows
+    else:
+        stored = row(connection, query("request", "count_rows", table=table.identifier))[0] if exists else 0
     rejected = row(connection, query("request", "count_rejects", pipeline_id=pipeline_id))[0]
     plan = Plan(
         run_id=request.run_id,
@@ -129,15 +141,22 @@ def store_plan(
         ),
         batches=batches,
         direct=direct,
+        queued=request.queued,
     )
     store(connection, plan)
     return plan
 
 
-def forget_fixed_rejects(connection: Connection, request: Request) -> None:
-    """Forget the rejects of the kinds that every extract finds again, if this extract did not find them."""
+def forget_fixed_rejects(connection: Connection, request: Request, key: tuple[PgColumn, ...] = ()) -> None:
+    """Forget the rejects of the kinds that every extract finds again, if this extract did not find them.
+
+    ``key``: the source's key, which a request that does not compare everything needs.
+    """
+    among: sql.Composable = sql.SQL("true")
+    if request.scope is not None:
+        among = query("request", "in_scope", scope=request.scope, key_json=key_json(key, "scope"))
     parts = {"pipeline_id": sql.Literal(request.pipeline_id), "run_id": sql.Literal(request.run_id)}
-    connection.execute(query("request", "forget_fixed_rejects", **parts))
+    connection.execute(query("request", "forget_fixed_rejects", among=among, **parts))
 
 
 def row(connection: Connection, statement: sql.Composed) -> tuple[int, ...]:

@@ -1,0 +1,235 @@
+"""The queue of changed keys in the source's database: triggers write it, and a run reads it instead of the whole table.
+
+The triggers fire once per statement and write only keys and the transaction's number. They run with the rights of the
+role that installed them, and they can never fail an application's statement: docs/decisions/0022.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from rowvec.errors import SourceError
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.parts import table_identifier
+from rowvec.pipeline.sources import PostgresSource
+from rowvec.postgres.columns import PgColumn
+from rowvec.postgres.connection import Connection, without_blocking
+from rowvec.postgres.fragments import definitions, key_json, names, same_key
+from rowvec.postgres.queries import query
+
+SCHEMA = "rowvec_changes"
+
+_EVENTS: dict[LiteralString, LiteralString] = {
+    "INSERT": "REFERENCING NEW TABLE AS rowvec_new",
+    "UPDATE": "REFERENCING OLD TABLE AS rowvec_old NEW TABLE AS rowvec_new",
+    "DELETE": "REFERENCING OLD TABLE AS rowvec_old",
+    "TRUNCATE": "",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a run by the queue relies on, as it is now."""
+
+    values: dict[str, Any]
+    """By name; a run compares everything if one of them is not what the last run found."""
+    complete: bool
+    """Whether the queue is there and each table has its triggers, always enabled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeQueue:
+    """The queue of one pipeline over one table."""
+
+    name: str
+    """Sixteen hexadecimal digits, in the names of all its parts."""
+    table: sql.Identifier
+    shown: str
+    """The table's name for sentences."""
+    key: tuple[PgColumn, ...]
+
+    @staticmethod
+    def of(pipeline: Pipeline, source: PostgresSource, key: tuple[PgColumn, ...]) -> ChangeQueue:
+        """The queue of a pipeline, whether it is installed or not."""
+        table = source.table or ""
+        words = "\0".join((pipeline.name, pipeline.target.table))
+        digest = hashlib.sha256(words.encode()).hexdigest()[:16]
+        return ChangeQueue(name=digest, table=sql.Identifier(*table_identifier(table)), shown=table, key=key)
+
+    def facts(self, connection: Connection, of_run: dict[str, Any]) -> Facts:
+        """What is there now; ``of_run`` is added to the values.
+
+        Raises ``SourceError`` if the table is of a kind that cannot have the triggers, or is filled by a subscription,
+        which fires no trigger of a statement.
+        """
+        parts = {
+            "table": self._literal(self.table, connection),
+            "pattern": sql.Literal(f"rowvec_{self.name}_%"),
+            "function": sql.Literal(f"{SCHEMA}.note_{self.name}"),
+            "queue": sql.Literal(f"{SCHEMA}.queue_{self.name}"),
+            "failures": sql.Literal(f"{SCHEMA}.failures_{self.name}"),
+            "of_run": sql.Literal(Jsonb(of_run)),
+        }
+        found = connection.execute(query("changes", "facts", **parts)).fetchone()
+        values, complete, odd, subscribed = found or ({}, False, False, False)
+        if odd:
+            raise SourceError(
+                f"source.changes.by is trigger, and {self.shown} is a view, or has a foreign table among its "
+                "partitions; these have no triggers of a statement: set source.changes.by to compare"
+            )
+        if subscribed:
+            raise SourceError(
+                f"source.changes.by is trigger, and a subscription writes to {self.shown}; replication fires no "
+                "trigger of a statement: set source.changes.by to compare"
+            )
+        return Facts(values=values, complete=complete)
+
+    def install(self, connection: Connection) -> None:
+        """Make the queue and its triggers, or what is missing of them; waits for writers of the table.
+
+        Raises ``SourceError`` with what to do if the role may not do this.
+        """
+
+        def attempt() -> None:
+            with connection.transaction():
+                connection.execute(query("changes", "patience"))
+                for statement in self.statements(connection):
+                    connection.execute(statement)
+
+        try:
+            without_blocking(attempt)
+        except pg.InsufficientPrivilege as error:
+            raise SourceError(
+                f"the triggers for source.changes cannot be installed on {self.shown} "
+                f"({error.diag.message_primary}); let its owner run what `rowvec changes FILE --sql` prints, or set "
+                "source.changes.by to compare"
+            ) from error
+
+    def remove(self, connection: Connection) -> None:
+        """Drop the triggers and the queue."""
+        with connection.transaction():
+            for table in self._tree(connection):
+                for event in _EVENTS:
+                    connection.execute(query("changes", "drop_trigger", name=self._trigger(event), table=table))
+            connection.execute(query("changes", "drop", **self._names))
+
+    def statements(self, connection: Connection) -> list[sql.Composed]:
+        """What ``install`` executes, in order."""
+        body = query("changes", "body", key=names(self.key), failures=self._failures, queue=self._names["queue"])
+        comment = f"Keys of {self.shown} that changed since the last run of rowvec; filled by triggers."
+        made = [
+            query(
+                "changes",
+                "queue",
+                columns=definitions(self.key),
+                comment=sql.Literal(comment),
+                queue=self._names["queue"],
+                failures=self._names["failures"],
+            ),
+            query(
+                "changes",
+                "guard",
+                guard=self._names["guard"],
+                queue=self._names["queue"],
+                body=sql.Literal(query("changes", "guard_body", failures=self._failures).as_string(connection)),
+            ),
+            query(
+                "changes",
+                "function",
+                function=self._names["function"],
+                body=sql.Literal(body.as_string(connection)),
+            ),
+        ]
+        has_schema = connection.execute(query("changes", "has_schema")).fetchone()
+        if has_schema != (True,):
+            made.insert(0, query("changes", "schema"))
+        for table in self._tree(connection):
+            made.extend(
+                query(
+                    "changes",
+                    "trigger",
+                    name=self._trigger(event),
+                    table=table,
+                    event=sql.SQL(event),
+                    referencing=sql.SQL(referencing),
+                    function=self._names["function"],
+                )
+                for event, referencing in _EVENTS.items()
+            )
+        return made
+
+    def marks(self, connection: Connection) -> tuple[bool, bool, str]:
+        """Whether the table was truncated, whether an entry is older than this life of the database; the snapshot."""
+        found = connection.execute(query("changes", "marks", whole_key=self._whole_key, **self._queue)).fetchone()
+        return found or (True, True, "")
+
+    def make_scope(self, connection: Connection, scope: sql.Identifier, pipeline_id: sql.Literal) -> int:
+        """Make the table ``scope`` of the keys that this snapshot sees in the queue; returns their number.
+
+        The keys of rejected rows that each run tries again are among them.
+        """
+        key = names(self.key)
+        connection.execute(query("changes", "scope", scope=scope, key=key, whole_key=self._whole_key, **self._queue))
+        connection.execute(query("changes", "index_scope", scope=scope, key=key))
+        typed = sql.SQL(", ").join(
+            sql.SQL("(r.key ->> {})::{}").format(sql.Literal(number), column.type_sql)
+            for number, column in enumerate(self.key)
+        )
+        connection.execute(query("changes", "add_retried", scope=scope, key=key, typed=typed, pipeline_id=pipeline_id))
+        connection.execute(query("changes", "analyze_scope", scope=scope))
+        counted = connection.execute(query("changes", "count_scope", scope=scope)).fetchone()
+        return counted[0] if counted else 0
+
+    def missed(self, connection: Connection, scope: sql.Identifier) -> list[str]:
+        """The keys in the temporary table ``diff`` that are not in the scope."""
+        statement = query(
+            "changes", "missed", scope=scope, same_key=same_key(self.key, "s", "d"), key_json=key_json(self.key, "d")
+        )
+        return [key for (key,) in connection.execute(statement).fetchall()]
+
+    def remove_seen(self, connection: Connection, snapshot: str, *, whole: bool) -> None:
+        """Delete the entries that the snapshot has seen; ``whole``: and those of another life of the database."""
+        connection.execute(query("changes", "removes"))
+        connection.execute(
+            query("changes", "remove", snapshot=sql.Literal(snapshot), whole=sql.Literal(whole), **self._queue)
+        )
+
+    @property
+    def _names(self) -> dict[str, sql.Composable]:
+        return {
+            "queue": sql.Identifier(f"queue_{self.name}"),
+            "function": sql.Identifier(f"note_{self.name}"),
+            "failures": sql.Identifier(f"failures_{self.name}"),
+            "guard": sql.Identifier(f"guard_{self.name}"),
+        }
+
+    @property
+    def _queue(self) -> dict[str, sql.Composable]:
+        return {"queue": self._names["queue"]}
+
+    @property
+    def _failures(self) -> sql.Literal:
+        return sql.Literal(f"{SCHEMA}.failures_{self.name}")
+
+    @property
+    def _whole_key(self) -> sql.Composed:
+        return sql.SQL(" AND ").join(
+            sql.SQL("q.{} IS NOT NULL").format(sql.Identifier(column.name)) for column in self.key
+        )
+
+    def _trigger(self, event: str) -> sql.Identifier:
+        return sql.Identifier(f"rowvec_{self.name}_{event.lower()}")
+
+    def _literal(self, identifier: sql.Identifier, connection: Connection) -> sql.Literal:
+        return sql.Literal(identifier.as_string(connection))
+
+    def _tree(self, connection: Connection) -> Iterable[sql.Identifier]:
+        statement = query("changes", "tree", table=self._literal(self.table, connection))
+        return [sql.Identifier(schema, name) for schema, name in connection.execute(statement).fetchall()]

@@ -1,0 +1,112 @@
+"""What a run compares: the rows that the queue of changes names, or everything because something is in doubt."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+from psycopg import sql
+
+from rowvec.ledger.changes import Known, known
+from rowvec.ledger.pipelines import is_under_construction
+from rowvec.ledger.plans import Queued, scope_rows
+from rowvec.pipeline.sources import Source
+from rowvec.postgres.connection import Connection
+from rowvec.sources.change_queue import ChangeQueue, Facts
+from rowvec.stages.extract.request import Request
+
+LARGE = 0.1
+"""If more than this share of the table is queued, comparing everything costs no more."""
+_FEW = 1_000
+"""So many rows are never a large share."""
+_MOST_KEYS = 100
+
+# What each of the facts means if it is not what the last run found.
+_DOUBTS = {
+    "settings": "the key, the content, the embedder or the vector table is another one",
+    "tables": "the source's table, or one of its partitions, was rewritten, truncated, attached or detached",
+    "triggers": "the triggers were made again, disabled or enabled",
+    "function": "the triggers' function is of another version",
+    "queue": "the queue is another table",
+    "guard": "what guards the queue is of another version",
+    "failures": "a statement of the application could not be queued, or somebody has removed entries of the queue",
+}
+
+
+def settings_digest(request: Request) -> str:
+    """What the queue's keys and the vector table's rows depend on, as a digest."""
+    source = request.pipeline.source.model_dump(mode="json", exclude={"changes", "url"})
+    words = repr((sorted(source.items()), request.identity, request.pipeline.target.table, request.pipeline_id))
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def install_if_missing(connection: Connection, queue: ChangeQueue) -> None:
+    """Make the triggers before the first snapshot that relies on them. Raises ``SourceError`` as ``install``."""
+    if not queue.facts(connection, {}).complete:
+        queue.install(connection)
+
+
+def look(connection: Connection, request: Request, queue: ChangeQueue, *, exists: bool) -> Queued | None:
+    """In the extract's transaction: what the run compares. None: there is no queue, as in a plan before the first run.
+
+    Makes the run's table of keys if the queue is there. ``exists``: whether there is a vector table.
+    """
+    facts = queue.facts(connection, {"settings": settings_digest(request)})
+    if not facts.complete or is_under_construction(connection, request.pipeline_id):
+        return None
+    truncated, other_life, snapshot = queue.marks(connection)
+    keys = queue.make_scope(connection, scope_rows(request.run_id), sql.Literal(request.pipeline_id))
+    before = known(connection, request.pipeline_id) if exists else None
+    doubt = _doubt(facts, before, truncated=truncated, other_life=other_life)
+    why = doubt or _due(before, keys, request.pipeline.source)
+    queued = Queued(
+        whole=why is not None,
+        why=why or "",
+        snapshot=snapshot,
+        facts=facts.values,
+        keys=keys,
+        missed=None if doubt else 0,
+    )
+    if why is not None or before is None:
+        return queued
+    return Queued(
+        whole=False,
+        why=f"{keys:,} queued key(s) were compared",
+        snapshot=snapshot,
+        facts=facts.values,
+        keys=keys,
+        rows=before.rows,
+        checksum=before.checksum,
+        verified_run=before.verified_run,
+        verified_at=before.verified_at,
+    )
+
+
+def with_missed(connection: Connection, request: Request, queue: ChangeQueue) -> Queued | None:
+    """In the extract's transaction, after ``diff`` was made: with what the queue has missed, if that can be told."""
+    queued = request.queued
+    if queued is None or not queued.whole or queued.missed is None:
+        return queued
+    missed = queue.missed(connection, scope_rows(request.run_id))
+    return replace(queued, missed=len(missed), missed_keys=tuple(missed[:_MOST_KEYS]))
+
+
+def _doubt(facts: Facts, before: Known | None, *, truncated: bool, other_life: bool) -> str | None:
+    if before is None:
+        return "there is no whole comparison to rely on yet"
+    if truncated:
+        return "the source's table was truncated"
+    if other_life:
+        return "the database was restored"
+    changed = (doubt for name, doubt in _DOUBTS.items() if facts.values.get(name) != before.facts.get(name))
+    return next(changed, before.doubt)
+
+
+def _due(before: Known | None, keys: int, source: Source) -> str | None:
+    if before is None or source.kind != "postgres":
+        return "there is no whole comparison to rely on yet"
+    if before.seconds >= source.changes.verify_seconds:
+        return f"the last whole comparison is older than source.changes.verify_every, {source.changes.verify_every}"
+    if keys > max(_FEW, LARGE * before.rows):
+        return f"{keys:,} keys are queued, a large share of {before.rows:,} rows"
+    return None

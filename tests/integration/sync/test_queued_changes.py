@@ -1,0 +1,260 @@
+"""Triggers queue the keys of changed rows: a run compares these rows alone, is right, and says what it compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg import sql
+from pydantic import ValidationError
+
+from rowvec.errors import DeleteLimitExceeded
+from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection, connect
+from rowvec.stages.report import QUEUE, SyncReport
+from tests.support import paintings as gallery
+from tests.support.paintings import assert_in_step, fill, sync
+
+
+@pytest.fixture
+def queued(tmp_path: Path) -> Pipeline:
+    """The paintings, with a queue of changes."""
+    return gallery.pipeline(str(tmp_path / "artifacts"), source={"changes": {"by": "trigger"}})
+
+
+def compared(report: SyncReport) -> str:
+    """What the run says that it has compared."""
+    return next(check.detail for check in report.checks if check.name == QUEUE)
+
+
+def by_queue(report: SyncReport) -> bool:
+    """Whether the run has compared only the queued keys."""
+    return "queued key(s) were compared" in compared(report)
+
+
+def queue_of(connection: Connection) -> sql.Identifier:
+    """The queue's table."""
+    found = connection.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'rowvec_changes'::regnamespace AND relname LIKE 'queue%'"
+    ).fetchone()
+    assert found
+    return sql.Identifier("rowvec_changes", found[0])
+
+
+def entries(connection: Connection) -> int:
+    """Entries of the queue."""
+    row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(queue_of(connection))).fetchone()
+    assert row
+    return row[0]
+
+
+def test_a_run_compares_what_the_queue_names(source: Connection, queued: Pipeline) -> None:
+    first = sync(queued)
+    assert (first.new, first.rows) == (50, 50)
+    assert not by_queue(first)
+    fill(source, 3, start=101)
+    source.execute("UPDATE paintings SET title = title || '!' WHERE id <= 4")
+    source.execute("UPDATE paintings SET author = 'somebody' WHERE id = 10")
+    source.execute("UPDATE paintings SET id = 999 WHERE id = 30")
+    source.execute("DELETE FROM paintings WHERE id IN (20, 21)")
+    source.execute("UPDATE paintings SET title = NULL, description = '' WHERE id = 22")
+    assert entries(source) > 0
+    second = sync(queued)
+    assert by_queue(second), compared(second)
+    assert (second.new, second.changed, second.metadata_only, second.deleted) == (4, 4, 1, 4)
+    assert (second.unchanged, second.rows, second.embedded) == (41, 50, 7)
+    assert_in_step(source)
+    assert entries(source) == 0
+    third = sync(queued)
+    assert by_queue(third)
+    assert (third.new, third.changed, third.deleted, third.unchanged, third.rows) == (0, 0, 0, 50, 50)
+    assert third.checksum == second.checksum
+    source.execute("UPDATE rowvec.changes SET verified_at = verified_at - interval '2 days'")
+    whole = sync(queued)
+    assert not by_queue(whole)
+    assert "older than source.changes.verify_every" in compared(whole)
+    assert (whole.rows, whole.checksum) == (50, second.checksum)
+    assert next(check.value for check in whole.checks if check.name == QUEUE) == 0
+
+
+DOUBTS = {
+    "a table that was truncated": ("TRUNCATE paintings", "truncated"),
+    "a table that was rewritten": ("ALTER TABLE paintings SET UNLOGGED", "rewritten"),
+    "triggers that were disabled": (
+        "ALTER TABLE paintings DISABLE TRIGGER USER; UPDATE paintings SET title = 'unseen' WHERE id = 1",
+        "triggers",
+    ),
+    "triggers that were disabled for a while": (
+        "ALTER TABLE paintings DISABLE TRIGGER USER; UPDATE paintings SET title = 'unseen' WHERE id = 1;"
+        "DO $$ DECLARE t name; BEGIN FOR t IN SELECT tgname FROM pg_trigger WHERE tgname LIKE 'rowvec%' LOOP"
+        " EXECUTE format('ALTER TABLE paintings ENABLE ALWAYS TRIGGER %I', t); END LOOP; END $$",
+        "triggers",
+    ),
+    "a queue that was dropped": (
+        "DO $$ DECLARE t name; BEGIN FOR t IN SELECT relname FROM pg_class WHERE relname LIKE 'queue%' LOOP"
+        " EXECUTE format('DROP TABLE rowvec_changes.%I', t); END LOOP; END $$;"
+        "UPDATE paintings SET title = 'unseen' WHERE id = 1",
+        "queue",
+    ),
+    "a schema that was dropped": (
+        "DROP SCHEMA rowvec_changes CASCADE; UPDATE paintings SET title = 'unseen' WHERE id = 1",
+        "triggers",
+    ),
+    "entries that somebody removed": (
+        "UPDATE paintings SET title = 'unseen' WHERE id = 1;"
+        "DO $$ DECLARE t name; BEGIN FOR t IN SELECT relname FROM pg_class WHERE relname LIKE 'queue%' LOOP"
+        " EXECUTE format('DELETE FROM rowvec_changes.%I', t); END LOOP; END $$",
+        "removed entries",
+    ),
+    "a column that had another name for a while": (
+        "ALTER TABLE paintings RENAME COLUMN id TO number; UPDATE paintings SET title = 'unseen' WHERE number = 1;"
+        "ALTER TABLE paintings RENAME COLUMN number TO id",
+        "could not be queued",
+    ),
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTS)
+def test_a_run_compares_everything_after(doubt: str, source: Connection, queued: Pipeline) -> None:
+    queued = gallery.pipeline(
+        queued.artifacts.url, source={"changes": {"by": "trigger"}}, validation={"max_delete_fraction": 1}
+    )
+    sync(queued)
+    statement, reason = DOUBTS[doubt]
+    source.execute(statement)
+    report = sync(queued)
+    assert not by_queue(report)
+    assert reason in compared(report), compared(report)
+    assert_in_step(source)
+    source.execute("INSERT INTO paintings (id, title) VALUES (700, 'one more')")
+    after = sync(queued)
+    assert by_queue(after), compared(after)
+    assert_in_step(source)
+
+
+def test_a_transaction_that_commits_after_a_later_one_is_not_lost(
+    source: Connection, database_url: str, queued: Pipeline
+) -> None:
+    sync(queued)
+    with connect(database_url) as slow, slow.transaction():
+        slow.execute("INSERT INTO paintings (id, title) VALUES (201, 'slow')")
+        fill(source, 1, start=202)
+        during = sync(queued)
+        assert (by_queue(during), during.new, during.rows) == (True, 1, 51)
+    after = sync(queued)
+    assert (by_queue(after), after.new, after.rows) == (True, 1, 52)
+    assert_in_step(source)
+
+
+def test_what_the_queue_has_missed_is_named(source: Connection, queued: Pipeline) -> None:
+    sync(queued)
+    source.execute("DELETE FROM vectors.paintings WHERE id IN (7, 8)")
+    unnoticed = sync(queued)
+    assert by_queue(unnoticed)
+    source.execute("UPDATE rowvec.changes SET verified_at = verified_at - interval '2 days'")
+    found = sync(queued)
+    check = next(check for check in found.checks if check.name == QUEUE)
+    assert (check.ok, check.value) == (True, 2)
+    assert sorted(check.rows) == ['["7"]', '["8"]']
+    assert "had missed 2 row(s)" in check.detail
+    assert_in_step(source)
+
+
+def test_partitions_have_triggers_of_their_own_and_a_new_one_is_noticed(source: Connection, queued: Pipeline) -> None:
+    source.execute(
+        "DROP TABLE paintings;"
+        "CREATE TABLE paintings (id int PRIMARY KEY, title text, description text, author text, year int)"
+        " PARTITION BY RANGE (id);"
+        "CREATE TABLE low PARTITION OF paintings FOR VALUES FROM (0) TO (1000);"
+        "CREATE TABLE high (LIKE low INCLUDING ALL)"
+    )
+    fill(source, 20)
+    sync(queued)
+    source.execute(
+        "INSERT INTO low (id, title) VALUES (30, 'past the parent'); UPDATE paintings SET year = 1 WHERE id = 1"
+    )
+    report = sync(queued)
+    assert (by_queue(report), report.new, report.metadata_only) == (True, 1, 1), compared(report)
+    source.execute("INSERT INTO high (id, title) VALUES (1500, 'attached')")
+    source.execute("ALTER TABLE paintings ATTACH PARTITION high FOR VALUES FROM (1000) TO (2000)")
+    attached = sync(queued)
+    assert (by_queue(attached), attached.new) == (False, 1)
+    source.execute("INSERT INTO high (id, title) VALUES (1501, 'and written')")
+    assert (by_queue(after := sync(queued)), after.new) == (True, 1)
+    assert_in_step(source)
+
+
+def test_a_change_that_was_rolled_back_is_no_entry(source: Connection, queued: Pipeline) -> None:
+    sync(queued)
+    with source.transaction(force_rollback=True):
+        fill(source, 50, start=300)
+    assert entries(source) == 0
+    source.execute(
+        "BEGIN; SAVEPOINT s; DELETE FROM paintings; ROLLBACK TO s; DELETE FROM paintings WHERE id = 5; COMMIT"
+    )
+    report = sync(queued)
+    assert (by_queue(report), report.deleted, report.rows) == (True, 1, 49)
+
+
+def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(
+    source: Connection, queued: Pipeline
+) -> None:
+    fill(source, 5_000, start=100)
+    source.execute("ANALYZE paintings")
+    sync(queued)
+    source.execute("UPDATE paintings SET title = 'new' WHERE id IN (7, 300); DELETE FROM paintings WHERE id = 8")
+    before = rows_read(source)
+    report = sync(queued)
+    assert (by_queue(report), report.changed, report.deleted) == (True, 2, 1)
+    assert rows_read(source) == before
+
+
+def rows_read(connection: Connection) -> list[tuple[str, int]]:
+    """Rows that sequential scans have read of the source and of the vector table."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    connection.execute("SELECT pg_stat_clear_snapshot()")
+    return connection.execute(
+        "SELECT schemaname, seq_tup_read FROM pg_stat_user_tables WHERE relname = 'paintings' ORDER BY 1"
+    ).fetchall()
+
+
+def test_a_generation_under_construction_leaves_the_queue_to_the_live_one(source: Connection, queued: Pipeline) -> None:
+    sync(queued)
+    source.execute("UPDATE paintings SET title = 'new' WHERE id = 7")
+    longer = gallery.pipeline(
+        queued.artifacts.url, source={"changes": {"by": "trigger"}}, embedder={"kind": "local", "dimensions": 128}
+    )
+    gallery.rebuild(longer)
+    # The new generation was compared as a whole once, by a run of its own.
+    proved = source.execute(
+        "SELECT r.pipeline_id FROM rowvec.changes AS c JOIN rowvec.runs AS r ON r.run_id = c.verified_run"
+        " AND r.pipeline_id = c.pipeline_id"
+    ).fetchall()
+    assert len(set(proved)) == 2
+    source.execute("UPDATE paintings SET title = 'newer' WHERE id = 7")
+    assert by_queue(report := sync(longer)), compared(report)
+    assert_in_step(source)
+
+
+def test_limits_on_deletes_count_the_whole_table(source: Connection, queued: Pipeline) -> None:
+    sync(queued)
+    source.execute("DELETE FROM paintings WHERE id <= 10")
+    assert (by_queue(report := sync(queued)), report.deleted) == (True, 10)
+    source.execute("DELETE FROM paintings WHERE id <= 40")
+    with pytest.raises(DeleteLimitExceeded, match="30 of 40"):
+        sync(queued)
+    assert entries(source) > 0
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ({"table": None, "query": "SELECT * FROM public.paintings"}, "needs kind: postgres and a table"),
+        ({"chunks": {}}, "does not work with source.chunks"),
+        ({"kind": "csv", "path": "a.csv", "key": ["id"], "content": "{a}"}, "needs kind: postgres and a table"),
+    ],
+)
+def test_other_sources_are_refused(part: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        gallery.pipeline(str(tmp_path), source={"changes": {"by": "trigger"}, **part})
