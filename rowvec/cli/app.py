@@ -9,6 +9,7 @@ from functools import partial
 import typer
 from typer.exceptions import TyperException
 
+from rowvec.cli.commands.changes import changes, watch
 from rowvec.cli.commands.demo import demo
 from rowvec.cli.commands.index import index
 from rowvec.cli.commands.names import adopt, rename
@@ -45,6 +46,8 @@ app.command("restore")(restore)
 app.command("prune")(prune_store)
 app.command("index")(index)
 app.command("rebuild")(rebuild)
+app.command("changes")(changes)
+app.command("watch")(watch)
 app.command("rename")(rename)
 app.command("adopt")(adopt)
 app.command("rejects")(list_rejects)

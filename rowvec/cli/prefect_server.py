@@ -18,6 +18,7 @@ _RUNS = {
     "restore": "",
     "rebuild": "",
     "demo": "",
+    "watch": "",
     "audit": "--repair",
     "prune": "--apply",
     "index": "--rebuild",

@@ -15,7 +15,7 @@ from psycopg import errors as pg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from rowvec.errors import SourceError
+from rowvec.errors import SourceError, UsageError
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.sources import PostgresSource
@@ -32,6 +32,15 @@ _EVENTS: dict[LiteralString, LiteralString] = {
     "DELETE": "REFERENCING OLD TABLE AS rowvec_old",
     "TRUNCATE": "",
 }
+
+
+def check_has_no_queue(name: str, source: PostgresSource) -> None:
+    """Raise ``UsageError`` if a pipeline with its source in another database than the target asks for a queue."""
+    if source.changes.by == "trigger":
+        raise UsageError(
+            f"the pipeline {name} has source.changes.by: trigger, and its source is in another database than its "
+            "target, where this does not work yet; set source.changes.by to compare"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +86,10 @@ class ChangeQueue:
             "failures": sql.Literal(f"{SCHEMA}.failures_{self.name}"),
             "of_run": sql.Literal(Jsonb(of_run)),
         }
-        found = connection.execute(query("changes", "facts", **parts)).fetchone()
+        try:
+            found = connection.execute(query("changes", "facts", **parts)).fetchone()
+        except pg.InsufficientPrivilege as error:
+            raise self._refused(error) from error
         values, complete, odd, subscribed = found or ({}, False, False, False)
         if odd:
             raise SourceError(
@@ -106,11 +118,18 @@ class ChangeQueue:
         try:
             without_blocking(attempt)
         except pg.InsufficientPrivilege as error:
-            raise SourceError(
-                f"the triggers for source.changes cannot be installed on {self.shown} "
-                f"({error.diag.message_primary}); let its owner run what `rowvec changes FILE --sql` prints, or set "
-                "source.changes.by to compare"
-            ) from error
+            raise self._refused(error) from error
+
+    def grants(self, connection: Connection) -> list[sql.Composed]:
+        """What the session's role needs on the queue if another role installs it."""
+        role = sql.Identifier(connection.info.user)
+        return [query("changes", "grants", role=role, queue=self._names["queue"], failures=self._names["failures"])]
+
+    def _refused(self, error: pg.InsufficientPrivilege) -> SourceError:
+        return SourceError(
+            f"the triggers for source.changes cannot be installed on {self.shown} ({error.diag.message_primary}); let "
+            "its owner run what `rowvec changes FILE --sql` prints, or set source.changes.by to compare"
+        )
 
     def remove(self, connection: Connection) -> None:
         """Drop the triggers and the queue."""
@@ -164,6 +183,15 @@ class ChangeQueue:
                 for event, referencing in _EVENTS.items()
             )
         return made
+
+    def any_entry(self, connection: Connection) -> bool:
+        """Whether anything is queued."""
+        return connection.execute(query("changes", "any_entry", **self._queue)).fetchone() == (True,)
+
+    def count(self, connection: Connection) -> int:
+        """The number of entries."""
+        row = connection.execute(query("changes", "count_entries", **self._queue)).fetchone()
+        return row[0] if row else 0
 
     def marks(self, connection: Connection) -> tuple[bool, bool, str]:
         """Whether the table was truncated, whether an entry is older than this life of the database; the snapshot."""

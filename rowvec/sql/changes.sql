@@ -56,6 +56,11 @@ EXCEPTION WHEN OTHERS THEN
     RETURN NULL;
 END
 
+-- name: grants
+GRANT USAGE ON SCHEMA rowvec_changes TO {role};
+GRANT SELECT, DELETE ON rowvec_changes.{queue} TO {role};
+GRANT SELECT ON SEQUENCE rowvec_changes.{failures} TO {role}
+
 -- name: trigger
 DROP TRIGGER IF EXISTS {name} ON {table};
 CREATE TRIGGER {name} AFTER {event} ON {table} {referencing}
@@ -127,6 +132,12 @@ ANALYZE {scope}
 
 -- name: count_scope
 SELECT count(*) FROM {scope}
+
+-- name: any_entry
+SELECT EXISTS (SELECT FROM rowvec_changes.{queue})
+
+-- name: count_entries
+SELECT count(*) FROM rowvec_changes.{queue}
 
 -- name: marks -- whether a table was truncated, or an entry is from another life of this database; and the snapshot
 SELECT

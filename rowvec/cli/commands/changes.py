@@ -1,0 +1,92 @@
+"""The commands ``rowvec changes`` and ``rowvec watch``: the queue of a source's changes, and syncs as they come."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from rowvec.cli.commands.options import AsJson, File, Files
+from rowvec.cli.flow_loader import load_flow
+from rowvec.cli.output import emit, err, out
+from rowvec.cli.prefect_server import prefect_api
+from rowvec.errors import UsageError
+from rowvec.operations import changes as queue
+from rowvec.operations.changes import ChangesState
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.file import load
+from rowvec.runtime.display import one_line
+from rowvec.stages.report import SyncReport
+
+
+def changes(
+    file: File,
+    install: Annotated[bool, typer.Option("--install", help="Make the queue and its triggers now.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Drop the triggers and the queue.")] = False,
+    show_sql: Annotated[
+        bool, typer.Option("--sql", help="Print the SQL that installs them, for the table's owner to run.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the queue of changes of a pipeline whose file says source.changes.by: trigger.
+
+    The first sync installs it, if the role owns the source's table. Without an option, the command only reads.
+    """
+    if sum((install, remove, show_sql)) > 1:
+        raise UsageError("--install, --remove and --sql exclude each other; give one of them")
+    pipeline = load(file)
+    if show_sql:
+        text = queue.statements(pipeline)
+        emit({"sql": text}, as_json, lambda: sys.stdout.write(text))
+        return
+    done = queue.install_queue(pipeline) if install else queue.remove_queue(pipeline) if remove else None
+    found = done or queue.state(pipeline)
+    emit(found.as_json(), as_json, lambda: out.print(_sentence(found), markup=False, highlight=False, soft_wrap=True))
+
+
+def watch(
+    files: Files,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at a queue.")] = 1.0,
+) -> None:
+    """Sync each pipeline as soon as a row of its source has changed, until Ctrl-C or SIGTERM.
+
+    Each file says source.changes.by: trigger. One run is for all that has changed until it begins. Only such runs
+    appear in the Prefect UI. If a run fails, its sentence is printed, the other pipelines go on, and the pipeline is
+    tried again after pauses that grow to five minutes.
+    """
+    from rowvec.operations.watch import watch as look  # late: only this command needs it
+
+    pipelines = [load(file) for file in files]
+    for pipeline in pipelines:
+        queue.state(pipeline)  # a file without a queue is refused before anything is watched
+    flow = load_flow("sync")
+
+    def run(pipeline: Pipeline) -> None:
+        report: SyncReport = flow(pipeline=pipeline, cause="changes", when_busy="wait", wait_minutes=60)
+        tell(f"{pipeline.name}: {report.verdict()}")
+
+    with prefect_api():
+        tell(f"watching {', '.join(pipeline.name for pipeline in pipelines)}; Ctrl-C ends it")
+        look(pipelines, run, threading.Event(), tell=tell, every=every)
+
+
+def tell(sentence: str) -> None:
+    """Print what the watcher does, with the time of day."""
+    err.print(f"{datetime.now().astimezone():%H:%M:%S} {one_line(sentence)}", soft_wrap=True)
+
+
+def _sentence(found: ChangesState) -> str:
+    if found.done == "removed":
+        return f"The triggers on {found.table} and the queue of {found.pipeline} are gone."
+    if not found.installed:
+        return (
+            f"{found.table} has no complete queue for {found.pipeline}; the next sync makes it and compares everything."
+        )
+    proved = f"run {found.verified_run} at {found.verified_at}" if found.verified_run else "no run yet"
+    return (
+        f"The triggers on {found.table} are in place; {found.waiting:,} entries wait. The whole source was last "
+        f"compared by {proved}."
+    )
