@@ -9,7 +9,7 @@ import pytest
 
 import rowvec
 
-PACKAGES = ("index", "search", "sync")
+PACKAGES = ("index", "searches", "stages")
 # Keyword-only parameters count; ``self`` and ``cls`` do not.
 MOST = 7
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -40,7 +40,8 @@ def changes(
     pipeline = load(file)
     if show_sql:
         text = queue.statements(pipeline)
-        emit({"sql": text}, as_json, lambda: sys.stdout.write(text))
+        # As it is, and not through the terminal's console: the output is for psql.
+        emit({"sql": text}, as_json, partial(print, text, end=""))
         return
     done = queue.install_queue(pipeline) if install else queue.remove_queue(pipeline) if remove else None
     found = done or queue.state(pipeline)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import SourceError, UsageError
 from rowvec.operations import changes
@@ -42,7 +43,7 @@ def test_an_owner_can_install_it_for_a_role_that_may_only_read(
 ) -> None:
     source.execute("DROP ROLE IF EXISTS reads_only; CREATE ROLE reads_only LOGIN")
     source.execute("GRANT SELECT ON paintings TO reads_only")
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", psycopg.conninfo.make_conninfo(database_url, user="reads_only"))
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user="reads_only"))
     with pytest.raises(SourceError, match=r"cannot be installed on public.paintings .*rowvec changes FILE --sql"):
         changes.install_queue(queued)
     with psycopg.connect(database_url, autocommit=True) as owner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 from psycopg import sql
@@ -78,7 +78,7 @@ def test_a_run_compares_what_the_queue_names(source: Connection, queued: Pipelin
     assert next(check.value for check in whole.checks if check.name == QUEUE) == 0
 
 
-DOUBTS = {
+DOUBTS: dict[str, tuple[LiteralString, str]] = {
     "a table that was truncated": ("TRUNCATE paintings", "truncated"),
     "a table that was rewritten": ("ALTER TABLE paintings SET UNLOGGED", "rewritten"),
     "triggers that were disabled": (
