@@ -4,6 +4,8 @@ VENV := .venv
 # Tests mostly wait for servers that they start and kill, so there are twice as many processes as a small machine has cores.
 WORKERS ?= 4
 BIN := $(VENV)/bin
+# A notice of the theme's makers, in each build.
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo test test-unit test-matrix lint soak bench-peers bench-rivals bench bench-quick lock clean
 
@@ -29,6 +31,11 @@ lint: $(VENV)/.dev
 	$(BIN)/deptry .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
+	$(BIN)/mkdocs build --strict
+
+# The documentation on http://127.0.0.1:8000, built again when a page changes.
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs serve
 
 # No server is started: no Postgres, no Azurite, no Prefect.
 test-unit: $(VENV)/.dev

@@ -53,6 +53,14 @@ def test_every_link_leads_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page}: {link}"
 
 
+def test_lists_begin_after_a_blank_line() -> None:
+    """GitHub needs none, the site does: without one it shows the items as one paragraph."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        prose = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        found = re.findall(r"^(?!- |\d+\. |[ \n]).+\n(?:- |\d+\. ).*", prose, re.MULTILINE)
+        assert found == [], page
+
+
 def test_the_glossary_defines_each_term_once() -> None:
     terms = re.findall(r"^\| \*\*(\w+)\*\* \|", (ROOT / "docs/reference/glossary.md").read_text("utf-8"), re.MULTILINE)
     assert terms == sorted(set(terms))
