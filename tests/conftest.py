@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -36,6 +37,11 @@ hypothesis.settings.load_profile(PROFILE)
 # The server that the tests run on; `make test-matrix` names another one for each of its lines.
 LINE = lines.chosen()
 LINE.use_programs()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A script that starts the tests in the background has SIGINT ignored for them and for all that they start. Such a
+    # command rightly goes on at Ctrl-C, so a test that interrupts it would wait in vain.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _FLOWS = Path(__file__).parent / "flows"
 _numbers = itertools.count(1)

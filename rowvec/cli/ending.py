@@ -71,7 +71,9 @@ class Ending:
         if self._begin(sentence, status):
             ident = threading.main_thread().ident
             if ident is not None:
-                signal.pthread_kill(ident, signal.SIGINT)
+                # A script that starts a command in the background has SIGINT ignored.
+                ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                signal.pthread_kill(ident, signal.SIGTERM if ignored else signal.SIGINT)
 
     def finish(self) -> NoReturn:
         """Say why the command ends, end what it has started, and end the process."""
