@@ -6,6 +6,8 @@ WORKERS ?= 4
 BIN := $(VENV)/bin
 # A notice of the theme's makers, in each build.
 export NO_MKDOCS_2_WARNING := 1
+# Images of containers often forbid Python to keep what it has compiled. The tests start hundreds of interpreters.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-unit test-matrix lint soak bench-peers bench-rivals bench bench-quick lock clean
 

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
-from tests.support import cli_process
+from tests.support import cli_process, run_folder
 from tests.support import paintings as gallery
 from tests.support.examples import PROFILE
 from tests.support.servers import azurite as blob_server
@@ -48,6 +48,16 @@ _numbers = itertools.count(1)
 _to_drop: list[str] = []
 
 _END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+
+
+def pytest_configure() -> None:
+    """Begin what the processes of the run share."""
+    run_folder.begin()
+
+
+def pytest_unconfigure() -> None:
+    """End it."""
+    run_folder.end()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -233,13 +233,13 @@ def test_a_killed_run_on_this_machine_makes_the_next_one_wait_for_a_moment_only(
     prefect_server: PrefectServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("ROWVEC_LEASE_SECONDS", "20")
+    monkeypatch.setenv("ROWVEC_LEASE_SECONDS", str(PATIENCE_SECONDS))
     server.latency = 0.4
     command = start(prefect_server.api, "sync", write_pipeline(paid, tmp_path))
     command.when(lambda: len(server.requests) > 3).kill()
     server.latency, began = 0.0, time.monotonic()
     assert sync(paid).consistent
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < PATIENCE_SECONDS / 2
     assert (len(server.paid) <= 50 + IN_FLIGHT, states(source)) == (True, ["abandoned", "succeeded"])
 
 
@@ -268,7 +268,7 @@ def test_a_clock_that_is_set_makes_no_second_owner_and_keeps_no_lease(
     source.execute("UPDATE rowvec.run_leases SET held = true, machine = 'another'")
     began = time.monotonic()
     assert sync(paid).consistent
-    assert LEASE_SECONDS <= time.monotonic() - began < 3 * LEASE_SECONDS
+    assert LEASE_SECONDS <= time.monotonic() - began < PATIENCE_SECONDS
 
 
 def test_a_worker_in_another_process_asks_the_ledger_and_stops(

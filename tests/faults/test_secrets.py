@@ -11,7 +11,6 @@ import logging
 import shutil
 import signal
 import sqlite3
-import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
@@ -49,7 +48,8 @@ from rowvec.pipeline.file import load
 from rowvec.postgres.connection import connect
 from rowvec.postgres.embedded import start_postgres
 from rowvec.store.azure_account import credential_of, place_of
-from tests.support.cli_process import Command, Ended, PrefectServer, start
+from tests.support.cli_process import Command, Ended, PrefectServer, forking_for, serving, start
+from tests.support.run_folder import short_folder
 from tests.support.servers.azurite import Container
 from tests.support.servers.openai_server import Fault, OpenAIServer, quota, serve
 
@@ -259,7 +259,7 @@ def call(url: str, body: dict[str, Any] | list[dict[str, Any]]) -> Any:
 @pytest.fixture(scope="module")
 def passwords() -> Generator[tuple[str, str, str]]:
     """A cluster that asks two roles for passwords: the DSNs of the target, of the source, and of the superuser."""
-    folder = Path(tempfile.mkdtemp(prefix="rvs"))
+    folder = short_folder("rvs")
     server = start_postgres(folder / "pg")
     rules = folder / "pg/pg_hba.conf"
     asked = "local all planted_target,planted_source scram-sha-256\n"
@@ -301,9 +301,17 @@ def sas(container: Container, permission: str) -> str:
     )
 
 
+@pytest.fixture(scope="module")
+def own_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[PrefectServer]:
+    """A server with all services of a stock one. All that it holds is searched, so it holds the runs of these tests."""
+    home = tmp_path_factory.mktemp("server") / "home"
+    with serving(home, prefect_database) as server, forking_for(server):
+        yield server
+
+
 @pytest.fixture
 def world(
-    passwords: tuple[str, str, str], prefect_server: PrefectServer, container: Container, tmp_path: Path
+    passwords: tuple[str, str, str], own_server: PrefectServer, container: Container, tmp_path: Path
 ) -> Generator[World]:
     """A world with its own container, its own ROWVEC_HOME, and an empty target."""
     target, source, admin = passwords
@@ -312,7 +320,7 @@ def world(
         connection.execute("DROP SCHEMA IF EXISTS rowvec CASCADE; DROP SCHEMA IF EXISTS vectors CASCADE")
     with serve(key=EMBEDDER_KEY) as embedder:
         yield World(
-            server=prefect_server,
+            server=own_server,
             embedder=embedder,
             container=container,
             admin=admin,

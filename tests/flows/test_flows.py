@@ -27,6 +27,7 @@ from rowvec.stages import batch as batch_stage
 from rowvec.stages import embed, merge, order, upload
 from rowvec.stages.merge import Merged
 from tests.support.paintings import assert_in_step, fill
+from tests.support.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.flow
 
@@ -123,7 +124,7 @@ def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
 
     def slow_second(pipeline: Pipeline, batch: batch_stage.Batch) -> batch_stage.Batch:
         if batch.number:
-            assert failed.wait(60)
+            assert failed.wait(PATIENCE_SECONDS)
             time.sleep(2)  # by now the flow knows of the failure
         batch = embed_run(pipeline, batch)
         states.extend(row[0] for row in source.execute("SELECT state FROM rowvec.runs"))

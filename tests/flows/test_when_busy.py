@@ -21,6 +21,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.runtime.progress import listening
 from tests.support.paintings import assert_in_step
+from tests.support.waiting import PATIENCE_SECONDS
 
 SECONDS = st.floats(min_value=0, max_value=1e6)
 
@@ -54,7 +55,7 @@ def held(pipeline: Pipeline, until: threading.Event) -> Generator[None]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert at_work.wait(60)
+    assert at_work.wait(PATIENCE_SECONDS)
     yield
     until.set()
     thread.join()

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,25 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 
 from rowvec.pipeline import Pipeline
 from tests.support.forked_commands import CommandForks, ForkedProcess
+from tests.support.run_folder import open_until_the_end, run_folder
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 CLI = Path(sys.executable).parent / "rowvec"
+
+ALONE = {
+    f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false"
+    for service in (
+        "CANCELLATION_CLEANUP",
+        "CLEANUP_RECONCILER",
+        "FOREMAN",
+        "LATE_RUNS",
+        "PAUSE_EXPIRATIONS",
+        "REPOSSESSOR",
+        "SCHEDULER",
+        "TRIGGERS",
+    )
+}
+"""Settings of a server whose runs are started by commands alone: it need not look for schedules, workers and events."""
 
 _forks: dict[str, CommandForks] = {}
 """By the API of the Prefect server that the commands report to."""
@@ -117,16 +134,13 @@ class PrefectServer:
 
 
 @pytest.fixture(scope="session")
-def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of a new Prefect server, to copy: to migrate one takes eight seconds, once for all processes."""
-    folder = tmp_path_factory.getbasetemp()
-    # The processes of one test run have their folders next to each other.
-    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    home = shared / "new-prefect-server"
-    with FileLock(shared / "new-prefect-server.lock", timeout=PATIENCE_SECONDS):
+def prefect_database(pytestconfig: pytest.Config) -> Path:
+    """The database of a new Prefect server, to copy: to migrate one takes ten seconds, once per version of Prefect."""
+    home = pytestconfig.cache.mkdir(f"prefect-{version('prefect')}") / "home"
+    with FileLock(home.with_suffix(".lock"), timeout=PATIENCE_SECONDS):
         if not home.exists():
             # Of another name until it is whole.
-            unfinished = shared / "unfinished-prefect-server"
+            unfinished = home.with_suffix(f".{os.getpid()}")
             subprocess.run(  # noqa: S603 # ours
                 [CLI.parent / "prefect", "server", "database", "upgrade", "--yes"],
                 env={**os.environ, "PREFECT_HOME": str(unfinished)},
@@ -139,48 +153,80 @@ def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Generator[PrefectServer]:
-    """One server a session: a command with a server of its own takes ten seconds more."""
-    with serving(tmp_path_factory.mktemp("prefect"), prefect_database) as server:
-        _forks[server.api] = forks = CommandForks(server.api)
+def prefect_server(prefect_database: Path) -> Generator[PrefectServer]:
+    """One server for all processes of the run: a command with a server of its own takes ten seconds more."""
+    home, address = run_folder() / "prefect", run_folder() / "prefect.api"
+    with FileLock(run_folder() / "prefect.lock", timeout=PATIENCE_SECONDS):
+        if not address.exists():
+            life = open_until_the_end()
+            process, api = _start_server(home, prefect_database, ALONE, life)
+            os.close(life)
+            # It goes on after this process, until the run ends. Without a status, subprocess would warn of that.
+            process.returncode = 0
+            address.write_text(api, "utf-8")
+    server = PrefectServer(api=address.read_text("utf-8"), home=home)
+    with forking_for(server):
         yield server
-        del _forks[server.api]
-        forks.close()
+
+
+@contextmanager
+def forking_for(server: PrefectServer) -> Generator[None]:
+    """Within this context, commands that report to the server are forked from a process that has imported them."""
+    _forks[server.api] = forks = CommandForks(server.api)
+    yield
+    del _forks[server.api]
+    forks.close()
 
 
 @pytest.fixture
 def prefect_api(prefect_server: PrefectServer) -> Generator[None]:
-    """The session's Prefect server, for flows of this process: a second one would not get the events of its runs."""
+    """The run's Prefect server, for flows of this process: a second one would not get the events of its runs."""
     with temporary_settings({PREFECT_API_URL: prefect_server.api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
 @contextmanager
-def serving(home: Path, database: Path | None = None, **settings: str) -> Generator[PrefectServer]:
-    """A server with its own port and database, if given a copy of one; more settings by keyword."""
-    home.mkdir(exist_ok=True)
-    if database is not None:
-        shutil.copy(database, home)
+def serving(home: Path, database: Path, **settings: str) -> Generator[PrefectServer]:
+    """A server with its own port and its own copy of a database; more settings by keyword."""
+    process, api = _start_server(home, database, settings, subprocess.PIPE)
+    try:
+        yield PrefectServer(api=api, home=home)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _start_server(
+    home: Path, database: Path, settings: dict[str, str], life: int
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a server, and wait until it answers. It ends with what it has as its standard input."""
+    home.mkdir()
+    shutil.copy(database, home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(CLI.parent / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL"}
+    words = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+    quiet = {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+        "PREFECT_UI_ENABLED": "false",
+        # How long a request waits for another one that writes. The default of 10 s is too short on a busy machine.
+        "PREFECT_API_DATABASE_TIMEOUT": str(PATIENCE_SECONDS),
+        "PREFECT_API_DATABASE_CONNECTION_TIMEOUT": str(PATIENCE_SECONDS),
+    }
     with (home / "server.log").open("w") as log:
         process = subprocess.Popen(  # noqa: S603 # ours
-            command,
+            [sys.executable, "-m", "rowvec.runtime.tethered", *words],
             env={**os.environ, **quiet, **settings, "PREFECT_HOME": str(home)},
-            stdin=subprocess.DEVNULL,
+            cwd=home,
+            stdin=life,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-        try:
-            wait_for(lambda: _answers(f"http://127.0.0.1:{port}/api/health", process, home / "server.log"), every=0.2)
-            yield PrefectServer(api=f"http://127.0.0.1:{port}/api", home=home)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    wait_for(lambda: _answers(f"http://127.0.0.1:{port}/api/health", process, home / "server.log"), every=0.2)
+    return process, f"http://127.0.0.1:{port}/api"
 
 
 def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:

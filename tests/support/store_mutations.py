@@ -42,23 +42,25 @@ NUMBERS: list[Any] = [-1, 0, 1, 2**31, 2**63, 2**64, 10**400, 1.5, -0.0, 1e308, 
 VALUES: list[Any] = [*STRINGS, *NUMBERS, None, True, [], {}, [[]], {"a": {"a": 1}}, ["x", "y"], [["x", "text"]]]
 
 
-def mutate(chance: random.Random, of: Path, into: Path) -> bool:
+def mutate(chance: random.Random, number: int, of: Path, into: Path) -> bool:
     """Write a changed copy of the store ``of``; returns whether checksums were made to fit the change.
 
+    Successive numbers take the kinds of changes in turn, nine numbers a turn; eight turns try all that is not random.
     The marks of ledgers are copied as they are, so that a newest manifest that is gone is noticed.
     """
-    kind = chance.choice([_bytes, _bytes, _summed_bytes, _manifest, _manifest, _manifest, _journal, _parquet, _files])
-    return kind(chance, of, into)
+    kinds = [_bytes, _bytes, _summed_bytes, _manifest, _manifest, _manifest, _journal, _parquet, _files]
+    turn, kind = divmod(number, len(kinds))
+    return kinds[kind](chance, turn, of, into)
 
 
-def _bytes(chance: random.Random, of: Path, into: Path) -> bool:
+def _bytes(chance: random.Random, _turn: int, of: Path, into: Path) -> bool:
     ForgedStore(of).write(into)
     path = chance.choice(sorted(path for path in into.rglob("*") if path.is_file()))
     path.write_bytes(_changed(chance, path.read_bytes()))
     return False
 
 
-def _summed_bytes(chance: random.Random, of: Path, into: Path) -> bool:
+def _summed_bytes(chance: random.Random, _turn: int, of: Path, into: Path) -> bool:
     forged = ForgedStore(of)
     name = chance.choice(sorted(forged.objects))
     forged.objects[name] = _changed(chance, forged.objects[name])
@@ -83,7 +85,7 @@ def _changed(chance: random.Random, content: bytes) -> bytes:
     )
 
 
-def _manifest(chance: random.Random, of: Path, into: Path) -> bool:
+def _manifest(chance: random.Random, _turn: int, of: Path, into: Path) -> bool:
     forged = ForgedStore(of)
     for _ in range(chance.choice([1, 1, 1, 3])):
         place, key = chance.choice(list(_places(chance.choice(forged.manifests))))
@@ -108,7 +110,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def _journal(chance: random.Random, of: Path, into: Path) -> bool:
+def _journal(chance: random.Random, _turn: int, of: Path, into: Path) -> bool:
     forged = ForgedStore(of)
     name = chance.choice([name for name in sorted(forged.objects) if name.endswith(".zst")])
     lines = pa.CompressedInputStream(pa.BufferReader(forged.objects[name]), "zstd").read().decode().splitlines()
@@ -124,12 +126,12 @@ def _journal(chance: random.Random, of: Path, into: Path) -> bool:
     return True
 
 
-def _parquet(chance: random.Random, of: Path, into: Path) -> bool:
+def _parquet(chance: random.Random, turn: int, of: Path, into: Path) -> bool:
     forged = ForgedStore(of)
     name = chance.choice([name for name in sorted(forged.objects) if name.endswith(".parquet")])
     held = pq.read_table(pa.BufferReader(forged.objects[name]))
     options: dict[str, Any] = {"use_dictionary": False, "compression": "zstd"}
-    held = chance.choice(_TABLES)(held, chance)
+    held = _TABLES[turn % len(_TABLES)](held, chance)
     options.update(
         chance.choice([{}, {}, {"use_dictionary": True}, {"data_page_version": "2.0"}, {"row_group_size": 1}])
     )
@@ -197,11 +199,11 @@ _TABLES: list[Callable[[pa.Table, random.Random], pa.Table]] = [
 ]
 
 
-def _files(chance: random.Random, of: Path, into: Path) -> bool:
+def _files(chance: random.Random, turn: int, of: Path, into: Path) -> bool:
     ForgedStore(of).write(into)
     paths = sorted(path for path in into.rglob("*") if path.is_file())
     path, other = chance.choice(paths), chance.choice(paths)
-    what = chance.randrange(7)
+    what = turn % 7
     content = path.read_bytes()
     if what == 0:
         path.unlink()

@@ -14,6 +14,8 @@ from email import policy
 from email.parser import BytesParser
 from typing import Any, Literal, cast
 
+from tests.support.waiting import PATIENCE_SECONDS
+
 End = Literal["completed", "expired", "cancelled", "failed"]
 Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any], int]]
 """Status, body and tokens of one request of a job."""
@@ -152,7 +154,7 @@ class Batches:
     def _wait(self, event: threading.Event | None) -> None:
         if event is not None:
             self.held += 1
-            event.wait(60)
+            event.wait(PATIENCE_SECONDS)
 
     def _page(self, query: str) -> dict[str, Any]:
         given = dict(pair.split("=") for pair in query.split("&") if "=" in pair)

@@ -32,6 +32,7 @@ from rowvec.pipeline.embedders import LocalEmbedder
 from tests.support.servers.fault_injection import Answering, Faults, StandIn, running
 from tests.support.servers.openai_batch_api import Batches
 from tests.support.servers.openai_image_inputs import Unreadable, inputs_of
+from tests.support.waiting import PATIENCE_SECONDS
 
 NATIVE = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
 """Dimensions where none are asked for; of any other model, 256."""
@@ -372,7 +373,7 @@ class Handler(Answering):
                 time.sleep(seconds)
             fault = self._refusal(body, texts, tokens, model, key, unreadable)
             if fault is None and self.server.hold is not None:
-                self.server.hold.wait(30)
+                self.server.hold.wait(PATIENCE_SECONDS)
             shape = fault.shape if fault else None
             status = 0 if shape in ("cut", "hang", "drip") else (fault.status or 200) if fault else 200
             asked = body.get("dimensions")
