@@ -27,7 +27,7 @@ from tests.support.cli_process import CLI, Command, Ended, PrefectServer, start,
 from tests.support.fault_outcomes import last_line, paid
 from tests.support.paintings import assert_in_step
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
-from tests.support.waiting import PATIENCE_SECONDS, wait_for
+from tests.support.waiting import wait_for
 
 SECONDS = 20.0
 """Within these a command has ended."""

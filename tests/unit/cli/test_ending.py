@@ -13,8 +13,8 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 ENDING.watch_signals(as_json=False)
 os.kill(os.getpid(), signal.SIGINT)
 print("goes on", flush=True)
-threading.Thread(target=ENDING.because, args=("its server has ended", 3)).start()
 try:
+    threading.Thread(target=ENDING.because, args=("its server has ended", 3)).start()
     time.sleep(60)
 except KeyboardInterrupt:
     print("unwound", flush=True)
