@@ -73,7 +73,7 @@ class Outcome:
     then: Wrong
     paid: int
     distinct: int
-    told: str
+    output: str
     """The last line that a failed run wrote."""
 
     @property
@@ -209,7 +209,7 @@ def _try(arena: Arena, fault: Fault, arguments: argparse.Namespace, syncer: Sync
         then=then,
         paid=bill.paid,
         distinct=bill.distinct,
-        told=again.told if again.status else ended.told if ended and ended.status else "",
+        output=again.output if again.status else ended.output if ended and ended.status else "",
     )
 
 
@@ -227,8 +227,8 @@ def _tell(found: list[Outcome], chosen: list[Syncer], arguments: argparse.Namesp
     print(f"{'':31}{'':12}{'paid':>8}{'distinct':>10}{'extra':>8}  after the next run")
     for one in found:
         print(f"{one.fault:31}{one.syncer:12}{one.paid:>8}{one.distinct:>10}{one.extra:>8}  {one.verdict}")
-        if one.told:
-            print(f"{'':71}{one.told[:160]}")
+        if one.output:
+            print(f"{'':71}{one.output[:160]}")
     right = {
         one.name: sum(each.befell and not each.first.rows for each in found if each.syncer == one.name)
         for one in chosen

@@ -66,6 +66,6 @@ def _scaled(form: Form, rows: float) -> float:
     return rows * math.log2(rows) if form == "n log n" else float(rows)
 
 
-def _explained(measured: np.ndarray, told: np.ndarray) -> float:
+def _explained(measured: np.ndarray, predicted: np.ndarray) -> float:
     spread = float(((measured - measured.mean()) ** 2).sum())
-    return 1.0 if spread == 0 else 1 - float(((measured - told) ** 2).sum()) / spread
+    return 1.0 if spread == 0 else 1 - float(((measured - predicted) ** 2).sum()) / spread

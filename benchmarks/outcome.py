@@ -39,8 +39,8 @@ def conclude(
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
     }
-    told = {"benchmark": benchmark, "ratios": dict(ratios), "goals": dict(goals), **machine, **figures}
-    sys.stdout.write(json.dumps(told) + "\n")
+    outcome = {"benchmark": benchmark, "ratios": dict(ratios), "goals": dict(goals), **machine, **figures}
+    sys.stdout.write(json.dumps(outcome) + "\n")
     sys.stdout.flush()
 
 

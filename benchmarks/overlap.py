@@ -227,8 +227,8 @@ def _embedder(mode: Mode, arguments: argparse.Namespace) -> Generator[dict[str, 
     words = (f"--latency={arguments.latency}", f"--tokens-per-minute={limit}", f"--burst-seconds={_BURST_SECONDS}")
     # Vectors of texts, not noise: an index over noise takes more than twice as long to build.
     with provider(*words, "--meaning") as origin:
-        asked = {"model": "text-embedding-3-small", "dimensions": 256, "tokens_per_minute": limit}
-        yield {"kind": "openai", "base_url": f"{origin}/v1", **asked}
+        settings = {"model": "text-embedding-3-small", "dimensions": 256, "tokens_per_minute": limit}
+        yield {"kind": "openai", "base_url": f"{origin}/v1", **settings}
 
 
 def _tell(found: dict[Mode, list[Round]], arguments: argparse.Namespace) -> None:

@@ -49,10 +49,10 @@ def stats_of(origin: str) -> dict[str, Any]:
         return json.loads(answer.read())
 
 
-def measured(seconds: float, *, told: bool, **limits: float) -> dict[str, Any]:
+def measured(seconds: float, *, announced: bool, **limits: float) -> dict[str, Any]:
     """One run against one limit."""
     with limited(**limits) as origin:
-        known = {name: int(value) for name, value in limits.items()} if told else {}
+        known = {name: int(value) for name, value in limits.items()} if announced else {}
         inputs = 1 if "requests_per_minute" in limits else 20
         embedder = open_embedder(config(KEY, base_url=f"{origin}/v1", max_batch_inputs=inputs, concurrency=16, **known))
         # The time of imports, the tokenizer and the first connection has nothing to do with the rate limit.
@@ -148,9 +148,9 @@ def by_limit(seconds: float) -> dict[str, Any]:
         ("requests", {"requests_per_minute": REQUESTS_A_MINUTE}),
         ("tokens", {"tokens_per_minute": TOKENS_A_MINUTE}),
     ):
-        for told in (True, False):
-            key = f"{name} {'told' if told else 'learned'}"
-            result[key] = measured(seconds, told=told, **limit)
+        for announced in (True, False):
+            key = f"{name} {'told' if announced else 'learned'}"
+            result[key] = measured(seconds, announced=announced, **limit)
             print(f"{key:20} {result[key]}", flush=True)
     return result
 

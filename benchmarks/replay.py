@@ -176,7 +176,7 @@ def replay(
     connection: Connection,
     pipeline: Pipeline,
     steps: Iterable[Step],
-    told: Callable[[Step, SyncReport], None] = lambda _step, _report: None,
+    report_step: Callable[[Step, SyncReport], None] = lambda _step, _report: None,
 ) -> Outcome:
     """Play the steps, with a sync and a comparison after each.
 
@@ -195,7 +195,7 @@ def replay(
         started = time.monotonic()
         reports.append(sync(allowed))
         seconds.append(time.monotonic() - started)
-        told(step, reports[-1])
+        report_step(step, reports[-1])
         _check(connection, step, reports[-1])
         connection.execute(_WANTED + _SEE)
         paid, distinct = sum(report.embedded for report in reports), _count(connection)
@@ -336,13 +336,13 @@ def run(folder: Path, steps: list[Step], address: str | None) -> None:
 def _progress(steps: int) -> Callable[[Step, SyncReport], None]:
     done = 0
 
-    def told(step: Step, report: SyncReport) -> None:
+    def report_step(step: Step, report: SyncReport) -> None:
         nonlocal done
         done += 1
         if done % 25 == 0 or done == steps:
             sys.stderr.write(f"{done} of {steps}: version {step.version}, {report.rows:,} rows\n")
 
-    return told
+    return report_step
 
 
 def _sent(address: str) -> int:

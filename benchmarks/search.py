@@ -240,11 +240,11 @@ def _batches(table: VectorTable, one: VectorSet) -> Iterator[pa.RecordBatch]:
 def _truth(one: VectorSet, queries: int) -> Truth:
     """Exact distances in double precision, computed from the vectors as they were drawn."""
     keys = np.sort(np.random.default_rng(_SEED).choice(one.rows, queries, replace=False))
-    asked = _rows(one, keys)
-    found = [distances("cosine", block.astype(np.float64), asked.astype(np.float64)) for block in one.blocks()]
+    drawn = _rows(one, keys)
+    found = [distances("cosine", block.astype(np.float64), drawn.astype(np.float64)) for block in one.blocks()]
     every = np.concatenate(found, axis=1).astype(np.float32)
     every[np.arange(queries), keys] = np.inf
-    return Truth(keys, asked, every, np.partition(every, K - 1, axis=1)[:, K - 1])
+    return Truth(keys, drawn, every, np.partition(every, K - 1, axis=1)[:, K - 1])
 
 
 def _rows(one: VectorSet, keys: npt.NDArray[np.int64]) -> Floats:
@@ -328,8 +328,8 @@ def _cheapest(
     sweep: list[tuple[str, float]] = []
     best: tuple[Setting, float] | None = None
     for setting in contender.settings:
-        asked = request(connection, table, contender, setting)
-        recall = truth.recall([asked.run(connection, query) for query in truth.queries])
+        query_form = request(connection, table, contender, setting)
+        recall = truth.recall([query_form.run(connection, query) for query in truth.queries])
         sweep.append((setting.name, round(recall, 4)))
         if best is None or recall > best[1]:
             best = setting, recall
@@ -344,8 +344,8 @@ def _pages(connection: Connection, table: VectorTable, contender: Contender, set
 
     It measures the walk, and depends neither on the kind of distance nor on how busy the machine is.
     """
-    asked = request(connection, table, contender, setting)
-    return round(statistics.mean(asked.pages(connection, query) for query in truth.queries[:_EXPLAINED]), 1)
+    query_form = request(connection, table, contender, setting)
+    return round(statistics.mean(query_form.pages(connection, query) for query in truth.queries[:_EXPLAINED]), 1)
 
 
 def _row(
@@ -415,8 +415,8 @@ def _ratios(results: list[dict[str, Any]]) -> dict[str, float | None]:
         ours = next((row for row in result["contenders"] if row["name"] == OURS), None)
         if ours is None or result["set"] not in ("synthetic", "made up"):
             continue
-        told = {"requests": "ratio_1", "requests on 2": "ratio_2", "bytes": "bytes_ratio", "build": "build_ratio"}
-        ratios |= {f"{name} {result['dimensions']}": ours.get(key) for name, key in told.items()}
+        named = {"requests": "ratio_1", "requests on 2": "ratio_2", "bytes": "bytes_ratio", "build": "build_ratio"}
+        ratios |= {f"{name} {result['dimensions']}": ours.get(key) for name, key in named.items()}
         ratios[f"recall {result['dimensions']}"] = ours["recall"]
     return ratios
 

@@ -46,7 +46,7 @@ class Measured:
     cpu_seconds: float
     """CPU seconds of the command; other work on the machine changes them far less than the wall."""
     status: int
-    told: str
+    output: str
     bill: Bill
     wrong: Wrong
 
@@ -103,7 +103,7 @@ def _sync(
             seconds=ended.seconds,
             cpu_seconds=_cpu_of_children() - before,
             status=ended.status,
-            told=ended.told if ended.status else "",
+            output=ended.output if ended.status else "",
             bill=provider.bill(),
             wrong=wrong_rows(connection, syncer.held),
         )
@@ -135,7 +135,7 @@ def _tell(
             print(
                 f"{syncer.name:12}{phase:12}{seconds:>9.1f}{cpu:>8.1f}{first.bill.requests:>10}{first.bill.refused:>9}"
                 f"{first.bill.paid:>9}{first.bill.distinct:>10}{ratio if ratio else '':>10}  {worst}"
-                + (f"  (exit {first.status}: {first.told[:120]})" if first.status else "")
+                + (f"  (exit {first.status}: {first.output[:120]})" if first.status else "")
             )
     shortest = _shortest(found, account)
     print(f"the provider's limit alone makes a first sync of the distinct texts {shortest:.1f} s")
@@ -178,7 +178,7 @@ def _shortest(found: list[Measured], account: Account) -> float:
 
 
 def _line(one: Measured) -> str:
-    outcome = f"exit {one.status}: {one.told[:200]}" if one.status else f"wrong: {one.wrong}"
+    outcome = f"exit {one.status}: {one.output[:200]}" if one.status else f"wrong: {one.wrong}"
     return f"{one.phase} {one.number} {one.syncer}: {one.seconds:.1f} s, {one.bill.paid} texts, {outcome}"
 
 

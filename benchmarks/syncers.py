@@ -47,7 +47,7 @@ class Ended:
     seconds: float
     status: int
     """The exit status; a negative number is the signal that ended the command."""
-    told: str
+    output: str
     """The last line that it wrote."""
 
 
@@ -126,7 +126,7 @@ class Running:
                 os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
         lines = [line for line in self._log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        return Ended(seconds=time.perf_counter() - self._began, status=status, told=lines[-1] if lines else "")
+        return Ended(seconds=time.perf_counter() - self._began, status=status, output=lines[-1] if lines else "")
 
     def until(self, holds: Callable[[], bool]) -> bool:
         """Wait until a condition holds; False if the command ended before that."""

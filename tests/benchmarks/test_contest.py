@@ -87,7 +87,7 @@ def sync(syncer: str, number: int, seconds: float, status: int = 0) -> Measured:
         seconds=seconds,
         cpu_seconds=seconds,
         status=status,
-        told="",
+        output="",
         bill=Bill(),
         wrong=NONE,
     )
@@ -115,7 +115,7 @@ def test_a_verdict_says_whether_the_syncer_said_so(
         then=Wrong(missing=then, stale=0, orphaned=0, doubled=0),
         paid=12,
         distinct=10,
-        told="",
+        output="",
     )
     assert (outcome.verdict, outcome.extra) == (verdict, 2)
 
@@ -153,6 +153,6 @@ def test_rowvec_takes_part_and_comes_through_the_loss_of_its_folder(
         ended = lost(scene)
         bill = provider.bill()
     assert ended is not None, "the first sync failed"
-    assert ended.status == 0, ended.told
+    assert ended.status == 0, ended.output
     assert wrong_rows(connection, syncer.held) == NONE
     assert bill.paid == bill.distinct == len(set(read_texts(None, "", ROWS)))

@@ -197,8 +197,8 @@ def test_any_name_goes_through_the_whole_job(
     table.in_step()
 
     first, second = _quoted(names.metadata[0]), _quoted(names.metadata[1])
-    asked = f"{first} = 'author 2' AND {second} BETWEEN 20 AND 80 OR {_quoted(names.keys[1])} LIKE 'key 1_'"
-    hits = [hit.as_json() for hit in search.search(made, "title 5", 5, where=asked)]
+    condition = f"{first} = 'author 2' AND {second} BETWEEN 20 AND 80 OR {_quoted(names.keys[1])} LIKE 'key 1_'"
+    hits = [hit.as_json() for hit in search.search(made, "title 5", 5, where=condition)]
     wanted = [key for key, (a, n, *_) in table.rows.items() if (a == "author 2" and 20 <= n <= 80) or "key 1" in key[1]]
     assert {(hit[names.keys[0]], hit[names.keys[1]]) for hit in hits} <= set(wanted)
     assert len(hits) == min(5, len(wanted))
@@ -327,10 +327,10 @@ def test_a_source_is_not_its_own_vector_table(source: Connection, paintings: Pip
 
 
 def test_a_query_may_end_in_a_comment_and_hold_percent_signs(source: Connection, paintings: Pipeline) -> None:
-    asked = paintings.source.model_copy(
+    part = paintings.source.model_copy(
         update={"table": None, "query": "SELECT * FROM paintings WHERE title LIKE 'Painting 1%' -- {some} %s;\n;  "}
     )
-    assert sync(paintings.model_copy(update={"source": asked})).new == 11
+    assert sync(paintings.model_copy(update={"source": part})).new == 11
 
 
 def test_a_metadata_type_may_have_an_odd_name_too(source: Connection, paintings: Pipeline) -> None:

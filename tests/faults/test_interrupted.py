@@ -92,9 +92,9 @@ def ended_within(command: Command, number: int) -> Ended:
 
 def one_sentence(ended: Ended, *words: str) -> None:
     """The command says one sentence, which has these words, and nothing else about its end."""
-    said = last_line(ended)
-    assert said.startswith("rowvec: ")
-    assert all(word in said for word in words), said
+    sentence = last_line(ended)
+    assert sentence.startswith("rowvec: ")
+    assert all(word in sentence for word in words), sentence
 
 
 def left_behind(home: Path) -> list[int]:
@@ -139,7 +139,7 @@ def test_ctrl_c_ends_a_command_and_its_own_server_and_touches_no_other_prefect(h
     servers = [pid for pid in left_behind(home) if "uvicorn" in " ".join(psutil.Process(pid).cmdline())]
     assert len(servers) == 1
     address = psutil.Process(servers[0]).net_connections()[0].laddr
-    assert b"401" in asked(address.port)
+    assert b"401" in answer_to_another_user(address.port)
     ended = ended_within(command, signal.SIGINT)
     assert ended.status == 130
     one_sentence(ended, "interrupted")
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_a_command_and_its_own_server_and_touches_no_other_prefect(h
     assert {path: path.stat().st_mtime_ns for path in user.rglob("*")} == before
 
 
-def asked(port: int) -> bytes:
+def answer_to_another_user(port: int) -> bytes:
     """What another user of the machine hears from the server: it holds keys of rows."""
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall(b"POST /api/artifacts/filter HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
@@ -218,8 +218,8 @@ def test_a_server_that_does_not_start_says_why_in_the_commands_sentence(
 ) -> None:
     (tmp_path / "uvicorn.py").write_text("raise ValueError('not today')", "utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    said = r"has ended: ValueError: not today; .*PREFECT_API_URL"
-    with pytest.raises(MachineError, match=said), prefect_api():
+    sentence = r"has ended: ValueError: not today; .*PREFECT_API_URL"
+    with pytest.raises(MachineError, match=sentence), prefect_api():
         pytest.fail("a server that has ended was used")
     assert left_behind(tmp_path) == []
     assert list(home.glob("server-*")) == []

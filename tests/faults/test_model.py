@@ -158,10 +158,10 @@ def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
     plugins = request.config.pluginmanager
     reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
 
-    def say(said: str) -> None:
+    def say(message: str) -> None:
         if reporter is not None and capture is not None:
             with capture.global_and_fixture_disabled():
-                reporter.write_line(f"\n{said}")
+                reporter.write_line(f"\n{message}")
 
     return say
 
@@ -200,9 +200,9 @@ def play(
                 counts["sequences that failed"] += 1
                 lines = "\n".join(f"{i:3}. {line}" for i, line in enumerate(stage.story, 1))
                 again = f"again: ROWVEC_SEED={seed} pytest tests/faults/test_model.py -m soak"
-                told = f"{error}\nindex: {sequence.index}\n{lines}\n{again}"
-                tell(told)
-                raise AssertionError(told) from None
+                message = f"{error}\nindex: {sequence.index}\n{lines}\n{again}"
+                tell(message)
+                raise AssertionError(message) from None
             finally:
                 counts["sequences"] += 1
                 if not counts["sequences"] % OFTEN:

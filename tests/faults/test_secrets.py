@@ -262,8 +262,8 @@ def passwords() -> Generator[tuple[str, str, str]]:
     folder = short_folder("rvs")
     server = start_postgres(folder / "pg")
     rules = folder / "pg/pg_hba.conf"
-    asked = "local all planted_target,planted_source scram-sha-256\n"
-    rules.write_text(asked + rules.read_text("utf-8"), "utf-8")
+    rule = "local all planted_target,planted_source scram-sha-256\n"
+    rules.write_text(rule + rules.read_text("utf-8"), "utf-8")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")
         for role, password in (("planted_target", TARGET_PASSWORD), ("planted_source", SOURCE_PASSWORD)):

@@ -95,8 +95,8 @@ def test_no_artifact_does_what_a_row_or_an_error_says(
 
 def found(server: PrefectServer, name: str) -> list[dict[str, Any]]:
     """All artifacts of a pipeline."""
-    asked = {"artifacts": {"key": {"like_": f"{name}-%"}}}
-    return httpx.post(f"{server.api}/artifacts/filter", json=asked, timeout=60).raise_for_status().json()
+    filters = {"artifacts": {"key": {"like_": f"{name}-%"}}}
+    return httpx.post(f"{server.api}/artifacts/filter", json=filters, timeout=60).raise_for_status().json()
 
 
 def test_a_log_of_a_run_holds_nothing_that_a_terminal_obeys(

@@ -59,11 +59,11 @@ def test_the_gallery_is_searched_three_ways(
     # The kernel starts in another folder, so it needs the checkout on its path, like an installed package.
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = executed(tmp_path / "examples")
-    said = texts(notebook)
-    assert "320 pictures drawn" in said
-    assert "320 images embedded, 0 vectors reused" in said
-    assert "0 new, 0 changed, 320 unchanged, 0 embedded" in said
-    assert said.count("Consistent") == 2
+    printed = texts(notebook)
+    assert "320 pictures drawn" in printed
+    assert "320 images embedded, 0 vectors reused" in printed
+    assert "0 new, 0 changed, 320 unchanged, 0 embedded" in printed
+    assert printed.count("Consistent") == 2
     drawn = pictures(notebook)
     assert len(drawn) == 3
     for picture in drawn:

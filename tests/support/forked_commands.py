@@ -127,10 +127,10 @@ class CommandForks:
     def start(self, words: list[str], environment: dict[str, str]) -> ForkedProcess:
         """Start ``rowvec`` with these words, in the folder of the caller."""
         pipes = [os.pipe() for _ in range(3)]
-        asked = {"words": words, "environment": environment, "folder": str(Path.cwd())}
+        wanted = {"words": words, "environment": environment, "folder": str(Path.cwd())}
         try:
             with self._lock:
-                pid = self._ask(json.dumps(asked).encode(), [writing for _, writing in pipes])
+                pid = self._ask(json.dumps(wanted).encode(), [writing for _, writing in pipes])
         except ConnectionError:
             stderr = self._process.communicate()[1].decode()
             raise RuntimeError(f"the process that forks commands has ended: {stderr[-3000:]}") from None

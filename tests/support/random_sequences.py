@@ -134,10 +134,10 @@ class Run:
     """On another machine: with nothing but the database and the blob store."""
 
     def __str__(self) -> str:
-        said = [f"{self.job} by {self.by}"]
-        said += [f"fault {f.shape or f.code or f.status} after {f.after}" for f in self.faults]
-        said += [str(self.interrupt)] if self.interrupt else []
-        return ", ".join(said + ["on another machine"] * self.elsewhere)
+        words = [f"{self.job} by {self.by}"]
+        words += [f"fault {f.shape or f.code or f.status} after {f.after}" for f in self.faults]
+        words += [str(self.interrupt)] if self.interrupt else []
+        return ", ".join(words + ["on another machine"] * self.elsewhere)
 
 
 @dataclass(frozen=True, slots=True)

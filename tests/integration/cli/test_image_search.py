@@ -71,7 +71,7 @@ def images(folder: Path, artifacts: dict[str, str] | None = None, **embedder: An
 
 
 @pytest.fixture
-def asked(folder: Path) -> Path:
+def query_image(folder: Path) -> Path:
     """The ninth image, as a bad JPEG and larger."""
     path = folder.parent / "asked.jpg"
     with pillow.open(folder / "p09.png") as picture:
@@ -113,12 +113,12 @@ class _Page(HTMLParser):
 
 
 @pytest.mark.usefixtures("source")
-def test_an_image_finds_itself_and_its_like_as_table_json_grid_and_page(folder: Path, asked: Path) -> None:
+def test_an_image_finds_itself_and_its_like_as_table_json_grid_and_page(folder: Path, query_image: Path) -> None:
     wanted = images(folder)
     assert sync(wanted).consistent
     file = write_pipeline(wanted, folder.parent)
     grid, page = folder.parent / "out.png", folder.parent / "out.html"
-    status, out = run("search", file, "--image", asked, "-k", "5", "--grid", grid, "--html", page, "--json")
+    status, out = run("search", file, "--image", query_image, "-k", "5", "--grid", grid, "--html", page, "--json")
     assert status == 0
     results = json.loads(out)["results"]
     assert len(results) == 5
@@ -134,23 +134,23 @@ def test_an_image_finds_itself_and_its_like_as_table_json_grid_and_page(folder: 
         assert first.size == stored.size
         difference = np.asarray(first, np.int64) - np.asarray(stored.convert("RGB"), np.int64)
         assert np.abs(difference).mean() < 12
-    status, out = run("search", file, "--image", asked, "-k", "2")
+    status, out = run("search", file, "--image", query_image, "-k", "2")
     assert status == 0
     assert "p09.png" in out
     assert "sha256" not in out
 
 
 @pytest.mark.usefixtures("source")
-def test_a_filter_goes_with_an_image(folder: Path, asked: Path) -> None:
+def test_a_filter_goes_with_an_image(folder: Path, query_image: Path) -> None:
     wanted = images(folder)
     sync(wanted)
-    found = [hit.as_json() for hit in search(wanted, asked, 3, where="image_file <> 'p09.png'")]
+    found = [hit.as_json() for hit in search(wanted, query_image, 3, where="image_file <> 'p09.png'")]
     assert len(found) == 3
     assert "p09.png" not in [row["image_file"] for row in found]
 
 
 @pytest.mark.usefixtures("source")
-def test_what_cannot_be_asked_is_one_sentence(folder: Path, asked: Path) -> None:
+def test_what_cannot_be_asked_is_one_sentence(folder: Path, query_image: Path) -> None:
     wanted = images(folder)
     sync(wanted)
     file = write_pipeline(wanted, folder.parent)
@@ -158,38 +158,40 @@ def test_what_cannot_be_asked_is_one_sentence(folder: Path, asked: Path) -> None
     broken.write_bytes(b"\x89PNG nothing")
     empty = folder.parent / "empty.png"
     empty.write_bytes(b"")
-    for words, said in (
+    for words, sentence in (
         ([], "write what to search for, or name an image with --image PATH"),
-        (["a text", "--image", asked], "by a text or by --image, not by both"),
+        (["a text", "--image", query_image], "by a text or by --image, not by both"),
         (["a text"], "knows how images look and nothing of words"),
         (["--image", folder / "none.png"], "there is no image"),
         (["--image", broken], r"broken\.png is .*; search by another image"),
         (["--image", empty], r"^empty\.png is empty; search by another image"),
-        (["--image", asked, "--mode", "hybrid"], "hybrid"),
-        (["--image", asked, "--grid", folder / "no/such.png"], r"--grid .* cannot be written"),
-        (["--image", asked, "--html", folder / "page.txt"], r"ends in \.html"),
-        (["--image", asked, "-k", "500", "--html", folder / "p.html"], None),
+        (["--image", query_image, "--mode", "hybrid"], "hybrid"),
+        (["--image", query_image, "--grid", folder / "no/such.png"], r"--grid .* cannot be written"),
+        (["--image", query_image, "--html", folder / "page.txt"], r"ends in \.html"),
+        (["--image", query_image, "-k", "500", "--html", folder / "p.html"], None),
     ):
         status, out = run("search", file, *words)
-        if said is None:
+        if sentence is None:
             assert status == 0
             continue
         assert status == 2
-        assert re.search(said, out)
+        assert re.search(sentence, out)
     texts = text_pipeline(str(folder.parent / "artifacts"))
     with pytest.raises(UsageError, match="--grid shows images, and the source is of kind postgres"):
         check_outputs(texts, folder / "x.png", None)
 
 
-def test_an_image_over_a_table_of_texts_is_one_sentence(source: Connection, paintings: Pipeline, asked: Path) -> None:
+def test_an_image_over_a_table_of_texts_is_one_sentence(
+    source: Connection, paintings: Pipeline, query_image: Path
+) -> None:
     del source
     sync(paintings)
     with pytest.raises(UsageError, match="of kind local takes no images"):
-        search(paintings, asked, 3)
+        search(paintings, query_image, 3)
 
 
 @pytest.mark.usefixtures("source")
-def test_a_text_finds_images_by_azure_vision(folder: Path, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_finds_images_by_azure_vision(folder: Path, query_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_VISION_KEY", KEY)
     with serve() as server:
         for number, meaning in ((3, "a lighthouse"), (5, "a lighthouse at night")):

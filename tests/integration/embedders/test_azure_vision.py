@@ -89,8 +89,8 @@ def test_images_are_sent_as_bytes_and_their_vectors_kept_as_they_are() -> None:
 def test_a_text_finds_the_image_that_shows_it() -> None:
     with serve() as server:
         server.shows[hashlib.sha256(png(3)).hexdigest()] = "a red circle"
-        asked = open_embedder(config(server))
-        query = dense(embed_query(asked, "a red circle"))
+        opened = open_embedder(config(server))
+        query = dense(embed_query(opened, "a red circle"))
         vectors, _, _ = gathered(embedder(server).embed_images([image(1), image(3)]))
     cosines = {i: float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for i, v in vectors.items()}
     assert cosines[1] == pytest.approx(1, abs=1e-5)
@@ -292,12 +292,12 @@ def test_images_are_read_only_when_it_is_their_turn() -> None:
 
 def test_plan_and_bill() -> None:
     with serve() as server:
-        asked = embedder(server, cost_per_thousand_transactions=0.1)
-    assert asked.paid
-    assert asked.count_tokens(["sha256:00"] * 5000) == 5000
-    assert asked.cost(5000) == pytest.approx(0.5)
+        opened = embedder(server, cost_per_thousand_transactions=0.1)
+    assert opened.paid
+    assert opened.count_tokens(["sha256:00"] * 5000) == 5000
+    assert opened.cost(5000) == pytest.approx(0.5)
     assert embedder(server).cost(5000) == 0
-    assert str(asked.identity) == "azure_vision 2023-04-15 with 1,024 dimensions"
+    assert str(opened.identity) == "azure_vision 2023-04-15 with 1,024 dimensions"
 
 
 @pytest.mark.parametrize(

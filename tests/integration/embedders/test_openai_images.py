@@ -103,8 +103,8 @@ def expected(content: bytes) -> Vectors:
 @pytest.mark.parametrize(("form", "inputs"), [("messages", 1), ("input", 3)])
 def test_vectors_belong_to_their_images(form: str, inputs: int) -> None:
     with serve() as server:
-        asked = embedder(server, form=form, concurrency=4, max_batch_inputs=3)
-        vectors, rejected, transactions = gathered(asked.embed_images(image(i) for i in range(20)))
+        opened = embedder(server, form=form, concurrency=4, max_batch_inputs=3)
+        vectors, rejected, transactions = gathered(opened.embed_images(image(i) for i in range(20)))
     assert sorted(vectors) == list(range(20))
     for i, row in vectors.items():
         np.testing.assert_array_equal(row, expected(png(i)))
@@ -134,8 +134,8 @@ def test_messages_are_as_vllm_documents_them() -> None:
             },
         ],
     }
-    asked = RequestTemplate(model="m", form="messages", instruction="no part of a text", query="Query: {text}")
-    assert body(asked, ["a cat {text}"], None) == {
+    opened = RequestTemplate(model="m", form="messages", instruction="no part of a text", query="Query: {text}")
+    assert body(opened, ["a cat {text}"], None) == {
         "model": "m",
         "encoding_format": "float",
         "messages": [{"role": "user", "content": [{"type": "text", "text": "Query: a cat {text}"}]}],
@@ -367,11 +367,11 @@ def test_permanent_failures_end_the_run(
 
 def test_another_model_s_answer_is_refused() -> None:
     with serve() as server:
-        asked = embedder(server)
-        list(asked.embed_images([image(1)]))
+        opened = embedder(server)
+        list(opened.embed_images([image(1)]))
         server.answers_as = "another"
         with pytest.raises(EmbedderRefused, match="answer is by another, not clip"):
-            list(asked.embed_images([image(2)]))
+            list(opened.embed_images([image(2)]))
 
 
 @pytest.mark.parametrize(
@@ -446,15 +446,15 @@ def test_concurrency_is_a_limit_and_is_reached() -> None:
 
 def test_plan_and_bill() -> None:
     with serve() as server:
-        asked = embedder(server, cost_per_thousand_transactions=0.1)
-        vectors, rejected, _ = gathered(asked.embed(["a", "b\0", "c"]))
+        opened = embedder(server, cost_per_thousand_transactions=0.1)
+        vectors, rejected, _ = gathered(opened.embed(["a", "b\0", "c"]))
     assert sorted(vectors) == [0, 2]
     assert rejected[1].reason == "invalid_input"
-    assert asked.paid
-    assert asked.count_tokens(["sha256:00"] * 5000) == 5000
-    assert asked.cost(5000) == pytest.approx(0.5)
+    assert opened.paid
+    assert opened.count_tokens(["sha256:00"] * 5000) == 5000
+    assert opened.cost(5000) == pytest.approx(0.5)
     assert embedder(server).cost(5000) == 0
-    assert str(asked.identity) == "openai_images clip with 32 dimensions"
+    assert str(opened.identity) == "openai_images clip with 32 dimensions"
 
 
 @pytest.mark.parametrize(

@@ -204,11 +204,11 @@ def test_a_ledger_that_is_lost_while_others_hold_everything_stops_no_request(
 ) -> None:
     embedder = open_embedder(config(KEY, base_url=server.url, requests_per_minute=LIMIT))
     assert isinstance(embedder, Paced)
-    asked = list[Holder]()
+    holders = list[Holder]()
 
     def renewed_once(ledger: Connection, holder: Holder, *, wanted: float, rest: float) -> tuple[Grant, float]:
-        asked.append(holder)
-        if len(asked) > 1:
+        holders.append(holder)
+        if len(holders) > 1:
             raise DatabaseUnavailable("it is away")
         return renew(ledger, holder, wanted=wanted, rest=rest)
 
@@ -218,7 +218,7 @@ def test_a_ledger_that_is_lost_while_others_hold_everything_stops_no_request(
         assert lease_of(ledger, another)[0] == 1.0
         with shared_pace(database_url, embedder):
             assert len(list(embedder.embed(["a boat"]))) == 1
-            assert len(asked) > 1
+            assert len(holders) > 1
             assert embedder.pace.share == 0.5
 
 

@@ -306,9 +306,9 @@ def test_the_memory_that_lists_take_is_computed_as_the_server_computes_it(
         connection.execute(
             f"CREATE INDEX ON items USING ivfflat (embedding vector_cosine_ops) WITH (lists = {lists})".encode()
         )
-    told = re.search(r"memory required is (\d+) MB", str(refused.value))
-    assert told
-    wanted = int(told[1]) * 2**20
+    needed = re.search(r"memory required is (\d+) MB", str(refused.value))
+    assert needed
+    wanted = int(needed[1]) * 2**20
     assert wanted - 2**20 <= needed_memory(12_000, 64, choice) <= wanted * 1.1
 
 

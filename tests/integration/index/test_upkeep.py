@@ -98,14 +98,14 @@ def test_an_index_is_built_once_and_then_only_for_a_reason(connection: Connectio
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recall]:
     """The requested recall of each real measurement."""
-    asked: list[Recall] = []
+    requested: list[Recall] = []
 
     def counted(*arguments: Any, **how: Any) -> RecallReport | None:
-        asked.append(arguments[3])
+        requested.append(arguments[3])
         return measured_recall(*arguments, **how)
 
     monkeypatch.setattr("rowvec.index.upkeep.measured_recall", counted)
-    return asked
+    return requested
 
 
 @pytest.mark.parametrize(
@@ -289,13 +289,13 @@ def test_vacuum_runs_after_many_rows_died_and_waits_for_no_lock(connection: Conn
     with psycopg.connect(direct_url, autocommit=True) as other:
         other.execute("BEGIN")
         other.execute("LOCK TABLE items IN SHARE UPDATE EXCLUSIVE MODE")
-        said = vacuum_if_due(connection, table)
-        assert said is not None
-        assert said.startswith("1,200 dead rows were not vacuumed: skipping vacuum of")
+        note = vacuum_if_due(connection, table)
+        assert note is not None
+        assert note.startswith("1,200 dead rows were not vacuumed: skipping vacuum of")
         other.execute("ROLLBACK")
-    said = vacuum_if_due(connection, table)
-    assert said is not None
-    assert said.startswith("vacuumed 1,200 dead rows in ")
+    note = vacuum_if_due(connection, table)
+    assert note is not None
+    assert note.startswith("vacuumed 1,200 dead rows in ")
     assert vacuum_if_due(connection, table) is None
 
 
@@ -309,9 +309,9 @@ def test_a_build_that_will_spill_is_predicted_and_one_that_did_is_reported(
     connection.execute("SET maintenance_work_mem = '1MB'")
     with caplog.at_level(logging.WARNING, "rowvec.index.build"):
         outcome = kept(connection, table, FLOAT)
-    said = " ".join(outcome.notes)
-    assert "to be built in memory it needs about 3 MiB and has 1 MiB" in said
-    assert re.search(r"it ran out of memory after [\d,]+ vectors", said)
+    note = " ".join(outcome.notes)
+    assert "to be built in memory it needs about 3 MiB and has 1 MiB" in note
+    assert re.search(r"it ran out of memory after [\d,]+ vectors", note)
     assert "the index on public.items will not fit" in caplog.messages[0]
     row = connection.execute("SELECT memory_needed, memory_given, spilled_after FROM rowvec.index_builds").fetchone()
     assert row is not None

@@ -255,8 +255,8 @@ def test_a_restore_takes_the_ledgers_last_manifest_and_says_that_the_store_has_l
         then.execute("DROP TABLE vectors.paintings")
         report = restore(paintings)
         assert (report.checksum, report.manifest) == (before.checksum, before.manifest)
-        said = next(check.detail for check in report.checks if check.name == "manifest")
-        assert str(given_up.manifest) in said
+        sentence = next(check.detail for check in report.checks if check.name == "manifest")
+        assert str(given_up.manifest) in sentence
         then.execute("DROP TABLE vectors.paintings")
         assert restore(paintings, given_up.manifest).checksum == given_up.checksum
 

@@ -136,16 +136,16 @@ def test_a_run_stops_before_it_exceeds_its_budget_and_the_next_continues(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     whole = dry_run.plan(pipeline(server, tmp_path, None)).cost_usd
-    asked = pipeline(server, tmp_path, {"per_run": 0.6 * whole})
-    planned = dry_run.plan(asked).budget
+    limited = pipeline(server, tmp_path, {"per_run": 0.6 * whole})
+    planned = dry_run.plan(limited).budget
     assert planned
     assert (planned.enough, planned.left) == (False, pytest.approx(0.6 * whole))
     with pytest.raises(BudgetExceeded, match=r"embedder\.budget\.per_run.*what was paid for is kept"):
-        sync(asked)
+        sync(limited)
     assert 0 < dollars_billed(server) <= 0.6 * whole
     kept = source.execute("SELECT count(*) FROM rowvec.answers").fetchone()
     assert kept == (len(server.paid),)
-    report = sync(asked)
+    report = sync(limited)
     assert report.consistent
     assert max(server.paid.values()) == 1
     assert dollars_billed(server) == pytest.approx(whole)
@@ -186,16 +186,16 @@ def test_a_budget_without_a_price_is_an_error_before_anything_is_sent(
 def test_jobs_are_cut_to_the_budget(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     whole = dry_run.plan(pipeline(server, tmp_path, None)).cost_usd
     batch = {"at_least": 5, "wait_minutes": 0}
-    asked = pipeline(server, tmp_path, {"per_run": 0.3 * whole}, batch=batch)
+    limited = pipeline(server, tmp_path, {"per_run": 0.3 * whole}, batch=batch)
     server.batches.hold = True
     with pytest.raises(AwaitingJobs):
-        sync(asked)
+        sync(limited)
     reserved = source.execute("SELECT sum(reserved_usd) FROM rowvec.spending").fetchone()
     assert reserved is not None
     assert 0 < reserved[0] <= 0.3 * whole
     server.batches.hold = False
     server.batches.finish()
-    report = sync(asked)
+    report = sync(limited)
     assert report.cost_usd == pytest.approx(whole / 2)
     assert max(server.paid.values()) == 1
     assert_in_step(source)

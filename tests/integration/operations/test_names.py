@@ -71,7 +71,7 @@ def test_a_second_table_with_the_same_name_is_refused_by_every_command(
     second = changed(first, target={"table": "vectors.others"}, embedder={"model": "another-model"})
     gallery.sync(first)
     before, artifacts = ledger(source), set((tmp_path / "artifacts").rglob("*"))
-    asked = len(server.requests)
+    sent = len(server.requests)
     refused = r"the name paintings belongs to the table vectors\.paintings.*vectors\.others.*rowvec adopt FILE"
 
     def pruned(pipeline: Pipeline) -> None:
@@ -83,7 +83,7 @@ def test_a_second_table_with_the_same_name_is_refused_by_every_command(
         with pytest.raises(UsageError, match=refused):
             command(second)
     assert (ledger(source), set((tmp_path / "artifacts").rglob("*"))) == (before, artifacts)
-    assert len(server.requests) == asked
+    assert len(server.requests) == sent
     # While a generation is being built, the settings come from the ledger.
     gallery.rebuild(changed(first, embedder={"model": "another-model"}), to_switch=False)
     for command in (gallery.sync, plan):
@@ -148,7 +148,7 @@ def test_a_source_that_reads_the_vector_table_is_refused(
 ) -> None:
     pipeline = paid(server, str(tmp_path / "artifacts"))
     gallery.sync(pipeline)
-    asked = len(server.requests)
+    sent = len(server.requests)
     source.execute(
         "CREATE VIEW public.seen AS SELECT id, content AS title, '' AS description, author, year FROM vectors.paintings"
     )
@@ -169,7 +169,7 @@ def test_a_source_that_reads_the_vector_table_is_refused(
         for command in (gallery.sync, plan):
             with pytest.raises(SourceError, match="own vector table"):
                 command(wrong)
-    assert len(server.requests) == asked
+    assert len(server.requests) == sent
     assert rows(source, "vectors.paintings") == 50
 
 
@@ -232,13 +232,13 @@ def test_a_rename_is_refused_by_name(source: Connection, paintings: Pipeline) ->
     gallery.sync(paintings)
     others = changed(named(paintings, "others"), target={"table": "vectors.others"})
     gallery.sync(others)
-    for wrong, old, said in (
+    for wrong, old, sentence in (
         (paintings, "paintings", "has the name paintings still"),
         (named(paintings, "pictures"), "typo", "no pipeline typo: it has others, paintings"),
         (named(paintings, "others"), "paintings", "the name others is taken"),
         (named(paintings, "pictures"), "others", r"belongs to the table vectors\.others"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=sentence):
             rename(wrong, old)
     with running(paintings, "test"), pytest.raises(PipelineBusy):
         rename(named(paintings, "pictures"), "paintings")

@@ -39,19 +39,19 @@ def distributed(tmp_path: Any, **embedder: Any) -> Pipeline:
     )
 
 
-def asked(connection: Connection) -> list[tuple[str, str]]:
+def recorded(connection: Connection) -> list[tuple[str, str]]:
     return connection.execute("SELECT name, by FROM asked").fetchall()
 
 
 def test_a_first_load_distributes_the_table_once(source: Connection, tmp_path: Any) -> None:
     source.execute(STAND_IN)
     assert sync(distributed(tmp_path)).consistent
-    assert asked(source) == [("vectors.paintings", "id")]
+    assert recorded(source) == [("vectors.paintings", "id")]
     fill(source, 5, start=51)
     source.execute("DELETE FROM paintings WHERE id < 4")
     report = sync(distributed(tmp_path))
     assert (report.new, report.deleted, report.consistent) == (5, 3, True)
-    assert len(asked(source)) == 1
+    assert len(recorded(source)) == 1
 
 
 def test_a_table_that_is_not_loaded_straight_is_distributed_empty(source: Connection, tmp_path: Any) -> None:
@@ -61,14 +61,14 @@ def test_a_table_that_is_not_loaded_straight_is_distributed_empty(source: Connec
     wanted = distributed(tmp_path)
     source_part = wanted.source.model_copy(update={"metadata": ["author", "year", "place"]})
     assert sync(wanted.model_copy(update={"source": source_part})).consistent
-    assert asked(source) == [("vectors.paintings", "id")]
+    assert recorded(source) == [("vectors.paintings", "id")]
 
 
 def test_the_next_generation_is_distributed_too(source: Connection, tmp_path: Any) -> None:
     source.execute(STAND_IN)
     sync(distributed(tmp_path))
     rebuild(distributed(tmp_path, dimensions=128))
-    names = asked(source)
+    names = recorded(source)
     assert len(names) == 2
     assert {column for _, column in names} == {"id"}
 

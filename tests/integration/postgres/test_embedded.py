@@ -107,9 +107,9 @@ def test_another_user_is_refused_even_where_the_socket_can_be_reached(place: Pat
         folder = sockets(server)
         folder.chmod(0o777)
         (folder / ".s.PGSQL.5432").chmod(0o777)
-        said = psql_as_nobody(folder)
+        output = psql_as_nobody(folder)
         folder.chmod(0o700)
-        assert "Peer authentication failed" in said, said
+        assert "Peer authentication failed" in output, output
 
 
 def test_a_cluster_of_an_earlier_version_gets_rules_that_let_only_its_owner_in(place: Path) -> None:

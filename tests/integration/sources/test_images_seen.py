@@ -197,17 +197,17 @@ def test_a_blob_is_sent_once_as_long_as_its_etag_is_the_same(
     second = drawn.getvalue()
     client.upload_blob("in/a.bmp", second)
     places = BlobPlaces.at(f"{container.account_url}/{container.name}/in", container.key, 10**9)
-    asked: list[str] = []
+    counted_reads: list[str] = []
     read = BlobPlaces.read
 
     def counted(places: BlobPlaces, written: str) -> ImageFile:
-        asked.append(written)
+        counted_reads.append(written)
         return read(places, written)
 
     monkeypatch.setattr(BlobPlaces, "read", counted)
     memory = ImageMemory()
     seen = [look(places, _PIXELS, memory, b"a.bmp") for _ in range(3)]
-    assert (len(asked), len({one.sha256 for one in seen})) == (1, 1)
+    assert (len(counted_reads), len({one.sha256 for one in seen})) == (1, 1)
     edited = second[:-1] + bytes([second[-1] ^ 255])
     client.upload_blob("in/a.bmp", edited, overwrite=True)
     assert look(places, _PIXELS, memory, b"a.bmp").sha256 == hashlib.sha256(edited).hexdigest()

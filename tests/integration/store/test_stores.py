@@ -65,7 +65,7 @@ def sas(place: Container, permission: str, *, hours: int = 1) -> str:
     )
 
 
-def said(error: BaseException) -> str:
+def all_messages(error: BaseException) -> str:
     """Everything that a log would show of an error."""
     return "".join(traceback.format_exception(error)) + repr(error)
 
@@ -319,7 +319,7 @@ def test_a_token_that_may_not_make_containers_is_enough_where_there_is_one(
     store = open_container(container.url, token)
     with pytest.raises(StoreRefused, match=f"the container {container.name} does not exist") as refused:
         store.put("a/b", path, digest)
-    assert "sig=" not in said(refused.value)
+    assert "sig=" not in all_messages(refused.value)
     with official(container) as client:
         client.create_container()
     assert store.put("a/b", path, digest)
@@ -356,8 +356,8 @@ def test_no_error_shows_a_credential(
                 wanted = StoreUnavailable if "sv=1&" in credential else StoreRefused
                 with pytest.raises(wanted) as failed:
                     call()
-                assert secret not in said(failed.value)
-                assert "sig=" not in said(failed.value)
+                assert secret not in all_messages(failed.value)
+                assert "sig=" not in all_messages(failed.value)
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("rowvec")]
     assert not [line for line in ours if "sig=" in line]
 
@@ -376,7 +376,7 @@ def test_a_gateway_that_quotes_the_url_gives_no_token_away(tmp_path: Path, monke
         for call in calls:
             with pytest.raises(StoreUnavailable, match="503") as failed:
                 call()
-            assert "cGxhbnRlZA" not in said(failed.value)
+            assert "cGxhbnRlZA" not in all_messages(failed.value)
             assert failed.value.retry_after == 7
 
 
@@ -392,14 +392,14 @@ def quoting_gateway() -> Generator[str]:
                 return
             self.rfile.read(int(self.headers.get("content-length", 0)))
             quoted = f"no upstream for {self.path.replace('&', '&amp;')}"
-            said = f"<Error><Code>ServerBusy</Code><Message>{quoted}</Message></Error>"
+            body = f"<Error><Code>ServerBusy</Code><Message>{quoted}</Message></Error>"
             self.send_response_only(503, f"no upstream for {self.path}")
             self.send_header("Content-Type", "application/xml")
-            self.send_header("Content-Length", "0" if self.command == "HEAD" else str(len(said)))
+            self.send_header("Content-Length", "0" if self.command == "HEAD" else str(len(body)))
             self.send_header("Retry-After", "7")
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(said.encode())
+                self.wfile.write(body.encode())
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -428,7 +428,7 @@ def quoting_gateway() -> Generator[str]:
 def test_a_url_or_credential_that_cannot_be_read_is_wrong_use(url: str, credential: str | None) -> None:
     with pytest.raises(UsageError, match=r"^artifacts\.(url|credential)") as refused:
         open_store(Artifacts.model_construct(url=url, credential=credential))
-    assert "c2VjcmV0" not in said(refused.value)
+    assert "c2VjcmV0" not in all_messages(refused.value)
 
 
 def test_a_url_names_account_container_and_prefix() -> None:

@@ -53,23 +53,23 @@ def paid_once(server: OpenAIServer) -> bool:
     return max(server.paid.values(), default=0) <= 1
 
 
-def leave(asked: Pipeline) -> AwaitingJobs:
+def leave(batched: Pipeline) -> AwaitingJobs:
     """Run a sync that leaves its jobs to the next sync."""
     with pytest.raises(AwaitingJobs) as awaited:
-        sync(asked)
+        sync(batched)
     return awaited.value
 
 
 def test_a_first_load_by_a_job_costs_half(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    asked = pipeline(server, tmp_path)
+    batched = pipeline(server, tmp_path)
     server.batches.hold = True
-    awaited = leave(asked)
+    awaited = leave(batched)
     assert (awaited.jobs, awaited.texts) == (1, 50)
     assert source.execute("SELECT state FROM rowvec.runs").fetchall() == [("waiting",)]
-    leave(asked)
+    leave(batched)
     assert len(server.batches.jobs) == 1
     server.batches.finish()
-    report = sync(asked)
+    report = sync(batched)
     assert (report.embedded, report.reused, report.rows, report.consistent) == (50, 0, 50, True)
     assert (by_jobs(server), directly(server)) == (50, 0)
     assert report.tokens == server.tokens_billed
@@ -80,7 +80,7 @@ def test_a_first_load_by_a_job_costs_half(source: Connection, server: OpenAIServ
     assert of_vectors == pytest.approx((report.cost_usd,), rel=1e-4)
     assert_in_step(source)
     assert server.batches.files == {}
-    again = sync(asked)
+    again = sync(batched)
     assert (again.embedded, again.tokens, again.cost_usd) == (0, 0, 0)
 
 
@@ -90,8 +90,8 @@ def test_a_job_that_is_done_at_once_is_waited_for(source: Connection, server: Op
 
 
 def test_few_texts_are_requested_directly(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    asked = pipeline(server, tmp_path, at_least=51)
-    report = sync(asked)
+    batched = pipeline(server, tmp_path, at_least=51)
+    report = sync(batched)
     assert (report.embedded, by_jobs(server)) == (50, 0)
     assert report.cost_usd == pytest.approx(report.tokens * PRICE / 1e6)
 
@@ -99,14 +99,14 @@ def test_few_texts_are_requested_directly(source: Connection, server: OpenAIServ
 def test_rows_written_meanwhile_are_requested_directly(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    asked = pipeline(server, tmp_path)
+    batched = pipeline(server, tmp_path)
     server.batches.hold = True
-    leave(asked)
+    leave(batched)
     paintings.fill(source, 3, start=51)
     source.execute("UPDATE paintings SET title = 'another' WHERE id = 1")
     source.execute("DELETE FROM paintings WHERE id = 2")
     server.batches.finish()
-    report = sync(asked)
+    report = sync(batched)
     assert (report.rows, report.consistent) == (52, True)
     assert (by_jobs(server), len(server.batches.jobs)) == (50, 1)
     assert_in_step(source)
@@ -118,13 +118,13 @@ def test_rows_written_meanwhile_are_requested_directly(
 def test_a_job_that_ends_early_keeps_what_it_answered(
     source: Connection, server: OpenAIServer, tmp_path: Path, end: Any, fallback: str
 ) -> None:
-    asked = pipeline(server, tmp_path, fallback=fallback)
+    batched = pipeline(server, tmp_path, fallback=fallback)
     server.batches.hold = True
-    leave(asked)
+    leave(batched)
     server.batches.finish(end, answered=20)
     came = 0 if end == "failed" else 20
     server.batches.hold = False
-    report = sync(asked)
+    report = sync(batched)
     assert (report.rows, report.embedded, report.consistent) == (50, 50, True)
     assert by_jobs(server) == (50 if fallback == "batch" else came)
     assert paid_once(server)
@@ -134,35 +134,35 @@ def test_a_job_that_ends_early_keeps_what_it_answered(
 def test_a_job_that_always_fails_is_given_up_after_three(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    asked = pipeline(server, tmp_path)
+    batched = pipeline(server, tmp_path)
     server.batches.end = "failed"
-    assert sync(asked).consistent
+    assert sync(batched).consistent
     assert (len(server.batches.jobs), by_jobs(server)) == (3, 0)
 
 
 def test_runs_that_waited_for_too_long_request_the_rest_directly(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    asked = pipeline(server, tmp_path, patience_hours=1)
+    batched = pipeline(server, tmp_path, patience_hours=1)
     server.batches.hold = True
-    leave(asked)
+    leave(batched)
     paintings.fill(source, 20, start=51)
     server.batches.finish()
     source.execute("UPDATE rowvec.jobs SET created_at = created_at - interval '2 hours'")
-    report = sync(asked)
+    report = sync(batched)
     assert (report.rows, by_jobs(server), len(server.batches.jobs)) == (70, 50, 1)
 
 
 def test_poison_in_a_job_is_rejected(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     source.execute("UPDATE paintings SET title = 'POISON ' || id WHERE id % 10 = 0")
-    asked = pipeline(server, tmp_path)
-    report = sync(asked)
+    batched = pipeline(server, tmp_path)
+    report = sync(batched)
     assert (report.rows, report.rejected, report.consistent) == (45, 5, True)
     assert directly(server) == 0
-    found = rejects.rejects(asked, retry=True).as_json()["rejects"]
+    found = rejects.rejects(batched, retry=True).as_json()["rejects"]
     assert {(r["key"][0], r["reason"]) for r in found} == {(str(i), "invalid_input") for i in range(10, 51, 10)}
     server.poison = None
-    assert sync(asked).rejected == 0
+    assert sync(batched).rejected == 0
     assert_in_step(source)
 
 
@@ -172,8 +172,8 @@ def test_unusable_answers_in_a_job_are_requested_again(
     source.execute("UPDATE paintings SET title = 'ODD' WHERE id = 1")
     source.execute("UPDATE paintings SET title = 'DOWN' WHERE id = 2")
     server.add(Fault(spoil="nan", marker="ODD"), failing(500))
-    asked = pipeline(server, tmp_path)
-    report = sync(asked)
+    batched = pipeline(server, tmp_path)
+    report = sync(batched)
     assert (report.rows, report.rejected, by_jobs(server)) == (50, 0, 50)
     assert 0 < directly(server) <= 2
     assert_in_step(source)
@@ -183,12 +183,12 @@ def test_a_quota_error_in_a_jobs_lines_stops_the_run_and_keeps_the_rest(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     server.add(replace(quota(), after=20))
-    asked = pipeline(server, tmp_path)
+    batched = pipeline(server, tmp_path)
     with pytest.raises(QuotaExhausted):
-        sync(asked)
+        sync(batched)
     assert source.execute("SELECT count(*) FROM rowvec.answers").fetchone() == (20,)
     server.reset()
-    assert sync(asked).rows == 50
+    assert sync(batched).rows == 50
     assert by_jobs(server) == 30
 
 
@@ -199,58 +199,58 @@ def test_a_lost_acknowledgement_makes_no_second_job(source: Connection, server: 
 
 
 def test_a_run_that_never_heard_of_its_job_finds_it(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    asked = pipeline(server, tmp_path, {"max_attempts": 1})
+    batched = pipeline(server, tmp_path, {"max_attempts": 1})
     server.batches.hold = True
     server.batches.cut_creates = 1
     with pytest.raises(Exception, match="does not answer"):
-        sync(asked)
+        sync(batched)
     assert source.execute("SELECT state, provider_id FROM rowvec.jobs").fetchall() == [("prepared", None)]
     # Other jobs of the account come before it in the list.
     for number in range(5):
         job = replace(server.batches.jobs["batch_1"], id=f"other_{number}", metadata={}, status="completed")
         server.batches.jobs[job.id] = job
-    leave(asked)
+    leave(batched)
     server.batches.finish()
-    assert sync(asked).embedded == 50
+    assert sync(batched).embedded == 50
     assert by_jobs(server) == 50
 
 
 def test_a_job_the_provider_never_received_is_submitted_again(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    asked = pipeline(server, tmp_path, {"max_attempts": 1})
+    batched = pipeline(server, tmp_path, {"max_attempts": 1})
     server.batches.cut_creates = 1
     with pytest.raises(Exception, match="does not answer"):
-        sync(asked)
+        sync(batched)
     server.batches.jobs.clear()
     server.reset()
-    assert sync(asked).embedded == 50
+    assert sync(batched).embedded == 50
     assert by_jobs(server) == 50
     assert source.execute("SELECT sum(reserved_usd) FROM rowvec.spending").fetchone() == (0,)
 
 
 def test_a_download_that_is_cut_is_fetched_again(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    asked = pipeline(server, tmp_path)
+    batched = pipeline(server, tmp_path)
     server.batches.cut_downloads = 1
-    assert sync(asked).embedded == 50
+    assert sync(batched).embedded == 50
     assert paid_once(server)
 
 
 def test_a_job_the_provider_has_forgotten_is_submitted_again(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    asked = pipeline(server, tmp_path, fallback="direct")
+    batched = pipeline(server, tmp_path, fallback="direct")
     server.batches.hold = True
-    leave(asked)
+    leave(batched)
     server.batches.jobs.clear()
-    report = sync(asked)
+    report = sync(batched)
     assert (report.rows, by_jobs(server)) == (50, 0)
 
 
 def test_jobs_fit_the_queue_of_the_account(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     tokens = dry_run.plan(pipeline(server, tmp_path)).tokens
-    asked = pipeline(server, tmp_path, max_tokens=tokens // 3)
-    report = sync(asked)
+    batched = pipeline(server, tmp_path, max_tokens=tokens // 3)
+    report = sync(batched)
     assert report.rows == 50
     assert len(server.batches.jobs) >= 3
     assert paid_once(server)
@@ -259,9 +259,9 @@ def test_jobs_fit_the_queue_of_the_account(source: Connection, server: OpenAISer
 
 def test_a_queue_that_is_too_short_is_named(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     server.batches.queue_tokens = 10
-    asked = pipeline(server, tmp_path)
+    batched = pipeline(server, tmp_path)
     with pytest.raises(EmbedderRefused, match="max_tokens"):
-        sync(asked)
+        sync(batched)
     assert source.execute("SELECT count(*) FROM rowvec.jobs").fetchone() == (0,)
 
 
@@ -275,20 +275,20 @@ def test_answers_of_a_model_of_another_name_are_refused(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
     server.answers_as = "text-embedding-ada-002"
-    asked = pipeline(server, tmp_path)
+    batched = pipeline(server, tmp_path)
     with pytest.raises(EmbedderRefused, match="vectors of two models"):
-        sync(asked)
+        sync(batched)
     assert source.execute("SELECT count(*) FROM rowvec.answers").fetchone() == (0,)
 
 
 def test_the_plan_reports_jobs_and_half_the_price(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
-    asked = pipeline(server, tmp_path)
-    planned = dry_run.plan(asked)
+    batched = pipeline(server, tmp_path)
+    planned = dry_run.plan(batched)
     assert planned.cost_usd == pytest.approx(planned.tokens * PRICE / 2 / 1e6)
     assert planned.as_json()["awaiting"] == {"jobs": 0, "texts": 0}
     server.batches.hold = True
-    leave(asked)
-    assert dry_run.plan(asked).as_json()["awaiting"] == {"jobs": 1, "texts": 50}
+    leave(batched)
+    assert dry_run.plan(batched).as_json()["awaiting"] == {"jobs": 1, "texts": 50}
 
 
 def test_paths_and_deployment_of_azure(
@@ -296,8 +296,8 @@ def test_paths_and_deployment_of_azure(
 ) -> None:
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
     azure = {"kind": "azure_openai", "model": "small", "base_url": server.origin, "cost_per_million_tokens": PRICE}
-    asked = pipeline(server, tmp_path, azure, model="small-batch")
-    assert sync(asked).embedded == 50
+    batched = pipeline(server, tmp_path, azure, model="small-batch")
+    assert sync(batched).embedded == 50
     assert {request.model for request in server.requests} == {"small-batch"}
 
 
@@ -317,15 +317,15 @@ def test_jobs_are_fetched_though_batch_was_switched_off(
 def test_jobs_of_deleted_rows_are_fetched_nevertheless(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
-    asked = pipeline(server, tmp_path)
+    batched = pipeline(server, tmp_path)
     server.batches.hold = True
-    leave(asked)
+    leave(batched)
     source.execute("DELETE FROM paintings")
     server.batches.finish()
-    assert sync(asked).rows == 0
+    assert sync(batched).rows == 0
     assert source.execute("SELECT state, answered FROM rowvec.jobs").fetchall() == [("collected", 50)]
     paintings.fill(source, 50)
-    assert sync(asked).rows == 50
+    assert sync(batched).rows == 50
     assert paid_once(server)
 
 

@@ -365,8 +365,8 @@ def test_a_vector_too_wide_for_the_index_ends_it_and_not_the_run(
     assert "the row (7) has 1,001 nonzeros, and pgvector indexes sparse vectors of at most 1,000" in caplog.text
     assert (report.consistent, one(given, table_name), one(given, _AGREE)) == (True, 0, 50)
     assert search_stage.search(ours, "{1:1}/30522", 1)[0].key["id"] == 7
-    (said,) = [check.detail for check in report.checks if check.name == "index"]
-    assert "the row (7) has 1,001 nonzeros" in said.lower()
+    (sentence,) = [check.detail for check in report.checks if check.name == "index"]
+    assert "the row (7) has 1,001 nonzeros" in sentence.lower()
     given.execute("UPDATE paintings SET given = '{1:1}/30522' WHERE id = 7")
     paintings.sync(ours)
     assert one(given, table_name) == 1
@@ -452,9 +452,9 @@ def test_artifacts_are_restored_in_either_precision(
     ],
 )
 def test_what_sparse_vectors_cannot_have_is_refused_by_its_key(
-    tmp_path: Path, changes: dict[str, Any], said: str
+    tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=sentence):
         pipeline(tmp_path, **changes)
 
 

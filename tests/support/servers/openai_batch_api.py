@@ -136,10 +136,10 @@ class Batches:
             return None
         return 200, self.files[name]
 
-    def _create(self, asked: dict[str, Any]) -> tuple[int, Any] | None:
+    def _create(self, wanted: dict[str, Any]) -> tuple[int, Any] | None:
         with self._lock:
             number = len(self.jobs) + 1
-            job = Job(id=f"batch_{number}", input_file=asked["input_file_id"], metadata=asked.get("metadata") or {})
+            job = Job(id=f"batch_{number}", input_file=wanted["input_file_id"], metadata=wanted.get("metadata") or {})
             self.jobs[job.id] = job
             self._validate(job)
             if job.status == "in_progress" and not self.hold:

@@ -41,12 +41,12 @@ def _parts(message: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _said(part: tuple[str, dict[str, Any]], shows: dict[str, str]) -> str:
-    role, said = part
-    if said["type"] == "text":
-        return said["text"] if role == "user" else f"{role}: {said['text']}"
-    if said["type"] != "image_url":
-        raise Unreadable(f"Unknown part type: {said['type']}")
-    found = _DATA_URL.fullmatch(said["image_url"]["url"])
+    role, content = part
+    if content["type"] == "text":
+        return content["text"] if role == "user" else f"{role}: {content['text']}"
+    if content["type"] != "image_url":
+        raise Unreadable(f"Unknown part type: {content['type']}")
+    found = _DATA_URL.fullmatch(content["image_url"]["url"])
     if found is None:
         raise Unreadable("The URL must be either a HTTP, data or file URL.")
     return _image(found[1], shows)

@@ -279,17 +279,17 @@ class OpenAIServer(StandIn):
         tokens = _count_tokens(texts)
         fault = _invalid(texts, tokens, self.poison) or self.fault_for(texts)
         status = (fault.status or 200) if fault else 200
-        asked, form = body.get("dimensions"), str(body.get("encoding_format"))
+        wanted, form = body.get("dimensions"), str(body.get("encoding_format"))
         at = time.monotonic()
         request = Request(
-            path="/v1/batches", model=model, texts=tuple(texts), dimensions=asked, encoding_format=form, key="",
+            path="/v1/batches", model=model, texts=tuple(texts), dimensions=wanted, encoding_format=form, key="",
             status=status, at=at,
         )  # fmt: skip
         self.record(request, tokens)
         if fault and status != 200:
             error = {"message": fault.message, "type": fault.kind, "param": fault.param, "code": fault.code}
             return status, {"error": error}, 0
-        vectors = self.vectors(model, texts, int(asked or NATIVE.get(model, self.native)))
+        vectors = self.vectors(model, texts, int(wanted or NATIVE.get(model, self.native)))
         data = _data(texts, vectors, fault, base64_wanted=form == "base64")
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return 200, {"object": "list", "data": data, "model": self.answers_as or model, "usage": usage}, tokens
@@ -376,13 +376,13 @@ class Handler(Answering):
                 self.server.hold.wait(PATIENCE_SECONDS)
             shape = fault.shape if fault else None
             status = 0 if shape in ("cut", "hang", "drip") else (fault.status or 200) if fault else 200
-            asked = body.get("dimensions")
+            wanted = body.get("dimensions")
             self.server.record(
                 Request(
                     path=path,
                     model=model,
                     texts=tuple(texts),
-                    dimensions=asked,
+                    dimensions=wanted,
                     encoding_format=body.get("encoding_format", "float"),
                     key=key,
                     status=status,
@@ -398,7 +398,7 @@ class Handler(Answering):
                 self._no_answer(fault)
                 return
             base64_wanted = body.get("encoding_format") == "base64" and not self.server.floats
-            dimensions = int(asked or NATIVE.get(model, self.server.native))
+            dimensions = int(wanted or NATIVE.get(model, self.server.native))
             wrong = 1 if shape == "wrong_dimensions" else 0
             vectors = self.server.vectors(model, texts, dimensions + wrong)
             data = _data(texts, vectors, fault, base64_wanted=base64_wanted)

@@ -149,7 +149,7 @@ def test_lists_by_rows_do_not_ask_for_a_rebuild_with_every_row(rows: int, change
     assert fits(before, after) or before.lists < 10
     much_more = choose(Facts(rows=rows * 8 + 40_000, dimensions=64, precision="float32", bits=False), wanted)
     assert not fits(before, much_more) or before.lists > 10_000
-    asked = choose(
+    one_list_more = choose(
         Facts(rows=rows, dimensions=64, precision="float32", bits=False), Index(kind="ivfflat", lists=before.lists + 1)
     )
-    assert not fits(before, asked)
+    assert not fits(before, one_list_more)

@@ -74,8 +74,8 @@ def test_a_request_is_one_line_and_names_its_text(fingerprint: bytes, text: str)
     line = request_line(fingerprint, text, "m", 96)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    asked = json.loads(line)
-    assert (bytes.fromhex(asked["custom_id"]), asked["body"]["input"]) == (fingerprint, [text])
+    request = json.loads(line)
+    assert (bytes.fromhex(request["custom_id"]), request["body"]["input"]) == (fingerprint, [text])
 
 
 @given(st.binary() | st.text().map(str.encode))

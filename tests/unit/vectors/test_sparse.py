@@ -71,9 +71,9 @@ def test_dense_vectors_come_back_from_their_nonzeros(rows: list[list[float]]) ->
 
 @given(sparse_rows(_close, least=1), sparse_rows(_close, least=1), st.sampled_from(["cosine", "l2", "inner_product"]))
 def test_distances_are_those_of_the_dense_vectors(
-    drawn: tuple[int, list[Row]], asked: tuple[int, list[Row]], metric: Metric
+    drawn: tuple[int, list[Row]], queried: tuple[int, list[Row]], metric: Metric
 ) -> None:
-    vectors, queries = (made(9, [{i % 9: v for i, v in row.items()} for row in rows]) for _, rows in (drawn, asked))
+    vectors, queries = (made(9, [{i % 9: v for i, v in row.items()} for row in rows]) for _, rows in (drawn, queried))
     wide = vectors.dense().astype(np.float64), queries.dense().astype(np.float64)
     np.testing.assert_allclose(distances(metric, vectors, queries), distances(metric, *wide), rtol=1e-6, atol=1e-5)
 
