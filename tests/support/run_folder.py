@@ -30,7 +30,9 @@ def begin() -> None:
     # because the path of a Unix socket may have 107 bytes.
     in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM
     made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY if in_memory else None))
-    os.mkfifo(made / "new")
+    # A Postgres or a pooler may run as another user.
+    made.chmod(0o711)
+    os.mkfifo(made / "new", 0o600)
     _ours.append(os.open(made / "new", os.O_RDWR))
     fcntl.flock(_ours[0], fcntl.LOCK_EX)
     (made / "new").rename(made / _LIFE)

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from filelock import FileLock
 from psycopg.conninfo import make_conninfo
 
 from rowvec.postgres.embedded import start_postgres
+from tests.support.run_folder import short_folder
 from tests.support.servers.pgbouncer import CACHE, pooling
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -81,7 +81,7 @@ class Line:
                 yield server
             return
         # A short path: a Unix socket's may have 107 bytes.
-        folder = Path(tempfile.mkdtemp(prefix="rv"))
+        folder = short_folder("rv")
         # The pooler runs as the owner of the folder within.
         folder.chmod(0o711)
         cluster = start_postgres(folder / "pg")
@@ -92,6 +92,8 @@ class Line:
             with psycopg.connect(url, autocommit=True) as connection:
                 # The cluster is thrown away after the tests: it need not survive a power cut, and fsync is slow.
                 connection.execute("ALTER SYSTEM SET fsync = off")
+                # It may be in memory.
+                connection.execute("ALTER SYSTEM SET max_wal_size = '256MB'")
                 connection.execute("SELECT pg_reload_conf()")
             yield stack.enter_context(self.at(url))
 
