@@ -443,7 +443,7 @@ def test_artifacts_are_restored_in_either_precision(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
         ({"target": {"bits": True}}, "bits is true, and pgvector makes none of sparse vectors"),
         ({"index": {"kind": "ivfflat"}}, "index.kind is ivfflat, which pgvector cannot build on sparse vectors"),
