@@ -232,7 +232,7 @@ def _run(words: list[str]) -> NoReturn:
             raise
         status = ended.code or 0
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue] # it joins the threads of pools as well
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage] # what a fork of multiprocessing calls too
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
