@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rowvec import errors
+    from rowvec.ledger.plans import PlannedRow
     from rowvec.ledger.rejects import Reject
     from rowvec.ledger.spending import BudgetOutlook
     from rowvec.operations.audit import Audit, Finding, LostObject, audit
@@ -47,6 +48,7 @@ __all__ = [
     "Pipeline",
     "PipelineStatus",
     "PlanReport",
+    "PlannedRow",
     "Reject",
     "RejectsReport",
     "SearchMode",
@@ -64,6 +66,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "rowvec.ledger.plans": ("PlannedRow",),
     "rowvec.ledger.rejects": ("Reject",),
     "rowvec.ledger.spending": ("BudgetOutlook",),
     "rowvec.operations.audit": ("Audit", "Finding", "LostObject", "audit"),

@@ -6,7 +6,9 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import (
@@ -18,10 +20,29 @@ from prefect.settings import (
     temporary_settings,
 )
 
+_ANSWER_SECONDS = 15.0
+
 
 def is_configured() -> bool:
     """Whether the environment, a profile or a file of settings names a server."""
     return bool(get_current_settings().api.url)
+
+
+def unreachable() -> str | None:
+    """One sentence if the configured server does not answer; None if it does, whatever it says.
+
+    Prefect itself would end a run with the tracebacks of its retries.
+    """
+    url = get_current_settings().api.url
+    try:
+        httpx.get(f"{url}/health", timeout=_ANSWER_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        where = urlsplit(str(url)).hostname or "PREFECT_API_URL"
+        return (
+            f"no Prefect server answers at {where} ({type(error).__name__}), and nothing was done: start it, correct "
+            "PREFECT_API_URL or the profile, or unset it, and the command starts a server for itself"
+        )
+    return None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rowvec.cli.commands.demo import demo
 from rowvec.cli.commands.index import index
 from rowvec.cli.commands.names import adopt, rename
 from rowvec.cli.commands.pipeline_file import check, init, schema
+from rowvec.cli.commands.psql import psql
 from rowvec.cli.commands.search import search_rows
 from rowvec.cli.commands.stack import down, up
 from rowvec.cli.commands.status import status
@@ -51,6 +52,8 @@ app.command("watch")(watch)
 app.command("rename")(rename)
 app.command("adopt")(adopt)
 app.command("rejects")(list_rejects)
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("psql", context_settings=_PASSED_ON)(psql)
 app.command("schema")(schema)
 app.command("demo")(demo)
 app.command("up")(up)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import sys
@@ -13,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from rowvec.cli.terminal import Terminal
-from rowvec.runtime.display import json_text, one_line
+from rowvec.runtime.display import json_text, one_line, shown
 
 out = Terminal()
 err = Terminal(stderr=True)
@@ -27,6 +29,17 @@ def emit(data: dict[str, Any], as_json: bool, for_people: Callable[[], None]) ->
         _write_json(data)
     else:
         for_people()
+
+
+def write_csv(rows: list[dict[str, Any]]) -> None:
+    """Print rows as CSV with a header: unchanged into a pipe, and on a terminal with nothing that it obeys."""
+    text = io.StringIO(newline="")
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    written = text.getvalue()
+    sys.stdout.write(shown(written) if sys.stdout.isatty() else written)
 
 
 def fail(message: str, as_json: bool, **more: Any) -> None:

@@ -60,11 +60,13 @@ def prefect_api() -> Generator[None]:
     """Within this context, flows report to a Prefect server.
 
     It is the one that the environment or the user's profile configures; or the one of ``rowvec up``, if it runs in this
-    ROWVEC_HOME; or one that this command starts for itself. Raises ``MachineError`` if that one does not start. If it
+    ROWVEC_HOME; or one that this command starts for itself. Raises ``MachineError`` if it does not answer. If it
     ends by itself later, so does the command.
     """
     tasks = _tasks()
     if tasks.is_configured():
+        if (fault := tasks.unreachable()) is not None:
+            raise MachineError(fault)
         yield
         return
     stack = _server_of_stack()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rowvec.cli.output import out, table
 from rowvec.images.content import is_image
 from rowvec.index.tuning.results import Tuning
+from rowvec.ledger.plans import PlannedRow
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.operations.rejects import RejectsReport
@@ -23,9 +24,11 @@ from rowvec.stages.report import Check, RestoreReport, SyncReport
 if TYPE_CHECKING:
     from rowvec.operations.setup.init import Written
 
-_COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "rejected")
+_COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "empty", "rejected")
 _TEXT_WIDTH = 200
-_FIGURES = ("content", "distance", "score", "vector_rank", "text_rank")
+# More columns than these would be a few characters wide each.
+_MOST_COLUMNS = 8
+_FIGURES = ("distance", "score", "vector_rank", "text_rank")
 
 
 _VERDICTS = {"consistent": "green", "inconsistent": "red", "failed": "red", "abandoned": "red"}
@@ -36,7 +39,7 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
     if not rows:
         out.print("No pipeline has run against this database yet.")
         return
-    columns = ("pipeline", "verdict", "rows", "pending", "rejected", "this month", "last run", "next sync")
+    columns = ("pipeline", "verdict", "rows", "pending", "rejected", "month", "last run", "next sync")
     lines = [
         (
             row.pipeline,
@@ -50,7 +53,9 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
         )
         for row in rows
     ]
-    table("", columns, lines, right=("rows", "pending", "rejected", "this month"))
+    # Without a server there is no schedule to show, and the others get its room.
+    shown = len(columns) if planned else -1
+    table("", columns[:shown], [line[:shown] for line in lines], right=("rows", "pending", "rejected", "month"))
     for row in rows:
         if row.awaiting:
             out.print(f"{row.pipeline}: {row.awaiting:,} text(s) are in jobs at the provider.")
@@ -59,7 +64,7 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
 
 
 def _minute(moment: datetime) -> str:
-    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+    return f"{moment.astimezone():%m-%d %H:%M}"
 
 
 def drafted(written: Written) -> None:
@@ -91,8 +96,8 @@ def checked(faults: int, warnings: int) -> None:
         out.print(f"No fault, {warnings:,} warning(s): a sync can run.", style="bold green")
 
 
-def sync(report: SyncReport) -> None:
-    """Print a sync's report, the verdict first."""
+def sync(report: SyncReport, wall: float | None = None) -> None:
+    """Print a sync's report, the verdict first; ``wall``: seconds of the command as a whole."""
     style = "bold green" if report.consistent else "bold red"
     out.print(report.verdict(), style=style, markup=False, highlight=False)
     counts = {name: getattr(report, name) for name in (*_COUNTS, "pending")}
@@ -101,7 +106,8 @@ def sync(report: SyncReport) -> None:
     stored = f" {report.images:,} put into the store," if report.what == "images" else ""
     out.print(
         f"{report.embedded:,} {report.what} embedded,{stored} {report.reused:,} vectors reused; "
-        f"{_bill(report)}{recall}; {report.seconds.get('total', 0):.1f} s",
+        f"{_bill(report)}{recall}; {report.seconds.get('total', 0):.1f} s"
+        + ("" if wall is None else f", {wall:.1f} s for the whole command"),
         highlight=False,
     )
     _show_notes([report.shown_in_part] if report.shown_in_part else [])
@@ -134,6 +140,7 @@ def plan(found: PlanReport) -> None:
         f"about {found.tokens:,} {BILLED[found.what]}, ${found.cost_usd:,.4f}. Nothing was spent.",
         highlight=False,
     )
+    _show_rows(found.rows or ())
     _show_notes(found.notes)
     if found.awaiting_jobs:
         out.print(
@@ -152,6 +159,15 @@ def plan(found: PlanReport) -> None:
         )
 
 
+def _show_rows(rows: Sequence[PlannedRow]) -> None:
+    if rows:
+        lines = (
+            (row.action.replace("_", " "), ", ".join(map(str, row.key)), _short(row.old), _short(row.new))
+            for row in rows
+        )
+        table(f"{len(rows):,} of the rows", ("action", "key", "old", "new"), lines)
+
+
 def _show_notes(notes: Iterable[str]) -> None:
     for note in notes:
         out.print(f"Note: {note}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -162,21 +178,29 @@ def awaiting(sentence: str) -> None:
     out.print(sentence, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def search(query: str, found: dict[str, Any]) -> None:
-    """Print results, the nearest first: key and metadata in one line, the content below."""
-    results = found["results"]
+def search(query: str, results: list[dict[str, Any]]) -> None:
+    """Print results as a table, the nearest first."""
     if not results:
         out.print("Nothing found.")
         return
-    rows: list[tuple[str, ...]] = []
-    for number, result in enumerate(results, 1):
-        named = [f"{v}" for name, v in result.items() if name not in _FIGURES and v is not None]
-        figures = [_figure(result[name]) for name in ("score", "distance") if name in result]
+    columns = list(results[0])
+    if len(columns) > _MOST_COLUMNS:
+        for number, result in enumerate(results, 1):
+            out.print(f"{number}.", style="bold")
+            for name in columns:
+                out.print(f"  {one_line(name)}: {one_line(_cell(name, result[name]))}", soft_wrap=True)
+        return
+    lines = ([_cell(name, result[name]) for name in columns] for result in results)
+    table(f"“{query}”", columns, lines, right=_FIGURES)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in ("score", "distance"):
+        return _figure(value)
+    if name == "content":
         # An image's content is its checksum, which means nothing to a person.
-        lines = [" · ".join(named), "" if is_image(result["content"]) else _short(result["content"])]
-        rows.append((str(number), *figures, "\n".join(filter(None, lines))))
-    columns = ("", *(name for name in ("score", "distance") if name in results[0]), "row")
-    table(f"“{query}”", columns, rows, right=columns[:-1])
+        return "an image" if is_image(value) else _short(value)
+    return "-" if value is None else _short(str(value))
 
 
 def _figure(value: float | None) -> str:

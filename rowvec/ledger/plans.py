@@ -19,7 +19,7 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import as_sent, key_json, same_key
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable
+from rowvec.postgres.vector_table import VectorTable, stored_columns
 from rowvec.runtime.memory import is_tight
 from rowvec.vectors.fingerprint import Identity
 
@@ -51,6 +51,8 @@ class Counts:
     """Distinct contents of the new and changed rows."""
     known: int
     """How many of these texts are paid for already."""
+    empty: int = 0
+    """Of the rows that were compared, those without content: they have no vector, and are no rejects."""
 
     @property
     def anything(self) -> bool:
@@ -254,6 +256,38 @@ def sample_texts(connection: Connection, plan: Plan, limit: int) -> tuple[list[s
     total = connection.execute(query("plans", "unpaid_characters", **parts)).fetchone()
     count, characters = total or (0, 0)
     return texts, count, characters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRow:
+    """What a sync would do with one row."""
+
+    action: str
+    """``changed``, ``deleted``, ``new`` or ``metadata_only``."""
+    key: tuple[str | None, ...]
+    """As texts."""
+    old: str | None
+    """The content of its vector; None if it has none."""
+    new: str | None
+    """Its content in the source; None if it is gone."""
+
+
+def planned_rows(connection: Connection, plan: Plan, limit: int) -> tuple[PlannedRow, ...]:
+    """Up to ``limit`` rows of a plan.
+
+    Rows that change come first, then those that are deleted, new, or changed in their metadata alone.
+    """
+    table = plan.table
+    old: sql.Composable = sql.SQL("NULL::text")
+    joined: sql.Composable = sql.SQL("")
+    if stored_columns(connection, table.schema, table.name):
+        old = sql.SQL("t.content")
+        joined = query(
+            "plans", "stored", table=table.identifier, same_key=same_key(table.key, "t", "p", cast_right=True)
+        )
+    parts = {"plan": plan.rows, "old": old, "joined": joined, "key_json": key_json(table.key, "p")}
+    rows = connection.execute(query("plans", "show", limit=sql.Literal(limit), **parts)).fetchall()
+    return tuple(PlannedRow(action=action, key=tuple(key), old=old, new=new) for action, key, old, new in rows)
 
 
 def _columns(pairs: list[list[Any]]) -> tuple[PgColumn, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import LiteralString, cast
 
 import psycopg
+from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import SourceError
@@ -184,9 +185,21 @@ def relation_of(source: PostgresSource) -> sql.Composable:
     return sql.SQL("({}\n)").format(sql.SQL(cast("LiteralString", (source.query or "").strip().rstrip("; \n"))))
 
 
+def table_not_there(connection: Connection, table: tuple[str, str]) -> str:
+    """One sentence for a table that a database does not have, with the one that may be meant."""
+    name = ".".join(table)
+    known = [f"{s}.{t}" for s, t in connection.execute(query("source", "relations")).fetchall()]
+    return f"there is no table {name} in this database{did_you_mean(name, known)}"
+
+
 def _column_types(connection: Connection, source: PostgresSource, relation: sql.Composable) -> dict[str, str]:
     try:
-        result = connection.execute(sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(relation)).pgresult
+        with connection.transaction():
+            result = connection.execute(sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(relation)).pgresult
+    except pg.UndefinedTable as error:
+        if source.table is None:
+            raise SourceError(f"the source's query cannot be read: {error.diag.message_primary}") from None
+        raise SourceError(f"source.table: {table_not_there(connection, table_identifier(source.table))}") from None
     except psycopg.ProgrammingError as error:
         what = f"table {source.table}" if source.table else "query"
         raise SourceError(f"the source's {what} cannot be read: {error.diag.message_primary}") from None

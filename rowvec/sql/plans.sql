@@ -21,6 +21,15 @@ FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE ro
 WHERE NOT {paid_for}
 LIMIT {limit}
 
+-- name: show
+SELECT p.rowvec_action, {key_json}, {old}, p.content
+FROM {plan} AS p {joined}
+ORDER BY array_position(ARRAY['changed', 'deleted', 'new', 'metadata_only'], p.rowvec_action), p.fingerprint
+LIMIT {limit}
+
+-- name: stored
+LEFT JOIN {table} AS t ON {same_key}
+
 -- name: unpaid_characters
 SELECT count(*), coalesce(sum(length(p.content)), 0)
 FROM (SELECT DISTINCT ON (fingerprint) fingerprint, content FROM {plan} WHERE rowvec_batch IS NOT NULL) AS p

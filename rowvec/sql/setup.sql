@@ -47,12 +47,6 @@ JOIN pg_attribute AS a ON a.attrelid = c.oid
 WHERE n.nspname = {schema} AND c.relname = {table} AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 GROUP BY n.oid, c.oid, c.reltuples
 
--- name: relations -- all tables and views of the database, for a name that is not among them
-SELECT n.nspname::text, c.relname::text
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'rowvec')
-LIMIT 10000
-
 -- name: settings -- bytes, connections, and how many of them are taken
 SELECT
     pg_size_bytes(current_setting('shared_buffers')), current_setting('max_connections')::int,
@@ -116,4 +110,4 @@ ORDER BY i.indisprimary DESC, count(*), i.indexrelid
 LIMIT 1
 
 -- name: lengths -- of the texts in the first rows
-SELECT {lengths} FROM (SELECT * FROM {table} LIMIT {rows}) AS some
+SELECT {lengths} FROM (SELECT * FROM {table} LIMIT {rows}) AS sampled

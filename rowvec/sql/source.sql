@@ -43,3 +43,9 @@ EXPLAIN SELECT * FROM {relation} AS source
 
 -- name: within -- the rows of a few keys; an index of the source finds them
 (SELECT source.* FROM {relation} AS source WHERE EXISTS (SELECT FROM {scope} AS scope WHERE {same_key}))
+
+-- name: relations -- all tables and views of the database, for a name that is not among them
+SELECT n.nspname::text, c.relname::text
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'rowvec')
+LIMIT 10000

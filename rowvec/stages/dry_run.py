@@ -12,7 +12,7 @@ from rowvec.embedders.protocol import Embedder
 from rowvec.ledger import spending
 from rowvec.ledger.generations import effective
 from rowvec.ledger.pipelines import PipelineId, check_identity, check_target
-from rowvec.ledger.plans import Plan, begin_dry_run, sample_texts
+from rowvec.ledger.plans import Plan, PlannedRow, begin_dry_run, planned_rows, sample_texts
 from rowvec.ledger.runs import RunId
 from rowvec.ledger.spending import Spent
 from rowvec.pipeline import Pipeline
@@ -46,6 +46,8 @@ class PlanReport:
     """Rows of which only the metadata changed; they cost nothing."""
     deleted: int
     unchanged: int
+    empty: int
+    """Rows of the source without content: they have no vector, and are no rejects."""
     rejected: int
     """Rows of the source that stay rejected."""
     what: What
@@ -66,10 +68,13 @@ class PlanReport:
     """None if the pipeline has no budget."""
     notes: tuple[str, ...]
     """Sentences about what the source did not show."""
+    rows: tuple[PlannedRow, ...] | None = None
+    """Some of the rows, if they were asked for."""
 
     def as_json(self) -> dict[str, Any]:
         """The plan as one JSON object."""
-        found = {name: value for name, value in asdict(self).items() if not name.startswith("awaiting_")}
+        left_out = ("awaiting_jobs", "awaiting_texts", *(("rows",) if self.rows is None else ()))
+        found = {name: value for name, value in asdict(self).items() if name not in left_out}
         awaiting = {"jobs": self.awaiting_jobs, "texts": self.awaiting_texts}
         return {**found, "awaiting": awaiting, "notes": list(self.notes)}
 
@@ -87,10 +92,11 @@ class _Looked:
     at_work: tuple[int, int]
     spent: Spent
     shown_in_part: str | None
+    rows: tuple[PlannedRow, ...] | None
 
 
-def plan(pipeline: Pipeline) -> PlanReport:
-    """What a sync would do, in rows, tokens and US dollars.
+def plan(pipeline: Pipeline, show: int = 0) -> PlanReport:
+    """What a sync would do, in rows, tokens and US dollars; ``show``: so many of the rows, with old and new texts.
 
     One transaction, which is rolled back: nothing is created and no ledger row stays, also where there is no ledger
     yet. Nothing is embedded, so the embedder's key and the store's credential may be missing. A ledger of an older
@@ -102,12 +108,12 @@ def plan(pipeline: Pipeline) -> PlanReport:
     with open_target(resolved, "rowvec plan") as connection:
         there = has_ledger(connection)
         try:
-            looked = _look(connection, pipeline, resolved, embedder, there=there)
+            looked = _look(connection, pipeline, resolved, embedder, there=there, show=show)
         except pg.Error:
             if there or not has_ledger(connection):
                 raise
             # A first run has made the ledger since this plan began.
-            looked = _look(connection, pipeline, resolved, embedder, there=True)
+            looked = _look(connection, pipeline, resolved, embedder, there=True, show=show)
     # Counting takes seconds for many texts, and a transaction should not be open meanwhile.
     texts, found = looked.texts, looked.found
     tokens = embedder.count_tokens(texts) if texts else 0
@@ -124,6 +130,7 @@ def plan(pipeline: Pipeline) -> PlanReport:
         metadata_only=counts.metadata_only,
         deleted=counts.deleted,
         unchanged=counts.unchanged,
+        empty=counts.empty,
         rejected=counts.rejected,
         what=pipeline.what,
         embedded=embedded,
@@ -134,11 +141,12 @@ def plan(pipeline: Pipeline) -> PlanReport:
         awaiting_texts=looked.at_work[1],
         budget=budget,
         notes=(looked.shown_in_part,) if looked.shown_in_part else (),
+        rows=looked.rows,
     )
 
 
 def _look(
-    connection: Connection, pipeline: Pipeline, resolved: Pipeline, embedder: Embedder, *, there: bool
+    connection: Connection, pipeline: Pipeline, resolved: Pipeline, embedder: Embedder, *, there: bool, show: int
 ) -> _Looked:
     """Plan in a transaction that is rolled back. ``there``: whether there is a ledger; if not, it is made in there.
 
@@ -182,4 +190,5 @@ def _look(
             at_work=jobs.at_work(connection, pipeline_id),
             spent=spending.spent_by(connection, spending.account_of(resolved, run_id)),
             shown_in_part=restriction(connection, resolved),
+            rows=planned_rows(connection, found, show) if show else None,
         )

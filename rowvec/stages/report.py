@@ -56,6 +56,8 @@ class SyncReport(_Checked):
     metadata_only: int
     deleted: int
     unchanged: int
+    empty: int = 0
+    """Rows of the source without content: they have no vector, and are no rejects."""
     rejected: int
     embedded: int
     """Distinct contents that were sent to the embedder and came back as vectors."""
@@ -108,10 +110,10 @@ class SyncReport(_Checked):
             *failed,
             *([f"- **Note**: {plain(self.shown_in_part)}"] if self.shown_in_part else []),
             "",
-            "| new | changed | metadata only | deleted | unchanged | rejected | pending |",
-            "|--:|--:|--:|--:|--:|--:|--:|",
+            "| new | changed | metadata only | deleted | unchanged | empty | rejected | pending |",
+            "|--:|--:|--:|--:|--:|--:|--:|--:|",
             f"| {self.new:,} | {self.changed:,} | {self.metadata_only:,} | {self.deleted:,} | {self.unchanged:,} "
-            f"| {self.rejected:,} | {self.pending:,} |",
+            f"| {self.empty:,} | {self.rejected:,} | {self.pending:,} |",
             "",
             f"| {self.what} embedded | {'images stored | ' if shows_images else ''}vectors reused "
             f"| {BILLED[self.what]} | cost | recall@{self.k} | seconds |",

@@ -231,8 +231,9 @@ def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
 
 
 def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
-    merged, checks = rounds[-1].merged, _checks(work, rounds[-1].merged, indexed)
     plans = [one.plan.counts for one in rounds]
+    merged = rounds[-1].merged
+    checks = [*_checks(work, merged, indexed), *_told_of_empty(plans[-1].empty)]
     batches = [batch for one in rounds for batch in one.batches]
     # What Batch API jobs have answered since the last report; the batches found it among the answers, as reused.
     of_jobs = jobs.unreported(work.connection, run.pipeline_id)
@@ -245,6 +246,7 @@ def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> Sync
         metadata_only=sum(counts.metadata_only for counts in plans),
         deleted=sum(counts.deleted for counts in plans),
         unchanged=plans[0].unchanged,
+        empty=plans[-1].empty,
         rejected=rejects.count_rejects(work.connection, run.pipeline_id),
         embedded=embedded + of_jobs.texts,
         reused=max(0, sum(b.rows for b in batches) - embedded - of_jobs.texts),
@@ -263,6 +265,14 @@ def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> Sync
         checks=tuple(checks),
         seconds=_seconds(rounds, batches, indexed),
     )
+
+
+def _told_of_empty(rows: int) -> list[Check]:
+    """That rows have no vector because they have no content: right, and perhaps not what somebody expects."""
+    if not rows:
+        return []
+    detail = f"{rows:,} row(s) of the source have no content, and so no vector; source.empty says what happens to them"
+    return [Check(name="empty", ok=True, detail=detail, value=float(rows))]
 
 
 def _seconds(rounds: list[Round], batches: list[Batch], indexed: Indexed) -> dict[str, float]:

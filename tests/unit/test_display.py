@@ -111,7 +111,7 @@ def results() -> dict[str, Any]:
 
 
 def test_no_table_and_no_sentence_of_a_command_passes_on_what_a_row_holds(terminal: io.StringIO) -> None:
-    render.search(HOSTILE, results())
+    render.search(HOSTILE, results()["results"])
     found = {"reason": HOSTILE, "key": [HOSTILE, MARKDOWN], "detail": HOSTILE, "attempts": 1, "name": HOSTILE}
     times = {"first_seen": datetime.now(UTC), "last_seen": datetime.now(UTC)}
     reject = Reject(key=[HOSTILE, MARKDOWN], reason=HOSTILE, detail=HOSTILE, sqlstate=None, attempts=1, **times)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from rowvec.cli.app import app
 from rowvec.pipeline import embedders, model, sources
+from tests.support.command_reference import PAGE, written_page
 
 ROOT = Path(__file__).parents[2]
 PARTS = [
@@ -38,6 +39,10 @@ def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None
     commands = set(getattr(typer.main.get_command(app), "commands"))  # noqa: B009 # click's Group is untyped here
     readme = (ROOT / "README.md").read_text("utf-8")
     assert set(re.findall(r"^rowvec (\w+)", readme, re.MULTILINE)) == commands
+
+
+def test_the_page_on_the_command_line_is_made_from_the_commands() -> None:
+    assert PAGE.read_text("utf-8") == written_page(), "run python -m tests.support.command_reference"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

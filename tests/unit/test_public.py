@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[2] / "docs/reference/python.md").read_text("utf-8
 SIGNATURES = {
     "audit": "(pipeline: Pipeline) -> Audit",
     "load": "(path: str | Path) -> Pipeline",
-    "plan": "(pipeline: Pipeline) -> PlanReport",
+    "plan": "(pipeline: Pipeline, show: int = 0) -> PlanReport",
     "rejects": "(pipeline: Pipeline, *, retry: bool = False) -> RejectsReport",
     "search": (
         "(pipeline: Pipeline, query: str | Path, k: int = 10, *, where: str | None = None,"
@@ -35,7 +35,7 @@ SIGNATURES = {
 
 CLASSES = {
     "Audit", "BudgetOutlook", "Check", "Finding", "Hit", "LastRun", "LostObject", "Pipeline", "PipelineStatus",
-    "PlanReport", "Reject", "RejectsReport", "SyncReport",
+    "PlanReport", "PlannedRow", "Reject", "RejectsReport", "SyncReport",
 }  # fmt: skip
 
 

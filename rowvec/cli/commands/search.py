@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rowvec.cli import render
 from rowvec.cli.commands.options import AsJson, File
-from rowvec.cli.output import emit
+from rowvec.cli.output import emit, write_csv
 from rowvec.errors import UsageError
 from rowvec.operations import search_pictures
 from rowvec.operations.search import mode_of, search
 from rowvec.pipeline.file import load
+from rowvec.postgres.columns import listed
 from rowvec.runtime.private import files_for_others
+from rowvec.runtime.suggestion import did_you_mean
 
 
 def search_rows(
@@ -38,16 +40,43 @@ def search_rows(
         Path | None, typer.Option(help="Draw the images found side by side into this file (.png, .svg).")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the images found into this file, as a page.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Only these columns of the results, e.g. id,title,distance.")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the results as CSV, with a header.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Search the vector table by meaning, or by similarity to an image."""
+    if as_csv and as_json:
+        raise UsageError("--csv and --json exclude each other; give one of them")
     pipeline, question = load(file), _question(query, image)
     search_pictures.check_outputs(pipeline, grid, html)
     hits = search(pipeline, question, k, where=where, mode=mode_of(mode), words=words)
     with files_for_others():
         search_pictures.show_pictures(pipeline, question, hits, where=where, grid=grid, page=html)
-    found = {"results": [hit.as_json() for hit in hits]}
-    emit(found, as_json, lambda: render.search(str(question), found))
+    results = [hit.as_json() for hit in hits]
+    if columns:
+        results = chosen_columns(results, columns)
+    emit({"results": results}, as_json, lambda: _show(str(question), results, as_csv=as_csv))
+
+
+def chosen_columns(results: list[dict[str, Any]], columns: str) -> list[dict[str, Any]]:
+    """The results with these columns only, in this order. Raises ``UsageError`` for a column that they do not have."""
+    names = [name.strip() for name in columns.split(",")]
+    for name in names if results else ():
+        if name not in results[0]:
+            known = list(results[0])
+            raise UsageError(
+                f"the results have no column {name!r}; they have {listed(known)}{did_you_mean(name, known)}"
+            )
+    return [{name: result[name] for name in names} for result in results]
+
+
+def _show(question: str, results: list[dict[str, Any]], *, as_csv: bool) -> None:
+    if as_csv:
+        write_csv(results)
+    else:
+        render.search(question, results)
 
 
 def _question(query: str | None, image: Path | None) -> str | Path:

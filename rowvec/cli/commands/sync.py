@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 from rowvec.cli import render
@@ -33,22 +35,28 @@ def sync(
     """Bring the vector table in step with its source: the main command."""
 
     def one(file: Path) -> None:
+        began = time.time()
         pipeline = _with_limit(load(file), max_delete_fraction)
         when_busy = "wait" if wait else "fail"
         report: SyncReport = run_flow(
             "sync", pipeline=pipeline, cause="command", when_busy=when_busy, wait_minutes=wait
         )
-        emit(report.as_json(), as_json, lambda: render.sync(report))
+        wall = time.time() - (began if len(files) > 1 else psutil.Process().create_time())
+        emit({**report.as_json(), "wall_seconds": wall}, as_json, lambda: render.sync(report, wall))
 
     with one_server("sync") if len(files) > 1 else nullcontext():
         each(files, as_json, one)
 
 
-def plan(files: Files, as_json: AsJson = False) -> None:
+def plan(
+    files: Files,
+    show: Annotated[int, typer.Option(min=0, help="Show so many of the rows too, with their old and new text.")] = 0,
+    as_json: AsJson = False,
+) -> None:
     """Show what a sync would do: rows, tokens, cost. Spends nothing."""
 
     def one(file: Path) -> None:
-        found = dry_run.plan(load(file))
+        found = dry_run.plan(load(file), show)
         emit(found.as_json(), as_json, lambda: render.plan(found))
 
     each(files, as_json, one)

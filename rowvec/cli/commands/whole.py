@@ -24,7 +24,8 @@ def in_front(words: list[str]) -> list[str]:
     rest: list[str] = []
     waiting: Iterator[str] = iter(words)
     for word in waiting:
-        if word == "--":
+        if word == "--" or (word == "psql" and not rest):
+            # What follows is passed on as it is.
             rest += [word, *waiting]
         elif word in _FLAGS or word.partition("=")[0] in _WITH_VALUE:
             front.append(word)

@@ -85,5 +85,5 @@ def _search(pipeline: Pipeline, text: str, where: str | None, quiet: bool) -> di
     found = {"results": [hit.as_json() for hit in search.search(pipeline, text, 5, where=where)]}
     if not quiet:
         out.print()
-        render.search(text if where is None else f"{text}” where “{where}", found)
+        render.search(text if where is None else f"{text}” where “{where}", found["results"])
     return found

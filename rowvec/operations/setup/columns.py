@@ -15,7 +15,7 @@ from rowvec.errors import SourceError, UsageError
 from rowvec.pipeline.parts import table_identifier
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
-from rowvec.runtime.suggestion import did_you_mean
+from rowvec.sources.postgres import table_not_there
 
 Kind = Literal["text", "scalar", "other"]
 """``scalar``: a number, a date, a boolean, an enumeration, an identifier."""
@@ -55,12 +55,7 @@ def of_table(connection: Connection, table: str) -> Found:
     parts = {"schema": sql.Literal(schema), "table": sql.Literal(name)}
     rows = connection.execute(query("setup", "columns", **parts)).fetchall()
     if not rows:
-        known = [f"{s}.{t}" for s, t in connection.execute(query("setup", "relations")).fetchall()]
-        raise UsageError(
-            f"there is no table {schema}.{name} in this database{did_you_mean(f'{schema}.{name}', known)}"
-            if known
-            else f"there is no table {schema}.{name} in this database, and no other one that this role sees"
-        )
+        raise UsageError(table_not_there(connection, (schema, name)))
     columns = tuple(
         Column(name=column, kind=kind, written=written, width=width) for column, kind, written, width in rows
     )

@@ -135,8 +135,10 @@ def _draft(name: str, source: list[str], found: Found, target: str, around: Arou
         written.guess("OPENAI_API_KEY is set, so OpenAI embeds; rowvec plan says what that costs, before it is spent.")
         written.add("  kind: openai", "  model: text-embedding-3-small", "  dimensions: 1536")
     else:
-        written.guess("A small model that runs here, without network or cost. For OpenAI: kind: openai, model:")
-        written.add("  # text-embedding-3-small, dimensions: 1536, and the variable OPENAI_API_KEY.")
+        written.guess(
+            "A small model that runs here, without network or cost; for OpenAI's write kind openai, model "
+            "text-embedding-3-small and dimensions 1536, and set OPENAI_API_KEY."
+        )
         written.add("  kind: local", "  dimensions: 256")
     written.add(*_tail(target, around))
     return Draft(name=name, text="\n".join(written.lines) + "\n", guesses=tuple(written.guesses))

@@ -17,7 +17,7 @@ from rowvec.postgres.connection import connect, lost_connections_are_retriable, 
 from rowvec.postgres.queries import query
 
 # A URL, or the keywords of libpq.
-_POSTGRES = re.compile(r"^postgres(?:ql)?://|^\s*(?:host|dbname|service)\s*=")
+_POSTGRES = re.compile(r"^postgres(?:ql)?://|^\s*[a-z_]+\s*=")
 _FORMATS: dict[str, Literal["csv", "parquet"]] = {".csv": "csv", ".parquet": "parquet"}
 _LISTED = 20
 _VARIABLE = "ROWVEC_DATABASE_URL"
@@ -74,7 +74,7 @@ def _of_database(source: str, table: str | None) -> Draft:
     named = _checked(table) if table is not None else None
     with lost_connections_are_retriable(), connect(target_url(url), application="rowvec init") as connection:
         if named is None:
-            known = [f"{s}.{t}" for s, t in connection.execute(query("setup", "relations")).fetchall()]
+            known = [f"{s}.{t}" for s, t in connection.execute(query("source", "relations")).fetchall()]
             raise UsageError(
                 f"name a table after the URL; the database has {', '.join(sorted(known)[:_LISTED]) or 'none'}"
             )

@@ -20,7 +20,7 @@ from rowvec.postgres.queries import query
 from rowvec.runtime.home import home_folder
 from rowvec.runtime.suggestion import did_you_mean
 from rowvec.sources.other_database import connected
-from rowvec.sources.postgres import describe, is_in_target_database
+from rowvec.sources.postgres import describe, is_in_target_database, table_not_there
 from rowvec.sources.row_security import restriction
 from rowvec.sources.target_overlap import check_source_is_not_target
 from rowvec.vectors.fingerprint import Identity
@@ -66,10 +66,9 @@ def _of_table(connection: Connection, source: PostgresSource, learned: Learned) 
     schema, name = table_identifier(source.table or "")
     row = connection.execute(query("setup", "relation", schema=sql.Literal(schema), table=sql.Literal(name))).fetchone()
     if row is None:
-        known = [f"{s}.{t}" for s, t in connection.execute(query("setup", "relations")).fetchall()]
         yield fault(
             "source",
-            f"there is no table {schema}.{name} in the source's database{did_you_mean(f'{schema}.{name}', known)}",
+            table_not_there(connection, (schema, name)),
             "correct source.table, or the database in source.url",
         )
         return

@@ -112,13 +112,14 @@ def _extract(connection: Connection, request: Request) -> Plan:
             if row.column("rowvec_action")[0].as_py() != "new":
                 gone.append(pack_digests([digest_of_key(texts)]))  # its old version is outdated
 
+        empty = source.blank if pipeline.source.empty == "skip" else 0
         read = read_out(connection, source, (table.key, table.metadata), gone, request, refuse)
         note_images(connection, pipeline.name, read.images)
         reject_unusable(connection, request, read.rejects)
-        return _store(connection, request, table, exists=exists)
+        return _store(connection, request, table, exists=exists, empty=empty)
 
 
-def _store(connection: Connection, request: Request, table: VectorTable, *, exists: bool) -> Plan:
+def _store(connection: Connection, request: Request, table: VectorTable, *, exists: bool, empty: int) -> Plan:
     parts = {"pipeline_id": sql.Literal(request.pipeline_id), "key_json": key_json(table.key, "d")}
     connection.execute(query("by_hash", "forget_gone_rejects", run_id=sql.Literal(request.run_id), **parts))
     holds = query("rejects", "holds_until_changed", row=sql.SQL("d"))
@@ -146,4 +147,5 @@ def _store(connection: Connection, request: Request, table: VectorTable, *, exis
         )
         connection.execute(deletes)
     refuse_beyond_limits(connection, request, table)
-    return store_plan(connection, request, table, (new, changed, metadata_only, deleted), batches, exists=exists)
+    changes = (new, changed, metadata_only, deleted)
+    return store_plan(connection, request, table, changes, batches, exists=exists, empty=empty)

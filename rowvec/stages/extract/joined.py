@@ -98,7 +98,12 @@ class JoinedSource(ABC):
             _make_diff(self.connection, self.pipeline_id, rows, (table, request.scope), exists=exists, for_extract=True)
             if queue is not None and request.queued is not None:
                 request = replace(request, queued=with_missed(self.connection, request, queue))
-            return _store(self.connection, request, rows, table, exists=exists)
+            empty = self.count_empty(rows) if self.pipeline.source.empty == "skip" else 0
+            return _store(self.connection, request, rows, table, exists=exists, empty=empty)
+
+    def count_empty(self, rows: Rows) -> int:
+        """How many rows of the source have a key and no content."""
+        return row(self.connection, query("joined", "count_blank", blank=rows.whole.blank))[0]
 
     def _add_findings(self, table: VectorTable) -> None:
         rows = self.describe()
@@ -240,7 +245,9 @@ def _make_diff(
     connection.execute(query("joined", "analyze_diff"))
 
 
-def _store(connection: Connection, request: Request, rows: Rows, table: VectorTable, *, exists: bool) -> Plan:
+def _store(
+    connection: Connection, request: Request, rows: Rows, table: VectorTable, *, exists: bool, empty: int
+) -> Plan:
     counted = connection.execute(query("joined", "count_diff")).fetchone()
     new, changed, metadata_only, deleted = counted or (0, 0, 0, 0)
     batches = count_batches(new + changed, request.batch_weight)
@@ -257,4 +264,5 @@ def _store(connection: Connection, request: Request, rows: Rows, table: VectorTa
         )
     )
     refuse_beyond_limits(connection, request, table)
-    return store_plan(connection, request, table, (new, changed, metadata_only, deleted), batches, exists=exists)
+    changes = (new, changed, metadata_only, deleted)
+    return store_plan(connection, request, table, changes, batches, exists=exists, empty=empty)

@@ -48,6 +48,8 @@ class MirroredSource(JoinedSource):
     The table stands for the source, so it is brought up to date before every extract, merge and audit.
     """
 
+    _empty = 0
+
     def describe(self, scope: sql.Identifier | None = None) -> SourceQuery:
         """See ``JoinedSource``: the table of chunks, which has no queue of changes and so no ``scope``."""
         del scope
@@ -71,7 +73,7 @@ class MirroredSource(JoinedSource):
         ``SourceError`` if the source is not there as the pipeline says.
         """
         how = splitting_of(self.pipeline)
-        without_blocking(lambda: _mirror(self.connection, self.pipeline, self.pipeline_id, how, request))
+        self._empty = without_blocking(lambda: _mirror(self.connection, self.pipeline, self.pipeline_id, how, request))
 
     def refresh_for_merge(self) -> None:
         """See ``JoinedSource``: the merge's snapshot shows the table of chunks alone."""
@@ -80,6 +82,10 @@ class MirroredSource(JoinedSource):
     def reject_unusable(self, request: Request, rows: Rows) -> None:
         """Nothing: ``refresh`` has listed them."""
 
+    def count_empty(self, rows: Rows) -> int:
+        """See ``JoinedSource``: ``refresh`` has counted them, as the table of chunks has none of them."""
+        return self._empty
+
     def count_lost(self, plan: Plan) -> int:
         """See ``SourceStrategy``."""
         return count_lost(self.connection, plan, self.describe) if plan.counts.deleted else 0
@@ -87,7 +93,8 @@ class MirroredSource(JoinedSource):
 
 def _mirror(
     connection: Connection, pipeline: Pipeline, pipeline_id: PipelineId, how: Splitting, request: Request | None
-) -> None:
+) -> int:
+    """Returns the number of rows of the source without content, for an extract."""
     chunks = chunk_table(pipeline_id)
     with open_hashed_source(connection, pipeline, how) as source:
         find_table(connection, VectorTable.of(pipeline, (*source.key, CHUNK_COLUMN), source.metadata))
@@ -112,6 +119,7 @@ def _mirror(
                     add_rejects(connection, pipeline_id, request.run_id, [(named, None, error)])
                 gone.append(pack_digests([digest_of_key(texts)]))
 
+            empty = source.blank if request is not None else 0
             read = read_out(connection, source, (source.key, source.metadata), gone, request, refuse)
             if begins:
                 make_table(connection, pipeline_id, source.key, source.metadata, versions=False)
@@ -119,6 +127,7 @@ def _mirror(
                 reject_unusable(connection, request, read.rejects)
             for row, refusal in _apply(connection, source, chunks, how):
                 reject_unsplit(connection, request, row[: len(source.key)], refusal)
+        return empty
 
 
 def _stored_pairs(connection: Connection, source: HashedSource, chunks: sql.Identifier) -> Iterator[Block]:

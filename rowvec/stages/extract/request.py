@@ -102,11 +102,12 @@ def store_plan(
     batches: int,
     *,
     exists: bool,
+    empty: int,
 ) -> Plan:
     """Index the plan's rows, count the texts that are paid for already, and record the plan.
 
     ``changes``: the numbers of new, changed, metadata-only and deleted rows. ``exists``: whether there is a vector
-    table; if not, it is made here, or staging becomes it.
+    table; if not, it is made here, or staging becomes it. ``empty``: the number of rows without content.
     """
     new, changed, metadata_only, deleted = changes
     rows, pipeline_id = plan_rows(request.run_id), sql.Literal(request.pipeline_id)
@@ -138,6 +139,7 @@ def store_plan(
             rejected=rejected,
             texts=texts,
             known=known,
+            empty=empty,
         ),
         batches=batches,
         direct=direct,

@@ -6,10 +6,9 @@ import re
 from collections.abc import Generator
 from pathlib import Path
 
-import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rowvec.cli import app
 from rowvec.postgres.connection import Connection
@@ -156,7 +155,7 @@ def test_wrong_words(words: str, says: str, file: Path, capsys: pytest.CaptureFi
             "the database URL cannot be read; write postgresql://user@host:port/database",
         ),
         ("postgresql://u:p@ss@h/d", 1, "must be written as %40"),
-        ("{host} dbname=nothing", 1, 'database "nothing" does not exist'),
+        ("{host} user=postgres dbname=nothing", 1, 'database "nothing" does not exist'),
         ("{host} user=nobody dbname=postgres", 1, 'role "nobody" does not exist'),
     ],
 )
@@ -169,7 +168,7 @@ def test_a_database_that_cannot_be_reached(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    host = psycopg.conninfo.conninfo_to_dict(cluster)
+    host = conninfo_to_dict(cluster)
     monkeypatch.setenv("ROWVEC_DATABASE_URL", url.format(host=f"host={host['host']}"))
     found, said = told("plan FILE", file, capsys)
     assert found == status
@@ -202,7 +201,7 @@ def test_a_missing_variable(file: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         (
             "kind: postgres\n  table: public.paintings",
             "kind: csv\n  path: c.csv",
-            "has no column 'title'; it has id, titel",
+            "has no column 'title'; it has id, titel, year",
         ),
         ("vectors.paintings", "public.other", "exists, and rowvec did not make it"),
         ("public.paintings", "hidden.secrets", "permission denied for schema hidden"),
@@ -214,13 +213,14 @@ def test_what_the_database_or_a_file_does_not_have(
     says: str,
     file: Path,
     source: Connection,
-    database_url: str,
+    reader: str,
+    direct_url: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (file.parent / "c.csv").write_text("id,titel\n1,a\n", "utf-8")
+    (file.parent / "c.csv").write_text("id,titel,year\n1,a,1\n", "utf-8")
     source.execute("CREATE TABLE other (a int); CREATE SCHEMA hidden; CREATE TABLE hidden.secrets (id int, title text)")
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user=reader(source)))
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(direct_url, user=reader))
     file.write_text(GOOD.replace(old, new, 1), "utf-8")
     status, said = told("plan FILE", file, capsys)
     assert status in (1, 2)
@@ -228,26 +228,18 @@ def test_what_the_database_or_a_file_does_not_have(
     assert said.count("\n") == 1
 
 
-def reader(connection: Connection) -> str:
+@pytest.fixture
+def reader(source: Connection) -> Generator[str]:
     """A role that may read the paintings and make tables, and not read what is hidden."""
-    name = f"reader_{connection.info.dbname}"
+    name = f"reader_{source.info.dbname}"
     role = sql.Identifier(name)
-    connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
-    connection.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(role))
-    connection.execute(sql.SQL("ALTER SCHEMA rowvec OWNER TO {}").format(role))
-    connection.execute(sql.SQL("GRANT ALL ON ALL TABLES IN SCHEMA rowvec TO {}").format(role))
-    connection.execute(
-        sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(connection.info.dbname), role)
-    )
-    return name
-
-
-@pytest.fixture(autouse=True)
-def no_readers(request: pytest.FixtureRequest) -> Generator[None]:
-    yield
-    if "source" in request.fixturenames:
-        connection: Connection = request.getfixturevalue("source")
-        for (name,) in connection.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'reader_%'").fetchall():
-            role = sql.Identifier(name)
-            connection.execute(sql.SQL("REASSIGN OWNED BY {} TO postgres; DROP OWNED BY {}").format(role, role))
-            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+    source.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+    source.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(role))
+    source.execute(sql.SQL("ALTER SCHEMA rowvec OWNER TO {}").format(role))
+    source.execute(sql.SQL("GRANT ALL ON ALL TABLES IN SCHEMA rowvec TO {}").format(role))
+    source.execute(sql.SQL("GRANT ALL ON ALL SEQUENCES IN SCHEMA rowvec TO {}").format(role))
+    source.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(source.info.dbname), role))
+    yield name
+    source.execute(sql.SQL("REASSIGN OWNED BY {} TO postgres").format(role))
+    source.execute(sql.SQL("DROP OWNED BY {}").format(role))
+    source.execute(sql.SQL("DROP ROLE {}").format(role))

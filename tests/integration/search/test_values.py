@@ -78,7 +78,7 @@ def test_values_without_an_equal_in_python_or_json_are_shown_as_postgres_writes_
         printed = json.loads(capsys.readouterr().out, parse_constant=_refuse)
         (result,) = printed["results"]
         assert {name: result[name] for name in named} == {name: expected for name, _, _, expected in _VALUES}
-        render.search("one", found)
+        render.search("one", found["results"])
         assert "0044-03-15 BC" in capsys.readouterr().out
 
 
