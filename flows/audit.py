@@ -8,24 +8,32 @@ from rowvec_tasks import stages
 from rowvec_tasks.artifacts import show_audit
 from rowvec_tasks.events import tell
 from rowvec_tasks.flow_body import job, run_name
+from rowvec_tasks.given import PipelineOrFile, loaded
 from rowvec_tasks.hooks import clear_up
 
 from rowvec.errors import raise_if_awaiting
 from rowvec.operations.audit import AuditReport, conclude_audit
-from rowvec.pipeline import Pipeline
 
 
-@flow(name="audit", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
+@flow(
+    name="audit",
+    description=__doc__,
+    flow_run_name=run_name,
+    persist_result=False,
+    on_cancellation=[clear_up],
+    on_crashed=[clear_up],
+)
 @job
-def audit(pipeline: Pipeline, repair: bool = False) -> AuditReport:
+def audit(pipeline: PipelineOrFile, repair: bool = False) -> AuditReport:
     """Compare source, artifacts and vector table both ways; the run fails if they disagree.
 
     Raises ``Inconsistent`` if something is wrong, or is still wrong after the repair.
 
     Args:
-        pipeline: What is audited: the content of a pipeline file.
+        pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
         repair: Whether to repair what is found, from artifacts first; only vectors that exist nowhere are paid for.
     """
+    pipeline = loaded(pipeline)
     found, repaired = (stages.prepare_repair if repair else stages.audit)(pipeline), 0
     if repair and not found.consistent:
         raise_if_awaiting(sync(pipeline, cause="repair"))

@@ -8,17 +8,24 @@ from prefect import flow
 from rowvec_tasks import stages
 from rowvec_tasks.artifacts import show_index
 from rowvec_tasks.flow_body import job, run_name
+from rowvec_tasks.given import PipelineOrFile, loaded
 from rowvec_tasks.hooks import clear_up
 
 from rowvec.index.tuning.results import Tuning
 from rowvec.index.tuning.tuner import Budget
-from rowvec.pipeline import Pipeline
 
 
-@flow(name="index", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
+@flow(
+    name="index",
+    description=__doc__,
+    flow_run_name=run_name,
+    persist_result=False,
+    on_cancellation=[clear_up],
+    on_crashed=[clear_up],
+)
 @job
 def index(
-    pipeline: Pipeline,
+    pipeline: PipelineOrFile,
     tune: bool = False,
     seconds: float = 600,
     memory_mib: int = 2048,
@@ -30,16 +37,17 @@ def index(
     Returns the measurements with ``tune``, otherwise the state of the index, as ``rowvec index --json`` prints it.
 
     Args:
-        pipeline: Whose index is maintained: the content of a pipeline file.
+        pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
         tune: Whether to measure which index suits these vectors, and keep the choice for syncs.
         seconds: With tune, the seconds that the measurements may take.
         memory_mib: With tune, the MiB of memory that one build may take.
         rows: With tune, the number of rows to measure on, at most.
         rebuild: Whether to rebuild the index even if nothing is wrong with it.
     """
+    pipeline = loaded(pipeline)
     if tune:
         tuning = stages.tune_index(pipeline, Budget(seconds=seconds, memory=memory_mib * 2**20, rows=rows))
-        show_index(pipeline, tuning.as_json())
+        show_index(pipeline, tuning)
         return tuning
     found = stages.maintain_index(pipeline, rebuild_it=rebuild)
     show_index(pipeline, found)

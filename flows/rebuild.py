@@ -5,26 +5,34 @@ from __future__ import annotations
 from prefect import flow
 from rowvec_flows.sync import sync
 from rowvec_tasks import stages
-from rowvec_tasks.artifacts import show_rebuild
+from rowvec_tasks.artifacts import remove_generation_pages, show_rebuild
 from rowvec_tasks.flow_body import job, run_name
+from rowvec_tasks.given import PipelineOrFile, loaded
 from rowvec_tasks.hooks import clear_up
 
-from rowvec.errors import raise_if_awaiting
+from rowvec.errors import RowvecError, raise_if_awaiting
 from rowvec.operations.rebuild import RebuildReport, Steps
 from rowvec.operations.rebuild import rebuild as in_order
-from rowvec.pipeline import Pipeline
 
 
-@flow(name="rebuild", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
+@flow(
+    name="rebuild",
+    description=__doc__,
+    flow_run_name=run_name,
+    persist_result=False,
+    on_cancellation=[clear_up],
+    on_crashed=[clear_up],
+)
 @job
-def rebuild(pipeline: Pipeline, max_cost: float | None = None, switch: bool = True) -> RebuildReport:
+def rebuild(pipeline: PipelineOrFile, max_cost: float | None = None, switch: bool = True) -> RebuildReport:
     """Build the vector table again with the pipeline's present settings, while clients read the old one.
 
     Args:
-        pipeline: What is embedded, how, and where it goes: the content of a pipeline file, with its new settings.
+        pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
         max_cost: US dollars. A rebuild that would cost more is refused before anything is spent.
         switch: Whether to make the new generation the live one at once; if not, run this again to switch.
     """
+    pipeline = loaded(pipeline)
     steps = Steps(
         begin=stages.begin_rebuild,
         sync=lambda of: raise_if_awaiting(sync(of, cause="rebuild")),
@@ -32,6 +40,12 @@ def rebuild(pipeline: Pipeline, max_cost: float | None = None, switch: bool = Tr
         compare=stages.compare,
         switch=stages.switch,
     )
-    report = in_order(pipeline, max_cost, steps, to_switch=switch)
+    try:
+        report = in_order(pipeline, max_cost, steps, to_switch=switch)
+    except RowvecError:
+        remove_generation_pages(pipeline.name)
+        raise
+    if report.switched:
+        remove_generation_pages(pipeline.name)
     show_rebuild(report)
     return report

@@ -5,24 +5,34 @@ from __future__ import annotations
 from prefect import flow
 from rowvec_tasks import stages
 from rowvec_tasks.artifacts import show
-from rowvec_tasks.flow_body import job, run_name
+from rowvec_tasks.cancellation import cancellable
+from rowvec_tasks.flow_body import job, number_run, run_name
+from rowvec_tasks.given import PipelineOrFile, loaded
 from rowvec_tasks.hooks import clear_up
 
 from rowvec.operations.restore import restoring
-from rowvec.pipeline import Pipeline
 from rowvec.stages.report import RestoreReport, conclude
 
 
-@flow(name="restore", flow_run_name=run_name, persist_result=False, on_cancellation=[clear_up], on_crashed=[clear_up])
+@flow(
+    name="restore",
+    description=__doc__,
+    flow_run_name=run_name,
+    persist_result=False,
+    on_cancellation=[clear_up],
+    on_crashed=[clear_up],
+)
 @job
-def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
+def restore(pipeline: PipelineOrFile, manifest: str | None = None) -> RestoreReport:
     """Build the vector table from its artifacts. Raises ``Inconsistent`` if a check fails afterwards.
 
     Args:
-        pipeline: What is restored, and into which table: the content of a pipeline file.
+        pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
         manifest: The name of the manifest in the store to restore from; left out: the newest one.
     """
-    with restoring(pipeline, manifest) as under_way:
+    pipeline = loaded(pipeline)
+    with restoring(pipeline, manifest) as under_way, cancellable():
+        number_run(under_way.run)
         report = stages.validate_restore(pipeline, under_way.run, stages.restore(pipeline, under_way))
         show(pipeline, report)
         return conclude(report)

@@ -11,15 +11,18 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from rowvec_tasks import stages
 from rowvec_tasks.artifacts import show
+from rowvec_tasks.cancellation import cancellable
 from rowvec_tasks.engines import chosen_cluster, on_cluster
 from rowvec_tasks.events import tell_sync
-from rowvec_tasks.flow_body import cause_of, job_with_policy, run_name
+from rowvec_tasks.flow_body import cause_of, job_with_policy, number_run, run_name
+from rowvec_tasks.given import PipelineOrFile, loaded
 from rowvec_tasks.hooks import clear_up
 from rowvec_tasks.when_busy import WAIT_MINUTES, WhenBusy
 
 from rowvec.ledger.generations import effective
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import DeleteFraction
 from rowvec.runtime.memory import MANY_BATCHES, ONE_BATCH, is_tight, require
 from rowvec.stages.batch import Batch, embedded_at_once
 from rowvec.stages.cluster import batch_weight, check_reachable
@@ -35,6 +38,7 @@ Chain = dict[str, PrefectFuture[Batch]]
 
 @flow(
     name="sync",
+    description=__doc__,
     flow_run_name=run_name,
     # Prefect's own types disagree here: its decorator names the base class of futures, its runner a child of it.
     task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=4 * (BATCHES_IN_FLIGHT + 1))),
@@ -44,19 +48,25 @@ Chain = dict[str, PrefectFuture[Batch]]
 )
 @job_with_policy
 def sync(
-    pipeline: Pipeline, cause: str | None = None, when_busy: WhenBusy = "wait", wait_minutes: float = WAIT_MINUTES
+    pipeline: PipelineOrFile,
+    max_delete_fraction: DeleteFraction | None = None,
+    when_busy: WhenBusy = "wait",
+    wait_minutes: float = WAIT_MINUTES,
+    cause: str | None = None,
 ) -> SyncReport:
     """Bring the vector table in step with its source.
 
     Args:
-        pipeline: What is embedded, how, and where it goes: the content of a pipeline file.
-        cause: Why this run was started, for its name and the ledger; left out: schedule or manual, as it was.
+        pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
+        max_delete_fraction: Replaces the pipeline's own limit in this run: 1 lets it delete everything that is gone.
         when_busy: While another run of the pipeline is at work: wait for it, skip this run, or fail.
-        wait_minutes: How long to wait for it at most; then the run fails.
+        wait_minutes: How many minutes to wait for it at most; then the run fails.
+        cause: Why this run was started, for its name and the ledger; left out: schedule or manual, as it was.
     """
     del when_busy, wait_minutes  # `job_with_policy` reads them: it calls this again once the other run has ended
-    pipeline = effective(pipeline)
-    with running(pipeline, cause_of(cause)) as run:
+    pipeline = effective(loaded(pipeline).with_delete_limit(max_delete_fraction))
+    with running(pipeline, cause_of(cause)) as run, cancellable():
+        number_run(run)
         report = through_all_rounds(pipeline, run, as_tasks(pipeline))
         show(pipeline, report)
         tell_sync(pipeline, report)

@@ -26,6 +26,8 @@ RowvecError
 │   └── Inconsistent          a check failed: the vectors do not agree with the source
 ├── AwaitingJobs              not an error: jobs at a provider's Batch API are unfinished, and a later run continues
 └── RowError                  one row is rejected into ``rowvec.rejects``; the other rows continue
+
+``RunCancelled`` is not in the tree: nothing that handles a failure may catch it.
 """
 
 from __future__ import annotations
@@ -182,6 +184,10 @@ def raise_if_awaiting(result: R | AwaitingJobs) -> R:
     if isinstance(result, AwaitingJobs):
         raise result
     return result
+
+
+class RunCancelled(BaseException):
+    """A person has cancelled the run. Raised in the main thread, between any two of its steps."""
 
 
 class RowError(RowvecError):

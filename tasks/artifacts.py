@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from uuid import UUID
 
+from prefect import get_client
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.runtime import flow_run
 from rowvec_tasks.names import artifact_key
 
 from rowvec.errors import AwaitingJobs, RowvecError
+from rowvec.index.tuning.results import Tuning
 from rowvec.ledger.history import History, look_back
 from rowvec.operations.audit import AuditReport
 from rowvec.operations.prune import Pruned
@@ -17,6 +23,18 @@ from rowvec.runtime.display import plain
 from rowvec.stages.report import RestoreReport, SyncReport
 
 _ROWS_SHOWN = 10
+_PAGES = {"rebuild": "rebuild", "audit": "audit", "prune": "prune", "index": "index-state"}
+"""The artifact that says how a flow ended; that of syncs and restores is the summary."""
+
+
+def verdict(result: Any) -> str:
+    """What a job says of its result, in one sentence: the message of the run's state, and what its artifacts show."""
+    if isinstance(result, Pruned):
+        done = "Deleted" if result.applied else "Would be deleted"
+        return f"{done}: {result.artifacts:,} artifact(s), {result.bytes:,} bytes; {result.manifests:,} manifest(s)."
+    if isinstance(result, Tuning):
+        return result.kept or result.reason
+    return str(result["reason"]) if isinstance(result, dict) else result.verdict()
 
 
 def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
@@ -44,9 +62,26 @@ def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
 
 
 def show_failure(pipeline: Pipeline, error: RowvecError) -> None:
-    """Replace the summary of the run before, which would go on saying that all is well."""
-    head = f"## FAILED: a run of {plain(pipeline.name)} ended early; readers see nothing half done"
-    _page(pipeline.name, "summary", f"{head}\n\n{plain(str(error))}\n\n{_ALARMS}", f"FAILED: {error}")
+    """Replace the page of the flow's run before, which would go on saying that all is well."""
+    flow = flow_run.get_flow_name() or "sync"
+    what = "run" if flow in ("sync", "restore") else flow
+    head = f"## FAILED: a {what} of {plain(pipeline.name)} ended early; readers see nothing half done"
+    text = f"{head}\n\n{plain(str(error))}\n\n{_ALARMS}"
+    _page(pipeline.name, _PAGES.get(flow, "summary"), text, f"FAILED: {error}")
+
+
+def remove_generation_pages(pipeline: str, rebuild: UUID | None = None) -> None:
+    """Delete the pages that the syncs within a rebuild, the present flow run, published for the generation it builds.
+
+    Once the rebuild has failed or switched, no later run would bring them up to date; its own page says what happened.
+    """
+    run_id = rebuild or UUID(flow_run.get_id())
+    of_parts = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
+    of_generation = re.compile(rf"{artifact_key(pipeline, '')}\d+-")
+    with get_client(sync_client=True) as client:
+        for artifact in client.read_artifacts(flow_run_filter=of_parts):
+            if artifact.key and of_generation.match(artifact.key):
+                client.delete_artifact(artifact.id)
 
 
 def show_waiting(pipeline: Pipeline, pause: AwaitingJobs) -> None:
@@ -78,16 +113,14 @@ def show_audit(report: AuditReport) -> None:
 def show_pruned(pipeline: Pipeline, found: Pruned) -> None:
     """Publish what was deleted, or would be."""
     rows = [{"what": name, "value": str(value)} for name, value in found.as_json().items() if name != "names"]
-    done = "Deleted" if found.applied else "Would be deleted"
-    description = f"{done}: {found.artifacts:,} artifact(s), {found.bytes:,} bytes; {found.manifests:,} manifest(s)"
-    _table(pipeline.name, "prune", rows, description)
+    _table(pipeline.name, "prune", rows, verdict(found))
 
 
-def show_index(pipeline: Pipeline, found: dict[str, object]) -> None:
+def show_index(pipeline: Pipeline, found: Tuning | dict[str, Any]) -> None:
     """Publish the state of the index, or what a tuner found."""
-    rows = [{"what": name, "value": str(value)} for name, value in found.items()]
-    reason = str(found.get("reason") or "The index")
-    _table(pipeline.name, "index-state", rows, reason)
+    figures = found.as_json() if isinstance(found, Tuning) else found
+    rows = [{"what": name, "value": str(value)} for name, value in figures.items()]
+    _table(pipeline.name, "index-state", rows, verdict(found))
 
 
 _ALARMS = "What to do is in docs/how-to/operations.md, under *When a run is red*."

@@ -1,4 +1,4 @@
-"""How every flow begins and ends in Prefect: progress is shown, and an expected failure is told in one sentence."""
+"""How every flow begins and ends in Prefect: its pipeline is read, its progress shown, and its end is one sentence."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
-from rowvec_tasks.artifacts import show_waiting
+from rowvec_tasks.artifacts import show_waiting, verdict
+from rowvec_tasks.cancellation import cancellable
 from rowvec_tasks.events import tell_failure
+from rowvec_tasks.given import PipelineOrFile, loaded, stem
 from rowvec_tasks.logging_filter import log_sentences
 from rowvec_tasks.progress import published
+from rowvec_tasks.run_log import told
 from rowvec_tasks.when_busy import run_alone
 
-from rowvec.errors import AwaitingJobs, RowvecError
+from rowvec.errors import AwaitingJobs, RowvecError, RunCancelled
+from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.display import one_line
 from rowvec.runtime.home import local_faults
 from rowvec.runtime.private import private_files
 
@@ -47,20 +55,38 @@ def cause_of(given: str | None) -> str:
 def run_name() -> str:
     """What the UI calls a run: pipeline and cause of a sync; pipeline, flow and cause of every other flow."""
     parameters: dict[str, Any] = flow_run.get_parameters()
-    pipeline = parameters["pipeline"]
-    name = pipeline.name if isinstance(pipeline, Pipeline) else pipeline["name"]
+    given = parameters["pipeline"]
+    try:
+        name = loaded(given).name
+    except RowvecError:
+        # The run itself fails by this error, and says so.
+        name = stem(given)
     flow_name = flow_run.get_flow_name()
     cause = cause_of(parameters.get("cause"))
     return f"{name}-{cause}" if flow_name == "sync" else f"{name}-{flow_name}-{cause}"
 
 
+def number_run(run: Run) -> None:
+    """Add the run's number in the ledger to its name in the UI: ``articles-schedule-42``."""
+    run_id, name = flow_run.get_id(), flow_run.get_name()
+    if run_id is None:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_name(UUID(run_id), f"{name}-{run.run_id}")
+    except (httpx.HTTPError, PrefectException) as error:
+        # The run goes on: what it is called is no reason to fail.
+        logger.warning("the UI does not show the number of this run, %d: %s", run.run_id, error)
+
+
 def job(body: F) -> F:
-    """Wrap the body of a flow whose first parameter is the pipeline.
+    """Wrap the body of a flow whose first parameter is the pipeline; the body gets it read.
 
     A ``RowvecError`` ends the run as Failed, with the error's own sentence as its message. Raised through Prefect, the
     error would be a page of traceback in the logs, and its message would begin with the name of a class. The caller of
     the flow gets the error itself. Any other exception is a defect of ours: Prefect logs its traceback. If another run
-    of the pipeline is at work, the runs of a deployment wait, and all others fail.
+    of the pipeline is at work, the runs of a deployment wait, and all others fail. A good run has its verdict as the
+    message of its state.
     """
     return _wrap(body, ())
 
@@ -81,30 +107,45 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
     signature = inspect.signature(body, eval_str=True)
 
     @wraps(body)
-    def run(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
+    def run(pipeline: PipelineOrFile, *args: Any, **kwargs: Any) -> Any:
         log_sentences()
         given = signature.bind(pipeline, *args, **kwargs)
         given.apply_defaults()
         policy = {name: given.arguments[name] for name in policy_parameters}
-        try:
-            with local_faults(), private_files(), published(pipeline.name):
-                return run_alone(pipeline.name, lambda: body(pipeline, *args, **kwargs), **policy)
-        except (KeyboardInterrupt, TerminationSignal):
-            _set_state_crashed()
-            raise
-        except AwaitingJobs as pause:
-            show_waiting(pipeline, pause)
-            # Neither a failure nor a success: a caller gets the pause as the result, and should pass it to
-            # ``raise_if_awaiting``.
-            return Completed(name=AWAITING, message=str(pause), data=pause)
-        except RowvecError as error:
-            tell_failure(pipeline, error)
-            return Failed(message=str(error), data=error)
+        with told():
+            try:
+                with private_files(), cancellable():
+                    return _ended(loaded(pipeline), lambda read: body(read, *args, **kwargs), policy)
+            except RunCancelled as cancelled:
+                get_run_logger().warning("%s", cancelled)
+                raise
+            except (KeyboardInterrupt, TerminationSignal):
+                _set_state_crashed()
+                raise
+            except RowvecError as error:
+                get_run_logger().error("%s", one_line(str(error)))
+                return Failed(message=str(error), data=error)
 
     # Prefect makes a form from the signature. Without this line it would look up the names of the types in this
     # module, where `run` is written, and not in the flow's.
     cast("Any", run).__signature__ = signature
     return cast("F", run)
+
+
+def _ended(pipeline: Pipeline, body: Callable[[Pipeline], Any], policy: dict[str, Any]) -> State[Any]:
+    """The state in which a run ends that has read its pipeline. Raises the ``RowvecError`` of a run that fails."""
+    try:
+        with local_faults(), published(pipeline.name):
+            result = run_alone(pipeline.name, lambda: body(pipeline), **policy)
+    except AwaitingJobs as pause:
+        show_waiting(pipeline, pause)
+        # Neither a failure nor a success: a caller gets the pause as the result, and should pass it to
+        # ``raise_if_awaiting``.
+        return Completed(name=AWAITING, message=str(pause), data=pause)
+    except RowvecError as error:
+        tell_failure(pipeline, error)
+        raise
+    return result if isinstance(result, State) else Completed(message=verdict(result), data=result)
 
 
 def _set_state_crashed() -> None:

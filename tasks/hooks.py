@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import httpx
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
-from pydantic import ValidationError
+from prefect.exceptions import PrefectException
+from rowvec_tasks.artifacts import remove_generation_pages
+from rowvec_tasks.cancellation import SENTENCE, end_tasks
+from rowvec_tasks.given import loaded
 
 from rowvec.errors import RowvecError
 from rowvec.ledger.cleanup import clear
-from rowvec.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +25,16 @@ def clear_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
     It frees disk space and tables before the next run does. Nothing depends on it: the next run clears whatever is
     left.
     """
-    del flow  # all flows leave the same things
     try:
-        pipeline = Pipeline.model_validate(flow_run.parameters["pipeline"])
-        done = clear(pipeline, f"the flow run {flow_run.id} was ended from outside: {state.name}")
-    except (KeyError, ValidationError, RowvecError) as error:
+        pipeline = loaded(flow_run.parameters["pipeline"], str(flow_run.id))
+        cancelled = state.is_cancelling() or state.is_cancelled()
+        if cancelled:
+            end_tasks(flow_run.id)
+        if flow.name == "rebuild":
+            remove_generation_pages(pipeline.name, flow_run.id)
+        why = SENTENCE if cancelled else f"the flow run {flow_run.id} was ended from outside: {state.name}"
+        done = clear(pipeline, why, "cancelled" if cancelled else "abandoned")
+    except (KeyError, httpx.HTTPError, PrefectException, RowvecError) as error:
         logger.warning("%s: the next run clears what this run has left (%s)", flow_run.name, type(error).__name__)
         return
     logger.info("%s: %d run(s) closed, %d table(s) dropped", flow_run.name, len(done.runs), len(done.tables))

@@ -1,13 +1,19 @@
-"""Logs an expected failure as one sentence; Prefect would log a page of traceback for each."""
+"""Logs an expected failure as one sentence, and a cancelled run as one; Prefect would log pages of traceback."""
 
 from __future__ import annotations
 
 import logging
 
+from rowvec_tasks.cancellation import is_being_cancelled, is_known_to_be_cancelled
+
 from rowvec.errors import RowvecError
-from rowvec.runtime.display import shown
+from rowvec.runtime.display import one_line, shown
 
 _LOGGERS = ("prefect.task_runs", "prefect.flow_runs", "prefect.engine")
+
+
+# What Prefect says when the process is asked to end: of each task that is interrupted, and of the run as it was before.
+_ENDED = ("Crash detected!", "Finished in state Crashed(", "Finished in state Running(")
 
 
 class _Sentences(logging.Filter):
@@ -15,14 +21,16 @@ class _Sentences(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is logged; the record of a ``RowvecError`` loses its traceback."""
-        # `prefect flow-run logs` writes messages to a terminal as they are.
-        record.msg, record.args = shown(record.getMessage()), None
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, RowvecError):
+        expected = isinstance(error, RowvecError)
+        # `prefect flow-run logs` writes messages to a terminal as they are.
+        record.msg, record.args = (one_line if expected else shown)(record.getMessage()), None
+        if expected:
             record.exc_info = record.exc_text = None
-            # Prefect has logged this error already. At the end of the process it logs it again, as unexpected.
-            return "unexpected exception" not in record.msg
-        return True
+            # Prefect has logged this error already. At the end of the process it logs it again, as unexpected. A task
+            # that notices that its run was cancelled fails, and the run has said why.
+            return "unexpected exception" not in record.msg and not is_known_to_be_cancelled()
+        return not (record.msg.startswith(_ENDED) and is_being_cancelled())
 
 
 def log_sentences() -> None:

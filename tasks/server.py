@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,6 +44,20 @@ def unreachable() -> str | None:
             "PREFECT_API_URL or the profile, or unset it, and the command starts a server for itself"
         )
     return None
+
+
+def deployments() -> ModuleType:
+    """What makes deployments; few commands need it, and it is slow to import."""
+    from rowvec_tasks import deployments
+
+    return deployments
+
+
+def automations() -> ModuleType:
+    """What makes automations; as above."""
+    from rowvec_tasks import automations
+
+    return automations
 
 
 @contextmanager

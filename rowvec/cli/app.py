@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from rowvec.cli.commands.changes import changes, watch
 from rowvec.cli.commands.demo import demo
+from rowvec.cli.commands.deploy import automations, deploy
 from rowvec.cli.commands.index import index
 from rowvec.cli.commands.names import adopt, rename
 from rowvec.cli.commands.pipeline_file import check, init, schema
@@ -56,6 +57,8 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("psql", context_settings=_PASSED_ON)(psql)
 app.command("schema")(schema)
 app.command("demo")(demo)
+app.command("deploy")(deploy)
+app.command("automations")(automations)
 app.command("up")(up)
 app.command("down")(down)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rowvec.errors import PipelineBusy
 from rowvec.ledger.held_lease import exclusively_on
 from rowvec.ledger.pipelines import PipelineId, is_readable
-from rowvec.ledger.runs import Ending, RunId, clear_leftovers, finish_run
+from rowvec.ledger.runs import Ending, RunId, State, clear_leftovers, finish_run
 from rowvec.ledger.workdir import workdir
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
@@ -26,13 +26,13 @@ class Cleared:
     """What was found and cleared."""
 
     runs: tuple[int, ...] = ()
-    """Dead runs that the ledger had as running; it has them as abandoned now."""
+    """Dead runs that the ledger had as running."""
     tables: tuple[str, ...] = ()
     """Plan tables and staging tables that were dropped."""
 
 
-def clear(pipeline: Pipeline, why: str) -> Cleared:
-    """Close the pipeline's dead runs in the ledger with the error ``why``, and drop their tables and files.
+def clear(pipeline: Pipeline, why: str, state: State = "abandoned") -> Cleared:
+    """Close the pipeline's dead runs in the ledger as ``state``, with the error ``why``; drop their tables and files.
 
     This covers all generations of the pipeline, because a rebuild works on one that is not live yet. A generation that
     another run is working on is skipped: that run has cleared up itself. What was paid for is kept for the next run.
@@ -48,16 +48,16 @@ def clear(pipeline: Pipeline, why: str) -> Cleared:
         for pipeline_id, name in family:
             url = target_url(resolved.target.url)
             with suppress(PipelineBusy), exclusively_on(connection, url, name, pipeline_id):
-                dead = _close(connection, pipeline_id, why)
+                dead = _close(connection, pipeline_id, Ending(state=state, error=why))
                 runs += dead
                 tables += clear_leftovers(connection, pipeline_id, _NO_RUN)
     return Cleared(runs=tuple(runs), tables=tuple(tables))
 
 
-def _close(connection: Connection, pipeline_id: PipelineId, why: str) -> list[RunId]:
+def _close(connection: Connection, pipeline_id: PipelineId, ending: Ending) -> list[RunId]:
     rows = connection.execute(query("cleanup", "unfinished"), {"pipeline_id": pipeline_id}).fetchall()
     dead = [RunId(run_id) for (run_id,) in rows]
     for run_id in dead:
-        finish_run(connection, run_id, Ending(state="abandoned", error=why))
+        finish_run(connection, run_id, ending)
         shutil.rmtree(workdir(connection, run_id), ignore_errors=True)
     return dead

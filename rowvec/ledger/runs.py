@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.embedders import open_embedder
-from rowvec.errors import AwaitingJobs, LeaseLost, RowvecError
+from rowvec.errors import AwaitingJobs, LeaseLost, RowvecError, RunCancelled
 from rowvec.ledger.held_lease import exclusively
 from rowvec.ledger.lease import Lease, check_owner, open_owned, owned
 from rowvec.ledger.pipelines import PipelineId, register, written_id
@@ -29,7 +29,7 @@ from rowvec.vectors.fingerprint import Identity
 
 RunId = NewType("RunId", int)
 
-State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting", "lost"]
+State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting", "lost", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,8 @@ def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: Run
 
 def _record_failure(resolved: Pipeline, run: Run, error: BaseException) -> BaseException:
     """Record how a run failed; returns the error, or ``LeaseLost`` if the run has failed because of that."""
-    sentence = str(error) if isinstance(error, RowvecError) else f"unexpected: {type(error).__name__}"
+    expected = isinstance(error, (RowvecError, RunCancelled))
+    sentence = str(error) if expected else f"unexpected: {type(error).__name__}"
     try:
         with open_target(resolved) as connection:
             if isinstance(error, Exception) and not isinstance(error, LeaseLost):
@@ -153,12 +154,17 @@ def _record_failure(resolved: Pipeline, run: Run, error: BaseException) -> BaseE
                 values = {"run_id": run.run_id, "lease": run.lease.number, "error": str(error)}
                 connection.execute(query("runs", "lost"), values)
             else:
-                state = "waiting" if isinstance(error, AwaitingJobs) else "failed"
                 with owned(connection, run.lease):
-                    finish_run(connection, run.run_id, Ending(state=state, error=sentence))
+                    finish_run(connection, run.run_id, Ending(state=_state_after(error), error=sentence))
     except RowvecError as unreachable:
         error.add_note(f"the failure could not be recorded in the ledger: {unreachable}")
     return error
+
+
+def _state_after(error: BaseException) -> State:
+    if isinstance(error, AwaitingJobs):
+        return "waiting"
+    return "cancelled" if isinstance(error, RunCancelled) else "failed"
 
 
 def _reason(connection: Connection, lease: Lease, error: Exception) -> Exception:

@@ -25,7 +25,9 @@ class _Loader(yaml.SafeLoader):
 
 _WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
-# Far above what a person writes, and far below what would slow the reader.
+MOST_BYTES = 4_000_000
+"""Of a pipeline file: what is read of one, wherever it is."""
+# Characters. Far above what a person writes, and far below what would slow the reader.
 _LONGEST = 1_000_000
 _DEEPEST = 32
 _QUOTED = re.compile(r"'[^']{2,}'")
@@ -40,14 +42,37 @@ def load(path: str | Path) -> Pipeline:
     """
     path = Path(path)
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({_reason(error)})") from None
-    return parse(text, path)
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
+    return _parsed(_text(str(path), content), str(path), path.absolute().parent)
 
 
 def parse(text: str, path: Path) -> Pipeline:
     """The pipeline in the text of a file, as ``load`` returns it; ``path`` is where the file is, or will be."""
+    return _parsed(text, str(path), path.absolute().parent)
+
+
+def parse_at(url: str, content: bytes) -> Pipeline:
+    """The pipeline in the bytes of a file at a URL, of which ``MOST_BYTES`` and one more were read.
+
+    The file has no folder, so relative paths in it are refused. Raises as ``load``.
+    """
+    return _parsed(_text(url, content), url, None)
+
+
+def _text(path: str, content: bytes) -> str:
+    if len(content) > MOST_BYTES:
+        raise UsageError(f"{path}: is larger than {MOST_BYTES:,} bytes, and a pipeline file is not")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: cannot be read (not UTF-8)") from None
+
+
+def _parsed(text: str, path: str, folder: Path | None) -> Pipeline:
+    """``path``: where the file is, for messages; ``folder``: what relative paths are relative to."""
     try:
         _refuse_oddities(path, text)
         node = yaml.compose(text, Loader=_Loader)
@@ -71,19 +96,26 @@ def parse(text: str, path: Path) -> Pipeline:
         found = mistakes(cast("list[Error]", error.errors()))
         placed = sorted(_placed(node, at, sentence) for at, sentence in found)
         raise UsageError("\n".join(f"{path}:{line}: {what}" for line, what in placed)) from None
-    return _anchored(pipeline, path.absolute().parent)
+    return _anchored(path, pipeline, folder)
 
 
-def _anchored(pipeline: Pipeline, folder: Path) -> Pipeline:
-    def absolute(url: str) -> str:
-        return url if "://" in url or url.startswith(("${", "{{")) else str(folder / url)
+def _anchored(path: str, pipeline: Pipeline, folder: Path | None) -> Pipeline:
+    def absolute(key: str, url: str) -> str:
+        if "://" in url or url.startswith(("${", "{{")):
+            return url
+        if folder is None and not Path(url).is_absolute():
+            raise UsageError(
+                f"{path}: {key} is the relative path {url!r}, and the pipeline file is no file of this machine; write "
+                "a URL or an absolute path there"
+            )
+        return str(folder / url) if folder else url
 
-    artifacts = pipeline.artifacts.model_copy(update={"url": absolute(pipeline.artifacts.url)})
+    artifacts = pipeline.artifacts.model_copy(update={"url": absolute("artifacts.url", pipeline.artifacts.url)})
     source = pipeline.source
     if source.kind != "postgres":
-        source = source.model_copy(update={"path": absolute(source.path)})
+        source = source.model_copy(update={"path": absolute("source.path", source.path)})
     if source.kind == "images" and source.images is not None:
-        source = source.model_copy(update={"images": absolute(source.images)})
+        source = source.model_copy(update={"images": absolute("source.images", source.images)})
     return pipeline.model_copy(update={"artifacts": artifacts, "source": source})
 
 
@@ -114,7 +146,7 @@ def _line_of(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, bool]:
     return line, True
 
 
-def _refuse_oddities(path: Path, text: str) -> None:
+def _refuse_oddities(path: str, text: str) -> None:
     """Refuse what no pipeline needs and what breaks YAML readers: tags that create objects, and deep nesting."""
     if len(text) > _LONGEST:
         raise UsageError(f"{path}: has {len(text):,} characters, and a pipeline file at most {_LONGEST:,}")
@@ -130,7 +162,7 @@ def _refuse_oddities(path: Path, text: str) -> None:
             raise UsageError(f"{where}: is nested more than {_DEEPEST} deep, which no pipeline is")
 
 
-def _check_nodes(path: Path, root: yaml.Node | None) -> None:
+def _check_nodes(path: str, root: yaml.Node | None) -> None:
     """Refuse keys that are not words or appear twice: YAML forbids duplicates, and PyYAML takes the last one.
 
     Values behind aliases are counted each time they are used: ten lines of aliases can mean a billion values.
@@ -148,7 +180,7 @@ def _check_nodes(path: Path, root: yaml.Node | None) -> None:
             waiting += node.value
 
 
-def _check_keys(path: Path, node: yaml.MappingNode) -> None:
+def _check_keys(path: str, node: yaml.MappingNode) -> None:
     seen: set[str] = set()
     for key, _ in node.value:
         where = f"{path}:{key.start_mark.line + 1}"
@@ -158,7 +190,3 @@ def _check_keys(path: Path, node: yaml.MappingNode) -> None:
         if key.value in seen:
             raise UsageError(f"{where}: {key.value}: this key stands here twice")
         seen.add(key.value)
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror or "no such file") if isinstance(error, OSError) else "not UTF-8"

@@ -164,14 +164,15 @@ class Recall(Part):
     queries: int = Field(default=100, ge=1, le=10_000, description="Rows sampled as queries.")
 
 
+DeleteFraction = Annotated[float, Field(ge=0, le=1)]
+
+
 class Validation(Part):
     """The checks that must hold before a run succeeds."""
 
     recall: Recall = Field(default=Recall(), description="Recall of the index against exact search.")
-    max_delete_fraction: float = Field(
+    max_delete_fraction: DeleteFraction = Field(
         default=0.3,
-        ge=0,
-        le=1,
         description="A run that would delete a larger share of the vector table stops and asks.",
     )
 
@@ -198,6 +199,13 @@ class Pipeline(Part):
     index: Index = Field(default=Index(), description="The index on the vectors.")
     search: Search = Field(default=Search(), description="What is kept for searches in addition to the vectors.")
     validation: Validation = Field(default=Validation(), description="The checks that must hold before a run succeeds.")
+
+    def with_delete_limit(self, fraction: float | None) -> Pipeline:
+        """The pipeline with another ``validation.max_delete_fraction``; itself for None."""
+        if fraction is None:
+            return self
+        validation = self.validation.model_copy(update={"max_delete_fraction": fraction})
+        return self.model_copy(update={"validation": validation})
 
     @property
     def what(self) -> What:

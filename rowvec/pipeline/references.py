@@ -73,6 +73,19 @@ def resolve(pipeline: Pipeline, needed: frozenset[str] | None = None) -> Pipelin
     )
 
 
+def variables_of(pipeline: Pipeline) -> frozenset[str]:
+    """The environment variables that the pipeline names and cannot do without."""
+    texts = [
+        value
+        for part in Pipeline.model_fields
+        if part != "name"
+        for key, value in getattr(pipeline, part)
+        if isinstance(value, str) and key != "content"
+    ]
+    named = {match["variable"] for text in texts for match in _REFERENCE.finditer(text) if match["variable"]}
+    return frozenset(named - _OPTIONAL)
+
+
 def without_key(pipeline: Pipeline) -> Pipeline:
     """The pipeline with a placeholder as its embedder's key, for jobs that ask the embedder nothing."""
     embedder = pipeline.embedder

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, LiteralString, Self, cast
+from typing import Any, LiteralString, Self, TypeVar, cast
 
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
-from psycopg.abc import Params, QueryNoTemplate
+from psycopg.abc import Params, PQGen, QueryNoTemplate
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
@@ -25,6 +25,12 @@ _SHORT_PAUSE = {"idle_in_transaction_session_timeout": "20s"}
 
 # A role may have a statement_timeout of a millisecond, the least there is; a busy machine sometimes needs longer.
 _TRIES = 10
+
+# As psycopg's own: how often a wait looks for signals, and how long it waits for a statement that it has cancelled.
+_WAIT_INTERVAL = 0.1
+_CANCEL_SECONDS = 5.0
+
+RV = TypeVar("RV")
 
 
 class _Cursor(psycopg.Cursor[Row]):
@@ -64,6 +70,22 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """What each transaction that is not a savepoint calls just before it commits; what it raises rolls back."""
     open_direct: Callable[[], Connection] | None = None
     """Opens a session on the same server without the pooler, if the pipeline says how; for ``directly``."""
+
+    def wait(self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL, timeout: float | None = None) -> RV:
+        """As psycopg, which cancels a statement that Ctrl-C interrupts; here every signal that is raised cancels it.
+
+        Otherwise the statement would go on in the server, and hold its locks, after an orchestrator has ended a run.
+        """
+        try:
+            return super().wait(gen, interval, timeout)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                with suppress(psycopg.Error):
+                    self.cancel_safe(timeout=_CANCEL_SECONDS)
+                    super().wait(gen, interval, _CANCEL_SECONDS)
+            raise
 
     def settle(self, limits: Mapping[str, str]) -> None:
         """Read the names of the database, and settle how transactions begin; for ``connect``."""

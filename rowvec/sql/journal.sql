@@ -53,7 +53,10 @@ ORDER BY a.artifact_id
 
 -- name: new_runs -- with the run that writes the manifest, which is still running
 SELECT
-    run_id, cause, CASE state WHEN 'running' THEN 'succeeded' WHEN 'lost' THEN 'abandoned' ELSE state END, started_at,
+    run_id, cause,
+    -- Older versions know neither of the last two.
+    CASE WHEN state = 'running' THEN 'succeeded' WHEN state IN ('lost', 'cancelled') THEN 'abandoned' ELSE state END,
+    started_at,
     coalesce(finished_at, merged_at), coalesce((report ->> 'embedded')::int, 0),
     coalesce((report ->> 'tokens')::bigint, 0), coalesce((report ->> 'cost_usd')::float8, 0)
 FROM rowvec.runs
@@ -62,7 +65,10 @@ ORDER BY run_id
 
 -- name: all_runs -- those that a row, a vector or an artifact still comes from
 SELECT
-    run_id, cause, CASE state WHEN 'running' THEN 'succeeded' WHEN 'lost' THEN 'abandoned' ELSE state END, started_at,
+    run_id, cause,
+    -- Older versions know neither of the last two.
+    CASE WHEN state = 'running' THEN 'succeeded' WHEN state IN ('lost', 'cancelled') THEN 'abandoned' ELSE state END,
+    started_at,
     coalesce(finished_at, merged_at), coalesce((report ->> 'embedded')::int, 0),
     coalesce((report ->> 'tokens')::bigint, 0), coalesce((report ->> 'cost_usd')::float8, 0)
 FROM rowvec.runs

@@ -499,3 +499,8 @@ COMMENT ON COLUMN rowvec.changes.verified_at IS 'When the whole source and the v
 
 ALTER TABLE rowvec.plans ADD COLUMN changes jsonb;
 COMMENT ON COLUMN rowvec.plans.changes IS 'What the plan took from the queue of changes; NULL: there is no queue.';
+
+-- name: migration_13 -- runs that a person has cancelled
+ALTER TABLE rowvec.runs DROP CONSTRAINT runs_state_check;
+ALTER TABLE rowvec.runs ADD CONSTRAINT runs_state_check
+    CHECK (state IN ('planned', 'running', 'succeeded', 'failed', 'abandoned', 'waiting', 'lost', 'cancelled'));

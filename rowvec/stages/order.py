@@ -5,6 +5,7 @@ Each caller says how a stage is run: ``IN_PROCESS`` calls it, the flow runs it a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
@@ -14,7 +15,7 @@ from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.memory import ONE_BATCH, require
-from rowvec.stages import binarize, embed, index, load, merge, upload, validate
+from rowvec.stages import binarize, embed, index, load, merge, story, upload, validate
 from rowvec.stages.batch import Batch
 from rowvec.stages.batch_api import submit
 from rowvec.stages.batch_api.submit import Awaited, may_have_jobs
@@ -30,6 +31,9 @@ R = TypeVar("R")
 
 # Rows written while a round runs are read by the next round; a source that never rests is left to the next run.
 MAX_ROUNDS = 3
+
+logger = logging.getLogger(__name__)
+"""Says at level INFO what each stage did, in one line per stage and round."""
 
 
 class Attempt(Protocol):
@@ -93,11 +97,16 @@ def through_all_stages(pipeline: Pipeline, run: Run, number: int, attempt: Attem
 def bring_up_to_date(pipeline: Pipeline, run: Run, stages: Stages) -> Round:
     """One round: a plan, its batches through all their stages, and a merge."""
     plan = stages.extract(pipeline, run)
+    logger.info(story.of_extract(plan, pipeline.what))
     if may_have_jobs(pipeline):
         stages.submit_jobs(pipeline, run).conclude(pipeline)
     again = stages.lost_images(pipeline, run) if plan.lost_images else 0
     done = stages.batches(pipeline, run, plan.batches)
-    return Round(plan=plan, batches=tuple(done), merged=stages.merge(pipeline, run), images_again=again)
+    for line in story.of_batches(done, batch_stages(pipeline), pipeline.what):
+        logger.info(line)
+    merged = stages.merge(pipeline, run)
+    logger.info(story.of_merge(merged))
+    return Round(plan=plan, batches=tuple(done), merged=merged, images_again=again)
 
 
 def through_all_rounds(pipeline: Pipeline, run: Run, stages: Stages) -> SyncReport:
@@ -105,7 +114,11 @@ def through_all_rounds(pipeline: Pipeline, run: Run, stages: Stages) -> SyncRepo
     rounds = [bring_up_to_date(pipeline, run, stages)]
     while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:
         rounds.append(bring_up_to_date(pipeline, run, stages))
-    return stages.validate(pipeline, run, rounds, stages.index(pipeline, run))
+    indexed = stages.index(pipeline, run)
+    logger.info(story.of_index(indexed))
+    report = stages.validate(pipeline, run, rounds, indexed)
+    logger.info(story.of_validate(report))
+    return report
 
 
 def _one_by_one(pipeline: Pipeline, run: Run, count: int, attempt: Attempt) -> list[Batch]:

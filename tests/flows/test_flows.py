@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from prefect import get_client
@@ -12,20 +14,26 @@ from prefect.client.schemas.filters import (
     ArtifactFilterKey,
     FlowRunFilter,
     FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterLevel,
     TaskRunFilter,
 )
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
+from prefect.logging.handlers import APILogHandler
+from rowvec_flows.rebuild import rebuild
 from rowvec_flows.sync import sync
 from rowvec_tasks import stages
 
-from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused
+from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused, UsageError
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.stages import batch as batch_stage
 from rowvec.stages import embed, merge, order, upload
 from rowvec.stages.merge import Merged
+from tests.support.cli_process import write_pipeline
 from tests.support.paintings import assert_in_step, fill
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -39,13 +47,31 @@ def runs(state: str) -> list[FlowRun]:
     return [run for run in found if run.state_name == state]
 
 
+def logged(run: FlowRun, level: int = logging.INFO) -> list[str]:
+    """What a flow run itself has logged, and none of its tasks."""
+    APILogHandler().flush()
+    with get_client(sync_client=True) as client:
+        found = client.read_logs(
+            LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]), level=LogFilterLevel(ge_=level)), limit=200
+        )
+    return [line.message for line in found if line.task_run_id is None]
+
+
 def test_a_run_shows_its_stages_its_batches_and_its_verdict(
     prefect_api: None, source: Connection, paintings: Pipeline
 ) -> None:
     report = sync(pipeline=paintings, cause="test")
     assert (report.new, report.embedded, report.consistent) == (50, 50, True)
     assert_in_step(source)
-    run = next(run for run in runs("Completed") if run.name == "paintings-test")
+    run = next(run for run in runs("Completed") if run.name == f"paintings-test-{report.run_id}")
+    assert run.state is not None
+    assert run.state.message == "Consistent: 50 vectors agree with the source."
+    # One line per stage, and nothing else but how the run begins and ends.
+    assert [line.partition(":")[0] for line in logged(run)] == [
+        "Beginning flow run 'paintings-test' for flow 'sync'",
+        *("extract", "embed", "binarize", "upload", "load", "merge", "index", "validate"),
+        "Finished in state Completed('Consistent",
+    ]
     with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=TaskRunFilter()
@@ -102,7 +128,9 @@ def test_a_fatal_failure_fails_the_run_at_once(prefect_api: None, source: Connec
     source.execute("DELETE FROM paintings WHERE id > 1")
     with pytest.raises(DeleteLimitExceeded, match="would delete 49 of 50"):
         sync(pipeline=paintings, cause="emptied")
-    assert "paintings-emptied" in [run.name for run in runs("Failed")]
+    failed = next(run for run in runs("Failed") if run.name.startswith("paintings-emptied-"))
+    assert failed.state is not None
+    assert logged(failed, logging.ERROR) == [failed.state.message]
     row = source.execute("SELECT state, error FROM rowvec.runs ORDER BY run_id DESC LIMIT 1").fetchone()
     assert row is not None
     assert row[0] == "failed"
@@ -143,4 +171,43 @@ def test_an_inconsistent_run_is_a_failed_run(prefect_api: None, source: Connecti
     source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
     with pytest.raises(Inconsistent, match="bits"):
         sync(pipeline=paintings, cause="tampered")
-    assert "paintings-tampered" in [run.name for run in runs("Failed")]
+    assert any(run.name.startswith("paintings-tampered-") for run in runs("Failed"))
+
+
+def test_the_next_run_follows_an_edited_pipeline_file(
+    prefect_api: None, source: Connection, paintings: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_pipeline(paintings, tmp_path)
+    assert sync(pipeline=file.name).embedded == 50
+    file.write_text(file.read_text().replace("{title}", "{author}"))
+    assert sync(pipeline=file.name).changed == 50
+    assert source.execute("SELECT count(*) FROM vectors.paintings WHERE content LIKE 'Author%'").fetchone() == (50,)
+    file.write_text(file.read_text().replace("kind: local", "kind: locla"))
+    with pytest.raises(UsageError, match=rf"^{file.name}:\d+: embedder"):
+        sync(pipeline=file.name)
+    failed = runs("Failed")[0]
+    assert (failed.name, failed.parameters["pipeline"]) == ("paintings-manual", file.name)
+
+
+def test_a_rebuild_that_fails_leaves_no_page_of_its_generation_and_the_summary_as_it_was(
+    prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = paintings.model_copy(update={"name": "rebuilt"})
+    sync(pipeline=named, cause="before")
+
+    def failing(*_: object) -> None:
+        raise StoreRefused("the store is full")
+
+    monkeypatch.setattr("rowvec.operations.rebuild.compare", failing)
+    longer = named.model_copy(update={"embedder": named.embedder.model_copy(update={"dimensions": 128})})
+    with pytest.raises(StoreRefused, match="full"):
+        rebuild(pipeline=longer)
+    with get_client(sync_client=True) as client:
+        shown = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="rebuilt-%")), sort=ArtifactSort.CREATED_DESC
+        )
+    newest = {str(artifact.key): str(artifact.description) for artifact in reversed(shown)}
+    assert not [key for key in newest if key.startswith("rebuilt-2-")]
+    assert newest["rebuilt-rebuild"] == "FAILED: the store is full"
+    assert newest["rebuilt-summary"].startswith("Consistent")

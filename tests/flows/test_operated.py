@@ -1,7 +1,8 @@
-"""prefect.yaml on a stock server with a worker: a schedule fires, a run is watched, cancelled, killed."""
+"""Deployments on a stock server with a worker: a schedule fires, a run is watched, cancelled, killed."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from rowvec_tasks.cancellation import SENTENCE
 
 from rowvec.cli.demo.gallery import create_gallery_once
 from tests.support.cli_process import CLI, serving
@@ -40,7 +43,7 @@ pytestmark = [pytest.mark.flow, pytest.mark.xdist_group("operated")]
 
 @dataclass(slots=True)
 class Operated:
-    """A server with this repository's deployments, and a worker that can be killed."""
+    """A server with this repository's deployments and one of our own, and a worker that can be killed."""
 
     api: str
     database: str
@@ -49,15 +52,18 @@ class Operated:
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
 
     def prefect(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Prefect's own command."""
-        return subprocess.run(  # noqa: S603 # ours
-            [PREFECT, "--no-prompt", *words],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        """Prefect's own command, in the root of the checkout."""
+        return self.run_command(ROOT, PREFECT, "--no-prompt", *words)
+
+    def run_command(self, folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a command in a folder to its end."""
+        environment = {**self.environment, "PWD": str(folder)}
+        return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603 # ours
+
+    @property
+    def file(self) -> str:
+        """The pipeline file of our own, whose source is a table."""
+        return str(self.folder / "gallery.yaml")
 
     def start_worker(self) -> None:
         """Start one more worker."""
@@ -116,10 +122,14 @@ class Operated:
         named = {"key": {"any_": [key]}}
         return self.ask("artifacts/filter", artifacts=named, sort="CREATED_DESC", limit=1)[0]
 
-    def logs(self, run_id: str) -> str:
-        """All that a run has logged."""
-        flow_run = {"flow_run_id": {"any_": [run_id]}}
-        return "\n".join(line["message"] for line in self.ask("logs/filter", logs=flow_run, limit=200))
+    def logs(self, run_id: str, level: int = 0) -> list[str]:
+        """What a run has logged at this level or above."""
+        flow_run = {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": level}}
+        return [line["message"] for line in self.ask("logs/filter", logs=flow_run, limit=200)]
+
+    def tasks(self, run_id: str) -> set[str]:
+        """The states of a run's tasks."""
+        return {task["state_type"] for task in self.ask("task_runs/filter", flow_runs={"id": {"any_": [run_id]}})}
 
     def ledger(self) -> tuple[str, str | None]:
         """State and error of the newest run in the ledger."""
@@ -143,16 +153,16 @@ class Operated:
     def held_at_merge(self) -> Generator[str]:
         """Within this context a run, by its id, waits before its merge, because its vector table is locked."""
         with psycopg.connect(self.database) as connection:
-            found = connection.execute("SELECT to_regclass('vectors.paintings')").fetchone()
+            found = connection.execute("SELECT to_regclass('vectors.gallery')").fetchone()
         if found == (None,):  # the first test that runs
-            self.wait(self.run("sync/paintings"), "COMPLETED")
+            self.wait(self.run("sync/gallery"), "COMPLETED")
         self.edit("UPDATE paintings SET description = description || ' Seen again.' WHERE id % 5 = 0")
         with (
             closing(psycopg.connect(self.database)) as holder,
             psycopg.connect(self.database, autocommit=True) as watch,
         ):
-            holder.execute("LOCK TABLE vectors.paintings IN SHARE MODE")
-            run_id = self.run("sync/paintings")
+            holder.execute("LOCK TABLE vectors.gallery IN SHARE MODE")
+            run_id = self.run("sync/gallery")
             waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'rowvec merge' AND datname = %s"
             wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone())
             assert self.leftovers()
@@ -187,7 +197,7 @@ def wait_for(holds: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module")
 def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Generator[Operated]:
-    """Server, deployments and worker, started as deployments/README.md says."""
+    """Server, deployments and worker, started as deployments/README.md says; and a pipeline of our own."""
     folder = tmp_path_factory.mktemp("operated")
     database = make_conninfo(cluster, dbname="operated")
     with psycopg.connect(cluster, autocommit=True) as connection:
@@ -205,11 +215,15 @@ def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_dat
             "ROWVEC_DATABASE_URL": database,
             "ROWVEC_ARTIFACTS": str(folder / "artifacts"),
             "CATALOGUE_PATH": str(folder / "catalogue.parquet"),
-            "PWD": str(ROOT),
         }
         it = Operated(api=server.api, database=database, environment=environment, folder=folder)
-        for words in (("work-pool", "create", "rowvec", "--type", "process"), ("deploy", "--all")):
-            done = it.prefect(*words)
+        sample = (files("rowvec.cli.demo") / "paintings.yaml").read_text()
+        own = sample.replace("name: paintings", "name: gallery").replace("vectors.paintings", "vectors.gallery")
+        Path(it.file).write_text(own)
+        done = it.run_command(folder, CLI, "deploy", "gallery.yaml")
+        assert done.returncode == 0, done.stdout + done.stderr
+        for more in ((), ("--prefect-file", "deployments/examples/prefect.yaml")):
+            done = it.prefect("deploy", "--all", *more)
             assert done.returncode == 0, done.stdout + done.stderr
         it.start_worker()
         yield it
@@ -222,22 +236,28 @@ def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_dat
         connection.execute("DROP DATABASE operated WITH (FORCE)")
 
 
-def test_all_deployments_are_there_with_their_schedules_and_limits(operated: Operated) -> None:
+def test_all_deployments_are_there_with_their_schedules_limits_and_forms(operated: Operated) -> None:
     found = operated.ask("deployments/filter")
     flows = {flow["id"]: flow["name"] for flow in operated.ask("flows/filter")}
     named = {f"{flows[one['flow_id']]}/{one['name']}": one for one in found}
     assert set(named) == {
-        *(f"sync/{name}" for name in ("paintings", "articles", "catalogue", "images")),
+        *(f"sync/{name}" for name in ("paintings", "articles", "catalogue", "images", "gallery")),
         *(f"{flow}/paintings" for flow in ("audit", "prune", "rebuild", "restore", "index")),
     }
     scheduled = {name for name, one in named.items() if any(s["active"] for s in one["schedules"])}
     assert scheduled == {"sync/paintings", "audit/paintings", "prune/paintings"}
     assert {one["global_concurrency_limit"]["limit"] for one in found} == {1}
-    # The parameters name the secret, and the form has a field with its help for each key of the pipeline file.
-    assert named["sync/articles"]["parameters"]["pipeline"]["source"]["url"] == "${SOURCE_DATABASE_URL}"
-    schema = named["sync/paintings"]["parameter_openapi_schema"]
-    assert schema["properties"]["pipeline"]["description"].startswith("What is embedded, how, and where it goes")
-    assert "anyOf" in schema["definitions"]["Pipeline"]["properties"]["source"]
+    assert named["sync/gallery"]["parameters"] == {"pipeline": "gallery.yaml"}
+    # The form asks for a file and for what a person would change, each with its help.
+    form = named["sync/paintings"]["parameter_openapi_schema"]["properties"]
+    assert {name: one["description"].partition(" ")[0] for name, one in form.items()} == {
+        "pipeline": "The",
+        "max_delete_fraction": "Replaces",
+        "when_busy": "While",
+        "wait_minutes": "How",
+        "cause": "Why",
+    }
+    assert form["pipeline"]["type"] == "string"
 
 
 def test_a_schedule_fires_and_its_run_shows_and_tells_what_it_did(operated: Operated) -> None:
@@ -245,10 +265,11 @@ def test_a_schedule_fires_and_its_run_shows_and_tells_what_it_did(operated: Oper
     soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
     hourly = {"active": True, "schedule": {"interval": 3600, "anchor_date": soon}}
     answered("POST", f"{operated.api}/deployments/{deployment}/schedules", [hourly])
-    done = {"name": {"any_": ["paintings-schedule"]}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    done = {"name": {"like_": "paintings-schedule-"}, "state": {"type": {"any_": ["COMPLETED"]}}}
     wait_for(lambda: operated.ask("flow_runs/filter", flow_runs=done))
     run = operated.ask("flow_runs/filter", flow_runs=done)[0]
     assert "auto-scheduled" in run["tags"]
+    assert run["state"]["message"] == "Consistent: 240 vectors agree with the source."
     assert operated.ledger() == ("succeeded", None)
     shown = {key: operated.artifact(f"paintings-{key}") for key in ("summary", "checks", "history", "rejects")}
     assert {artifact["flow_run_id"] for artifact in shown.values()} == {run["id"]}
@@ -263,34 +284,46 @@ def test_a_schedule_fires_and_its_run_shows_and_tells_what_it_did(operated: Oper
     assert events["rowvec.sync.completed"]["payload"]["rows"] == 240
     asset = events["prefect.asset.materialization.succeeded"]
     assert asset["resource"]["prefect.resource.id"] == "postgres://localhost/operated/vectors.paintings"
-    assert "postgres://localhost/operated/public.paintings" in {r["prefect.resource.id"] for r in asset["related"]}
+    assert any(related["prefect.resource.id"].endswith("/paintings.csv") for related in asset["related"])
 
 
 def test_an_expected_failure_is_a_sentence(operated: Operated) -> None:
     operated.edit("CREATE TABLE sold AS SELECT * FROM paintings WHERE id > 9")
     operated.edit("DELETE FROM paintings WHERE id > 9")
-    run = operated.wait(operated.run("sync/paintings"), "FAILED")
+    run = operated.wait(operated.run("sync/gallery"), "FAILED")
     operated.edit("INSERT INTO paintings SELECT * FROM sold")
     operated.edit("DROP TABLE sold")
-    assert run["name"] == "paintings-manual"
+    assert run["name"].startswith("gallery-manual-")
     assert run["state"]["message"].startswith("this run would delete 231 of 240 vectors")
-    summary = operated.artifact("paintings-summary")
+    summary = operated.artifact("gallery-summary")
     assert summary["flow_run_id"] == run["id"]
     assert summary["description"].startswith("FAILED: this run would delete")
-    wait_for(lambda: "Finished in state Failed" in operated.logs(run["id"]))
-    assert "Traceback" not in operated.logs(run["id"])
+    wait_for(lambda: "Finished in state Failed" in operated.logs(run["id"])[-1])
+    assert run["state"]["message"] in operated.logs(run["id"], logging.ERROR)
+    assert "Traceback" not in "\n".join(operated.logs(run["id"]))
 
 
 def test_an_audit_that_finds_something_fails_and_one_by_hand_that_is_watched_repairs_it(operated: Operated) -> None:
-    operated.edit("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
-    found = operated.wait(operated.run("audit/paintings"), "FAILED", "COMPLETED")
-    assert (found["name"], found["state_type"]) == ("paintings-audit-manual", "FAILED")
+    operated.edit("UPDATE vectors.gallery SET embedding_bits = ~embedding_bits WHERE id = 8")
+    found = operated.wait(operated.run("audit/paintings", pipeline=operated.file), "FAILED", "COMPLETED")
+    assert (found["name"], found["state_type"]) == ("gallery-audit-manual", "FAILED")
     assert "8: " in found["state"]["message"]
-    assert operated.artifact("paintings-audit")["description"] == "INCONSISTENT: 1 corrupt."
-    by_hand = ("deployment", "run", "audit/paintings", "--param", "repair=true", "--watch", "--watch-interval", "1")
+    assert operated.artifact("gallery-audit")["description"] == "INCONSISTENT: 1 corrupt."
+    by_hand = (
+        "deployment",
+        "run",
+        "audit/paintings",
+        "--param",
+        f"pipeline={operated.file}",
+        "--param",
+        "repair=true",
+        "--watch",
+        "--watch-interval",
+        "1",
+    )
     watched = operated.prefect(*by_hand)
     assert "finished successfully" in watched.stdout, watched
-    assert operated.artifact("paintings-audit")["description"].endswith("1 repaired.")
+    assert operated.artifact("gallery-audit")["description"].endswith("1 repaired.")
 
 
 def test_an_event_starts_a_run_of_the_catalogue(operated: Operated) -> None:
@@ -303,7 +336,7 @@ def test_an_event_starts_a_run_of_the_catalogue(operated: Operated) -> None:
         "resource": {"prefect.resource.id": "catalogue"},
     }
     answered("POST", f"{operated.api}/events", [written])
-    named = {"name": {"any_": ["catalogue-event"]}}
+    named = {"name": {"like_": "catalogue-event"}}
     wait_for(lambda: operated.ask("flow_runs/filter", flow_runs=named))
     (run,) = operated.ask("flow_runs/filter", flow_runs=named)
     assert operated.wait(run["id"], "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
@@ -311,35 +344,38 @@ def test_an_event_starts_a_run_of_the_catalogue(operated: Operated) -> None:
 
 
 def test_while_a_run_is_at_work_others_wait_or_are_skipped_by_their_policies(operated: Operated) -> None:
-    same = operated.deployment("sync/paintings")["parameters"]["pipeline"]
+    same = operated.file
     with operated.held_at_merge() as first:
         summary = operated.artifact("paintings-summary")["id"]
         # A run of the same deployment, whose runs queue.
-        queued = operated.run("sync/paintings")
+        queued = operated.run("sync/gallery")
         # Runs of other deployments of the same pipeline: its lock keeps them apart.
         skipped = operated.run("sync/articles", pipeline=same)
-        waiting = operated.run("prune/paintings")
+        waiting = operated.run("prune/paintings", pipeline=same)
         message = operated.wait(skipped, "Skipped", "COMPLETED", "FAILED")["state"]["message"]
-        assert message == "skipped: another run of the pipeline paintings is at work"
+        assert message == "skipped: another run of the pipeline gallery is at work"
         assert operated.wait(waiting, "Waiting", "COMPLETED", "FAILED")["state_name"] == "Waiting"
         # A run of a deployment that cancels it.
-        cancelled = operated.wait(operated.run("prune/paintings"), "CANCELLED", "RUNNING")
+        cancelled = operated.wait(operated.run("prune/paintings", pipeline=same), "CANCELLED", "RUNNING")
         assert "concurrency limit" in (cancelled["state"]["message"] or cancelled["state_name"])
         assert operated.flow_run(queued)["state_name"] == "AwaitingConcurrencySlot"
         assert operated.flow_run(first)["state_name"] == "Running"
         # A skipped run has not failed, so it leaves the summary of the pipeline as it is.
-        assert operated.artifact("paintings-summary")["id"] == summary
+        assert operated.artifact("gallery-summary")["id"] == summary
     for run_id in (first, waiting, queued):
         assert operated.wait(run_id, "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
 
 
-def test_a_run_that_is_cancelled_leaves_nothing_behind(operated: Operated) -> None:
+def test_a_run_that_is_cancelled_says_so_in_one_sentence_and_leaves_nothing_behind(operated: Operated) -> None:
     with operated.held_at_merge() as run_id:
-        assert operated.prefect("flow-run", "cancel", run_id).returncode == 0
+        # As the button of the UI does.
+        operated.ask(f"flow_runs/{run_id}/set_state", state={"type": "CANCELLING"})
         operated.wait(run_id, "CANCELLED")
-    wait_for(lambda: operated.ledger()[0] != "running")
-    assert operated.ledger()[0] in ("abandoned", "failed")
+    assert operated.ledger() == ("cancelled", SENTENCE)
+    assert operated.logs(run_id, logging.WARNING) == [SENTENCE]
+    wait_for(lambda: operated.tasks(run_id) == {"COMPLETED", "CANCELLED"})
     assert operated.leftovers() == []
+    assert operated.wait(operated.run("sync/gallery"), "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
 
 
 def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(operated: Operated) -> None:
@@ -361,7 +397,7 @@ def test_a_run_whose_worker_is_killed_ends_and_another_worker_takes_the_next(ope
         operated.workers[-1].wait()
         operated.start_worker()
         operated.wait(run_id, "CRASHED")
-    assert operated.wait(operated.run("sync/paintings"), "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
+    assert operated.wait(operated.run("sync/gallery"), "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
     assert operated.ledger() == ("succeeded", None)
     assert operated.leftovers() == []
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rowvec.pipeline import Pipeline
+from rowvec.pipeline.file import load
 from rowvec.pipeline.references import resolve
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,7 +58,10 @@ def test_the_worker_has_what_the_deployed_pipeline_names(monkeypatch: pytest.Mon
         # ${NAME:-default}, as compose reads it; the key ends in padding.
         monkeypatch.setenv(name, re.sub(r"\$\{\w+(?::-([^}]*))?\}", r"\1", value))
     for deployment in deployed["deployments"]:
-        pipeline = resolve(Pipeline.model_validate(deployment["parameters"]["pipeline"]))
+        # The image's working directory has the folder deployments of the tree.
+        place = Path(deployment["parameters"]["pipeline"]).relative_to("/app")
+        assert str(place) in DOCKERFILE.read_text()
+        pipeline = resolve(load(REPOSITORY / place))
         assert pipeline.artifacts.url == "http://azurite:10000/devstoreaccount1/rowvec"
         assert pipeline.artifacts.credential is not None
     waits = services["worker"]["depends_on"]

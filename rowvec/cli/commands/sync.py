@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import psutil
 import typer
@@ -15,7 +15,6 @@ from rowvec.cli.commands.options import AsJson, Files
 from rowvec.cli.failures import each
 from rowvec.cli.flow_loader import one_server, run_flow
 from rowvec.cli.output import emit
-from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.stages import dry_run
 from rowvec.stages.report import SyncReport
@@ -36,7 +35,7 @@ def sync(
 
     def one(file: Path) -> None:
         began = time.time()
-        pipeline = _with_limit(load(file), max_delete_fraction)
+        pipeline = load(file).with_delete_limit(max_delete_fraction)
         when_busy = "wait" if wait else "fail"
         report: SyncReport = run_flow(
             "sync", pipeline=pipeline, cause="command", when_busy=when_busy, wait_minutes=wait
@@ -60,10 +59,3 @@ def plan(
         emit(found.as_json(), as_json, lambda: render.plan(found))
 
     each(files, as_json, one)
-
-
-def _with_limit(pipeline: Pipeline, limit: float | None) -> Pipeline:
-    if limit is None:
-        return pipeline
-    changed: dict[str, Any] = {"max_delete_fraction": limit}
-    return pipeline.model_copy(update={"validation": pipeline.validation.model_copy(update=changed)})

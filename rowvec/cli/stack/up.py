@@ -44,9 +44,9 @@ def up(files: list[Path], port: int | None, every_minutes: int, say: Say) -> tup
         return _wait(say), False
     if not files and os.environ.get("ROWVEC_DATABASE_URL"):
         raise UsageError("ROWVEC_DATABASE_URL names a database of yours: name the pipeline files to run against it")
-    pipelines = [load(file) for file in files or [pipeline_file()]]
-    names = tuple(pipeline.name for pipeline in pipelines)
-    if len(set(names)) < len(names):
+    pipelines = {file: load(file) for file in files or [pipeline_file()]}
+    names = tuple(pipeline.name for pipeline in pipelines.values())
+    if len(set(names)) < max(len(names), len(files)):
         raise UsageError(
             f"two of the pipeline files have the same name ({', '.join(sorted(names))}); give each its own"
         )

@@ -93,16 +93,15 @@ def test_leftovers_of_a_dead_run_are_cleared_and_a_run_under_way_is_left_alone(
     assert clear(paintings, "again") == clear(gallery_pipeline("elsewhere", target={"table": "v.other"}), "never ran")
 
 
-def test_deployments_of_up_name_secrets_and_do_not_hold_them(tmp_path: Path) -> None:
-    pipeline = gallery_pipeline(str(tmp_path), target={"url": "${MY_DSN}"})
-    made = prefect_file([pipeline], tmp_path, 15, datetime(2026, 1, 1, tzinfo=UTC))
+def test_deployments_of_up_name_the_file_and_hold_nothing_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "paintings.yaml"
+    made = prefect_file({file: gallery_pipeline(str(tmp_path))}, tmp_path, 15, datetime(2026, 1, 1, tzinfo=UTC))
     flows = {one["entrypoint"]: one for one in made["deployments"]}
     assert len(flows) == 6
-    assert flows["rowvec_flows.sync:sync"]["parameters"]["pipeline"]["target"]["url"] == "${MY_DSN}"
+    assert {one["parameters"]["pipeline"] for one in flows.values()} == {str(file)}
     assert flows["rowvec_flows.sync:sync"]["schedules"] == [
         {"slug": "up", "interval": 900, "anchor_date": "2026-01-01T00:00:00+00:00"}
     ]
-    assert Pipeline.model_validate(flows["rowvec_flows.audit:audit"]["parameters"]["pipeline"]) == pipeline
 
 
 def _tables(connection: Connection) -> int:

@@ -1,0 +1,75 @@
+"""A run that a person cancels: its process is asked to end, and it ends as cancelled, in one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from uuid import UUID
+
+import httpx
+from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.states import Cancelled
+
+from rowvec.errors import RunCancelled
+
+SENTENCE = "cancelled: readers see nothing half done, what was paid for is kept, and the next run goes on from there"
+
+
+class _Cancelled(RunCancelled, TerminationSignal):
+    """What Prefect raises for SIGTERM, so that it ends the run; and what the ledger records as cancelled."""
+
+    def __init__(self) -> None:
+        TerminationSignal.__init__(self, signal.SIGTERM)
+        self.args = (SENTENCE,)
+
+
+@contextmanager
+def cancellable() -> Generator[None]:
+    """Within this context, the signal that ends a run which a person has cancelled is raised as ``RunCancelled``."""
+    try:
+        yield
+    except RunCancelled:
+        raise
+    except TerminationSignal:
+        if is_being_cancelled():
+            raise _Cancelled from None
+        raise
+
+
+_known = threading.Event()
+
+
+def is_being_cancelled() -> bool:
+    """Whether the run for which a worker has started this process is to be cancelled; False if nobody knows."""
+    run_id = os.environ.get("PREFECT__FLOW_RUN_ID")
+    if run_id is None or _known.is_set():
+        return _known.is_set()
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(run_id)).state
+    except (httpx.HTTPError, PrefectException):
+        return False
+    if state is not None and (state.is_cancelling() or state.is_cancelled()):
+        _known.set()
+    return _known.is_set()
+
+
+def is_known_to_be_cancelled() -> bool:
+    """Whether ``is_being_cancelled`` has been true in this process; this asks no server."""
+    return _known.is_set()
+
+
+def end_tasks(flow_run_id: UUID) -> None:
+    """Set the tasks of a cancelled run to Cancelled that had no time to say how they ended, or were interrupted."""
+    ended = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED}
+    with get_client(sync_client=True) as client:
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        for task in client.read_task_runs(flow_run_filter=of_run, limit=200):
+            if task.state_type not in ended:
+                client.set_task_run_state(task.id, Cancelled(message=SENTENCE), force=True)
