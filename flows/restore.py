@@ -23,15 +23,15 @@ from rowvec.stages.report import RestoreReport, conclude
     on_crashed=[clear_up],
 )
 @job
-def restore(pipeline: PipelineOrFile, manifest: str | None = None) -> RestoreReport:
+def restore(pipeline: PipelineOrFile, manifest: str = "") -> RestoreReport:
     """Build the vector table from its artifacts. Raises ``Inconsistent`` if a check fails afterwards.
 
     Args:
         pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
-        manifest: The name of the manifest in the store to restore from; left out: the newest one.
+        manifest: The name of the manifest in the store to restore from; empty: the newest one.
     """
     pipeline = loaded(pipeline)
-    with restoring(pipeline, manifest) as under_way, cancellable():
+    with restoring(pipeline, manifest or None) as under_way, cancellable():
         number_run(under_way.run)
         report = stages.validate_restore(pipeline, under_way.run, stages.restore(pipeline, under_way))
         show(pipeline, report)

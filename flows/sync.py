@@ -22,7 +22,6 @@ from rowvec_tasks.when_busy import WAIT_MINUTES, WhenBusy
 from rowvec.ledger.generations import effective
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.model import DeleteFraction
 from rowvec.runtime.memory import MANY_BATCHES, ONE_BATCH, is_tight, require
 from rowvec.stages.batch import Batch, embedded_at_once
 from rowvec.stages.cluster import batch_weight, check_reachable
@@ -49,22 +48,22 @@ Chain = dict[str, PrefectFuture[Batch]]
 @job_with_policy
 def sync(
     pipeline: PipelineOrFile,
-    max_delete_fraction: DeleteFraction | None = None,
+    allow_deletes: bool = False,
     when_busy: WhenBusy = "wait",
     wait_minutes: float = WAIT_MINUTES,
-    cause: str | None = None,
+    cause: str = "",
 ) -> SyncReport:
     """Bring the vector table in step with its source.
 
     Args:
         pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
-        max_delete_fraction: Replaces the pipeline's own limit in this run: 1 lets it delete everything that is gone.
+        allow_deletes: Whether this run may delete more vectors than the pipeline's own limit in validation allows.
         when_busy: While another run of the pipeline is at work: wait for it, skip this run, or fail.
         wait_minutes: How many minutes to wait for it at most; then the run fails.
-        cause: Why this run was started, for its name and the ledger; left out: schedule or manual, as it was.
+        cause: Why this run was started, for its name and the ledger; empty: schedule or manual, as it was.
     """
     del when_busy, wait_minutes  # `job_with_policy` reads them: it calls this again once the other run has ended
-    pipeline = effective(loaded(pipeline).with_delete_limit(max_delete_fraction))
+    pipeline = effective(loaded(pipeline).with_delete_limit(1.0 if allow_deletes else None))
     with running(pipeline, cause_of(cause)) as run, cancellable():
         number_run(run)
         report = through_all_rounds(pipeline, run, as_tasks(pipeline))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from textwrap import wrap
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +20,12 @@ from rowvec.operations.audit import AuditReport
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline import Pipeline
-from rowvec.runtime.display import plain
+from rowvec.runtime.display import one_line, plain
 from rowvec.stages.report import RestoreReport, SyncReport
 
 _ROWS_SHOWN = 10
+# Characters, for all columns of a table but two narrow ones.
+_TEXT_WIDTH = 72
 _PAGES = {"rebuild": "rebuild", "audit": "audit", "prune": "prune", "index": "index-state"}
 """The artifact that says how a flow ended; that of syncs and restores is the summary."""
 
@@ -146,5 +149,11 @@ def _page(pipeline: str, what: str, text: str, description: str) -> Any:
 
 def _table(pipeline: str, what: str, rows: list[dict[str, str]], description: str) -> Any:
     """Publish a table; Prefect's UI reads each cell and the description as Markdown. Returns the artifact's id."""
-    cells = [{name: plain(value) for name, value in row.items()} for row in rows]
+    width = _TEXT_WIDTH // max(1, len(rows[0]) - 2) if rows else _TEXT_WIDTH
+    cells = [{name: _cell(value, width) for name, value in row.items()} for row in rows]
     return create_table_artifact(cells, key=artifact_key(pipeline, what), description=plain(description))
+
+
+def _cell(text: str, width: int) -> str:
+    """The text in lines: the UI wraps no cell, and shows nothing of a table beyond the width of its page."""
+    return "\n".join(plain(line) for line in wrap(one_line(text), width))

@@ -46,7 +46,7 @@ _POLICY = ("when_busy", "wait_minutes")
 """The parameters of a flow whose caller chooses its policy; ``run_alone`` takes them by the same names."""
 
 
-def cause_of(given: str | None) -> str:
+def cause_of(given: str) -> str:
     """Why a run exists, in one word: as its caller said, otherwise ``schedule`` or ``manual``."""
     tags: list[str] = flow_run.get_tags()
     return given or ("schedule" if _SCHEDULED in tags else "manual")
@@ -62,7 +62,7 @@ def run_name() -> str:
         # The run itself fails by this error, and says so.
         name = stem(given)
     flow_name = flow_run.get_flow_name()
-    cause = cause_of(parameters.get("cause"))
+    cause = cause_of(parameters.get("cause") or "")
     return f"{name}-{cause}" if flow_name == "sync" else f"{name}-{flow_name}-{cause}"
 
 

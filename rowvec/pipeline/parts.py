@@ -16,7 +16,14 @@ _TABLE_NAME = re.compile(r'(?:(?:"(?:[^"]|"")+"|[^".]+)\.)?(?:"(?:[^"]|"")+"|[^"
 Text = Annotated[str, Field(min_length=1)]
 
 IN_PLAIN_TEXT = "holds a secret in plain text; put it in an environment variable and write ${NAME} here"
-REFERENCE = re.compile(r"\$\{\w+\}|\$\{prefect\.blocks\.secret\.[\w-]+\}|\{\{\s*prefect\.blocks\.secret\.[\w-]+\s*\}\}")
+# The types of blocks that hold one secret, or what a connection is made with.
+_BLOCK = (
+    r"prefect\.blocks\.(?:secret|azure-blob-storage-credentials|(?:async-)?sqlalchemy-connector|database-credentials)"
+    r"\.[\w-]+"
+)
+REFERENCE = re.compile(rf"\$\{{(?:(?P<variable>\w+)|(?P<block>{_BLOCK}))\}}|\{{\{{\s*(?P<braced>{_BLOCK})\s*\}}\}}")
+"""A variable or a block. In our own files a block may also have two braces, as Prefect writes it. In a prefect.yaml
+Prefect would then put the block's value into the parameters at deployment, where everybody can read it."""
 # Secrets in a URL's query, a libpq DSN and Azure's connection strings; a value that is one reference ($) is not a
 # secret.
 _NAMED_SECRET = re.compile(

@@ -11,18 +11,13 @@ from typing import Any
 
 from rowvec.errors import UsageError
 from rowvec.pipeline.model import Pipeline
-
-# In our own files a block may also have two braces, as Prefect writes it. In a prefect.yaml Prefect would then put the
-# block's value into the parameters at deployment, where everybody can read it.
-_REFERENCE = re.compile(
-    r"\$\{(?P<variable>\w+)\}|\$\{prefect\.blocks\.secret\.(?P<block>[\w-]+)\}"
-    r"|\{\{\s*prefect\.blocks\.secret\.(?P<braced>[\w-]+)\s*\}\}"
-)
+from rowvec.pipeline.parts import REFERENCE
 
 # If one of these variables is not set, its key has a default, so the reference may stay unresolved.
 _OPTIONAL = frozenset({"OPENAI_BASE_URL"})
 
-ReadBlock = Callable[[str], str]
+ReadBlock = Callable[[str, str], str]
+"""Called with the type of a block, ``secret`` for example, and its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +77,7 @@ def variables_of(pipeline: Pipeline) -> frozenset[str]:
         for key, value in getattr(pipeline, part)
         if isinstance(value, str) and key != "content"
     ]
-    named = {match["variable"] for text in texts for match in _REFERENCE.finditer(text) if match["variable"]}
+    named = {match["variable"] for text in texts for match in REFERENCE.finditer(text) if match["variable"]}
     return frozenset(named - _OPTIONAL)
 
 
@@ -100,22 +95,23 @@ def _resolved(path: str, part: Any) -> Any:
         key: _replaced(f"{path}.{key}", value)
         for key, value in part
         # A template has braces of its own: "${price}" is a dollar sign and a column.
-        if isinstance(value, str) and key != "content" and _REFERENCE.search(value)
+        if isinstance(value, str) and key != "content" and REFERENCE.search(value)
     }
     return part.model_copy(update=changed)
 
 
 def _replaced(key: str, text: str) -> str | None:
-    for variable in (match["variable"] for match in _REFERENCE.finditer(text)):
+    for variable in (match["variable"] for match in REFERENCE.finditer(text)):
         if variable in _OPTIONAL and text == f"${{{variable}}}" and variable not in os.environ:
             return None
-    return _REFERENCE.sub(lambda match: _value(key, match), text)
+    return REFERENCE.sub(lambda match: _value(key, match), text)
 
 
 def _value(key: str, match: re.Match[str]) -> str:
     variable, block = match["variable"], match["block"] or match["braced"]
     if block is not None:
-        return _block_reader(key, block)(block)
+        _, _, kind, name = block.split(".")
+        return _block_reader(key, name)(kind, name)
     if not os.environ.get(variable):
         raise UsageError(f"{key}: the environment variable {variable} is not set; export it, or name another one")
     return os.environ[variable]

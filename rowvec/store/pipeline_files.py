@@ -48,9 +48,9 @@ def is_url(place: str) -> bool:
 
 
 def _from_store(store: str, name: str) -> bytes:
-    opened = open_store(Artifacts.model_construct(url=store, credential=os.environ.get(STORE_CREDENTIAL) or None))
+    named = Artifacts.model_construct(url=store, credential=os.environ.get(STORE_CREDENTIAL) or None)
     try:
-        with opened.opened(name) as file:
+        with open_store(named).opened(name) as file:
             return file.read(MOST_BYTES + 1)
     except ArtifactCorrupt:
         raise UsageError(f"{store}{name}: there is no such pipeline file") from None

@@ -252,7 +252,7 @@ def test_all_deployments_are_there_with_their_schedules_limits_and_forms(operate
     form = named["sync/paintings"]["parameter_openapi_schema"]["properties"]
     assert {name: one["description"].partition(" ")[0] for name, one in form.items()} == {
         "pipeline": "The",
-        "max_delete_fraction": "Replaces",
+        "allow_deletes": "Whether",
         "when_busy": "While",
         "wait_minutes": "How",
         "cause": "Why",

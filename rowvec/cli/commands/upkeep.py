@@ -56,7 +56,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Build the vector table from its artifacts alone: reads no source and calls no embedder."""
-    report: RestoreReport = run_flow("restore", pipeline=load(file), manifest=manifest)
+    report: RestoreReport = run_flow("restore", pipeline=load(file), manifest=manifest or "")
     emit(report.as_json(), as_json, lambda: render.restore(report))
 
 
