@@ -17,12 +17,13 @@ from rowvec.postgres.connection import connect, lost_connections_are_retriable, 
 from rowvec.postgres.migrations import has_ledger, install
 from rowvec.postgres.queries import query
 
-Verdict = Literal["never run", "running", "consistent", "inconsistent", "waiting", "failed", "abandoned"]
+Verdict = Literal["never run", "running", "consistent", "inconsistent", "waiting", "failed", "abandoned", "cancelled"]
 """What the last run says of a pipeline.
 
 ``never run``: the ledger has no run of it. ``running``: a run is at work. ``consistent`` and ``inconsistent``: the
 run's checks hold, or one does not. ``waiting``: a later run reads the answers of unfinished Batch API jobs.
 ``failed``: an error ended the run before its verdict. ``abandoned``: the process was killed.
+``cancelled``: a person has cancelled the run in Prefect.
 """
 
 _OF_STATE: dict[State, Verdict] = {
@@ -33,6 +34,7 @@ _OF_STATE: dict[State, Verdict] = {
     "abandoned": "abandoned",
     "waiting": "waiting",
     "lost": "failed",
+    "cancelled": "cancelled",
 }
 
 

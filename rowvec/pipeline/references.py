@@ -46,7 +46,7 @@ def references(pipeline: Pipeline) -> list[Reference]:
         if part != "name"
         for key, text in getattr(pipeline, part)
         if isinstance(text, str) and key != "content"
-        for match in _REFERENCE.finditer(text)
+        for match in REFERENCE.finditer(text)
     ]
 
 
@@ -70,15 +70,7 @@ def resolve(pipeline: Pipeline, needed: frozenset[str] | None = None) -> Pipelin
 
 def variables_of(pipeline: Pipeline) -> frozenset[str]:
     """The environment variables that the pipeline names and cannot do without."""
-    texts = [
-        value
-        for part in Pipeline.model_fields
-        if part != "name"
-        for key, value in getattr(pipeline, part)
-        if isinstance(value, str) and key != "content"
-    ]
-    named = {match["variable"] for text in texts for match in REFERENCE.finditer(text) if match["variable"]}
-    return frozenset(named - _OPTIONAL)
+    return frozenset(one.variable for one in references(pipeline) if one.variable and not one.optional)
 
 
 def without_key(pipeline: Pipeline) -> Pipeline:

@@ -11,10 +11,11 @@ from prefect.blocks.core import Block
 from prefect.blocks.system import Secret
 from prefect_sqlalchemy import ConnectionComponents, SqlAlchemyConnector, SyncDriver
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AnyUrl, SecretStr
+from pydantic import SecretStr
 
 from rowvec.errors import UsageError
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.model import Artifacts
 from rowvec.pipeline.references import resolve
 from tests.support import paintings as gallery
 
@@ -63,11 +64,11 @@ def test_a_connector_of_sqlalchemy_gives_the_dsn(saved: list[Any]) -> None:
         port=5433, database="app", query={"sslmode": "require"},
     )  # fmt: skip
     save(saved, SqlAlchemyConnector(connection_info=components), "rowvec-parts")
-    url = AnyUrl("postgresql+psycopg2://me:a%20b'c%40%2F@db.example:5433/app")
+    url = "postgresql+psycopg2://me:a%20b'c%40%2F@db.example:5433/app"
     save(saved, SqlAlchemyConnector(connection_info=url), "rowvec-url")
     assert dsn("${prefect.blocks.sqlalchemy-connector.rowvec-parts}") == {**parts, "sslmode": "require"}
     assert dsn("{{ prefect.blocks.sqlalchemy-connector.rowvec-url }}") == parts
-    save(saved, SqlAlchemyConnector(connection_info=AnyUrl("sqlite+pysqlite:///a.db")), "rowvec-other")
+    save(saved, SqlAlchemyConnector(connection_info="sqlite+pysqlite:///a.db"), "rowvec-other")
     with pytest.raises(UsageError, match="rowvec-other is for sqlite, and not for Postgres"):
         dsn("${prefect.blocks.sqlalchemy-connector.rowvec-other}")
 
@@ -79,8 +80,8 @@ def test_credentials_of_blob_storage_give_the_connection_string(saved: list[Any]
     block = "${prefect.blocks.azure-blob-storage-credentials.%s}"
 
     def credential(name: str) -> str | None:
-        url = {"url": "https://a.blob.core.windows.net/c", "credential": block % name}
-        return resolve(gallery.pipeline("x", artifacts=url)).artifacts.credential
+        store = Artifacts(url="https://a.blob.core.windows.net/c", credential=block % name)
+        return resolve(gallery.pipeline("x").model_copy(update={"artifacts": store})).artifacts.credential
 
     assert credential("rowvec-store") == text
     with pytest.raises(UsageError, match="rowvec-principal has no connection string; leave the credential out"):
