@@ -346,7 +346,7 @@ def test_an_event_starts_a_run_of_the_catalogue(operated: Operated) -> None:
 def test_while_a_run_is_at_work_others_wait_or_are_skipped_by_their_policies(operated: Operated) -> None:
     same = operated.file
     with operated.held_at_merge() as first:
-        summary = operated.artifact("paintings-summary")["id"]
+        summary = operated.artifact("gallery-summary")["id"]
         # A run of the same deployment, whose runs queue.
         queued = operated.run("sync/gallery")
         # Runs of other deployments of the same pipeline: its lock keeps them apart.
