@@ -14,6 +14,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.vector_table import stored_table
+from rowvec.runtime.suggestion import did_you_mean
 from rowvec.searches.hybrid import Hybrid, hybrid_search
 from rowvec.searches.query import Hit
 from rowvec.searches.query import search as search_table
@@ -79,7 +80,9 @@ def search(
 def mode_of(text: str) -> SearchMode:
     """The mode of this name. Raises ``UsageError`` if there is none."""
     if text not in MODES:
-        raise UsageError(f"there is no search mode {text!r}; the modes are {', '.join(MODES)}")
+        raise UsageError(
+            f"there is no search mode {text!r}; the modes are {', '.join(MODES)}{did_you_mean(text, MODES)}"
+        )
     return MODES[MODES.index(text)]
 
 

@@ -11,6 +11,7 @@ from psycopg import sql
 from rowvec.errors import UsageError
 from rowvec.postgres.columns import PgColumn, listed
 from rowvec.postgres.names import Operator, PercentSignsDoubled, TypeName
+from rowvec.runtime.suggestion import did_you_mean
 
 _LONGEST = 20_000
 _DEEPEST = 64  # far below Python's own limit, and far above what people write
@@ -202,7 +203,7 @@ class _Parser:
             known = listed(list(self.columns))
             raise UsageError(
                 f"--where names {token.text[:80]} at character {token.position}, which is no key or metadata column; "
-                f"there are: {known}"
+                f"there are: {known}{did_you_mean(name, self.columns)}"
             )
         self.at += 1
         return self.columns[name]

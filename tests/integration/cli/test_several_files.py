@@ -152,9 +152,10 @@ def test_a_search_names_its_columns_and_gives_those_that_are_asked_for(
     _, out, _ = ran(capsys, *words, "--csv")
     header, *rows = csv.reader(io.StringIO(out))
     assert (header, len(rows)) == (["id", "author", "year", "content", "distance"], 2)
-    status, _, said = ran(capsys, *words, "--columns", "yaer")
-    assert status == WRONG_USE
-    assert "did you mean 'year'?" in said
+    for wrong in (("--columns", "yaer"), ("--where", "yaer > 1900")):
+        status, _, said = ran(capsys, *words, *wrong)
+        assert status == WRONG_USE
+        assert "did you mean 'year'?" in said
 
 
 def test_status_of_files_and_of_all_pipelines(

@@ -92,7 +92,7 @@ WORDS = [
     ("search FILE", "write what to search for, or name an image with --image PATH"),
     ("search FILE boats -k 0", "invalid value for '-k': it should be"),
     ("search FILE boats -k ten", "invalid value for '-k': it should be a whole number"),
-    ("search FILE boats --mode exat", "there is no search mode 'exat'; the modes are adaptive, exact"),
+    ("search FILE boats --mode exat", "the modes are adaptive, exact, ann, bits, hybrid; did you mean 'exact'?"),
     ("search FILE boats --image a.png", "a search is by a text or by --image, not by both"),
     ("search FILE --image nothing.png", "there is no image nothing.png; name a file to search by"),
     ("rebuild FILE --plan --rollback", "--plan, --rollback and --drop-old exclude each other"),
