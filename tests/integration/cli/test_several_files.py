@@ -7,18 +7,21 @@ import io
 import json
 import logging
 from collections.abc import Generator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from rowvec.cli import app
 from rowvec.cli.commands.whole import in_front
 from rowvec.cli.failures import AWAITING, DONE, FAILED, WRONG_USE, worst
 from rowvec.cli.output import err
+from rowvec.cli.schedule import next_syncs
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from tests.support.cli_process import write_pipeline
+from tests.support.cli_process import PrefectServer, write_pipeline
 from tests.support.paintings import sync
 
 
@@ -175,3 +178,23 @@ def test_status_of_files_and_of_all_pipelines(
     assert status == WRONG_USE
     assert "paintings" in out
     assert "none.yaml: cannot be read" in said
+
+
+def test_the_next_sync_is_the_first_of_those_that_prefect_has_planned(
+    prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api)
+    soon = datetime.now(UTC) + timedelta(hours=2)
+    with httpx.Client(base_url=f"{prefect_server.api}/", timeout=60) as client:
+        flow = client.post("flows/", json={"name": "sync"}).raise_for_status().json()
+        made = {"name": "planned-paintings", "flow_id": flow["id"]}
+        deployment = client.post("deployments/", json=made).raise_for_status().json()["id"]
+        for time in (soon + timedelta(hours=1), soon):
+            state = {"type": "SCHEDULED", "state_details": {"scheduled_time": time.isoformat()}}
+            client.post(f"deployments/{deployment}/create_flow_run", json={"state": state}).raise_for_status()
+        found = next_syncs(["planned-paintings", "other"])
+        client.delete(f"deployments/{deployment}").raise_for_status()
+    assert {name: datetime.fromisoformat(time) for name, time in found.items()} == {"planned-paintings": soon}
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    assert next_syncs(["planned-paintings"]) == {}
+    assert "does not answer" in capsys.readouterr().err
