@@ -75,7 +75,7 @@ def add_not_removed(connection: Connection, whose: Whose, rows: Rows, refusal: R
 def add_refused_row(
     connection: Connection,
     whose: Whose,
-    key: Sequence[str | None],
+    key: Sequence[str],
     hashes: tuple[bytes, bytes],
     refusal: Refusal,
 ) -> None:
@@ -85,8 +85,7 @@ def add_refused_row(
     """
     pipeline_id, run_id, _ = whose
     fingerprint, metadata_hash = hashes
-    escaped = [text and text.encode("ascii", "backslashreplace").decode() for text in key]
-    for named in (list(key), escaped):
+    for named in (list(key), escaped_key(key)):
         with suppress(pg.UntranslatableCharacter), connection.transaction():
             connection.execute(
                 query(
@@ -102,6 +101,11 @@ def add_refused_row(
                 )
             )
             return
+
+
+def escaped_key(key: Sequence[str]) -> list[str]:
+    """How a key is recorded that has characters which the database's encoding does not have."""
+    return [text.encode("ascii", "backslashreplace").decode() for text in key]
 
 
 def _parts(whose: Whose, rows: Rows, refusal: Refusal) -> dict[str, sql.Composable]:

@@ -17,9 +17,9 @@ from rowvec.postgres.fragments import as_own_type, key_digest, key_json, names
 from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, find_table
-from rowvec.sources.files.pg_text import pg_text
 from rowvec.sources.hash_stream import digest_of_key, pack_digests
 from rowvec.stages.extract.hashed_source import (
+    key_of,
     mark_changes,
     open_hashed_source,
     read_out,
@@ -78,7 +78,7 @@ class HashComparedSource:
         """See ``SourceStrategy``."""
         found = compare_by_hash(self._connection, self._pipeline, self._identity, self._pipeline_id, table).differences
         values = {
-            "keys": [json.dumps(key) for _, key, _ in found],
+            "keys": [json.dumps(key, ensure_ascii=False) for _, key, _ in found],
             "kinds": [kind for kind, _, _ in found],
             "reasons": [reason for _, _, reason in found],
         }
@@ -105,7 +105,7 @@ def _extract(connection: Connection, request: Request) -> Plan:
         check_empty(pipeline, source)
 
         def refuse(row: pa.RecordBatch, refusal: Refusal) -> None:
-            texts = [pg_text(row.column(column.name))[0].as_py() for column in table.key]
+            texts = key_of(row, table.key)
             hashes = (row.column("fingerprint")[0].as_py(), row.column("metadata_hash")[0].as_py())
             whose = (sql.Literal(request.pipeline_id), request.run_id, table.key)
             add_refused_row(connection, whose, texts, hashes, refusal)

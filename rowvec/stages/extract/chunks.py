@@ -257,7 +257,9 @@ def reject_unsplit(connection: Connection, request: Request | None, key: tuple[s
     """List a row whose chunks have no room, if this is an extract."""
     if request is not None:
         error = RowError("unreadable", str(refusal))
-        add_rejects(connection, request.pipeline_id, request.run_id, [(json.dumps(key), None, error)])
+        add_rejects(
+            connection, request.pipeline_id, request.run_id, [(json.dumps(key, ensure_ascii=False), None, error)]
+        )
 
 
 def _halves(block: _Chunks) -> tuple[_Chunks, _Chunks] | None:

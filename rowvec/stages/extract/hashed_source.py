@@ -22,6 +22,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.home import home_folder
 from rowvec.sources.diff import Block, Words, diff
+from rowvec.sources.files.pg_text import pg_text
 from rowvec.sources.files.source import open_files
 from rowvec.sources.hash_stream import copied_pairs, unpack_digests
 from rowvec.sources.images.seen import run_name
@@ -150,6 +151,11 @@ def read_out(
     for row, refusal in refused:
         refuse(row, refusal)
     return read
+
+
+def key_of(row: pa.RecordBatch, key: tuple[PgColumn, ...]) -> list[str]:
+    """The key of a record batch's only row, as the texts of its columns."""
+    return [pg_text(row.column(column.name))[0].as_py() for column in key]
 
 
 def _copy(

@@ -6,18 +6,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from psycopg import sql
 
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan
+from rowvec.ledger.rejects import escaped_key
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, use_one_snapshot
 from rowvec.postgres.fragments import key_digest, key_json, same_key
+from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.sources.diff import Block, Words, diff
-from rowvec.sources.hash_stream import checksum, copied_pairs, digest_of_key, pack_digests, unpack_digests, without
-from rowvec.stages.extract.hashed_source import copy_changes, mark_changes, open_hashed_source, stored_pairs
+from rowvec.sources.hash_stream import (
+    checksum,
+    copied_pairs,
+    digest_of_key,
+    pack_digests,
+    pack_hashes,
+    unpack_digests,
+    without,
+)
+from rowvec.stages.extract.hashed_source import copy_changes, key_of, mark_changes, open_hashed_source, stored_pairs
 from rowvec.stages.extract.request import check_loss
 from rowvec.stages.totals import totals
 from rowvec.vectors.fingerprint import Identity
@@ -52,10 +63,23 @@ def compare_by_hash(
     with open_hashed_source(connection, pipeline, identity, plan and plan.run_id) as source, connection.transaction():
         connection.pause_for_long()
         use_one_snapshot(connection)
-        source_totals = _Totals(_rejected(connection, pipeline_id))
+        rejected = _rejected(connection, pipeline_id)
+        source_totals = _Totals(rejected)
         stored = stored_pairs(connection, pipeline, identity, table)
         gone = mark_changes(source, source_totals.counted(source.pairs()), stored)
-        copy_changes(connection, source, table.key, table.metadata, gone)
+        unstored: list[tuple[str, tuple[str | None, ...], str]] = []
+
+        def refuse(row: pa.RecordBatch, refusal: Refusal) -> None:
+            key, fingerprint = key_of(row, table.key), row.column("fingerprint")[0].as_py()
+            digest, known_as = digest_of_key(key), escaped_key(key)
+            if (digest, fingerprint) in rejected:
+                return
+            if (digest_of_key(known_as), fingerprint) in rejected:
+                source_totals.leave_out(digest, fingerprint)
+            else:
+                unstored.append(("missing", tuple(known_as), f"the database cannot store this row: {refusal}"))
+
+        copy_changes(connection, source, table.key, table.metadata, gone, refuse)
         parts = {"pipeline_id": sql.Literal(pipeline_id), "key_json": key_json(table.key, "d")}
         holds = query("rejects", "holds", row=sql.SQL("d"))
         connection.execute(query("hashed_source", "leave_out_rejects", holds=holds, **parts))
@@ -73,7 +97,7 @@ def compare_by_hash(
         ).fetchall()
         table_totals = totals(connection, table, table.identifier)
     return HashComparison(
-        differences=tuple((kind, tuple(key), reason) for kind, reason, key, _ in found),
+        differences=(*((kind, tuple(key), reason) for kind, reason, key, _ in found), *unstored),
         planned=frozenset(tuple(key) for _, _, key, planned in found if planned),
         source=(source_totals.rows, str(source_totals.checksum)),
         table=table_totals,
@@ -140,6 +164,12 @@ class _Totals:
                 self.rows += len(left)
                 self.checksum += checksum(left)
             yield block
+
+    def leave_out(self, digest: bytes, fingerprint: bytes) -> None:
+        """Take back a row that was counted: its reject has another key, because the database cannot store this one."""
+        self.rows -= 1
+        hashes = pack_hashes([fingerprint])
+        self.checksum -= checksum(Block(digest=pack_digests([digest]), fingerprint=hashes, metadata_hash=hashes))
 
 
 def _digests(connection: Connection, statement: sql.Composed) -> Words:

@@ -116,6 +116,42 @@ def test_characters_that_the_targets_encoding_does_not_have(
     assert sync(chunked).unchanged == 48
 
 
+@pytest.mark.parametrize(("encoding", "stored"), [("LATIN1", 2), ("SQL_ASCII", 3)])
+def test_a_key_that_the_targets_encoding_does_not_have(
+    source: Connection,
+    paintings: Pipeline,
+    database_in: Database,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    encoding: str,
+    stored: int,
+) -> None:
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", database_in(encoding))
+    source.execute("CREATE TABLE keyed (k text PRIMARY KEY, title text)")
+    source.execute("INSERT INTO keyed VALUES ('a', 'one'), ('é', 'two'), ('東京', 'three')")
+    part = paintings.source.model_copy(
+        update={"url": database_url, "table": "public.keyed", "key": ["k"], "content": "{title}", "metadata": []}
+    )
+    made = paintings.model_copy(update={"source": part})
+    for _ in range(2):
+        report = sync(made)
+        assert (report.rows, report.rejected, report.consistent) == (stored, 3 - stored, True)
+        found = rejects.rejects(made, retry=False)["rejects"]
+        assert [(reject["key"], reject["sqlstate"]) for reject in found] == [(["\\u6771\\u4eac"], "22P05")][
+            : 3 - stored
+        ]
+        assert run_audit(made).consistent
+    source.execute("INSERT INTO keyed VALUES ('大阪', 'four'), ('b', 'five')")
+    assert [finding.key for finding in run_audit(made).findings if "b" not in finding.key] == [
+        ("\\u5927\\u962a",) if stored == 2 else ("大阪",)
+    ]
+    report = sync(made)
+    assert (report.rows, report.rejected, report.consistent) == ({2: 3, 3: 5}[stored], 2 * (3 - stored), True)
+    source.execute("DELETE FROM keyed WHERE k = '東京'")
+    report = sync(made)
+    assert (report.rows, report.rejected, report.consistent) == ({2: 3, 3: 4}[stored], 3 - stored, True)
+
+
 def source_in_chunks(pipeline: Pipeline) -> Pipeline:
     """The same source, split, in another vector table."""
     return gallery.pipeline(
