@@ -136,13 +136,13 @@ def test_a_key_that_the_targets_encoding_does_not_have(
     for _ in range(2):
         report = sync(made)
         assert (report.rows, report.rejected, report.consistent) == (stored, 3 - stored, True)
-        found = rejects.rejects(made, retry=False)["rejects"]
+        found = rejects.rejects(made, retry=False).as_json()["rejects"]
         assert [(reject["key"], reject["sqlstate"]) for reject in found] == [(["\\u6771\\u4eac"], "22P05")][
             : 3 - stored
         ]
-        assert run_audit(made).consistent
+        assert audit(made).consistent
     source.execute("INSERT INTO keyed VALUES ('大阪', 'four'), ('b', 'five')")
-    assert [finding.key for finding in run_audit(made).findings if "b" not in finding.key] == [
+    assert [finding.key for finding in audit(made).findings if "b" not in finding.key] == [
         ("\\u5927\\u962a",) if stored == 2 else ("大阪",)
     ]
     report = sync(made)
