@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer.main
@@ -11,6 +14,7 @@ from pydantic import BaseModel
 
 from rowvec.cli.app import app
 from rowvec.pipeline import embedders, model, sources
+from rowvec.stages.alarms import AlarmName
 from tests.support.command_reference import PAGE, written_page
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +39,51 @@ def test_every_key_explains_itself_in_the_json_schema(part: str, key: str) -> No
     assert field.description.endswith((".", "]."))
 
 
-def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:
+def test_every_command_that_a_page_shows_exists() -> None:
     commands = set(getattr(typer.main.get_command(app), "commands"))  # noqa: B009 # click's Group is untyped here
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert set(re.findall(r"^rowvec (\w+)", readme, re.MULTILINE)) == commands
+    shown: set[str] = set()
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for block in re.findall(
+            r"^ *```(?:sh|console)\n(.*?)^ *```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            shown |= set(re.findall(r"^(?: *|\$ |\.venv/bin/)rowvec (\w+)", block, re.MULTILINE))
+    assert {"sync", "deploy"} < shown <= commands
+
+
+def test_every_variable_of_ours_is_documented() -> None:
+    code = "".join(path.read_text("utf-8") for folder in ("rowvec", "flows", "tasks") for path in _modules(folder))
+    page = (ROOT / "docs/reference/environment.md").read_text("utf-8")
+    assert set(re.findall(r'"(ROWVEC_[A-Z_]+)"', code)) == set(
+        re.findall(r"^\| `(ROWVEC_[A-Z_]+)`", page, re.MULTILINE)
+    )
+
+
+def test_every_table_of_the_ledger_is_documented() -> None:
+    schema = (ROOT / "rowvec/sql/schema.sql").read_text("utf-8")
+    made = re.findall(r"^CREATE (?:UNLOGGED )?(?:TABLE|VIEW) (?:IF NOT EXISTS )?(rowvec\.\w+)", schema, re.MULTILINE)
+    page = (ROOT / "docs/reference/sql.md").read_text("utf-8")
+    assert {name for name in made if f"`{name}`" not in page} == set()
+    assert len(made) > 10
+
+
+def test_every_event_is_documented() -> None:
+    page = (ROOT / "docs/reference/events-and-metrics.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(rowvec\.(?:sync|audit)\.\w+)`", page, re.MULTILINE)) == set(get_args(AlarmName))
+
+
+def test_every_metric_is_documented_and_on_the_dashboard() -> None:
+    """Under the names that Prometheus gives them, which the page has in its last column."""
+    code = (ROOT / "rowvec/stages/report.py").read_text("utf-8")
+    page = (ROOT / "docs/reference/events-and-metrics.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(rowvec\.[\w.]+)` \|.*\| `(\w+)` \|$", page, re.MULTILINE)
+    assert {metric for metric, _ in rows} == set(re.findall(r'create_\w+\(\s*"(rowvec\.[\w.]+)"', code))
+    dashboard = json.loads((ROOT / "deployments/grafana/rowvec.json").read_text("utf-8"))
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    # A histogram is three series.
+    series = {re.sub("_(?:sum|count|bucket)$", "", name) for name in re.findall(r"\b(rowvec_\w+)[{]", asked)}
+    assert series == {name for _, name in rows}
+    attributes = {f"rowvec_{name}" for name in re.findall(r'"rowvec\.(pipeline|kind|consistent|stage|k)"', code)}
+    assert set(re.findall(r"\b(rowvec_\w+)(?:=|\))", asked)) <= attributes
 
 
 def test_the_page_on_the_command_line_is_made_from_the_commands() -> None:
@@ -85,3 +130,7 @@ def test_every_named_block_of_sql_is_used() -> None:
     for file in (ROOT / "rowvec/sql").glob("*.sql"):
         for name in re.findall(r"^-- name: (\w+)", file.read_text("utf-8"), re.MULTILINE):
             assert f'"{name}"' in code or name.startswith("migration_"), f"{file.name}: {name}"
+
+
+def _modules(folder: str) -> Iterable[Path]:
+    return (ROOT / folder).rglob("*.py")
