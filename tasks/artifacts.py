@@ -126,7 +126,7 @@ def show_index(pipeline: Pipeline, found: Tuning | dict[str, Any]) -> None:
     _table(pipeline.name, "index-state", rows, verdict(found))
 
 
-_ALARMS = "What to do is in docs/how-to/operations.md, under *When a run is red*."
+_ALARMS = "What to do is in docs/how-to/fix-a-red-run.md."
 
 
 def _rejected(history: History) -> list[dict[str, str]]:

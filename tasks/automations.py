@@ -1,4 +1,4 @@
-"""The automations of docs/how-to/operations.md: which alarms they watch for, whom they tell, and what they start.
+"""The automations of docs/how-to/monitor.md: which alarms they watch for, whom they tell, and what they start.
 
 They are not in prefect.yaml, because ``prefect deploy`` would fill in the templates that they hold.
 """
@@ -72,7 +72,7 @@ def alarms(notify: Any = None) -> list[AutomationCore]:
     automations = [
         AutomationCore(
             name=name,
-            description=f"{why} docs/how-to/operations.md says what to do.",
+            description=f"{why} docs/how-to/monitor.md says what to do.",
             trigger=_when(events),
             actions=actions,
         )
