@@ -103,6 +103,18 @@ def test_every_link_leads_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page}: {link}"
 
 
+def test_every_page_that_code_and_settings_name_exists() -> None:
+    folders = ["rowvec", "flows", "tasks", "deployments", "tests"]
+    files = [
+        path for folder in folders for kind in ("py", "sql", "yaml") for path in (ROOT / folder).rglob(f"*.{kind}")
+    ]
+    named: set[str] = set()
+    for file in [*files, ROOT / "Makefile", *ROOT.glob("*.toml"), *ROOT.glob("*.yaml")]:
+        named |= set(re.findall(r"(?<![\w/.])docs/[\w/-]+\.md", file.read_text("utf-8")))
+    assert len(named) > 10
+    assert {page for page in named if not (ROOT / page).exists()} == set()
+
+
 def test_lists_begin_after_a_blank_line() -> None:
     """GitHub needs none, the site does: without one it shows the items as one paragraph."""
     for page in (ROOT / "docs").rglob("*.md"):
