@@ -1,7 +1,7 @@
 """The queue of changed keys in the source's database: triggers write it, and a run reads it instead of the whole table.
 
 The triggers fire once per statement and write only keys and the transaction's number. They run with the rights of the
-role that installed them, and they can never fail an application's statement: docs/decisions/0022.
+role that installed them, and they can never fail an application's statement: docs/decisions/0024.
 """
 
 from __future__ import annotations
