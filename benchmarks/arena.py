@@ -58,14 +58,16 @@ class Arena:
         """Drop the entry's database and folder; only its log is left."""
         name = f"{to}_{syncer.name}"
         with self.connect() as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute_alone(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)), {})
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _create(self, name: str, template: str) -> None:
         with self.connect() as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-            connection.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            connection.execute_alone(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)), {}
+            )
+            connection.execute_alone(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)), {}
             )
 
 

@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from benchmarks import plots
@@ -106,7 +107,7 @@ def measure(rows: int) -> Measured:
     """Run the bare join and the plans in turns on the same rows; the first turn only fills caches."""
     beside, apart = pipeline_of({}), pipeline_of(_APART)
     with connect(os.environ["ROWVEC_DATABASE_URL"]) as connection:
-        connection.execute("CREATE DATABASE elsewhere")
+        connection.execute_alone(sql.SQL("CREATE DATABASE elsewhere"), {})
         with connect(os.environ[_APART_URL]) as other:
             fill(other, rows)
         fill(connection, rows)

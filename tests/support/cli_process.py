@@ -186,8 +186,8 @@ def prefect_api(prefect_server: PrefectServer) -> Generator[None]:
 
 
 @contextmanager
-def serving(home: Path, database: Path, **settings: str) -> Generator[PrefectServer]:
-    """A server with its own port and its own copy of a database; more settings by keyword."""
+def serving(home: Path, database: Path | None = None, **settings: str) -> Generator[PrefectServer]:
+    """A server with its own port and its own copy of a database, or a new one; more settings by keyword."""
     process, api = _start_server(home, database, settings, subprocess.PIPE)
     try:
         yield PrefectServer(api=api, home=home)
@@ -197,11 +197,12 @@ def serving(home: Path, database: Path, **settings: str) -> Generator[PrefectSer
 
 
 def _start_server(
-    home: Path, database: Path, settings: dict[str, str], life: int
+    home: Path, database: Path | None, settings: dict[str, str], life: int
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start a server, and wait until it answers. It ends with what it has as its standard input."""
     home.mkdir()
-    shutil.copy(database, home)
+    if database is not None:
+        shutil.copy(database, home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
