@@ -73,9 +73,13 @@ def options(
     if env_file is not None:
         _read(env_file)
     err.quiet, err.as_json = quiet, log_format == "json"
+    level = logging.INFO if verbose else logging.WARNING
+    shown = Logs(err)
+    # At the handler: a flow run takes the information of the same logger into its own log.
+    shown.setLevel(level)
     ours = logging.getLogger("rowvec")
-    ours.handlers = [Logs(err)]
-    ours.setLevel(logging.INFO if verbose else logging.WARNING)
+    ours.handlers = [shown]
+    ours.setLevel(level)
 
 
 def _read(file: Path) -> None:
