@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mkdocs.utils import nest_paths
+
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Sort the pages, from which mkdocs makes the navigation. Raises ``ValueError`` for a page in no known folder."""
+    """Write the navigation of all pages. Raises ``ValueError`` for a page in no known folder."""
     order: list[str] = config.extra["order"]
 
     def place(uri: str) -> tuple[int, str]:
@@ -19,8 +21,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             raise ValueError(f"docs/{uri} is in no folder that extra.order of mkdocs.yml names")
         return order.index(max(known, key=len)), uri
 
-    pages = sorted(files.documentation_pages(), key=lambda page: place(page.src_uri))
-    for page in pages:
-        files.remove(page)
-        files.append(page)
+    config.nav = nest_paths(sorted((page.src_uri for page in files.documentation_pages()), key=place))
     return files
