@@ -15,7 +15,9 @@ ROW_SECURITY = "row security"
 """The check whose detail says that the source was shown in part."""
 
 QUEUE = "queue of changes"
-"""The check whose detail says what was compared."""
+"""The check of a run that compared the whole source: why it did, and what the queue had missed."""
+PART = "compared in part"
+"""The check whose detail says that the run compared only what has changed, and when the whole was last compared."""
 
 _KINDS = ("new", "changed", "metadata_only", "deleted", "unchanged", "embedded", "reused")
 
@@ -91,17 +93,25 @@ class SyncReport(_Checked):
         """One sentence if policies decide which rows of the source the run was shown."""
         return next((check.detail for check in self.checks if check.name == ROW_SECURITY), None)
 
+    @property
+    def compared_in_part(self) -> str | None:
+        """One sentence if the run compared only the rows that a queue of changes named."""
+        return next((check.detail for check in self.checks if check.name == PART), None)
+
     def verdict(self) -> str:
         """One sentence, verdict first."""
         if self.consistent:
             shown = ", as far as row level security shows it to this role" if self.shown_in_part else ""
+            if self.compared_in_part:
+                return f"Consistent for what has changed{shown}, of {self.rows:,} vectors: {self.compared_in_part}."
             return f"Consistent: {self.rows:,} vectors agree with the source{shown}."
         names = ", ".join(check.name for check in self.failed_checks)
         return f"INCONSISTENT: {len(self.failed_checks)} check(s) failed ({names})."
 
     def as_markdown(self) -> str:
         """A summary that a person can read in ten seconds."""
-        recall = "not measured (no index)" if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
+        measured = "not measured" if self.compared_in_part else "not measured (no index)"
+        recall = measured if self.recall_at_k is None else f"{self.recall_at_k:.3f}"
         shows_images = self.what == "images"
         failed = [f"- **FAILED** {plain(check.name)}: {plain(check.detail)}" for check in self.failed_checks]
         lines = [

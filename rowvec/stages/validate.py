@@ -30,7 +30,7 @@ from rowvec.stages.batch_api import jobs
 from rowvec.stages.images.lost import check_images
 from rowvec.stages.index import Indexed
 from rowvec.stages.merge import Merged, Round
-from rowvec.stages.report import QUEUE, ROW_SECURITY, Check, SyncReport, record
+from rowvec.stages.report import PART, QUEUE, ROW_SECURITY, Check, SyncReport, record
 from rowvec.stages.work import Work, open_stage
 from rowvec.store.protocol import Store
 
@@ -117,7 +117,7 @@ def check_queue(plan: Plan) -> list[Check]:
             f"{queued.why}; the whole source was last compared at {queued.verified_at}, by run {queued.verified_run}, "
             "and agreed"
         )
-        return [Check(name=QUEUE, ok=True, detail=detail)]
+        return [Check(name=PART, ok=True, detail=detail)]
     detail = f"the whole source was compared: {queued.why}"
     if queued.missed:
         detail += (

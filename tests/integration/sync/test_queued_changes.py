@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rowvec.errors import DeleteLimitExceeded
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.stages.report import QUEUE, SyncReport
+from rowvec.stages.report import PART, QUEUE, SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync
 
@@ -25,12 +25,12 @@ def queued(tmp_path: Path) -> Pipeline:
 
 def compared(report: SyncReport) -> str:
     """What the run says that it has compared."""
-    return next(check.detail for check in report.checks if check.name == QUEUE)
+    return next(check.detail for check in report.checks if check.name in (QUEUE, PART))
 
 
 def by_queue(report: SyncReport) -> bool:
     """Whether the run has compared only the queued keys."""
-    return "queued key(s) were compared" in compared(report)
+    return report.compared_in_part is not None
 
 
 def queue_of(connection: Connection) -> sql.Identifier:
@@ -66,6 +66,10 @@ def test_a_run_compares_what_the_queue_names(source: Connection, queued: Pipelin
     assert (second.unchanged, second.rows, second.embedded) == (41, 50, 7)
     assert_in_step(source)
     assert entries(source) == 0
+    assert second.verdict().startswith(
+        "Consistent for what has changed, of 50 vectors: 12 queued key(s) were compared; "
+    )
+    assert f"by run {first.run_id}, and agreed" in second.verdict()
     third = sync(queued)
     assert by_queue(third)
     assert (third.new, third.changed, third.deleted, third.unchanged, third.rows) == (0, 0, 0, 50, 50)
