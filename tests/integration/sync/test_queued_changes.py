@@ -67,7 +67,7 @@ def test_a_run_compares_what_the_queue_names(source: Connection, queued: Pipelin
     assert_in_step(source)
     assert entries(source) == 0
     assert second.verdict().startswith(
-        "Consistent for what has changed, of 50 vectors: 12 queued key(s) were compared; "
+        "Consistent for what has changed, of 50 vectors: 13 queued key(s) were compared; "
     )
     assert f"by run {first.run_id}, and agreed" in second.verdict()
     third = sync(queued)
