@@ -129,6 +129,8 @@ def _length(kind: str, error: Error, path: Path) -> str | None:
 
 
 def _type(kind: str, error: Error, path: Path) -> str | None:
+    if kind == "string_unicode":
+        return f"{_found(error, path)}, which has half of a character (a surrogate); write the whole character"
     for name, words in _KINDS.items():
         if kind.startswith(f"{name}_"):
             members = " or settings" if "bool" in error["loc"] else ""

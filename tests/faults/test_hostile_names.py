@@ -243,9 +243,9 @@ _SYSTEM = "has the name of a system column of Postgres"
         ("metadata", ["xmin"], _SYSTEM),
         ("metadata", ["m" * 64], r"'mmmmmmmmmmmmmmmmmmmm'\.\.\. has a name of more than 63 bytes"),
         ("metadata", ["é" * 32], "more than 63 bytes"),
-        ("metadata", [""], "at least 1 character"),
+        ("metadata", [""], "is empty; write a text"),
         ("metadata", ["nul\0"], "holds a NUL character"),
-        ("metadata", ["half \ud83d"], "unicode"),
+        ("metadata", ["half \ud83d"], "half of a character"),
         ("metadata", ["a", "a"], "'a' is named twice"),
         ("table", "t" * 64, "more than 63 bytes"),
         ("table", "public.paintings\n.x.y", "is not a table name"),
@@ -354,7 +354,7 @@ def test_the_command_says_one_sentence_about_a_hostile_name(
     good = file.read_text("utf-8")
     for old, new, command, status, says in (
         ("- author", '- "\\ud83d"', "plan", 2, "source.metadata"),
-        ("public.paintings", '\'"%s"."{x}"\'', "plan", 1, "cannot be read"),
+        ("public.paintings", '\'"%s"."{x}"\'', "plan", 1, "there is no table %s.{x}"),
         ("{title}", "{title.__class__.__mro__}", "sync", 1, "no column 'title.__class__.__mro__'"),
     ):
         assert old in good

@@ -99,7 +99,7 @@ DOUBTS: dict[str, tuple[LiteralString, str]] = {
         "DO $$ DECLARE t name; BEGIN FOR t IN SELECT relname FROM pg_class WHERE relname LIKE 'queue%' LOOP"
         " EXECUTE format('DROP TABLE rowvec_changes.%I', t); END LOOP; END $$;"
         "UPDATE paintings SET title = 'unseen' WHERE id = 1",
-        "queue",
+        "triggers",
     ),
     "a schema that was dropped": (
         "DROP SCHEMA rowvec_changes CASCADE; UPDATE paintings SET title = 'unseen' WHERE id = 1",
