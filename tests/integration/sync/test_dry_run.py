@@ -74,7 +74,7 @@ def of_kind(kind: str, pipeline: Pipeline, url: str, folder: Path, connection: C
         with file.open("w", newline="") as out:
             found = connection.execute("SELECT id, title, description, author, year FROM paintings")
             csv.writer(out).writerows([("id", "title", "description", "author", "year"), *found.fetchall()])
-        written["source"] = {k: v for k, v in written["source"].items() if k not in ("table", "kind", "metadata", "changes")} | {
+        written["source"] = {k: v for k, v in written["source"].items() if k not in ("table", "kind", "metadata")} | {
             "kind": "csv",
             "path": str(file),
             "metadata": ["author", "year"],
