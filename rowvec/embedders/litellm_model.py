@@ -143,7 +143,7 @@ def _library() -> Any:
     import litellm
 
     # Pydantic's remark on litellm's types, when the first request of a provider builds them.
-    warnings.filterwarnings("ignore", r".* is using the `ReadOnly` qualifier", UserWarning)
+    warnings.filterwarnings("ignore", r".* using the `ReadOnly` qualifier", UserWarning)
     # It reads a 0 in ``max_retries`` as "not given", for OpenAI's client, and takes this.
     loaded: Any = litellm
     loaded.DEFAULT_MAX_RETRIES = 0
