@@ -7,9 +7,8 @@ import runpy
 from pathlib import Path
 
 import pytest
-from prefect import flow, get_client, task
+from prefect import State, flow, get_client, task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterParentFlowRunId
-from prefect.states import State
 from rowvec_flows.sync import sync
 
 import rowvec
