@@ -204,7 +204,8 @@ def test_a_stopped_run_that_comes_back_changes_nothing_and_says_that_another_has
     ended = stopped.wait()
     assert ended.status == 1
     assert "this run has lost the pipeline paintings: another run took over" in ended.stderr
-    assert len(server.texts) == before <= 50 + IN_FLIGHT
+    # A request that was on its way when the run was stopped may arrive now; no other one is sent.
+    assert before <= len(server.texts) <= 50 + IN_FLIGHT
     assert paintings.vectors(source) == table
     assert states(source) == ["lost", "succeeded"]
     # Nothing of it is left, and the next run finds nothing to do.

@@ -219,6 +219,14 @@ def _import_all() -> None:
     count("The vocabulary is loaded at the first use.")
 
 
+def _set_width() -> None:
+    """A console reads its width when it is made, which was before this command had its environment."""
+    from rowvec.cli.output import err, out
+
+    if "COLUMNS" in os.environ:
+        out.width = err.width = int(os.environ["COLUMNS"])
+
+
 def _run(words: list[str]) -> NoReturn:
     """Run the command, and end as the interpreter would. Only what is imported is not deleted, which takes 0.2 s."""
     from rowvec.cli import main
@@ -249,4 +257,5 @@ if __name__ == "__main__":
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
+        _set_width()
         _run(request["words"])
