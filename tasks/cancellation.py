@@ -46,7 +46,7 @@ _known = threading.Event()
 
 
 def is_being_cancelled() -> bool:
-    """Whether the run for which a worker has started this process is to be cancelled; False if nobody knows."""
+    """Whether a person has asked to cancel the run of this process; False if that cannot be found out."""
     run_id = os.environ.get("PREFECT__FLOW_RUN_ID")
     if run_id is None or _known.is_set():
         return _known.is_set()
