@@ -13,7 +13,7 @@ from rowvec_tasks import stages
 from rowvec_tasks.artifacts import show
 from rowvec_tasks.cancellation import cancellable
 from rowvec_tasks.engines import chosen_cluster, on_cluster
-from rowvec_tasks.events import tell_sync
+from rowvec_tasks.events import tell_late, tell_sync
 from rowvec_tasks.flow_body import cause_of, job_with_policy, number_run, run_name
 from rowvec_tasks.given import PipelineOrFile, loaded
 from rowvec_tasks.hooks import clear_up
@@ -66,6 +66,7 @@ def sync(
     pipeline = effective(loaded(pipeline).with_delete_limit(1.0 if allow_deletes else None))
     with running(pipeline, cause_of(cause)) as run, cancellable():
         number_run(run)
+        tell_late(pipeline)
         report = through_all_rounds(pipeline, run, as_tasks(pipeline))
         show(pipeline, report)
         tell_sync(pipeline, report)

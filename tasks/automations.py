@@ -29,6 +29,11 @@ ALARMS = {
         "A vector table does not agree with its source.",
     ),
     "rowvec: recall low": ({"rowvec.sync.recall_low"}, "An index finds less than its pipeline requires."),
+    "rowvec: changes missed": (
+        {"rowvec.changes.missed"},
+        "Somebody writes to a source past its triggers, or has edited a vector table.",
+    ),
+    "rowvec: changes late": ({"rowvec.changes.late"}, "Changes wait for longer than their pipeline allows."),
     "rowvec: budget exceeded": ({"rowvec.sync.budget_exceeded"}, "A run stopped at a limit on what it may cost."),
 }
 SILENT = "rowvec: no sync for a day"

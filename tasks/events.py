@@ -10,9 +10,10 @@ from rowvec_tasks.artifacts import show_failure
 from rowvec_tasks.names import source_asset, vector_asset
 
 from rowvec.errors import Inconsistent, RowvecError
+from rowvec.operations.changes import look
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.display import shown
-from rowvec.stages.alarms import Alarm, of_error, of_sync
+from rowvec.stages.alarms import Alarm, of_error, of_sync, of_waiting
 from rowvec.stages.report import SyncReport
 
 
@@ -31,6 +32,13 @@ def tell_sync(pipeline: Pipeline, report: SyncReport) -> None:
         ],
         payload={"rows": report.rows, "checksum": report.checksum, "run_id": report.run_id},
     )
+
+
+def tell_late(pipeline: Pipeline) -> None:
+    """Send the alarm that changes wait for longer than the pipeline allows, if they do."""
+    if pipeline.freshness.alarm_after is not None:
+        found = look(pipeline)
+        tell(pipeline, of_waiting(pipeline, found.waiting, found.oldest_seconds))
 
 
 def tell_failure(pipeline: Pipeline, error: RowvecError) -> None:

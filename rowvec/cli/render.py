@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rowvec.cli.output import out, table
@@ -57,10 +57,24 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
     shown = len(columns) if planned else -1
     table("", columns[:shown], [line[:shown] for line in lines], right=("rows", "pending", "rejected", "month"))
     for row in rows:
+        if row.waiting is not None:
+            out.print(f"{row.pipeline}: {_freshness(row)}.", soft_wrap=True)
         if row.awaiting:
             out.print(f"{row.pipeline}: {row.awaiting:,} text(s) are in jobs at the provider.")
         if row.last_run and row.last_run.error and row.verdict in _VERDICTS:
             out.print(f"{row.pipeline}: {one_line(row.last_run.error)}", style=_VERDICTS[row.verdict], soft_wrap=True)
+
+
+def _freshness(row: PipelineStatus) -> str:
+    """What waits in the queue of changes, and what was last proved of the whole table."""
+    waits = "no change waits"
+    if row.oldest_seconds is not None:
+        waits = f"{row.waiting:,} change(s) wait, the oldest for {row.oldest_seconds:,.0f} s"
+    if row.looked_at and (datetime.now(UTC) - row.looked_at).total_seconds() > 1:
+        waits += f" (as of {_minute(row.looked_at)})"
+    if row.verified_at is None:
+        return f"{waits}; the whole source was not compared since the last doubt"
+    return f"{waits}; the whole source was last compared {_minute(row.verified_at)}, by run {row.verified_run}"
 
 
 def _minute(moment: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from psycopg import sql
@@ -12,6 +13,20 @@ from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What a look has found in a queue of changes."""
+
+    queue: str
+    """The name of its table."""
+    is_here: bool
+    """Whether it is in the ledger's database."""
+    entries: int
+    """A row that changed twice has two."""
+    oldest_at: datetime | None
+    """When the oldest of them was written, by the clock of the queue's database; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +62,20 @@ def known(connection: Connection, pipeline_id: PipelineId) -> Known | None:
     )
 
 
+def note_look(connection: Connection, pipeline_id: PipelineId, found: Waiting) -> None:
+    """Keep what a look has found for ``rowvec.freshness``, which cannot read a queue in another database."""
+    values = {"queue": found.queue, "is_here": found.is_here, "waiting": found.entries, "oldest_at": found.oldest_at}
+    connection.execute(query("changes", "note_look"), {"pipeline_id": pipeline_id, **values})
+
+
+def what_waits(connection: Connection, pipeline_id: PipelineId) -> tuple[int | None, float | None] | None:
+    """Entries of a pipeline's queue, and for how many seconds the oldest of them has waited.
+
+    None for a generation that is not live.
+    """
+    return connection.execute(query("changes", "what_waits"), {"pipeline_id": pipeline_id}).fetchone()
+
+
 def settle(connection: Connection, plan: Plan, table: tuple[int, str], *, agrees: bool) -> None:
     """In the merge's transaction: keep what the next run may rely on, or that it must compare everything.
 
@@ -54,6 +83,7 @@ def settle(connection: Connection, plan: Plan, table: tuple[int, str], *, agrees
     """
     queued = plan.queued
     if queued is None:
+        connection.execute(query("changes", "forget", pipeline_id=sql.Literal(plan.pipeline_id)))
         return
     rows, checksum = table
     parts = {"pipeline_id": sql.Literal(plan.pipeline_id), "run_id": sql.Literal(plan.run_id)}

@@ -21,7 +21,7 @@ State = Literal["live", "building", "retired", "dropped"]
 
 
 # Neither the vectors nor their layout depend on these settings, so a sync applies a change of them at once.
-_FREE = ("name", "artifacts", "index", "search", "validation")
+_FREE = ("name", "artifacts", "index", "search", "validation", "freshness")
 # Keys of the target that say where the table is.
 _PLACE = ("table", "url", "direct_url")
 

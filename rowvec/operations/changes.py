@@ -14,7 +14,7 @@ from rowvec.ledger.pipelines import PipelineId, is_readable
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve, without_key
 from rowvec.pipeline.sources import PostgresSource
-from rowvec.postgres.connection import Connection, open_target
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable, open_target
 from rowvec.postgres.queries import query
 from rowvec.sources.change_queue import ChangeQueue, check_has_no_queue
 from rowvec.sources.postgres import describe, is_in_target_database
@@ -80,20 +80,65 @@ def statements(pipeline: Pipeline) -> str:
     return "BEGIN;\n" + "".join(f"{text};\n" for text in texts) + "COMMIT;\n"
 
 
-def reason_to_run(pipeline: Pipeline) -> str | None:
-    """Why a sync is due now, in a few words; None if nothing has changed since the last one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a watcher sees of a pipeline at one moment."""
 
-    It looks at the queue and the ledger, never at the source's rows. Raises as ``install_queue``.
-    """
-    with _opened(pipeline) as (connection, queue):
-        before = _known(connection, pipeline)
+    reason: str | None
+    """Why a sync is due now, in a few words; None if nothing has changed, or if another run is at work."""
+    waiting: int
+    """Entries of the queue."""
+    oldest_seconds: float | None
+    """How long the oldest of them has waited; None if none waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenQueue:
+    """The queue of a pipeline and its ledger, for looks that cost a few statements each."""
+
+    _pipeline: Pipeline
+    _connection: Connection
+    _queue: ChangeQueue
+
+    def look(self) -> Look:
+        """Whether a sync is due, and what waits for it; reads the queue and the ledger, never the source's rows.
+
+        Raises ``DatabaseUnavailable`` and ``TargetError`` if they cannot be read.
+        """
+        with lost_connections_are_retriable():
+            complete = self._queue.facts(self._connection, {}).complete
+            entries, oldest_seconds = 0, None
+            if complete and self._queue.any_entry(self._connection):
+                entries, _, oldest_seconds = self._queue.waiting(self._connection)
+            reason = self._reason(entries, complete=complete)
+            return Look(reason=reason, waiting=entries, oldest_seconds=oldest_seconds)
+
+    def _reason(self, entries: int, *, complete: bool) -> str | None:
+        before = _known(self._connection, self._pipeline)
+        if is_readable(self._connection, "run_leases", "held"):
+            row = self._connection.execute(query("changes", "is_at_work"), {"name": self._pipeline.name}).fetchone()
+            if row == (True,):
+                return None
         if before is None:
             return "the whole source was never compared"
-        if not queue.facts(connection, {}).complete:
+        if not complete:
             return "the triggers are not complete"
-        if before.seconds >= _source(pipeline).changes.verify_seconds:
+        if before.seconds >= _source(self._pipeline).changes.verify_seconds:
             return "the whole source is due to be compared"
-        return "rows have changed" if queue.any_entry(connection) else None
+        return f"{entries:,} change(s) wait" if entries else None
+
+
+@contextmanager
+def opened_queue(pipeline: Pipeline) -> Generator[OpenQueue]:
+    """The queue, with a connection of its own until the end of the context. Raises as ``install_queue``."""
+    with _opened(pipeline) as (connection, queue):
+        yield OpenQueue(pipeline, connection, queue)
+
+
+def look(pipeline: Pipeline) -> Look:
+    """One look. Raises as ``install_queue``."""
+    with opened_queue(pipeline) as queue:
+        return queue.look()
 
 
 def _state(
@@ -105,7 +150,7 @@ def _state(
         pipeline=pipeline.name,
         table=queue.shown,
         installed=complete,
-        waiting=queue.count(connection) if complete else 0,
+        waiting=queue.waiting(connection)[0] if complete else 0,
         verified_at=before.verified_at if before else None,
         verified_run=before.verified_run if before else None,
         done=done,

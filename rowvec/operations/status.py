@@ -11,7 +11,6 @@ from psycopg.rows import DictRow, dict_row
 
 from rowvec.ledger.generations import url_of_target
 from rowvec.ledger.pipelines import check_table
-from rowvec.ledger.runs import State
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import connect, lost_connections_are_retriable, target_url
 from rowvec.postgres.migrations import has_ledger, install
@@ -23,19 +22,10 @@ Verdict = Literal["never run", "running", "consistent", "inconsistent", "waiting
 ``never run``: the ledger has no run of it. ``running``: a run is at work. ``consistent`` and ``inconsistent``: the
 run's checks hold, or one does not. ``waiting``: a later run reads the answers of unfinished Batch API jobs.
 ``failed``: an error ended the run before its verdict. ``abandoned``: the process was killed.
-``cancelled``: a person has cancelled the run in Prefect.
+``cancelled``: a person has cancelled the run in Prefect. The view ``rowvec.freshness`` decides which one it is.
 """
-
-_OF_STATE: dict[State, Verdict] = {
-    "planned": "running",
-    "running": "running",
-    "succeeded": "consistent",
-    "failed": "failed",
-    "abandoned": "abandoned",
-    "waiting": "waiting",
-    "lost": "failed",
-    "cancelled": "cancelled",
-}
+_FRESHNESS = ("waiting", "oldest_seconds", "looked_at", "verified_run", "verified_at")
+"""The columns of ``rowvec.freshness`` that a status has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +64,16 @@ class PipelineStatus:
     """Texts in unfinished jobs at the provider's Batch API."""
     cost_this_month_usd: float
     """US dollars spent, or reserved for requests under way, since the month began (UTC)."""
+    waiting: int | None
+    """Entries in the queue of changes; a row that changed twice has two. None: the pipeline has no queue."""
+    oldest_seconds: float | None
+    """How long the oldest of them has waited; None if none waits."""
+    looked_at: datetime | None
+    """When that was so: now, or if the queue is in another database when a run or a watcher last looked."""
+    verified_run: int | None
+    """The last run that compared the whole source, and it agreed; the runs since then compared what had changed."""
+    verified_at: datetime | None
+    """When it did."""
 
     def as_json(self) -> dict[str, Any]:
         """The status as one JSON object; times are ``datetime``."""
@@ -138,25 +138,21 @@ def _status(name: str, table: str, row: DictRow | None) -> PipelineStatus:
             rejected=0,
             awaiting=0,
             cost_this_month_usd=0.0,
+            **dict.fromkeys(_FRESHNESS),
         )
     return PipelineStatus(
         pipeline=name,
         table=table,
-        verdict=_verdict(row["state"], row["consistent"]),
+        verdict=row["verdict"],
         last_run=_last_run(row),
-        consistent_at=row["proven_at"],
+        consistent_at=row["good_at"],
         rows=row["rows"],
         pending=row["pending"],
         rejected=row["rejected"],
         awaiting=row["awaiting"],
         cost_this_month_usd=row["month_usd"],
+        **{name: row[name] for name in _FRESHNESS},
     )
-
-
-def _verdict(state: State | None, consistent: bool | None) -> Verdict:
-    if state is None:
-        return "never run"
-    return "inconsistent" if state == "failed" and consistent is False else _OF_STATE[state]
 
 
 def _last_run(row: DictRow) -> LastRun | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from rowvec.errors import RowvecError
-from rowvec.operations.changes import reason_to_run
+from rowvec.operations.changes import look
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.display import one_line
 
@@ -59,7 +59,7 @@ def watch(
 
 def _look(one: _Watched, sync: Callable[[Pipeline], object], tell: Callable[[str], None], every: float) -> int:
     try:
-        reason = reason_to_run(one.pipeline)
+        reason = look(one.pipeline).reason
         if reason is None:
             return 0
         tell(f"{one.pipeline.name}: {reason}")

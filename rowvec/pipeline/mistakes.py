@@ -32,6 +32,8 @@ _FORMS = {
     "name": f"lower case letters, digits, _ and -, beginning with a letter, {LONGEST_PIPELINE_NAME} characters at most",
     "source.delimiter": "one ASCII character that is neither a quote nor the end of a line",
     "search.language": "the name of a text search configuration, such as english or simple",
+    "source.changes.verify_every": "a number and a unit (s, m, h or d), as in 12h or 1d",
+    "freshness.alarm_after": "a number and a unit (s, m, h or d), as in 10m or 1h",
     "embedder.model": "a date, as in 2023-04-15",
 }
 

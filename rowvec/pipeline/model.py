@@ -9,12 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from rowvec.pipeline.embedder_kinds import ByKind, with_plugins
 from rowvec.pipeline.embedders import Embedder, PaidEmbedder
 from rowvec.pipeline.parts import (
+    Duration,
     Part,
     Text,
     any_of,
     has_schema,
     no_literal_credential,
     no_literal_secret,
+    seconds_of,
     table_identifier,
     table_name,
 )
@@ -177,6 +179,21 @@ class Validation(Part):
     )
 
 
+class Freshness(Part):
+    """How long a change may wait."""
+
+    alarm_after: Duration | None = Field(
+        default=None,
+        description="With source.changes.by: trigger: an event is sent if a change waits longer than this: 10m, 1h. "
+        "Left out: none is.",
+    )
+
+    @property
+    def alarm_seconds(self) -> int | None:
+        """``alarm_after`` in seconds."""
+        return None if self.alarm_after is None else seconds_of(self.alarm_after)
+
+
 What = Literal["texts", "images"]
 
 
@@ -199,6 +216,7 @@ class Pipeline(Part):
     index: Index = Field(default=Index(), description="The index on the vectors.")
     search: Search = Field(default=Search(), description="What is kept for searches in addition to the vectors.")
     validation: Validation = Field(default=Validation(), description="The checks that must hold before a run succeeds.")
+    freshness: Freshness = Field(default=Freshness(), description="How long a change may wait.")
 
     def with_delete_limit(self, fraction: float | None) -> Pipeline:
         """The pipeline with another ``validation.max_delete_fraction``; itself for None."""
@@ -221,6 +239,7 @@ class Pipeline(Part):
         if self.index.on == "bits" and not self.target.bits:
             raise ValueError("index.on is bits, but target.bits is false")
         self._check_chunks()
+        self._check_freshness()
         column = self.target.distribution_column
         if column is not None and column not in self.source.key:
             raise ValueError(f"target.distribution_column, {column!r}, is no column of source.key, which Citus wants")
@@ -271,6 +290,14 @@ class Pipeline(Part):
             )
         if self.index.kind == "ivfflat":
             raise ValueError("index.kind is ivfflat, which pgvector cannot build on sparse vectors; set it to auto")
+
+    def _check_freshness(self) -> None:
+        changes = getattr(self.source, "changes", None)
+        if self.freshness.alarm_after is not None and (changes is None or changes.by != "trigger"):
+            raise ValueError(
+                "freshness.alarm_after is set, and only a queue of changes knows how long a change has waited: set "
+                "source.changes.by to trigger, or leave freshness out"
+            )
 
     def _check_chunks(self) -> None:
         chunks, embedder = self.source.chunks, self.embedder

@@ -15,6 +15,10 @@ _TABLE_NAME = re.compile(r'(?:(?:"(?:[^"]|"")+"|[^".]+)\.)?(?:"(?:[^"]|"")+"|[^"
 
 Text = Annotated[str, Field(min_length=1)]
 
+Duration = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}[smhd]$")]
+"""A whole number of seconds, minutes, hours or days: 30s, 10m, 12h, 1d."""
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
 IN_PLAIN_TEXT = "holds a secret in plain text; put it in an environment variable and write ${NAME} here"
 # The types of blocks that hold one secret, or what a connection is made with.
 _BLOCK = (
@@ -30,6 +34,11 @@ _NAMED_SECRET = re.compile(
     r"(?:^|[?&;\s])(?:\w*password|AccountKey|SharedAccessSignature|sig|api-key|\w*token)\s*=\s*(?!\$(?:[&;\s]|$))[^&;\s]",
     re.IGNORECASE,
 )
+
+
+def seconds_of(duration: str) -> int:
+    """A ``Duration`` in seconds."""
+    return int(duration[:-1]) * _SECONDS[duration[-1]]
 
 
 def no_literal_secret(value: str | None) -> str | None:

@@ -7,7 +7,16 @@ from typing import Annotated, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from rowvec.pipeline import template
-from rowvec.pipeline.parts import LONGEST_NAME, Part, Text, no_literal_credential, no_literal_secret, table_name
+from rowvec.pipeline.parts import (
+    LONGEST_NAME,
+    Duration,
+    Part,
+    Text,
+    no_literal_credential,
+    no_literal_secret,
+    seconds_of,
+    table_name,
+)
 
 CHUNK = "chunk"
 """The number of a row's chunk, from 0: the last column of the key if contents are split."""
@@ -52,9 +61,6 @@ class Chunks(Part):
         return self
 
 
-_SECONDS = {"m": 60, "h": 3600, "d": 86400}
-
-
 class Changes(Part):
     """How a run finds the rows that have changed."""
 
@@ -63,9 +69,8 @@ class Changes(Part):
         description="compare: each run compares the whole source with the vector table. trigger: triggers on the "
         "source's table queue the keys of changed rows, and a run compares only these.",
     )
-    verify_every: str = Field(
+    verify_every: Duration = Field(
         default="1d",
-        pattern=r"^[1-9][0-9]{0,4}[mhd]$",
         description="With by: trigger: after so long the next run compares the whole source, whatever the queue says: "
         "30m, 12h, 1d.",
     )
@@ -73,7 +78,7 @@ class Changes(Part):
     @property
     def verify_seconds(self) -> int:
         """``verify_every`` in seconds."""
-        return int(self.verify_every[:-1]) * _SECONDS[self.verify_every[-1]]
+        return seconds_of(self.verify_every)
 
 
 _ONLY_OF_A_TABLE = "source.changes.by: trigger needs kind: postgres and a table, which can have triggers"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, LiteralString
 
 from psycopg import errors as pg
@@ -188,10 +189,9 @@ class ChangeQueue:
         """Whether anything is queued."""
         return connection.execute(query("changes", "any_entry", **self._queue)).fetchone() == (True,)
 
-    def count(self, connection: Connection) -> int:
-        """The number of entries."""
-        row = connection.execute(query("changes", "count_entries", **self._queue)).fetchone()
-        return row[0] if row else 0
+    def waiting(self, connection: Connection) -> tuple[int, datetime | None, float | None]:
+        """The number of entries, when the oldest of them was written, and how many seconds ago."""
+        return connection.execute(query("changes", "waiting", **self._queue)).fetchone() or (0, None, None)
 
     def marks(self, connection: Connection) -> tuple[bool, bool, str]:
         """Whether the table was truncated, whether an entry is older than this life of the database; the snapshot."""
@@ -230,9 +230,14 @@ class ChangeQueue:
         )
 
     @property
+    def table_name(self) -> str:
+        """The name of the queue's table in the schema ``rowvec_changes``."""
+        return f"queue_{self.name}"
+
+    @property
     def _names(self) -> dict[str, sql.Composable]:
         return {
-            "queue": sql.Identifier(f"queue_{self.name}"),
+            "queue": sql.Identifier(self.table_name),
             "function": sql.Identifier(f"note_{self.name}"),
             "failures": sql.Identifier(f"failures_{self.name}"),
             "guard": sql.Identifier(f"guard_{self.name}"),

@@ -7,8 +7,10 @@ SET LOCAL lock_timeout = '1s'
 -- name: schema
 CREATE SCHEMA rowvec_changes
 
--- name: queue -- the keys that an application has written, and by which transaction
+-- name: queue -- the keys that an application has written, by which transaction, and when
 CREATE TABLE IF NOT EXISTS rowvec_changes.{queue} ({columns}, rowvec_xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+-- The statement's time, and not the transaction's: one that was open for an hour has written nothing that is an hour old.
+ALTER TABLE rowvec_changes.{queue} ADD COLUMN IF NOT EXISTS rowvec_at timestamptz NOT NULL DEFAULT statement_timestamp();
 COMMENT ON TABLE rowvec_changes.{queue} IS {comment};
 -- Counts what could not be queued. A sequence keeps its value when a transaction rolls back.
 CREATE SEQUENCE IF NOT EXISTS rowvec_changes.{failures}
@@ -99,8 +101,8 @@ SELECT jsonb_build_object(
     'failures', CASE WHEN to_regclass({failures}) IS NOT NULL THEN pg_sequence_last_value(to_regclass({failures})) END
 ) || {of_run},
     (SELECT count(*) FROM mine WHERE tgenabled = 'A') = 4 * (SELECT count(*) FROM tree)
-        AND to_regproc({function}) IS NOT NULL AND to_regclass({queue}) IS NOT NULL
-        AND to_regclass({failures}) IS NOT NULL,
+        AND to_regproc({function}) IS NOT NULL AND to_regclass({failures}) IS NOT NULL
+        AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass({queue}) AND attname = 'rowvec_at'),
     (SELECT count(*) FROM tree WHERE relkind NOT IN ('r', 'p')) > 0,
     EXISTS (SELECT FROM pg_subscription_rel AS s JOIN tree ON tree.oid = s.srrelid)
 
@@ -136,8 +138,9 @@ SELECT count(*) FROM {scope}
 -- name: any_entry
 SELECT EXISTS (SELECT FROM rowvec_changes.{queue})
 
--- name: count_entries
-SELECT count(*) FROM rowvec_changes.{queue}
+-- name: waiting -- entries, when the oldest of them was written, and how many seconds ago
+SELECT count(*), min(rowvec_at), extract(epoch FROM statement_timestamp() - min(rowvec_at))::double precision
+FROM rowvec_changes.{queue}
 
 -- name: marks -- whether a table was truncated, or an entry is from another life of this database; and the snapshot
 SELECT
@@ -181,3 +184,25 @@ UPDATE rowvec.changes SET rows = {rows}, checksum = {checksum}::numeric, merged_
 
 -- name: doubt -- the next run compares everything
 DELETE FROM rowvec.changes WHERE pipeline_id = {pipeline_id}
+
+-- name: note_look -- what rowvec.freshness says of a queue that it cannot read itself
+INSERT INTO rowvec.looks AS l (pipeline_id, queue, is_here, waiting, oldest_at)
+VALUES (%(pipeline_id)s, %(queue)s, %(is_here)s, %(waiting)s, %(oldest_at)s)
+ON CONFLICT (pipeline_id) DO UPDATE
+SET queue = excluded.queue, is_here = excluded.is_here, waiting = excluded.waiting, oldest_at = excluded.oldest_at,
+    looked_at = clock_timestamp()
+
+-- name: forget -- the pipeline has no queue any more
+DELETE FROM rowvec.looks WHERE pipeline_id = {pipeline_id};
+DELETE FROM rowvec.changes WHERE pipeline_id = {pipeline_id}
+
+-- name: what_waits
+SELECT waiting, extract(epoch FROM oldest)::double precision
+FROM rowvec.freshness AS f JOIN rowvec.pipelines AS p ON p.name = f.pipeline WHERE p.pipeline_id = %(pipeline_id)s
+
+-- name: is_at_work -- whether a run has the pipeline; a lease that was not renewed in time is one of a run that was killed
+SELECT l.held AND w.ends_at > clock_timestamp()
+FROM rowvec.pipelines AS p
+JOIN rowvec.run_leases AS l USING (pipeline_id)
+JOIN rowvec.lease_renewals AS w USING (pipeline_id)
+WHERE p.name = %(name)s

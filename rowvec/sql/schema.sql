@@ -504,3 +504,93 @@ COMMENT ON COLUMN rowvec.plans.changes IS 'What the plan took from the queue of 
 ALTER TABLE rowvec.runs DROP CONSTRAINT runs_state_check;
 ALTER TABLE rowvec.runs ADD CONSTRAINT runs_state_check
     CHECK (state IN ('planned', 'running', 'succeeded', 'failed', 'abandoned', 'waiting', 'lost', 'cancelled'));
+
+-- name: migration_14 -- how fresh the vectors of each pipeline are
+CREATE TABLE rowvec.looks (
+    pipeline_id int PRIMARY KEY REFERENCES rowvec.pipelines,
+    queue text NOT NULL,
+    is_here boolean NOT NULL,
+    waiting bigint NOT NULL DEFAULT 0,
+    oldest_at timestamptz,
+    looked_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE rowvec.looks IS
+    'One row per pipeline whose source has a queue of changes: where it is, and what the last look has found in it.';
+COMMENT ON COLUMN rowvec.looks.queue IS 'The table in the schema rowvec_changes of the source''s database.';
+COMMENT ON COLUMN rowvec.looks.is_here IS
+    'Whether that is this database: rowvec.freshness then reads the queue itself, and not what was found in it.';
+
+CREATE FUNCTION rowvec.waiting(queue text, OUT waiting bigint, OUT oldest_at timestamptz)
+LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- A role that may not read the queue gets NULL, and rowvec.freshness then says what the last look has found.
+    IF EXISTS (
+        SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'rowvec_changes' AND c.relname = queue
+          AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+    ) THEN
+        EXECUTE format('SELECT count(*), min(rowvec_at) FROM rowvec_changes.%I', queue) INTO waiting, oldest_at;
+    END IF;
+END $$;
+COMMENT ON FUNCTION rowvec.waiting(text) IS 'Entries of a queue of changes, and when the oldest of them was written.';
+
+CREATE VIEW rowvec.freshness AS
+SELECT
+    p.family AS pipeline,
+    p.table_schema,
+    p.table_name,
+    look.waiting,
+    -- The clock of another database may be ahead.
+    CASE WHEN look.oldest_at IS NOT NULL THEN greatest(statement_timestamp() - look.oldest_at, interval '0') END AS oldest,
+    look.looked_at,
+    newest.run_id AS last_run,
+    newest.started_at AS last_run_at,
+    CASE
+        WHEN newest.state IS NULL THEN 'never run'
+        -- A run whose lease has ended was killed, and the next run marks it so.
+        WHEN newest.state = 'running' THEN CASE WHEN newest.is_held THEN 'running' ELSE 'abandoned' END
+        WHEN newest.state = 'succeeded' THEN 'consistent'
+        WHEN newest.state = 'failed' AND newest.report ->> 'consistent' = 'false' THEN 'inconsistent'
+        WHEN newest.state = 'lost' THEN 'failed'
+        ELSE newest.state
+    END AS verdict,
+    coalesce(known.verified_run, proof.run_id) AS verified_run,
+    coalesce(known.verified_at, proof.finished_at) AS verified_at
+FROM rowvec.pipelines AS p
+LEFT JOIN rowvec.changes AS known ON known.pipeline_id = p.pipeline_id
+LEFT JOIN LATERAL (
+    SELECT
+        CASE WHEN now.waiting IS NULL THEN l.waiting ELSE now.waiting END AS waiting,
+        CASE WHEN now.waiting IS NULL THEN l.oldest_at ELSE now.oldest_at END AS oldest_at,
+        CASE WHEN now.waiting IS NULL THEN l.looked_at ELSE statement_timestamp() END AS looked_at
+    FROM rowvec.looks AS l
+    LEFT JOIN LATERAL rowvec.waiting(CASE WHEN l.is_here THEN l.queue END) AS now ON true
+    WHERE l.pipeline_id = p.pipeline_id
+) AS look ON true
+-- A run of a command that only reads or prunes has no such report, unless it failed.
+LEFT JOIN LATERAL (
+    SELECT r.*, l.held AND l.number = r.lease AND w.ends_at > clock_timestamp() AS is_held
+    FROM rowvec.runs AS r
+    LEFT JOIN rowvec.run_leases AS l ON l.pipeline_id = r.pipeline_id
+    LEFT JOIN rowvec.lease_renewals AS w ON w.pipeline_id = r.pipeline_id
+    WHERE r.pipeline_id = p.pipeline_id
+      AND (r.report ? 'embedded' OR r.error IS NOT NULL OR r.state IN ('running', 'abandoned'))
+    ORDER BY r.run_id DESC LIMIT 1
+) AS newest ON true
+-- Without a queue each good run compares everything; with one, runs that compared a part prove nothing of the whole.
+LEFT JOIN LATERAL (
+    SELECT r.run_id, r.finished_at FROM rowvec.runs AS r
+    WHERE known.verified_run IS NULL AND r.pipeline_id = p.pipeline_id
+      AND r.report ? 'embedded' AND r.state = 'succeeded'
+      AND NOT r.checks @> '[{"name": "compared in part"}]'
+    ORDER BY r.run_id DESC LIMIT 1
+) AS proof ON true
+WHERE p.state = 'live';
+COMMENT ON VIEW rowvec.freshness IS 'One row per pipeline: which changes wait, the last run, and what was proved when.';
+COMMENT ON COLUMN rowvec.freshness.waiting IS
+    'Entries in the queue of changes; a row that changed twice has two. NULL: the pipeline compares its whole source.';
+COMMENT ON COLUMN rowvec.freshness.oldest IS 'How long the oldest of them has waited; NULL: none waits.';
+COMMENT ON COLUMN rowvec.freshness.looked_at IS
+    'When that was so: now, if this role may read the queue in this database; else when rowvec last looked.';
+COMMENT ON COLUMN rowvec.freshness.verdict IS 'Of the last run, in the words of rowvec status.';
+COMMENT ON COLUMN rowvec.freshness.verified_at IS 'When a run last compared the whole source, and it agreed.';

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rowvec.errors import CostLimitExceeded, QuotaExhausted, RowvecError
-from rowvec.stages.report import Check, SyncReport
+from rowvec.pipeline import Pipeline
+from rowvec.stages.report import QUEUE, Check, SyncReport
 
 AlarmName = Literal[
     "rowvec.sync.completed",
     "rowvec.sync.inconsistent",
     "rowvec.sync.recall_low",
     "rowvec.sync.budget_exceeded",
+    "rowvec.changes.missed",
+    "rowvec.changes.late",
     "rowvec.audit.inconsistent",
 ]
 
@@ -39,9 +42,9 @@ def of_sync(report: SyncReport) -> list[Alarm]:
         for name in ("run_id", "rows", "embedded", "reused", "rejected", "tokens", "cost_usd", "recall_at_k")
     }
     figures["seconds"] = report.seconds.get("total")
+    alarms = _missed(report)
     if report.consistent:
-        return [Alarm(name="rowvec.sync.completed", sentence=report.verdict(), payload=figures)]
-    alarms: list[Alarm] = []
+        return [Alarm(name="rowvec.sync.completed", sentence=report.verdict(), payload=figures), *alarms]
     failed: dict[AlarmName, list[Check]] = {
         "rowvec.sync.inconsistent": [check for check in report.failed_checks if check.name != "recall"],
         "rowvec.sync.recall_low": [check for check in report.failed_checks if check.name == "recall"],
@@ -52,6 +55,28 @@ def of_sync(report: SyncReport) -> list[Alarm]:
             sentence = "; ".join(f"{check.name}: {check.detail}" for check in checks)
             alarms.append(Alarm(name=name, sentence=sentence, payload={**figures, "checks": found}))
     return alarms
+
+
+def _missed(report: SyncReport) -> list[Alarm]:
+    """The table is right now, and it was not: without the comparison of everything it would have stayed so."""
+    if not report.missed_by_queue:
+        return []
+    check = next(check for check in report.checks if check.name == QUEUE)
+    payload = {"run_id": report.run_id, "missed_by_queue": report.missed_by_queue, "rows": list(check.rows[:_KEYS])}
+    return [Alarm(name="rowvec.changes.missed", sentence=check.detail, payload=payload)]
+
+
+def of_waiting(pipeline: Pipeline, waiting: int, oldest_seconds: float | None) -> list[Alarm]:
+    """The alarm that changes wait for longer than the pipeline's ``freshness.alarm_after``."""
+    limit = pipeline.freshness.alarm_seconds
+    if limit is None or oldest_seconds is None or oldest_seconds <= limit:
+        return []
+    sentence = (
+        f"{waiting:,} change(s) of {pipeline.name} wait, the oldest for {oldest_seconds:,.0f} s, and "
+        f"freshness.alarm_after is {pipeline.freshness.alarm_after}: until a sync succeeds, searches find old vectors"
+    )
+    payload = {"waiting": waiting, "oldest_seconds": round(oldest_seconds, 1)}
+    return [Alarm(name="rowvec.changes.late", sentence=sentence, payload=payload)]
 
 
 def of_error(error: RowvecError) -> list[Alarm]:

@@ -83,6 +83,14 @@ class SyncReport(_Checked):
     manifest: str | None
     checks: tuple[Check, ...]
     seconds: dict[str, float] = field(default_factory=dict[str, float])
+    waiting: int | None = None
+    """Entries that came into the queue of changes while the run worked; None: the pipeline has no queue."""
+    oldest_seconds: float | None = None
+    """How long the oldest of them has waited; None if none waits."""
+    verified_run: int | None = None
+    """The last run that compared the whole source, and it agreed: this run, unless it compared only what changed."""
+    missed_by_queue: int | None = None
+    """Rows that had changed and were not in the queue; None if the run did not compare everything, or had no queue."""
 
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -135,8 +143,18 @@ class SyncReport(_Checked):
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
             f"- **Artifacts**: {self.artifacts}, manifest {plain(self.manifest or 'none: nothing was embedded')}",
             f"- **Run** {self.run_id} of pipeline {plain(self.pipeline)}",
+            *self._freshness(),
         ]
         return "\n".join(lines)
+
+    def _freshness(self) -> list[str]:
+        """What the summary of a pipeline with a queue of changes adds."""
+        if self.waiting is None:
+            return []
+        wait = "no change waits" if self.oldest_seconds is None else f"{self.waiting:,} change(s) wait, the oldest for "
+        wait += "" if self.oldest_seconds is None else f"{self.oldest_seconds:,.1f} s"
+        missed = [f"- **ALARM**: the queue had missed {self.missed_by_queue:,} row(s)"] if self.missed_by_queue else []
+        return [*missed, f"- **Freshness**: {wait}; run {self.verified_run} has compared the whole source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,9 +235,23 @@ def record(report: SyncReport) -> None:
         seconds.record(spent, {**of, "rowvec.stage": stage})
     meter.create_gauge("rowvec.table.rows", "{row}", "Rows of the vector table.").set(report.rows, of)
     meter.create_gauge("rowvec.rejects", "{row}", "Rejected rows.").set(report.rejected, of)
+    if report.waiting is not None:
+        record_waiting(report.pipeline, report.waiting, report.oldest_seconds)
+    if report.missed_by_queue is not None:
+        meter.create_counter("rowvec.changes.missed", "{row}", "Rows that a queue of changes had missed.").add(
+            report.missed_by_queue, of
+        )
     if report.recall_at_k is not None:
         recall = meter.create_gauge("rowvec.recall", "1", "Recall at k of the index, by the run's sample.")
         recall.set(report.recall_at_k, {**of, "rowvec.k": report.k})
+
+
+def record_waiting(pipeline: str, entries: int, oldest_seconds: float | None) -> None:
+    """Send to OpenTelemetry what waits in a queue of changes, and for how long."""
+    meter, of = metrics.get_meter("rowvec"), {"rowvec.pipeline": pipeline}
+    meter.create_gauge("rowvec.changes.waiting", "{change}", "Entries in the queue of changes.").set(entries, of)
+    age = meter.create_gauge("rowvec.changes.age", "s", "How long the oldest change has waited; 0 if none waits.")
+    age.set(oldest_seconds or 0.0, of)
 
 
 def conclude(report: R) -> R:

@@ -12,6 +12,7 @@ from rowvec.embedders.cache import opened_embedder
 from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
 from rowvec.ledger import journal, rejects, reuse
+from rowvec.ledger.changes import what_waits
 from rowvec.ledger.journal import Closing, unrecorded
 from rowvec.ledger.marked_store import standing
 from rowvec.ledger.pipelines import PipelineId
@@ -238,6 +239,8 @@ def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> Sync
     # What Batch API jobs have answered since the last report; the batches found it among the answers, as reused.
     of_jobs = jobs.unreported(work.connection, run.pipeline_id)
     embedded, tokens = sum(b.embedded for b in batches), sum(b.tokens for b in batches)
+    consistent, queued = all(check.ok for check in checks), rounds[-1].plan.queued
+    waiting = what_waits(work.connection, run.pipeline_id) if queued else None
     return SyncReport(
         run_id=run.run_id,
         pipeline=work.pipeline.name,
@@ -256,7 +259,7 @@ def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> Sync
         cost_usd=opened_embedder(work.pipeline.embedder).cost(tokens) + of_jobs.usd,
         pending=merged.pending,
         rows=merged.table_rows,
-        consistent=all(check.ok for check in checks),
+        consistent=consistent,
         k=work.pipeline.validation.recall.k,
         recall_at_k=next((check.value for check in checks if check.name == "recall"), None),
         checksum=merged.table_checksum,
@@ -264,6 +267,10 @@ def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> Sync
         manifest=None,
         checks=tuple(checks),
         seconds=_seconds(rounds, batches, indexed),
+        waiting=waiting and waiting[0],
+        oldest_seconds=waiting and waiting[1],
+        verified_run=queued.verified_run if queued and not queued.whole else run.run_id if consistent else None,
+        missed_by_queue=queued.missed if queued and queued.whole else None,
     )
 
 

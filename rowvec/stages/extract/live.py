@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from rowvec.ledger.changes import Waiting, note_look
 from rowvec.ledger.journal import unrecorded
 from rowvec.ledger.plans import Plan, scope_rows
 from rowvec.pipeline import Pipeline
@@ -110,6 +111,9 @@ class LiveSource:
         """See ``LiveRows``."""
         if self.queue is not None and self.plan.queued is not None:
             self.queue.remove_seen(self.connection, self.plan.queued.snapshot, whole=self.plan.queued.whole)
+            entries, oldest_at, _ = self.queue.waiting(self.connection)
+            left = Waiting(queue=self.queue.table_name, is_here=True, entries=entries, oldest_at=oldest_at)
+            note_look(self.connection, self.plan.pipeline_id, left)
 
     def account(self, *, settled: bool) -> Evidence:
         """See ``LiveRows``."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from rowvec_tasks import events
 
 from rowvec.cli.stack.deployments import prefect_file
@@ -17,9 +18,9 @@ from rowvec.ledger.runs import running
 from rowvec.ledger.workdir import make_workdir
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.stages.alarms import Alarm, of_error, of_sync
+from rowvec.stages.alarms import Alarm, of_error, of_sync, of_waiting
 from rowvec.stages.extract import stage as extract
-from rowvec.stages.report import Check
+from rowvec.stages.report import QUEUE, Check
 from tests.support.paintings import pipeline as gallery_pipeline
 from tests.support.paintings import sync
 
@@ -51,10 +52,28 @@ def test_an_alarm_distinguishes_a_worse_index_from_a_wrong_table(source: Connect
     assert [alarm.name for alarm in of_sync(low)] == ["rowvec.sync.recall_low"]
     assert [alarm.name for alarm in of_sync(both)] == ["rowvec.sync.inconsistent", "rowvec.sync.recall_low"]
     assert len(of_sync(both)[0].payload["checks"][0]["rows"]) == 10
+    queue = Check(name=QUEUE, ok=True, detail="had missed 2 row(s)", rows=('["7"]', '["8"]'), value=2)
+    missed = replace(report, missed_by_queue=2, checks=(queue,))
+    completed, alarm = of_sync(missed)
+    assert (completed.name, alarm.name) == ("rowvec.sync.completed", "rowvec.changes.missed")
+    assert alarm.payload == {"run_id": report.run_id, "missed_by_queue": 2, "rows": ['["7"]', '["8"]']}
     for error, by in ((CostLimitExceeded("it would cost $9"), "rowvec"), (QuotaExhausted("no money"), "provider")):
         (alarm,) = of_error(error)
         assert (alarm.name, alarm.payload["limit_of"]) == ("rowvec.sync.budget_exceeded", by)
     assert of_error(Inconsistent("x")) == []
+
+
+def test_changes_that_wait_too_long_are_an_alarm(tmp_path: Path) -> None:
+    patient = gallery_pipeline(str(tmp_path), source={"changes": {"by": "trigger"}}, freshness={"alarm_after": "10m"})
+    assert of_waiting(patient, 3, 600.0) == []
+    assert of_waiting(patient, 0, None) == []
+    (alarm,) = of_waiting(patient, 3, 601.0)
+    assert (alarm.name, alarm.payload) == ("rowvec.changes.late", {"waiting": 3, "oldest_seconds": 601.0})
+    assert alarm.sentence.startswith("3 change(s) of paintings wait, the oldest for 601 s")
+    never = gallery_pipeline(str(tmp_path), source={"changes": {"by": "trigger"}})
+    assert of_waiting(never, 3, 1e6) == []
+    with pytest.raises(ValidationError, match="only a queue of changes knows how long a change has waited"):
+        gallery_pipeline(str(tmp_path), freshness={"alarm_after": "10m"})
 
 
 def test_the_sync_of_a_generation_under_way_is_not_reported_as_one_of_the_pipeline(

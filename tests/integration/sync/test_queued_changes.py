@@ -159,7 +159,9 @@ def test_what_the_queue_has_missed_is_named(source: Connection, queued: Pipeline
     source.execute("UPDATE rowvec.changes SET verified_at = verified_at - interval '2 days'")
     found = sync(queued)
     check = next(check for check in found.checks if check.name == QUEUE)
-    assert (check.ok, check.value) == (True, 2)
+    assert (check.ok, check.value, found.missed_by_queue, unnoticed.missed_by_queue) == (True, 2, 2, None)
+    assert (unnoticed.verified_run, found.verified_run) == (found.run_id - 2, found.run_id)
+    assert "**ALARM**: the queue had missed 2 row(s)" in found.as_markdown()
     assert sorted(check.rows) == ['["7"]', '["8"]']
     assert "had missed 2 row(s)" in check.detail
     assert_in_step(source)
