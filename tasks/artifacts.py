@@ -21,6 +21,7 @@ from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.display import one_line, plain
+from rowvec.runtime.figures import counted
 from rowvec.stages.report import RestoreReport, SyncReport
 
 _ROWS_SHOWN = 10
@@ -34,7 +35,8 @@ def verdict(result: Any) -> str:
     """What a job says of its result, in one sentence: the message of the run's state, and what its artifacts show."""
     if isinstance(result, Pruned):
         done = "Deleted" if result.applied else "Would be deleted"
-        return f"{done}: {result.artifacts:,} artifact(s), {result.bytes:,} bytes; {result.manifests:,} manifest(s)."
+        artifacts, manifests = counted(result.artifacts, "artifacts"), counted(result.manifests, "manifests")
+        return f"{done}: {artifacts}, {result.bytes:,} bytes; {manifests}."
     if isinstance(result, Tuning):
         return result.kept or result.reason
     return str(result["reason"]) if isinstance(result, dict) else result.verdict()
@@ -52,7 +54,7 @@ def show(pipeline: Pipeline, report: SyncReport | RestoreReport) -> None:
         }
         for check in report.checks
     ]
-    rejected = f"{len(history.rejects):,} rejected row(s): they cannot be embedded"
+    rejected = f"{counted(len(history.rejects), 'rejected rows')} that cannot be embedded"
     pages = {
         "checks": _table(name, "checks", rows, "What must hold after a run"),
         "earlier runs": _page(name, "history", history.as_markdown(), "The last runs next to each other"),

@@ -18,6 +18,7 @@ from rowvec_tasks.when_busy import WAIT
 
 from rowvec.runtime.display import plain
 from rowvec.runtime.progress import listening
+from rowvec.stages.order import WHOLE
 
 # An update takes the API 11 ms. A run that ends before the first update has no progress artifacts, only its summary.
 _EVERY_SECONDS = 2.0
@@ -113,8 +114,8 @@ class _Publisher:
 
     def _publish(self, *, create: bool) -> None:
         for stage, (percent, sentence) in self._progress.shares().items():
-            # A run that waits for another run says so by its state.
-            if stage == WAIT or self._published.get(stage) == (percent, sentence):
+            # A run that waits for another run says so by its state, and a whole stage by that of its task.
+            if stage in (WAIT, *WHOLE) or self._published.get(stage) == (percent, sentence):
                 continue
             if stage in self._artifacts:
                 update_progress_artifact(self._artifacts[stage], progress=percent, description=plain(sentence))

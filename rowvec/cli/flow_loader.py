@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +16,7 @@ from rowvec.cli.prefect_server import prefect_api
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.errors import UsageError, raise_if_awaiting
 from rowvec.runtime.home import home_folder
+from rowvec.runtime.progress import under_way
 
 _SETTINGS = {
     # Prefect logs each task and the traceback of each failure. On the terminal the command's own messages are enough;
@@ -33,10 +34,11 @@ def run_flow(name: str, **parameters: Any) -> Any:
     The run then appears in the UI of the server that ``prefect_api`` finds, and sends its alarms. Raises what the flow
     raises, and what ``load_flow`` and ``prefect_api`` raise.
     """
-    with shown_progress(err):
-        flow = load_flow(name)
-        with prefect_api():
-            return flow(**parameters)
+    with shown_progress(err), ExitStack() as until_the_end:
+        with under_way("start", "Prefect"):
+            flow = load_flow(name)
+            until_the_end.enter_context(prefect_api())
+        return flow(**parameters)
 
 
 @contextmanager

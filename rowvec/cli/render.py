@@ -18,6 +18,7 @@ from rowvec.operations.setup.finding import Finding, State
 from rowvec.operations.status import PipelineStatus
 from rowvec.pipeline.model import BILLED
 from rowvec.runtime.display import one_line
+from rowvec.runtime.figures import counted, dollars
 from rowvec.stages.dry_run import PlanReport
 from rowvec.stages.report import Check, RestoreReport, SyncReport
 
@@ -39,7 +40,7 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
     if not rows:
         out.print("No pipeline has run against this database yet.")
         return
-    columns = ("pipeline", "verdict", "rows", "pending", "rejected", "month", "last run", "next sync")
+    columns = ("pipeline", "verdict", "rows", "pending", "rejected", "cost this month", "last run", "next sync")
     lines = [
         (
             row.pipeline,
@@ -47,7 +48,7 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
             row.rows,
             row.pending,
             row.rejected,
-            f"${row.cost_this_month_usd:,.4f}",
+            dollars(row.cost_this_month_usd),
             _minute(row.last_run.started_at) if row.last_run else None,
             _minute(datetime.fromisoformat(planned[row.pipeline])) if row.pipeline in planned else None,
         )
@@ -55,12 +56,14 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
     ]
     # Without a server there is no schedule to show, and the others get its room.
     shown = len(columns) if planned else -1
-    table("", columns[:shown], [line[:shown] for line in lines], right=("rows", "pending", "rejected", "month"))
+    table(
+        "", columns[:shown], [line[:shown] for line in lines], right=("rows", "pending", "rejected", "cost this month")
+    )
     for row in rows:
         if row.waiting is not None:
             out.print(f"{row.pipeline}: {_freshness(row)}.", soft_wrap=True)
         if row.awaiting:
-            out.print(f"{row.pipeline}: {row.awaiting:,} text(s) are in jobs at the provider.")
+            out.print(f"{row.pipeline}: {counted(row.awaiting, 'texts')} in jobs at the provider.")
         if row.last_run and row.last_run.error and row.verdict in _VERDICTS:
             out.print(f"{row.pipeline}: {one_line(row.last_run.error)}", style=_VERDICTS[row.verdict], soft_wrap=True)
 
@@ -105,9 +108,9 @@ def finding(found: Finding) -> None:
 def checked(faults: int, warnings: int) -> None:
     """Print the outcome of a check."""
     if faults:
-        out.print(f"{faults:,} fault(s), {warnings:,} warning(s): a sync would fail.", style="bold red")
+        out.print(f"{counted(faults, 'faults')}, {counted(warnings, 'warnings')}: a sync would fail.", style="bold red")
     else:
-        out.print(f"No fault, {warnings:,} warning(s): a sync can run.", style="bold green")
+        out.print(f"No faults, {counted(warnings, 'warnings')}: a sync can run.", style="bold green")
 
 
 def sync(report: SyncReport, wall: float | None = None) -> None:
@@ -119,7 +122,7 @@ def sync(report: SyncReport, wall: float | None = None) -> None:
     recall = "no index, exact search" if report.recall_at_k is None else f"recall@{report.k} {report.recall_at_k:.3f}"
     stored = f" {report.images:,} put into the store," if report.what == "images" else ""
     out.print(
-        f"{report.embedded:,} {report.what} embedded,{stored} {report.reused:,} vectors reused; "
+        f"{counted(report.embedded, report.what)} embedded,{stored} {counted(report.reused, 'vectors')} reused; "
         f"{_bill(report)}{recall}; {report.seconds.get('total', 0):.1f} s"
         + ("" if wall is None else f", {wall:.1f} s for the whole command"),
         highlight=False,
@@ -132,7 +135,7 @@ def _bill(report: SyncReport) -> str:
     """What was paid; empty for images that were embedded without a service."""
     if report.what == "images" and not report.tokens:
         return ""
-    return f"{report.tokens:,} {BILLED[report.what]}, ${report.cost_usd:,.4f}; "
+    return f"{report.tokens:,} {BILLED[report.what]}, {dollars(report.cost_usd)}; "
 
 
 def restore(report: RestoreReport) -> None:
@@ -150,15 +153,16 @@ def plan(found: PlanReport) -> None:
     """Print what a sync would do."""
     _show_counts("A sync would find", {name: getattr(found, name) for name in _COUNTS})
     out.print(
-        f"It would embed {found.embedded:,} {found.what} and reuse {found.reused:,} vectors: "
-        f"about {found.tokens:,} {BILLED[found.what]}, ${found.cost_usd:,.4f}. Nothing was spent.",
+        f"It would embed {counted(found.embedded, found.what)} and reuse {counted(found.reused, 'vectors')}: "
+        f"about {found.tokens:,} {BILLED[found.what]}, {dollars(found.cost_usd)}. Nothing was spent.",
         highlight=False,
     )
     _show_rows(found.rows or ())
     _show_notes(found.notes)
     if found.awaiting_jobs:
         out.print(
-            f"{found.awaiting_jobs:,} batch job(s) with {found.awaiting_texts:,} texts are at the provider already.",
+            f"At the provider already: {counted(found.awaiting_jobs, 'batch jobs')} with "
+            f"{counted(found.awaiting_texts, 'texts')}.",
             highlight=False,
         )
     budget = found.budget
@@ -261,7 +265,7 @@ def prune(found: Pruned) -> None:
 def rejects(found: RejectsReport) -> None:
     """Print the rejected rows."""
     if found.retried:
-        out.print(f"{found.retried:,} row(s) will be tried again by the next sync.", highlight=False)
+        out.print(f"The next sync tries {counted(found.retried, 'rows')} again.", highlight=False)
         return
     if not found.rejects:
         out.print("No rows are rejected.")
@@ -341,8 +345,9 @@ def rebuild(report: RebuildReport) -> None:
     out.print(report.verdict(), style="bold green", markup=False, highlight=False, soft_wrap=True)
     recall = ["exact" if r is None else f"{r:.3f}" for r in (report.recall_before, report.recall_after)]
     out.print(
-        f"{report.embedded:,} {report.what} embedded, {report.reused:,} vectors reused; {report.tokens:,} "
-        f"{BILLED[report.what]}, ${report.cost_usd:,.4f}; "
+        f"{counted(report.embedded, report.what)} embedded, {counted(report.reused, 'vectors')} reused; "
+        f"{report.tokens:,} "
+        f"{BILLED[report.what]}, {dollars(report.cost_usd)}; "
         f"recall@{report.comparison.k} {recall[0]} before, {recall[1]} after; "
         f"{report.seconds:.1f} s",
         highlight=False,

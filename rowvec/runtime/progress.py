@@ -21,6 +21,14 @@ def listening(listener: Listener) -> Generator[None]:
         _listeners.remove(listener)
 
 
+@contextmanager
+def under_way(stage: str, part: str) -> Generator[None]:
+    """Report to all listeners that something begins whose parts nobody counts, and that it is done."""
+    tell(stage, part, 0, 1)
+    yield
+    tell(stage, part, 1, 1)
+
+
 def tell(stage: str, part: str, done: int, total: int) -> None:
     """Report progress to all listeners."""
     for listener in list(_listeners):

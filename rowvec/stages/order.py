@@ -15,6 +15,7 @@ from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.memory import ONE_BATCH, require
+from rowvec.runtime.progress import under_way
 from rowvec.stages import binarize, embed, index, load, merge, story, upload, validate
 from rowvec.stages.batch import Batch
 from rowvec.stages.batch_api import submit
@@ -66,6 +67,9 @@ BATCH_STAGES: dict[str, BatchStage] = {
 }
 """Name and module of each stage of a batch, first to last."""
 
+WHOLE = ("extract", "merge", "validate")
+"""Stages whose progress is only that they have begun or are done."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
@@ -96,7 +100,8 @@ def through_all_stages(pipeline: Pipeline, run: Run, number: int, attempt: Attem
 
 def bring_up_to_date(pipeline: Pipeline, run: Run, stages: Stages) -> Round:
     """One round: a plan, its batches through all their stages, and a merge."""
-    plan = stages.extract(pipeline, run)
+    with under_way("extract", "rows"):
+        plan = stages.extract(pipeline, run)
     logger.info(story.of_extract(plan, pipeline.what))
     if may_have_jobs(pipeline):
         stages.submit_jobs(pipeline, run).conclude(pipeline)
@@ -104,7 +109,8 @@ def bring_up_to_date(pipeline: Pipeline, run: Run, stages: Stages) -> Round:
     done = stages.batches(pipeline, run, plan.batches)
     for line in story.of_batches(done, batch_stages(pipeline), pipeline.what):
         logger.info(line)
-    merged = stages.merge(pipeline, run)
+    with under_way("merge", "rows"):
+        merged = stages.merge(pipeline, run)
     logger.info(story.of_merge(merged))
     return Round(plan=plan, batches=tuple(done), merged=merged, images_again=again)
 
@@ -116,7 +122,8 @@ def through_all_rounds(pipeline: Pipeline, run: Run, stages: Stages) -> SyncRepo
         rounds.append(bring_up_to_date(pipeline, run, stages))
     indexed = stages.index(pipeline, run)
     logger.info(story.of_index(indexed))
-    report = stages.validate(pipeline, run, rounds, indexed)
+    with under_way("validate", "result"):
+        report = stages.validate(pipeline, run, rounds, indexed)
     logger.info(story.of_validate(report))
     return report
 

@@ -10,6 +10,7 @@ from opentelemetry import metrics
 from rowvec.errors import Inconsistent
 from rowvec.pipeline.model import BILLED, What
 from rowvec.runtime.display import plain
+from rowvec.runtime.figures import counted, dollars
 
 ROW_SECURITY = "row security"
 """The check whose detail says that the source was shown in part."""
@@ -114,7 +115,7 @@ class SyncReport(_Checked):
                 return f"Consistent for what has changed{shown}, of {self.rows:,} vectors: {self.compared_in_part}."
             return f"Consistent: {self.rows:,} vectors agree with the source{shown}."
         names = ", ".join(check.name for check in self.failed_checks)
-        return f"INCONSISTENT: {len(self.failed_checks)} check(s) failed ({names})."
+        return f"INCONSISTENT: {counted(len(self.failed_checks), 'checks')} failed ({names})."
 
     def as_markdown(self) -> str:
         """A summary that a person can read in ten seconds."""
@@ -137,7 +138,7 @@ class SyncReport(_Checked):
             f"| {BILLED[self.what]} | cost | recall@{self.k} | seconds |",
             f"|{'--:|' * (7 if shows_images else 6)}",
             f"| {self.embedded:,} | {f'{self.images:,} | ' if shows_images else ''}{self.reused:,} "
-            f"| {self.tokens:,} | ${self.cost_usd:,.4f} | {recall} | {self.seconds.get('total', 0.0):,.1f} |",
+            f"| {self.tokens:,} | {dollars(self.cost_usd)} | {recall} | {self.seconds.get('total', 0.0):,.1f} |",
             "",
             f"- **Seconds by stage**: {_by_stage(self.seconds)}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
@@ -188,9 +189,10 @@ class RestoreReport(_Checked):
     def verdict(self) -> str:
         """One sentence, verdict first."""
         if self.consistent:
-            return f"Restored: {self.rows:,} vectors from {self.artifacts:,} artifact(s), as the manifest says."
+            artifacts = counted(self.artifacts, "artifacts")
+            return f"Restored: {counted(self.rows, 'vectors')} from {artifacts}, as the manifest says."
         names = ", ".join(check.name for check in self.failed_checks)
-        return f"INCOMPLETE: {len(self.failed_checks)} check(s) failed ({names})."
+        return f"INCOMPLETE: {counted(len(self.failed_checks), 'checks')} failed ({names})."
 
     def as_markdown(self) -> str:
         """A summary that a person can read in ten seconds."""

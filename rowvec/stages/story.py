@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rowvec.ledger.plans import Plan
 from rowvec.pipeline.model import BILLED, What
+from rowvec.runtime.figures import counted, dollars
 from rowvec.stages.batch import Batch
 from rowvec.stages.index import Indexed
 from rowvec.stages.merge import Merged
@@ -20,7 +21,7 @@ def of_extract(plan: Plan, what: What) -> str:
         f"{counts.deleted:,} deleted, {counts.unchanged:,} unchanged, {counts.rejected:,} rejected"
     )
     known = f", {counts.known:,} of them known" if counts.known else ""
-    return f"extract: {rows}; {counts.texts:,} distinct {what} to embed{known}; {plan.seconds:.1f} s"
+    return f"extract: {rows}; {counted(counts.texts, f'distinct {what}')} to embed{known}; {plan.seconds:.1f} s"
 
 
 def of_batches(batches: Sequence[Batch], stages: Sequence[str], what: What) -> list[str]:
@@ -31,11 +32,11 @@ def of_batches(batches: Sequence[Batch], stages: Sequence[str], what: What) -> l
     billed = f"; {tokens:,} {BILLED[what]}" if tokens else ""
     did = {
         "images": f"{sum(one.images for one in batches):,} put into the store",
-        "embed": f"{embedded:,} {what} embedded, {max(0, rows - embedded):,} vectors reused, "
-        f"{sum(one.rejected for one in batches):,} rows rejected{billed}",
-        "binarize": f"{rows:,} vectors",
-        "upload": f"{sum(one.artifact is not None for one in batches):,} artifact(s)",
-        "load": f"{rows:,} rows into staging",
+        "embed": f"{counted(embedded, what)} embedded, {counted(max(0, rows - embedded), 'vectors')} reused, "
+        f"{counted(sum(one.rejected for one in batches), 'rows')} rejected{billed}",
+        "binarize": counted(rows, "vectors"),
+        "upload": counted(sum(one.artifact is not None for one in batches), "artifacts"),
+        "load": f"{counted(rows, 'rows')} into staging",
     }
     return [f"{stage}: {did[stage]}; {_seconds(batches, stage):.1f} s" for stage in stages]
 
@@ -44,8 +45,9 @@ def of_merge(merged: Merged) -> str:
     """What the merge wrote, and what it left to the next run."""
     pending = f"; {merged.pending:,} changed since they were read" if merged.pending else ""
     return (
-        f"merge: {merged.upserted:,} vectors written, {merged.updated:,} with new metadata alone, "
-        f"{merged.deleted:,} deleted; the vector table has {merged.table_rows:,} rows{pending}; {merged.seconds:.1f} s"
+        f"merge: {counted(merged.upserted, 'vectors')} written, {merged.updated:,} with new metadata alone, "
+        f"{merged.deleted:,} deleted; the vector table has {counted(merged.table_rows, 'rows')}{pending}; "
+        f"{merged.seconds:.1f} s"
     )
 
 
@@ -64,7 +66,7 @@ def of_index(indexed: Indexed) -> str:
 
 def of_validate(report: SyncReport) -> str:
     """The verdict, what was paid, and the recall."""
-    billed = f"{report.embedded:,} {report.what} embedded for ${report.cost_usd:,.4f}"
+    billed = f"{counted(report.embedded, report.what)} embedded for {dollars(report.cost_usd)}"
     recall = "" if report.recall_at_k is None else f"; recall@{report.k} {report.recall_at_k:.3f}"
     total = report.seconds.get("total", 0.0)
     return f"validate: {report.verdict().rstrip('.')}; {billed}{recall}; {total:.1f} s in all"

@@ -133,7 +133,13 @@ def _draft(name: str, source: list[str], found: Found, target: str, around: Arou
     written.add("embedder:")
     if around.openai:
         written.guess("OPENAI_API_KEY is set, so OpenAI embeds; rowvec plan says what that costs, before it is spent.")
-        written.add("  kind: openai", "  model: text-embedding-3-small", "  dimensions: 1536")
+        written.add(
+            "  kind: openai",
+            "  # For a compatible server; if the variable is not set, OpenAI itself is asked.",
+            "  base_url: ${OPENAI_BASE_URL}",
+            "  model: text-embedding-3-small",
+            "  dimensions: 1536",
+        )
     else:
         written.guess(
             "A small model that runs here, without network or cost; for OpenAI's write kind openai, model "

@@ -29,6 +29,7 @@ from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.migrations import has_ledger
 from rowvec.postgres.queries import query
+from rowvec.runtime.figures import dollars
 from rowvec.runtime.home import home_folder
 from rowvec.sources.other_database import connected
 from rowvec.sources.postgres import describe, is_in_target_database
@@ -67,7 +68,7 @@ def one_row(pipeline: Pipeline) -> Iterator[Finding]:
     yield ok(
         "one row",
         f"one row was embedded, binarized, uploaded, loaded, indexed and found in {time.monotonic() - started:.1f} s, "
-        f"for ${report.cost_usd:.6f}; its table and all else of it were removed",
+        f"for {dollars(report.cost_usd)}; its table and all else of it were removed",
     )
 
 

@@ -19,6 +19,7 @@ from rowvec.operations.setup.finding import Finding, fault, ok, warning
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedder_kinds import find_kind
 from rowvec.pipeline.embedders import ColumnEmbedder
+from rowvec.runtime.figures import dollars
 from rowvec.store.open import open_store
 
 _TEXT = "a test by rowvec check"
@@ -80,7 +81,7 @@ def _answered(opened: Embedder, what: str, answers: list[Answer], seconds: float
         for refusal in answer.rejected.values():
             return fault("embedder", f"{who} has no vector for one {what}: {refusal.detail}")
     billed = sum(answer.billed for answer in answers)
-    cost = f"; it costs ${opened.cost(billed):.6f}, which is not in the ledger" if opened.paid else ""
+    cost = f"; it cost {dollars(opened.cost(billed))}, which is not in the ledger" if opened.paid else ""
     return ok("embedder", f"{who} gave {opened.identity.dimensions:,} numbers for one {what} in {seconds:.1f} s{cost}")
 
 
