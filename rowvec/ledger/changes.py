@@ -50,7 +50,7 @@ def known(connection: Connection, pipeline_id: PipelineId) -> Known | None:
     if row is None:
         return None
     facts, rows, checksum, verified_at, verified_run, seconds, same_table, only_these_runs = row
-    doubt = None if only_these_runs else "another command has written the vector table since"
+    doubt = facts.get("doubt") if only_these_runs else "another command has written the vector table since"
     return Known(
         facts=facts,
         rows=rows,
@@ -83,15 +83,26 @@ def settle(connection: Connection, plan: Plan, table: tuple[int, str], *, agrees
     """
     queued = plan.queued
     if queued is None:
-        connection.execute(query("changes", "forget", pipeline_id=sql.Literal(plan.pipeline_id)))
+        forget(connection, plan.pipeline_id)
         return
     rows, checksum = table
     parts = {"pipeline_id": sql.Literal(plan.pipeline_id), "run_id": sql.Literal(plan.run_id)}
     parts |= {"rows": sql.Literal(rows), "checksum": sql.Literal(checksum)}
     if not agrees:
-        connection.execute(query("changes", "doubt", pipeline_id=sql.Literal(plan.pipeline_id)))
+        doubt(connection, plan.pipeline_id, "the run before has found rows that do not agree")
     elif queued.whole:
         facts = sql.Literal(Jsonb(queued.facts))
         connection.execute(query("changes", "record", facts=facts, **parts))
     else:
         connection.execute(query("changes", "carry", **parts))
+
+
+def doubt(connection: Connection, pipeline_id: PipelineId, why: str) -> None:
+    """Let the next run compare everything; ``why`` is for people."""
+    parts = {"pipeline_id": sql.Literal(pipeline_id), "why": sql.Literal(why)}
+    connection.execute(query("changes", "doubt", **parts))
+
+
+def forget(connection: Connection, pipeline_id: PipelineId) -> None:
+    """Forget what is known of the pipeline's queue of changes: the next run compares everything."""
+    connection.execute(query("changes", "forget", pipeline_id=sql.Literal(pipeline_id)))

@@ -113,6 +113,11 @@ class Plan:
         return scope_rows(self.run_id) if self.queued and not self.queued.whole else None
 
     @property
+    def of_part(self) -> bool:
+        """Whether no round of the run, this one or an earlier one, compares everything."""
+        return self.queued is not None and not self.queued.whole and self.queued.verified_run != self.run_id
+
+    @property
     def stored(self) -> sql.Composable:
         """The vector table, or the part of it that the run compares."""
         return within_scope(self.table, self.scope)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rowvec.ledger.changes import doubt
 from rowvec.ledger.pipelines import find
 from rowvec.ledger.rejects import Reject, count_rejects, forget_rejects, list_rejects
 from rowvec.pipeline import Pipeline
@@ -49,4 +50,5 @@ def rejects(pipeline: Pipeline, *, retry: bool = False) -> RejectsReport:
         retried = forget_rejects(connection, pipeline_id) if retry else 0
         if retry:
             forget_refusals(connection, pipeline_id)
+            doubt(connection, pipeline_id, "the rejected rows are tried again")
     return RejectsReport(count=count, retried=retried, rejects=tuple(listed))

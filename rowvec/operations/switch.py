@@ -16,6 +16,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import DatabaseUnavailable, TargetError, UsageError
+from rowvec.ledger.changes import forget
 from rowvec.ledger.generations import (
     Generation,
     as_generation,
@@ -229,6 +230,8 @@ def _exchange(
         target = _qualified(connection, live.schema, table)
         values = {"pipeline_id": generation.pipeline_id, "name": name, "table": table, "state": state}
         connection.execute(query("switch", "move_row"), {**values, "target": target})
+        # The queue of changes has served only the live one.
+        forget(connection, generation.pipeline_id)
     retired, now = replace(tables["live"], name=away), replace(tables["next"], name=live.table)
     for table, index in ((retired, former), (now, choice)):
         if pipeline.search.hybrid:

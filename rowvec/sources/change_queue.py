@@ -24,6 +24,7 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, without_blocking
 from rowvec.postgres.fragments import definitions, key_json, names, same_key
 from rowvec.postgres.queries import query
+from rowvec.sources.postgres import columns_of_content
 
 SCHEMA = "rowvec_changes"
 
@@ -32,6 +33,18 @@ _EVENTS: dict[LiteralString, LiteralString] = {
     "UPDATE": "REFERENCING OLD TABLE AS rowvec_old NEW TABLE AS rowvec_new",
     "DELETE": "REFERENCING OLD TABLE AS rowvec_old",
     "TRUNCATE": "",
+}
+
+
+# Statements that change the rows of such a table fire no trigger of it.
+_REFUSED = {
+    "foreign": "is a view, or has a foreign table among its partitions; these have no triggers of a statement",
+    "subscribed": "is written by a subscription; replication fires no trigger of a statement",
+    "part": "is a partition or a child of another table; a statement that names that one fires no trigger here",
+}
+_DOUBTS = {
+    "unlogged": "the source's table is not logged, so a crash of the server empties it and fires no trigger",
+    "restricted": "policies decide which rows of the source the role is shown, and may do so by other tables",
 }
 
 
@@ -51,7 +64,24 @@ class Facts:
     values: dict[str, Any]
     """By name; a run compares everything if one of them is not what the last run found."""
     complete: bool
-    """Whether the queue is there and each table has its triggers, always enabled."""
+    """Whether the queue and its function are there as this version makes them, and each table has its triggers."""
+    doubt: str | None
+    """Why no run can rely on the queue, as long as it is so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """What the queue says besides its keys, in one snapshot."""
+
+    truncated: bool
+    other_life: bool
+    """Whether an entry is older than this life of the database."""
+    snapshot: str
+    """As ``pg_snapshot`` writes it."""
+    oldest: int
+    """The number of the oldest transaction that is open in the snapshot."""
+    present: int
+    """The number of this transaction: that of each one that could not queue something before ``facts`` is smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,20 +94,26 @@ class ChangeQueue:
     shown: str
     """The table's name for sentences."""
     key: tuple[PgColumn, ...]
+    read: tuple[str, ...]
+    """The columns that a row's vector and metadata are made of."""
 
     @staticmethod
     def of(pipeline: Pipeline, source: PostgresSource, key: tuple[PgColumn, ...]) -> ChangeQueue:
         """The queue of a pipeline, whether it is installed or not."""
         table = source.table or ""
         words = "\0".join((pipeline.name, pipeline.target.table))
-        digest = hashlib.sha256(words.encode()).hexdigest()[:16]
-        return ChangeQueue(name=digest, table=sql.Identifier(*table_identifier(table)), shown=table, key=key)
+        return ChangeQueue(
+            name=hashlib.sha256(words.encode()).hexdigest()[:16],
+            table=sql.Identifier(*table_identifier(table)),
+            shown=table,
+            key=key,
+            read=tuple(dict.fromkeys((*source.key, *source.metadata, *columns_of_content(pipeline, source)))),
+        )
 
     def facts(self, connection: Connection, of_run: dict[str, Any]) -> Facts:
         """What is there now; ``of_run`` is added to the values.
 
-        Raises ``SourceError`` if the table is of a kind that cannot have the triggers, or is filled by a subscription,
-        which fires no trigger of a statement.
+        Raises ``SourceError`` if statements can change the table's rows and fire none of the triggers.
         """
         parts = {
             "table": self._literal(self.table, connection),
@@ -85,24 +121,23 @@ class ChangeQueue:
             "function": sql.Literal(f"{SCHEMA}.note_{self.name}"),
             "queue": sql.Literal(f"{SCHEMA}.queue_{self.name}"),
             "failures": sql.Literal(f"{SCHEMA}.failures_{self.name}"),
+            "body": sql.Literal(self._body.as_string(connection)),
+            "guard_body": sql.Literal(self._guard_body.as_string(connection)),
+            "key": sql.Literal([column.name for column in self.key]),
+            "read": sql.Literal(list(self.read)),
             "of_run": sql.Literal(Jsonb(of_run)),
         }
         try:
             found = connection.execute(query("changes", "facts", **parts)).fetchone()
         except pg.InsufficientPrivilege as error:
             raise self._refused(error) from error
-        values, complete, odd, subscribed = found or ({}, False, False, False)
-        if odd:
+        values, complete, refused, doubt = found or ({}, False, None, None)
+        if refused:
             raise SourceError(
-                f"source.changes.by is trigger, and {self.shown} is a view, or has a foreign table among its "
-                "partitions; these have no triggers of a statement: set source.changes.by to compare"
+                f"source.changes.by is trigger, and {self.shown} {_REFUSED[refused]}: "
+                f"{'name that table, or ' if refused == 'part' else ''}set source.changes.by to compare"
             )
-        if subscribed:
-            raise SourceError(
-                f"source.changes.by is trigger, and a subscription writes to {self.shown}; replication fires no "
-                "trigger of a statement: set source.changes.by to compare"
-            )
-        return Facts(values=values, complete=complete)
+        return Facts(values=values, complete=complete, doubt=doubt and _DOUBTS[doubt])
 
     def install(self, connection: Connection) -> None:
         """Make the queue and its triggers, or what is missing of them; waits for writers of the table.
@@ -133,18 +168,32 @@ class ChangeQueue:
         )
 
     def remove(self, connection: Connection) -> None:
-        """Drop the triggers and the queue."""
-        with connection.transaction():
-            for table in self._tree(connection):
-                for event in _EVENTS:
-                    connection.execute(query("changes", "drop_trigger", name=self._trigger(event), table=table))
-            connection.execute(query("changes", "drop", **self._names))
+        """Drop the triggers and the queue; waits for readers and writers of the table.
+
+        Raises ``SourceError`` if the role may not do this.
+        """
+
+        def attempt() -> None:
+            with connection.transaction():
+                connection.execute(query("changes", "patience"))
+                for table in self._tree(connection):
+                    for event in _EVENTS:
+                        connection.execute(query("changes", "drop_trigger", name=self._trigger(event), table=table))
+                connection.execute(query("changes", "drop", **self._names))
+
+        try:
+            without_blocking(attempt)
+        except pg.InsufficientPrivilege as error:
+            raise SourceError(
+                f"the queue of changes of {self.shown} cannot be removed ({error.diag.message_primary}); let the owner "
+                "of the table run rowvec changes FILE --remove"
+            ) from error
 
     def statements(self, connection: Connection) -> list[sql.Composed]:
         """What ``install`` executes, in order."""
-        body = query("changes", "body", key=names(self.key), failures=self._failures, queue=self._names["queue"])
         comment = f"Keys of {self.shown} that changed since the last run of rowvec; filled by triggers."
         made = [
+            query("changes", "lock", table=self.table),
             query(
                 "changes",
                 "queue",
@@ -158,13 +207,13 @@ class ChangeQueue:
                 "guard",
                 guard=self._names["guard"],
                 queue=self._names["queue"],
-                body=sql.Literal(query("changes", "guard_body", failures=self._failures).as_string(connection)),
+                body=sql.Literal(self._guard_body.as_string(connection)),
             ),
             query(
                 "changes",
                 "function",
                 function=self._names["function"],
-                body=sql.Literal(body.as_string(connection)),
+                body=sql.Literal(self._body.as_string(connection)),
             ),
         ]
         has_schema = connection.execute(query("changes", "has_schema")).fetchone()
@@ -193,10 +242,13 @@ class ChangeQueue:
         """The number of entries, when the oldest of them was written, and how many seconds ago."""
         return connection.execute(query("changes", "waiting", **self._queue)).fetchone() or (0, None, None)
 
-    def marks(self, connection: Connection) -> tuple[bool, bool, str]:
-        """Whether the table was truncated, whether an entry is older than this life of the database; the snapshot."""
+    def marks(self, connection: Connection) -> Marks:
+        """What the queue says besides its keys; call it after ``facts``."""
         found = connection.execute(query("changes", "marks", whole_key=self._whole_key, **self._queue)).fetchone()
-        return found or (True, True, "")
+        truncated, other_life, snapshot, oldest, present = found or (True, True, "", "0", "0")
+        return Marks(
+            truncated=truncated, other_life=other_life, snapshot=snapshot, oldest=int(oldest), present=int(present)
+        )
 
     def make_scope(self, connection: Connection, scope: sql.Identifier, pipeline_id: sql.Literal) -> int:
         """Make the table ``scope`` of the keys that this snapshot sees in the queue; returns their number.
@@ -233,6 +285,14 @@ class ChangeQueue:
     def table_name(self) -> str:
         """The name of the queue's table in the schema ``rowvec_changes``."""
         return f"queue_{self.name}"
+
+    @property
+    def _body(self) -> sql.Composed:
+        return query("changes", "body", key=names(self.key), failures=self._failures, queue=self._names["queue"])
+
+    @property
+    def _guard_body(self) -> sql.Composed:
+        return query("changes", "guard_body", failures=self._failures)
 
     @property
     def _names(self) -> dict[str, sql.Composable]:

@@ -121,7 +121,8 @@ def describe(
     types = _column_types(connection, source, relation)
     vector_column = pipeline.embedder.column if isinstance(pipeline.embedder, ColumnEmbedder) else None
     parsed = template.parse(source.content or "")
-    for name in (*source.key, *source.metadata, *parsed.columns, *([vector_column] if vector_column else [])):
+    read = (*source.metadata, *columns_of_content(pipeline, source))
+    for name in (*source.key, *read):
         if name not in types:
             raise SourceError(
                 f"the source has no column {name!r}; it has {listed(sorted(types))}{did_you_mean(name, types)}"
@@ -129,7 +130,6 @@ def describe(
     key = tuple(PgColumn(name, types[name]) for name in source.key)
     if scope is not None:
         relation = query("source", "within", relation=relation, scope=scope, same_key=same_key(key, "scope", "source"))
-    read = (*source.metadata, *parsed.columns, *([vector_column] if vector_column else []))
     readable = readable_rows(connection, relation, key, (PgColumn(name, types[name]) for name in read))
     return SourceQuery(
         relation=readable.relation,
@@ -142,6 +142,12 @@ def describe(
         identity=identity,
         unique=source.table is not None and _is_unique(connection, source.table, source.key),
     )
+
+
+def columns_of_content(pipeline: Pipeline, source: PostgresSource) -> tuple[str, ...]:
+    """The columns that a row's vector is made of: those of the template, and the source's own vector."""
+    vector = (pipeline.embedder.column,) if isinstance(pipeline.embedder, ColumnEmbedder) else ()
+    return (*template.parse(source.content or "").columns, *vector)
 
 
 def fingerprint_of_content(identity: bytes) -> sql.Composed:

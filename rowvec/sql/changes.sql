@@ -7,10 +7,18 @@ SET LOCAL lock_timeout = '1s'
 -- name: schema
 CREATE SCHEMA rowvec_changes
 
+-- name: lock -- the table before the queue, as an application's statement does; after it no transaction is in a trigger
+LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE
+
 -- name: queue -- the keys that an application has written, by which transaction, and when
-CREATE TABLE IF NOT EXISTS rowvec_changes.{queue} ({columns}, rowvec_xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+-- The next run compares everything, so what an old queue has is not needed; the key may be another one by now.
 -- The statement's time, and not the transaction's: one that was open for an hour has written nothing that is an hour old.
-ALTER TABLE rowvec_changes.{queue} ADD COLUMN IF NOT EXISTS rowvec_at timestamptz NOT NULL DEFAULT statement_timestamp();
+DROP TABLE IF EXISTS rowvec_changes.{queue};
+CREATE TABLE rowvec_changes.{queue} (
+    {columns},
+    rowvec_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    rowvec_at timestamptz NOT NULL DEFAULT statement_timestamp()
+);
 COMMENT ON TABLE rowvec_changes.{queue} IS {comment};
 -- Counts what could not be queued. A sequence keeps its value when a transaction rolls back.
 CREATE SEQUENCE IF NOT EXISTS rowvec_changes.{failures}
@@ -80,37 +88,66 @@ DROP SEQUENCE IF EXISTS rowvec_changes.{failures}
 
 -- name: facts -- what a run by the queue relies on; a run that finds something else compares everything
 WITH RECURSIVE tree AS (
-    SELECT c.oid, c.relkind FROM pg_class AS c WHERE c.oid = {table}::regclass
+    SELECT c.oid, c.relkind, c.relpersistence FROM pg_class AS c WHERE c.oid = {table}::regclass
     UNION ALL
-    SELECT c.oid, c.relkind
-    FROM tree JOIN pg_inherits AS i ON i.inhparent = tree.oid JOIN pg_class AS c ON c.oid = i.inhrelid
+    SELECT c.oid, c.relkind, c.relpersistence
+    FROM tree JOIN pg_inherits AS i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
+    JOIN pg_class AS c ON c.oid = i.inhrelid
 ), mine AS (
-    SELECT t.tgrelid, t.tgname, t.tgenabled, t.xmin
+    SELECT t.tgrelid, t.tgtype, t.tgenabled, t.xmin
     FROM tree JOIN pg_trigger AS t ON t.tgrelid = tree.oid
-    WHERE t.tgname LIKE {pattern} AND t.tgfoid = to_regproc({function})
+    WHERE t.tgname LIKE {pattern} AND t.tgfoid = to_regproc({function}) AND t.tgqual IS NULL AND t.tgattr::text = ''
+      -- The bits of tgtype: 4 INSERT, 8 DELETE, 16 UPDATE, 32 TRUNCATE, and none for AFTER and for a statement.
+      AND CASE t.tgtype
+          WHEN 4 THEN t.tgnewtable = 'rowvec_new'
+          WHEN 8 THEN t.tgoldtable = 'rowvec_old'
+          WHEN 16 THEN t.tgnewtable = 'rowvec_new' AND t.tgoldtable = 'rowvec_old'
+          ELSE t.tgtype = 32 END
+), guards AS (
+    SELECT t.tgenabled, t.xmin
+    FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+    WHERE t.tgrelid = to_regclass({queue}) AND t.tgtype = 42 AND md5(p.prosrc) = md5({guard_body})
+), functions AS (
+    SELECT p.oid, p.xmin FROM pg_proc AS p
+    WHERE p.oid = to_regproc({function}) AND p.prosecdef AND md5(p.prosrc) = md5({body})
 )
 SELECT jsonb_build_object(
     'tables', (SELECT string_agg(format('%s:%s', oid, pg_relation_filenode(oid)), ' ' ORDER BY oid) FROM tree),
-    'triggers', (SELECT string_agg(format('%s:%s:%s:%s', tgrelid, tgname, tgenabled, xmin), ' '
-        ORDER BY tgrelid, tgname) FROM mine),
-    'function', (SELECT format('%s:%s:%s:%s', oid, prosecdef, proconfig, md5(prosrc))
-        FROM pg_proc WHERE oid = to_regproc({function})),
+    'columns', (SELECT string_agg(format('%s:%s:%s:%s:%s', a.attname, a.attnum, a.atttypid, a.atttypmod,
+            coalesce(d.xmin::text, md5((SELECT string_agg(e.enumlabel, ' ' ORDER BY e.oid)
+                FROM pg_enum AS e WHERE e.enumtypid = a.atttypid)))), ' ' ORDER BY a.attnum)
+        FROM pg_attribute AS a
+        LEFT JOIN pg_attrdef AS d ON a.attgenerated <> '' AND d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = {table}::regclass AND a.attname = ANY ({read}::text[])),
+    'triggers', (SELECT string_agg(format('%s:%s:%s:%s', tgrelid, tgtype, tgenabled, xmin), ' '
+        ORDER BY tgrelid, tgtype) FROM mine),
+    'function', (SELECT format('%s:%s', oid, xmin) FROM functions),
     'queue', to_regclass({queue})::oid,
-    'guard', (SELECT format('%s:%s:%s', t.tgenabled, t.xmin, md5(p.prosrc))
-        FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid WHERE t.tgrelid = to_regclass({queue}) AND NOT t.tgisinternal),
+    'guard', (SELECT string_agg(format('%s:%s', tgenabled, xmin), ' ') FROM guards),
     'failures', CASE WHEN to_regclass({failures}) IS NOT NULL THEN pg_sequence_last_value(to_regclass({failures})) END
 ) || {of_run},
-    (SELECT count(*) FROM mine WHERE tgenabled = 'A') = 4 * (SELECT count(*) FROM tree)
-        AND to_regproc({function}) IS NOT NULL AND to_regclass({failures}) IS NOT NULL
-        AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass({queue}) AND attname = 'rowvec_at'),
-    (SELECT count(*) FROM tree WHERE relkind NOT IN ('r', 'p')) > 0,
-    EXISTS (SELECT FROM pg_subscription_rel AS s JOIN tree ON tree.oid = s.srrelid)
+    (SELECT count(DISTINCT (tgrelid, tgtype)) FROM mine WHERE tgenabled = 'A') = 4 * (SELECT count(*) FROM tree)
+        AND EXISTS (SELECT FROM functions) AND EXISTS (SELECT FROM guards WHERE tgenabled = 'A')
+        AND to_regclass({failures}) IS NOT NULL
+        AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass({queue}) AND attname = 'rowvec_at')
+        AND (SELECT count(*) FROM pg_attribute AS q JOIN pg_attribute AS s USING (attname, atttypid, atttypmod)
+             WHERE q.attrelid = to_regclass({queue}) AND s.attrelid = {table}::regclass
+               AND attname = ANY ({key}::text[])) = cardinality({key}::text[]),
+    CASE
+        WHEN EXISTS (SELECT FROM tree WHERE relkind NOT IN ('r', 'p')) THEN 'foreign'
+        WHEN EXISTS (SELECT FROM pg_subscription_rel AS s JOIN tree ON tree.oid = s.srrelid) THEN 'subscribed'
+        WHEN EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = {table}::regclass) THEN 'part'
+    END,
+    CASE
+        WHEN EXISTS (SELECT FROM tree WHERE relpersistence <> 'p' AND relkind = 'r') THEN 'unlogged'
+        WHEN row_security_active({table}::regclass::oid) THEN 'restricted'
+    END
 
 -- name: tree -- the table, its partitions and their partitions
 WITH RECURSIVE tree AS (
     SELECT c.oid FROM pg_class AS c WHERE c.oid = {table}::regclass
     UNION ALL
-    SELECT i.inhrelid FROM tree JOIN pg_inherits AS i ON i.inhparent = tree.oid
+    SELECT i.inhrelid FROM tree JOIN pg_inherits AS i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
 )
 SELECT n.nspname, c.relname
 FROM tree JOIN pg_class AS c ON c.oid = tree.oid JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -142,11 +179,14 @@ SELECT EXISTS (SELECT FROM rowvec_changes.{queue})
 SELECT count(*), min(rowvec_at), extract(epoch FROM statement_timestamp() - min(rowvec_at))::double precision
 FROM rowvec_changes.{queue}
 
--- name: marks -- whether a table was truncated, or an entry is from another life of this database; and the snapshot
+-- name: marks -- whether a table was truncated, or an entry is from another life of this database; the snapshot, the
+-- oldest transaction that is open in it, and a transaction that is younger than each one that has failed to queue
 SELECT
     EXISTS (SELECT FROM rowvec_changes.{queue} AS q WHERE NOT ({whole_key})),
     EXISTS (SELECT FROM rowvec_changes.{queue} AS q WHERE q.rowvec_xid >= pg_snapshot_xmax(pg_current_snapshot())),
-    pg_current_snapshot()::text
+    pg_current_snapshot()::text,
+    pg_snapshot_xmin(pg_current_snapshot())::text,
+    pg_current_xact_id()::text
 
 -- name: removes -- for the rest of the transaction
 SET LOCAL rowvec.removes = 'yes'
@@ -182,8 +222,8 @@ SET facts = excluded.facts, vectors = excluded.vectors, rows = excluded.rows, ch
 -- name: carry
 UPDATE rowvec.changes SET rows = {rows}, checksum = {checksum}::numeric, merged_run = {run_id} WHERE pipeline_id = {pipeline_id}
 
--- name: doubt -- the next run compares everything
-DELETE FROM rowvec.changes WHERE pipeline_id = {pipeline_id}
+-- name: doubt -- the next run compares everything, and says why
+UPDATE rowvec.changes SET facts = facts || jsonb_build_object('doubt', {why}::text) WHERE pipeline_id = {pipeline_id}
 
 -- name: note_look -- what rowvec.freshness says of a queue that it cannot read itself
 INSERT INTO rowvec.looks AS l (pipeline_id, queue, is_here, waiting, oldest_at)

@@ -17,6 +17,9 @@ SELECT
     ''::text AS rowvec_action, 0 AS rowvec_batch, {columns}, content, ''::text AS rowvec_vector, fingerprint, metadata_hash
 FROM {table} WHERE false
 
+-- name: empty_scope -- likewise, for a run that compared a part
+CREATE TABLE {scope} AS SELECT {key} FROM {table} WHERE false
+
 -- name: staged
 SELECT
     (SELECT count(*) FROM {staging}),

@@ -134,7 +134,7 @@ def run(pipeline: Pipeline, run: Run) -> Indexed:
     """Give the vector table its index and the search functions that use it."""
     with open_stage(pipeline, run, "index") as work:
         plan = work.plan
-        if plan.scope is not None and plan.queued is not None:
+        if plan.of_part and plan.queued is not None:
             rows = plan.queued.rows + plan.counts.new - plan.counts.deleted
             found = serve_as_it_is(work.connection, plan.table, work.pipeline, rows)
             if found is not None:

@@ -13,7 +13,7 @@ from rowvec.errors import MergeConflict, TargetError, UsageError
 from rowvec.index.build import drop_indexes
 from rowvec.index.choice import LIMIT_NONZEROS, Sparsity
 from rowvec.index.sparsity import widest
-from rowvec.ledger.changes import settle
+from rowvec.ledger.changes import known, settle
 from rowvec.ledger.journal import restart_journal, unrecorded
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run
@@ -113,9 +113,28 @@ def _unmerged_part(connection: Connection, plan: Plan) -> Plan:
     if not plan_there:
         key = names((*plan.table.key, *plan.table.metadata))
         connection.execute(query("merge", "empty_plan", plan=plan.rows, columns=key, table=plan.table.identifier))
+        if plan.scope is not None:
+            plan = _nothing_more(connection, plan, plan.scope)
     if staging_there or not (plan.batches or plan.direct):
         return plan
     return replace(plan, batches=0, direct=False)
+
+
+def _nothing_more(connection: Connection, plan: Plan, scope: sql.Identifier) -> Plan:
+    """A merged plan of a part: no key is left to compare, and the ledger has the totals of the whole after the merge.
+
+    Raises ``TargetError`` if what was merged did not agree: the answer that said which rows is lost.
+    """
+    connection.execute(
+        query("merge", "empty_scope", scope=scope, key=names(plan.table.key), table=plan.table.identifier)
+    )
+    after = known(connection, plan.pipeline_id)
+    if after is None or after.doubt is not None or plan.queued is None:
+        raise TargetError(
+            "the merge was made, its answer was lost, and what it compared did not agree: run again, which compares "
+            "everything"
+        )
+    return replace(plan, queued=replace(plan.queued, rows=after.rows, checksum=after.checksum))
 
 
 def _check_staging(connection: Connection, plan: Plan) -> None:

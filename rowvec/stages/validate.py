@@ -101,22 +101,24 @@ def check_table(
 def check_written(work: Work, rows: int) -> list[Check]:
     """Check the vectors that the run wrote, and all others too if they are few."""
     plan = work.plan
-    if plan.scope is not None:
+    if plan.of_part:
         # The keys that no manifest covers yet: what the run has written, in all its rounds.
         written = within_scope(plan.table, unrecorded(plan.pipeline_id))
         return check_table(work.connection, plan.table, None, written)
     return check_table(work.connection, plan.table, None if rows <= _ALL_ROWS else plan.run_id)
 
 
-def check_queue(plan: Plan) -> list[Check]:
-    """Say what was compared; and whether the queue of changes has missed something, which is an alarm."""
-    queued = plan.queued
-    if queued is None:
+def check_queue(plans: list[Plan]) -> list[Check]:
+    """Say what the rounds of a run compared; and whether the queue of changes missed something, which is an alarm."""
+    found = [plan.queued for plan in plans if plan.queued is not None]
+    if not found:
         return []
-    if not queued.whole:
+    queued = next((one for one in found if one.whole), None)
+    if queued is None:
+        keys, proved = sum(one.keys for one in found), found[0]
         detail = (
-            f"{queued.why}; the whole source was last compared at {queued.verified_at}, by run {queued.verified_run}, "
-            "and agreed"
+            f"{keys:,} queued key(s) were compared; the whole source was last compared at {proved.verified_at}, by run "
+            f"{proved.verified_run}, and agreed"
         )
         return [Check(name=PART, ok=True, detail=detail)]
     detail = f"the whole source was compared: {queued.why}"
@@ -215,14 +217,14 @@ def run(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> 
     return report
 
 
-def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
+def _checks(work: Work, rounds: list[Round], indexed: Indexed) -> list[Check]:
     connection, table = work.connection, work.plan.table
     kind = work.pipeline.source.kind
     return [
         check_removed(connection, work.plan.pipeline_id),
-        *check_merge(merged, of_files=kind != "postgres"),
+        *check_merge(rounds[-1].merged, of_files=kind != "postgres"),
         *check_written(work, indexed.rows),
-        *check_queue(work.plan),
+        *check_queue([one.plan for one in rounds]),
         check_artifacts(connection, work.store, work.plan),
         *check_store(connection, work.store, work.pipeline.name),
         *check_row_security(connection, work.pipeline),
@@ -233,8 +235,9 @@ def _checks(work: Work, merged: Merged, indexed: Indexed) -> list[Check]:
 
 def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> SyncReport:
     plans = [one.plan.counts for one in rounds]
+    main = _most_telling(rounds)
     merged = rounds[-1].merged
-    checks = [*_checks(work, merged, indexed), *_told_of_empty(plans[-1].empty)]
+    checks = [*_checks(work, rounds, indexed), *_told_of_empty(main.plan)]
     batches = [batch for one in rounds for batch in one.batches]
     # What Batch API jobs have answered since the last report; the batches found it among the answers, as reused.
     of_jobs = jobs.unreported(work.connection, run.pipeline_id)
@@ -249,7 +252,7 @@ def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> Sync
         metadata_only=sum(counts.metadata_only for counts in plans),
         deleted=sum(counts.deleted for counts in plans),
         unchanged=plans[0].unchanged,
-        empty=plans[-1].empty,
+        empty=main.plan.counts.empty,
         rejected=rejects.count_rejects(work.connection, run.pipeline_id),
         embedded=embedded + of_jobs.texts,
         reused=max(0, sum(b.rows for b in batches) - embedded - of_jobs.texts),
@@ -270,15 +273,24 @@ def _report(work: Work, run: Run, rounds: list[Round], indexed: Indexed) -> Sync
         waiting=waiting and waiting[0],
         oldest_seconds=waiting and waiting[1],
         verified_run=queued.verified_run if queued and not queued.whole else run.run_id if consistent else None,
-        missed_by_queue=queued.missed if queued and queued.whole else None,
+        missed_by_queue=next(
+            (one.plan.queued.missed for one in rounds if one.plan.queued and one.plan.queued.whole), None
+        ),
     )
 
 
-def _told_of_empty(rows: int) -> list[Check]:
+def _most_telling(rounds: list[Round]) -> Round:
+    """The last round that compared the whole source, or else the first: the others saw what changed since."""
+    return next((one for one in reversed(rounds) if one.plan.scope is None), rounds[0])
+
+
+def _told_of_empty(plan: Plan) -> list[Check]:
     """That rows have no vector because they have no content: right, and perhaps not what somebody expects."""
+    rows = plan.counts.empty
     if not rows:
         return []
-    detail = f"{rows:,} row(s) of the source have no content, and so no vector; source.empty says what happens to them"
+    which = "of the source" if plan.scope is None else "of those that were compared"
+    detail = f"{rows:,} row(s) {which} have no content, and so no vector; source.empty says what happens to them"
     return [Check(name="empty", ok=True, detail=detail, value=float(rows))]
 
 

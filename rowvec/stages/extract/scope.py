@@ -12,7 +12,7 @@ from rowvec.ledger.pipelines import is_under_construction
 from rowvec.ledger.plans import Queued, scope_rows
 from rowvec.pipeline.sources import Source
 from rowvec.postgres.connection import Connection
-from rowvec.sources.change_queue import ChangeQueue, Facts
+from rowvec.sources.change_queue import ChangeQueue, Facts, Marks
 from rowvec.stages.extract.request import Request
 
 LARGE = 0.1
@@ -20,10 +20,13 @@ LARGE = 0.1
 _FEW = 1_000
 """So many rows are never a large share."""
 _MOST_KEYS = 100
+_OPEN_UNTIL = "open_until"
+"""In the facts that a run leaves for the next one: see ``_open_until``."""
 
 # What each of the facts means if it is not what the last run found.
 _DOUBTS = {
     "settings": "the key, the content, the embedder or the vector table is another one",
+    "columns": "a column that is read was dropped and made again, renamed, or has other values by definition",
     "tables": "the source's table, or one of its partitions, was rewritten, truncated, attached or detached",
     "triggers": "the triggers were made again, disabled or enabled",
     "function": "the triggers' function is of another version",
@@ -54,16 +57,16 @@ def look(connection: Connection, request: Request, queue: ChangeQueue, *, exists
     facts = queue.facts(connection, {"settings": settings_digest(request)})
     if not facts.complete or is_under_construction(connection, request.pipeline_id):
         return None
-    truncated, other_life, snapshot = queue.marks(connection)
+    marks = queue.marks(connection)
     keys = queue.make_scope(connection, scope_rows(request.run_id), sql.Literal(request.pipeline_id))
     before = known(connection, request.pipeline_id) if exists else None
-    doubt = _doubt(facts, before, truncated=truncated, other_life=other_life)
+    doubt = _doubt(facts, before, marks)
     why = doubt or _due(before, keys, request.pipeline.source)
     queued = Queued(
         whole=why is not None,
         why=why or "",
-        snapshot=snapshot,
-        facts=facts.values,
+        snapshot=marks.snapshot,
+        facts={**facts.values, _OPEN_UNTIL: _open_until(facts, before, marks)},
         keys=keys,
         missed=None if doubt else 0,
     )
@@ -71,8 +74,8 @@ def look(connection: Connection, request: Request, queue: ChangeQueue, *, exists
         return queued
     return Queued(
         whole=False,
-        why=f"{keys:,} queued key(s) were compared",
-        snapshot=snapshot,
+        why="",
+        snapshot=marks.snapshot,
         facts=facts.values,
         keys=keys,
         rows=before.rows,
@@ -91,15 +94,28 @@ def with_missed(connection: Connection, request: Request, queue: ChangeQueue) ->
     return replace(queued, missed=len(missed), missed_keys=tuple(missed[:_MOST_KEYS]))
 
 
-def _doubt(facts: Facts, before: Known | None, *, truncated: bool, other_life: bool) -> str | None:
+def _doubt(facts: Facts, before: Known | None, marks: Marks) -> str | None:
     if before is None:
         return "there is no whole comparison to rely on yet"
-    if truncated:
+    if marks.truncated:
         return "the source's table was truncated"
-    if other_life:
+    if marks.other_life:
         return "the database was restored"
+    if before.facts.get(_OPEN_UNTIL):
+        return "a transaction was still open that may have made a change which could not be queued"
     changed = (doubt for name, doubt in _DOUBTS.items() if facts.values.get(name) != before.facts.get(name))
-    return next(changed, before.doubt)
+    return next(changed, before.doubt or facts.doubt)
+
+
+def _open_until(facts: Facts, before: Known | None, marks: Marks) -> int | None:
+    """The transaction before which all must have ended that may have made a change which could not be queued.
+
+    A failure is counted at once, and its transaction commits later, perhaps after the whole comparison that follows.
+    """
+    failures, until = facts.values.get("failures"), before and before.facts.get(_OPEN_UNTIL)
+    if failures is not None and (before is None or before.facts.get("failures") != failures):
+        until = marks.present
+    return until if until and marks.oldest < until else None
 
 
 def _due(before: Known | None, keys: int, source: Source) -> str | None:
