@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pgvector import Bit, HalfVector, Vector
 from psycopg import sql
 
@@ -15,6 +16,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice, On, indexed_expression
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.searches.sql_function import install_search_function
+from rowvec.stages.binarize import binarize
 
 Form = Literal["function", "rerank", "nearest", "exact"]
 """``function``: rowvec's SQL function; ``rerank``: bits and rerank as bare SQL; ``nearest``: the index alone."""
@@ -25,13 +27,16 @@ ASKED = 11
 # A graph on bits loses more recall than the bits do, and its build costs a fraction of a graph on floats: it can afford
 # a larger ef_construction.
 _BITS_EFFORT = 128
-# m and ef_construction of other graphs on bits: they are smaller and built sooner, or need a shorter walk.
+# Bits per dimension. Each number has a table of its own, because a vector table keeps one.
+NUMBERS = (1, 2, 3)
+# m and ef_construction of other graphs on one bit: they are smaller and built sooner, or need a shorter walk.
 _GRAPHS = ((12, 128), (12, 200), (16, 256), (16, 64))
 _PREFIXES = (1024, 256)
 # The steps are small where indexes of 100,000 rows reach 0.95: a step that is too large would count against the peer.
 _EFFORTS = (11, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 135, 150, 175, 200, 300, 400, 800)
 # Pairs of candidates per wanted row and ef_search, cheapest first.
-_RERANKED = ((1, 11), (2, 22), (3, 33), (4, 44), (5, 55), (4, 60), (6, 66), (6, 100), (8, 100), (8, 200), (16, 200))
+_RERANKED = ((1, 11), (2, 22), (3, 33), (4, 44), (5, 55), (4, 60), (6, 66), (7, 77), (8, 88), (6, 100), (8, 100))
+_RERANKED += ((10, 110), (12, 132), (8, 200), (16, 200))
 _RERANKED_MORE = ((32, 400), (64, 800))
 
 
@@ -67,8 +72,8 @@ class Request:
     ef_search: int
     half: bool
     """The client sends the vector as halfvec."""
-    bits: bool
-    """The client sends the vector's bits too."""
+    bits: int
+    """The client sends the vector's bits too, so many per dimension; 0: it does not."""
     cut: int
     """How many leading dimensions the client sends."""
 
@@ -76,7 +81,7 @@ class Request:
         """The values for the placeholders of ``statement``; ``query`` is ``(d,)``."""
         sent = query[: self.cut]
         values: dict[str, Any] = {"query": HalfVector(sent) if self.half else Vector(sent)}
-        return values | ({"bits": Bit(np.asarray(query > 0))} if self.bits else {})
+        return values | ({"bits": Bit(_bits(query, self.bits))} if self.bits else {})
 
     def prepare(self, connection: Connection) -> None:
         """Set the session's settings. ``enable_seqscan``: vectors in TOAST make a full scan look cheap."""
@@ -97,6 +102,10 @@ class Request:
         return [row[0] for row in found]
 
 
+def _bits(query: Floats, bits: int) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(binarize(query[None], bits)[0], count=bits * len(query)).astype(bool)
+
+
 def contenders(table: VectorTable, peers_effort: int) -> list[Contender]:
     """All contenders. The first is the peer: plain pgvector's HNSW on halfvec as in its README, without a rerank.
 
@@ -111,11 +120,13 @@ def contenders(table: VectorTable, peers_effort: int) -> list[Contender]:
     if table.precision == "float32" and table.dimensions <= LIMIT_VECTOR:
         floats = _choice(table, "float")
         found.append(Contender(name="float, plain pgvector", index=floats, form="nearest", settings=efforts))
-    found += [
-        Contender(name="bits and rerank, rowvec", index=bits, form="function", settings=reranked),
-        Contender(name="bits and rerank, bare SQL", index=bits, form="rerank", settings=reranked),
-        Contender(name="bits alone", index=bits, form="nearest", settings=(Setting(ef_search=40),)),
-    ]
+    for number in NUMBERS:
+        index, name = replace(bits, bits=number), "bits" if number == 1 else f"{number} bits"
+        found += [
+            Contender(name=f"{name} and rerank, rowvec", index=index, form="function", settings=reranked),
+            Contender(name=f"{name} and rerank, bare SQL", index=index, form="rerank", settings=reranked),
+            Contender(name=f"{name} alone", index=index, form="nearest", settings=(Setting(ef_search=40),)),
+        ]
     for m, effort in _GRAPHS:
         index = replace(bits, m=m, ef_construction=effort)
         found.append(
@@ -181,7 +192,7 @@ def request(connection: Connection, table: VectorTable, contender: Contender, se
         statement=text,
         ef_search=setting.ef_search,
         half=half,
-        bits="%(bits)s" in text,
+        bits=contender.index.bits if "%(bits)s" in text else 0,
         cut=cut,
     )
     made.prepare(connection)

@@ -229,7 +229,7 @@ def _write_artifact(connection: Connection, table: VectorTable, rows: int, path:
                 "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), table.dimensions),
             }
             writer.write_batch(pa.record_batch([values[name] for name in names], schema=schema))
-    write_bits(spool, bits, table.dimensions)
+    write_bits(spool, bits, table.dimensions, table.bits)
     identity = Identity(provider="benchmark", model="random", dimensions=table.dimensions, preprocessing=1)
     write_artifact(spool, bits, path, table, "benchmark", identity)
     spool.unlink()

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from benchmarks import plots
-from benchmarks.contenders import Contender, Setting, contenders, request
+from benchmarks.contenders import NUMBERS, Contender, Setting, contenders, request
 from benchmarks.outcome import conclude, options
 from benchmarks.requests import Rate, measure_rate, start_worker
 from benchmarks.synthetic import BLOCK_ROWS, Floats, Spectrum
+from rowvec.embedders import open_embedder
 from rowvec.index.build import ensure_index, index_state
 from rowvec.index.recall import distances, interval
+from rowvec.pipeline.embedders import LocalEmbedder
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
@@ -40,6 +42,7 @@ from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, create_table
 from rowvec.stages.binarize import binarize
 from rowvec.stages.load import copy_rows
+from rowvec.vectors.layout import dense
 
 DATA_VARIABLE = "ROWVEC_SEARCH_DATA"
 """The environment variable with the folder of ``openai_*.parquet`` files, each with a column ``embedding``."""
@@ -110,11 +113,14 @@ def main() -> None:
     parser.add_argument("--peers-effort", type=int, default=64, help="ef_construction of the peer's index")
     parser.add_argument("--only", default="", help="contenders whose names contain this, and the peer")
     parser.add_argument("--no-real", action="store_true", help="leave out the real sets")
+    parser.add_argument(
+        "--titles", type=Path, help="a Parquet file with the column title: its texts by the local model"
+    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rows, arguments.queries, arguments.rounds, arguments.seconds = 5_000, 100, 2, 0.3
         arguments.dimensions, arguments.no_real, arguments.only = [3072], True, arguments.only or OURS
-    sets = _sets(arguments)
+    sets = [*_titles(arguments.titles), *_sets(arguments)]
     folder = Path(tempfile.mkdtemp(prefix="rvsearch", dir="/tmp"))
     try:
         results = [_measure(folder / str(number), one, arguments) for number, one in enumerate(sets)]
@@ -142,6 +148,22 @@ def _sets(arguments: argparse.Namespace) -> list[VectorSet]:
         model = max((v for v in real.values() if v.shape[1] >= dimensions), key=lambda v: v.shape[1])
         sets.append(_synthetic(Spectrum.of(_unit(model[:, :dimensions])), arguments.rows, dimensions, "synthetic"))
     return sets
+
+
+def _titles(path: Path | None) -> list[VectorSet]:
+    """The distinct titles of a file, as 256-dimensional vectors of the local model."""
+    if path is None:
+        return []
+    titles = [
+        title
+        for title in _PARQUET.read_table(path, columns=["title"]).column(0).unique().to_pylist()
+        if title and title.strip()
+    ]
+    embedder = open_embedder(LocalEmbedder(kind="local"))
+    vectors = np.empty((len(titles), embedder.identity.dimensions), np.float32)
+    for answer in embedder.embed(titles):
+        vectors[answer.positions] = dense(answer.vectors)
+    return [_in_memory("titles", vectors[np.linalg.norm(vectors, axis=1) > 0])]
 
 
 def _in_memory(name: str, vectors: Floats) -> VectorSet:
@@ -184,8 +206,12 @@ def _measure(folder: Path, one: VectorSet, arguments: argparse.Namespace) -> dic
         ):
             install(connection)
             register_vector(connection)
-            _load(connection, table, one, plain=arguments.plain)
-            found = _contend(connection, workers, url, table, truth, arguments)
+            wanted = [c for c in contenders(table, arguments.peers_effort)[1:] if arguments.only in c.name]
+            needed = [n for n in NUMBERS if n == 1 or any(c.index.bits == n for c in wanted)]
+            tables = {bits: replace(table, name=f"items_{bits}", bits=bits) for bits in needed}
+            for each in tables.values():
+                _load(connection, each, one, plain=arguments.plain)
+            found = _contend(connection, workers, url, tables, truth, arguments)
     finally:
         stop()
     result = {"set": one.name, "rows": one.rows, "dimensions": one.dimensions, "queries": len(truth.keys)}
@@ -230,7 +256,7 @@ def _batches(table: VectorTable, one: VectorSet) -> Iterator[pa.RecordBatch]:
             "fingerprint": digest,
             "metadata_hash": digest,
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), table.dimensions),
-            "embedding_bits": pa.array([row.tobytes() for row in binarize(vectors)], pa.binary(table.dimensions // 8)),
+            "embedding_bits": pa.array([row.tobytes() for row in binarize(vectors, table.bits)]),
         }
         schema = table.artifact_schema
         yield pa.record_batch([values[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
@@ -259,11 +285,12 @@ def _contend(
     connection: Connection,
     workers: ProcessPoolExecutor,
     url: str,
-    table: VectorTable,
+    tables: dict[int, VectorTable],
     truth: Truth,
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Measure the peer first and keep its index; then each contender, whose requests take turns with the peer's."""
+    table = peers = tables[1]
     peer, *others = contenders(table, arguments.peers_effort)
     rows: list[dict[str, Any]] = []
     peers_built = _build(connection, table, peer)
@@ -276,6 +303,7 @@ def _contend(
     for contender in others:
         if arguments.only not in contender.name:
             continue
+        table = tables[contender.index.bits]
         if contender.index != built[0]:
             built = contender.index, _build(connection, table, contender)
         setting, sweep = _cheapest(connection, table, contender, truth)
@@ -285,10 +313,10 @@ def _contend(
             pairs: list[tuple[Rate, Rate]] = []
             for number in range(arguments.rounds + 1):
                 # The two take turns at going first, so that other work on the machine affects both.
-                turns = [(peer, peers_setting), (contender, setting)]
+                turns = [(peers, peer, peers_setting), (table, contender, setting)]
                 rates = [
-                    measure_rate(workers, url, request(connection, table, c, s), truth.queries, connections, arguments)
-                    for c, s in (turns if number % 2 else turns[::-1])
+                    measure_rate(workers, url, request(connection, t, c, s), truth.queries, connections, arguments)
+                    for t, c, s in (turns if number % 2 else turns[::-1])
                 ]
                 pairs.append((rates[0], rates[1]) if number % 2 else (rates[1], rates[0]))
             # The first round fills caches and maps pages.

@@ -246,6 +246,7 @@ def _free_name(connection: Connection, table: VectorTable, choice: IndexChoice) 
     """A name derived from the choice, with a number if an index with the same choice exists."""
     what = f"{choice.kind} {choice.on} {choice.opclass} {choice.m} {choice.ef_construction} {choice.lists}"
     what += f" {choice.prefix}" if choice.prefix else ""
+    what += f" {choice.bits}" if choice.bits > 1 else ""
     stem = "_rowvec_" + hashlib.sha256(what.encode()).hexdigest()[:8]
     names = connection.execute(query("index", "names"), {"schema": table.schema}).fetchall()
     taken = {str(row[0]) for row in names}
@@ -312,6 +313,8 @@ def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
     prefix = _PREFIX.search(definition)
     halved = opclass.startswith("halfvec") and table.precision == "float32"
     on: On = "bits" if opclass.startswith("bit") else "halfvec" if halved else "float"
+    # An index on an expression may hold bits, but they are not those of the column.
+    bits = 1 if on != "bits" else table.bits if "(embedding_bits " in definition else 0
     present = IndexChoice(
         kind=kind,
         on=on,
@@ -320,6 +323,7 @@ def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
         ef_construction=int(options.get("ef_construction", 64)),
         lists=int(options.get("lists", 100)) if kind == "ivfflat" else 0,
         prefix=int(prefix.group(1)) if prefix else 0,
+        bits=bits,
         reason="It exists.",
     )
     return IndexState(

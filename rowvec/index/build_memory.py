@@ -96,7 +96,7 @@ def index_bytes(rows: int, dimensions: int, choice: IndexChoice) -> int:
 
 def _value_bytes(dimensions: int, choice: IndexChoice) -> int:
     if choice.on == "bits":
-        return dimensions // 8
+        return choice.bits * dimensions // 8
     return dimensions * (2 if choice.opclass.startswith("half") else 4)
 
 

@@ -116,7 +116,8 @@ def conditions(table: VectorTable) -> dict[str, tuple[sql.Composed, str]]:
     if table.metric == "cosine":
         checks["zero_norm"] = (query("vector_checks", "zero_norm", norm=norm), "no vector is zero")
     if table.bits:
-        checks["bits"] = (query("vector_checks", "bits"), "the bits match the floats")
+        bits = query("vector_checks", "bits", bits=table.bits_of(embedding))
+        checks["bits"] = (bits, "the bits match the floats")
     return checks
 
 

@@ -36,6 +36,7 @@ BITS_FROM_DIMENSIONS = 1_024
 
 # At 3,072 dimensions 4 times oversampling finds 0.96 to 1.00 with every real model that was measured.
 _OVERSAMPLING_LONG, _OVERSAMPLING = 4, 8
+_OVERSAMPLING_BITS = {2: 6, 3: 5}
 
 # ef_construction on floats, and on bits. Hamming distances are often equal: over 100,000 x 3,072 a graph of 64 found
 # 0.92 and one of 128 found 0.953 by the same search. Comparing bits is cheap, so the build is still several times as
@@ -89,8 +90,8 @@ class Facts:
     rows: int
     dimensions: int
     precision: Precision
-    bits: bool
-    """Whether the table keeps ``embedding_bits``."""
+    bits: int
+    """Bits per dimension in ``embedding_bits``; 0: the table keeps none."""
     metric: Metric = "cosine"
     indexed: bool = False
     """Whether the table has a valid index."""
@@ -115,7 +116,7 @@ def choose(facts: Facts, wanted: Index, tuned: Tuned | None = None) -> IndexChoi
     pgvector cannot build.
     """
     rows, dimensions = facts.rows, facts.dimensions
-    oversampling = oversampling_for(wanted, dimensions)
+    oversampling = oversampling_for(wanted, dimensions, facts.bits)
     if wanted.kind == "none":
         return IndexChoice(kind="none", oversampling=oversampling, reason="The pipeline wants no index.")
     if facts.precision == "sparse":
@@ -147,6 +148,7 @@ def choose(facts: Facts, wanted: Index, tuned: Tuned | None = None) -> IndexChoi
         ef_construction=max(wanted.ef_construction or _EFFORT[on == "bits"], 2 * wanted.m),
         lists=(wanted.lists or lists_for(rows)) if kind == "ivfflat" else 0,
         lists_by_rows=wanted.lists is None,
+        bits=facts.bits if on == "bits" else 1,
         oversampling=oversampling,
         reason=why,
     )
@@ -154,18 +156,18 @@ def choose(facts: Facts, wanted: Index, tuned: Tuned | None = None) -> IndexChoi
 
 def fits(present: IndexChoice, choice: IndexChoice) -> bool:
     """Whether an index built as ``present`` is as good as one built as ``choice``."""
-    if (present.kind, present.on, present.opclass, present.prefix) != (
-        choice.kind,
-        choice.on,
-        choice.opclass,
-        choice.prefix,
-    ):
+    if _held(present) != _held(choice):
         return False
     if choice.kind == "hnsw":
         return (present.m, present.ef_construction) == (choice.m, choice.ef_construction)
     if choice.lists_by_rows:
         return choice.lists <= 2 * present.lists and present.lists <= 2 * choice.lists
     return present.lists == choice.lists
+
+
+def _held(choice: IndexChoice) -> tuple[object, ...]:
+    """What an index holds, and how."""
+    return choice.kind, choice.on, choice.opclass, choice.prefix, choice.bits
 
 
 def _check_wanted(facts: Facts, wanted: Index) -> None:
@@ -238,7 +240,7 @@ def _on(facts: Facts, wanted: Index) -> tuple[On | None, str]:
     floats: On = "halfvec" if facts.precision == "float32" and dimensions > LIMIT_VECTOR else "float"
     if wanted.on == "float":
         return floats, "The pipeline wants the index on float vectors."
-    if facts.bits and dimensions >= BITS_FROM_DIMENSIONS:
+    if facts.bits > 1 or (facts.bits and dimensions >= BITS_FROM_DIMENSIONS):
         return "bits", f"At {dimensions:,} dimensions bits with exact rerank give the faster and far smaller index."
     if dimensions > LIMIT_HALFVEC:
         return None, (
@@ -258,9 +260,11 @@ def opclass(on: On, precision: Precision, metric: Metric) -> str:
     return f"{stored}_{_OPERATORS[metric]}_ops"
 
 
-def oversampling_for(wanted: Index, dimensions: int) -> int:
-    """Candidates that are reranked per row wanted: the pipeline's setting, else by the number of dimensions."""
-    return wanted.oversampling or (_OVERSAMPLING_LONG if dimensions >= BITS_FROM_DIMENSIONS else _OVERSAMPLING)
+def oversampling_for(wanted: Index, dimensions: int, bits: int) -> int:
+    """Candidates that are reranked per row wanted: the pipeline's setting, else by the dimensions and their bits."""
+    if wanted.oversampling:
+        return wanted.oversampling
+    return _OVERSAMPLING_LONG if dimensions >= BITS_FROM_DIMENSIONS else _OVERSAMPLING_BITS.get(bits, _OVERSAMPLING)
 
 
 def lists_for(rows: int) -> int:

@@ -106,6 +106,7 @@ def by_settings(generation: Generation, pipeline: Pipeline) -> Pipeline:
     if generation.settings is None:
         return pipeline
     now = {part: getattr(pipeline, part) for part in _FREE if part != "name"}
+    now["index"] = pipeline.index.model_copy(update={"bits": generation.settings.index.bits})
     return generation.settings.model_copy(update=now)
 
 
@@ -122,7 +123,9 @@ def same_vectors(one: Pipeline, other: Pipeline) -> bool:
 def _essence(pipeline: Pipeline) -> dict[str, Any]:
     written = pipeline.model_dump(mode="json", exclude_none=True)
     kept = {name: part for name, part in written.items() if name not in _FREE}
-    return {**kept, "target": {name: value for name, value in kept["target"].items() if name not in _PLACE}}
+    layout = {name: value for name, value in kept["target"].items() if name not in _PLACE}
+    # Of the index's settings, this one decides the type of a column.
+    return {**kept, "target": {**layout, "bits": layout["bits"] and pipeline.index.bits}}
 
 
 def hide_until_switch(connection: Connection, schema: str, table: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -190,6 +190,7 @@ def store(connection: Connection, plan: Plan) -> None:
         "key": [[c.name, c.pg_type] for c in table.key],
         "metadata": [[c.name, c.pg_type] for c in table.metadata],
         "identity": plan.identity.as_json(),
+        "bits": table.bits,
     }
     values = {
         "run_id": plan.run_id,
@@ -211,10 +212,12 @@ def open_plan(connection: Connection, pipeline: Pipeline, run_id: RunId) -> Plan
     if row is None:
         raise TargetError(f"the plan of run {run_id} is gone; start a new sync")
     pipeline_id, layout, counts, batches, direct, queued = row
+    table = VectorTable.of(pipeline, _columns(layout["key"]), _columns(layout["metadata"]))
     return Plan(
         run_id=run_id,
         pipeline_id=pipeline_id,
-        table=VectorTable.of(pipeline, _columns(layout["key"]), _columns(layout["metadata"])),
+        # A plan that an earlier release stored is of a table with one bit per dimension, if any.
+        table=replace(table, bits=layout.get("bits", min(1, table.bits))),
         identity=Identity(**layout["identity"]),
         counts=Counts(**counts),
         batches=batches,

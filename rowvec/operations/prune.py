@@ -322,7 +322,7 @@ def _merge(work: PruneWork, run: Run, identity: Identity, batch: int, group: lis
                 if any(kept):
                     out.write_batch(block.filter(pa.array(kept)).select(schema.names).cast(schema))
     if table.bits:
-        write_bits(embedded, bits, table.dimensions, table.precision)
+        write_bits(embedded, bits, table.dimensions, table.bits, table.precision)
     written = write_artifact(embedded, bits if table.bits else None, parquet, table, work.pipeline, identity)
     upload(work.store, parquet, written)
     with work.connection.transaction():

@@ -73,7 +73,7 @@ def _salvage(found: Audited, pipeline: Pipeline, run: Run) -> None:
             for block in taken:
                 out.write_batch(block)
         if found.table.bits:
-            write_bits(embedded, bits, found.table.dimensions, found.table.precision)
+            write_bits(embedded, bits, found.table.dimensions, found.table.bits, found.table.precision)
         artifact = write_artifact(
             embedded, bits if found.table.bits else None, parquet, found.table, pipeline.name, identity
         )

@@ -31,7 +31,7 @@ from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.type_names import known_columns
-from rowvec.postgres.vector_table import VectorTable, find_table, make_schema
+from rowvec.postgres.vector_table import VectorTable, find_table, make_schema, opened_table
 from rowvec.runtime.home import home
 from rowvec.runtime.progress import tell
 from rowvec.stages.images.lost import check_images, take_in_images
@@ -161,7 +161,7 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
             known_columns(connection, (PgColumn(*pair) for pair in pairs), chain[-1].name)
             for pairs in (last.layout.key, last.layout.metadata)
         )
-        table = VectorTable.of(pipeline, key, metadata)
+        table, _ = opened_table(connection, pipeline, key, metadata)
         work = _Work(
             connection=connection,
             store=open_store(resolved.artifacts),
@@ -305,7 +305,7 @@ def _load_artifact(work: _Work, local: Path, artifact: Artifact, run_id: int) ->
         ).fetchone()
         parts = {"pipeline_id": sql.Literal(work.pipeline_id), "run_id": sql.Literal(run_id)}
         connection.execute(query("restore", "add_embeddings", artifact_id=sql.Literal(row and row[0]), **parts))
-        bits = query("restore", "bits", dimensions=sql.Literal(table.dimensions)) if table.bits else sql.SQL("")
+        bits = sql.SQL("{}, ").format(table.bits_of(sql.SQL("v.embedding"))) if table.bits else sql.SQL("")
         facts = (sql.SQL("{}, ").format(sql.Identifier("s", c.name)) for c in (*table.key, *table.metadata))
         statement = query(
             "restore",

@@ -21,6 +21,7 @@ from rowvec.pipeline.parts import (
     table_name,
 )
 from rowvec.pipeline.sources import RENAME, Source
+from rowvec.vectors.bits import bits_for
 from rowvec.vectors.layout import MOST_DIMENSIONS, Precision
 
 HYBRID_COLUMNS = frozenset({"score", "vector_rank", "text_rank"})
@@ -57,7 +58,8 @@ class Target(Part):
     )
     bits: bool = Field(
         default=True,
-        description="Keep bit(n), one bit per dimension, next to the embedding; not possible for sparse vectors.",
+        description="Keep the bits of each vector next to it, in embedding_bits: as many per dimension as index.bits "
+        "says; not possible for sparse vectors.",
     )
     metric: Literal["cosine", "l2", "inner_product"] = Field(
         default="cosine", description="The distance for searches: cosine, l2 or inner_product."
@@ -127,6 +129,11 @@ class Index(Part):
     )
     on: Literal["auto", "bits", "float"] = Field(
         default="auto", description="What the index is built on: auto, bits or float."
+    )
+    bits: Literal["auto", 1, 2, 3] = Field(
+        default="auto",
+        description="Bits per dimension that target.bits keeps: 1, 2 or 3. auto: those of the existing table; a new "
+        "one gets 3, and 1 from 1,024 dimensions up. rowvec rebuild changes it without embedding anything.",
     )
     m: int = Field(default=16, ge=2, le=100, description="HNSW: links a node.")
     ef_construction: int | None = Field(
@@ -226,6 +233,13 @@ class Pipeline(Part):
         return self.model_copy(update={"validation": validation})
 
     @property
+    def bits(self) -> int:
+        """Bits per dimension that a new vector table keeps; 0: none."""
+        if not self.target.bits:
+            return 0
+        return bits_for(self.embedder.dimensions) if self.index.bits == "auto" else self.index.bits
+
+    @property
     def what(self) -> What:
         """What the pipeline embeds."""
         return "images" if self.source.kind == "images" else "texts"
@@ -238,6 +252,8 @@ class Pipeline(Part):
             raise ValueError("source.content is needed: the template of the text to embed")
         if self.index.on == "bits" and not self.target.bits:
             raise ValueError("index.on is bits, but target.bits is false")
+        if self.index.bits != "auto" and not self.target.bits:
+            raise ValueError(f"index.bits is {self.index.bits}, but target.bits is false")
         self._check_chunks()
         self._check_freshness()
         column = self.target.distribution_column

@@ -14,8 +14,17 @@ from rowvec.postgres.vector_table import VectorTable
 def column(table: VectorTable, choice: IndexChoice) -> sql.Composable:
     """The column or expression that the index is built on."""
     if choice.on == "bits":
-        return sql.SQL("embedding_bits")
+        return indexed_bits(table, choice, sql.SQL("embedding_bits"), sql.SQL("embedding"))
     return indexed_expression(table, choice, sql.SQL("embedding")) or sql.SQL("embedding")
+
+
+def indexed_bits(
+    table: VectorTable, choice: IndexChoice, stored: sql.Composable, embedding: sql.Composable
+) -> sql.Composable:
+    """What an index on bits holds: the table's column, or, if a tuner tries another number of bits, an expression."""
+    if choice.bits == table.bits:
+        return stored
+    return sql.SQL("({})").format(table.bits_of(embedding, choice.bits))
 
 
 def indexed_expression(table: VectorTable, choice: IndexChoice, of: sql.Composable) -> sql.Composed | None:
@@ -57,6 +66,8 @@ class IndexChoice:
 
     For models whose leading dimensions matter most (Matryoshka).
     """
+    bits: int = 1
+    """On bits: how many per dimension."""
     oversampling: int = 8
     """Candidates that are reranked exactly per row wanted, if the index holds bits or a prefix."""
     ef_search: int = 0

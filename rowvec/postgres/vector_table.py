@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -19,9 +20,12 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.copy_encoder import can_encode
 from rowvec.postgres.fragments import definitions, names
 from rowvec.postgres.queries import query
+from rowvec.vectors.bits import MOST_BITS, thresholds
 from rowvec.vectors.layout import Layout, Precision
 
 Metric = Literal["cosine", "l2", "inner_product"]
+
+_BIT_TYPE = re.compile(r"bit\((\d+)\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +38,19 @@ class VectorTable:
     metadata: tuple[PgColumn, ...]
     dimensions: int
     precision: Precision = "float32"
-    bits: bool = True
+    bits: int = 1
+    """Bits per dimension in ``embedding_bits``; 0: the table has no such column."""
     metric: Metric = "cosine"
     distribution: str | None = None
     """The key column by which Citus spreads the table over its nodes; None: the table is not spread."""
 
     @staticmethod
     def of(pipeline: Pipeline, key: tuple[PgColumn, ...], metadata: tuple[PgColumn, ...]) -> VectorTable:
-        """The table of a pipeline, with the column types of its source."""
+        """The table of a pipeline, with the column types of its source.
+
+        If the pipeline does not say how many bits it wants, a new table has those of its dimensions. An existing one
+        may have others, see ``opened_table``.
+        """
         schema, name = table_identifier(pipeline.target.table)
         return VectorTable(
             schema=schema,
@@ -50,7 +59,7 @@ class VectorTable:
             metadata=metadata,
             dimensions=pipeline.embedder.dimensions,
             precision=pipeline.target.precision,
-            bits=pipeline.target.bits,
+            bits=pipeline.bits,
             metric=pipeline.target.metric,
             distribution=pipeline.target.distribution_column,
         )
@@ -75,6 +84,23 @@ class VectorTable:
         """``vector(n)``, ``halfvec(n)`` or ``sparsevec(n)``."""
         return f"{self.layout.type_name}({self.dimensions})"
 
+    def bits_of(self, vector: sql.Composable, bits: int | None = None) -> sql.Composed:
+        """The bits of a vector of this table's type, as SQL: what ``binarize`` makes of it, ``bits`` per dimension.
+
+        ``bits``: those of the table, if left out. Every statement must have them in the same words, because the planner
+        uses an index on this expression only then.
+        """
+        bits = bits or self.bits
+        width = sql.Literal(bits * self.dimensions)
+        if bits == 1:
+            return query("vector_layout", "signs", vector=vector, width=width)
+        parts = {"vector": vector, "dimensions": sql.Literal(self.dimensions)}
+        codes = [
+            query("vector_layout", "above_threshold", threshold=sql.Literal(threshold), **parts)
+            for threshold in thresholds(bits, self.dimensions)
+        ]
+        return query("vector_layout", "several_bits", codes=sql.SQL(" || ").join(codes), width=width)
+
     def dimensions_of(self, vector: sql.Composable) -> sql.Composed:
         """The dimensions of a vector of this table's type, as SQL: pgvector's own function takes no sparse ones."""
         return query(
@@ -95,7 +121,7 @@ class VectorTable:
         The first after key and metadata is ``content``, so that the columns of variable length stand together and
         those of fixed length after them: the binary COPY encoder makes one block of the latter.
         """
-        bits = (PgColumn("embedding_bits", f"bit({self.dimensions})"),) if self.bits else ()
+        bits = (PgColumn("embedding_bits", f"bit({self.bits * self.dimensions})"),) if self.bits else ()
         return (
             *self.key,
             *self.metadata,
@@ -111,7 +137,7 @@ class VectorTable:
     @property
     def artifact_schema(self) -> pa.Schema:
         """The Arrow schema of an artifact: the table's columns without ``run_id`` and ``embedded_at``."""
-        width = (self.dimensions + 7) // 8
+        width = (self.bits * self.dimensions + 7) // 8
         return pa.schema(
             [
                 *(column.arrow_field for column in (*self.key, *self.metadata)),
@@ -139,11 +165,12 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
     wanted = (*pipeline.source.vector_key, *pipeline.source.metadata)
     if unknown := [column for column in wanted if column not in types]:
         raise UsageError(f"the vector table {schema}.{name} has no column {unknown[0]!r}; rowvec rebuild adds it")
-    return VectorTable.of(
-        pipeline,
-        tuple(PgColumn(column, types[column]) for column in pipeline.source.vector_key),
-        tuple(PgColumn(column, types[column]) for column in pipeline.source.metadata),
+    key, metadata = (
+        tuple(PgColumn(column, types[column]) for column in columns)
+        for columns in (pipeline.source.vector_key, pipeline.source.metadata)
     )
+    table = VectorTable.of(pipeline, key, metadata)
+    return replace(table, bits=table.bits and _stored_bits(types, table))
 
 
 def stored_columns(connection: Connection, schema: str, name: str) -> list[tuple[str, str, bool]]:
@@ -156,6 +183,21 @@ def stored_columns(connection: Connection, schema: str, name: str) -> list[tuple
 def is_there(connection: Connection, schema: str, name: str) -> bool:
     """Whether a table of this name exists, whatever its columns."""
     return bool(stored_columns(connection, schema, name))
+
+
+def opened_table(
+    connection: Connection, pipeline: Pipeline, key: tuple[PgColumn, ...], metadata: tuple[PgColumn, ...]
+) -> tuple[VectorTable, bool]:
+    """The vector table that a run of the pipeline writes to, and whether it exists.
+
+    If the pipeline leaves the number of bits to rowvec, an existing table keeps the number that it has. Raises
+    ``TargetError`` as ``find_table``.
+    """
+    table = VectorTable.of(pipeline, key, metadata)
+    if table.bits and pipeline.index.bits == "auto":
+        rows = stored_columns(connection, table.schema, table.name)
+        table = replace(table, bits=_stored_bits({name: pg_type for name, pg_type, _ in rows}, table) or table.bits)
+    return table, find_table(connection, table)
 
 
 def find_table(connection: Connection, table: VectorTable) -> bool:
@@ -203,6 +245,13 @@ def count_rows(connection: Connection, table: VectorTable) -> int:
     """The number of rows in the table."""
     row = connection.execute(query("vector_table", "count", table=table.identifier)).fetchone()
     return row[0] if row else 0
+
+
+def _stored_bits(types: dict[str, str], table: VectorTable) -> int:
+    """Bits per dimension of an existing table; 0 if it has no column of them that rowvec could have made."""
+    found = _BIT_TYPE.fullmatch(types.get("embedding_bits", ""))
+    bits, rest = divmod(int(found[1]), table.dimensions) if found else (0, 0)
+    return bits if not rest and bits <= MOST_BITS else 0
 
 
 def _other_layout(name: str) -> str:

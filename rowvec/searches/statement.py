@@ -10,7 +10,7 @@ from psycopg import sql
 from rowvec.postgres.fragments import names
 from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import blocks, query
-from rowvec.postgres.vector_index import IndexChoice, indexed_expression
+from rowvec.postgres.vector_index import IndexChoice, indexed_bits, indexed_expression
 from rowvec.postgres.vector_table import Metric, VectorTable
 
 Mode = Literal["adaptive", "exact", "ann", "bits"]
@@ -28,6 +28,8 @@ _VISIT = 20.0
 _ROW = 1.0
 _ROW_DIMENSION = 0.006
 COST_UNIT = 3.0
+
+_STORED_BITS = sql.SQL("t.embedding_bits")
 
 _OPERATORS: dict[Metric, sql.Composed] = {
     "cosine": sql.SQL("OPERATOR({}.<=>)").format(PGVECTOR),
@@ -80,7 +82,9 @@ def statement(
         "table": table.identifier,
         "columns": columns_of(table, values),
         "key": names(table.key, "t"),
-        "distance": _hamming(table, values.vector) if hamming else distance_to(table, values.vector),
+        "distance": _hamming(_STORED_BITS, table.bits_of(values.vector))
+        if hamming
+        else distance_to(table, values.vector),
         "filter": values.condition,
         "k": values.k,
     }
@@ -163,16 +167,18 @@ def _candidates(values: SearchValues) -> sql.Composed:
     return sql.SQL("({} * {})").format(values.k, values.oversampling)
 
 
-def _hamming(table: VectorTable, vector: sql.Composable) -> sql.Composed:
+def _hamming(held: sql.Composable, queried: sql.Composable) -> sql.Composed:
     # In a SELECT of its own the bits are computed once, and not again for each candidate whose distance is compared.
-    bits = sql.SQL("{}.binary_quantize({})::bit({})").format(PGVECTOR, vector, sql.Literal(table.dimensions))
-    return sql.SQL("(t.embedding_bits OPERATOR({}.<~>) (SELECT {}))").format(PGVECTOR, bits)
+    return sql.SQL("({} OPERATOR({}.<~>) (SELECT {}))").format(held, PGVECTOR, queried)
 
 
 def _nearness(table: VectorTable, choice: IndexChoice, mode: Mode, vector: sql.Composable) -> sql.Composed:
     """The expression that the index orders by."""
-    if mode == "bits" or choice.on == "bits":
-        return _hamming(table, vector)
+    if mode == "bits":
+        return _hamming(_STORED_BITS, table.bits_of(vector))
+    if choice.on == "bits":
+        held = indexed_bits(table, choice, _STORED_BITS, sql.SQL("t.embedding"))
+        return _hamming(held, table.bits_of(vector, choice.bits))
     indexed = indexed_expression(table, choice, sql.SQL("t.embedding"))
     queried = indexed_expression(table, choice, vector)
     if indexed is None or queried is None:

@@ -53,9 +53,6 @@ FROM {journal_state} AS s
 JOIN {restored_vectors} AS v USING (fingerprint)
 LEFT JOIN {run_numbers} AS n ON n.old = s.run_id
 
--- name: bits
-{pgvector}.binary_quantize(v.embedding)::bit({dimensions}),
-
 -- name: forget_restored -- the rows that remain after the last artifact have no vector in any artifact
 DELETE FROM {journal_state} AS s USING {restored_vectors} AS v WHERE v.fingerprint = s.fingerprint
 

@@ -4,10 +4,6 @@ DROP TABLE IF EXISTS {sample}
 -- name: create -- stored in the same way as the table, because reading is part of the cost of a search
 CREATE UNLOGGED TABLE {sample} (LIKE {table} INCLUDING STORAGE INCLUDING COMPRESSION)
 
--- name: add_bits -- bits, if the table does not store them
-ALTER TABLE {sample} ADD COLUMN embedding_bits bit({dimensions})
-    GENERATED ALWAYS AS ({pgvector}.binary_quantize(embedding)::bit({dimensions})) STORED
-
 -- name: fill -- draws single rows, not pages, because rows of one page are often similar
 INSERT INTO {sample} ({columns})
 SELECT {columns} FROM {table} TABLESAMPLE BERNOULLI ({percent}) REPEATABLE ({seed})

@@ -23,7 +23,7 @@ t.embedding IS NULL
 {norm} = 0
 
 -- name: bits -- in both directions: bits without a vector are as wrong as a vector without bits
-t.embedding_bits IS DISTINCT FROM {pgvector}.binary_quantize(t.embedding)
+t.embedding_bits IS DISTINCT FROM {bits}
 
 -- name: any_vector
 SELECT 1 FROM {table} AS t WHERE t.embedding IS NOT NULL LIMIT 1

@@ -27,6 +27,8 @@ class Batch:
     number: int
     database: str = ""
     """The name of the database that numbers the run, by ``rowvec.ledger.workdir``; set once the batch has files."""
+    bits: int = 0
+    """Bits per dimension that the table keeps; set once the batch has files."""
     images: int = 0
     """Images that were put into the store."""
     rows: int = 0

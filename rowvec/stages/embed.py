@@ -276,7 +276,7 @@ def run(pipeline: Pipeline, batch: Batch) -> Batch:
     with open_stage(pipeline, batch, f"embed {batch.number}") as work:
         embedder = opened_embedder(work.pipeline.embedder)
         with _budget(work, embedder) as budget, shared_pace(work.pipeline.target.url, embedder):
-            batch = replace(batch, database=database_name(work.connection))
+            batch = replace(batch, database=database_name(work.connection), bits=work.plan.table.bits)
             done = embed_batch(work, batch.number, batch.folder, _asking(work, batch.folder, budget))
     return batch.after(
         "embed", started, rows=done.rows, embedded=done.embedded, rejected=done.rejected, tokens=done.tokens

@@ -200,7 +200,7 @@ def play(
                 counts["sequences that failed"] += 1
                 lines = "\n".join(f"{i:3}. {line}" for i, line in enumerate(stage.story, 1))
                 again = f"again: ROWVEC_SEED={seed} pytest tests/faults/test_model.py -m soak"
-                message = f"{error}\nindex: {sequence.index}\n{lines}\n{again}"
+                message = f"{error}\nindex: {sequence.index}, bits: {sequence.bits}\n{lines}\n{again}"
                 tell(message)
                 raise AssertionError(message) from None
             finally:

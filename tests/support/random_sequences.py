@@ -27,6 +27,7 @@ from tests.support import paintings
 from tests.support.forked_runs import By, CountingServer, Fork, Forks, Job, Outcome
 from tests.support.reference_model import Author, Edit, Rows, Stored
 from tests.support.servers.openai_server import KEY, Fault, failing, quota, rate_limited, slow_down
+from tests.support.vector_tables import vector_table
 from tests.support.waiting import wait_for
 
 MODEL, DIMENSIONS = "model-under-fire", 32
@@ -81,12 +82,9 @@ _TAMPERING: dict[Column, bytes] = {
     "fingerprint": b"UPDATE vectors.paintings SET fingerprint = sha256(fingerprint) WHERE id = %s",
     "metadata_hash": b"UPDATE vectors.paintings SET metadata_hash = sha256(metadata_hash) WHERE id = %s",
     "embedding": b"UPDATE vectors.paintings SET embedding = " + _NEGATED + b" WHERE id = %s",
-    "embedding_bits": b"UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = %s",
-    "vector": b"UPDATE vectors.paintings SET embedding = "
-    + _NEGATED
-    + b", embedding_bits = binary_quantize("
-    + _NEGATED
-    + b")::bit(32) WHERE id = %s",
+    "embedding_bits": b"UPDATE vectors.paintings SET embedding_bits ="
+    b" set_bit(embedding_bits, id %% 32, 1 - get_bit(embedding_bits, id %% 32)) WHERE id = %s",
+    "vector": b"UPDATE vectors.paintings SET embedding = " + _NEGATED + b", embedding_bits = {bits} WHERE id = %s",
     "run_id": b"UPDATE vectors.paintings SET run_id = run_id + 1000 WHERE id = %s",
     "embedded_at": b"UPDATE vectors.paintings SET embedded_at = embedded_at + interval '1 microsecond' WHERE id = %s",
     "row gone": b"DELETE FROM vectors.paintings WHERE id = %s",
@@ -179,6 +177,7 @@ class Sequence:
 
     seed: int
     index: Literal["auto", "none"]
+    bits: Literal["auto", 1, 2]
     steps: tuple[Step, ...]
 
 
@@ -201,7 +200,8 @@ def compose(seed: int) -> Sequence:
     steps += [_tamper(chance)] * (chance.random() < 0.3)
     steps += [Run(job="audit", by="plain"), Run(job="repair", by=_by(chance)), Run(job="sync", by="flow")]
     index: Literal["auto", "none"] = "auto" if chance.random() < 0.6 else "none"
-    return Sequence(seed=seed, index=index, steps=tuple(steps))
+    bits: Literal["auto", 1, 2] = chance.choice(("auto", 1, 2))
+    return Sequence(seed=seed, index=index, bits=bits, steps=tuple(steps))
 
 
 def _run(chance: random.Random, job: Job, interrupted: float = 0.35) -> Run:
@@ -329,7 +329,8 @@ class Stage:
             "max_batch_inputs": INPUTS,
             "concurrency": CONCURRENCY,
         }
-        index, validation = {"kind": self.sequence.index}, {"max_delete_fraction": 1.0}
+        index = {"kind": self.sequence.index, "bits": self.sequence.bits}
+        validation = {"max_delete_fraction": 1.0}
         return paintings.pipeline(str(self.folder / "artifacts"), embedder=embedder, index=index, validation=validation)
 
     def stored(self) -> dict[int, Stored] | None:
@@ -393,7 +394,9 @@ class Stage:
         id_ = whole[step.number % len(whole)]
         if step.column == "foreign row" and id_ + FOREIGN in (self.stored() or {}):
             return
-        self.connection.execute(_TAMPERING[step.column], (id_,))
+        negated = sql.SQL(_NEGATED.decode())
+        bits = vector_table(DIMENSIONS, bits=self.pipeline.bits).bits_of(negated).as_string(self.connection)
+        self.connection.execute(_TAMPERING[step.column].replace(b"{bits}", bits.encode()), (id_,))
         id_ += FOREIGN if step.column == "foreign row" else 0
         # When a row was written is known from the journal alone: until a manifest tells of it, any time is as good.
         if step.column != "embedded_at" or self._told(id_):

@@ -12,6 +12,7 @@ from psycopg import sql
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_table import Metric, Precision, VectorTable
+from rowvec.stages.binarize import binarize
 
 
 def vector_table(
@@ -19,7 +20,7 @@ def vector_table(
     *,
     name: str = "items",
     precision: Precision = "float32",
-    bits: bool = True,
+    bits: int = 1,
     metric: Metric = "cosine",
 ) -> VectorTable:
     """A table in ``public`` with the key ``id`` and the metadata ``author`` and ``year``."""
@@ -66,13 +67,14 @@ def fill(connection: Connection, table: VectorTable, vectors: npt.NDArray[np.flo
             row: list[Any] = [i, f"author {i % 100}", 1000 + i % 1000, f"text {i}"]
             row.append(json.dumps(vector.tolist()))
             if table.bits:
-                row.append(((vector > 0) + np.uint8(ord("0"))).tobytes().decode())
+                stored = np.unpackbits(binarize(vector[None], table.bits)[0], count=table.bits * table.dimensions)
+                row.append((stored + np.uint8(ord("0"))).tobytes().decode())
             copy.write_row([*row, b"f" * 32, b"m" * 32, 1, "2024-01-01"])
     connection.execute(sql.SQL("ANALYZE {}").format(table.identifier))
     if table.precision == "float16" and table.bits:
         # Values too small for 16 bits become zero, and so do their bits.
         connection.execute(
-            sql.SQL("UPDATE {} SET embedding_bits = binary_quantize(embedding)").format(table.identifier)
+            sql.SQL("UPDATE {} SET embedding_bits = {}").format(table.identifier, table.bits_of(sql.SQL("embedding")))
         )
 
 

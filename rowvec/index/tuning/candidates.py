@@ -16,6 +16,7 @@ from rowvec.index.choice import (
 )
 from rowvec.postgres.vector_index import IndexChoice, On
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.vectors.bits import MOST_BITS
 
 _EF_SEARCH = (40, 64, 100, 200, 400, 800)
 _OVERSAMPLING = (1, 2, 4, 8, 16, 32)
@@ -69,12 +70,14 @@ class Measured:
 def candidates(table: VectorTable, rows: int) -> list[Candidate]:
     """All candidates that are worth trying, in the order in which the tuner should try them.
 
-    Bits are among them even if the table does not store bits, because the tuner may find that it should. For sparse
-    vectors pgvector has only one kind of index.
+    All numbers of bits per dimension are among them, whichever the table stores, because the tuner may find that it
+    should store another one. For sparse vectors pgvector has only one kind of index.
     """
     if table.layout.is_sparse:
         return [_on_floats(table, "float", "sparse", EFFORT_SPARSE)]
-    found = [_on_bits(table)] if table.dimensions <= LIMIT_BITS else []
+    # The table's own number of bits first.
+    numbers = sorted(range(1, MOST_BITS + 1), key=lambda bits: bits != table.bits)
+    found = [_on_bits(table, bits) for bits in numbers if bits * table.dimensions <= LIMIT_BITS]
     half: On = "float" if table.precision == "float16" else "halfvec"
     if table.dimensions <= LIMIT_HALFVEC:
         found.append(_on_floats(table, half, "halfvec"))
@@ -88,8 +91,8 @@ def candidates(table: VectorTable, rows: int) -> list[Candidate]:
         found.append(_in_lists(table, half, rows))
     order = [*found]
     if table.dimensions < BITS_FROM_DIMENSIONS:
-        # With few dimensions bits carry little information, so floats come first.
-        order.sort(key=lambda c: c.index.on == "bits")
+        # With few dimensions one bit of each carries little information, so floats come first.
+        order.sort(key=lambda c: c.index.on == "bits" and c.index.bits == 1)
     return order
 
 
@@ -117,7 +120,7 @@ def build_estimate(rows: int, dimensions: int, choice: IndexChoice) -> float:
 
     The tuner corrects the estimate by the time that earlier builds took.
     """
-    held = (choice.prefix or dimensions) / (32 if choice.on == "bits" else 1)
+    held = (choice.prefix or dimensions) * (choice.bits / 32 if choice.on == "bits" else 1)
     held *= _SPARSE if choice.opclass.startswith("sparsevec") else 1
     graph = choice.m / 16 * choice.ef_construction / 64 if choice.kind == "hnsw" else 0.1
     return rows * (held + _ROW_ELEMENTS) * _SECONDS_AN_ELEMENT * graph * (2.2 if choice.on == "bits" else 1)
@@ -161,11 +164,11 @@ def recommend(measured: Sequence[Measured], exact_ms: float, at_least: float) ->
     return replace(best.choice, reason=why), why
 
 
-def _on_bits(table: VectorTable) -> Candidate:
+def _on_bits(table: VectorTable, bits: int) -> Candidate:
     operators = opclass("bits", table.precision, table.metric)
-    index = IndexChoice(kind="hnsw", on="bits", opclass=operators, ef_construction=128, reason="")
+    index = IndexChoice(kind="hnsw", on="bits", opclass=operators, ef_construction=128, bits=bits, reason="")
     settings = tuple(replace(index, oversampling=n, ef_search=_LEAST_EF) for n in _OVERSAMPLING)
-    return Candidate(name="bits hnsw", index=index, settings=settings)
+    return Candidate(name=f"{bits} bit{'s' * (bits > 1)} hnsw", index=index, settings=settings)
 
 
 def _on_floats(table: VectorTable, on: On, name: str, effort: int = 64) -> Candidate:

@@ -119,7 +119,8 @@ def _of(table: VectorTable) -> dict[str, object]:
     layout = {
         "dimensions": table.dimensions,
         "precision": table.precision,
-        "bits": table.bits,
+        # A tuning of an earlier release has true or false.
+        "bits": table.bits if table.bits > 1 else bool(table.bits),
         "metric": table.metric,
     }
     return {"schema": table.schema, "table": table.name, "layout": Jsonb(layout)}
@@ -130,7 +131,7 @@ def present_index(connection: Connection, table: VectorTable, wanted: Index) -> 
 
     Its kind is ``none`` if there is no valid index.
     """
-    oversampling = oversampling_for(wanted, table.dimensions)
+    oversampling = oversampling_for(wanted, table.dimensions, table.bits)
     tuned = find_tuning(connection, table) if wanted.kind == "auto" and wanted.on == "auto" else None
     for state in reversed(index_state(connection, table)):
         if state.valid and not state.partial:

@@ -111,9 +111,9 @@ def tune(connection: Connection, table: VectorTable, recall: Recall, budget: Bud
         )
         exact_ms = median(_ask(work, _NONE, min(20, len(sampled_queries.keys)))[1]) * rows / sampled
         _try_all(work)
-    bits_too = [m for m in work.measured if table.bits or m.choice.on != "bits"]
-    choice, reason = recommend(bits_too, exact_ms, recall.at_least)
-    reason += _without_bits(work.measured, choice, exact_ms, recall.at_least) if not table.bits else ""
+    stored = [m for m in work.measured if m.choice.on != "bits" or m.choice.bits == table.bits]
+    choice, reason = recommend(stored, exact_ms, recall.at_least)
+    reason += _with_other_bits(work.measured, table, exact_ms, recall.at_least)
     return Tuning(
         choice=replace(choice, reason=reason),
         reason=reason,
@@ -136,12 +136,14 @@ def _check_nonzeros(connection: Connection, table: VectorTable) -> None:
         raise UsageError(f"there is no index to tune for: {found.written()}")
 
 
-def _without_bits(measured: list[Measured], choice: IndexChoice, exact_ms: float, at_least: float) -> str:
-    """Advice for a table without bits if an index on bits would be better; empty if it would not."""
-    with_bits, _ = recommend(measured, exact_ms, at_least)
-    if with_bits.on != "bits" or choice.on == "bits" or with_bits.kind == "none":
+def _with_other_bits(measured: list[Measured], table: VectorTable, exact_ms: float, at_least: float) -> str:
+    """Advice if an index on more or fewer bits than the table keeps would be better; empty if it would not."""
+    best, _ = recommend(measured, exact_ms, at_least)
+    if best.on != "bits" or best.bits == table.bits or best.kind == "none":
         return ""
-    return " An index on bits would be better: set target.bits to true and run rowvec rebuild."
+    number = f"{best.bits} bit{'s' * (best.bits > 1)} per dimension"
+    switch = "" if table.bits else "target.bits to true and "
+    return f" An index on {number} would be better: set {switch}index.bits to {best.bits}, and run rowvec rebuild."
 
 
 def _try_all(work: _Work) -> None:
@@ -245,7 +247,11 @@ def _named(candidate: Candidate, choice: IndexChoice) -> str:
 
 
 def _same_build(index: IndexChoice, found: IndexChoice) -> bool:
-    return (index.kind, index.on, index.prefix, index.m) == (found.kind, found.on, found.prefix, found.m)
+    return _build_of(index) == _build_of(found)
+
+
+def _build_of(index: IndexChoice) -> tuple[object, ...]:
+    return index.kind, index.on, index.prefix, index.bits, index.m
 
 
 @contextmanager
@@ -257,9 +263,8 @@ def _step(part: str) -> Generator[None]:
 
 @contextmanager
 def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) -> Generator[VectorTable]:
-    """A copy of ``wanted`` rows. It has bits even if the table has none, unless its vectors are sparse."""
+    """A copy of ``wanted`` rows. Candidates on other bits than the table's are indexes on an expression there."""
     sample = replace(table, schema="rowvec", name=f"scratch_{connection.names.scratch}_{_SAMPLE}")
-    sample = replace(sample, bits=not table.layout.is_sparse)
     try:
         with _step(f"copying {wanted:,} of {rows:,} rows"):
             _copy(connection, table, sample, rows, wanted)
@@ -273,9 +278,6 @@ def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) 
 def _copy(connection: Connection, table: VectorTable, sample: VectorTable, rows: int, wanted: int) -> None:
     tables: dict[str, sql.Composable] = {"sample": ScratchTable(_SAMPLE), "table": table.identifier}
     connection.execute(query("tuner", "create", **tables))
-    if sample.bits and not table.bits:
-        dimensions = sql.Literal(table.dimensions)
-        connection.execute(query("tuner", "add_bits", sample=sample.identifier, dimensions=dimensions))
     # Draw a little more than wanted, because the sample size is random. LIMIT removes the surplus.
     percent = min(100.0, 100.0 * wanted / rows * 1.05 + 0.01)
     parts = {"columns": names(table.columns), "percent": sql.Literal(percent), "seed": sql.Literal(SEED)}

@@ -188,7 +188,8 @@ def connections(connection: Connection, role: Role) -> Iterator[Finding]:
 def memory(connection: Connection, pipeline: Pipeline, rows: int) -> Iterator[Finding]:
     """Whether the server's memory suits the index over ``rows`` vectors, by an estimate."""
     target, dimensions = pipeline.target, pipeline.embedder.dimensions
-    facts = Facts(rows=rows, dimensions=dimensions, precision=target.precision, bits=target.bits, metric=target.metric)
+    bits = pipeline.bits
+    facts = Facts(rows=rows, dimensions=dimensions, precision=target.precision, bits=bits, metric=target.metric)
     try:
         choice = choose(facts, pipeline.index)
     except UsageError as error:

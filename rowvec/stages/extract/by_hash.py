@@ -16,7 +16,7 @@ from rowvec.postgres.connection import Connection, use_one_snapshot, without_blo
 from rowvec.postgres.fragments import as_own_type, key_digest, key_json, names
 from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable, find_table
+from rowvec.postgres.vector_table import VectorTable, opened_table
 from rowvec.sources.hash_stream import digest_of_key, pack_digests
 from rowvec.stages.extract.hashed_source import (
     key_of,
@@ -98,8 +98,7 @@ def _extract(connection: Connection, request: Request) -> Plan:
     pipeline, identity = request.pipeline, request.identity
     with open_hashed_source(connection, pipeline, identity, request.run_id) as source, connection.transaction():
         use_one_snapshot(connection)
-        table = VectorTable.of(pipeline, source.key, source.metadata)
-        exists = find_table(connection, table)
+        table, exists = opened_table(connection, pipeline, source.key, source.metadata)
         stored = stored_pairs(connection, pipeline, identity, table) if exists else iter(())
         gone = mark_changes(source, source.pairs(), stored)
         check_empty(pipeline, source)

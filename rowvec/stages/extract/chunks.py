@@ -27,7 +27,7 @@ from rowvec.postgres.connection import Connection, use_one_snapshot, without_blo
 from rowvec.postgres.fragments import key_json, names, same_key
 from rowvec.postgres.isolation import Isolation, Refusal
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable, find_table, stored_columns
+from rowvec.postgres.vector_table import opened_table, stored_columns
 from rowvec.sources.postgres import SourceQuery, describe, fingerprint_of_content
 from rowvec.stages.extract.joined import JoinedSource, reject_rows_without_content
 from rowvec.stages.extract.protocol import Rows
@@ -161,7 +161,7 @@ class ChunkedSource(JoinedSource):
             request.begin_ledger()
         rows = self.describe()
         # Look at the vector table first: one of another layout is refused before contents are split for it.
-        find_table(self.connection, VectorTable.of(self.pipeline, rows.key, rows.metadata))
+        opened_table(self.connection, self.pipeline, rows.key, rows.metadata)
         make_table(self.connection, self.pipeline_id, rows.whole.key, (), versions=True)
 
         def look() -> None:

@@ -16,7 +16,7 @@ from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import compared_as, is_exact, key_json, names, same_key
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable, find_table
+from rowvec.postgres.vector_table import VectorTable, opened_table
 from rowvec.sources.change_queue import ChangeQueue
 from rowvec.sources.postgres import SourceQuery, describe
 from rowvec.stages.extract.limits import refuse_beyond_limits
@@ -88,8 +88,7 @@ class JoinedSource(ABC):
         with self.connection.transaction():
             use_one_snapshot(self.connection)
             rows = self.describe()
-            table = VectorTable.of(self.pipeline, rows.key, rows.metadata)
-            exists = find_table(self.connection, table)
+            table, exists = opened_table(self.connection, self.pipeline, rows.key, rows.metadata)
             queue = self.queue(rows)
             if queue is not None:
                 request = replace(request, queued=look(self.connection, request, queue, exists=exists))

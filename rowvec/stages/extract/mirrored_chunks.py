@@ -18,7 +18,7 @@ from rowvec.postgres.connection import Connection, use_one_snapshot, without_blo
 from rowvec.postgres.fragments import key_digest, same_key
 from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable, find_table
+from rowvec.postgres.vector_table import opened_table
 from rowvec.sources.diff import Block
 from rowvec.sources.files.pg_text import pg_text
 from rowvec.sources.hash_stream import copied_pairs, digest_of_key, pack_digests
@@ -97,7 +97,7 @@ def _mirror(
     """Returns the number of rows of the source without content, for an extract."""
     chunks = chunk_table(pipeline_id)
     with open_hashed_source(connection, pipeline, how) as source:
-        find_table(connection, VectorTable.of(pipeline, (*source.key, CHUNK_COLUMN), source.metadata))
+        opened_table(connection, pipeline, (*source.key, CHUNK_COLUMN), source.metadata)
         begins = request is not None and request.begin is not None
         if not begins:
             make_table(connection, pipeline_id, source.key, source.metadata, versions=False)

@@ -132,7 +132,7 @@ def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connec
 
 
 def test_what_a_killed_build_leaves_is_cleared(connection: Connection, direct_url: str) -> None:
-    table = vector_table(64, bits=False)
+    table = vector_table(64, bits=0)
     filled(connection, table, 6_000)
     # The build waits for an old transaction, so it is certainly under way when its backend is terminated.
     with psycopg.connect(direct_url, autocommit=True) as old, connect(direct_url) as builder:
@@ -167,7 +167,7 @@ def test_what_a_killed_build_leaves_is_cleared(connection: Connection, direct_ur
 
 def test_a_build_that_is_under_way_is_waited_for(connection: Connection, direct_url: str) -> None:
     """The backend of a killed client continues its build; a second build at the same time would do the work twice."""
-    table = vector_table(16, bits=False)
+    table = vector_table(16, bits=0)
     filled(connection, table, 1_000)
     with psycopg.connect(direct_url, autocommit=True) as old, connect(direct_url) as first:
         old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -214,7 +214,7 @@ def test_a_lock_that_cannot_be_taken_ends_the_build(
 
 
 def test_progress_is_reported_while_it_builds(connection: Connection, database_url: str) -> None:
-    table = vector_table(128, bits=False)
+    table = vector_table(128, bits=0)
     filled(connection, table, 10_000)
     heard: list[tuple[float, str]] = []
     report = ensure_index(connection, table, FLOAT, lambda share, phase: heard.append((share, phase)))
@@ -225,7 +225,7 @@ def test_progress_is_reported_while_it_builds(connection: Connection, database_u
 
 
 def test_large_builds_use_workers_though_the_table_looks_small(connection: Connection, direct_url: str) -> None:
-    table = vector_table(600, bits=True)
+    table = vector_table(600, bits=1)
     create(connection, table)
     connection.execute(
         "INSERT INTO items SELECT i, 'a', 1, '', v, binary_quantize(v)::bit(600), 'f', 'm', 1, now() FROM"

@@ -54,7 +54,7 @@ def test_bad_rows_are_counted_and_named(connection: Connection, precision: Preci
 
 
 def test_a_composite_key_is_named_whole(connection: Connection) -> None:
-    table = replace(vector_table(2, bits=False), key=(PgColumn("a b", "text"), PgColumn("n", "integer")), metadata=())
+    table = replace(vector_table(2, bits=0), key=(PgColumn("a b", "text"), PgColumn("n", "integer")), metadata=())
     create(connection, table)
     connection.execute("INSERT INTO items VALUES ('x', 7, 'c', '[0,0]', 'f', 'm', 1, now())")
     assert [check.rows for check in check_vectors(connection, table) if not check.passed] == [(("x", "7"),)]

@@ -50,7 +50,7 @@ def test_an_index_that_finds_everything_has_recall_1(
     connection: Connection, metric: Metric, opclass: str, stored: str
 ) -> None:
     precision: Any = "float32" if stored == "vector" else "float16"
-    table = vector_table(24, metric=metric, precision=precision, bits=False)
+    table = vector_table(24, metric=metric, precision=precision, bits=0)
     vectors = 90 * np.random.default_rng(1).standard_normal((400, 24)).astype(np.float32)
     # Two copies of every vector and many of one: there are ties, and neighbours at distance zero.
     vectors[200:] = vectors[:200]
@@ -69,7 +69,7 @@ READY: LiteralString = "UPDATE pg_index SET indisready = %s WHERE indexrelid = '
 
 def test_an_index_that_lacks_rows_has_a_low_recall(connection: Connection) -> None:
     """Every row has a twin, and the index holds only one of the two: it finds half of the nearest neighbours."""
-    table = vector_table(16, bits=False)
+    table = vector_table(16, bits=0)
     vectors = np.tile(clustered(2_000, 16), (2, 1))
     create(connection, table)
     fill(connection, table, vectors[:2_000])

@@ -27,22 +27,26 @@ def samples(connection: Connection) -> list[str]:
     return [name for (name,) in rows]
 
 
-@pytest.mark.parametrize("bits", [True, False])
-def test_the_tuner_measures_a_copy_and_keeps_the_choice(connection: Connection, bits: bool) -> None:
+@pytest.mark.parametrize("bits", [2, 0])
+def test_the_tuner_measures_a_copy_and_keeps_the_choice(connection: Connection, bits: int) -> None:
     table = vector_table(128, bits=bits)
     filled(connection, table, 3_000)
     found = tune(connection, table, Recall(k=5, queries=100), SMALL)
     assert (found.rows, found.k) == (3_000, 5)
     assert 1_800 <= found.sampled_rows <= 2_000
     names = {m.name.partition(",")[0] for m in found.measured}
-    assert {"bits hnsw", "halfvec hnsw", "float hnsw", "first 64 hnsw", "halfvec ivfflat"} <= names
+    graphs = {f"{what} hnsw" for what in ("1 bit", "2 bits", "3 bits", "halfvec", "float", "first 64")}
+    assert {*graphs, "halfvec ivfflat"} <= names
     for m in found.measured:
         assert 0 <= m.low <= m.recall <= m.high <= 1
         assert m.bytes > 0
         assert m.per_second > 0
     # More effort finds more, or nearly as much, because index builds are randomised.
-    bits_recalls = [m.recall for m in found.measured if m.name.startswith("bits hnsw,")]
-    assert bits_recalls[-1] >= bits_recalls[0]
+    for number in (1, 2, 3):
+        of_bits = [m for m in found.measured if m.choice.on == "bits" and m.choice.bits == number]
+        assert of_bits[-1].recall >= of_bits[0].recall
+    # Only what the table keeps can be chosen.
+    assert found.choice.on != "bits" or found.choice.bits == bits
     assert index_state(connection, table) == []
     assert samples(connection) == []
     assert find_tuning(connection, table) is None

@@ -304,7 +304,7 @@ def test_a_build_that_will_spill_is_predicted_and_one_that_did_is_reported(
 ) -> None:
     monkeypatch.setattr("rowvec.index.build_memory._SMALLEST_MEMORY", 2**20)
     monkeypatch.setattr("rowvec.index.build_memory.memory_here", lambda _: 4 * 2**20)  # pyright: ignore[reportUnknownLambdaType] # a machine of 4 MiB
-    table = vector_table(64, bits=False)
+    table = vector_table(64, bits=0)
     filled(connection, table, 2_000)
     connection.execute("SET maintenance_work_mem = '1MB'")
     with caplog.at_level(logging.WARNING, "rowvec.index.build"):

@@ -62,7 +62,11 @@ def test_a_sound_table_is_consistent(synced: Connection, paintings: Pipeline) ->
         ("UPDATE vectors.paintings SET fingerprint = sha256('x') WHERE id = 3", "stale"),
         ("UPDATE vectors.paintings SET metadata_hash = sha256('x') WHERE id = 3", "corrupt"),
         ("UPDATE vectors.paintings SET metadata_hash = NULL WHERE id = 3", "corrupt"),
-        ("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 3", "corrupt"),
+        (
+            "UPDATE vectors.paintings"
+            " SET embedding_bits = set_bit(embedding_bits, 190, 1 - get_bit(embedding_bits, 190)) WHERE id = 3",
+            "corrupt",
+        ),
         (
             "UPDATE vectors.paintings SET embedding ="
             " (SELECT ('[' || string_agg((-x)::text, ',') || ']')::vector FROM unnest(embedding::real[]) AS x)"

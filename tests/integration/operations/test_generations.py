@@ -23,6 +23,7 @@ from rowvec.operations.search import search
 from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.vector_table import stored_columns
 from rowvec.stages.dry_run import plan
 from tests.support import paintings as gallery
 from tests.support.fault_outcomes import paid
@@ -113,6 +114,34 @@ def test_a_shorter_vector_another_precision_and_no_bits_cost_nothing(
         cut = np.array(vector[1:-1].split(","), np.float64)
         np.testing.assert_allclose(cut, head / np.linalg.norm(head), atol=1e-3)
     gallery.assert_in_step(source)
+
+
+def test_another_number_of_bits_is_built_from_artifacts_and_auto_keeps_it(
+    source: Connection, paintings: Pipeline
+) -> None:
+    def bits() -> str:
+        return next(t for name, t, _ in stored_columns(source, "vectors", "paintings") if name == "embedding_bits")
+
+    gallery.sync(paintings)
+    assert bits() == "bit(192)"
+    two = changed(paintings, index={"bits": 2})
+    with pytest.raises(
+        TargetError, match=r"has embedding_bits as bit\(192\), the pipeline wants bit\(128\): rowvec re"
+    ):
+        gallery.sync(two)
+    assert gallery.rebuild(two, to_switch=False).switched is False
+    # While the next generation is built, a sync with the new file keeps the live table as it is.
+    assert gallery.sync(two).unchanged == 50
+    assert bits() == "bit(192)"
+    report = gallery.rebuild(two)
+    assert (report.embedded, report.consistent, bits()) == (0, True, "bit(128)")
+    # Left to rowvec again, the table keeps what it has.
+    gallery.fill(source, 3, start=51)
+    assert gallery.sync(paintings).new == 3
+    assert bits() == "bit(128)"
+    assert audit(paintings).consistent
+    (hit,) = search(paintings, "Painting 52\nIt shows the number 52", 1, mode="bits")
+    assert hit.distance == 0
 
 
 def test_the_cost_is_reported_first_and_limited(

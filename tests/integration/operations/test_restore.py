@@ -17,6 +17,7 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.vector_table import stored_columns
 from rowvec.stages.report import RestoreReport
 from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
@@ -124,19 +125,28 @@ def test_neither_source_nor_embedder_is_needed(
     assert restore(pipeline).checksum == before.checksum
 
 
-@pytest.mark.parametrize("precision", ["float16", "float32"])
-def test_another_precision_and_no_bits_come_from_the_same_artifacts(
-    source: Connection, paintings: Pipeline, tmp_path: Path, empty: str, precision: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("precision", "bits"), [("float16", 2), ("float32", 0)])
+def test_another_precision_and_other_bits_come_from_the_same_artifacts(
+    source: Connection,
+    paintings: Pipeline,
+    tmp_path: Path,
+    empty: str,
+    precision: str,
+    bits: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sync(paintings)
     other = gallery.pipeline(
-        str(tmp_path / "artifacts"), target={"precision": precision, "bits": precision == "float16"}
+        str(tmp_path / "artifacts"),
+        target={"precision": precision, "bits": bits > 0},
+        index={"bits": bits or "auto"},
     )
     monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
     assert restore(other).consistent
     with connect(empty) as connection:
-        row = connection.execute("SELECT pg_typeof(embedding)::text FROM vectors.paintings LIMIT 1").fetchone()
-    assert row == ("halfvec" if precision == "float16" else "vector",)
+        found = {name: kind for name, kind, _ in stored_columns(connection, "vectors", "paintings")}
+    assert found["embedding"] == ("halfvec(64)" if precision == "float16" else "vector(64)")
+    assert found.get("embedding_bits") == (f"bit({64 * bits})" if bits else None)
 
 
 def test_an_earlier_manifest_gives_the_table_of_that_day(

@@ -119,8 +119,8 @@ def test_k_rows_come_back_whenever_k_exist(connection: Connection, choice: Index
 
 
 def test_over_2000_dimensions_the_index_over_halfvec_serves(connection: Connection) -> None:
-    table = vector_table(2_100, bits=False)
-    choice = choose(Facts(rows=1_000_000, dimensions=2_100, precision="float32", bits=False), Index())
+    table = vector_table(2_100, bits=0)
+    choice = choose(Facts(rows=1_000_000, dimensions=2_100, precision="float32", bits=0), Index())
     vectors = filled(connection, table, 300)
     report = ensure_index(connection, table, choice)
     assert choice.on == "halfvec"
@@ -164,14 +164,14 @@ def served(connection: Connection, table: VectorTable, choice: IndexChoice, rows
 
 @pytest.mark.parametrize("dimensions", [2_001, 4_000])
 def test_floats_to_4000_dimensions_are_indexed_as_halfvec(connection: Connection, dimensions: int) -> None:
-    choice = choose(Facts(rows=1_000_000, dimensions=dimensions, precision="float32", bits=False), Index())
+    choice = choose(Facts(rows=1_000_000, dimensions=dimensions, precision="float32", bits=0), Index())
     assert choice.on == "halfvec"
-    served(connection, vector_table(dimensions, bits=False), choice, 200)
+    served(connection, vector_table(dimensions, bits=0), choice, 200)
 
 
 @pytest.mark.parametrize(("precision", "dimensions"), [("float32", 5_000), ("float32", 16_000), ("float16", 16_000)])
 def test_more_dimensions_are_indexed_as_bits(connection: Connection, precision: Precision, dimensions: int) -> None:
-    choice = choose(Facts(rows=1_000_000, dimensions=dimensions, precision=precision, bits=True), Index())
+    choice = choose(Facts(rows=1_000_000, dimensions=dimensions, precision=precision, bits=1), Index())
     assert choice.on == "bits"
     served(connection, vector_table(dimensions, precision=precision), choice, 100)
 
@@ -261,7 +261,7 @@ def test_the_effort_of_the_choice_is_the_one_that_is_made(connection: Connection
 
 def test_bits_over_toasted_vectors_still_go_through_the_index(connection: Connection) -> None:
     table = vector_table(1_536)
-    choice = choose(Facts(rows=1_000_000, dimensions=1_536, precision="float32", bits=True), Index())
+    choice = choose(Facts(rows=1_000_000, dimensions=1_536, precision="float32", bits=1), Index())
     vectors = filled(connection, table, 1_000)
     report = ensure_index(connection, table, choice)
     assert report.index
@@ -275,7 +275,7 @@ def test_bits_over_toasted_vectors_still_go_through_the_index(connection: Connec
 
 
 def test_wrong_use_gives_a_message(connection: Connection) -> None:
-    table = vector_table(8, bits=False)
+    table = vector_table(8, bits=0)
     create(connection, table)
     ones = np.ones(8, np.float32)
     wrong: list[tuple[Callable[[], object], str]] = [

@@ -305,7 +305,7 @@ def _artifact(path: Path, table: VectorTable, rows: int, *, first: int = 0, pain
             }
             writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
     if table.bits:
-        write_bits(spool, bits, table.dimensions)
+        write_bits(spool, bits, table.dimensions, table.bits)
     write_artifact(spool, bits if table.bits else None, path, table, "paintings", _IDENTITY)
     assert pq.read_metadata(path).num_rows == rows
     return path

@@ -110,7 +110,7 @@ def drawn(rows: int, *, dimensions: int = DIMENSIONS, nonzeros: int = 24) -> Spa
 
 def fill(connection: Connection, vectors: SparseVectors, metric: Any = "cosine") -> Any:
     """A vector table of these vectors; the year is one of 1,000."""
-    table = vector_table(vectors.dimensions, precision="sparse", bits=False, metric=metric)
+    table = vector_table(vectors.dimensions, precision="sparse", bits=0, metric=metric)
     create(connection, table)
     with connection.cursor() as cursor, cursor.copy("COPY items FROM STDIN") as copy:
         for i, vector in enumerate(vectors):
@@ -266,7 +266,7 @@ def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Conne
             rows=1_000_000,
             dimensions=DIMENSIONS,
             precision="sparse",
-            bits=False,
+            bits=0,
             metric=metric,
             sparsity=Sparsity(mean=24),
         ),
@@ -313,7 +313,7 @@ def test_recall_is_measured_exactly(connection: Connection) -> None:
     vectors = drawn(400)
     table = fill(connection, vectors)
     poor = choose(
-        Facts(rows=10**6, dimensions=DIMENSIONS, precision="sparse", bits=False),
+        Facts(rows=10**6, dimensions=DIMENSIONS, precision="sparse", bits=0),
         Index(kind="hnsw", m=2, ef_construction=4),
     )
     ensure_index(connection, table, poor)
@@ -487,7 +487,7 @@ def test_the_choice_says_why(connection: Connection) -> None:
     def chosen(rows: int, mean: float, most: int = 0, **index: Any) -> IndexChoice:
         found = Sparsity(mean=mean, most=most, key="7")
         return choose(
-            Facts(rows=rows, dimensions=DIMENSIONS, precision="sparse", bits=False, sparsity=found), Index(**index)
+            Facts(rows=rows, dimensions=DIMENSIONS, precision="sparse", bits=0, sparsity=found), Index(**index)
         )
 
     assert chosen(1_000, 100).reason.startswith("1,000 rows of 100 nonzeros are searched exactly")

@@ -107,7 +107,7 @@ def test_everything_that_is_tried_can_be_built(dimensions: int) -> None:
     tried = candidates(vector_table(dimensions), 50_000)
     assert tried
     for one in [*tried, *variations(tried[0])]:
-        held = one.index.prefix or dimensions
+        held = (one.index.prefix or dimensions) * one.index.bits
         assert held <= (64_000 if one.index.on == "bits" else 2_000 if one.index.on == "float" else 4_000)
         assert one.settings
         efforts = [s.oversampling * max(1, s.ef_search) * max(1, s.probes) for s in one.settings]
@@ -129,7 +129,7 @@ def test_a_tuned_choice_is_taken_until_it_is_outgrown_or_overruled() -> None:
 
     def chosen(rows: int, wanted: Index = auto, choice: IndexChoice = tuned) -> IndexChoice:
         return choose(
-            Facts(rows=rows, dimensions=3_072, precision="float32", bits=True),
+            Facts(rows=rows, dimensions=3_072, precision="float32", bits=1),
             wanted,
             Tuned(choice=choice, rows=100_000),
         )

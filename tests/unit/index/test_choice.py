@@ -16,6 +16,7 @@ from rowvec.index.choice import (
     Facts,
     choose,
     fits,
+    oversampling_for,
 )
 from rowvec.pipeline.model import Index
 from rowvec.postgres.vector_index import IndexChoice
@@ -23,6 +24,7 @@ from rowvec.postgres.vector_table import Metric, Precision
 
 ROWS = st.integers(0, 10**10)
 DIMENSIONS = st.integers(1, 16_000)
+BITS = st.integers(0, 3)
 PRECISIONS = st.sampled_from(["float32", "float16"])
 METRICS = st.sampled_from(["cosine", "l2", "inner_product"])
 WANTED = st.builds(
@@ -37,7 +39,7 @@ WANTED = st.builds(
 
 
 def chosen(
-    rows: int, dimensions: int, precision: Precision, bits: bool, wanted: Index, metric: Metric, *, indexed: bool
+    rows: int, dimensions: int, precision: Precision, bits: int, wanted: Index, metric: Metric, *, indexed: bool
 ) -> IndexChoice:
     try:
         return choose(
@@ -56,23 +58,24 @@ def chosen(
     rows=ROWS,
     dimensions=DIMENSIONS,
     precision=PRECISIONS,
-    bits=st.booleans(),
+    bits=BITS,
     wanted=WANTED,
     metric=METRICS,
     indexed=st.booleans(),
 )
 def test_no_limit_of_pgvector_is_exceeded(
-    rows: int, dimensions: int, precision: Precision, bits: bool, wanted: Index, metric: Metric, indexed: bool
+    rows: int, dimensions: int, precision: Precision, bits: int, wanted: Index, metric: Metric, indexed: bool
 ) -> None:
     choice = chosen(rows, dimensions, precision, bits, wanted, metric, indexed=indexed)
     assert choice.reason.endswith(".")
-    assert choice.oversampling == (wanted.oversampling or (4 if dimensions >= 1_024 else 8))
+    assert choice.oversampling == (wanted.oversampling or oversampling_for(Index(), dimensions, bits))
     assert wanted.kind in ("auto", choice.kind)
     if choice.kind == "none":
         return
     limits = {"vector": LIMIT_VECTOR, "halfvec": LIMIT_HALFVEC, "bit": LIMIT_BITS}
     assert dimensions <= limits[choice.opclass.split("_", 1)[0]]
-    assert choice.on != "bits" or bits
+    assert choice.bits == (bits if choice.on == "bits" else 1)
+    assert choice.on != "bits" or bits * dimensions <= LIMIT_BITS
     assert wanted.on in ("auto", "bits" if choice.on == "bits" else "float")
     assert (choice.on == "bits") == (choice.opclass == "bit_hamming_ops")
     assert (choice.on == "halfvec") == (precision == "float32" and choice.opclass.startswith("halfvec"))
@@ -85,8 +88,8 @@ def test_no_limit_of_pgvector_is_exceeded(
     assert fits(choice, choice)
 
 
-@given(rows=ROWS, dimensions=DIMENSIONS, bits=st.booleans())
-def test_auto_has_an_index_from_some_size_on_and_keeps_it(rows: int, dimensions: int, bits: bool) -> None:
+@given(rows=ROWS, dimensions=DIMENSIONS, bits=BITS)
+def test_auto_has_an_index_from_some_size_on_and_keeps_it(rows: int, dimensions: int, bits: int) -> None:
     wanted = Index()
     without, with_one = (
         choose(Facts(rows=rows, dimensions=dimensions, precision="float32", bits=bits, indexed=i), wanted)
@@ -108,19 +111,21 @@ def test_auto_has_an_index_from_some_size_on_and_keeps_it(rows: int, dimensions:
 @pytest.mark.parametrize(
     ("rows", "dimensions", "bits", "kind", "on"),
     [
-        (9_000, 1_024, True, "none", "float"),
-        (33_000, 256, True, "none", "float"),
-        (40_000, 256, True, "hnsw", "float"),
-        (1_000_000, BITS_FROM_DIMENSIONS - 1, True, "hnsw", "float"),
-        (1_000_000, BITS_FROM_DIMENSIONS, True, "hnsw", "bits"),
-        (1_000_000, 1_536, False, "hnsw", "float"),
-        (1_000_000, 2_001, False, "hnsw", "halfvec"),
-        (1_000_000, 3_072, True, "hnsw", "bits"),
-        (1_000_000, 4_001, False, "none", "float"),
-        (1_000_000, 4_001, True, "hnsw", "bits"),
+        (9_000, 1_024, 1, "none", "float"),
+        (33_000, 256, 3, "none", "float"),
+        (40_000, 256, 1, "hnsw", "float"),
+        (40_000, 256, 2, "hnsw", "bits"),
+        (1_000_000, BITS_FROM_DIMENSIONS - 1, 1, "hnsw", "float"),
+        (1_000_000, BITS_FROM_DIMENSIONS - 1, 3, "hnsw", "bits"),
+        (1_000_000, BITS_FROM_DIMENSIONS, 1, "hnsw", "bits"),
+        (1_000_000, 1_536, 0, "hnsw", "float"),
+        (1_000_000, 2_001, 0, "hnsw", "halfvec"),
+        (1_000_000, 3_072, 1, "hnsw", "bits"),
+        (1_000_000, 4_001, 0, "none", "float"),
+        (1_000_000, 4_001, 1, "hnsw", "bits"),
     ],
 )
-def test_the_index_that_auto_chooses(rows: int, dimensions: int, bits: bool, kind: str, on: str) -> None:
+def test_the_index_that_auto_chooses(rows: int, dimensions: int, bits: int, kind: str, on: str) -> None:
     choice = choose(Facts(rows=rows, dimensions=dimensions, precision="float32", bits=bits), Index())
     assert (choice.kind, choice.on) == (kind, on)
     assert EXACT_ELEMENTS
@@ -129,12 +134,12 @@ def test_the_index_that_auto_chooses(rows: int, dimensions: int, bits: bool, kin
 @pytest.mark.parametrize(
     ("dimensions", "bits", "wanted", "message"),
     [
-        (256, False, Index(on="bits"), "target.bits to true"),
-        (4_001, True, Index(on="float"), "4,000"),
-        (4_001, False, Index(kind="hnsw"), "4,000"),
+        (256, 0, Index(on="bits"), "target.bits to true"),
+        (4_001, 1, Index(on="float"), "4,000"),
+        (4_001, 0, Index(kind="hnsw"), "4,000"),
     ],
 )
-def test_an_impossible_index_setting_is_reported(dimensions: int, bits: bool, wanted: Index, message: str) -> None:
+def test_an_impossible_index_setting_is_reported(dimensions: int, bits: int, wanted: Index, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         choose(Facts(rows=10, dimensions=dimensions, precision="float32", bits=bits), wanted)
 
@@ -143,13 +148,12 @@ def test_an_impossible_index_setting_is_reported(dimensions: int, bits: bool, wa
 def test_lists_by_rows_do_not_ask_for_a_rebuild_with_every_row(rows: int, change: float) -> None:
     wanted = Index(kind="ivfflat")
     before, after = (
-        choose(Facts(rows=n, dimensions=64, precision="float32", bits=False), wanted)
-        for n in (rows, int(rows * change))
+        choose(Facts(rows=n, dimensions=64, precision="float32", bits=0), wanted) for n in (rows, int(rows * change))
     )
     assert fits(before, after) or before.lists < 10
-    much_more = choose(Facts(rows=rows * 8 + 40_000, dimensions=64, precision="float32", bits=False), wanted)
+    much_more = choose(Facts(rows=rows * 8 + 40_000, dimensions=64, precision="float32", bits=0), wanted)
     assert not fits(before, much_more) or before.lists > 10_000
     one_list_more = choose(
-        Facts(rows=rows, dimensions=64, precision="float32", bits=False), Index(kind="ivfflat", lists=before.lists + 1)
+        Facts(rows=rows, dimensions=64, precision="float32", bits=0), Index(kind="ivfflat", lists=before.lists + 1)
     )
     assert not fits(before, one_list_more)

@@ -70,7 +70,7 @@ def write(folder: Path, of: VectorTable, batches: list[pa.RecordBatch]) -> tuple
         for batch in batches:
             out.write_batch(batch)
     if of.bits:
-        write_bits(spool, bits, of.dimensions)
+        write_bits(spool, bits, of.dimensions, of.bits)
     return into, write_artifact(spool, bits if of.bits else None, into, of, "paintings", IDENTITY)
 
 

@@ -27,7 +27,7 @@ def test_a_file_of_vectors_gets_a_file_of_bits(tmp_path: Path) -> None:
             out.write_batch(
                 pa.record_batch([pa.array(np.arange(len(block), dtype=np.int32)), embedding], schema=schema)
             )
-    write_bits(spool, bits, 9)
+    write_bits(spool, bits, 9, 1)
     with pa.memory_map(str(bits)) as source:
         written = pa.ipc.open_file(source).read_all().column("embedding_bits")
         assert [chunk.type for chunk in written.chunks] == [pa.binary(2)] * 3
