@@ -16,18 +16,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psycopg
 import pyarrow.parquet as pq
 from psycopg import sql
 
 from rowvec.embedders import open_embedder
 from rowvec.pipeline import Pipeline
+from rowvec.stages.binarize import binarize
 from rowvec.vectors.fingerprint import fingerprint
 from tests.support import paintings
 from tests.support.forked_runs import By, CountingServer, Fork, Forks, Job, Outcome
 from tests.support.reference_model import Author, Edit, Rows, Stored
 from tests.support.servers.openai_server import KEY, Fault, failing, quota, rate_limited, slow_down
-from tests.support.vector_tables import vector_table
 from tests.support.waiting import wait_for
 
 MODEL, DIMENSIONS = "model-under-fire", 32
@@ -394,9 +395,7 @@ class Stage:
         id_ = whole[step.number % len(whole)]
         if step.column == "foreign row" and id_ + FOREIGN in (self.stored() or {}):
             return
-        negated = sql.SQL(_NEGATED.decode())
-        bits = vector_table(DIMENSIONS, bits=self.pipeline.bits).bits_of(negated).as_string(self.connection)
-        self.connection.execute(_TAMPERING[step.column].replace(b"{bits}", bits.encode()), (id_,))
+        self.connection.execute(_TAMPERING[step.column].replace(b"{bits}", self._bits_of_negated(id_)), (id_,))
         id_ += FOREIGN if step.column == "foreign row" else 0
         # When a row was written is known from the journal alone: until a manifest tells of it, any time is as good.
         if step.column != "embedded_at" or self._told(id_):
@@ -404,6 +403,14 @@ class Stage:
         self.sound = False
         self.story[-1] += f": id {id_}"
         self.counts[f"tamper: {step.column}"] += 1
+
+    def _bits_of_negated(self, id_: int) -> bytes:
+        """A literal: what a row's bits would be if its vector had the opposite direction."""
+        row = self.connection.execute("SELECT embedding::text FROM vectors.paintings WHERE id = %s", (id_,)).fetchone()
+        negated = -np.array(str(row and row[0]).strip("[]").split(","), np.float32)
+        bits = self.pipeline.bits
+        packed = binarize(negated[None], bits)[0]
+        return b"B'" + "".join(map(str, np.unpackbits(packed, count=bits * DIMENSIONS))).encode() + b"'"
 
     def _told(self, id_: int) -> bool:
         """Whether a manifest in the store tells how the row was written."""
