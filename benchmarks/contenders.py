@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import psycopg
 from pgvector import Bit, HalfVector, Vector
 from psycopg import sql
 
@@ -17,6 +18,9 @@ from rowvec.postgres.vector_index import IndexChoice, On, indexed_expression
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.searches.sql_function import install_search_function
 from rowvec.stages.binarize import binarize
+
+Client = psycopg.Connection[tuple[Any, ...]]
+"""A session of an application, which knows nothing of rowvec."""
 
 Form = Literal["function", "rerank", "nearest", "exact"]
 """``function``: rowvec's SQL function; ``rerank``: bits and rerank as bare SQL; ``nearest``: the index alone."""
@@ -35,8 +39,10 @@ _PREFIXES = (1024, 256)
 # The steps are small where indexes of 100,000 rows reach 0.95: a step that is too large would count against the peer.
 _EFFORTS = (11, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 135, 150, 175, 200, 300, 400, 800)
 # Pairs of candidates per wanted row and ef_search, cheapest first.
-_RERANKED = ((1, 11), (2, 22), (3, 33), (4, 44), (5, 55), (4, 60), (6, 66), (7, 77), (8, 88), (6, 100), (8, 100))
-_RERANKED += ((10, 110), (12, 132), (8, 200), (16, 200))
+_RERANKED = (
+    *((1, 11), (2, 22), (3, 33), (4, 44), (5, 55), (4, 60), (6, 66), (7, 77), (8, 88)),
+    *((6, 100), (8, 100), (10, 110), (12, 132), (8, 200), (16, 200)),
+)
 _RERANKED_MORE = ((32, 400), (64, 800))
 
 
@@ -83,20 +89,20 @@ class Request:
         values: dict[str, Any] = {"query": HalfVector(sent) if self.half else Vector(sent)}
         return values | ({"bits": Bit(_bits(query, self.bits))} if self.bits else {})
 
-    def prepare(self, connection: Connection) -> None:
+    def prepare(self, connection: Client) -> None:
         """Set the session's settings. ``enable_seqscan``: vectors in TOAST make a full scan look cheap."""
         settings = (("hnsw.ef_search", max(1, self.ef_search)), ("enable_seqscan", "off"), ("jit", "off"))
         for name, value in (*settings, ("plan_cache_mode", "force_generic_plan")):
             connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
 
-    def pages(self, connection: Connection, query: Floats) -> int:
+    def pages(self, connection: Client, query: Floats) -> int:
         """How many pages of the table and its index one search reads, whether they are in memory or not."""
         explained = b"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + self.statement.encode()
         row = connection.execute(explained, self.parameters(query)).fetchone()
         plan = row[0][0]["Plan"] if row else {}
         return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
-    def run(self, connection: Connection, query: Floats) -> list[int]:
+    def run(self, connection: Client, query: Floats) -> list[int]:
         """The keys that the search finds, nearest first."""
         found = connection.execute(self.statement.encode(), self.parameters(query), prepare=True, binary=True)
         return [row[0] for row in found]
@@ -188,15 +194,13 @@ def request(connection: Connection, table: VectorTable, contender: Contender, se
             columns=columns, near=near, order=order, **parts
         )
     text = statement.as_string(connection)
-    made = Request(
+    return Request(
         statement=text,
         ef_search=setting.ef_search,
         half=half,
         bits=contender.index.bits if "%(bits)s" in text else 0,
         cut=cut,
     )
-    made.prepare(connection)
-    return made
 
 
 def _choice(table: VectorTable, on: On) -> IndexChoice:

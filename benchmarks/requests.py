@@ -10,17 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 from pgvector.psycopg import register_vector
 
-from benchmarks.contenders import Request
+from benchmarks.contenders import Client, Request
 from benchmarks.synthetic import Floats
-from rowvec.postgres.connection import Connection, connect
 
 _WARM_REQUESTS = 20
 # All processes connect and warm up within this time, and then start together.
 _LEAD_SECONDS = 0.4
 
-_connections: dict[str, Connection] = {}
+_connections: dict[str, Client] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def measure_rate(
 
 def _requests(url: str, request: Request, queries: Floats, start: float, seconds: float) -> tuple[int, float, float]:
     """The number of requests, the seconds they took, and the server's CPU seconds."""
-    connection = _connection(url)
+    connection = connection_to(url)
     request.prepare(connection)
     for query in queries[:_WARM_REQUESTS]:
         request.run(connection, query)
@@ -76,14 +76,14 @@ def _requests(url: str, request: Request, queries: Floats, start: float, seconds
     return made, passed, _cpu_seconds(pid) - used
 
 
-def _connection(url: str) -> Connection:
+def connection_to(url: str) -> Client:
     """This process's own connection, kept from turn to turn as a pool keeps it.
 
     A new server process must map each page of the shared buffers the first time it uses it, which costs more than
     reading it. A client that opens one connection per request pays for that, and for much else.
     """
     if url not in _connections:
-        _connections[url] = connect(url)
+        _connections[url] = psycopg.connect(url, autocommit=True)
         register_vector(_connections[url])
     return _connections[url]
 

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet
-from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from benchmarks import plots
-from benchmarks.contenders import NUMBERS, Contender, Setting, contenders, request
+from benchmarks.contenders import NUMBERS, Client, Contender, Request, Setting, contenders, request
 from benchmarks.outcome import conclude, options
-from benchmarks.requests import Rate, measure_rate, start_worker
+from benchmarks.requests import Rate, connection_to, measure_rate, start_worker
 from benchmarks.synthetic import BLOCK_ROWS, Floats, Spectrum
 from rowvec.embedders import open_embedder
 from rowvec.index.build import ensure_index, index_state
@@ -205,7 +205,6 @@ def _measure(folder: Path, one: VectorSet, arguments: argparse.Namespace) -> dic
             ProcessPoolExecutor(2, get_context("spawn"), initializer=start_worker) as workers,
         ):
             install(connection)
-            register_vector(connection)
             wanted = [c for c in contenders(table, arguments.peers_effort)[1:] if arguments.only in c.name]
             needed = [n for n in NUMBERS if n == 1 or any(c.index.bits == n for c in wanted)]
             tables = {bits: replace(table, name=f"items_{bits}", bits=bits) for bits in needed}
@@ -227,7 +226,7 @@ def _measure(folder: Path, one: VectorSet, arguments: argparse.Namespace) -> dic
 
 def _server(folder: Path, shared_buffers: str) -> tuple[str, Callable[[], None]]:
     server = start_postgres(folder)
-    with connect(server.get_uri()) as connection:
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute(sql.SQL("ALTER SYSTEM SET shared_buffers = {}").format(sql.Literal(shared_buffers)))
     server.cleanup()
     server = start_postgres(folder)
@@ -241,7 +240,7 @@ def _load(connection: Connection, table: VectorTable, one: VectorSet, *, plain: 
         connection.execute(sql.SQL("ALTER TABLE {} ALTER embedding SET STORAGE PLAIN").format(table.identifier))
     names = {"run_id": 1, "embedded_at": 0}
     copy_rows(connection, table.identifier, table.columns, _batches(table, one), names)
-    connection.execute(sql.SQL("VACUUM ANALYZE {}").format(table.identifier))
+    connection.execute_alone(sql.SQL("VACUUM ANALYZE {}").format(table.identifier), {})
 
 
 def _batches(table: VectorTable, one: VectorSet) -> Iterator[pa.RecordBatch]:
@@ -295,8 +294,9 @@ def _contend(
     rows: list[dict[str, Any]] = []
     peers_built = _build(connection, table, peer)
     _keep(connection, table)
-    peers_setting, sweep = _cheapest(connection, table, peer, truth)
-    pages = _pages(connection, table, peer, peers_setting, truth)
+    client = connection_to(url)
+    peers_setting, sweep = _cheapest(connection, client, table, peer, truth)
+    pages = _pages(client, request(connection, table, peer, peers_setting), truth)
     rows.append(_row(peer, peers_setting, sweep, truth, peers_built) | {"pages": pages})
     _tell(table, rows[0])
     built = _NO_INDEX, peers_built
@@ -306,9 +306,9 @@ def _contend(
         table = tables[contender.index.bits]
         if contender.index != built[0]:
             built = contender.index, _build(connection, table, contender)
-        setting, sweep = _cheapest(connection, table, contender, truth)
+        setting, sweep = _cheapest(connection, client, table, contender, truth)
         row = _row(contender, setting, sweep, truth, built[1])
-        row["pages"] = _pages(connection, table, contender, setting, truth)
+        row["pages"] = _pages(client, request(connection, table, contender, setting), truth)
         for connections in (1, 2):
             pairs: list[tuple[Rate, Rate]] = []
             for number in range(arguments.rounds + 1):
@@ -350,14 +350,15 @@ def _keep(connection: Connection, table: VectorTable) -> None:
 
 
 def _cheapest(
-    connection: Connection, table: VectorTable, contender: Contender, truth: Truth
+    connection: Connection, client: Client, table: VectorTable, contender: Contender, truth: Truth
 ) -> tuple[Setting, list[tuple[str, float]]]:
     """The first setting that reaches the recall, or else the nearest one; and the recall of each setting tried."""
     sweep: list[tuple[str, float]] = []
     best: tuple[Setting, float] | None = None
     for setting in contender.settings:
         query_form = request(connection, table, contender, setting)
-        recall = truth.recall([query_form.run(connection, query) for query in truth.queries])
+        query_form.prepare(client)
+        recall = truth.recall([query_form.run(client, query) for query in truth.queries])
         sweep.append((setting.name, round(recall, 4)))
         if best is None or recall > best[1]:
             best = setting, recall
@@ -367,13 +368,13 @@ def _cheapest(
     return best[0], sweep
 
 
-def _pages(connection: Connection, table: VectorTable, contender: Contender, setting: Setting, truth: Truth) -> float:
+def _pages(client: Client, query_form: Request, truth: Truth) -> float:
     """The mean number of pages that a search reads.
 
     It measures the walk, and depends neither on the kind of distance nor on how busy the machine is.
     """
-    query_form = request(connection, table, contender, setting)
-    return round(statistics.mean(query_form.pages(connection, query) for query in truth.queries[:_EXPLAINED]), 1)
+    query_form.prepare(client)
+    return round(statistics.mean(query_form.pages(client, query) for query in truth.queries[:_EXPLAINED]), 1)
 
 
 def _row(
