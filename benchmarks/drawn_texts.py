@@ -18,7 +18,7 @@ _TEXT = (
     "roof ruin sailor saint shadow sheep ship shore snow soldier spring square star stone summer sun "
     "sword table temple tower town train tree valley wave wheel wind "
 )
-_WORDS = _TEXT.split()
+WORDS = _TEXT.split()
 
 
 def copied_texts(rows: int) -> Iterator[str]:
@@ -27,12 +27,12 @@ def copied_texts(rows: int) -> Iterator[str]:
     The lines are always the same for the same number of rows.
     """
     random = np.random.default_rng(7)
-    kinds = random.integers(len(_WORDS), size=(max(1, rows // _ROWS_A_KIND), _COMMON))
+    kinds = random.integers(len(WORDS), size=(max(1, rows // _ROWS_A_KIND), _COMMON))
     for first in range(0, rows, _BLOCK_ROWS):
         n = min(_BLOCK_ROWS, rows - first)
-        own = random.integers(len(_WORDS), size=(n, _OWN))
+        own = random.integers(len(WORDS), size=(n, _OWN))
         chosen = np.concatenate([kinds[random.integers(len(kinds), size=n)], own], axis=1).tolist()
-        yield "".join(_line(first + i, [_WORDS[word] for word in words]) for i, words in enumerate(chosen))
+        yield "".join(_line(first + i, [WORDS[word] for word in words]) for i, words in enumerate(chosen))
 
 
 def _line(key: int, words: list[str]) -> str:

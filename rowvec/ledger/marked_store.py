@@ -11,10 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import IO
+
+from psycopg.types.json import Jsonb
 
 from rowvec.errors import ArtifactCorrupt
 from rowvec.ledger.known_manifests import known_manifests
-from rowvec.ledger.pipelines import PipelineId, written_id
+from rowvec.ledger.pipelines import PipelineId, is_readable, written_id
 from rowvec.ledger.runs import RunId
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
@@ -22,9 +25,11 @@ from rowvec.store.artifact import Artifact, stored_fingerprints
 from rowvec.store.manifest import is_manifest, manifests_of, read_link
 from rowvec.store.marks import Mark, marked_ledgers, read_mark, write_mark
 from rowvec.store.protocol import Store
+from rowvec.vectors.fingerprint import Identity
 
-# Names per statement.
-_AT_ONCE = 1_000
+# Names, and fingerprints, per statement.
+_AT_ONCE, _FINGERPRINTS_AT_ONCE = 1_000, 20_000
+_FINGERPRINT_BYTES = 32
 # Their names are in the order of time, as far as one clock goes.
 _MOST_FOLLOWED = 900
 
@@ -95,9 +100,7 @@ def standing(connection: Connection, store: Store, pipeline_name: str) -> Standi
 
 def own_mark(connection: Connection, family: str, manifest: str | None) -> Mark:
     """The mark of this ledger, with ``manifest`` as its newest one."""
-    row = connection.execute(query("marked_store", "may_know_server")).fetchone()
-    found = connection.execute(query("marked_store", "server")).fetchone() if row and row[0] else None
-    values = {"family": family, "server": found and found[0]}
+    values = {"family": family, "server": _server(connection)}
     row = connection.execute(query("marked_store", "own"), values).fetchone()
     if row is None:
         raise LookupError("INSERT … RETURNING returned no row")  # the current database is always in pg_database
@@ -152,10 +155,77 @@ def _is_known(connection: Connection, family: str, manifest: str) -> bool:
     return bool(row and row[0])
 
 
+class Forgotten:
+    """What the store has and the ledger does not know, for a plan: it reads no store while a transaction is open."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._artifacts: list[tuple[Artifact, int]] = []
+
+    def read(self, connection: Connection, store: Store, pipeline_name: str) -> None:
+        """Read what the next ``settle`` would take in; nothing is written but the file."""
+        family = family_of(pipeline_name)
+        if not _is_behind(connection, store, family):
+            return
+        row = None
+        if is_readable(connection, "pipelines", "name"):
+            row = connection.execute(query("pipelines", "find"), {"name": pipeline_name}).fetchone()
+        for artifact, blocks in _forgotten(connection, store, pipeline_name, row[0] if row else None):
+            for block in blocks:
+                self._file.writelines(block)
+            self._artifacts.append((artifact, sum(map(len, blocks))))
+
+    def enter(self, connection: Connection, pipeline_name: str, identity: Identity, run_id: RunId) -> None:
+        """Enter it into the ledger, in a transaction that is rolled back.
+
+        It is entered for a generation that no other session sees, so none waits for the transaction.
+        """
+        if not self._artifacts:
+            return
+        values = {"name": pipeline_name, "identity": Jsonb(identity.as_json())}
+        pipeline_id = PipelineId(written_id(connection, query("plans", "pass_pipeline"), values))
+        self._file.seek(0)
+        for artifact, count in self._artifacts:
+            parts = (min(_FINGERPRINTS_AT_ONCE, count - start) for start in range(0, count, _FINGERPRINTS_AT_ONCE))
+            blocks = ([self._file.read(_FINGERPRINT_BYTES) for _ in range(n)] for n in parts)
+            _enter(connection, pipeline_id, run_id, artifact, blocks)
+
+
+def _is_behind(connection: Connection, store: Store, family: str) -> bool:
+    """Whether ``settle`` would find a ledger without a mark of its own, or one that was set back."""
+    if not is_readable(connection, "stores", "ledger"):
+        return True
+    row = connection.execute(query("marked_store", "as_it_is"), {"family": family, "server": _server(connection)})
+    ((ledger,),) = row.fetchall() or ((None,),)
+    mark = read_mark(store, family, ledger) if ledger else None
+    return mark is None or bool(mark.manifest and not _is_known(connection, family, mark.manifest))
+
+
+def _server(connection: Connection) -> str | None:
+    """The system identifier, if the role may read it."""
+    row = connection.execute(query("marked_store", "may_know_server")).fetchone()
+    if not (row and row[0]):
+        return None
+    ((identifier,),) = connection.execute(query("marked_store", "server")).fetchall()
+    return identifier
+
+
 def _take_in(connection: Connection, store: Store, pipeline_name: str, pipeline_id: PipelineId, run_id: RunId) -> int:
     """Enter the artifacts of manifests that the ledger does not know; returns how many vectors they add."""
-    known = known_manifests(connection, pipeline_name)
     found = 0
+    for artifact, blocks in _forgotten(connection, store, pipeline_name, pipeline_id):
+        with connection.transaction():
+            found += _enter(connection, pipeline_id, run_id, artifact, blocks)
+    if found:
+        logger.info("the store has %s vector(s) that the ledger did not know; they are reused", f"{found:,}")
+    return found
+
+
+def _forgotten(
+    connection: Connection, store: Store, pipeline_name: str, pipeline_id: PipelineId | None
+) -> Iterator[tuple[Artifact, list[list[bytes]]]]:
+    """The artifacts of manifests that the ledger does not know, and the fingerprints of each by row group."""
+    known = known_manifests(connection, pipeline_name)
     for name in known.unknown(family_manifests(store, family_of(pipeline_name))):
         try:
             artifacts = read_link(store, name, {}).manifest.artifacts
@@ -164,15 +234,19 @@ def _take_in(connection: Connection, store: Store, pipeline_name: str, pipeline_
             continue
         for artifact in _unknown(connection, pipeline_id, artifacts):
             try:
-                found += _take_in_artifact(connection, store, pipeline_id, run_id, artifact)
+                blocks = list(stored_fingerprints(store, artifact))
             except ArtifactCorrupt as error:
                 logger.warning("%s; what it held is embedded again if it is needed", error)
-    if found:
-        logger.info("the store has %s vector(s) that the ledger did not know; they are reused", f"{found:,}")
-    return found
+            else:
+                yield artifact, blocks
 
 
-def _unknown(connection: Connection, pipeline_id: PipelineId, artifacts: tuple[Artifact, ...]) -> Iterator[Artifact]:
+def _unknown(
+    connection: Connection, pipeline_id: PipelineId | None, artifacts: tuple[Artifact, ...]
+) -> Iterator[Artifact]:
+    if pipeline_id is None:
+        yield from artifacts
+        return
     for start in range(0, len(artifacts), _AT_ONCE):
         some = artifacts[start : start + _AT_ONCE]
         values = {"pipeline_id": pipeline_id, "names": [artifact.name for artifact in some]}
@@ -180,18 +254,19 @@ def _unknown(connection: Connection, pipeline_id: PipelineId, artifacts: tuple[A
         yield from (artifact for artifact in some if artifact.name not in known)
 
 
-def _take_in_artifact(
-    connection: Connection, store: Store, pipeline_id: PipelineId, run_id: RunId, artifact: Artifact
+def _enter(
+    connection: Connection,
+    pipeline_id: PipelineId,
+    run_id: RunId,
+    artifact: Artifact,
+    blocks: Iterable[list[bytes]],
 ) -> int:
     found = 0
     values = {"pipeline_id": pipeline_id, "run_id": run_id}
-    # Read first: no request to the store within a transaction.
-    blocks = list(stored_fingerprints(store, artifact))
-    with connection.transaction():
-        stated = {"name": artifact.name, "sha256": artifact.sha256, "rows": artifact.rows, "bytes": artifact.bytes}
-        artifact_id = written_id(connection, query("marked_store", "take_in"), {**values, **stated})
-        for block in blocks:
-            entries = {**values, "artifact_id": artifact_id, "fingerprints": block}
-            row = connection.execute(query("marked_store", "take_in_embeddings"), entries).fetchone()
-            found += row[0] if row else 0
+    stated = {"name": artifact.name, "sha256": artifact.sha256, "rows": artifact.rows, "bytes": artifact.bytes}
+    artifact_id = written_id(connection, query("marked_store", "take_in"), {**values, **stated})
+    for block in blocks:
+        entries = {**values, "artifact_id": artifact_id, "fingerprints": block}
+        row = connection.execute(query("marked_store", "take_in_embeddings"), entries).fetchone()
+        found += row[0] if row else 0
     return found

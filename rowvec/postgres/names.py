@@ -30,8 +30,8 @@ class Names:
     """The schema of pgvector; None if the database has no pgvector."""
     types: Mapping[str, str] = field(default_factory=dict[str, str])
     """The schema of each type that belongs to an extension and whose name no other extension's type has."""
-    path: str = "pg_catalog"
-    """The path of each transaction."""
+    path: str | None = None
+    """The path of each transaction; None: the role's own, until we have read it."""
     scratch: str = ""
     """What the names of this connection's scratch tables have in common."""
     creation: str | None = None

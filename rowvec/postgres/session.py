@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, LiteralString, Self, TypeVar, cast
 
 import psycopg
@@ -23,8 +25,9 @@ from rowvec.postgres.settings import statements
 # transaction in which the client computes for long may be idle for longer.
 _SHORT_PAUSE = {"idle_in_transaction_session_timeout": "20s"}
 
-# A role may have a statement_timeout of a millisecond, the least there is; a busy machine sometimes needs longer.
-_TRIES = 10
+# A role may have a statement_timeout or a transaction_timeout of a millisecond, the least there is. On a busy machine
+# it is over before our own limits hold, and at the next try it is not.
+_PATIENCE_SECONDS = 30.0
 
 # As psycopg's own: how often a wait looks for signals, and how long it waits for a statement that it has cancelled.
 _WAIT_INTERVAL = 0.1
@@ -65,6 +68,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     names_scratch = False
     _has_scratch = False
     _in_transaction = False
+    _own_path: Sequence[str] = ()
     _pooled: bool | None = None
     before_commit: Callable[[Connection], None] | None = None
     """What each transaction that is not a savepoint calls just before it commits; what it raises rolls back."""
@@ -91,27 +95,21 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         """Read the names of the database, and settle how transactions begin; for ``connect``."""
         self._limits = dict(limits)
         self.cursor_factory = _Cursor
-        self.read_names()
+        self._begin_with(Names())
+        with self.transaction():
+            self._own_path, now = self._first(query("session", "own_path"))
+            self.names = Names(scratch=f"{now}_{secrets.token_hex(4)}")
+            self.read_names()
 
     def read_names(self) -> None:
         """Read what names stand for, as the role has just connected, or after an extension was installed."""
-        self._begin_with(Names())
-        path, now = self._own_path()
-        scratch = self.names.scratch or f"{now}_{secrets.token_hex(4)}"
-        with self.transaction():
-            found, pgvector, types = self._first(query("session", "names"), {"path": path})
+        own = self._own_path
+        ((found, pgvector, types),) = self.execute(query("session", "names"), {"path": own}).fetchall()
         # Unnamed, pg_catalog is searched before all of them, and temporary tables, which are our own, before it.
-        whole = ", ".join(found) or "pg_catalog"
+        path = ", ".join(found) or "pg_catalog"
         self._begin_with(
-            Names(pgvector=pgvector, types=types, path=whole, scratch=scratch, creation=path[0] if path else None)
+            replace(self.names, pgvector=pgvector, types=types, path=path, creation=own[0] if own else None)
         )
-
-    def _own_path(self) -> tuple[Any, ...]:
-        """Read before any setting of ours: until then a statement_timeout of the role holds, and may be too short."""
-        for _ in range(_TRIES - 1):
-            with suppress(pg.QueryCanceled):
-                return self._first(query("session", "own_path"))
-        return self._first(query("session", "own_path"))
 
     @property
     def is_pooled(self) -> bool:
@@ -283,17 +281,25 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         self._plain("SET LOCAL idle_in_transaction_session_timeout = 0")
 
     def _begin(self, beginning: bytes) -> None:
-        for attempt in range(_TRIES):
+        end, reopened = time.monotonic() + _PATIENCE_SECONDS, False
+        while True:
             try:
                 self._plain(beginning)
-            except pg.QueryCanceled:
-                self._plain("ROLLBACK")
-                if attempt + 1 == _TRIES:
-                    raise
+            except (pg.QueryCanceled, pg.TransactionTimeout) as error:
+                if time.monotonic() > end:
+                    limit = "transaction_timeout" if isinstance(error, pg.TransactionTimeout) else "statement_timeout"
+                    raise psycopg.OperationalError(
+                        f"{limit} of the role or the database is so short that no transaction begins; raise it"
+                    ) from error
+                if isinstance(error, pg.TransactionTimeout):
+                    self._reopen()
+                else:
+                    self._plain("ROLLBACK")
             except psycopg.OperationalError:
                 # Nothing was done in the transaction that did not begin, so it may begin in another session.
-                if attempt or not self.closed:
+                if reopened or not self.closed:
                     raise
+                reopened = True
                 self._reopen()
             else:
                 return
@@ -314,7 +320,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         for name, value in statements(self.info.server_version, limits):
             parts.append(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         # The server itself has quoted the schemas.
-        parts.append(sql.SQL("SET LOCAL search_path = " + cast("LiteralString", self.names.path)))
+        if self.names.path is not None:
+            parts.append(sql.SQL("SET LOCAL search_path = " + cast("LiteralString", self.names.path)))
         return sql.SQL("; ").join(parts).as_bytes(self)
 
     def _plain(self, statement: QueryNoTemplate, params: Params | None = None) -> psycopg.Cursor[tuple[Any, ...]]:

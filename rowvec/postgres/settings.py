@@ -22,10 +22,11 @@ class Setting:
     """The first version of the server that has it, as ``server_version_num``."""
 
 
-# The limits come first: until they are made, those of the role hold, and the role's may be a millisecond.
+# The limits come first: until they are made, those of the role hold, and the role's may be a millisecond. That of the
+# transaction counts from its beginning, and that of a statement for each SET LOCAL alone.
 PINNED = (
-    Setting("statement_timeout", "0", "a limit meant for a web server's queries must not end a long merge"),
-    Setting("transaction_timeout", "0", "likewise, for the transaction as a whole", 170_000),
+    Setting("transaction_timeout", "0", "a limit meant for a web server's queries must not end a long merge", 170_000),
+    Setting("statement_timeout", "0", "likewise, for each statement"),
     Setting("idle_in_transaction_session_timeout", "0", "the client computes between two statements of a transaction"),
     Setting("lock_timeout", "30s", "a run that waits for ever reports nothing and blocks the runs after it"),
     Setting("client_encoding", "UTF8", "bytes of texts are compared and hashed on both sides"),

@@ -13,6 +13,11 @@ SET server = coalesce(excluded.server, s.server), database = excluded.database,
                   THEN s.ledger ELSE gen_random_uuid() END
 RETURNING ledger::text, current_database()::text, clock_timestamp()
 
+-- name: as_it_is -- the id that own would give, unless it would give a new one
+SELECT s.ledger::text
+FROM rowvec.stores AS s JOIN pg_catalog.pg_database AS d ON d.oid = s.database AND d.datname = current_database()
+WHERE s.family = %(family)s AND coalesce(s.server = %(server)s::text, true)
+
 -- name: another_id -- the ledger was set back: another id, as its old one belongs to what it was
 UPDATE rowvec.stores SET ledger = gen_random_uuid() WHERE family = %(family)s RETURNING ledger::text
 

@@ -1,5 +1,6 @@
 -- name: own_path -- the schemas of the role's own path; written so that no schema of the path can change its meaning
-SELECT pg_catalog.current_schemas(false), pg_catalog.date_part('epoch'::pg_catalog.text, pg_catalog.now())::pg_catalog.int8
+SELECT pg_catalog.current_schemas(false), pg_catalog.date_part('epoch'::pg_catalog.text, pg_catalog.now())::pg_catalog.int8;
+SET LOCAL search_path = pg_catalog
 
 -- name: names -- schemas of the path in which nobody but this role and superusers may create; pgvector; types of extensions
 SELECT

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from psycopg import errors as pg
 
 from rowvec.embedders import open_embedder
 from rowvec.embedders.protocol import Embedder
+from rowvec.errors import StoreRefused, StoreUnavailable, UsageError
 from rowvec.ledger import spending
 from rowvec.ledger.generations import effective
+from rowvec.ledger.marked_store import Forgotten
 from rowvec.ledger.pipelines import PipelineId, check_identity, check_target
 from rowvec.ledger.plans import Plan, PlannedRow, begin_dry_run, planned_rows, sample_texts
 from rowvec.ledger.runs import RunId
@@ -25,9 +29,13 @@ from rowvec.stages.batch_api import jobs
 from rowvec.stages.batch_api.submit import price_share
 from rowvec.stages.extract.request import Request
 from rowvec.stages.extract.stage import extract
+from rowvec.store.open import open_store
 
 # Tokens are counted exactly for up to this many texts, and estimated from characters above.
 _COUNTED_TEXTS = 100_000
+
+# Fingerprints, of 32 bytes, that are in memory; more are in a file without a name.
+_SPOOLED_BYTES = 16 << 20
 
 # The first pipeline and the first run of a ledger.
 _FIRST = (PipelineId(1), RunId(1))
@@ -99,21 +107,28 @@ def plan(pipeline: Pipeline, show: int = 0) -> PlanReport:
     """What a sync would do, in rows, tokens and US dollars; ``show``: so many of the rows, with old and new texts.
 
     One transaction, which is rolled back: nothing is created and no ledger row stays, also where there is no ledger
-    yet. Nothing is embedded, so the embedder's key and the store's credential may be missing. A ledger of an older
+    yet. Before it, the store is read if the ledger is behind it. Nothing is embedded, so the embedder's key may be
+    missing, and without the store's credential a note says what is not counted. A ledger of an older
     version is migrated first. Raises ``UsageError``, ``SourceError`` and ``TargetError`` as a sync does.
     """
     pipeline = effective(pipeline)
     resolved = resolve(without_key(pipeline), _NEEDED)
     embedder = open_embedder(resolved.embedder)
-    with open_target(resolved, "rowvec plan") as connection:
+    with open_target(resolved, "rowvec plan") as connection, SpooledTemporaryFile(_SPOOLED_BYTES) as file:
         there = has_ledger(connection)
+        if there:
+            install(connection)
+        forgotten = Forgotten(file)
+        unread = _read_store(connection, pipeline, forgotten)
+        look = partial(_look, connection, pipeline, resolved, embedder, forgotten, show=show)
         try:
-            looked = _look(connection, pipeline, resolved, embedder, there=there, show=show)
+            looked = look(there=there)
         except pg.Error:
             if there or not has_ledger(connection):
                 raise
             # A first run has made the ledger since this plan began.
-            looked = _look(connection, pipeline, resolved, embedder, there=True, show=show)
+            install(connection)
+            looked = look(there=True)
     # Counting takes seconds for many texts, and a transaction should not be open meanwhile.
     texts, found = looked.texts, looked.found
     tokens = embedder.count_tokens(texts) if texts else 0
@@ -140,26 +155,43 @@ def plan(pipeline: Pipeline, show: int = 0) -> PlanReport:
         awaiting_jobs=looked.at_work[0],
         awaiting_texts=looked.at_work[1],
         budget=budget,
-        notes=(looked.shown_in_part,) if looked.shown_in_part else (),
+        notes=tuple(filter(None, (looked.shown_in_part, unread))),
         rows=looked.rows,
     )
 
 
+def _read_store(connection: Connection, pipeline: Pipeline, forgotten: Forgotten) -> str | None:
+    """Read what only the store knows; returns a sentence if the store could not be read."""
+    try:
+        store = open_store(resolve(pipeline, frozenset({"artifacts"})).artifacts)
+        forgotten.read(connection, store, pipeline.name)
+    except (UsageError, StoreRefused, StoreUnavailable) as error:
+        return f"vectors that only the store has are not counted as reused, because it was not read: {error}"
+    return None
+
+
 def _look(
-    connection: Connection, pipeline: Pipeline, resolved: Pipeline, embedder: Embedder, *, there: bool, show: int
+    connection: Connection,
+    pipeline: Pipeline,
+    resolved: Pipeline,
+    embedder: Embedder,
+    forgotten: Forgotten,
+    *,
+    there: bool,
+    show: int,
 ) -> _Looked:
     """Plan in a transaction that is rolled back. ``there``: whether there is a ledger; if not, it is made in there.
 
     What makes the ledger locks out every first run, so it waits until a source outside the database has been read.
     """
-    if there:
-        install(connection)
 
     def begin() -> tuple[PipelineId, RunId]:
         install(connection)
         check_target(connection, pipeline, embedder.identity)
         check_identity(connection, pipeline, embedder.identity)
-        return begin_dry_run(connection, pipeline, embedder.identity)
+        pipeline_id, run_id = begin_dry_run(connection, pipeline, embedder.identity)
+        forgotten.enter(connection, pipeline.name, embedder.identity, run_id)
+        return pipeline_id, run_id
 
     def begin_anew() -> None:
         begun = begin()

@@ -1,7 +1,7 @@
 """Syncs through PgBouncer while runs are killed, servers restarted, and a standby is promoted.
 
-The standby is synchronous: what is committed on the primary is on the standby too. With an asynchronous one, Postgres
-itself loses the last commits at a promotion, and answers that were paid for among them;
+In most of these tests the standby is synchronous: what is committed on the primary is on the standby too. With an
+asynchronous one, Postgres itself loses the last commits at a promotion, and answers that were paid for among them;
 docs/explanation/consistency.md says more.
 """
 
@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -21,16 +22,20 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from rowvec.errors import DatabaseUnavailable, LeaseLost
+from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import connect
+from rowvec.stages.dry_run import plan
 from tests.support import paintings
 from tests.support.cli_process import PrefectServer
 from tests.support.forked_runs import By, Fork, Forks, Outcome, forks
 from tests.support.other_clients import UNTOUCHED, beside
 from tests.support.reference_model import POISON, Author, Edit, refused, wanted
-from tests.support.servers.openai_server import OpenAIServer, serve, vector
+from tests.support.servers.openai_server import KEY, OpenAIServer, serve, vector
 from tests.support.servers.pgbouncer import PgBouncer, pooling
 from tests.support.servers.replicated import Replicated, replicated
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.flow
 
@@ -56,6 +61,28 @@ _LEFT = """
     SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relname ~ '^(scratch|staging|plan)_[0-9]'
     UNION ALL SELECT 'run ' || run_id FROM rowvec.runs WHERE state = 'running'
 """
+
+
+_FILL = (
+    "INSERT INTO paintings SELECT i, 'Painting ' || i, 'It is blue', 'Author', 1900 FROM generate_series(1, 12) AS i"
+)
+_EDIT = "UPDATE paintings SET description = 'It is red' WHERE id <= 4"
+_EDIT_OTHERS = "UPDATE paintings SET description = 'It is red' WHERE id > 8"
+_COUNT_EDITED = "SELECT count(*) FROM vectors.paintings WHERE content LIKE '%It is red'"
+
+
+def gallery_of(embedder: OpenAIServer, folder: Path) -> Pipeline:
+    """The gallery's pipeline, with an embedder that costs money."""
+    paid = {
+        "kind": "openai",
+        "model": MODEL,
+        "dimensions": DIMENSIONS,
+        "base_url": embedder.url,
+        "max_batch_inputs": INPUTS,
+        "concurrency": CONCURRENCY,
+    }
+    artifacts, validation = str(folder / "artifacts"), {"max_delete_fraction": 1.0}
+    return paintings.pipeline(artifacts, embedder=paid, index={"kind": "hnsw"}, validation=validation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +115,7 @@ class Scene:
     @property
     def pipeline(self) -> Pipeline:
         """The gallery's, with an embedder that costs money."""
-        embedder = {
-            "kind": "openai",
-            "model": MODEL,
-            "dimensions": DIMENSIONS,
-            "base_url": self.embedder.url,
-            "max_batch_inputs": INPUTS,
-            "concurrency": CONCURRENCY,
-        }
-        return paintings.pipeline(
-            str(self.folder / "artifacts"),
-            embedder=embedder,
-            index={"kind": "hnsw"},
-            validation={"max_delete_fraction": 1.0},
-        )
+        return gallery_of(self.embedder, self.folder)
 
     def edit(self, *edits: Edit) -> None:
         """Change the source."""
@@ -253,6 +267,49 @@ def test_three_syncs_a_kill_and_a_promotion(scene: Callable[[int], Scene]) -> No
     playing.judge_bill()
     playing.judge_leftovers()
     assert seen == {UNTOUCHED}, playing.told(f"other sessions: {seen}")
+
+
+def test_an_asynchronous_standby_that_lacks_the_last_commits_is_in_step_after_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        replicated(synchronous=False) as servers,
+        pooling(servers.primary.url) as pooler,
+        serve(key=KEY, latency=0.2) as embedder,
+        ThreadPoolExecutor(1) as beside_us,
+    ):
+        monkeypatch.setenv("ROWVEC_DATABASE_URL", pooler.url)
+        monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        pipeline = gallery_of(embedder, tmp_path)
+        servers.primary.ask(paintings.SOURCE, _FILL)
+        assert paintings.sync(pipeline).embedded == 12
+        wait_for(servers.is_caught_up)
+        servers.cut_off()
+        servers.primary.ask(_EDIT)
+        assert paintings.sync(pipeline).embedded == 4
+        servers.primary.ask(_EDIT_OTHERS)
+        paid = len(embedder.requests)
+        working = beside_us.submit(paintings.sync, pipeline)
+        wait_for(lambda: len(embedder.requests) > paid)
+        # The standby has the first run, and neither the edits, nor the second run, nor the lease of the third.
+        servers.promote()
+        pooler.lead_to(servers.primary.url)
+        with pytest.raises((LeaseLost, DatabaseUnavailable)):
+            working.result()
+        assert servers.primary.ask(_COUNT_EDITED) == [(0,)]
+        # The application does its edits again.
+        servers.primary.ask(_EDIT, _EDIT_OTHERS)
+        planned = plan(pipeline)
+        report = paintings.sync(pipeline)
+        # The store still has the second run's vectors. Answers of the third are gone with the commits of the primary.
+        assert (report.consistent, report.changed, report.reused) == (True, 8, planned.reused)
+        assert report.reused >= 4
+        assert [check.detail for check in report.checks if check.name == "store" and "set back" in check.detail]
+        assert audit(pipeline).consistent
+        assert embedder.paid.total() <= 12 + 4 + 2 * 4
+        assert servers.primary.ask(_LEFT) == []
+        assert servers.primary.ask(_COUNT_EDITED) == [(8,)]
 
 
 @pytest.mark.soak

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rowvec.errors import ArtifactCorrupt, UsageError
-from rowvec.ledger import journal
+from rowvec.ledger import journal, marked_store
 from rowvec.operations.adopt_store import adopt_store
 from rowvec.operations.audit import audit
 from rowvec.operations.prune import prune
@@ -24,7 +24,9 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection, connect
+from rowvec.stages.dry_run import plan
 from rowvec.stages.report import RestoreReport, SyncReport
+from rowvec.store.artifact import Artifact, stored_fingerprints
 from rowvec.store.heads import newest_chain
 from rowvec.store.manifest import Manifest, as_object, write_manifest
 from rowvec.store.marks import marked_ledgers
@@ -104,8 +106,12 @@ def test_a_database_from_an_older_dump_embeds_nothing_again(
         assert sync(paintings).embedded == 20
     with at(older, monkeypatch) as then:
         fill(then, 21, start=100)
+        planned = plan(paintings)
+        assert (planned.embedded, planned.reused) == (1, 20)
         report = sync(paintings)
         assert (report.embedded, report.reused) == (1, 20)
+        planned = plan(paintings)
+        assert (planned.embedded, planned.reused) == (0, 0)
         assert_in_step(then)
         assert audit(paintings).consistent
         assert sync(paintings).manifest is None
@@ -118,11 +124,32 @@ def test_an_empty_database_embeds_nothing_again(
     with at(database_url, monkeypatch):
         sync(paintings)
     with at(empty, monkeypatch) as connection:
+        assert _planned(paintings, connection, monkeypatch) == (50, 0, 50)
+        connection.execute("DROP SCHEMA rowvec CASCADE")
+        assert _planned(paintings, connection, monkeypatch) == (50, 0, 50)
+        assert connection.execute("SELECT to_regnamespace('rowvec') IS NULL").fetchone() == (True,)
         report = sync(paintings)
         assert (report.new, report.embedded, report.reused) == (50, 0, 50)
         assert_in_step(connection)
         connection.execute("DROP TABLE vectors.paintings")
         assert restore(paintings).consistent
+
+
+def _planned(pipeline: Pipeline, connection: Connection, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
+    """New rows, texts to embed and reused vectors of a plan, which has no transaction open while it reads the store."""
+    read: list[Artifact] = []
+
+    def reading(store: Store, artifact: Artifact) -> Iterator[list[bytes]]:
+        open_ = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
+        assert connection.execute(f"{open_} AND application_name = 'rowvec plan'").fetchone() == (0,)
+        read.append(artifact)
+        return stored_fingerprints(store, artifact)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(marked_store, "stored_fingerprints", reading)
+        found = plan(pipeline)
+    assert len(read) == 1
+    return found.new, found.embedded, found.reused
 
 
 def test_a_repair_after_an_older_dump_embeds_nothing_again(

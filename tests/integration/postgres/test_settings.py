@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from rowvec.errors import DatabaseUnavailable
 from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
@@ -182,6 +183,48 @@ def test_nothing_stays_in_a_session(direct_url: str) -> None:
             assert as_it_is.execute(default, (name,)).fetchone() == (True,), name
         connection.execute("SELECT %s::int", (1,))
         assert as_it_is.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+@pytest.fixture(params=["transaction_timeout", "statement_timeout"])
+def hurried(request: pytest.FixtureRequest, direct_url: str) -> Generator[tuple[str, str]]:
+    """A limit, and the DSN of a role that has 20 ms of it."""
+    with psycopg.connect(direct_url, autocommit=True) as admin:
+        if request.param == "transaction_timeout" and admin.info.server_version < 170_000:
+            pytest.skip("the server has no transaction_timeout")
+        admin.execute("CREATE ROLE hurried SUPERUSER LOGIN")
+        admin.execute(sql.SQL("ALTER ROLE hurried SET {} = '20ms'").format(sql.Identifier(request.param)))
+        yield request.param, make_conninfo(direct_url, user="hurried")
+        admin.execute("DROP ROLE hurried")
+
+
+def _begin_slowly(patched: pytest.MonkeyPatch, times: int) -> None:
+    """Let the next transactions of all connections take 50 ms to begin, as on a busy machine."""
+    left = iter(range(times))
+    real: Any = psycopg.Cursor.execute
+
+    def execute(self: Any, statement: Any, *others: Any, **named: Any) -> Any:
+        if isinstance(statement, bytes) and statement.startswith(b"BEGIN") and next(left, None) is not None:
+            statement = statement.replace(b"; ", b"; SELECT pg_sleep(0.05); ", 1)
+        return real(self, statement, *others, **named)
+
+    patched.setattr(psycopg.Cursor, "execute", execute)
+
+
+def test_a_transaction_that_the_role_gives_no_time_to_begin_is_begun_again(
+    hurried: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = hurried
+    with monkeypatch.context() as patched:
+        _begin_slowly(patched, 3)
+        opened = connect(url)
+    with opened, monkeypatch.context() as patched:
+        _begin_slowly(patched, 3)
+        assert opened.execute("SELECT 1 FROM pg_sleep(0.05)").fetchone() == (1,)
+    with monkeypatch.context() as patched:
+        patched.setattr("rowvec.postgres.session._PATIENCE_SECONDS", 0.0)
+        _begin_slowly(patched, 1_000)
+        with pytest.raises(DatabaseUnavailable, match=f"{hurried[0]} of the role or the database is so short"):
+            connect(url)
 
 
 def test_a_session_that_ended_between_two_transactions_is_opened_again(direct_url: str) -> None:

@@ -134,6 +134,10 @@ def test_a_plan_needs_no_key_and_no_credential_of_the_store(
     monkeypatch.delenv("OPENAI_API_KEY")
     found = plan(pipeline.model_copy(update={"artifacts": stored}))
     assert (found.new, found.embedded) == (50, 50)
+    assert [note for note in found.notes if "was not read" in note and "NO_SUCH_CREDENTIAL" in note] == list(
+        found.notes
+    )
+    assert len(found.notes) == 1
     assert found.tokens > 0
     assert server.requests == []
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

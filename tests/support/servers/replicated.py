@@ -109,8 +109,17 @@ class Replicated:
         if self._synchronous:
             self.primary.ask("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
         self.standby.start()
-        caught_up = (self._synchronous, True)
-        wait_for(lambda: caught_up in self.primary.ask(_STANDBYS))
+        wait_for(self.is_caught_up)
+
+    def is_caught_up(self) -> bool:
+        """Whether the standby has all that the primary has committed."""
+        return (self._synchronous, True) in self.primary.ask(_STANDBYS)
+
+    def cut_off(self) -> None:
+        """From now on the standby gets nothing of what the primary commits."""
+        assert self.standby is not None
+        self.standby.ask("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+        wait_for(lambda: self.primary.ask(_STANDBYS) == [])
 
     def promote(self) -> None:
         """The primary is killed, and its standby becomes the primary; there is no standby then."""
