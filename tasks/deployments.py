@@ -66,7 +66,10 @@ def api_url() -> str:
     """The API of the configured server. Raises ``UsageError`` if none is configured."""
     url = get_current_settings().api.url
     if not url:
-        raise UsageError("no Prefect server is configured: set PREFECT_API_URL, or start the local stack by rowvec up")
+        raise UsageError(
+            "no Prefect server is configured: set PREFECT_API_URL; without one, rowvec up FILE starts a server and "
+            "deploys the file there"
+        )
     return url
 
 

@@ -17,6 +17,7 @@ from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOGGING_TO_API_ENABLED,
+    Settings,
     get_current_settings,
     temporary_settings,
 )
@@ -27,6 +28,13 @@ _ANSWER_SECONDS = 15.0
 def is_configured() -> bool:
     """Whether the environment, a profile or a file of settings names a server."""
     return bool(get_current_settings().api.url)
+
+
+def settings_of_client() -> dict[str, str | None]:
+    """Address, key and login of the server that the environment, a profile or a file of settings names now."""
+    found = Settings().api
+    key, login = (value.get_secret_value() if value else None for value in (found.key, found.auth_string))
+    return {"api": found.url, "key": key, "login": login}
 
 
 def unreachable() -> str | None:
@@ -61,19 +69,20 @@ def automations() -> ModuleType:
 
 
 @contextmanager
-def reporting_to(api: str, secret: str | None = None) -> Generator[None]:
+def reporting_to(api: str, login: str | None, *, is_watched: bool = True) -> Generator[None]:
     """Within this context, this process reports to the server at this address.
 
-    ``secret`` is USER:PASSWORD of a server that only this command knows and that ends with it. Nobody reads its logs or
-    waits for a sign of life, so neither is sent: a flow waits for the thread of its heartbeat, up to a second.
+    ``login`` is USER:PASSWORD. A server that is not watched ends with this command: nobody reads its logs or waits for
+    a sign of life, so neither is sent. A flow waits for the thread of its heartbeat, up to a second.
     """
-    settings: dict[Any, Any] = {PREFECT_API_URL: api}
+    settings: dict[Any, Any] = {PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: login}
     # Prefect's own threads do not have the settings of this context; they read the environment.
     set_by_us = {"PREFECT_API_URL": api}
-    if secret is not None:
-        settings |= {PREFECT_API_AUTH_STRING: secret, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-        settings |= {PREFECT_LOGGING_TO_API_ENABLED: False}
-        set_by_us |= {"PREFECT_API_AUTH_STRING": secret, "PREFECT_LOGGING_TO_API_ENABLED": "false"}
+    if login is not None:
+        set_by_us |= {"PREFECT_API_AUTH_STRING": login}
+    if not is_watched:
+        settings |= {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
+        set_by_us |= {"PREFECT_LOGGING_TO_API_ENABLED": "false"}
     before = {name: os.environ.get(name) for name in set_by_us}
     os.environ.update(set_by_us)
     try:

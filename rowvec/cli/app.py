@@ -24,6 +24,7 @@ from rowvec.cli.commands.upkeep import audit, list_rejects, prune_store, rebuild
 from rowvec.cli.commands.whole import in_front, options
 from rowvec.cli.ending import ENDING
 from rowvec.cli.failures import DONE, WRONG_USE, status_of
+from rowvec.cli.output import err
 from rowvec.cli.terminal import stderr_shown
 from rowvec.errors import UsageError
 from rowvec.runtime.private import private_files
@@ -68,7 +69,7 @@ def main() -> None:
     as_json = "--json" in sys.argv
     ENDING.watch_signals(as_json=as_json)
     try:
-        with private_files(), stderr_shown():
+        with private_files(), stderr_shown(err):
             sys.exit(run(sys.argv[1:], as_json))
     finally:
         # Whatever a command that was interrupted raises on its way out.

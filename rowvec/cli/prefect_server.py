@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 from rowvec.cli.own_server import OwnServer
 from rowvec.errors import MachineError, RowvecError
+from rowvec.runtime.prefect_server import PrefectServer, may_be_named, named_server, prefect_module
 
 # Commands whose main work is a flow run, and the option without which they are none.
 _RUNS = {
@@ -23,8 +22,6 @@ _RUNS = {
     "prune": "--apply",
     "index": "--rebuild",
 }
-# Files that can name a server too, and what they then contain. Only Prefect itself can read them, in 0.7 s.
-_SETTINGS = {".env": b"prefect_", "pyproject.toml": b"[tool.prefect"}
 
 _early: OwnServer | None = None
 
@@ -63,7 +60,7 @@ def prefect_api() -> Generator[None]:
     ROWVEC_HOME; or one that this command starts for itself. Raises ``MachineError`` if it does not answer. If it
     ends by itself later, so does the command.
     """
-    tasks = _tasks()
+    tasks = prefect_module()
     if tasks.is_configured():
         if (fault := tasks.unreachable()) is not None:
             raise MachineError(fault)
@@ -71,7 +68,7 @@ def prefect_api() -> Generator[None]:
         return
     stack = _server_of_stack()
     if stack is not None:
-        with tasks.reporting_to(stack):
+        with tasks.reporting_to(stack.api, stack.login):
             yield
         return
     from rowvec.cli.ending import ENDING  # late: it imports more than the start of a server needs
@@ -85,48 +82,28 @@ def prefect_api() -> Generator[None]:
                 f"the Prefect server that this command started has ended: {words}; what was paid for is kept: run again"
             )
         )
-        with tasks.reporting_to(server.api, server.secret):
+        with tasks.reporting_to(server.api, server.secret, is_watched=False):
             yield
     finally:
         server.stop()
 
 
-def _tasks() -> Any:
-    """The module that knows Prefect's settings; the core knows nothing of Prefect."""
-    for point in entry_points(group="rowvec.server", name="prefect"):
-        return point.load()
-    raise MachineError("the tasks of rowvec are not installed; install rowvec again")
+def known_server() -> PrefectServer | None:
+    """The server that a command would report to, if it would not start one of its own."""
+    return named_server() or _server_of_stack()
 
 
 def _may_be_configured(words: list[str]) -> bool:
-    """Whether the environment or a file may name a server."""
-    if "PREFECT_API_URL" in os.environ or any(word.startswith("--env-file") for word in words):
-        return True
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
-    return (
-        Path("prefect.toml").exists()
-        or any(Path(name).is_file() and sign in Path(name).read_bytes().lower() for name, sign in _SETTINGS.items())
-        or (profiles.exists() and _profile_names_server(profiles))
-    )
+    return any(word.startswith("--env-file") for word in words) or may_be_named()
 
 
-def _profile_names_server(file: Path) -> bool:
-    import tomllib  # late: most users have no profile
-
-    try:
-        found = tomllib.loads(file.read_text("utf-8"))
-        profile = os.environ.get("PREFECT_PROFILE", found.get("active"))
-        return "PREFECT_API_URL" in found["profiles"][profile]
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError):
-        return True
-
-
-def _server_of_stack() -> str | None:
-    """The address of the server of ``rowvec up``; None if it does not run here."""
+def _server_of_stack() -> PrefectServer | None:
+    """The server of ``rowvec up``; None if it does not run here."""
     if not (Path(os.environ.get("ROWVEC_HOME") or ".rowvec") / "stack/state.json").exists():
         return None
-    from rowvec.cli.stack.state import read_state, supervisor_pid  # late: most commands have no stack
+    from rowvec.cli.stack.state import login, read_state, supervisor_pid  # late: most commands have no stack
 
     state = read_state()
-    return state.api if state is not None and state.phase == "ready" and supervisor_pid() is not None else None
+    if state is None or state.phase != "ready" or supervisor_pid() is None:
+        return None
+    return PrefectServer(api=state.api, named_by="rowvec up", login=login())

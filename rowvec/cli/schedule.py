@@ -1,12 +1,11 @@
-"""When Prefect will start the next sync of each pipeline, if the environment names a server."""
+"""When Prefect will start the next sync of each pipeline, if there is a server."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from rowvec.cli.output import err
-from rowvec.operations.setup.services import authorization
+from rowvec.cli.prefect_server import known_server
 
 _SECONDS = 5.0
 _MOST = 200
@@ -15,16 +14,16 @@ _MOST = 200
 def next_syncs(names: list[str]) -> dict[str, str]:
     """The time of the next scheduled sync, as Prefect writes it, of each pipeline that has one.
 
-    Empty if PREFECT_API_URL is not set. A server that does not answer is one sentence on stderr: what the ledger says
-    does not depend on it.
+    Empty if no server is named and ``rowvec up`` does not run. A server that does not answer is one sentence on stderr:
+    what the ledger says does not depend on it.
     """
-    api = os.environ.get("PREFECT_API_URL")
-    if not api or not names:
+    server = known_server() if names else None
+    if server is None:
         return {}
     import httpx  # late: most commands need no server
 
     try:
-        with httpx.Client(base_url=f"{api.rstrip('/')}/", headers=authorization(), timeout=_SECONDS) as client:
+        with httpx.Client(base_url=f"{server.api.rstrip('/')}/", headers=server.headers, timeout=_SECONDS) as client:
             deployments = _found(client, "deployments", {"deployments": {"name": {"any_": names}}, "limit": _MOST})
             by_id = {one["id"]: one["name"] for one in deployments}
             wanted = {
@@ -37,7 +36,7 @@ def next_syncs(names: list[str]) -> dict[str, str]:
             runs = _found(client, "flow_runs", wanted) if by_id else []
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         err.print(
-            f"rowvec: the Prefect server at PREFECT_API_URL does not answer ({type(error).__name__}), so the next "
+            f"rowvec: the Prefect server of {server.named_by} does not answer ({type(error).__name__}), so the next "
             "schedules are not known",
             style="yellow",
             soft_wrap=True,

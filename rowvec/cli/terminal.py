@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+import traceback
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -34,10 +35,14 @@ class Terminal(Console):
         if self.quiet and level == "info":
             return
         if self.as_json:
-            line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": " ".join(map(str, objects))}
-            self.file.write(json_text(json.dumps(line, ensure_ascii=False)) + "\n")
+            self.write_json(level, " ".join(map(str, objects)))
         else:
             super().print(*objects, **how)
+
+    def write_json(self, level: str, message: str) -> None:
+        """Write one line with a JSON object."""
+        line = {"time": datetime.now(UTC).isoformat(), "level": level, "message": message}
+        self.file.write(json_text(json.dumps(line, ensure_ascii=False)) + "\n")
 
     @property
     def file(self) -> IO[str]:
@@ -81,15 +86,36 @@ def silence_others() -> None:
 
 
 class _Shown:
-    """A stream for all that others print: warnings, logs, tracebacks, the usage of a command."""
+    """A stream for all that others print: warnings, Prefect's log, tracebacks, the usage of a command."""
 
-    def __init__(self, inner: TextIO) -> None:
+    def __init__(self, inner: TextIO, terminal: Terminal) -> None:
         self.inner = inner
+        self._terminal = terminal
+        self._begun = ""
+        """A line whose end is not written yet."""
+        self._lock = threading.Lock()
 
     def write(self, text: str) -> int:
-        if not _silent.is_set():
+        if _silent.is_set():
+            return len(text)
+        if self._terminal.as_json:
+            with self._lock:
+                *lines, self._begun = (self._begun + text).split("\n")
+                self._write_lines(lines)
+        else:
             self.inner.write(shown(text))
         return len(text)
+
+    def end_line(self) -> None:
+        """Write what was begun."""
+        with self._lock:
+            self._write_lines([self._begun])
+            self._begun = ""
+
+    def _write_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if line.strip():
+                self._terminal.write_json("warning", line.rstrip())
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -104,11 +130,20 @@ class _Shown:
 
 
 @contextmanager
-def stderr_shown() -> Generator[None]:
-    """Within this context, what anybody writes to ``sys.stderr`` holds no character that a terminal obeys."""
-    before = sys.stderr
-    sys.stderr = cast("TextIO", _Shown(before))
+def stderr_shown(terminal: Terminal) -> Generator[None]:
+    """Within this context, what anybody writes to ``sys.stderr`` holds no character that a terminal obeys.
+
+    ``terminal`` is that of the standard error. If it writes JSON, each line of others is an object too.
+    """
+    before, all_of_it = sys.stderr, _Shown(sys.stderr, terminal)
+    sys.stderr = cast("TextIO", all_of_it)
     try:
         yield
+    except Exception:
+        if not terminal.as_json:
+            raise
+        traceback.print_exc()
+        sys.exit(1)
     finally:
+        all_of_it.end_line()
         sys.stderr = before

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import psycopg
 import pytest
 
-from rowvec.cli.stack.state import read_state, supervisor_pid
+from rowvec.cli.stack.state import login, read_state, supervisor_pid
 from tests.support.cli_process import Ended, start
 
 pytestmark = [pytest.mark.flow]
@@ -86,11 +88,17 @@ def runs_at_work(home: Home) -> list[int]:
     return found
 
 
+def asked(api: str, what: str, wanted: dict[str, Any]) -> Any:
+    """What the server of the stack answers to somebody who may read its login."""
+    user, _, password = login().partition(":")
+    return httpx.post(f"{api}/{what}", json=wanted, auth=(user, password), timeout=180).raise_for_status().json()
+
+
 def synced(api: str, *names: str) -> set[str]:
     """The ids of completed syncs of these names."""
     wanted = {"name": {"any_": names}, "state": {"type": {"any_": ["COMPLETED"]}}}
     # A server that starts again has runs to catch up with, and may answer slowly.
-    found = httpx.post(f"{api}/flow_runs/filter", json={"flow_runs": wanted}, timeout=180).raise_for_status().json()
+    found = asked(api, "flow_runs/filter", {"flow_runs": wanted})
     return {run["id"] for run in found}
 
 
@@ -105,7 +113,11 @@ def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
     assert "<html" in httpx.get(started["ui"], timeout=60, follow_redirects=True).text
     again = stack.rowvec("up", "--json").json
     assert (again["started"], again["ui"]) == (False, started["ui"])
-    deployed = httpx.post(f"{started['api']}/deployments/filter", json={}, timeout=60).json()
+    assert stat.S_IMODE(Path(started["login"]).stat().st_mode) == 0o600
+    for stranger in (None, ("rowvec", "guess")):
+        refused = httpx.post(f"{started['api']}/deployments/filter", json={}, auth=stranger, timeout=60)
+        assert refused.status_code == httpx.codes.UNAUTHORIZED
+    deployed = asked(started["api"], "deployments/filter", {})
     assert all({"rowvec", "pipeline:paintings"} < set(one["tags"]) for one in deployed)
     jobs = ["audit", "index", "prune", "rebuild", "restore", "sync"]
     assert sorted(tag for one in deployed for tag in set(one["tags"]) - {"rowvec", "pipeline:paintings"}) == jobs
@@ -115,7 +127,7 @@ def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
         # A run in the middle of its work, in a session of its own that the worker gave it.
         holder.execute("LOCK TABLE paintings IN ACCESS EXCLUSIVE MODE")
         (sync,) = [one["id"] for one in deployed if "sync" in one["tags"]]
-        httpx.post(f"{started['api']}/deployments/{sync}/create_flow_run", json={}, timeout=60).raise_for_status()
+        asked(started["api"], f"deployments/{sync}/create_flow_run", {})
         wait_for(lambda: runs_at_work(stack))
         # The supervisor is killed, as by the kernel: `down` ends what it had started all the same.
         supervisor = supervisor_pid()
@@ -124,6 +136,12 @@ def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
         assert stack.rowvec("down", "--json").json == {"ended": True}
     wait_for(lambda: not stack.processes())
     assert bystander.poll() is None
+    written = [
+        up.stdout,
+        up.stderr,
+        *(file.read_text("utf-8") for file in Path(started["logs"]).iterdir() if file.name != "login"),
+    ]
+    assert [text for text in written if login().partition(":")[2] in text] == []
     assert stack.rowvec("down", "--json").json == {"ended": False}
     state = read_state()
     assert state is not None

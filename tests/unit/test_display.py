@@ -155,7 +155,7 @@ def test_an_error_is_one_line_and_its_message_is_harmless_wherever_it_goes(
 
 
 def test_warnings_logs_and_usage_that_others_print_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with stderr_shown():
+    with stderr_shown(Terminal(stderr=True)):
         logging.lastResort.handle(logging.makeLogRecord({"msg": HOSTILE, "levelno": 40}))  # pyright: ignore[reportOptionalMemberAccess] # nobody removed it
         warnings.showwarning(HOSTILE, UserWarning, "x.py", 1)
         sys.stderr.writelines([HOSTILE])

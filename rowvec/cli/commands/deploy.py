@@ -17,6 +17,7 @@ from rowvec.cli.commands.options import AsJson
 from rowvec.cli.output import emit, err, out
 from rowvec.errors import MachineError, UsageError
 from rowvec.pipeline.references import variables_of
+from rowvec.runtime.prefect_server import prefect_module
 
 
 def deploy(
@@ -51,7 +52,7 @@ def deploy(
     names = [pipeline.name for pipeline in pipelines.values()]
     if len(set(names)) < len(files):
         raise UsageError(f"two of the files are of one pipeline ({', '.join(sorted(names))}); give each once")
-    deployments, flow = _prefect().deployments(), _sync_flow()
+    deployments, flow = prefect_module().deployments(), _sync_flow()
     with deployments.server() as client:
         pool_type, is_new = deployments.ensure_pool(client, pool)
         made = [
@@ -106,7 +107,7 @@ def automations(
             "nobody would be told: name the block to tell with --to webhook/NAME (or slack-webhook/NAME, ...; create "
             "it in the Prefect UI under Blocks), or ask for --repair; nothing was made"
         )
-    server, module = _prefect().deployments(), _prefect().automations()
+    server, module = prefect_module().deployments(), prefect_module().automations()
     with server.server() as client:
         audits = module.audit_deployments(client) if repair else {}
         if repair and not audits:
@@ -166,13 +167,6 @@ def _worker(api: str, pool: str) -> str:
         f"PREFECT_API_URL={shlex.quote(api)} " if os.environ.get("PREFECT_API_URL") == api and "@" not in api else ""
     )
     return f"{named}{shlex.quote(program)} worker start --pool {shlex.quote(pool)}"
-
-
-def _prefect() -> Any:
-    """The module that knows Prefect; the core knows nothing of it."""
-    for point in entry_points(group="rowvec.server", name="prefect"):
-        return point.load()
-    raise MachineError("the tasks of rowvec are not installed; install rowvec again")
 
 
 def _sync_flow() -> Any:

@@ -14,6 +14,7 @@ from rowvec.cli import render
 from rowvec.cli.commands.options import AsJson, Files
 from rowvec.cli.failures import DONE, FAILED, each
 from rowvec.cli.output import emit, err
+from rowvec.cli.prefect_server import known_server
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.operations.setup.finding import Finding
 from rowvec.pipeline import json_schema
@@ -41,7 +42,8 @@ def check(
     from rowvec.operations.setup.check import Scope  # late: of all commands, only this one needs all stages
     from rowvec.operations.setup.check import check as look
 
-    scope = Scope(online=not offline, embedder=not no_embedder, row=row)
+    server = None if offline else known_server()
+    scope = Scope(online=not offline, embedder=not no_embedder, row=row, server=server)
     each(files, as_json, lambda file: _show_findings(look(file, scope), as_json))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ import typer
 
 from rowvec.cli.commands.options import AsJson
 from rowvec.cli.output import emit, err, out
-from rowvec.cli.stack.state import StackState, stack_folder
+from rowvec.cli.stack.state import StackState, login_file, stack_folder
+from rowvec.runtime.figures import counted
 
 
 def up(
@@ -44,12 +46,21 @@ def _say(sentence: str) -> None:
 
 def _show(state: StackState, started: bool) -> None:
     out.print("Running." if started else "Already running.", style="bold green")
+    every = counted(state.every_minutes, "minutes")
     rows = [
         ("Prefect UI", state.ui),
-        ("Pipelines", f"{', '.join(state.pipelines)}: synced every {state.every_minutes} minute(s), audited daily"),
+        (
+            "Pipelines",
+            f"{', '.join(state.pipelines)}: synced every {every}, audited daily",
+        ),
         ("Postgres", state.database or "yours, by ROWVEC_DATABASE_URL"),
         ("Logs", str(stack_folder())),
-        ("Run one now", f"PREFECT_API_URL={state.api} prefect deployment run sync/{state.pipelines[0]} --watch"),
+        ("Login", f"the line in {login_file()}; the UI asks for it once"),
+        (
+            "Run one now",
+            f'PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(login_file()))})" PREFECT_API_URL={state.api} '
+            f"prefect deployment run sync/{state.pipelines[0]} --watch",
+        ),
         ("End it", "rowvec down"),
     ]
     for name, value in rows:

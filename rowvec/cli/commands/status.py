@@ -27,7 +27,8 @@ def status(
     """Show how each pipeline stands: its last run and verdict, rows, what waits, and the cost of this month.
 
     It reads the ledger alone, so it takes the same time for every size of table. The next sync is shown if
-    PREFECT_API_URL names a server. The exit status says whether the ledger could be read, not what the verdicts are.
+    there is a Prefect server: that of PREFECT_API_URL, of a profile, or of `rowvec up`. The exit status says whether
+    the ledger could be read, not what the verdicts are.
     """
     if not files:
         rows = list(status_of_ledger())

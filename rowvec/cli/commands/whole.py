@@ -60,7 +60,7 @@ def options(
         bool, typer.Option("--verbose", "-v", help="Print what rowvec logs as information too.")
     ] = False,
     log_format: Annotated[
-        Literal["text", "json"], typer.Option("--log-format", help="json: one JSON object per line on stderr.")
+        Literal["text", "json"], typer.Option("--log-format", help="json: each line on stderr is one JSON object.")
     ] = "text",
 ) -> None:
     """Keeps vectors in Postgres (pgvector) consistent with the rows they were computed from.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import signal
 import time
 from collections.abc import Generator
@@ -16,6 +17,7 @@ from typing import IO, Any, Literal
 import psutil
 
 from rowvec.runtime.home import home_folder
+from rowvec.runtime.private import FILE_MODE
 
 Phase = Literal["starting", "ready", "failed", "ended"]
 
@@ -115,8 +117,31 @@ class StackState:
             "database": self.database,
             "pipelines": list(self.pipelines),
             "every_minutes": self.every_minutes,
+            "login": str(login_file()),
             "logs": str(stack_folder()),
         }
+
+
+def login() -> str:
+    """USER:PASSWORD of this ``ROWVEC_HOME``'s server; made the first time.
+
+    It is in a file that only this user can read. Another user of the machine can reach the port, but gets no answer.
+    """
+    file = login_file()
+    with suppress(FileNotFoundError):
+        return file.read_text("utf-8").strip()
+    new = file.with_suffix(f".{os.getpid()}")
+    new.touch(FILE_MODE)
+    new.write_text(f"rowvec:{secrets.token_urlsafe(24)}\n", "utf-8")
+    with suppress(FileExistsError):
+        os.link(new, file)  # another process may have made it first
+    new.unlink()
+    return file.read_text("utf-8").strip()
+
+
+def login_file() -> Path:
+    """Where ``login`` is."""
+    return stack_folder() / "login"
 
 
 def stack_folder() -> Path:

@@ -23,6 +23,7 @@ from rowvec.cli.stack.state import (
     descendants,
     end_group,
     kill_all,
+    login,
     read_state,
     stack_folder,
     supervising,
@@ -130,7 +131,7 @@ class _Supervisor:
         # A schedule that begins in a moment would not do: a slow machine applies it too late.
         api = self._state.api
         try:
-            with httpx.Client(timeout=_ANSWER_SECONDS) as client:
+            with httpx.Client(timeout=_ANSWER_SECONDS, auth=tuple(login().split(":", 1))) as client:
                 for name in self._state.pipelines:
                     found = client.get(f"{api}/deployments/name/sync/{name}").raise_for_status().json()
                     wanted = {"parameters": {"cause": "up"}}
@@ -162,6 +163,8 @@ def environment(state: StackState) -> Mapping[str, str]:
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_PROFILES_PATH": str(home() / "prefect" / "profiles.toml"),
         "PREFECT_API_URL": state.api,
+        "PREFECT_API_AUTH_STRING": login(),
+        "PREFECT_SERVER_API_AUTH_STRING": login(),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PYTHONUNBUFFERED": "1",
     }

@@ -17,6 +17,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.pipeline.references import Reference, references, resolve
 from rowvec.postgres.connection import Connection, open_target
+from rowvec.runtime.prefect_server import PrefectServer
 from rowvec.runtime.suggestion import did_you_mean
 
 
@@ -30,6 +31,8 @@ class Scope:
     """Whether the embedder embeds one tiny text, which a provider bills."""
     row: bool = False
     """Whether one row goes through all stages."""
+    server: PrefectServer | None = None
+    """The Prefect server that a sync would report to; None if it would start its own."""
 
 
 def check(file: Path, scope: Scope) -> Iterator[Finding]:
@@ -64,7 +67,7 @@ def _online(pipeline: Pipeline, scope: Scope, without: set[str]) -> Iterator[Fin
         yield from _guarded("store", pipeline, "artifacts", services.store)
     if scope.embedder and "embedder" not in without:
         yield from _guarded("embedder", pipeline, "embedder", services.embedder)
-    yield from services.prefect()
+    yield from services.prefect(scope.server)
 
 
 def _database(pipeline: Pipeline, without: set[str]) -> Iterator[Finding]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedder_kinds import find_kind
 from rowvec.pipeline.embedders import ColumnEmbedder
 from rowvec.runtime.figures import dollars
+from rowvec.runtime.prefect_server import PrefectServer
 from rowvec.store.open import open_store
 
 _TEXT = "a test by rowvec check"
@@ -93,46 +93,46 @@ def _image() -> Image:
     return Image(name="check.png", media_type="image/png", read=written.getvalue)
 
 
-def prefect() -> Iterator[Finding]:
-    """Whether the server that PREFECT_API_URL names answers, takes our key, and is of a version that fits."""
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        yield ok("prefect", "PREFECT_API_URL is not set: a command uses the server of your Prefect profile, or its own")
+def prefect(server: PrefectServer | None) -> Iterator[Finding]:
+    """Whether the server that a sync would report to answers, lets us in, and is of a version that fits."""
+    if server is None:
+        yield ok("prefect", "neither PREFECT_API_URL nor a Prefect profile names a server: a command starts its own")
         return
     import httpx  # late: most commands need no server
 
+    where = f"the address of {server.named_by}"
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/admin/version", headers=authorization(), timeout=_PREFECT_SECONDS)
+        answer = httpx.get(f"{server.api.rstrip('/')}/admin/version", headers=server.headers, timeout=_PREFECT_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         yield fault(
             "prefect",
-            f"no Prefect server answers at PREFECT_API_URL ({type(error).__name__})",
-            "start it, correct the address (it ends with /api), or unset PREFECT_API_URL",
+            f"no Prefect server answers at {where} ({type(error).__name__})",
+            "start it, correct the address (it ends with /api), or remove it, and commands start servers of their own",
         )
         return
     if answer.status_code in (401, 403):
         yield fault(
             "prefect",
-            f"the Prefect server refuses this client (status {answer.status_code})",
+            f"the Prefect server at {where} refuses this client (status {answer.status_code})",
             "set PREFECT_API_KEY or PREFECT_API_AUTH_STRING",
         )
     elif not answer.is_success or not isinstance(found := _json(answer), str):
         yield fault(
             "prefect",
-            f"what answers at PREFECT_API_URL is no Prefect API (status {answer.status_code})",
+            f"what answers at {where} is no Prefect API (status {answer.status_code})",
             "write the address of the API, which ends with /api",
         )
     else:
-        yield _versions(found, version("prefect"))
+        yield _versions(found, version("prefect"), server.named_by)
 
 
-def _versions(server: str, ours: str) -> Finding:
+def _versions(server: str, ours: str, named_by: str) -> Finding:
     of_server, of_client = (tuple(written.split(".")[:2]) for written in (server, ours))
     if of_server == of_client:
-        return ok("prefect", f"the server is {server}, the client {ours}")
+        return ok("prefect", f"the server of {named_by} is {server}, the client {ours}")
     return warning(
         "prefect",
-        f"the server is Prefect {server}, and this client is {ours}",
+        f"the server of {named_by} is Prefect {server}, and this client is {ours}",
         "use one version of both; a server must not be older than its clients",
     )
 
@@ -142,14 +142,3 @@ def _json(answer: Any) -> object:
         return answer.json()
     except ValueError:
         return None
-
-
-def authorization() -> dict[str, str]:
-    """The header by which the environment lets a client use the Prefect server; empty if none is needed."""
-    import base64
-
-    if key := os.environ.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
-    if written := os.environ.get("PREFECT_API_AUTH_STRING"):
-        return {"Authorization": f"Basic {base64.b64encode(written.encode()).decode()}"}
-    return {}

@@ -180,6 +180,23 @@ def test_status_of_files_and_of_all_pipelines(
     assert "none.yaml: cannot be read" in said
 
 
+def test_check_asks_the_server_of_the_active_profile(
+    prefect_server: PrefectServer,
+    paintings: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    profiles = tmp_path / "profiles.toml"
+    profiles.write_text(f'active = "a"\n[profiles.a]\nPREFECT_API_URL = "{prefect_server.api}"\n', "utf-8")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_PROFILES_PATH", str(profiles))
+    _, out, _ = ran(capsys, "check", write_pipeline(paintings, tmp_path), "--no-embedder", "--json")
+    (told,) = [one for one in json.loads(out)["checks"] if one["name"] == "prefect"]
+    assert told["state"] == "ok"
+    assert "the server of the active Prefect profile or settings is" in told["detail"]
+
+
 def test_the_next_sync_is_the_first_of_those_that_prefect_has_planned(
     prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rowvec.operations.setup.check import Scope, check
 from rowvec.operations.setup.finding import Finding
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
+from rowvec.runtime.prefect_server import PrefectServer
 from tests.support import paintings as gallery
 from tests.support.cli_process import write_pipeline
 from tests.support.images import save
@@ -24,6 +26,7 @@ from tests.support.servers.openai_server import KEY, failing, serve
 
 OFFLINE = Scope(online=False)
 SERVERS = Scope(embedder=False)
+NOWHERE = "http://127.0.0.1:1/api"
 ROW = Scope(embedder=False, row=True)
 
 
@@ -205,11 +208,17 @@ def test_a_store_that_cannot_be_written_is_a_fault(source: Connection, tmp_path:
     assert str(tmp_path / "full") in told.detail
 
 
-def test_prefect_is_asked_at_the_address_that_the_environment_names(
-    paintings: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("api", "state", "words"), [(None, "ok", "starts its own"), (NOWHERE, "fault", "a test")])
+def test_prefect_is_asked_at_the_address_that_is_known(
+    api: str | None,
+    state: str,
+    words: str,
+    paintings: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ROWVEC_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
-    (told,) = [one for one in check(write_pipeline(paintings, tmp_path), SERVERS) if one.name == "prefect"]
-    assert told.state == "fault"
-    assert "PREFECT_API_URL" in told.detail
+    scope = replace(SERVERS, server=PrefectServer(api=api, named_by="a test") if api else None)
+    (told,) = [one for one in check(write_pipeline(paintings, tmp_path), scope) if one.name == "prefect"]
+    assert told.state == state
+    assert words in told.detail
