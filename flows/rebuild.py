@@ -14,6 +14,9 @@ from rowvec.errors import RowvecError, raise_if_awaiting
 from rowvec.operations.rebuild import RebuildReport, Steps
 from rowvec.operations.rebuild import rebuild as in_order
 
+# Not None: a form asks for the type of a field that may be None, before it asks for the value.
+NO_LIMIT = -1.0
+
 
 @flow(
     name="rebuild",
@@ -24,12 +27,12 @@ from rowvec.operations.rebuild import rebuild as in_order
     on_crashed=[clear_up],
 )
 @job
-def rebuild(pipeline: PipelineOrFile, max_cost: float | None = None, switch: bool = True) -> RebuildReport:
+def rebuild(pipeline: PipelineOrFile, max_cost: float = NO_LIMIT, switch: bool = True) -> RebuildReport:
     """Build the vector table again with the pipeline's present settings, while clients read the old one.
 
     Args:
         pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
-        max_cost: US dollars. A rebuild that would cost more is refused before anything is spent.
+        max_cost: US dollars. A rebuild that would cost more is refused before anything is spent. -1: no limit.
         switch: Whether to make the new generation the live one at once; if not, run this again to switch.
     """
     pipeline = loaded(pipeline)
@@ -41,7 +44,7 @@ def rebuild(pipeline: PipelineOrFile, max_cost: float | None = None, switch: boo
         switch=stages.switch,
     )
     try:
-        report = in_order(pipeline, max_cost, steps, to_switch=switch)
+        report = in_order(pipeline, None if max_cost < 0 else max_cost, steps, to_switch=switch)
     except RowvecError:
         remove_generation_pages(pipeline.name)
         raise

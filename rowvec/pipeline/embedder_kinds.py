@@ -40,7 +40,7 @@ class EmbedderKind:
 
 # Modules are named, not imported: openai and wordllama take half a second each, and a run needs at most one of them.
 # It is a table, and not entry points of our own: reading those of all distributions takes 40 ms or more; a command
-# of a built-in kind should not pay that (decision 0019). In this order: see ``rowvec.pipeline.parts.any_of``.
+# of a built-in kind should not pay that (decision 0019).
 BUILT_IN: Mapping[str, EmbedderKind] = {
     "local": EmbedderKind(config=embedders.LocalEmbedder, opens="rowvec.embedders.wordllama:LocalModel"),
     "local_image": EmbedderKind(

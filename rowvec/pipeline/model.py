@@ -12,7 +12,6 @@ from rowvec.pipeline.parts import (
     Duration,
     Part,
     Text,
-    any_of,
     has_schema,
     no_literal_credential,
     no_literal_secret,
@@ -216,7 +215,7 @@ class Pipeline(Part):
         description="Lower case; names runs and artifacts. It belongs to one vector table of a database: rowvec rename "
         "gives a pipeline another name, and rowvec adopt gives a name to another table.",
     )
-    source: Source = Field(description="The rows.", json_schema_extra=any_of)
+    source: Source = Field(description="The rows.")
     embedder: Annotated[Embedder, ByKind()] = Field(description="What makes a vector of a text.")
     target: Target = Field(description="The vector table.")
     artifacts: Artifacts = Field(default=Artifacts(), description="Where artifacts and manifests are kept.")

@@ -71,7 +71,7 @@ def no_literal_credential(value: str | None) -> str | None:
 
 
 def _titled_by_kind(schema: dict[str, Any]) -> None:
-    """The title on a form's tab: for a part of several kinds, the kind as written in the pipeline file."""
+    """The title of one kind of a part that has several: the kind as written in the pipeline file."""
     kind = schema.get("properties", {}).get("kind", {}).get("const")
     if kind is not None:
         schema["title"] = kind
@@ -89,18 +89,6 @@ class Part(BaseModel):
         if any(isinstance(text, str) and "\0" in text for text in cast("Iterable[object]", texts)):
             raise ValueError("holds a NUL character, which Postgres has no text for")
         return value
-
-
-def any_of(schema: dict[str, Any]) -> None:
-    """Declare a part of several kinds with ``anyOf`` instead of ``oneOf``, because Prefect draws forms only for
-    ``anyOf``.
-
-    A value still has exactly one kind, because each allows only its own ``kind``. A form opens with the kind that
-    shares most keys with the value, and with the first of equals. So kinds with few keys come first, and a deployment's
-    parameters write out a key that the other kinds do not have.
-    """
-    schema["anyOf"] = schema.pop("oneOf")
-    del schema["discriminator"]
 
 
 def table_name(value: str) -> str:

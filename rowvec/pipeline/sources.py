@@ -275,5 +275,4 @@ class ImagesSource(_RowSource, _Delimited):
         return self
 
 
-# In this order: see ``rowvec.pipeline.parts.any_of``.
 Source = Annotated[PostgresSource | ParquetSource | CsvSource | ImagesSource, Field(discriminator="kind")]

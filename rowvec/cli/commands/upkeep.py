@@ -118,7 +118,8 @@ def rebuild(
         dropped = {"dropped": retire_for_good(pipeline)}
         emit(dropped, as_json, lambda: render.dropped(dropped["dropped"]))
     else:
-        report: RebuildReport = run_flow("rebuild", pipeline=pipeline, max_cost=max_cost, switch=not no_switch)
+        limit = {} if max_cost is None else {"max_cost": max_cost}
+        report: RebuildReport = run_flow("rebuild", pipeline=pipeline, switch=not no_switch, **limit)
         emit(report.as_json(), as_json, lambda: render.rebuild(report))
 
 
