@@ -130,8 +130,9 @@ class _Supervisor:
     def _sync_once(self) -> None:
         # A schedule that begins in a moment would not do: a slow machine applies it too late.
         api = self._state.api
+        user, _, password = login().partition(":")
         try:
-            with httpx.Client(timeout=_ANSWER_SECONDS, auth=tuple(login().split(":", 1))) as client:
+            with httpx.Client(timeout=_ANSWER_SECONDS, auth=(user, password)) as client:
                 for name in self._state.pipelines:
                     found = client.get(f"{api}/deployments/name/sync/{name}").raise_for_status().json()
                     wanted = {"parameters": {"cause": "up"}}

@@ -83,6 +83,7 @@ def test_the_server_of_the_active_profile_is_found_as_prefect_finds_it(
     assert found == PrefectServer(
         api="http://127.0.0.1:4200/api", named_by="the active Prefect profile or settings", login="me:secret"
     )
+    assert found is not None
     assert found.headers == {"Authorization": "Basic bWU6c2VjcmV0"}
     assert "secret" not in repr(found)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4201/api")
