@@ -29,6 +29,7 @@ from rowvec_tasks.when_busy import run_alone
 from rowvec.errors import AwaitingJobs, RowvecError, RunCancelled
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.kept import connections_kept
 from rowvec.runtime.display import one_line
 from rowvec.runtime.home import local_faults
 from rowvec.runtime.private import private_files
@@ -135,7 +136,7 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
 def _ended(pipeline: Pipeline, body: Callable[[Pipeline], Any], policy: dict[str, Any]) -> State[Any]:
     """The state in which a run ends that has read its pipeline. Raises the ``RowvecError`` of a run that fails."""
     try:
-        with local_faults(), published(pipeline.name):
+        with local_faults(), published(pipeline.name), connections_kept():
             result = run_alone(pipeline.name, lambda: body(pipeline), **policy)
     except AwaitingJobs as pause:
         show_waiting(pipeline, pause)

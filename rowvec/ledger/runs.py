@@ -21,6 +21,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, target_url
 from rowvec.postgres.migrations import install
+from rowvec.postgres.kept import connections_kept
 from rowvec.postgres.queries import query
 from rowvec.runtime.home import local_faults
 from rowvec.runtime.telemetry import span
@@ -81,26 +82,27 @@ def running(
     resolved = resolve(pipeline, needed)
     by_the_file = identity is None
     identity = identity or open_embedder(resolved.embedder).identity
-    with open_target(resolved) as connection:
-        install(connection)
-        pipeline_id = register(connection, pipeline, identity, settled=by_the_file)
-    with exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id) as lease:
-        with open_owned(resolved, lease) as connection:
-            number_above(connection, above)
-            run_id = start_run(connection, pipeline_id, cause, lease)
-            clear_leftovers(connection, pipeline_id, run_id)
-        run = Run(run_id=run_id, pipeline_id=pipeline_id, lease=lease, started=started)
-        try:
-            with span("rowvec run", pipeline=pipeline.name, run_id=run_id, cause=cause), local_faults():
-                yield run
-        except BaseException as error:
-            # Any end of a run is recorded, an interrupt included. After a kill, the next run records it.
-            ending = _record_failure(resolved, run, error)
-            if ending is not error:
-                raise ending from error
-            raise
-        finally:
-            flush()
+    with connections_kept():
+        with open_target(resolved) as connection:
+            install(connection)
+            pipeline_id = register(connection, pipeline, identity, settled=by_the_file)
+        with exclusively(target_url(resolved.target.url), pipeline.name, pipeline_id) as lease:
+            with open_owned(resolved, lease) as connection:
+                number_above(connection, above)
+                run_id = start_run(connection, pipeline_id, cause, lease)
+                clear_leftovers(connection, pipeline_id, run_id)
+            run = Run(run_id=run_id, pipeline_id=pipeline_id, lease=lease, started=started)
+            try:
+                with span("rowvec run", pipeline=pipeline.name, run_id=run_id, cause=cause), local_faults():
+                    yield run
+            except BaseException as error:
+                # Any end of a run is recorded, an interrupt included. After a kill, the next run records it.
+                ending = _record_failure(resolved, run, error)
+                if ending is not error:
+                    raise ending from error
+                raise
+            finally:
+                flush()
 
 
 def number_above(connection: Connection, number: int) -> None:

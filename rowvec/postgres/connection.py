@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Target
 from rowvec.postgres.embedded import embedded_database_url
+from rowvec.postgres.kept import keep_or_close, take
 from rowvec.postgres.migrations import refuse_newer
 from rowvec.postgres.queries import query
 from rowvec.postgres.session import Connection
@@ -50,7 +51,8 @@ def connect(url: str, *, application: str = "rowvec", limits: Mapping[str, str] 
             # A pooler gives the session to others, who do not know what was prepared in it.
             prepare_threshold=None,
             client_encoding="utf8",
-            application_name=application,
+            # Each transaction says what it is for.
+            application_name="rowvec",
             connect_timeout=15,
         )
     except (psycopg.ProgrammingError, UnicodeError):
@@ -58,19 +60,37 @@ def connect(url: str, *, application: str = "rowvec", limits: Mapping[str, str] 
     except psycopg.OperationalError as error:
         raise _refused(error, url) from None
     try:
-        connection.settle(limits or {})
+        connection.settle(application, limits or {})
     except psycopg.OperationalError as error:
         connection.close()
         raise DatabaseUnavailable(f"the connection to the database was lost: {_first_line(error)}") from None
     return connection
 
 
-def connect_target(target: Target, application: str, limits: Mapping[str, str] | None = None) -> Connection:
-    """As ``connect``, with the vector table's database; the references of ``target`` must be resolved."""
-    connection = connect(target_url(target.url), application=application, limits=limits)
+@contextmanager
+def connect_target(
+    target: Target, application: str, limits: Mapping[str, str] | None = None
+) -> Generator[Connection]:
+    """As ``connect``, with the vector table's database; the references of ``target`` must be resolved.
+
+    Within ``connections_kept`` the session is one that has served others, and stays open for the next.
+    """
+    url = target_url(target.url)
+    connection = take(url)
+    if connection is None:
+        connection = connect(url, application=application, limits=limits)
+    else:
+        connection.settle_again(application, limits or {})
     if target.direct_url is not None:
         connection.open_direct = partial(_connect_directly, target.direct_url, application, limits)
-    return connection
+    try:
+        yield connection
+    except BaseException:
+        with suppress(psycopg.Error):
+            connection.rollback()
+        connection.close()
+        raise
+    keep_or_close(url, connection)
 
 
 def _connect_directly(url: str, application: str, limits: Mapping[str, str] | None) -> Connection:

@@ -6,6 +6,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from rowvec.errors import TargetError
+from rowvec.postgres.kept import forget
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import blocks, query
 from rowvec.postgres.session import Connection
@@ -82,6 +83,7 @@ def _install_pgvector(connection: Connection) -> None:
             schema = sql.Identifier(connection.names.creation or "public")
             connection.execute(query("schema", "extension", schema=schema))
         connection.read_names()
+        forget()
     except (pg.InsufficientPrivilege, pg.FeatureNotSupported, pg.UndefinedFile) as error:
         raise TargetError(
             f"pgvector cannot be installed in the target database ({error.diag.message_primary}); "

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any, LiteralString, Self, TypeVar, cast
 
 import psycopg
@@ -91,15 +92,25 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
                     super().wait(gen, interval, _CANCEL_SECONDS)
             raise
 
-    def settle(self, limits: Mapping[str, str]) -> None:
+    def settle(self, application: str, limits: Mapping[str, str]) -> None:
         """Read the names of the database, and settle how transactions begin; for ``connect``."""
-        self._limits = dict(limits)
+        self._application, self._limits = application, dict(limits)
         self.cursor_factory = _Cursor
         self._begin_with(Names())
         with self.transaction():
             self._own_path, now = self._first(query("session", "own_path"))
             self.names = Names(scratch=f"{now}_{secrets.token_hex(4)}")
             self.read_names()
+
+    def settle_again(self, application: str, limits: Mapping[str, str]) -> None:
+        """As ``settle``, for a connection that was kept: the names are those that it has read."""
+        self._application, self._limits = application, dict(limits)
+        self._begin_with(self.names)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the session could serve another user: it is there, and in no transaction."""
+        return self.info.transaction_status == TransactionStatus.IDLE and not self._in_transaction
 
     def read_names(self) -> None:
         """Read what names stand for, as the role has just connected, or after an extension was installed."""
@@ -221,15 +232,20 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             yield [row[1:] for row in found]
         self.execute(query("session", "drop_scratch", table=table))
 
-    def close(self) -> None:
-        """Close the connection, and drop its scratch tables and those that killed processes left a week ago."""
+    def end_session(self) -> None:
+        """Drop the connection's scratch tables, and those that killed processes left a week ago."""
+        self.before_commit = self.open_direct = None
         if self._has_scratch and not self.closed:
-            self._has_scratch, self.before_commit = False, None
+            self._has_scratch = False
             # What cannot be dropped now is dropped a week later.
             with suppress(psycopg.Error), self.transaction():
                 found = query("session", "scratch_tables", scratch=sql.Literal(self.names.scratch))
                 for (name,) in self.execute(found).fetchall():
                     self.execute(query("session", "drop_scratch", table=sql.Identifier("rowvec", name)))
+
+    def close(self) -> None:
+        """End the session and close the connection."""
+        self.end_session()
         super().close()
 
     def _guard_scratch(self) -> None:
@@ -312,17 +328,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     def _begin_with(self, names: Names) -> None:
         self.names = names
-        self._beginning = self._beginning_with(self._limits)
-        self._beginning_alone = self._beginning_with({**_SHORT_PAUSE, **self._limits})
-
-    def _beginning_with(self, limits: dict[str, str]) -> bytes:
-        parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")]
-        for name, value in statements(self.info.server_version, limits):
-            parts.append(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value)))
-        # The server itself has quoted the schemas.
-        if self.names.path is not None:
-            parts.append(sql.SQL("SET LOCAL search_path = " + cast("LiteralString", self.names.path)))
-        return sql.SQL("; ").join(parts).as_bytes(self)
+        self._beginning, self._beginning_alone = (
+            _beginning(self.info.server_version, names.path, self._application, tuple(limits.items()))
+            for limits in (self._limits, {**_SHORT_PAUSE, **self._limits})
+        )
 
     def _plain(self, statement: QueryNoTemplate, params: Params | None = None) -> psycopg.Cursor[tuple[Any, ...]]:
         """Execute without a transaction of ours around it."""
@@ -330,6 +339,18 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     def _first(self, statement: QueryNoTemplate, params: Params | None = None) -> tuple[Any, ...]:
         return self._plain(statement, params).fetchone() or ()
+
+
+@cache
+def _beginning(version: int, path: str | None, application: str, limits: tuple[tuple[str, str], ...]) -> bytes:
+    """The message that begins a transaction with our settings."""
+    parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")]
+    for name, value in [*statements(version, dict(limits)), ("application_name", application)]:
+        parts.append(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+    if path is not None:
+        # The server itself has quoted the schemas.
+        parts.append(sql.SQL("SET LOCAL search_path = " + cast("LiteralString", path)))
+    return sql.SQL("; ").join(parts).as_bytes()
 
 
 def _is_open(connection: psycopg.Connection[Any]) -> bool:

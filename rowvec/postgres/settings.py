@@ -141,7 +141,6 @@ LEFT_ALONE: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "application_name",
             "backtrace_functions",
             "commit_delay",
             "commit_siblings",
@@ -218,6 +217,7 @@ LEFT_ALONE: dict[str, str] = {
         ),
         _RIGHTS,
     ),
+    "application_name": "every BEGIN sets it, to what the transaction is for",
     "check_function_bodies": "the functions that rowvec makes are right either way",
     "default_text_search_config": "every search by words names its configuration",
     "default_transaction_deferrable": "it matters for serializable transactions, of which there are none",

@@ -8,6 +8,7 @@ from rowvec.errors import UsageError
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
+from rowvec.postgres.kept import connections_kept
 from rowvec.sources.images.file import is_url
 from rowvec.stages.batch import Batch
 from rowvec.stages.order import through_all_stages
@@ -54,4 +55,5 @@ def work_through(pipeline: Pipeline, run: Run, number: int) -> Batch:
     If it is done again, by any machine, it pays for no answered text and loads nothing twice.
     """
     check_reachable(pipeline)
-    return through_all_stages(pipeline, run, number)
+    with connections_kept():
+        return through_all_stages(pipeline, run, number)

@@ -14,6 +14,7 @@ from rowvec.ledger.generations import effective
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.kept import connections_kept
 from rowvec.runtime.memory import ONE_BATCH, require
 from rowvec.runtime.progress import under_way
 from rowvec.stages import binarize, embed, index, load, merge, story, upload, validate
@@ -159,6 +160,7 @@ def sync(pipeline: Pipeline, cause: str, stages: Stages = IN_PROCESS) -> SyncRep
     Raises ``PipelineBusy`` if another run holds the pipeline, ``Inconsistent`` with the report if a check failed, and
     what the stages raise.
     """
-    pipeline = effective(pipeline)
-    with running(pipeline, cause) as run:
-        return conclude(through_all_rounds(pipeline, run, stages))
+    with connections_kept():
+        pipeline = effective(pipeline)
+        with running(pipeline, cause) as run:
+            return conclude(through_all_rounds(pipeline, run, stages))

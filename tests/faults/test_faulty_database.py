@@ -103,7 +103,8 @@ def test_sessions_that_end_while_the_embedder_thinks_cost_what_was_in_flight_and
     if cause == "terminated":
         server.hold = threading.Event()
         running = rowvec.start("sync", file).when(lambda: server.most_at_once)
-        assert terminate(source, "rowvec embed 0") == 1
+        # Between two transactions a session says only whose it is.
+        assert terminate(source, "rowvec") >= 2
         server.hold.set()
         report = succeeded(running.wait())
         assert_in_step(source)

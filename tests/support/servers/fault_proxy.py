@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import re
 import socket
-import struct
 import threading
 import time
 from collections.abc import Generator
@@ -201,9 +200,9 @@ class Cut:
     """A connection that is cut: once, or as often as ``times`` says."""
 
     application: str
-    """A regular expression for its whole application_name."""
+    """A regular expression for its whole application_name, as its last BEGIN has set it."""
     sent: int | None = None
-    """When the client has sent so many bytes."""
+    """When the client has sent so many bytes under this name."""
     unheard: bytes | None = None
     """When the server has answered a statement that holds this, and before the client hears of it."""
     times: int = 1
@@ -259,18 +258,17 @@ class DatabaseProxy:
     def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError), self._connect() as server:
             way = _Way(client, server)
-            first = client.recv(_CHUNK)
-            application = _application(first)
-            server.sendall(first)
             threading.Thread(target=way.answer, daemon=True).start()
             try:
-                self._ask(way, application)
+                self._ask(way)
             finally:
                 way.close()
 
-    def _ask(self, way: _Way, application: str) -> None:
-        sent = 0
+    def _ask(self, way: _Way) -> None:
+        sent, application = 0, ""
         while data := way.client.recv(_CHUNK):
+            if (named := _application(data)) not in ("", application):
+                sent, application = 0, named
             sent += len(data)
             with self._lock:
                 for cut in self._cuts:
@@ -311,11 +309,10 @@ class _Way:
                 end.shutdown(socket.SHUT_RDWR)
 
 
-def _application(startup: bytes) -> str:
-    """The application_name of a StartupMessage: length, protocol, then names and values that end in zero bytes."""
-    (length,) = struct.unpack_from("!i", startup)
-    words = startup[8 : length - 1].split(b"\0")
-    return dict(zip(words[::2], words[1::2], strict=False)).get(b"application_name", b"").decode()
+def _application(data: bytes) -> str:
+    """The application_name that a BEGIN in what the client sends has set; empty if it sets none."""
+    found: list[bytes] = re.findall(rb'SET LOCAL "application_name" = \'([^\']*)\'', data)
+    return found[-1].decode() if found else ""
 
 
 @contextmanager
@@ -332,7 +329,7 @@ def terminate(connection: psycopg.Connection[Any], application: str) -> int:
     """End the sessions of this database that have the application_name, as an administrator does; how many."""
     rows = connection.execute(
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = %s",
+        " WHERE datname = current_database() AND application_name = %s AND pid <> pg_backend_pid()",
         (application,),
     ).fetchall()
     return sum(ended for (ended,) in rows)
