@@ -87,7 +87,10 @@ def effective(pipeline: Pipeline) -> Pipeline:
     """
     if "." in pipeline.name:
         return pipeline
-    with open_target(resolve(pipeline, frozenset({"target"})), "rowvec generations") as connection:
+    with (
+        open_target(resolve(pipeline, frozenset({"target"})), "rowvec generations") as connection,
+        connection.transaction(),
+    ):
         # Before the first run there is no ledger, and a role that only searches may not read it.
         readable = is_readable(connection, "pipelines", "settings")
         check_name(connection, pipeline)

@@ -20,8 +20,8 @@ from rowvec.ledger.pipelines import PipelineId, register, written_id
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, target_url
-from rowvec.postgres.migrations import install
 from rowvec.postgres.kept import connections_kept
+from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.runtime.home import local_faults
 from rowvec.runtime.telemetry import span

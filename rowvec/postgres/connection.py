@@ -68,9 +68,7 @@ def connect(url: str, *, application: str = "rowvec", limits: Mapping[str, str] 
 
 
 @contextmanager
-def connect_target(
-    target: Target, application: str, limits: Mapping[str, str] | None = None
-) -> Generator[Connection]:
+def connect_target(target: Target, application: str, limits: Mapping[str, str] | None = None) -> Generator[Connection]:
     """As ``connect``, with the vector table's database; the references of ``target`` must be resolved.
 
     Within ``connections_kept`` the session is one that has served others, and stays open for the next.
@@ -176,7 +174,7 @@ def _refused(error: psycopg.OperationalError, url: str) -> DatabaseUnavailable |
         return TargetError(f"the database refused the connection: {text}")
     if "too many" in text or "remaining connection slots" in text:
         return DatabaseUnavailable(
-            f"the database has no connection free: {text}; a run holds one and opens one more for each stage at work"
+            f"the database has no connection free: {text}; a run holds two and opens one more for each stage at work"
         )
     return DatabaseUnavailable(
         f"the database does not answer: {text}; see that it runs and that target.url or ROWVEC_DATABASE_URL leads to it"

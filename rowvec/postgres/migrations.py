@@ -71,9 +71,10 @@ def has_ledger(connection: Connection) -> bool:
 
 def _newest_applied(connection: Connection) -> int:
     """The number of the newest migration that the database has; 0 if it has none."""
-    if not has_ledger(connection):
-        return 0
-    newest = connection.execute(query("schema", "newest_migration")).fetchone()
+    with connection.transaction():
+        if not has_ledger(connection):
+            return 0
+        newest = connection.execute(query("schema", "newest_migration")).fetchone()
     return newest[0] if newest else 0
 
 

@@ -61,6 +61,7 @@ def open_stage(pipeline: Pipeline, run: OfRun, stage: str) -> Generator[Work]:
     """
     resolved = resolve(pipeline)
     with open_owned(resolved, run.lease, f"rowvec {stage}") as connection:
-        check_owner(connection, run.lease)
-        plan = open_plan(connection, resolved, run.run_id)
+        with connection.transaction():
+            check_owner(connection, run.lease)
+            plan = open_plan(connection, resolved, run.run_id)
         yield Work(pipeline=resolved, connection=connection, lease=run.lease, plan=plan)
