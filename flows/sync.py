@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -25,8 +26,9 @@ from rowvec.pipeline import Pipeline
 from rowvec.runtime.memory import MANY_BATCHES, ONE_BATCH, is_tight, require
 from rowvec.stages.batch import Batch, embedded_at_once
 from rowvec.stages.cluster import batch_weight, check_reachable
-from rowvec.stages.order import Stages, batch_stages, through_all_rounds
+from rowvec.stages.order import CHANGES, Stages, batch_stages, in_process, through_all_rounds
 from rowvec.stages.report import SyncReport, conclude
+from rowvec.stages.retries import retrying
 
 # While batches embed, the ones before them are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2
@@ -66,8 +68,10 @@ def sync(
     pipeline = effective(loaded(pipeline).with_delete_limit(1.0 if allow_deletes else None))
     with running(pipeline, cause_of(cause)) as run, cancellable():
         number_run(run)
-        tell_late(pipeline)
-        report = through_all_rounds(pipeline, run, as_tasks(pipeline))
+        if cause != CHANGES:  # the watcher that has started this run sends the alarm itself
+            tell_late(pipeline)
+        tasks = as_tasks(pipeline)
+        report = through_all_rounds(pipeline, run, of_few_tasks(tasks) if cause == CHANGES else tasks)
         show(pipeline, report)
         tell_sync(pipeline, report)
         return conclude(report)
@@ -87,6 +91,19 @@ def as_tasks(pipeline: Pipeline) -> Stages:
         index=stages.index,
         validate=stages.validate,
     )
+
+
+def of_few_tasks(tasks: Stages) -> Stages:
+    """The stages of a run that a watcher starts every few seconds: only batches that can overlap are tasks.
+
+    Each task costs some 50 ms of this run, and as much of the server's processor. The log has one line per stage.
+    """
+    alone = in_process(retrying())
+
+    def batches(pipeline: Pipeline, run: Run, count: int) -> list[Batch]:
+        return (tasks if count > 1 else alone).batches(pipeline, run, count)
+
+    return replace(alone, batches=batches)
 
 
 def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:

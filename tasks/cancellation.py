@@ -7,14 +7,15 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectException, TerminationSignal
-from prefect.states import Cancelled
 
 from rowvec.errors import RunCancelled
 
@@ -65,11 +66,19 @@ def is_known_to_be_cancelled() -> bool:
     return _known.is_set()
 
 
-def end_tasks(flow_run_id: UUID) -> None:
-    """Set the tasks of a cancelled run to Cancelled that had no time to say how they ended, or were interrupted."""
-    ended = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED}
+_ENDED = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED})
+
+
+def end_parts(flow_run_id: UUID, ending: State[Any], *, cancelled: bool) -> None:
+    """Set what was at work in a run that was ended from outside to the state ``ending``, because it had no time to say
+    how it ended, or was interrupted: the newest run below it and, of a run that a person has cancelled, its tasks."""
+    ended = _ENDED if cancelled else _ENDED | {StateType.CRASHED}
     with get_client(sync_client=True) as client:
+        below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run_id]))
+        for child in client.read_flow_runs(flow_run_filter=below, sort=FlowRunSort.START_TIME_DESC, limit=1):
+            if child.state_type not in ended:
+                client.set_flow_run_state(child.id, ending, force=True)
         of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-        for task in client.read_task_runs(flow_run_filter=of_run, limit=200):
+        for task in client.read_task_runs(flow_run_filter=of_run, limit=200) if cancelled else ():
             if task.state_type not in ended:
-                client.set_task_run_state(task.id, Cancelled(message=SENTENCE), force=True)
+                client.set_task_run_state(task.id, ending, force=True)

@@ -29,6 +29,8 @@ PROCESS = "process"
 
 _SLUG = "rowvec"
 """Of the schedule that is made here. Other schedules of a deployment are its owner's, and stay."""
+_WATCH_MINUTES = 59.8
+"""A watcher ends just before the next one is due: each hour one takes over, so one that was killed is replaced."""
 _PULL_STEP = "prefect.deployments.steps.set_working_directory"
 
 
@@ -46,6 +48,8 @@ class Wanted:
     cron: str | None = None
     timezone: str = "UTC"
     every: timedelta | None = None
+    watch: bool = False
+    """Whether runs watch the source's queue of changes, one after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +119,7 @@ def deploy(client: SyncPrefectClient, flow: Flow[..., Any], wanted: Wanted, pool
         tags=["rowvec", flow.name, pipeline_tag(wanted.pipeline.name)],
         work_pool_name=pool,
         # The parameters that somebody has set in the UI stay, but for the file.
-        parameters={**(present.parameters if present else {}), "pipeline": _place(wanted, by_process=by_process)},
+        parameters={**(present.parameters if present else {}), **_given(wanted, by_process=by_process)},
         parameter_openapi_schema=flow.parameters.model_dump_for_openapi(),
         enforce_parameter_schema=True,
         schedules=schedules,
@@ -153,6 +157,12 @@ def _present(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
+def _given(wanted: Wanted, *, by_process: bool) -> dict[str, Any]:
+    """The parameters that say what the runs work on."""
+    place = _place(wanted, by_process=by_process)
+    return {"pipelines": [place], "minutes": _WATCH_MINUTES} if wanted.watch else {"pipeline": place}
+
+
 def _place(wanted: Wanted, *, by_process: bool) -> str:
     """What the runs get as ``pipeline``: below their working directory a relative path, which a form can show."""
     if "://" in wanted.file:
@@ -179,6 +189,8 @@ def _schedules(wanted: Wanted, present: list[DeploymentSchedule]) -> list[Deploy
 
 
 def _due(wanted: Wanted) -> CronSchedule | IntervalSchedule | None:
+    if wanted.watch:
+        return CronSchedule(cron="0 * * * *", timezone="UTC")
     if wanted.cron is not None:
         try:
             return CronSchedule(cron=wanted.cron, timezone=wanted.timezone)

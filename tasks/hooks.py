@@ -9,8 +9,9 @@ import httpx
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectException
+from prefect.states import Cancelled, Crashed
 from rowvec_tasks.artifacts import remove_generation_pages
-from rowvec_tasks.cancellation import SENTENCE, end_tasks
+from rowvec_tasks.cancellation import SENTENCE, end_parts
 from rowvec_tasks.given import loaded
 
 from rowvec.errors import RowvecError
@@ -25,16 +26,16 @@ def clear_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
     It frees disk space and tables before the next run does. Nothing depends on it: the next run clears whatever is
     left.
     """
+    cancelled = state.is_cancelling() or state.is_cancelled()
+    why = SENTENCE if cancelled else f"the flow run {flow_run.id} was ended from outside: {state.name}"
     try:
-        pipeline = loaded(flow_run.parameters["pipeline"], str(flow_run.id))
-        cancelled = state.is_cancelling() or state.is_cancelled()
-        if cancelled:
-            end_tasks(flow_run.id)
-        if flow.name == "rebuild":
-            remove_generation_pages(pipeline.name, flow_run.id)
-        why = SENTENCE if cancelled else f"the flow run {flow_run.id} was ended from outside: {state.name}"
-        done = clear(pipeline, why, "cancelled" if cancelled else "abandoned")
+        end_parts(flow_run.id, Cancelled(message=SENTENCE) if cancelled else Crashed(message=why), cancelled=cancelled)
+        # A watcher has several.
+        for place in flow_run.parameters.get("pipelines") or [flow_run.parameters["pipeline"]]:
+            pipeline = loaded(place, str(flow_run.id))
+            if flow.name == "rebuild":
+                remove_generation_pages(pipeline.name, flow_run.id)
+            done = clear(pipeline, why, "cancelled" if cancelled else "abandoned")
+            logger.info("%s: %d run(s) closed, %d table(s) dropped", flow_run.name, len(done.runs), len(done.tables))
     except (KeyError, httpx.HTTPError, PrefectException, RowvecError) as error:
         logger.warning("%s: the next run clears what this run has left (%s)", flow_run.name, type(error).__name__)
-        return
-    logger.info("%s: %d run(s) closed, %d table(s) dropped", flow_run.name, len(done.runs), len(done.tables))

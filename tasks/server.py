@@ -68,6 +68,13 @@ def automations() -> ModuleType:
     return automations
 
 
+def events() -> ModuleType:
+    """What sends events; as above."""
+    from rowvec_tasks import events
+
+    return events
+
+
 @contextmanager
 def reporting_to(api: str, login: str | None, *, is_watched: bool = True) -> Generator[None]:
     """Within this context, this process reports to the server at this address.

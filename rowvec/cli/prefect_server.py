@@ -17,7 +17,6 @@ _RUNS = {
     "restore": "",
     "rebuild": "",
     "demo": "",
-    "watch": "",
     "audit": "--repair",
     "prune": "--apply",
     "index": "--rebuild",

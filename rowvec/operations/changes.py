@@ -164,6 +164,15 @@ def _known(connection: Connection, pipeline: Pipeline) -> Known | None:
     return known(connection, PipelineId(row[0])) if row else None
 
 
+def check_has_queue(pipeline: Pipeline) -> None:
+    """Raise ``UsageError`` if the pipeline's file asks for no queue of changes."""
+    if _source(pipeline).changes.by != "trigger":
+        raise UsageError(
+            f"the pipeline {pipeline.name} compares its whole source in each run; write changes: {{by: trigger}} into "
+            "its source to queue what changes"
+        )
+
+
 def _source(pipeline: Pipeline) -> PostgresSource:
     source = pipeline.source
     if source.kind != "postgres" or source.table is None:
@@ -174,12 +183,9 @@ def _source(pipeline: Pipeline) -> PostgresSource:
 @contextmanager
 def _opened(pipeline: Pipeline, *, wanted: bool = True) -> Generator[tuple[Connection, ChangeQueue]]:
     """A connection to the source's database, and the pipeline's queue."""
-    source = _source(pipeline)
-    if wanted and source.changes.by != "trigger":
-        raise UsageError(
-            f"the pipeline {pipeline.name} compares its whole source in each run; write changes: {{by: trigger}} into "
-            "its source to queue what changes"
-        )
+    _source(pipeline)
+    if wanted:
+        check_has_queue(pipeline)
     resolved = resolve(without_key(effective(pipeline)), _NEEDED)
     if not is_in_target_database(resolved):
         check_has_no_queue(pipeline.name, _source(resolved))

@@ -34,6 +34,9 @@ R = TypeVar("R")
 # Rows written while a round runs are read by the next round; a source that never rests is left to the next run.
 MAX_ROUNDS = 3
 
+CHANGES = "changes"
+"""The cause of a run that a watcher starts because rows have changed."""
+
 logger = logging.getLogger(__name__)
 """Says at level INFO what each stage did, in one line per stage and round."""
 

@@ -87,11 +87,29 @@ def test_deployed_twice_it_is_one_deployment_and_keeps_what_was_set_in_the_ui(
     assert same[0].schedule == intervals[0].schedule
 
 
+def test_a_watcher_is_started_each_hour_and_ends_before_the_next_one(
+    file: Path, paintings: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queued = paintings.model_dump(mode="json", exclude_none=True)
+    queued["source"]["changes"] = {"by": "trigger"}
+    write_pipeline(Pipeline.model_validate({**queued, "name": "deployed"}), file.parent)
+    (made,) = rowvec(capsys, file, watch=True)["deployments"]
+    assert (made["name"], made["schedules"]) == ("watch/deployed", ["cron 0 * * * * (UTC)"])
+    with get_client(sync_client=True) as client:
+        found = client.read_deployment_by_name("watch/deployed")
+    assert (found.entrypoint, found.parameters) == (
+        "rowvec_flows.watch:watch",
+        {"pipelines": ["deployed.yaml"], "minutes": 59.8},
+    )
+
+
 def test_what_cannot_be_deployed_is_one_sentence_and_changes_nothing(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for options, sentence in (
         ({"every": 5, "cron": YEARLY}, "exclude each other"),
+        ({"every": 5, "watch": True}, "exclude each other"),
+        ({"watch": True}, r"write changes: \{by: trigger\} into its source"),
         ({"cron": "at noon"}, "'at noon' in UTC is no schedule"),
         ({"cron": YEARLY, "timezone": "Mars/Olympus"}, "in Mars/Olympus is no schedule"),
     ):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Annotated
@@ -12,13 +14,16 @@ import typer
 from rowvec.cli.commands.options import AsJson, File, Files
 from rowvec.cli.flow_loader import load_flow
 from rowvec.cli.output import emit, err, out
-from rowvec.cli.prefect_server import prefect_api
+from rowvec.cli.prefect_server import known_server, prefect_api
 from rowvec.errors import UsageError
 from rowvec.operations import changes as queue
 from rowvec.operations.changes import ChangesState
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
 from rowvec.runtime.display import one_line
+from rowvec.runtime.prefect_server import may_be_named, prefect_module
+from rowvec.stages.alarms import Alarm
+from rowvec.stages.order import CHANGES
 from rowvec.stages.report import SyncReport
 
 
@@ -54,24 +59,43 @@ def watch(
 ) -> None:
     """Sync each pipeline as soon as a row of its source has changed, until Ctrl-C or SIGTERM.
 
-    Each file says source.changes.by: trigger. One run is for all that has changed until it begins. Only such runs
-    appear in the Prefect UI. If a run fails, its sentence is printed, the other pipelines go on, and the pipeline is
-    tried again after pauses that grow to five minutes.
+    Each file says source.changes.by: trigger. One sync is for all that has changed until it begins. If PREFECT_API_URL
+    or a profile names a server, or rowvec up runs, each sync is a flow run there; otherwise Prefect is not used. If a
+    sync fails, its sentence is printed, the other pipelines go on, and the pipeline is tried again after pauses that
+    grow to five minutes.
     """
-    from rowvec.operations.watch import watch as look  # late: only this command needs it
+    from rowvec.operations.watch import Watched  # late: only this command needs it
+    from rowvec.operations.watch import watch as look
 
-    pipelines = [load(file) for file in files]
-    for pipeline in pipelines:
-        queue.state(pipeline)  # a file without a queue is refused before anything is watched
-    flow = load_flow("sync")
+    with _syncing() as (sync, alarm):
+        watched = [Watched(read=partial(load, file), sync=sync) for file in files]
+        tell(f"watching {len(watched)} pipeline(s), every {every:g} s; Ctrl-C ends it")
+        look(watched, threading.Event(), tell=tell, alarm=alarm, every=every)
 
-    def run(pipeline: Pipeline) -> None:
-        report: SyncReport = flow(pipeline=pipeline, cause="changes", when_busy="wait", wait_minutes=60)
-        tell(f"{pipeline.name}: {report.verdict()}")
+
+Alarming = Callable[[Pipeline, list[Alarm]], None]
+
+
+@contextmanager
+def _syncing() -> Generator[tuple[Callable[[Pipeline], SyncReport], Alarming]]:
+    """How a watcher syncs a pipeline, and whom it tells of alarms besides the terminal.
+
+    Prefect takes a second for a run that the database needs half a second for, so it is used only if somebody looks.
+    """
+    # Its settings for a command come before Prefect is imported, which may have to say what server a profile names.
+    flow = load_flow("sync") if may_be_named() else None
+    if known_server() is None:
+        from rowvec.operations.sync import sync  # late: as the watcher itself
+
+        yield partial(sync, cause=CHANGES), lambda _pipeline, _alarms: None
+        return
+    loaded = flow or load_flow("sync")
+
+    def run(pipeline: Pipeline) -> SyncReport:
+        return loaded(pipeline=pipeline, cause=CHANGES, when_busy="wait", wait_minutes=1)
 
     with prefect_api():
-        tell(f"watching {', '.join(pipeline.name for pipeline in pipelines)}; Ctrl-C ends it")
-        look(pipelines, run, threading.Event(), tell=tell, every=every)
+        yield run, prefect_module().events().tell
 
 
 def tell(sentence: str) -> None:

@@ -16,6 +16,7 @@ import typer
 from rowvec.cli.commands.options import AsJson
 from rowvec.cli.output import emit, err, out
 from rowvec.errors import MachineError, UsageError
+from rowvec.operations.changes import check_has_queue
 from rowvec.pipeline.references import variables_of
 from rowvec.runtime.prefect_server import prefect_module
 
@@ -35,24 +36,30 @@ def deploy(
     name: Annotated[
         str | None, typer.Option(help="The deployment's name; left out: the pipeline's.", show_default=False)
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Sync as soon as a row changes: runs of the flow watch, one after the other."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make or update one deployment per pipeline file, on the Prefect server of PREFECT_API_URL.
 
-    Its runs read the file when they start: edit it, and the next run follows. Without --every and --cron the schedules
-    stay as they are; a new deployment then has none.
+    Its runs read the file when they start: edit it, and the next run follows. Without --every, --cron and --watch the
+    schedules stay as they are; a new deployment then has none.
     """
-    if every is not None and cron is not None:
-        raise UsageError("--every and --cron exclude each other; give one of them")
+    if sum((every is not None, cron is not None, watch)) > 1:
+        raise UsageError("--every, --cron and --watch exclude each other; give one of them")
     if name is not None and len(files) > 1:
         raise UsageError("--name is the name of one deployment; give one file with it")
     from rowvec.store.pipeline_files import read_pipeline  # late: its library for https is slow to import
 
     pipelines = {file: read_pipeline(file) for file in files}
+    for pipeline in pipelines.values() if watch else ():
+        check_has_queue(pipeline)
     names = [pipeline.name for pipeline in pipelines.values()]
     if len(set(names)) < len(files):
         raise UsageError(f"two of the files are of one pipeline ({', '.join(sorted(names))}); give each once")
-    deployments, flow = prefect_module().deployments(), _sync_flow()
+    deployments, flow = prefect_module().deployments(), _flow("watch" if watch else "sync")
     with deployments.server() as client:
         pool_type, is_new = deployments.ensure_pool(client, pool)
         made = [
@@ -67,6 +74,7 @@ def deploy(
                     cron=cron,
                     timezone=timezone,
                     every=None if every is None else timedelta(minutes=every),
+                    watch=watch,
                 ),
                 pool,
                 pool_type,
@@ -169,7 +177,7 @@ def _worker(api: str, pool: str) -> str:
     return f"{named}{shlex.quote(program)} worker start --pool {shlex.quote(pool)}"
 
 
-def _sync_flow() -> Any:
-    for point in entry_points(group="rowvec.flows", name="sync"):
+def _flow(name: str) -> Any:
+    for point in entry_points(group="rowvec.flows", name=name):
         return point.load()
     raise MachineError("the flows of rowvec are not installed; install rowvec again")

@@ -23,22 +23,35 @@ def prefect_file(files: dict[Path, Pipeline], folder: Path, every_minutes: int, 
         "deployments": [
             deployment
             for file, pipeline in files.items()
-            for deployment in _deployments(str(file.absolute()), pipeline.name, every_minutes, since)
+            for deployment in _deployments(str(file.absolute()), pipeline, every_minutes, since)
         ],
     }
 
 
-def _deployments(file: str, name: str, every_minutes: int, since: datetime) -> list[_Deployment]:
+def _deployments(file: str, pipeline: Pipeline, every_minutes: int, since: datetime) -> list[_Deployment]:
+    name = pipeline.name
     interval = {"slug": "up", "interval": every_minutes * 60, "anchor_date": since.isoformat()}
     audit, prune = ({"slug": "up", "cron": cron, "timezone": "UTC"} for cron in ("15 5 * * *", "45 5 * * 0"))
     return [
         _deployment(file, name, "sync", interval),
+        *(_watcher(file, name, since) if _has_queue(pipeline) else ()),
         _deployment(file, name, "audit", audit),
         _deployment(file, name, "prune", prune, apply=True),
         _deployment(file, name, "rebuild"),
         _deployment(file, name, "restore"),
         _deployment(file, name, "index"),
     ]
+
+
+def _has_queue(pipeline: Pipeline) -> bool:
+    return pipeline.source.kind == "postgres" and pipeline.source.changes.by == "trigger"
+
+
+def _watcher(file: str, name: str, since: datetime) -> list[_Deployment]:
+    """Each hour a watcher takes over from the last one, so that one that was killed is replaced."""
+    hourly = {"slug": "up", "interval": 3600, "anchor_date": since.isoformat()}
+    made = _deployment(file, name, "watch", hourly)
+    return [{**made, "parameters": {"pipelines": [file], "minutes": 59.8}}]
 
 
 def _deployment(
@@ -52,5 +65,8 @@ def _deployment(
         "schedules": [schedule] if schedule else [],
         "work_pool": {"name": POOL},
         # A late sync should still run; a second audit after a running one should not.
-        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE" if flow == "sync" else "CANCEL_NEW"},
+        "concurrency_limit": {
+            "limit": 1,
+            "collision_strategy": "ENQUEUE" if flow in ("sync", "watch") else "CANCEL_NEW",
+        },
     }

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Self
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import SourceError, UsageError
+from rowvec.ledger.runs import running
 from rowvec.operations import changes
-from rowvec.operations.watch import watch
+from rowvec.operations.watch import Watched, watch
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
+from rowvec.stages.alarms import Alarm
+from rowvec.stages.report import SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, sync
 from tests.support.waiting import wait_for
@@ -65,32 +70,107 @@ def test_a_source_in_another_database_is_refused(source: Connection, tmp_path: P
             ask(elsewhere)
 
 
-def test_a_watcher_syncs_once_for_all_that_has_come_and_goes_on_after_a_failure(
+class Watcher:
+    """A watcher in a thread of its own; what it says is in ``told``, its alarms in ``alarms``."""
+
+    def __init__(self, *watched: Watched) -> None:
+        self.told: list[str] = []
+        self.alarms: list[Alarm] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(watched,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def about(self, words: str) -> list[str]:
+        """The sentences with these words."""
+        return [sentence for sentence in self.told if words in sentence]
+
+    def _watch(self, watched: Iterable[Watched]) -> None:
+        watch(watched, self._stop, tell=self.told.append, alarm=lambda _, found: self.alarms.extend(found), every=0.1)
+
+
+def test_a_watcher_syncs_once_for_all_that_has_come_and_goes_on_after_failures(
     source: Connection, queued: Pipeline, tmp_path: Path
 ) -> None:
-    broken = gallery.pipeline(
-        str(tmp_path / "broken"), source={"changes": {"by": "trigger"}}, target={"table": "vectors.broken"}
-    ).model_copy(update={"name": "broken"})
-    stop, told, runs = threading.Event(), list[str](), list[str]()
+    broken = named("broken", tmp_path, freshness={"alarm_after": "1s"})
+    defective = named("defective", tmp_path)
 
-    def run(pipeline: Pipeline) -> None:
-        if pipeline.name == "broken":
-            raise SourceError("the source is not there")
-        sync(pipeline)
-        runs.append(pipeline.name)
+    def fail(_pipeline: Pipeline) -> SyncReport:
+        raise SourceError("the source is not there")
 
-    watcher = threading.Thread(target=lambda: watch([broken, queued], run, stop, tell=told.append, every=0.1))
-    watcher.start()
-    try:
-        wait_for(lambda: runs)
+    def break_down(_pipeline: Pipeline) -> SyncReport:
+        raise ZeroDivisionError("a defect")
+
+    changes.install_queue(broken)
+    with Watcher(
+        Watched(read=lambda: broken, sync=fail),
+        Watched(read=lambda: defective, sync=break_down),
+        Watched(read=lambda: queued, sync=sync),
+    ) as watcher:
+        wait_for(lambda: watcher.about("run 1, "))
         source.execute("UPDATE paintings SET title = 'new' WHERE id < 4; DELETE FROM paintings WHERE id = 9")
-        wait_for(lambda: len(runs) > 1 and not changes.state(queued).waiting)
-    finally:
-        stop.set()
-        watcher.join()
-    assert runs == ["paintings"] * 2
+        wait_for(lambda: watcher.about("run 2, ") and watcher.alarms)
     assert_in_step(source)
-    failed = [sentence for sentence in told if "the source is not there" in sentence]
-    assert failed
+    first, second = watcher.about("paintings: ")
+    assert first.startswith("paintings: the whole source was never compared; run 1, ")
+    assert second.startswith("paintings: 4 change(s) wait; run 2, ")
+    failed = watcher.about("the source is not there")
+    assert failed[0] == "broken: the source is not there; it is tried again in 2 s"
     assert len(failed) <= 3
-    assert "it is tried again in 2 s" in failed[0]
+    assert watcher.about("defective: a defect; it is tried again in 2 s")
+    # Its queue is looked at while its syncs pause.
+    (alarm,) = watcher.alarms[:1]
+    assert (alarm.name, alarm.payload["waiting"]) == ("rowvec.changes.late", 4)
+    assert len(watcher.alarms) <= 3
+
+
+def test_a_watcher_leaves_a_pipeline_to_the_run_that_has_it(source: Connection, queued: Pipeline) -> None:
+    with running(queued, "test"):
+        assert changes.look(queued).reason is None
+    assert changes.look(queued).reason == "the whole source was never compared"
+
+
+def test_a_watcher_outlives_the_server_and_follows_the_file(
+    source: Connection, queued: Pipeline, direct_url: str
+) -> None:
+    files = [queued]
+    with Watcher(Watched(read=lambda: files[0], sync=sync)) as watcher:
+        wait_for(lambda: watcher.about("run 1, "))
+        files[0] = gallery.pipeline(
+            queued.artifacts.url, source={"changes": {"by": "trigger"}, "content": "by {author}: {title}"}
+        )
+        with psycopg.connect(direct_url, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'rowvec%'"
+            )
+            other.execute("UPDATE paintings SET title = 'new' WHERE id = 4")
+        wait_for(lambda: watcher.about("run 2, "))
+    written = source.execute("SELECT content FROM vectors.paintings WHERE id = 4").fetchone()
+    assert written == ("by Author 4: new",)
+
+
+def test_a_pipeline_without_a_queue_is_refused_before_anything_is_watched(
+    source: Connection, queued: Pipeline, paintings: Pipeline
+) -> None:
+    with pytest.raises(UsageError, match=r"write changes: \{by: trigger\} into its source"):
+        watch(
+            [Watched(read=lambda: queued, sync=sync), Watched(read=lambda: paintings, sync=sync)],
+            threading.Event(),
+            tell=print,
+            alarm=lambda _pipeline, _alarms: None,
+        )
+    assert source.execute("SELECT count(*) FROM rowvec.runs").fetchone() == (0,)
+
+
+def named(name: str, folder: Path, **parts: dict[str, Any]) -> Pipeline:
+    """The paintings with a queue, in a table of another name."""
+    made = gallery.pipeline(
+        str(folder / name), source={"changes": {"by": "trigger"}}, target={"table": f"vectors.{name}"}, **parts
+    )
+    return made.model_copy(update={"name": name})
