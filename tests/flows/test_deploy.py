@@ -16,6 +16,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
+from rowvec_tasks.automations import ALARMS, SILENT
 
 from rowvec.cli.commands.deploy import automations, deploy
 from rowvec.errors import MachineError, UsageError
@@ -135,7 +136,7 @@ def test_automations_without_a_receiver_say_so_and_with_one_tell_it(
 ) -> None:
     automations()
     listed = capsys.readouterr()
-    assert listed.out.count(": missing.") == 4
+    assert listed.out.count(": missing.") == 6
     assert "No receiver is named, so alarms reach nobody" in listed.err
     with pytest.raises(UsageError, match="nobody would be told: name the block to tell with --to"):
         automations(apply=True)
@@ -147,15 +148,15 @@ def test_automations_without_a_receiver_say_so_and_with_one_tell_it(
     try:
         for _ in range(2):
             automations(apply=True, receiver="webhook/rowvec-test-alarms")
-        assert capsys.readouterr().out.count(": made.") == 8
+        assert capsys.readouterr().out.count(": made.") == 12
         with get_client(sync_client=True) as client:
             (made,) = client.read_automations_by_name("rowvec: inconsistent")
         (action,) = made.actions
         assert getattr(action, "block_document_id", None) == block_id
     finally:
         with get_client(sync_client=True) as client:
-            for name in ("inconsistent", "recall low", "budget exceeded", "no sync for a day"):
-                for one in client.read_automations_by_name(f"rowvec: {name}"):
+            for name in (*ALARMS, SILENT):
+                for one in client.read_automations_by_name(name):
                     client.delete_automation(one.id)
 
 
