@@ -126,12 +126,13 @@ def test_the_command_reports_its_syncs_and_alarms_and_ends_by_sigterm(
         "filter": {"event": {"name": ["rowvec.changes.late"]}, "resource": {"id": [f"rowvec.pipeline.{queued.name}"]}}
     }
     command.when(lambda: httpx.post(f"{prefect_server.api}/events/filter", json=sent).json()["total"])
+    command.when(lambda: "Failed" in [run.state_name for run in named(f"{queued.name}-changes")])
     source.execute("DROP TRIGGER no ON rowvec.plans")
     command.when(lambda: [run.state_name for run in named(f"{queued.name}-changes")].count("Completed") == 2)
     ended = command.kill(signal.SIGTERM)
     assert ended.status == 128 + signal.SIGTERM
     assert "ended by SIGTERM" in ended.stderr
-    assert "it is tried again in 2 s" in ended.stderr
+    assert "it is tried again in 2 s" in ended.stderr, ended.stderr
     assert_in_step(source)
     states = {run.name: run.state_name for run in named(f"{queued.name}-changes")}
     assert set(states.values()) == {"Completed", "Failed"}
