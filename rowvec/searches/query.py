@@ -18,6 +18,7 @@ from pgvector.psycopg.vector import VectorBinaryDumper, VectorLoader
 from psycopg import errors as pg
 from psycopg import sql
 from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 
 from rowvec.errors import UsageError
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
@@ -127,7 +128,10 @@ def search_transaction(
 
     Raises ``UsageError`` if a value of the filter ``where`` cannot be read as its column's type, or not be compared.
     """
-    with lost_connections_are_retriable(), _filter_errors(where), connection.transaction():
+    # In a caller's transaction a savepoint would keep the settings of this search, and the planner's estimate for the
+    # next one would be made under them. A rollback ends them.
+    within = connection.info.transaction_status != TransactionStatus.IDLE
+    with lost_connections_are_retriable(), _filter_errors(where), connection.transaction(force_rollback=within):
         cursor = connection.cursor()
         # In binary: as text, 3,072 numbers cost two milliseconds. Registered for this cursor alone and without a type:
         # a cast in the statement names it, and other cursors keep reading vector columns as text.

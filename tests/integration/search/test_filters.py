@@ -143,6 +143,15 @@ def test_the_same_after_deletes_that_no_vacuum_has_followed(filled: Filled, shar
         assert recalls(replace(filled, there=there), share, QUERIES) >= enough(filled, share) - 0.05
 
 
+def test_a_search_leaves_no_setting_in_its_callers_transaction(filled: Filled) -> None:
+    settings = "SELECT string_agg(name || setting, ',' ORDER BY name) FROM pg_settings WHERE name <> 'search_path'"
+    with filled.connection.transaction():
+        before = filled.connection.execute(settings).fetchone()
+        for where in (None, FILTERS[0.001][0], FILTERS[0.5][0]):
+            search(filled.connection, filled.table, filled.choice, SearchRequest(filled.vectors[0], K, where=where))
+            assert filled.connection.execute(settings).fetchone() == before
+
+
 def test_fewer_than_k_are_all_that_there_are(filled: Filled) -> None:
     for where, n in (("year = 1777", 8), ("id IN (3, 4, 5)", 3), ("author = 'nobody'", 0), ("id > 7995", 4)):
         assert (
