@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
@@ -24,12 +25,15 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.workers.process import ProcessWorker
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from rowvec_tasks.cancellation import SENTENCE
 
 from rowvec.cli.demo.gallery import create_gallery_once
+from tests.support import forked_engine
 from tests.support.cli_process import CLI, serving
+from tests.support.forked_commands import CommandForks
 from tests.support.run_folder import short_folder
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -80,10 +84,15 @@ class Operated:
         """A deployment by its flow and name."""
         return answered("GET", f"{self.api}/deployments/name/{name}")
 
-    def run(self, name: str, **parameters: Any) -> str:
-        """Start a run of a deployment, as the custom-run form does; returns its id."""
+    def run(self, name: str, *, stock: bool = False, **parameters: Any) -> str:
+        """Start a run of a deployment, as the custom-run form does; returns its id.
+
+        ``stock``: in an interpreter of its own, as a worker starts it; the others are forked, which is quicker.
+        """
         deployment = self.deployment(name)["id"]
-        return self.ask(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
+        variables = {"command": f"{sys.executable} -m prefect.engine"} if stock else {}
+        body = {"parameters": parameters, "job_variables": variables}
+        return self.ask(f"deployments/{deployment}/create_flow_run", **body)["id"]
 
     def flow_run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it."""
@@ -166,7 +175,7 @@ class Operated:
             psycopg.connect(self.database, autocommit=True) as watch,
         ):
             holder.execute("LOCK TABLE vectors.gallery IN SHARE MODE")
-            run_id = self.run("sync/gallery")
+            run_id = self.run("sync/gallery", stock=True)
             waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'rowvec merge' AND datname = %s"
             wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone())
             assert self.leftovers()
@@ -199,6 +208,13 @@ def wait_for(holds: Callable[[], object]) -> None:
         time.sleep(0.3)
 
 
+def fork_runs(api: str, command: str) -> None:
+    """Make this command the one of all runs of the work pool that ask for no other."""
+    template = ProcessWorker.get_default_base_job_template()
+    template["variables"]["properties"]["command"]["default"] = command
+    answered("PATCH", f"{api}/work_pools/rowvec", {"base_job_template": template})
+
+
 @pytest.fixture(scope="module")
 def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Generator[Operated]:
     """Server, deployments and worker, started as deployments/README.md says; and a pipeline of our own."""
@@ -229,8 +245,12 @@ def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_dat
         for more in ((), ("--prefect-file", "deployments/examples/prefect.yaml")):
             done = it.prefect("deploy", "--all", *more)
             assert done.returncode == 0, done.stdout + done.stderr
-        it.start_worker()
-        yield it
+        forks = CommandForks(server.api, environment)
+        with forked_engine.serve(forks, prefect / "engine"):
+            fork_runs(it.api, forked_engine.command(prefect / "engine"))
+            it.start_worker()
+            yield it
+        forks.close()
         for worker in it.workers:
             for process in [*_children(worker.pid), worker.pid]:
                 _kill(process)

@@ -11,6 +11,7 @@ import atexit
 import gc
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -103,8 +104,9 @@ class ForkedProcess:
 class CommandForks:
     """The process that forks commands, which report to one Prefect API."""
 
-    def __init__(self, api: str) -> None:
-        self._environment = {**os.environ, "PREFECT_API_URL": api}
+    def __init__(self, api: str, environment: dict[str, str] | None = None) -> None:
+        """``environment``: that of the process, if it is not the one of the tests."""
+        self._environment = {**(environment or os.environ), "PREFECT_API_URL": api}
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         with theirs:
@@ -129,15 +131,23 @@ class CommandForks:
         pipes = [os.pipe() for _ in range(3)]
         wanted = {"words": words, "environment": environment, "folder": str(Path.cwd())}
         try:
-            with self._lock:
-                pid = self._ask(json.dumps(wanted).encode(), [writing for _, writing in pipes])
-        except ConnectionError:
-            stderr = self._process.communicate()[1].decode()
-            raise RuntimeError(f"the process that forks commands has ended: {stderr[-3000:]}") from None
+            pid = self.fork(wanted, [writing for _, writing in pipes])
         finally:
             for _, writing in pipes:
                 os.close(writing)
         return ForkedProcess(pid, (pipes[0][0], pipes[1][0]), pipes[2][0])
+
+    def fork(self, wanted: dict[str, Any], ends: list[int]) -> int:
+        """Start what is wanted, with these ends of pipes for output, errors and status; returns its process id.
+
+        ``wanted``: ``environment``, ``folder``, and ``words``, which are None for a flow run of a worker.
+        """
+        try:
+            with self._lock:
+                return self._ask(json.dumps(wanted).encode(), ends)
+        except ConnectionError:
+            stderr = self._process.communicate()[1].decode()
+            raise RuntimeError(f"the process that forks commands has ended: {stderr[-3000:]}") from None
 
     def _ask(self, packet: bytes, ends: list[int]) -> int:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))
@@ -227,13 +237,27 @@ def _set_width() -> None:
         out.width = err.width = int(os.environ["COLUMNS"])
 
 
-def _run(words: list[str]) -> NoReturn:
-    """Run the command, and end as the interpreter would. Only what is imported is not deleted, which takes 0.2 s."""
+def _command(words: list[str]) -> None:
     from rowvec.cli import main
 
     sys.argv = ["rowvec", *words]
+    main()
+
+
+def _engine() -> None:
+    """Run what `python -m prefect.engine` runs."""
+    sys.argv = ["prefect.engine"]
+    sys.modules.pop("prefect.engine", None)
+    runpy.run_module("prefect.engine", run_name="__main__")
+
+
+def _run(words: list[str] | None) -> NoReturn:
+    """Run the command, and end as the interpreter would. Only what is imported is not deleted, which takes 0.2 s."""
     try:
-        main()
+        if words is None:
+            _engine()
+        else:
+            _command(words)
         status = 0
     except SystemExit as ended:
         if isinstance(ended.code, str):
