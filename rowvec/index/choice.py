@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from rowvec.errors import UsageError
 from rowvec.pipeline.model import Index
@@ -33,6 +34,9 @@ _NONZEROS = 128
 # 1,536 dimensions every real model that was measured had more than 0.97 at 4 times. 1,024 lies between and is not
 # measured: the recall check decides.
 BITS_FROM_DIMENSIONS = 1_024
+# Two and three bits per dimension were measured from 256 dimensions: over 43,532 titles three bits need as many pages
+# per search as halfvec, in half the space. With fewer dimensions links take most of an index, and bits save little.
+SEVERAL_BITS_FROM_DIMENSIONS = 256
 
 # At 3,072 dimensions 4 times oversampling finds 0.96 to 1.00 with every real model that was measured.
 _OVERSAMPLING_LONG, _OVERSAMPLING = 4, 8
@@ -44,6 +48,10 @@ _OVERSAMPLING_BITS = {2: 6, 3: 5}
 _EFFORT = (64, 128)
 # On sparse vectors: over 20,000 of 58 nonzeros a graph of 64 found 0.85 and one of 128 0.98, by the same search.
 EFFORT_SPARSE = 128
+
+# Links, and a factor for ef_construction, of a graph over more than so many rows. The same graph finds less of a larger
+# table: with m 16, ef_construction 64 and ef_search 200 recall was 0.998 over 100,000 x 64 and 0.954 over 2,000,000.
+_GRAPHS = ((10_000_000, 32, 4), (1_000_000, 24, 2), (0, 16, 1))
 
 # pgvector's advice for IVFFlat: one list per thousand rows up to a million rows, above that the square root of the
 # rows.
@@ -143,13 +151,12 @@ def choose(facts: Facts, wanted: Index, tuned: Tuned | None = None) -> IndexChoi
         kind=kind,
         on=on,
         opclass=opclass(on, facts.precision, facts.metric),
-        m=wanted.m,
-        # pgvector refuses fewer candidates than twice the links.
-        ef_construction=max(wanted.ef_construction or _EFFORT[on == "bits"], 2 * wanted.m),
+        **_graph(wanted, rows, _EFFORT[on == "bits"]),
         lists=(wanted.lists or lists_for(rows)) if kind == "ivfflat" else 0,
         lists_by_rows=wanted.lists is None,
         bits=facts.bits if on == "bits" else 1,
         oversampling=oversampling,
+        oversampling_given=wanted.oversampling is not None,
         reason=why,
     )
 
@@ -158,11 +165,31 @@ def fits(present: IndexChoice, choice: IndexChoice) -> bool:
     """Whether an index built as ``present`` is as good as one built as ``choice``."""
     if _held(present) != _held(choice):
         return False
+    if choice.kind == "hnsw" and choice.graph_by_rows:
+        # A graph that was built over fewer rows stays as long as it finds enough.
+        least = EFFORT_SPARSE if choice.opclass.startswith("sparsevec") else _EFFORT[choice.on == "bits"]
+        return present.m >= _GRAPHS[-1][1] and present.ef_construction >= least
     if choice.kind == "hnsw":
         return (present.m, present.ef_construction) == (choice.m, choice.ef_construction)
     if choice.lists_by_rows:
         return choice.lists <= 2 * present.lists and present.lists <= 2 * choice.lists
     return present.lists == choice.lists
+
+
+class _Graph(TypedDict):
+    m: int
+    ef_construction: int
+    graph_by_rows: bool
+
+
+def _graph(wanted: Index, rows: int, effort: int) -> _Graph:
+    """The size of a graph: what the pipeline says, else by the rows; ``effort``: ef_construction over few rows."""
+    links, factor = next((m, times) for more_than, m, times in _GRAPHS if rows > more_than or not more_than)
+    m = wanted.m or links
+    # pgvector refuses fewer candidates than twice the links.
+    candidates = max(wanted.ef_construction or effort * factor, 2 * m)
+    by_rows = wanted.m is None and wanted.ef_construction is None
+    return {"m": m, "ef_construction": candidates, "graph_by_rows": by_rows}
 
 
 def _held(choice: IndexChoice) -> tuple[object, ...]:
@@ -217,9 +244,9 @@ def _for_sparse(facts: Facts, wanted: Index, tuned: Tuned | None) -> IndexChoice
         kind="hnsw",
         on="float",
         opclass=opclass("float", "sparse", facts.metric),
-        m=wanted.m,
-        ef_construction=max(wanted.ef_construction or EFFORT_SPARSE, 2 * wanted.m),
+        **_graph(wanted, facts.rows, EFFORT_SPARSE),
         oversampling=wanted.oversampling or _OVERSAMPLING,
+        oversampling_given=wanted.oversampling is not None,
         reason="HNSW is the only index that pgvector has on sparse vectors.",
     )
 
@@ -240,7 +267,7 @@ def _on(facts: Facts, wanted: Index) -> tuple[On | None, str]:
     floats: On = "halfvec" if facts.precision == "float32" and dimensions > LIMIT_VECTOR else "float"
     if wanted.on == "float":
         return floats, "The pipeline wants the index on float vectors."
-    if facts.bits > 1 or (facts.bits and dimensions >= BITS_FROM_DIMENSIONS):
+    if facts.bits and dimensions >= (SEVERAL_BITS_FROM_DIMENSIONS if facts.bits > 1 else BITS_FROM_DIMENSIONS):
         return "bits", f"At {dimensions:,} dimensions bits with exact rerank give the faster and far smaller index."
     if dimensions > LIMIT_HALFVEC:
         return None, (

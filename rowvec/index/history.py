@@ -62,8 +62,7 @@ def look(connection: Connection, table: VectorTable) -> Looked:
     """
     with lost_connections_are_retriable():
         connection.execute(query("index_builds", "ended"), {**_name_of(table), "outcome": "gone"})
-        rows = connection.execute(query("index_builds", "recorded"), _name_of(table)).fetchall()
-        builds = tuple(_build(row) for row in rows)
+        builds = recorded_builds(connection, table)
         served = next((build for build in builds if build.outcome == "serves"), None)
         newest = next(iter(builds), None)
         statement = query(
@@ -83,6 +82,13 @@ def look(connection: Connection, table: VectorTable) -> Looked:
         tried=builds,
         tried_wear=Churn(built_over=newest.rows, rows=count, came=since_tried) if newest else None,
     )
+
+
+def recorded_builds(connection: Connection, table: VectorTable) -> tuple[Build, ...]:
+    """The latest 100 builds of a table's indexes, the newest first. Reads no row of the table."""
+    with lost_connections_are_retriable():
+        rows = connection.execute(query("index_builds", "recorded"), _name_of(table)).fetchall()
+    return tuple(_build(row) for row in rows)
 
 
 def note_build(
@@ -145,14 +151,18 @@ def measured_over(
     writes, vacuums = found or (0, 0)
     if not writes:
         return None
-    search = {name: value for name, value in asdict(choice).items() if name != "reason"}
     return {
-        "search": search,
+        "search": _search_of(choice),
         "rows": looked.rows,
         "newest_run": looked.newest_run,
         "writes": writes,
         "vacuums": vacuums,
     }
+
+
+def searched_as(over: dict[str, Any] | None, choice: IndexChoice) -> dict[str, Any] | None:
+    """The same state of a table, searched as another choice says."""
+    return None if over is None else {**over, "search": _search_of(choice)}
 
 
 def standing_recall(
@@ -202,6 +212,10 @@ def note_recall(
     }
     with lost_connections_are_retriable():
         connection.execute(query("index_builds", "recalled"), values)
+
+
+def _search_of(choice: IndexChoice) -> dict[str, Any]:
+    return {name: value for name, value in asdict(choice).items() if name != "reason"}
 
 
 def _build(row: tuple[Any, ...]) -> Build:

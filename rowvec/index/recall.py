@@ -65,7 +65,6 @@ def measure(
     table: VectorTable,
     choice: IndexChoice,
     recall: Recall,
-    oversampling: int | None = None,
     *,
     most_bytes: int = MOST_BYTES,
     newest: bool = False,
@@ -78,36 +77,64 @@ def measure(
     Other sessions still use the index that the planner finds cheapest. The report's ``index`` shows whether the
     planner used the newest one. Raises ``DatabaseUnavailable``.
     """
-    if choice.kind == "none":
-        return _unmeasured(recall, "Without an index every search is exact.", exact=True)
+    return _measure(connection, table, (choice,), recall, most_bytes=most_bytes, newest=newest).report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A way to search an index, and its recall."""
+
+    choice: IndexChoice
+    report: RecallReport
+
+
+def _measure(
+    connection: Connection,
+    table: VectorTable,
+    choices: tuple[IndexChoice, ...],
+    recall: Recall,
+    *,
+    most_bytes: int = MOST_BYTES,
+    newest: bool = False,
+) -> Found:
+    """The first of ``choices`` with enough recall, else the last; all of them search one index. See ``measure``."""
+    if choices[0].kind == "none":
+        report = _unmeasured(recall, "Without an index every search is exact.", exact=True)
+        return Found(choice=choices[0], report=report)
     with lost_connections_are_retriable(), connection.transaction():
         connection.execute(query("recall", "begin"))
         if newest:
             connection.execute(query("recall", "indifferent"))
         size = _number(connection, query("recall", "size", table=_literal(connection, table)))
         if size > most_bytes:
-            return _unmeasured(
-                recall,
-                f"An exact pass would read {size / 2**30:,.0f} GiB, over the limit of {most_bytes / 2**30:,.0f}.",
-            )
+            why = f"An exact pass would read {size / 2**30:,.0f} GiB, over the limit of {most_bytes / 2**30:,.0f}."
+            return Found(choice=choices[0], report=_unmeasured(recall, why))
         keys, vectors = _sample(connection, table, recall.queries)
         if not keys:
-            return _unmeasured(recall, "The table has no vectors to use as queries.")
-        answers = [
-            _neighbours(connection, table, choice, key, vector, recall.k, oversampling)
-            for key, vector in zip(keys, vectors, strict=True)
-        ]
-        request = SearchRequest(vectors[0], recall.k + 1, oversampling=oversampling)
-        plan = explain(connection, table, choice, request)
-        used = [state.name for state in index_state(connection, table) if state.name in plan.indexes]
+            report = _unmeasured(recall, "The table has no vectors to use as queries.")
+            return Found(choice=choices[0], report=report)
         nearest = _nearest(connection, table, vectors, recall.k + 1)
-    sampled = Questions(keys=tuple(keys), vectors=vectors, nearest=nearest, k=recall.k)
+        sampled = Questions(keys=tuple(keys), vectors=vectors, nearest=nearest, k=recall.k)
+        # One way to search after the other; they share the exact pass, which costs most.
+        measured = (_of_one(connection, table, choice, recall, sampled) for choice in choices)
+        return next(each for each in measured if each.report.passed or each.choice is choices[-1])
+
+
+def _of_one(
+    connection: Connection, table: VectorTable, choice: IndexChoice, recall: Recall, sampled: Questions
+) -> Found:
+    answers = [
+        _neighbours(connection, table, choice, key, vector, recall.k)
+        for key, vector in zip(sampled.keys, sampled.vectors, strict=True)
+    ]
+    plan = explain(connection, table, choice, SearchRequest(sampled.vectors[0], recall.k + 1))
+    used = [state.name for state in index_state(connection, table) if state.name in plan.indexes]
     each = sampled.recalls(table, answers)
     if not each:
-        return _unmeasured(recall, "The table has one vector, which has no neighbours.")
+        return Found(choice=choice, report=_unmeasured(recall, "The table has one vector, which has no neighbours."))
     mean = float(np.mean(each))
     low, high = interval(mean, len(each))
-    return RecallReport(
+    report = RecallReport(
         recall=mean,
         low=low,
         high=high,
@@ -116,6 +143,7 @@ def measure(
         at_least=recall.at_least,
         index=used[-1] if used else None,
     )
+    return Found(choice=choice, report=report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,10 +232,9 @@ def _neighbours(
     key: tuple[Any, ...],
     vector: Embeddings,
     k: int,
-    oversampling: int | None,
 ) -> list[float]:
     """Distances of the k nearest rows that the search returns, without the query row itself."""
-    hits = search(connection, table, choice, SearchRequest(vector, k + 1, oversampling=oversampling))
+    hits = search(connection, table, choice, SearchRequest(vector, k + 1))
     return [hit.distance for hit in hits if tuple(hit.key.values()) != key][:k]
 
 
@@ -307,28 +334,37 @@ _DECIDING_QUERIES = 1000
 
 
 def remedy(choice: IndexChoice) -> str:
-    """Advice: how to raise the recall of an index like this one."""
-    tuned = "run rowvec index --tune to find better search settings, or set index.kind to none, which searches exactly"
+    """Advice: how to raise the recall of an index that does not find enough with any effort that rowvec makes alone."""
+    tuned = "run rowvec index --tune to find a better index, or set index.kind to none, which searches exactly"
     if choice.kind == "ivfflat":
         return tuned
+    given = [] if choice.graph_by_rows else ["index.m and index.ef_construction"]
     if choice.on == "bits" or choice.prefix:
-        return "raise index.m, index.ef_construction or index.oversampling, or set index.on to float"
-    return f"raise index.m and index.ef_construction, or {tuned}"
+        given += ["index.oversampling"] if choice.oversampling_given else []
+        tuned = "set index.on to float" if choice.on == "bits" else tuned
+    return f"raise {' or '.join(given)}, or leave them out of the pipeline file, or {tuned}" if given else tuned
 
 
 def measured_recall(
-    connection: Connection, table: VectorTable, choice: IndexChoice, wanted: Recall, *, newest: bool = False
-) -> RecallReport | None:
-    """The recall of the index compared with an exact search; None if ``choice`` has no index.
+    connection: Connection,
+    table: VectorTable,
+    choices: tuple[IndexChoice, ...],
+    wanted: Recall,
+    *,
+    newest: bool = False,
+) -> Found | None:
+    """The first of ``choices``, ways to search one index, that has the recall that is ``wanted``; else the last.
 
-    A recall that is too low is measured a second time with 1,000 queries. ``newest``: if several indexes can serve the
-    search, measure the newest one (see ``measure``). Raises ``DatabaseUnavailable``.
+    None if there is no index. A recall that is too low is measured a second time with 1,000 queries, before another
+    way is tried. ``newest``: if several indexes can serve the search, measure the newest one (see ``measure``). Raises
+    ``DatabaseUnavailable``.
     """
-    if choice.kind == "none":
+    if choices[0].kind == "none":
         return None
-    recall = measure(connection, table, choice, wanted, choice.oversampling, newest=newest)
-    if recall.passed or wanted.queries >= _DECIDING_QUERIES:
-        return recall
-    # A hundred queries can give a low recall by chance. A run should fail only if the recall really is too low.
-    more = wanted.model_copy(update={"queries": _DECIDING_QUERIES})
-    return measure(connection, table, choice, more, choice.oversampling, newest=newest)
+    if wanted.queries < _DECIDING_QUERIES:
+        found = _measure(connection, table, choices[:1], wanted, newest=newest)
+        if found.report.passed:
+            return found
+        # A hundred queries can give a low recall by chance. A run should act only if the recall really is too low.
+        wanted = wanted.model_copy(update={"queries": _DECIDING_QUERIES})
+    return _measure(connection, table, choices, wanted, newest=newest)

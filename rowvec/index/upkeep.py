@@ -9,8 +9,10 @@ from typing import Any
 from rowvec.index import history
 from rowvec.index.build import IndexReport, IndexState, ensure_index, index_state
 from rowvec.index.choice import fits
+from rowvec.index.effort import graphs, raised_settings, search_efforts
 from rowvec.index.history import Looked
-from rowvec.index.recall import RecallReport, measured_recall, remedy
+from rowvec.index.raised_search import keep_raised_search, raised_search
+from rowvec.index.recall import Found, RecallReport, measured_recall, remedy
 from rowvec.index.wear import TRIES, Reason, in_vain, is_worse, reason_to_build, too_little
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection
@@ -40,7 +42,10 @@ class _Present:
     """A valid index and its recall."""
 
     state: IndexState
+    chosen: IndexChoice
+    """As it was chosen."""
     choice: IndexChoice
+    """As it is searched: with more candidates, if it finds too little with those that it was chosen with."""
     recall: RecallReport | None
     over: dict[str, Any] | None
     """See ``history.measured_over``."""
@@ -58,6 +63,10 @@ class _Upkeep:
     looked: Looked
     wanted: Recall
 
+    def ways(self, choice: IndexChoice) -> tuple[IndexChoice, ...]:
+        """The ways to search an index, the cheapest first."""
+        return search_efforts(choice, self.wanted.k)
+
     def measured_over(self, choice: IndexChoice) -> dict[str, Any] | None:
         return history.measured_over(self.connection, self.table, choice, self.looked)
 
@@ -74,10 +83,11 @@ def keep_fit(
 ) -> Kept:
     """Give the table a valid index according to ``choice`` with the recall that is ``wanted``.
 
-    An index that is missing, invalid, different from the choice, outgrown or worn, or has too little recall, is rebuilt
-    next to the one that serves, and measured there. If the new one has too little recall, and less than the old one, it
-    is dropped again. ``asked``: rebuild in any case. ``measure``: measure recall even if nothing can have changed since
-    the last measurement. Raises like ``ensure_index``.
+    An index with too little recall is first searched with more candidates, see ``search_efforts``; what suffices is
+    kept in the ledger. An index that is missing, invalid, different from the choice, outgrown or worn, or has too
+    little recall all the same, is rebuilt next to the one that serves, and measured there. If the new one has too
+    little recall, and less than the old one, it is dropped again. ``asked``: rebuild in any case. ``measure``: measure
+    recall even if nothing can have changed since the last measurement. Raises like ``ensure_index``.
     """
     upkeep = _Upkeep(connection=connection, table=table, choice=choice, looked=looked, wanted=wanted)
     states = index_state(connection, table)
@@ -114,17 +124,32 @@ def _present(upkeep: _Upkeep, state: IndexState | None, known: history.Build | N
     choice = upkeep.choice
     if state is None or choice.kind == "none":
         return None
-    searched = choice
+    chosen = choice
     if not fits(state.present, choice):
-        searched = replace(
-            state.present, oversampling=choice.oversampling, ef_search=choice.ef_search, probes=choice.probes
+        chosen = replace(
+            state.present,
+            oversampling=choice.oversampling,
+            oversampling_given=choice.oversampling_given,
+            ef_search=choice.ef_search,
+            probes=choice.probes,
         )
-    over = upkeep.measured_over(searched)
+    kept = raised_search(upkeep.connection, upkeep.table, state.name, chosen)
+    over = upkeep.measured_over(kept)
     recall = history.standing_recall(upkeep.connection, known, over, upkeep.wanted) if known else None
     if recall is not None:
-        return _Present(state=state, choice=searched, recall=recall, over=over, known=True)
-    recall = measured_recall(upkeep.connection, upkeep.table, searched, upkeep.wanted)
-    return _Present(state=state, choice=searched, recall=recall, over=over)
+        return _Present(state=state, chosen=chosen, choice=kept, recall=recall, over=over, known=True)
+    ways = upkeep.ways(chosen)
+    found = measured_recall(
+        upkeep.connection, upkeep.table, ways[ways.index(kept) if kept in ways else 0 :], upkeep.wanted
+    )
+    searched = found.choice if found else chosen
+    return _Present(
+        state=state,
+        chosen=chosen,
+        choice=searched,
+        recall=found.report if found else None,
+        over=history.searched_as(over, searched),
+    )
 
 
 def _note_present(upkeep: _Upkeep, present: _Present, known: history.Build | None) -> None:
@@ -132,13 +157,14 @@ def _note_present(upkeep: _Upkeep, present: _Present, known: history.Build | Non
     connection, table, looked = upkeep.connection, upkeep.table, upkeep.looked
     if known is None:
         reason = Reason(why="found", sentence="it was there")
-        build_id = history.note_build(connection, table, present.state.name, present.choice, reason, looked, None)
+        build_id = history.note_build(connection, table, present.state.name, present.chosen, reason, looked, None)
     else:
         build_id = known.build_id
         if looked.served_wear is not None:
             history.note_wear(connection, build_id, looked.served_wear)
     if not present.known:
         history.note_recall(connection, build_id, present.recall, present.over)
+        keep_raised_search(connection, build_id, present.chosen, present.choice)
 
 
 def _left_alone(upkeep: _Upkeep, present: _Present | None, reason: Reason | None) -> Kept:
@@ -151,6 +177,7 @@ def _left_alone(upkeep: _Upkeep, present: _Present | None, reason: Reason | None
         ensure_index(connection, table, choice)
         wear = upkeep.looked.served_wear
         note = f"{present.state.name} was left alone" + (f": {wear.written()}" if wear else "")
+        note += _raised(present)
     else:
         note = (
             f"{present.state.name} was left alone, though {reason.sentence}: the last {TRIES} builds over nearly "
@@ -160,11 +187,18 @@ def _left_alone(upkeep: _Upkeep, present: _Present | None, reason: Reason | None
     return Kept(choice=present.choice, recall=present.recall, reason=None, notes=(note,))
 
 
+def _raised(present: _Present) -> str:
+    """A clause for a note: how the index is searched, if not as it was chosen."""
+    changes = raised_settings(present.chosen, present.choice)
+    return f"; so that it finds enough, it is searched with {changes}" if changes else ""
+
+
 def _build(upkeep: _Upkeep, reason: Reason, present: _Present | None) -> Kept:
     notes: list[str] = []
     why = reason
-    for _ in range(TRIES):
-        present, found, more = _build_once(upkeep, why, present)
+    weak = present.state.present if present and reason.why == "recall" else None
+    for choice in graphs(upkeep.choice, weak, TRIES):
+        present, found, more = _build_once(upkeep, why, present, choice)
         notes.extend(more)
         if found is None or found.passed:
             break
@@ -178,32 +212,37 @@ def _build(upkeep: _Upkeep, reason: Reason, present: _Present | None) -> Kept:
 
 
 def _build_once(
-    upkeep: _Upkeep, why: Reason, present: _Present | None
+    upkeep: _Upkeep, why: Reason, present: _Present | None, choice: IndexChoice
 ) -> tuple[_Present | None, RecallReport | None, list[str]]:
     """Build an index; returns the index that serves afterwards, the new one's recall, and notes."""
-    connection, table, choice, wanted = upkeep.connection, upkeep.table, upkeep.choice, upkeep.wanted
+    connection, table, wanted, ways = upkeep.connection, upkeep.table, upkeep.wanted, upkeep.ways(choice)
     logger.info("%s.%s: an index is built (%s): %s", table.schema, table.name, why.why, why.sentence)
-    measured: list[RecallReport] = []
+    measured: list[Found] = []
 
     def approve(new: IndexState) -> bool:
-        recall = measured_recall(connection, table, choice, wanted, newest=True)
-        if recall is None or recall.index != new.name:
+        found = measured_recall(connection, table, ways, wanted, newest=True)
+        if found is None or found.report.index != new.name:
             return True  # too large to measure, or the planner did not use it: it is measured afterwards
-        measured.append(recall)
-        return not is_worse(recall, present.recall if present else None)
+        measured.append(found)
+        return not is_worse(found.report, present.recall if present else None)
 
     over = upkeep.measured_over(choice)
     report = ensure_index(connection, table, choice, _progress, rebuild=True, approve=approve)
-    recall = measured[0] if measured else measured_recall(connection, table, choice, wanted)
+    found = measured[0] if measured else measured_recall(connection, table, ways, wanted)
+    searched, recall = (found.choice, found.report) if found else (choice, None)
+    over = history.searched_as(over, searched)
     name = report.new or ""
     build_id = history.note_build(connection, table, name, choice, why, upkeep.looked, report)
     history.note_recall(connection, build_id, recall, over)
+    keep_raised_search(connection, build_id, choice, searched)
     notes = _notes(report, why, recall, present)
     if report.refused:
         logger.warning("%s.%s: %s", table.schema, table.name, notes[0])
         return present, recall, notes
-    now = _Present(state=report.index, choice=choice, recall=recall, over=over) if report.index else None
-    return now, recall, notes
+    if report.index is None:
+        return None, recall, notes
+    now = _Present(state=report.index, chosen=choice, choice=searched, recall=recall, over=over)
+    return now, recall, [notes[0] + _raised(now), *notes[1:]]
 
 
 def _notes(report: IndexReport, why: Reason, recall: RecallReport | None, before: _Present | None) -> list[str]:

@@ -134,19 +134,27 @@ class Index(Part):
         description="Bits per dimension that target.bits keeps: 1, 2 or 3. auto: those of the existing table; a new "
         "one gets 3, and 1 from 1,024 dimensions up. rowvec rebuild changes it without embedding anything.",
     )
-    m: int = Field(default=16, ge=2, le=100, description="HNSW: links a node.")
+    m: int | None = Field(
+        default=None,
+        ge=2,
+        le=100,
+        description="HNSW: links per node; left out: 16, 24 over 1,000,000 rows, 32 over 10,000,000, more if recall "
+        "asks for it.",
+    )
     ef_construction: int | None = Field(
         default=None,
         ge=4,
         le=1000,
-        description="HNSW: candidates while building; left out: 64, and 128 on bits and sparse vectors.",
+        description="HNSW: candidates while building; left out: 64, and 128 on bits and sparse vectors; twice and four "
+        "times as many over 1,000,000 and 10,000,000 rows, and more if recall asks for it.",
     )
     lists: int | None = Field(default=None, ge=1, le=32768, description="IVFFlat: lists; left out: by rows.")
     oversampling: int | None = Field(
         default=None,
         ge=1,
         le=64,
-        description="Bits: shortlist of k times this, reranked exactly; left out: 8, and 4 from 1,024 dimensions up.",
+        description="Bits: shortlist of k times this, reranked exactly; left out: 4 from 1,024 dimensions up, else 8, "
+        "6 and 5 for one, two and three bits, and more if recall asks for it.",
     )
 
 

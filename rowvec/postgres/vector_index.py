@@ -58,6 +58,8 @@ class IndexChoice:
     opclass: str = ""
     m: int = 16
     ef_construction: int = 64
+    graph_by_rows: bool = False
+    """HNSW: rowvec decides ``m`` and ``ef_construction``, so an index with a stronger graph is as good."""
     lists: int = 0
     lists_by_rows: bool = False
     """IVFFlat: the number of lists follows from the rows, so an index with half or twice as many is as good."""
@@ -70,6 +72,8 @@ class IndexChoice:
     """On bits: how many per dimension."""
     oversampling: int = 8
     """Candidates that are reranked exactly per row wanted, if the index holds bits or a prefix."""
+    oversampling_given: bool = False
+    """Whether the pipeline file names the oversampling, so that nothing raises it."""
     ef_search: int = 0
     """HNSW: the least number of candidates that a search looks at; 0: 200, or 40 if a shortlist is reranked."""
     probes: int = 0

@@ -20,6 +20,16 @@ UPDATE rowvec.index_builds AS b SET outcome = %(outcome)s
 WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s AND b.outcome = 'serves'
   AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = b.index_oid AND c.relname = b.index_name)
 
+-- name: raised -- the search settings that a run has raised for the present index of this name
+SELECT b.raised FROM rowvec.index_builds AS b
+WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s AND b.index_name = %(index)s
+  AND b.index_oid = to_regclass(%(qualified)s)
+ORDER BY b.build_id DESC
+LIMIT 1
+
+-- name: raise
+UPDATE rowvec.index_builds SET raised = %(raised)s WHERE build_id = %(build_id)s AND raised IS DISTINCT FROM %(raised)s
+
 -- name: looked
 UPDATE rowvec.index_builds SET came = %(came)s, went = %(went)s, looked_at = clock_timestamp()
 WHERE build_id = %(build_id)s

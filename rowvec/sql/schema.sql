@@ -594,3 +594,8 @@ COMMENT ON COLUMN rowvec.freshness.looked_at IS
     'When that was so: now, if this role may read the queue in this database; else when rowvec last looked.';
 COMMENT ON COLUMN rowvec.freshness.verdict IS 'Of the last run, in the words of rowvec status.';
 COMMENT ON COLUMN rowvec.freshness.verified_at IS 'When a run last compared the whole source, and it agreed.';
+
+-- name: migration_15 -- search settings that a run raised, because the index found too little with those it was chosen with
+ALTER TABLE rowvec.index_builds ADD COLUMN raised jsonb;
+COMMENT ON COLUMN rowvec.index_builds.raised IS
+    'Search settings that find enough where those of the choice did not, and what they were; NULL: the choice''s suffice.';

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rowvec.index.build import index_state, old_pgvector, pooled_build
 from rowvec.index.choice import Facts, Tuned, choose, fits
-from rowvec.index.history import look
+from rowvec.index.history import Build, look, recorded_builds
+from rowvec.index.raised_search import raised_search
 from rowvec.index.recall import RecallReport
 from rowvec.index.sparsity import sparsity_of
+from rowvec.index.tuning.results import Tuned as Tuning
 from rowvec.index.tuning.results import find_tuning
-from rowvec.index.upkeep import keep_fit
+from rowvec.index.upkeep import Kept, keep_fit
 from rowvec.index.vacuum import vacuum_if_due
-from rowvec.index.wear import Reason
+from rowvec.index.wear import Reason, in_vain
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
@@ -68,8 +70,14 @@ def _serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, re
         indexed=indexed,
         sparsity=sparsity_of(connection, table, indexed=indexed),
     )
-    choice = choose(facts, pipeline.index, Tuned(choice=tuned.choice, rows=tuned.rows) if tuned else None)
-    kept = keep_fit(connection, table, choice, looked, pipeline.validation.recall, asked=rebuild, measure=measure)
+    recall = pipeline.validation.recall
+    choice = _choice(facts, pipeline, tuned, looked.tried)
+    kept = keep_fit(connection, table, choice, looked, recall, asked=rebuild, measure=measure)
+    if kept.recall is not None and not kept.recall.passed:
+        looked = look(connection, table)
+        other = _choice(facts, pipeline, tuned, looked.tried)
+        if other != choice:
+            kept = _added(kept, keep_fit(connection, table, other, looked, recall))
     vacuumed = vacuum_if_due(connection, table)
     pooled = pooled_build(connection) if kept.reason else None
     _install_functions(connection, table, pipeline, kept.choice)
@@ -104,9 +112,11 @@ def serve_as_it_is(connection: Connection, table: VectorTable, pipeline: Pipelin
         indexed=bool(states),
         sparsity=None,
     )
-    choice = choose(facts, pipeline.index, Tuned(choice=tuned.choice, rows=tuned.rows) if tuned else None)
+    choice = _choice(facts, pipeline, tuned, recorded_builds(connection, table))
     if bool(states) != (choice.kind != "none") or not all(fits(state.present, choice) for state in states):
         return None
+    if states:
+        choice = raised_search(connection, table, states[-1].name, choice)
     vacuumed = vacuum_if_due(connection, table)
     _install_functions(connection, table, pipeline, choice)
     return Indexed(
@@ -116,6 +126,22 @@ def serve_as_it_is(connection: Connection, table: VectorTable, pipeline: Pipelin
         seconds=time.monotonic() - started,
         notes=(vacuumed,) if vacuumed else (),
     )
+
+
+def _choice(facts: Facts, pipeline: Pipeline, tuned: Tuning | None, builds: tuple[Build, ...]) -> IndexChoice:
+    """The index for a table; one on floats if ``auto`` chose bits, and all builds on them found too little."""
+    wanted, recall = pipeline.index, pipeline.validation.recall
+    choice = choose(facts, wanted, Tuned(choice=tuned.choice, rows=tuned.rows) if tuned else None)
+    tried = [build.tried for build in builds]
+    if choice.on != "bits" or wanted.on != "auto" or not in_vain(tried, choice, recall.k, recall.at_least, None):
+        return choice
+    floats = choose(replace(facts, bits=0), wanted)
+    return choice if floats.kind == "none" else floats
+
+
+def _added(first: Kept, then: Kept) -> Kept:
+    """The outcome of two attempts."""
+    return replace(then, reason=then.reason or first.reason, notes=(*first.notes, *then.notes))
 
 
 def _install_functions(connection: Connection, table: VectorTable, pipeline: Pipeline, choice: IndexChoice) -> None:

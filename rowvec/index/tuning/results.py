@@ -10,6 +10,7 @@ from psycopg.types.json import Jsonb
 
 from rowvec.index.build import index_state
 from rowvec.index.choice import fits, oversampling_for
+from rowvec.index.raised_search import raised_search
 from rowvec.index.tuning.candidates import Measured
 from rowvec.ledger import pipelines
 from rowvec.pipeline.model import Index
@@ -127,15 +128,21 @@ def _of(table: VectorTable) -> dict[str, object]:
 
 
 def present_index(connection: Connection, table: VectorTable, wanted: Index) -> IndexChoice:
-    """The valid index that a search can use, with the search settings that were tuned for it.
+    """The valid index that a search can use, with the search settings that were tuned or raised for it.
 
     Its kind is ``none`` if there is no valid index.
     """
-    oversampling = oversampling_for(wanted, table.dimensions, table.bits)
+    base = IndexChoice(
+        kind="none",
+        oversampling=oversampling_for(wanted, table.dimensions, table.bits),
+        oversampling_given=wanted.oversampling is not None,
+        reason="There is no index.",
+    )
     tuned = find_tuning(connection, table) if wanted.kind == "auto" and wanted.on == "auto" else None
     for state in reversed(index_state(connection, table)):
         if state.valid and not state.partial:
+            found = replace(state.present, oversampling=base.oversampling, oversampling_given=base.oversampling_given)
             if tuned and fits(state.present, tuned.choice):
-                return tuned.choice
-            return replace(state.present, oversampling=oversampling)
-    return IndexChoice(kind="none", oversampling=oversampling, reason="There is no index.")
+                found = tuned.choice
+            return raised_search(connection, table, state.name, found)
+    return base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, LiteralString
 
 import numpy as np
@@ -36,8 +37,8 @@ def test_recall_of_a_good_and_of_a_poor_index(connection: Connection) -> None:
     assert good.recall is not None
     assert good.low <= good.recall <= good.high
     ensure_index(connection, table, BITS)
-    poor = measure(connection, table, BITS, wanted, 1)
-    better = measure(connection, table, BITS, wanted, 16)
+    poor = measure(connection, table, replace(BITS, oversampling=1), wanted)
+    better = measure(connection, table, replace(BITS, oversampling=16), wanted)
     assert not poor.passed
     assert poor.recall is not None
     assert better.recall is not None

@@ -14,16 +14,20 @@ import pytest
 from psycopg import sql
 
 from rowvec.index.build import ensure_index, index_state
+from rowvec.index.effort import search_efforts
 from rowvec.index.history import look
-from rowvec.index.recall import RecallReport, measure, measured_recall
+from rowvec.index.recall import Found, measure, measured_recall
+from rowvec.index.tuning.results import present_index
 from rowvec.index.upkeep import Kept, keep_fit
 from rowvec.index.vacuum import vacuum_if_due
 from rowvec.index.wear import TRIES
-from rowvec.pipeline.model import Recall
+from rowvec.pipeline.model import Index, Recall, Validation
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.stages.index import Indexed, serve, serve_as_it_is
 from rowvec.stages.validate import check_serving
+from tests.support import paintings as gallery
 from tests.support.vector_tables import clustered, fill, filled, vector_table
 
 NONE = IndexChoice(kind="none", reason="Small.")
@@ -100,7 +104,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recall]:
     """The requested recall of each real measurement."""
     requested: list[Recall] = []
 
-    def counted(*arguments: Any, **how: Any) -> RecallReport | None:
+    def counted(*arguments: Any, **how: Any) -> Found | None:
         requested.append(arguments[3])
         return measured_recall(*arguments, **how)
 
@@ -233,7 +237,7 @@ def test_a_new_index_that_finds_less_is_dropped_and_the_old_one_stays(
     filled(connection, table, 1_000)
     kept(connection, table, FLOAT)
     before = names(connection, table)
-    poor = replace(BITS, oversampling=1)
+    poor = replace(BITS, oversampling=1, oversampling_given=True)
     with caplog.at_level(logging.WARNING, "rowvec.index.upkeep"):
         outcome = kept(connection, table, poor)
     assert names(connection, table) == before
@@ -253,6 +257,109 @@ def test_a_new_index_that_finds_less_is_dropped_and_the_old_one_stays(
     connection.execute("UPDATE items SET run_id = 2 WHERE id < 150")
     kept(connection, table, poor)
     assert len(recorded(connection)) > 1 + TRIES
+
+
+def test_a_recall_that_is_too_little_is_met_by_a_wider_search_which_the_ledger_keeps(
+    connection: Connection, measured: list[Recall]
+) -> None:
+    table = vector_table(32)
+    filled(connection, table, 1_000)
+    few = replace(BITS, oversampling=2)
+    built = kept(connection, table, few, WANTED.model_copy(update={"at_least": 0.0}))
+    assert built.choice == few
+    at = [measure(connection, table, replace(few, oversampling=n), WANTED).recall or 0.0 for n in (4, 8)]
+    assert at[0] < at[1]
+    strict = WANTED.model_copy(update={"at_least": sum(at) / 2})
+    raised = kept(connection, table, few, strict)
+    assert (why(raised), raised.choice.oversampling) == (None, 8)
+    assert raised.recall is not None
+    assert raised.recall.passed
+    assert "it is searched with an oversampling of 8 instead of 2 and an ef_search of 160" in raised.notes[0]
+    assert recorded(connection) == [("missing", "serves")]
+    # Every search of this index uses it, and the next run, which need not measure again.
+    assert present_index(connection, table, Index(on="bits", oversampling=2)).oversampling == 8
+    assert present_index(connection, table, Index(on="bits", oversampling=3)).oversampling == 3
+    times = len(measured)
+    assert kept(connection, table, few, strict).choice == raised.choice
+    assert len(measured) == times
+    # With a setting that the pipeline file names, and a graph that it names, a run can only build it again.
+    named = kept(connection, table, replace(few, oversampling_given=True), strict)
+    assert (why(named), named.choice.oversampling, named.recall and named.recall.passed) == ("recall", 2, False)
+
+
+def test_the_search_function_has_what_was_raised_and_a_run_of_a_part_keeps_it(connection: Connection) -> None:
+    table = vector_table(32)
+    filled(connection, table, 1_000)
+    written = gallery.pipeline("artifacts", index={"kind": "hnsw", "on": "bits", "bits": 1})
+
+    def served(at_least: float) -> tuple[Indexed, str]:
+        recall = WANTED.model_copy(update={"at_least": at_least})
+        pipeline = written.model_copy(update={"validation": Validation(recall=recall)})
+        indexed = serve(connection, table, pipeline)
+        # A run that has compared a part of the table looks at no row, and must not undo it.
+        of_part = serve_as_it_is(connection, table, pipeline, 1_000)
+        assert of_part is not None
+        assert of_part.choice == indexed.choice
+        arguments = connection.execute("SELECT pg_get_function_arguments('items_search'::regproc)").fetchone()
+        return indexed, str(arguments and arguments[0])
+
+    first, arguments = served(0.0)
+    assert f"oversampling integer DEFAULT {first.choice.oversampling}," in arguments
+    few = first.choice.oversampling
+    ways = (replace(first.choice, oversampling=n) for n in (few, 2 * few))
+    found = [measure(connection, table, way, WANTED).recall or 0.0 for way in ways]
+    assert found[0] < found[1]
+    raised, arguments = served(sum(found) / 2)
+    assert raised.choice.oversampling == 2 * few
+    assert f"oversampling integer DEFAULT {2 * few}," in arguments
+
+
+def test_auto_takes_floats_where_no_index_on_bits_finds_enough(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.index.choice.SEVERAL_BITS_FROM_DIMENSIONS", 1)
+    monkeypatch.setattr("rowvec.index.choice.EXACT_ELEMENTS", 1)
+    monkeypatch.setattr("rowvec.index.choice._OVERSAMPLING_BITS", {2: 1})
+    table = vector_table(16, bits=2)
+    filled(connection, table, 2_000)
+    recall = WANTED.model_copy(update={"at_least": 0.99})
+    pipeline = gallery.pipeline("artifacts").model_copy(update={"validation": Validation(recall=recall)})
+    indexed = serve(connection, table, pipeline)
+    assert (indexed.choice.on, indexed.recall and indexed.recall.passed) == ("float", True)
+    assert [why for why, _ in recorded(connection)] == ["missing", "recall", "recall", "other choice"]
+    assert [state.on for state in index_state(connection, table)] == ["float"]
+    # The next runs remember it.
+    assert serve(connection, table, pipeline).reason is None
+    of_part = serve_as_it_is(connection, table, pipeline, 2_000)
+    assert of_part is not None
+    assert of_part.choice.on == "float"
+    # A file that insists on bits gets none that find less than what is there.
+    insisting = pipeline.model_copy(update={"index": Index(on="bits")})
+    assert serve(connection, table, insisting).choice.on == "float"
+
+
+def test_a_graph_that_no_search_helps_is_built_again_with_more_effort(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.index.choice._GRAPHS", ((0, 2, 1),))
+    monkeypatch.setattr("rowvec.index.choice._EFFORT", (4, 4))
+    table = vector_table(32)
+    filled(connection, table, 2_000)
+    weak = replace(FLOAT, m=2, ef_construction=4, graph_by_rows=True)
+    kept(connection, table, weak, WANTED.model_copy(update={"at_least": 0.0}))
+    widest = search_efforts(weak, WANTED.k)[-1]
+    found = measure(connection, table, widest, WANTED).recall or 0.0
+    strict = WANTED.model_copy(update={"at_least": (1 + found) / 2})
+    rebuilt = kept(connection, table, weak, strict)
+    assert why(rebuilt) == "recall"
+    assert rebuilt.recall is not None
+    assert rebuilt.recall.recall is not None
+    assert rebuilt.recall.recall > found
+    (state,) = index_state(connection, table)
+    assert state.present.m >= 3
+    assert state.present.ef_construction >= 8
+    # The stronger graph is as good as the one by rows, and stays.
+    assert why(kept(connection, table, weak, WANTED)) is None
 
 
 @pytest.mark.parametrize("other", [FLOAT, replace(FLOAT, m=32), replace(FLOAT, m=4, ef_construction=8)])

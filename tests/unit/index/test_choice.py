@@ -115,6 +115,7 @@ def test_auto_has_an_index_from_some_size_on_and_keeps_it(rows: int, dimensions:
         (33_000, 256, 3, "none", "float"),
         (40_000, 256, 1, "hnsw", "float"),
         (40_000, 256, 2, "hnsw", "bits"),
+        (1_000_000, 255, 3, "hnsw", "float"),
         (1_000_000, BITS_FROM_DIMENSIONS - 1, 1, "hnsw", "float"),
         (1_000_000, BITS_FROM_DIMENSIONS - 1, 3, "hnsw", "bits"),
         (1_000_000, BITS_FROM_DIMENSIONS, 1, "hnsw", "bits"),

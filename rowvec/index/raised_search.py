@@ -1,0 +1,51 @@
+"""Search settings that a run raised for one index, in the ledger: every search of that index uses them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from rowvec.ledger import pipelines
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable
+from rowvec.postgres.queries import query
+from rowvec.postgres.vector_index import IndexChoice
+from rowvec.postgres.vector_table import VectorTable
+
+
+def raised_search(connection: Connection, table: VectorTable, index: str, choice: IndexChoice) -> IndexChoice:
+    """The choice with the settings that a run has raised for this index; itself if none did, or for other settings.
+
+    A role that may not read the ledger searches as the choice says; the search functions have the raised settings.
+    Raises ``DatabaseUnavailable``.
+    """
+    if not pipelines.is_readable(connection, "index_builds", "raised"):
+        return choice
+    values = {
+        "schema": table.schema,
+        "table": table.name,
+        "index": index,
+        "qualified": sql.Identifier(table.schema, index).as_string(connection),
+    }
+    with lost_connections_are_retriable():
+        row = connection.execute(query("index_builds", "raised"), values).fetchone()
+    raised: dict[str, Any] = (row[0] if row else None) or {}
+    # Other settings in the pipeline file, or another tuning, begin again.
+    return replace(choice, **raised["to"]) if raised and raised["from"] == _settings(choice) else choice
+
+
+def keep_raised_search(connection: Connection, build_id: int, before: IndexChoice, choice: IndexChoice) -> None:
+    """Store the settings of ``choice`` for an index that was chosen with those of ``before``; none if they are equal.
+
+    Raises ``DatabaseUnavailable``.
+    """
+    to, since = _settings(choice), _settings(before)
+    raised = Jsonb({"from": since, "to": to}) if to != since else None
+    with lost_connections_are_retriable():
+        connection.execute(query("index_builds", "raise"), {"build_id": build_id, "raised": raised})
+
+
+def _settings(choice: IndexChoice) -> dict[str, int]:
+    return {"oversampling": choice.oversampling, "ef_search": choice.ef_search, "probes": choice.probes}
