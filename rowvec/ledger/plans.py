@@ -24,9 +24,13 @@ from rowvec.runtime.memory import is_tight
 from rowvec.vectors.fingerprint import Identity
 
 # Prefect's server spends about 20 ms of CPU on each task run, and the next flow has to wait for the backlog. 64 batches
-# of four stages stay under 300 task runs. A batch smaller than the minimum would take less than a second.
-MAX_BATCHES = 64
+# of four stages stay under 300 task runs. A batch smaller than the minimum would take less than a second. What a batch
+# holds on disk, and what is done again after a kill, grows with its rows: 131,072 vectors of 1,536 dimensions take
+# 800 MB. From there on the number of batches grows with the table, and the embedding takes so long that the task runs
+# do not matter.
+USUAL_BATCHES = 64
 MIN_BATCH_ROWS = 8192
+MAX_BATCH_ROWS = 16 * MIN_BATCH_ROWS
 _SHARE_IF_TIGHT = 4
 
 VECTOR_TEXT = "rowvec_vector"
@@ -159,13 +163,15 @@ def plan_rows(run_id: RunId) -> sql.Identifier:
 
 
 def count_batches(rows: int, weight: int = 1) -> int:
-    """The number of batches for ``rows`` rows. The batches grow with the table; the number of task runs does not.
+    """The number of batches for ``rows`` rows, of which no batch has more than ``MAX_BATCH_ROWS``.
 
     ``weight``: the minimum number of rows per batch, as a multiple of the usual minimum. The minimum is a quarter of
     the usual one if this process has little memory.
     """
-    least = weight * MIN_BATCH_ROWS // (_SHARE_IF_TIGHT if is_tight() else 1)
-    return max(1, min(MAX_BATCHES, -(-rows // max(1, least)))) if rows else 0
+    if not rows:
+        return 0
+    least = max(1, weight * MIN_BATCH_ROWS // (_SHARE_IF_TIGHT if is_tight() else 1))
+    return max(min(USUAL_BATCHES, -(-rows // least)), -(-rows // MAX_BATCH_ROWS))
 
 
 def begin_dry_run(connection: Connection, pipeline: Pipeline, identity: Identity) -> tuple[PipelineId, RunId]:

@@ -53,6 +53,11 @@ class Chunks(Part):
         ge=0,
         description="The most tokens that a chunk repeats from the chunk before; up to half of tokens.",
     )
+    format: Literal["text", "markdown", "html"] = Field(
+        default="text",
+        description="How the content is written. markdown, html: no chunk crosses a heading, and each begins with the "
+        "path of the headings above it, as in Guide > Installation. HTML becomes Markdown, without scripts and styles.",
+    )
 
     @model_validator(mode="after")
     def _overlap_leaves_room(self) -> Chunks:

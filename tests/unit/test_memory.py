@@ -63,4 +63,14 @@ def test_batches_are_smaller_where_memory_is_short(monkeypatch: pytest.MonkeyPat
     little = Memory(free=300 * MIB, limit=512 * MIB, of="the limit of its container or service")
     monkeypatch.setattr(module, "memory", lambda: little)
     assert plans.count_batches(100_000) == 4 * usual - 3
-    assert plans.count_batches(10_000_000) == plans.MAX_BATCHES
+    assert plans.count_batches(8_000_000) == plans.USUAL_BATCHES
+
+
+@pytest.mark.parametrize("weight", [1, 5])
+def test_batches_are_few_and_none_is_larger_than_its_limit(weight: int) -> None:
+    assert plans.count_batches(0, weight) == 0
+    for rows in (1, 8_192, 8_193, 500_000, 8_388_608, 8_388_609, 100_000_000):
+        batches = plans.count_batches(rows, weight)
+        assert batches <= plans.USUAL_BATCHES or rows > plans.USUAL_BATCHES * plans.MAX_BATCH_ROWS
+        assert rows <= batches * plans.MAX_BATCH_ROWS
+    assert plans.count_batches(100_000_000, weight) == 763

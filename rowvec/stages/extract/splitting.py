@@ -3,6 +3,8 @@
 The splitter fills one chunk after the other, so one more word at the top of a text would move every cut below it, and
 the whole text would be paid for again. Therefore a long text is first cut into sections, at places that depend only on
 the text around them, and each section is split by itself: an edit changes only the chunks of its own section.
+
+In Markdown and HTML no chunk crosses a heading, and each begins with the path of the headings above it.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ import zlib
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
+from typing import Literal
 
-from semantic_text_splitter import TextSplitter
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from rowvec.errors import UsageError
 from rowvec.pipeline.embedders import Embedder, PaidEmbedder
 from rowvec.pipeline.sources import Chunks
+from rowvec.stages.extract.headings import Section, markdown_of, sections
 
 _LIBRARY = "semantic-text-splitter"
 
@@ -49,6 +53,12 @@ _LONGEST_TOKEN = 8
 
 _WORD = re.compile(r"\S+")
 
+_BELOW = " > "
+"""What stands between two headings of a path."""
+
+# What reads the structure of a text, for each format, as its distributions are called.
+_READERS = {"markdown": ["markdown-it-py"], "html": ["markdown-it-py", "markdownify", "beautifulsoup4"]}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splitting:
@@ -60,11 +70,15 @@ class Splitting:
     """The name of the tokenizer that counts."""
     count: Callable[[str], int]
     """Tokens of a text."""
-    _splitter: TextSplitter = field(init=False, repr=False, compare=False)
+    format: Literal["text", "markdown", "html"] = "text"
+    _splitter: TextSplitter | MarkdownSplitter = field(init=False, repr=False, compare=False)
+    _narrower: dict[int, Splitting] = field(default_factory=dict["int", "Splitting"], init=False, compare=False)
+    """As this one, by the tokens of a piece."""
 
     def __post_init__(self) -> None:
+        kind = TextSplitter if self.format == "text" else MarkdownSplitter
         # A frozen dataclass sets its derived fields this way.
-        object.__setattr__(self, "_splitter", TextSplitter.from_callback(self.count, self.tokens - self.overlap))
+        object.__setattr__(self, "_splitter", kind.from_callback(self.count, self.tokens - self.overlap))
 
     def digest(self) -> bytes:
         """32 bytes over everything, except the text, that the chunks of a text depend on.
@@ -72,21 +86,56 @@ class Splitting:
         This includes the library's version: after an upgrade all contents are split again, and only chunks that came
         out differently are paid for.
         """
-        parts = [_LIBRARY, version(_LIBRARY), _REVISION, self.tokens, self.overlap, self.encoding]
+        parts: list[object] = [_LIBRARY, version(_LIBRARY), _REVISION, self.tokens, self.overlap, self.encoding]
+        if self.format != "text":
+            parts += [self.format, *map(version, _READERS[self.format])]
         return hashlib.sha256(json.dumps(parts).encode()).digest()
 
     def split(self, text: str) -> list[str]:
         """The chunks of a text that is not blank, in order, each of at most ``tokens`` tokens.
 
-        Together they hold the whole text, except white space between them.
+        Together they hold the whole text, except white space between them; of HTML, what a reader of the page sees.
         """
+        if self.format == "text":
+            made = self._pieces(text)
+        else:
+            markdown = markdown_of(text) if self.format == "html" else text
+            made = [piece for section in sections(markdown) for piece in self._under_its_path(section)]
+        # A text of nothing but Unicode white space (a no-break space) is content here, and becomes one chunk.
+        return made or [text]
+
+    def _under_its_path(self, section: Section) -> Iterator[str]:
+        """The chunks of a section, each with as much of the path as fits into a half of it, the nearest headings."""
+        path = section.path
+        while path and self.count(_BELOW.join(path)) > self.tokens // 2:
+            path = path[1:]
+        if section.path and not path:
+            # The heading alone is too long to be repeated, so it is text.
+            yield from self._pieces(f"{section.path[-1]}\n\n{section.text}")
+        elif not path:
+            yield from self._pieces(section.text)
+        elif section.text.strip():
+            head = _BELOW.join(path) + "\n\n"
+            # Where the head and a piece meet, one token may become two.
+            narrower = self._with_less_room(self.count(head) + 1)
+            yield from (head + piece for piece in narrower._pieces(section.text))
+        elif section.alone:
+            yield _BELOW.join(path)
+
+    def _with_less_room(self, tokens: int) -> Splitting:
+        """As this one, with so many tokens less for each piece."""
+        room = max(1, self.tokens - tokens)
+        if room not in self._narrower:
+            self._narrower[room] = replace(self, tokens=room, overlap=min(self.overlap, room // 2))
+        return self._narrower[room]
+
+    def _pieces(self, text: str) -> list[str]:
         made: list[str] = []
         before = 0
         for start, end in self._spans(text):
             made.append(text[self._first_word(text, before, start, end) : end])
             before = start
-        # A text of nothing but Unicode white space (a no-break space) is content here, and becomes one chunk.
-        return made or [text]
+        return made
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where each chunk, without the words it repeats, begins and ends."""
@@ -129,7 +178,7 @@ def splitting(chunks: Chunks, embedder: Embedder) -> Splitting:
                 f"than embedder.max_input_tokens, {embedder.max_input_tokens:,}; lower source.chunks.tokens to "
                 f"{embedder.max_input_tokens - prefix:,}"
             )
-    return Splitting(tokens=chunks.tokens, overlap=chunks.overlap, encoding=name, count=count)
+    return Splitting(tokens=chunks.tokens, overlap=chunks.overlap, encoding=name, count=count, format=chunks.format)
 
 
 def _counter(embedder: Embedder) -> tuple[str, Callable[[str], int]]:

@@ -106,7 +106,7 @@ class Texts:
                     file.write(f'{id_},{written},"{author}"\r\n')
 
     def pipeline(
-        self, chunks: dict[str, int] | None = None, *, empty: str = "skip", **parts: dict[str, Any]
+        self, chunks: dict[str, Any] | None = None, *, empty: str = "skip", **parts: dict[str, Any]
     ) -> Pipeline:
         """The pipeline over the source; ``{}`` for no chunks."""
         where: dict[str, dict[str, Any]] = {
@@ -505,6 +505,26 @@ def test_another_size_pays_for_the_chunks_that_came_out_otherwise(texts: Texts, 
     assert texts.stored() == {id_: how.split(text) for id_, text in texts_now}
     assert report.consistent
     assert set(server.paid) - before == {c for each in texts.stored().values() for c in each} - before
+
+
+def test_a_table_whose_format_is_said_later_has_the_paths_and_an_edited_heading_pays_for_what_lies_below(
+    beside: Texts, server: OpenAIServer
+) -> None:
+    guide = f"# Guide\n\n## Install\n{prose(16, seed=7)}\n\n## Use\n{prose(8, seed=8)}"
+    beside.put(1, guide)
+    beside.sync()
+    paid = server.paid.total()
+    structured = {"tokens": SIZE, "overlap": OVERLAP, "format": "markdown"}
+    how = splitting(Chunks.model_validate(structured), EMBEDDER)
+    beside.sync(beside.pipeline(structured))
+    wanted = how.split(guide)
+    assert beside.stored()[1] == wanted
+    assert {chunk.partition("\n\n")[0] for chunk in wanted} == {"Guide > Install", "Guide > Use"}
+    beside.put(1, guide.replace("## Use", "## Operate"))
+    before = server.paid.total()
+    assert before > paid
+    assert beside.sync(beside.pipeline(structured)).consistent
+    assert server.paid.total() - before == sum(chunk.startswith("Guide > Use") for chunk in wanted)
 
 
 def test_an_upgrade_of_the_splitter_splits_again_and_pays_for_what_differs(
