@@ -132,7 +132,7 @@ class Index(Part):
     bits: Literal["auto", 1, 2, 3] = Field(
         default="auto",
         description="Bits per dimension that target.bits keeps: 1, 2 or 3. auto: those of the existing table; a new "
-        "one gets 3, and 1 from 1,024 dimensions up. rowvec rebuild changes it without embedding anything.",
+        "one gets 3, and 1 from 1,536 dimensions up. rowvec rebuild changes it without embedding anything.",
     )
     m: int | None = Field(
         default=None,

@@ -26,6 +26,12 @@ def thresholds(bits: int, dimensions: int) -> tuple[float, ...]:
     return tuple(float(np.float32(threshold * unit)) for threshold in _THRESHOLDS[bits])
 
 
+# Measured at a recall of .95, over 43,532 real texts of 256 dimensions and 50,000 synthetic vectors of 512 to 1,536: a
+# search on three bits reads 0.4 of the pages of one on a single bit at 256, 0.45 at 1,024, and 0.7 at 1,536, where one
+# bit is half as large. At 3,072 more bits find no more.
+_ONE_BIT_FROM_DIMENSIONS = 1_536
+
+
 def bits_for(dimensions: int) -> Bits:
     """The bits per dimension of a new table whose pipeline does not say how many."""
-    return 1 if dimensions >= 1_024 else 3
+    return 1 if dimensions >= _ONE_BIT_FROM_DIMENSIONS else 3
