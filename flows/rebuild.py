@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 from rowvec_flows.sync import sync
 from rowvec_tasks import stages
@@ -27,13 +29,17 @@ NO_LIMIT = -1.0
     on_crashed=[clear_up],
 )
 @job
-def rebuild(pipeline: PipelineOrFile, max_cost: float = NO_LIMIT, switch: bool = True) -> RebuildReport:
+def rebuild(
+    pipeline: PipelineOrFile, max_cost: float = NO_LIMIT, switch: bool = True, questions: str = ""
+) -> RebuildReport:
     """Build the vector table again with the pipeline's present settings, while clients read the old one.
 
     Args:
         pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
         max_cost: US dollars. A rebuild that would cost more is refused before anything is spent. -1: no limit.
         switch: Whether to make the new generation the live one at once; if not, run this again to switch.
+        questions: A file of labelled questions on the worker. If the new generation answers them worse than the live
+            one, there is no switch. Empty: none are asked.
     """
     pipeline = loaded(pipeline)
     steps = Steps(
@@ -41,10 +47,13 @@ def rebuild(pipeline: PipelineOrFile, max_cost: float = NO_LIMIT, switch: bool =
         sync=lambda of: raise_if_awaiting(sync(of, cause="rebuild")),
         live_pipeline=stages.live_pipeline,
         compare=stages.compare,
+        judge=stages.judge,
         switch=stages.switch,
     )
     try:
-        report = in_order(pipeline, None if max_cost < 0 else max_cost, steps, to_switch=switch)
+        limit = None if max_cost < 0 else max_cost
+        asked = Path(questions) if questions else None
+        report = in_order(pipeline, limit, steps, to_switch=switch, questions=asked)
     except RowvecError:
         remove_generation_pages(pipeline.name)
         raise

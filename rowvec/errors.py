@@ -21,6 +21,7 @@ RowvecError
 │   │   └── BudgetExceeded    the next request would exceed ``embedder.budget``
 │   ├── MachineError          this machine lacks what the command needs: a folder, memory, a server that it starts
 │   ├── DeleteLimitExceeded   the run would delete more than ``validation.max_delete_fraction``
+│   ├── LessRelevant          the next generation answers labelled questions worse than the live one
 │   ├── PipelineBusy          another run of the same pipeline is running
 │   ├── LeaseLost             another run of the same pipeline has taken over from this one
 │   └── Inconsistent          a check failed: the vectors do not agree with the source
@@ -148,6 +149,10 @@ class MachineError(FatalError):
 
 class DeleteLimitExceeded(FatalError):
     """The run would delete more rows than the pipeline allows in one run."""
+
+
+class LessRelevant(FatalError):
+    """The next generation answers labelled questions worse than the live one, so it is not switched to."""
 
 
 class PipelineBusy(FatalError):

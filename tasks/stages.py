@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from prefect import Task
@@ -21,6 +22,7 @@ from rowvec.operations.audit import audit as run_audit
 from rowvec.operations.index import maintain, tune
 from rowvec.operations.prune import Pruned, prune
 from rowvec.operations.rebuild import Comparison
+from rowvec.operations.relevance.evaluate import Evaluation
 from rowvec.operations.restore import Restore, Restored, finish_restore, restore_rows
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.private import private_files
@@ -161,6 +163,12 @@ def live_pipeline(pipeline: Pipeline) -> Pipeline:
 def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
     """Measure the recall of both generations with the same rows as queries."""
     return rebuild.compare(pipeline, following)
+
+
+@stage("judge")
+def judge(live: Pipeline, following: Pipeline, questions: Path, to_switch: bool) -> Evaluation:
+    """Ask labelled questions of both generations, and refuse to switch to one that answers them worse."""
+    return rebuild.judge(live, following, questions, to_switch)
 
 
 @stage("switch")

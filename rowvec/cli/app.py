@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from rowvec.cli.commands.changes import changes, watch
 from rowvec.cli.commands.demo import demo
 from rowvec.cli.commands.deploy import automations, deploy
+from rowvec.cli.commands.evaluate import evaluate_searches
 from rowvec.cli.commands.index import index
 from rowvec.cli.commands.names import adopt, rename
 from rowvec.cli.commands.pipeline_file import check, init, schema
@@ -44,6 +45,7 @@ app.command("sync")(sync)
 app.command("plan")(plan)
 app.command("status")(status)
 app.command("search")(search_rows)
+app.command("evaluate")(evaluate_searches)
 app.command("audit")(audit)
 app.command("restore")(restore)
 app.command("prune")(prune_store)

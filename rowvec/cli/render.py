@@ -352,6 +352,13 @@ def rebuild(report: RebuildReport) -> None:
         f"{report.seconds:.1f} s",
         highlight=False,
     )
+    for mode, measures in (report.relevance or {"differences": {}})["differences"].items():
+        ndcg = measures["ndcg"]
+        out.print(
+            f"{mode}: nDCG@{report.comparison.k} of the questions changes by {ndcg['mean']:+.3f} "
+            f"({ndcg['low']:+.3f} to {ndcg['high']:+.3f})",
+            highlight=False,
+        )
     if report.switched:
         out.print("rowvec rebuild --rollback goes back, --drop-old drops the old generation.", highlight=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -16,6 +17,8 @@ from rowvec.index.tuning.results import present_index
 from rowvec.ledger.generations import Generation, by_settings, list_generations, live_of
 from rowvec.ledger.pipelines import check_name
 from rowvec.operations.additions import carry_additions
+from rowvec.operations.relevance.evaluate import Evaluation, compare_generations
+from rowvec.operations.relevance.labels import read_labelled
 from rowvec.operations.switch import begin, both_held, next_generation, switch_tables, table_of
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import BILLED, What
@@ -63,6 +66,8 @@ class Rebuilt:
     live_sync: SyncReport
     """Of the live generation, before the comparison."""
     comparison: Comparison
+    relevance: Evaluation | None
+    """How both answer labelled questions; None if there are none."""
     retired_table: str | None
     """The table of the generation before; None if there was no switch."""
     started: float
@@ -90,6 +95,8 @@ class RebuildReport:
     recall_before: float | None
     recall_after: float | None
     comparison: Comparison
+    relevance: dict[str, Any] | None
+    """How the live generation and the new one answer labelled questions; None if there were none."""
     consistent: bool
     seconds: float
 
@@ -115,21 +122,30 @@ class Steps:
     sync: Callable[[Pipeline], SyncReport]
     live_pipeline: Callable[[Pipeline], Pipeline]
     compare: Callable[[Pipeline, Pipeline], Comparison]
+    judge: Callable[[Pipeline, Pipeline, Path, bool], Evaluation]
     switch: Callable[[Pipeline, Pipeline], str]
 
 
-def rebuild(pipeline: Pipeline, max_cost: float | None, steps: Steps, *, to_switch: bool) -> RebuildReport:
+def rebuild(
+    pipeline: Pipeline, max_cost: float | None, steps: Steps, *, to_switch: bool, questions: Path | None = None
+) -> RebuildReport:
     """The order of a rebuild: build, bring both generations up to date, compare, and switch if ``to_switch``.
 
-    ``max_cost``: see ``begin_rebuild``. Raises what the steps raise.
+    ``max_cost``: see ``begin_rebuild``. ``questions``: a file of labelled questions; if the next generation answers
+    them worse, there is no switch. Raises what the steps raise.
     """
+    if questions is not None:
+        # A file that cannot be used is refused before anything is paid for.
+        read_labelled(questions, len(pipeline.source.key))
     started = time.monotonic()
     following = steps.begin(pipeline, max_cost)
     built = steps.sync(following)
     # The live generation is synced with its own settings, so that both hold the same rows when they are compared.
-    before = steps.sync(steps.live_pipeline(pipeline))
+    live = steps.live_pipeline(pipeline)
+    before = steps.sync(live)
     caught_up = steps.sync(following)
     comparison = steps.compare(pipeline, following)
+    relevance = None if questions is None else steps.judge(live, following, questions, to_switch)
     syncs, retired = (built, caught_up), None
     if to_switch:
         retired = steps.switch(pipeline, following)
@@ -140,6 +156,7 @@ def rebuild(pipeline: Pipeline, max_cost: float | None, steps: Steps, *, to_swit
         syncs=syncs,
         live_sync=before,
         comparison=comparison,
+        relevance=relevance,
         retired_table=retired,
         started=started,
     )
@@ -208,6 +225,11 @@ def compare(pipeline: Pipeline, following: Pipeline) -> Comparison:
     return Comparison(k=k, questions=len(shares), shared=mean(shares) if shares else 0.0)
 
 
+def judge(live: Pipeline, following: Pipeline, questions: Path, to_switch: bool) -> Evaluation:
+    """Ask labelled questions of both generations; see ``compare_generations``, and what it raises."""
+    return compare_generations(live, following, questions, to_switch=to_switch)
+
+
 def switch(pipeline: Pipeline, following: Pipeline) -> str:
     """Make the next generation the live one; returns the name of the table that keeps the one before.
 
@@ -260,6 +282,7 @@ def finish_rebuild(pipeline: Pipeline, rebuilt: Rebuilt) -> RebuildReport:
         recall_before=rebuilt.live_sync.recall_at_k,
         recall_after=done[-1].recall_at_k,
         comparison=rebuilt.comparison,
+        relevance=rebuilt.relevance and rebuilt.relevance.as_json(),
         consistent=all(report.consistent for report in done),
         seconds=round(time.monotonic() - rebuilt.started, 3),
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from rowvec.errors import Inconsistent
-from rowvec.operations.rebuild import RebuildReport, Steps, begin_rebuild, compare, live_pipeline, switch
+from rowvec.operations.rebuild import RebuildReport, Steps, begin_rebuild, compare, judge, live_pipeline, switch
 from rowvec.operations.rebuild import rebuild as in_order
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
@@ -60,12 +61,16 @@ def sync(pipeline: Pipeline) -> SyncReport:
     return order.sync(pipeline, "test")
 
 
-REBUILD_STEPS = Steps(begin=begin_rebuild, sync=sync, live_pipeline=live_pipeline, compare=compare, switch=switch)
+REBUILD_STEPS = Steps(
+    begin=begin_rebuild, sync=sync, live_pipeline=live_pipeline, compare=compare, judge=judge, switch=switch
+)
 
 
-def rebuild(pipeline: Pipeline, max_cost: float | None = None, *, to_switch: bool = True) -> RebuildReport:
+def rebuild(
+    pipeline: Pipeline, max_cost: float | None = None, *, to_switch: bool = True, questions: Path | None = None
+) -> RebuildReport:
     """One rebuild without an orchestrator."""
-    return in_order(pipeline, max_cost, REBUILD_STEPS, to_switch=to_switch)
+    return in_order(pipeline, max_cost, REBUILD_STEPS, to_switch=to_switch, questions=questions)
 
 
 def vectors(connection: Client) -> dict[int, tuple[str, str, str]]:

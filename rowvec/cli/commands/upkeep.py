@@ -98,6 +98,10 @@ def rebuild(
     roll_back: Annotated[
         bool, typer.Option("--rollback", help="Make the generation before the live one again.")
     ] = False,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="Labelled questions, as for rowvec evaluate: no switch if they are answered worse."),
+    ] = None,
     drop_old: Annotated[
         bool, typer.Option("--drop-old", help="Drop the generations that are not live; --rollback is then impossible.")
     ] = False,
@@ -118,8 +122,9 @@ def rebuild(
         dropped = {"dropped": retire_for_good(pipeline)}
         emit(dropped, as_json, lambda: render.dropped(dropped["dropped"]))
     else:
-        limit = {} if max_cost is None else {"max_cost": max_cost}
-        report: RebuildReport = run_flow("rebuild", pipeline=pipeline, switch=not no_switch, **limit)
+        more: dict[str, object] = {} if max_cost is None else {"max_cost": max_cost}
+        more |= {} if questions is None else {"questions": str(questions.resolve())}
+        report: RebuildReport = run_flow("rebuild", pipeline=pipeline, switch=not no_switch, **more)
         emit(report.as_json(), as_json, lambda: render.rebuild(report))
 
 
