@@ -224,6 +224,7 @@ def test_progress_is_reported_while_it_builds(connection: Connection, database_u
     assert all(0 <= share <= 1 for share, _ in heard)
 
 
+@pytest.mark.needs("pgvector 0.8.4", "with an older one, builds have no workers")
 def test_large_builds_use_workers_though_the_table_looks_small(connection: Connection, direct_url: str) -> None:
     table = vector_table(600, bits=1)
     create(connection, table)

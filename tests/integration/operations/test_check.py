@@ -40,6 +40,7 @@ def faults(found: list[Finding]) -> list[str]:
     return [f"{one.detail}: {one.remedy}" for one in found if one.state == "fault"]
 
 
+@pytest.mark.needs("pgvector 0.8.4", "an older one is a warning")
 def test_all_is_well_and_nothing_is_left(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
     source.execute("ANALYZE paintings; DROP SCHEMA rowvec CASCADE")
     found = list(check(write_pipeline(paintings, tmp_path), Scope()))

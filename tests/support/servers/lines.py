@@ -62,6 +62,7 @@ class Line:
             "a superuser": not self.plain,
             "no pooler": not self.pooled,
             "pgvector in public": not self.in_extensions,
+            "pgvector 0.8.4": tuple(map(int, self.pgvector.split("."))) >= (0, 8, 4),
         }
         return frozenset(what for what, given in has.items() if not given)
 
