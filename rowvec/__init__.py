@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rowvec.operations.sync import sync
     from rowvec.pipeline import Pipeline
     from rowvec.pipeline.file import load
-    from rowvec.searches.query import Hit
+    from rowvec.searches.query import Chunk, Hit
     from rowvec.stages.dry_run import PlanReport, plan
     from rowvec.stages.report import Check, SyncReport
 
@@ -41,6 +41,7 @@ __all__ = [
     "Audit",
     "BudgetOutlook",
     "Check",
+    "Chunk",
     "Finding",
     "Hit",
     "LastRun",
@@ -77,7 +78,7 @@ _MODULES = {
     "rowvec.operations.sync": ("sync",),
     "rowvec.pipeline": ("Pipeline",),
     "rowvec.pipeline.file": ("load",),
-    "rowvec.searches.query": ("Hit",),
+    "rowvec.searches.query": ("Chunk", "Hit"),
     "rowvec.stages.dry_run": ("PlanReport", "plan"),
     "rowvec.stages.report": ("Check", "SyncReport"),
 }

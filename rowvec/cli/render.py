@@ -218,6 +218,8 @@ def _cell(name: str, value: Any) -> str:
     if name == "content":
         # An image's content is its checksum, which means nothing to a person.
         return "an image" if is_image(value) else _short(value)
+    if name == "neighbours":
+        return " | ".join(f"{near['chunk']}: {_short(near['content'])}" for near in value) or "-"
     return "-" if value is None else _short(str(value))
 
 

@@ -15,6 +15,7 @@ from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.vector_table import stored_table
 from rowvec.runtime.suggestion import did_you_mean
+from rowvec.searches.chunks import best_of_each_row, check_chunks, with_neighbours
 from rowvec.searches.hybrid import Hybrid, hybrid_search
 from rowvec.searches.query import Hit
 from rowvec.searches.query import search as search_table
@@ -35,6 +36,8 @@ def search(
     mode: SearchMode = "adaptive",
     words: str | None = None,
     vectors: bool = False,
+    group_by: Literal["chunk", "row"] = "chunk",
+    neighbours: int = 0,
 ) -> list[Hit]:
     """The ``k`` rows nearest to a text, or to the image in a file, nearest first; fewer only if no more match.
 
@@ -50,6 +53,9 @@ def search(
             vectors and words together.
         words: In mode ``hybrid`` the words to look for, if they differ from the text.
         vectors: Whether each hit has its vector.
+        group_by: Of a source in chunks: ``row`` finds ``k`` rows, each by its nearest chunk; ``chunk`` finds ``k``
+            chunks, of which several may be of one row.
+        neighbours: Of a source in chunks: how many chunks before and behind each hit come with it, 0 to 10.
 
     Raises ``UsageError`` for a mode, number, filter or image that cannot be used, and for a pipeline whose table has
     vectors of another embedder; ``TargetError`` and ``DatabaseUnavailable`` if the table cannot be read; what the
@@ -59,6 +65,7 @@ def search(
     _check_mode(pipeline, query, mode, words)
     image = image_in(query) if isinstance(query, Path) else None
     pipeline = effective(pipeline)
+    check_chunks(pipeline, by_row=group_by == "row", neighbours=neighbours)
     resolved = resolve(pipeline)
     embedder = open_embedder(resolved.embedder)
     with open_target(resolved, "rowvec search") as connection:
@@ -70,11 +77,16 @@ def search(
             vector = embed_image_query(open_image_embedder(resolved.embedder), image)
         else:
             vector = embed_query(embedder, str(query))
-        if mode == "hybrid":
-            hybrid = Hybrid(language=resolved.search.language)
-            request = SearchRequest(vector, k, where=where, vectors=vectors)
-            return hybrid_search(connection, table, choice, hybrid, words or str(query), request)
-        return search_table(connection, table, choice, SearchRequest(vector, k, mode, where, vectors=vectors))
+        hybrid = Hybrid(language=resolved.search.language)
+
+        def nearest(count: int) -> list[Hit]:
+            if mode == "hybrid":
+                request = SearchRequest(vector, count, where=where, vectors=vectors)
+                return hybrid_search(connection, table, choice, hybrid, words or str(query), request)
+            return search_table(connection, table, choice, SearchRequest(vector, count, mode, where, vectors=vectors))
+
+        hits = best_of_each_row(nearest, k) if group_by == "row" else nearest(k)
+        return with_neighbours(connection, table, hits, neighbours) if neighbours else hits
 
 
 def mode_of(text: str) -> SearchMode:
@@ -84,6 +96,13 @@ def mode_of(text: str) -> SearchMode:
             f"there is no search mode {text!r}; the modes are {', '.join(MODES)}{did_you_mean(text, MODES)}"
         )
     return MODES[MODES.index(text)]
+
+
+def group_by_of(text: str) -> Literal["chunk", "row"]:
+    """What to group by, by its name. Raises ``UsageError`` if there is no such name."""
+    if text not in ("chunk", "row"):
+        raise UsageError(f"results are grouped by chunk or by row, not by {text!r}")
+    return text
 
 
 def _check_mode(pipeline: Pipeline, question: str | Path, mode: SearchMode, words: str | None) -> None:

@@ -39,6 +39,15 @@ _LOADERS: dict[Precision, type[Loader]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A chunk near one that was found."""
+
+    number: int
+    """Counted from 0 in its row."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
     """One row that was found; ``as_json`` is what ``rowvec search --json`` prints for it."""
 
@@ -64,11 +73,15 @@ class Hit:
     """In mode ``hybrid``: counted from 1; None if the vector did not find the row."""
     text_rank: int | None = None
     """In mode ``hybrid``: counted from 1; None if the words did not find the row."""
+    neighbours: tuple[Chunk, ...] | None = None
+    """The chunks before and behind this one, in their order; None if the search did not ask for them."""
 
     def as_json(self) -> dict[str, Any]:
         """Key and metadata columns, content and distance (None for NaN) as one JSON object; the vector is not in it."""
         distance = self.distance if math.isfinite(self.distance) else None
         shown = {**self.key, **self.metadata, "content": self.content, "distance": distance}
+        if self.neighbours is not None:
+            shown["neighbours"] = [{"chunk": near.number, "content": near.content} for near in self.neighbours]
         if self.score is None:
             return shown
         return {**shown, "score": self.score, "vector_rank": self.vector_rank, "text_rank": self.text_rank}

@@ -23,6 +23,11 @@ WHERE t.embedding IS NOT NULL AND ({filter})
 ORDER BY ({distance}) + 0, {key}
 LIMIT {k}
 
+-- name: neighbours -- the chunks around one chunk of a row
+SELECT t.chunk, t.content FROM {table} AS t
+WHERE {same} AND t.chunk BETWEEN %s::int4 AND %s::int4 AND t.chunk <> %s::int4
+ORDER BY t.chunk
+
 -- name: approximate -- a shortlist by the index, reranked by the exact distance
 -- A shortlist with too few rows (a narrow filter, a small table) may lack near rows: then the search is exact.
 WITH shortlist AS MATERIALIZED (

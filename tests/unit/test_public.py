@@ -22,7 +22,8 @@ SIGNATURES = {
     "rejects": "(pipeline: Pipeline, *, retry: bool = False) -> RejectsReport",
     "search": (
         "(pipeline: Pipeline, query: str | Path, k: int = 10, *, where: str | None = None,"
-        " mode: SearchMode = 'adaptive', words: str | None = None, vectors: bool = False) -> list[Hit]"
+        " mode: SearchMode = 'adaptive', words: str | None = None, vectors: bool = False,"
+        " group_by: Literal[chunk, row] = chunk, neighbours: int = 0) -> list[Hit]"
     ),
     "show_pictures": (
         "(pipeline: Pipeline, query: str | Path, hits: Sequence[Hit], *, where: str | None = None,"
@@ -34,7 +35,7 @@ SIGNATURES = {
 """A change here is a change of the public interface: it needs a line in CHANGELOG.md."""
 
 CLASSES = {
-    "Audit", "BudgetOutlook", "Check", "Finding", "Hit", "LastRun", "LostObject", "Pipeline", "PipelineStatus",
+    "Audit", "BudgetOutlook", "Check", "Chunk", "Finding", "Hit", "LastRun", "LostObject", "Pipeline", "PipelineStatus",
     "PlanReport", "PlannedRow", "Reject", "RejectsReport", "SyncReport",
 }  # fmt: skip
 

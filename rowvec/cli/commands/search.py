@@ -12,7 +12,7 @@ from rowvec.cli.commands.options import AsJson, File
 from rowvec.cli.output import emit, write_csv
 from rowvec.errors import UsageError
 from rowvec.operations import search_pictures
-from rowvec.operations.search import mode_of, search
+from rowvec.operations.search import group_by_of, mode_of, search
 from rowvec.pipeline.file import load
 from rowvec.postgres.columns import listed
 from rowvec.runtime.private import files_for_others
@@ -36,6 +36,14 @@ def search_rows(
     words: Annotated[
         str | None, typer.Option(help="With --mode hybrid: the words to look for, if they differ from the query.")
     ] = None,
+    group_by: Annotated[
+        str,
+        typer.Option(help="Of a source in chunks: row finds k rows, each by its nearest chunk; chunk finds k chunks."),
+    ] = "chunk",
+    neighbours: Annotated[
+        int,
+        typer.Option(min=0, max=10, help="Of a source in chunks: so many chunks before and behind each result."),
+    ] = 0,
     grid: Annotated[
         Path | None, typer.Option(help="Draw the images found side by side into this file (.png, .svg).")
     ] = None,
@@ -51,7 +59,16 @@ def search_rows(
         raise UsageError("--csv and --json exclude each other; give one of them")
     pipeline, question = load(file), _question(query, image)
     search_pictures.check_outputs(pipeline, grid, html)
-    hits = search(pipeline, question, k, where=where, mode=mode_of(mode), words=words)
+    hits = search(
+        pipeline,
+        question,
+        k,
+        where=where,
+        mode=mode_of(mode),
+        words=words,
+        group_by=group_by_of(group_by),
+        neighbours=neighbours,
+    )
     with files_for_others():
         search_pictures.show_pictures(pipeline, question, hits, where=where, grid=grid, page=html)
     results = [hit.as_json() for hit in hits]

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from rowvec.embedders.provider import tokens
 from rowvec.embedders.wordllama import load_model
-from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError
+from rowvec.errors import DeleteLimitExceeded, SourceError, TargetError, UsageError
 from rowvec.ledger.runs import running
 from rowvec.operations import rejects as rejects_stage
 from rowvec.operations import search
@@ -551,6 +551,33 @@ def test_a_search_says_which_chunk_it_found(beside: Texts) -> None:
     assert rows.fetchall() == [(2, 3)]
     results = [hit.as_json() for hit in search.search(pipeline, chunk, 5, where="chunk = 0", mode="exact")]
     assert {r["chunk"] for r in results} == {0}
+
+
+def test_a_search_by_row_finds_each_row_once_by_its_nearest_chunk_with_the_chunks_around_it(beside: Texts) -> None:
+    beside.sync()
+    pipeline = beside.pipeline()
+    stored = beside.stored()
+    every = search.search(pipeline, stored[2][3], 1000, mode="exact")
+    nearest: dict[int, search.Hit] = {}
+    for hit in every:
+        nearest.setdefault(hit.key["id"], hit)
+    assert len(nearest) == 4 < len(every)
+    by_row = search.search(pipeline, stored[2][3], 4, mode="exact", group_by="row", neighbours=2)
+    # The four nearest chunks are of fewer rows.
+    assert len({hit.key["id"] for hit in every[:4]}) < 4
+    assert [(hit.key, hit.distance) for hit in by_row] == [(hit.key, hit.distance) for hit in nearest.values()]
+    for hit in by_row:
+        row, place = stored[hit.key["id"]], hit.key["chunk"]
+        near = [number for number in range(place - 2, place + 3) if number != place and 0 <= number < len(row)]
+        assert [(chunk.number, chunk.content) for chunk in hit.neighbours or ()] == [(n, row[n]) for n in near]
+    first = search.search(pipeline, stored[2][3], 1, group_by="row")
+    assert [(hit.key, hit.neighbours) for hit in first] == [({"id": 2, "chunk": 3}, None)]
+    with pytest.raises(UsageError, match="k must be from 1 to 10,000"):
+        search.search(pipeline, "a", 10_001, group_by="row")
+    with pytest.raises(UsageError, match="neighbours must be from 0 to 10"):
+        search.search(pipeline, "a", neighbours=11)
+    with pytest.raises(UsageError, match="one vector per row, so there are no chunks to group"):
+        search.search(beside.pipeline({}), "a", group_by="row")
 
 
 def vector_of(text: str) -> list[float]:
