@@ -23,7 +23,7 @@ SIGNATURES = {
     "search": (
         "(pipeline: Pipeline, query: str | Path, k: int = 10, *, where: str | None = None,"
         " mode: SearchMode = 'adaptive', words: str | None = None, vectors: bool = False,"
-        " group_by: Literal[chunk, row] = chunk, neighbours: int = 0) -> list[Hit]"
+        " group_by: Literal['chunk', 'row'] = 'chunk', neighbours: int = 0) -> list[Hit]"
     ),
     "show_pictures": (
         "(pipeline: Pipeline, query: str | Path, hits: Sequence[Hit], *, where: str | None = None,"
