@@ -9,6 +9,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from rowvec.errors import TargetError
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan
 from rowvec.postgres.connection import Connection
@@ -76,25 +77,45 @@ def what_waits(connection: Connection, pipeline_id: PipelineId) -> tuple[int | N
     return connection.execute(query("changes", "what_waits"), {"pipeline_id": pipeline_id}).fetchone()
 
 
-def settle(connection: Connection, plan: Plan, table: tuple[int, str], *, agrees: bool) -> None:
-    """In the merge's transaction: keep what the next run may rely on, or that it must compare everything.
+Totals = tuple[int, str]
+"""Rows of a table, and their checksum."""
 
-    ``table``: rows and checksum of the vector table. ``agrees``: whether what was compared agrees.
+
+def settle(connection: Connection, plan: Plan, before: Totals | None, after: Totals, *, agrees: bool | None) -> Totals:
+    """In the merge's transaction: keep what the next run may rely on; returns the totals of the whole vector table.
+
+    ``before``, ``after``: the totals of what the plan has compared of the table, before and after the merge; if it has
+    compared everything, ``before`` is None. ``agrees``: whether source and table agree; None if a comparison follows
+    the merge, and then ``prove``.
     """
     queued = plan.queued
     if queued is None:
         forget(connection, plan.pipeline_id)
-        return
-    rows, checksum = table
-    parts = {"pipeline_id": sql.Literal(plan.pipeline_id), "run_id": sql.Literal(plan.run_id)}
-    parts |= {"rows": sql.Literal(rows), "checksum": sql.Literal(checksum)}
-    if not agrees:
+        return after
+    if agrees is False:
         doubt(connection, plan.pipeline_id, "the run before has found rows that do not agree")
-    elif queued.whole:
-        facts = sql.Literal(Jsonb(queued.facts))
-        connection.execute(query("changes", "record", facts=facts, **parts))
-    else:
-        connection.execute(query("changes", "carry", **parts))
+    if before is None:
+        if agrees:
+            prove(connection, plan, after)
+        elif agrees is None:
+            doubt(connection, plan.pipeline_id, "the run before has not compared source and vector table to its end")
+        return after
+    parts = {"pipeline_id": sql.Literal(plan.pipeline_id), "run_id": sql.Literal(plan.run_id)}
+    parts |= {"rows": sql.Literal(after[0] - before[0]), "checksum": sql.Literal(int(after[1]) - int(before[1]))}
+    # The ledger's totals, and not those of the plan: a merge whose answer was lost has carried them on already.
+    mark = sql.Literal(Jsonb({"mark": queued.facts.get("mark")}))
+    row = connection.execute(query("changes", "carry", facts=mark, **parts)).fetchone()
+    if row is None:
+        raise TargetError("the ledger does not know the queue of changes any more; run again")
+    return row
+
+
+def prove(connection: Connection, plan: Plan, table: Totals) -> None:
+    """Record that the whole source was compared with the whole vector table, which has these totals, and agreed."""
+    if plan.queued is not None:
+        parts = {"pipeline_id": sql.Literal(plan.pipeline_id), "run_id": sql.Literal(plan.run_id)}
+        parts |= {"rows": sql.Literal(table[0]), "checksum": sql.Literal(table[1])}
+        connection.execute(query("changes", "record", facts=sql.Literal(Jsonb(plan.queued.facts)), **parts))
 
 
 def doubt(connection: Connection, pipeline_id: PipelineId, why: str) -> None:

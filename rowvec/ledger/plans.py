@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -86,6 +86,8 @@ class Queued:
     """Rows of the vector table before the merge; only if the run does not compare everything."""
     checksum: str = "0"
     """Its checksum, likewise."""
+    others: list[list[str]] = field(default_factory=list[list[str]])
+    """Keys, as texts, that are compared too: of rejected rows which each run tries again."""
     verified_run: int = 0
     """The run that last compared everything."""
     verified_at: str = ""

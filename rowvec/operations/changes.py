@@ -10,13 +10,16 @@ from typing import Any, Literal
 from rowvec.errors import UsageError
 from rowvec.ledger.changes import Known, known
 from rowvec.ledger.generations import effective
+from rowvec.ledger.marked_store import family_of, own_mark
 from rowvec.ledger.pipelines import PipelineId, is_readable
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve, without_key
 from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable, open_target
+from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
-from rowvec.sources.change_queue import ChangeQueue, check_has_no_queue
+from rowvec.sources.change_queue import ChangeQueue, Facts
+from rowvec.sources.other_database import connected, source_errors
 from rowvec.sources.postgres import describe, is_in_target_database
 
 _NEEDED = frozenset({"source", "target"})
@@ -46,8 +49,8 @@ class ChangesState:
 
 def state(pipeline: Pipeline) -> ChangesState:
     """How the queue stands. Raises as ``install_queue``."""
-    with _opened(pipeline) as (connection, queue):
-        return _state(connection, pipeline, queue, None)
+    with _opened(pipeline) as opened:
+        return _state(opened, pipeline, None)
 
 
 def install_queue(pipeline: Pipeline) -> ChangesState:
@@ -56,10 +59,10 @@ def install_queue(pipeline: Pipeline) -> ChangesState:
     Raises ``UsageError`` if the pipeline has no queue, and ``SourceError`` if the table cannot have one, or if the role
     may not make it.
     """
-    with _opened(pipeline) as (connection, queue):
-        if not queue.facts(connection, {}).complete:
-            queue.install(connection)
-        return _state(connection, pipeline, queue, "installed")
+    with _opened(pipeline) as opened:
+        if not opened.queue.facts(opened.apart, {}).complete:
+            opened.queue.install(opened.apart)
+        return _state(opened, pipeline, "installed")
 
 
 def remove_queue(pipeline: Pipeline) -> ChangesState:
@@ -67,17 +70,25 @@ def remove_queue(pipeline: Pipeline) -> ChangesState:
 
     Raises ``UsageError`` if the pipeline's source is no table of Postgres.
     """
-    with _opened(pipeline, wanted=False) as (connection, queue):
-        queue.remove(connection)
-        return _state(connection, pipeline, queue, "removed")
+    with _opened(pipeline, wanted=False) as opened:
+        opened.queue.remove(opened.apart)
+        return _state(opened, pipeline, "removed")
 
 
 def statements(pipeline: Pipeline) -> str:
     """The SQL that installs the queue, for an administrator to run. Raises as ``install_queue``."""
-    with _opened(pipeline) as (connection, queue):
-        made = (*queue.statements(connection), *queue.grants(connection))
-        texts = [statement.as_string(connection).strip() for statement in made]
+    with _opened(pipeline) as opened:
+        made = (*opened.queue.statements(opened.apart), *opened.queue.grants(opened.apart))
+        texts = [statement.as_string(opened.apart).strip() for statement in made]
     return "BEGIN;\n" + "".join(f"{text};\n" for text in texts) + "COMMIT;\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    ledger: Connection
+    apart: Connection
+    """To the source's database, which may be another one."""
+    queue: ChangeQueue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +108,7 @@ class OpenQueue:
     """The queue of a pipeline and its ledger, for looks that cost a few statements each."""
 
     _pipeline: Pipeline
-    _connection: Connection
-    _queue: ChangeQueue
+    _opened: _Opened
 
     def look(self) -> Look:
         """Whether a sync is due, and what waits for it; reads the queue and the ledger, never the source's rows.
@@ -106,23 +116,27 @@ class OpenQueue:
         Raises ``DatabaseUnavailable`` and ``TargetError`` if they cannot be read.
         """
         with lost_connections_are_retriable():
-            complete = self._queue.facts(self._connection, {}).complete
+            queue, apart = self._opened.queue, self._opened.apart
+            facts = queue.facts(apart, {})
             entries, oldest_seconds = 0, None
-            if complete and self._queue.any_entry(self._connection):
-                entries, _, oldest_seconds = self._queue.waiting(self._connection)
-            reason = self._reason(entries, complete=complete)
+            if facts.complete and queue.any_entry(apart):
+                entries, _, oldest_seconds = queue.waiting(apart)
+            reason = self._reason(entries, facts)
             return Look(reason=reason, waiting=entries, oldest_seconds=oldest_seconds)
 
-    def _reason(self, entries: int, *, complete: bool) -> str | None:
-        before = _known(self._connection, self._pipeline)
-        if is_readable(self._connection, "run_leases", "held"):
-            row = self._connection.execute(query("changes", "is_at_work"), {"name": self._pipeline.name}).fetchone()
+    def _reason(self, entries: int, facts: Facts) -> str | None:
+        ledger = self._opened.ledger
+        before = _known(ledger, self._pipeline)
+        if is_readable(ledger, "run_leases", "held"):
+            row = ledger.execute(query("changes", "is_at_work"), {"name": self._pipeline.name}).fetchone()
             if row == (True,):
                 return None
         if before is None:
             return "the whole source was never compared"
-        if not complete:
+        if not facts.complete:
             return "the triggers are not complete"
+        if before.doubt or any(value != before.facts.get(name) for name, value in facts.values.items()):
+            return "the queue may not show everything"
         if before.seconds >= _source(self._pipeline).changes.verify_seconds:
             return "the whole source is due to be compared"
         return f"{entries:,} change(s) wait" if entries else None
@@ -131,8 +145,8 @@ class OpenQueue:
 @contextmanager
 def opened_queue(pipeline: Pipeline) -> Generator[OpenQueue]:
     """The queue, with a connection of its own until the end of the context. Raises as ``install_queue``."""
-    with _opened(pipeline) as (connection, queue):
-        yield OpenQueue(pipeline, connection, queue)
+    with _opened(pipeline) as opened:
+        yield OpenQueue(pipeline, opened)
 
 
 def look(pipeline: Pipeline) -> Look:
@@ -141,16 +155,15 @@ def look(pipeline: Pipeline) -> Look:
         return queue.look()
 
 
-def _state(
-    connection: Connection, pipeline: Pipeline, queue: ChangeQueue, done: Literal["installed", "removed"] | None
-) -> ChangesState:
-    complete = queue.facts(connection, {}).complete
-    before = _known(connection, pipeline)
+def _state(opened: _Opened, pipeline: Pipeline, done: Literal["installed", "removed"] | None) -> ChangesState:
+    queue = opened.queue
+    complete = queue.facts(opened.apart, {}).complete
+    before = _known(opened.ledger, pipeline)
     return ChangesState(
         pipeline=pipeline.name,
         table=queue.shown,
         installed=complete,
-        waiting=queue.waiting(connection)[0] if complete else 0,
+        waiting=queue.waiting(opened.apart)[0] if complete else 0,
         verified_at=before.verified_at if before else None,
         verified_run=before.verified_run if before else None,
         done=done,
@@ -181,14 +194,20 @@ def _source(pipeline: Pipeline) -> PostgresSource:
 
 
 @contextmanager
-def _opened(pipeline: Pipeline, *, wanted: bool = True) -> Generator[tuple[Connection, ChangeQueue]]:
-    """A connection to the source's database, and the pipeline's queue."""
+def _opened(pipeline: Pipeline, *, wanted: bool = True) -> Generator[_Opened]:
+    """The pipeline's queue, and connections to its database and to the ledger's."""
     _source(pipeline)
     if wanted:
         check_has_queue(pipeline)
     resolved = resolve(without_key(effective(pipeline)), _NEEDED)
-    if not is_in_target_database(resolved):
-        check_has_no_queue(pipeline.name, _source(resolved))
-    with open_target(resolved, "rowvec changes") as connection:
-        rows = describe(connection, resolved, _source(resolved), b"")
-        yield connection, ChangeQueue.of(resolved, _source(resolved), rows.key)
+    source = _source(resolved)
+    with open_target(resolved, "rowvec changes") as ledger:
+        if is_in_target_database(resolved):
+            key = describe(ledger, resolved, source, b"").key
+            yield _Opened(ledger, ledger, ChangeQueue.of(resolved, source, key))
+            return
+        install(ledger)
+        own = own_mark(ledger, family_of(resolved.name), None).ledger
+        with connected(source.url or "") as apart, source_errors():
+            key = describe(apart, resolved, source, b"").key
+            yield _Opened(ledger, apart, ChangeQueue.of(resolved, source, key, own))

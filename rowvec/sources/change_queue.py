@@ -16,7 +16,7 @@ from psycopg import errors as pg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from rowvec.errors import SourceError, UsageError
+from rowvec.errors import SourceError
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.sources import PostgresSource
@@ -46,15 +46,6 @@ _DOUBTS = {
     "unlogged": "the source's table is not logged, so a crash of the server empties it and fires no trigger",
     "restricted": "policies decide which rows of the source the role is shown, and may do so by other tables",
 }
-
-
-def check_has_no_queue(name: str, source: PostgresSource) -> None:
-    """Raise ``UsageError`` if a pipeline with its source in another database than the target asks for a queue."""
-    if source.changes.by == "trigger":
-        raise UsageError(
-            f"the pipeline {name} has source.changes.by: trigger, and its source is in another database than its "
-            "target, where this does not work yet; set source.changes.by to compare"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +89,16 @@ class ChangeQueue:
     """The columns that a row's vector and metadata are made of."""
 
     @staticmethod
-    def of(pipeline: Pipeline, source: PostgresSource, key: tuple[PgColumn, ...]) -> ChangeQueue:
-        """The queue of a pipeline, whether it is installed or not."""
+    def of(
+        pipeline: Pipeline, source: PostgresSource, key: tuple[PgColumn, ...], ledger: str | None = None
+    ) -> ChangeQueue:
+        """The queue of a pipeline, whether it is installed or not.
+
+        ``ledger``: the id of the ledger, if it is in another database than the source, where others may have a pipeline
+        of this name.
+        """
         table = source.table or ""
-        words = "\0".join((pipeline.name, pipeline.target.table))
+        words = "\0".join((pipeline.name, pipeline.target.table, *([ledger] if ledger else [])))
         return ChangeQueue(
             name=hashlib.sha256(words.encode()).hexdigest()[:16],
             table=sql.Identifier(*table_identifier(table)),
@@ -121,6 +118,7 @@ class ChangeQueue:
             "function": sql.Literal(f"{SCHEMA}.note_{self.name}"),
             "queue": sql.Literal(f"{SCHEMA}.queue_{self.name}"),
             "failures": sql.Literal(f"{SCHEMA}.failures_{self.name}"),
+            "mark": self._mark,
             "body": sql.Literal(self._body.as_string(connection)),
             "guard_body": sql.Literal(self._guard_body.as_string(connection)),
             "key": sql.Literal([column.name for column in self.key]),
@@ -158,8 +156,8 @@ class ChangeQueue:
 
     def grants(self, connection: Connection) -> list[sql.Composed]:
         """What the session's role needs on the queue if another role installs it."""
-        role = sql.Identifier(connection.info.user)
-        return [query("changes", "grants", role=role, queue=self._names["queue"], failures=self._names["failures"])]
+        parts = {name: self._names[name] for name in ("queue", "failures", "mark")}
+        return [query("changes", "grants", role=sql.Identifier(connection.info.user), **parts)]
 
     def _refused(self, error: pg.InsufficientPrivilege) -> SourceError:
         return SourceError(
@@ -199,8 +197,7 @@ class ChangeQueue:
                 "queue",
                 columns=definitions(self.key),
                 comment=sql.Literal(comment),
-                queue=self._names["queue"],
-                failures=self._names["failures"],
+                **{name: self._names[name] for name in ("queue", "failures", "mark")},
             ),
             query(
                 "changes",
@@ -267,11 +264,24 @@ class ChangeQueue:
         counted = connection.execute(query("changes", "count_scope", scope=scope)).fetchone()
         return counted[0] if counted else 0
 
-    def missed(self, connection: Connection, scope: sql.Identifier) -> list[str]:
-        """The keys in the temporary table ``diff`` that are not in the scope."""
-        statement = query(
-            "changes", "missed", scope=scope, same_key=same_key(self.key, "s", "d"), key_json=key_json(self.key, "d")
+    def keys(self, others: list[list[str]]) -> sql.Composed:
+        """A SELECT in parentheses: the queued keys that a snapshot sees, and ``others``, as lists of texts."""
+        texts = sql.SQL(", ").join(
+            sql.SQL("{}::text[]").format(sql.Literal([key[number] for key in others]))
+            for number in range(len(self.key))
         )
+        typed = sql.SQL(", ").join(sql.SQL("o.{}::{}").format(sql.Identifier(c.name), c.type_sql) for c in self.key)
+        parts = {"key": names(self.key), "typed": typed, "texts": texts, "whole_key": self._whole_key}
+        return query("changes", "keys", **parts, **self._queue)
+
+    def set_mark(self, connection: Connection, mark: int) -> None:
+        """Leave in the source's database which merge has read the queue last."""
+        connection.execute(query("changes", "set_mark", mark=self._mark, value=sql.Literal(mark)))
+
+    def missed(self, connection: Connection, scope: sql.Identifier, diff: sql.Identifier) -> list[str]:
+        """The keys in ``diff`` that are not in the scope."""
+        parts = {"same_key": same_key(self.key, "s", "d"), "key_json": key_json(self.key, "d")}
+        statement = query("changes", "missed", scope=scope, diff=diff, **parts)
         return [key for (key,) in connection.execute(statement).fetchall()]
 
     def remove_seen(self, connection: Connection, snapshot: str, *, whole: bool) -> None:
@@ -301,6 +311,7 @@ class ChangeQueue:
             "function": sql.Identifier(f"note_{self.name}"),
             "failures": sql.Identifier(f"failures_{self.name}"),
             "guard": sql.Identifier(f"guard_{self.name}"),
+            "mark": sql.Identifier(f"mark_{self.name}"),
         }
 
     @property
@@ -310,6 +321,10 @@ class ChangeQueue:
     @property
     def _failures(self) -> sql.Literal:
         return sql.Literal(f"{SCHEMA}.failures_{self.name}")
+
+    @property
+    def _mark(self) -> sql.Literal:
+        return sql.Literal(f"{SCHEMA}.mark_{self.name}")
 
     @property
     def _whole_key(self) -> sql.Composed:

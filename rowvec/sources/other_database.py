@@ -40,6 +40,22 @@ class RemoteSource:
         self._all_new = True
 
     @property
+    def connection(self) -> Connection:
+        """To the source's database; in the transaction whose snapshot is read."""
+        return self._connection
+
+    @property
+    def described(self) -> SourceQuery:
+        """What is read."""
+        return self._described
+
+    def narrow(self, keys: sql.Composable) -> None:
+        """Read only the rows whose keys are in ``keys``, a SELECT in parentheses; call it before anything is read."""
+        with source_errors():
+            self._connection.execute(query("other_database", "by_index"))
+        self._described = self._described.within(keys)
+
+    @property
     def key(self) -> tuple[PgColumn, ...]:
         """See ``HashedSource``."""
         return self._described.key
@@ -52,7 +68,7 @@ class RemoteSource:
     @property
     def blank(self) -> int:
         """See ``HashedSource``."""
-        with _source_errors():
+        with source_errors():
             row = self._connection.execute(
                 query("other_database", "count_blank", blank=self._described.blank)
             ).fetchone()
@@ -61,7 +77,7 @@ class RemoteSource:
     def pairs(self) -> Iterator[Block]:
         """See ``HashedSource``."""
         pairs = query("other_database", "pairs", digest=self._digest, rows=self._described.rows)
-        with _source_errors():
+        with source_errors():
             yield from copied_pairs(self._connection, pairs)
 
     def mark(self, changes: Changes) -> None:
@@ -120,7 +136,7 @@ class RemoteSource:
             yield from rows
 
     def _blocks(self, statement: sql.Composed) -> Iterator[list[tuple[object, ...]]]:
-        with _source_errors(), self._connection.cursor(name="source", binary=True) as cursor:
+        with source_errors(), self._connection.cursor(name="source", binary=True) as cursor:
             cursor.itersize = _FETCH_ROWS
             cursor.execute(statement)
             while rows := cursor.fetchmany(_FETCH_ROWS):
@@ -137,7 +153,7 @@ def open_remote(
     not have the type of one of its columns.
     """
     with connected(source.url or "") as connection, connection.transaction():
-        with _source_errors():
+        with source_errors():
             connection.execute(query("other_database", "begin_source"))
             described = describe(connection, pipeline, source, identity.digest())
         _check_types(target, (*described.key, *described.metadata))
@@ -164,7 +180,7 @@ def _check_types(target: Connection, columns: tuple[PgColumn, ...]) -> None:
 
 
 @contextmanager
-def _source_errors() -> Generator[None]:
+def source_errors() -> Generator[None]:
     """Turn an error of the source's database into ours, so that it is not taken for one of the target's."""
     try:
         yield

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import LiteralString, cast
 
 import psycopg
@@ -19,7 +20,7 @@ from rowvec.postgres.connection import Connection, target_url
 from rowvec.postgres.fragments import names, same_key
 from rowvec.postgres.queries import query
 from rowvec.runtime.suggestion import did_you_mean
-from rowvec.sources.encoding import readable_rows
+from rowvec.sources.encoding import Readable, readable_rows
 
 NOT_BLANK = "[^ \t\n\r\f\v]"
 """Content with such a character has a vector. The search stops at the first one; trimming copies the whole text."""
@@ -29,8 +30,10 @@ NOT_BLANK = "[^ \t\n\r\f\v]"
 class SourceQuery:
     """The source's rows as a SELECT, and facts about its columns."""
 
-    relation: sql.Composable
+    all_rows: sql.Composable
     """``"public"."articles"`` or ``(select …)``."""
+    relation: sql.Composable
+    """Those of its rows that can be read."""
     key: tuple[PgColumn, ...]
     metadata: tuple[PgColumn, ...]
     content: sql.Composable
@@ -42,8 +45,16 @@ class SourceQuery:
     identity: bytes
     unique: bool
     """Whether the database itself forbids two rows of one key, and NULL in it."""
-    unreadable: sql.Composed | None = None
+    unreadable: sql.Composed | None
     """``SELECT`` key and reason of the rows that cannot be read, which ``relation`` leaves out; None: all can."""
+    among: Callable[[sql.Composable], Readable]
+    """The rows of a relation that can be read."""
+
+    def within(self, keys: sql.Composable) -> SourceQuery:
+        """The rows whose keys are in ``keys``: a table, or a SELECT in parentheses."""
+        same = same_key(self.key, "scope", "source")
+        found = self.among(query("source", "within", relation=self.all_rows, scope=keys, same_key=same))
+        return replace(self, relation=found.relation, unreadable=found.unreadable)
 
     @property
     def whole(self) -> SourceQuery:
@@ -106,14 +117,8 @@ def is_in_target_database(pipeline: Pipeline) -> bool:
     return source.kind == "postgres" and (source.url is None or source.url == target_url(pipeline.target.url))
 
 
-def describe(
-    connection: Connection,
-    pipeline: Pipeline,
-    source: PostgresSource,
-    identity: bytes,
-    scope: sql.Identifier | None = None,
-) -> SourceQuery:
-    """Look up the source's columns and compose its query; ``scope``: a table of the only keys to read.
+def describe(connection: Connection, pipeline: Pipeline, source: PostgresSource, identity: bytes) -> SourceQuery:
+    """Look up the source's columns and compose its query.
 
     Raises ``SourceError`` if the table, a column or the query is missing or cannot be read.
     """
@@ -128,10 +133,15 @@ def describe(
                 f"the source has no column {name!r}; it has {listed(sorted(types))}{did_you_mean(name, types)}"
             )
     key = tuple(PgColumn(name, types[name]) for name in source.key)
-    if scope is not None:
-        relation = query("source", "within", relation=relation, scope=scope, same_key=same_key(key, "scope", "source"))
-    readable = readable_rows(connection, relation, key, (PgColumn(name, types[name]) for name in read))
+    columns = tuple(PgColumn(name, types[name]) for name in read)
+
+    def among(rows: sql.Composable) -> Readable:
+        return readable_rows(connection, rows, key, columns)
+
+    readable = among(relation)
     return SourceQuery(
+        all_rows=relation,
+        among=among,
         relation=readable.relation,
         unreadable=readable.unreadable,
         key=key,

@@ -2,7 +2,7 @@
 -- A rejected row is not in the vector table, so it would be among the rows that were read.
 DELETE FROM rowvec.rejects AS r
 WHERE r.pipeline_id = {pipeline_id} AND r.fingerprint IS NOT NULL
-  AND r.reason <> 'not_removed' AND NOT (r.reason = 'refused' AND r.run_id = {run_id})
+  AND r.reason <> 'not_removed' AND {among} AND NOT (r.reason = 'refused' AND r.run_id = {run_id})
   AND NOT EXISTS (
       SELECT FROM taken AS d WHERE {key_json} = r.key AND d.fingerprint = r.fingerprint
       AND (r.metadata_hash IS NULL OR r.metadata_hash = d.metadata_hash))
@@ -32,7 +32,7 @@ ORDER BY rowvec_batch, d.fingerprint
 
 -- name: plan_deletes -- the vector table has the keys that belong to the digests
 INSERT INTO {plan} (rowvec_action, {key})
-SELECT 'deleted', {key} FROM {table} WHERE {digest} IN (SELECT digest FROM gone)
+SELECT 'deleted', {key} FROM {table} AS t WHERE {digest} IN (SELECT digest FROM gone)
 
 -- name: drop_plan
 DROP TABLE IF EXISTS {plan}

@@ -21,7 +21,9 @@ CREATE TABLE rowvec_changes.{queue} (
 );
 COMMENT ON TABLE rowvec_changes.{queue} IS {comment};
 -- Counts what could not be queued. A sequence keeps its value when a transaction rolls back.
-CREATE SEQUENCE IF NOT EXISTS rowvec_changes.{failures}
+CREATE SEQUENCE IF NOT EXISTS rowvec_changes.{failures};
+-- Which merge has read the queue last, if the ledger is in another database.
+CREATE SEQUENCE IF NOT EXISTS rowvec_changes.{mark} MINVALUE 0
 
 -- name: guard -- an entry that anybody but a run removes counts as one that could not be queued
 CREATE OR REPLACE FUNCTION rowvec_changes.{guard}() RETURNS trigger
@@ -69,7 +71,8 @@ END
 -- name: grants
 GRANT USAGE ON SCHEMA rowvec_changes TO {role};
 GRANT SELECT, DELETE ON rowvec_changes.{queue} TO {role};
-GRANT SELECT ON SEQUENCE rowvec_changes.{failures} TO {role}
+GRANT SELECT ON SEQUENCE rowvec_changes.{failures} TO {role};
+GRANT SELECT, UPDATE ON SEQUENCE rowvec_changes.{mark} TO {role}
 
 -- name: trigger
 DROP TRIGGER IF EXISTS {name} ON {table};
@@ -84,7 +87,8 @@ DROP TRIGGER IF EXISTS {name} ON {table}
 DROP FUNCTION IF EXISTS rowvec_changes.{function}();
 DROP TABLE IF EXISTS rowvec_changes.{queue};
 DROP FUNCTION IF EXISTS rowvec_changes.{guard}();
-DROP SEQUENCE IF EXISTS rowvec_changes.{failures}
+DROP SEQUENCE IF EXISTS rowvec_changes.{failures};
+DROP SEQUENCE IF EXISTS rowvec_changes.{mark}
 
 -- name: facts -- what a run by the queue relies on; a run that finds something else compares everything
 WITH RECURSIVE tree AS (
@@ -124,11 +128,12 @@ SELECT jsonb_build_object(
     'function', (SELECT format('%s:%s', oid, xmin) FROM functions),
     'queue', to_regclass({queue})::oid,
     'guard', (SELECT string_agg(format('%s:%s', tgenabled, xmin), ' ') FROM guards),
-    'failures', CASE WHEN to_regclass({failures}) IS NOT NULL THEN pg_sequence_last_value(to_regclass({failures})) END
+    'failures', CASE WHEN to_regclass({failures}) IS NOT NULL THEN pg_sequence_last_value(to_regclass({failures})) END,
+    'mark', CASE WHEN to_regclass({mark}) IS NOT NULL THEN pg_sequence_last_value(to_regclass({mark})) END
 ) || {of_run},
     (SELECT count(DISTINCT (tgrelid, tgtype)) FROM mine WHERE tgenabled = 'A') = 4 * (SELECT count(*) FROM tree)
         AND EXISTS (SELECT FROM functions) AND EXISTS (SELECT FROM guards WHERE tgenabled = 'A')
-        AND to_regclass({failures}) IS NOT NULL
+        AND to_regclass({failures}) IS NOT NULL AND to_regclass({mark}) IS NOT NULL
         AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass({queue}) AND attname = 'rowvec_at')
         AND (SELECT count(*) FROM pg_attribute AS q JOIN pg_attribute AS s USING (attname, atttypid, atttypmod)
              WHERE q.attrelid = to_regclass({queue}) AND s.attrelid = {table}::regclass
@@ -188,6 +193,33 @@ SELECT
     pg_snapshot_xmin(pg_current_snapshot())::text,
     pg_current_xact_id()::text
 
+-- name: keys -- in the source's database, where the run has no table
+(SELECT {key} FROM rowvec_changes.{queue} AS q WHERE {whole_key}
+ UNION SELECT {typed} FROM unnest({texts}) AS o ({key}))
+
+-- name: copy_keys
+COPY (SELECT DISTINCT {sent} FROM {keys} AS k) TO STDOUT (FORMAT binary)
+
+-- name: keys_as_sent
+CREATE TEMP TABLE sent_keys ({columns}) ON COMMIT DROP
+
+-- name: copy_sent
+COPY sent_keys FROM STDIN (FORMAT binary)
+
+-- name: sent_scope
+DROP TABLE IF EXISTS {scope};
+CREATE TABLE {scope} AS SELECT DISTINCT {typed} FROM sent_keys AS s
+
+-- name: ledger -- its id
+SELECT ledger::text FROM rowvec.stores WHERE family = %(family)s::text
+
+-- name: retried -- rejected rows that each run tries again
+SELECT r.key FROM rowvec.rejects AS r
+WHERE r.pipeline_id = {pipeline_id} AND (r.reason = 'not_removed' OR r.sqlstate IN ('23503', '23505', '23P01'))
+
+-- name: set_mark
+SELECT setval({mark}::regclass, {value})
+
 -- name: removes -- for the rest of the transaction
 SET LOCAL rowvec.removes = 'yes'
 
@@ -198,7 +230,7 @@ WHERE pg_visible_in_snapshot(q.rowvec_xid, {snapshot}::pg_snapshot)
    OR {whole} AND q.rowvec_xid >= pg_snapshot_xmax(pg_current_snapshot())
 
 -- name: missed -- rows that have changed and are not in the queue
-SELECT {key_json}::text FROM diff AS d
+SELECT {key_json}::text FROM {diff} AS d
 WHERE NOT EXISTS (SELECT FROM {scope} AS s WHERE {same_key})
 
 -- name: known -- what the last run that merged has left
@@ -219,8 +251,11 @@ ON CONFLICT (pipeline_id) DO UPDATE
 SET facts = excluded.facts, vectors = excluded.vectors, rows = excluded.rows, checksum = excluded.checksum,
     verified_at = excluded.verified_at, verified_run = excluded.verified_run, merged_run = excluded.merged_run
 
--- name: carry
-UPDATE rowvec.changes SET rows = {rows}, checksum = {checksum}::numeric, merged_run = {run_id} WHERE pipeline_id = {pipeline_id}
+-- name: carry -- what was compared is taken away as it was before the merge, and added as it is now
+UPDATE rowvec.changes
+SET rows = rows + {rows}, checksum = checksum + {checksum}::numeric, merged_run = {run_id}, facts = facts || {facts}
+WHERE pipeline_id = {pipeline_id}
+RETURNING rows, checksum::text
 
 -- name: doubt -- the next run compares everything, and says why
 UPDATE rowvec.changes SET facts = facts || jsonb_build_object('doubt', {why}::text) WHERE pipeline_id = {pipeline_id}

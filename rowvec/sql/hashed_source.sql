@@ -6,7 +6,7 @@ SELECT
          ELSE decode(repeat('00', 32), 'hex') END AS fingerprint,
     CASE WHEN octet_length(metadata_hash) = 32 AND {metadata_hash} = metadata_hash THEN metadata_hash
          ELSE decode(repeat('00', 32), 'hex') END AS metadata_hash
-FROM {table}
+FROM {table} AS t
 
 -- name: taken -- rows that were read from the source, in the types in which values travel
 CREATE TEMP TABLE taken ({columns}) ON COMMIT DROP

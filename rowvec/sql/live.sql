@@ -16,7 +16,7 @@ WHERE NOT EXISTS (SELECT FROM live AS l WHERE {same_key} AND l.fingerprint = s.f
 DELETE FROM {table} WHERE {digest} = ANY ({moved}::bytea[])
 
 -- name: delete_moved_keys
-WITH gone AS (DELETE FROM {table} WHERE {digest} = ANY ({moved}::bytea[]) RETURNING {key})
+WITH gone AS (DELETE FROM {table} AS t WHERE {in_scope} AND {digest} = ANY ({moved}::bytea[]) RETURNING {key})
 INSERT INTO {unrecorded} ({key}) SELECT {key} FROM gone
 
 -- name: any_reject -- a rejected row has no vector, and is still in the source

@@ -3,6 +3,11 @@ SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 SET LOCAL work_mem = '256MB';
 SET LOCAL lock_timeout = '30s'
 
+-- name: by_index -- few keys of a large table: without statistics of the queue, the planner may choose to read it all
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off
+
 -- name: type_exists
 SELECT to_regtype({pg_type}) IS NOT NULL
 

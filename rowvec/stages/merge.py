@@ -28,7 +28,7 @@ from rowvec.searches.hybrid import Hybrid, has_text_index
 from rowvec.stages.batch import Batch
 from rowvec.stages.extract.open import open_source
 from rowvec.stages.extract.protocol import LiveRows, SourceStrategy
-from rowvec.stages.totals import carried, totals
+from rowvec.stages.totals import exchanged, totals
 from rowvec.stages.work import open_stage
 from rowvec.stages.writes import Written, publish_rows, refuse_many_words, write
 
@@ -92,13 +92,16 @@ def compare_with_source(source: SourceStrategy, plan: Plan, merged: Merged) -> M
     merged = replace(merged, pending=evidence.pending, missing=evidence.missing)
     if evidence.source is None or evidence.table is None:
         return merged
-    (source_rows, source_checksum), (table_rows, table_checksum) = evidence.source, evidence.table
+    table = evidence.table
+    if plan.scope is not None:
+        table = merged.table_rows, merged.table_checksum
+    source_rows, source_checksum = exchanged(table, evidence.table, evidence.source)
     return replace(
         merged,
         source_rows=source_rows,
         source_checksum=source_checksum,
-        table_rows=table_rows,
-        table_checksum=table_checksum,
+        table_rows=table[0],
+        table_checksum=table[1],
     )
 
 
@@ -114,14 +117,14 @@ def _unmerged_part(connection: Connection, plan: Plan) -> Plan:
         key = names((*plan.table.key, *plan.table.metadata))
         connection.execute(query("merge", "empty_plan", plan=plan.rows, columns=key, table=plan.table.identifier))
         if plan.scope is not None:
-            plan = _nothing_more(connection, plan, plan.scope)
+            _nothing_more(connection, plan, plan.scope)
     if staging_there or not (plan.batches or plan.direct):
         return plan
     return replace(plan, batches=0, direct=False)
 
 
-def _nothing_more(connection: Connection, plan: Plan, scope: sql.Identifier) -> Plan:
-    """A merged plan of a part: no key is left to compare, and the ledger has the totals of the whole after the merge.
+def _nothing_more(connection: Connection, plan: Plan, scope: sql.Identifier) -> None:
+    """A merged plan of a part, of which no key is left to compare.
 
     Raises ``TargetError`` if what was merged did not agree: the answer that said which rows is lost.
     """
@@ -129,12 +132,11 @@ def _nothing_more(connection: Connection, plan: Plan, scope: sql.Identifier) -> 
         query("merge", "empty_scope", scope=scope, key=names(plan.table.key), table=plan.table.identifier)
     )
     after = known(connection, plan.pipeline_id)
-    if after is None or after.doubt is not None or plan.queued is None:
+    if after is None or after.doubt is not None:
         raise TargetError(
             "the merge was made, its answer was lost, and what it compared did not agree: run again, which compares "
             "everything"
         )
-    return replace(plan, queued=replace(plan.queued, rows=after.rows, checksum=after.checksum))
 
 
 def _check_staging(connection: Connection, plan: Plan) -> None:
@@ -189,12 +191,11 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows, hybrid: Hybrid | 
     _forget_fixed_rejects(connection, plan)
     evidence = live.account(settled=settled)
     table = totals(connection, plan.table, plan.stored)
-    agrees = evidence.source == table and not evidence.missing
-    source_rows, source_checksum = carried(plan, before, evidence.source) if evidence.source else (None, None)
-    table_rows, table_checksum = carried(plan, before, table)
+    agrees = None if evidence.source is None else evidence.source == table and not evidence.missing
     connection.execute(query("merge", "merged"), {"run_id": plan.run_id})
     live.release()
-    settle(connection, plan, (table_rows, table_checksum), agrees=agrees)
+    whole = settle(connection, plan, before, table, agrees=agrees)
+    source_rows, source_checksum = exchanged(whole, table, evidence.source) if evidence.source else (None, None)
     for leftover in live.leftovers:
         connection.execute(query("merge", "drop", table=leftover))
     return Merged(
@@ -204,9 +205,9 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows, hybrid: Hybrid | 
         pending=evidence.pending,
         missing=evidence.missing,
         source_rows=source_rows,
-        table_rows=table_rows,
+        table_rows=whole[0],
         source_checksum=source_checksum,
-        table_checksum=table_checksum,
+        table_checksum=whole[1],
     )
 
 
@@ -269,4 +270,7 @@ def run(pipeline: Pipeline, run: Run) -> Merged:
         hybrid = Hybrid(language=work.pipeline.search.language) if work.pipeline.search.hybrid else None
         merged = merge(connection, source, plan, hybrid)
         merged = compare_with_source(source, plan, merged)
+        agrees = not merged.missing and merged.source_rows in (None, merged.table_rows)
+        agrees &= merged.source_checksum in (None, merged.table_checksum)
+        source.release(plan, (merged.table_rows, merged.table_checksum), agrees=agrees)
     return replace(merged, seconds=time.monotonic() - started)

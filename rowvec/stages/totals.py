@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from rowvec.ledger.plans import Plan
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_digest
 from rowvec.postgres.queries import query
@@ -22,13 +21,6 @@ def totals(connection: Connection, table: VectorTable, rows: sql.Composable) -> 
     return count, str(checksum)
 
 
-def carried(plan: Plan, before: tuple[int, str] | None, after: tuple[int, str]) -> tuple[int, str]:
-    """Rows and checksum of the whole, from those of the part that a run compared, before and after the merge.
-
-    Both are sums over rows, so what was compared is taken away and added again. A run that compares everything has them
-    already: ``before`` is None.
-    """
-    if before is None or plan.queued is None:
-        return after
-    rows = plan.queued.rows - before[0] + after[0]
-    return rows, str(int(plan.queued.checksum) - int(before[1]) + int(after[1]))
+def exchanged(whole: tuple[int, str], old: tuple[int, str], new: tuple[int, str]) -> tuple[int, str]:
+    """Rows and checksum of a whole that has ``new`` in the place of ``old``: both are sums over rows."""
+    return whole[0] - old[0] + new[0], str(int(whole[1]) - int(old[1]) + int(new[1]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import sql
@@ -67,6 +67,10 @@ class ChunkedQuery:
     def metadata(self) -> tuple[PgColumn, ...]:
         """The metadata columns of the row."""
         return self.whole.metadata
+
+    def within(self, keys: sql.Composable) -> ChunkedQuery:
+        """The chunks of the rows whose keys are in ``keys``."""
+        return replace(self, whole=self.whole.within(keys))
 
     @property
     def rows(self) -> sql.Composed:
@@ -144,9 +148,9 @@ class ChunkedSource(JoinedSource):
         self._source = source
         self._chunks = chunk_table(pipeline_id)
 
-    def describe(self, scope: sql.Identifier | None = None) -> ChunkedQuery:
+    def describe(self) -> ChunkedQuery:
         """See ``JoinedSource``."""
-        whole = describe(self.connection, self.pipeline, self._source, splitting_of(self.pipeline).digest(), scope)
+        whole = describe(self.connection, self.pipeline, self._source, splitting_of(self.pipeline).digest())
         return ChunkedQuery(
             whole=whole, chunks=self._chunks, pipeline_id=self.pipeline_id, identity=self.identity.digest()
         )

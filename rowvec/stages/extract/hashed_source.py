@@ -10,6 +10,7 @@ from itertools import islice
 import pyarrow as pa
 from psycopg import sql
 
+from rowvec.ledger.plans import within_scope
 from rowvec.ledger.rejects import add_rejects
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
@@ -62,8 +63,17 @@ def open_hashed_source(
             yield files
 
 
-def stored_pairs(connection: Connection, pipeline: Pipeline, identity: Identity, table: VectorTable) -> Iterator[Block]:
-    """The hashes of the vector table's rows, ascending by key digest; a hash that does not fit its row is zeros."""
+def stored_pairs(
+    connection: Connection,
+    pipeline: Pipeline,
+    identity: Identity,
+    table: VectorTable,
+    scope: sql.Identifier | None = None,
+) -> Iterator[Block]:
+    """The hashes of the vector table's rows, ascending by key digest; a hash that does not fit its row is zeros.
+
+    ``scope``: a table of the only keys to read.
+    """
     # With the source's own vectors, the fingerprint covers a text that the table does not keep.
     own = pipeline.embedder.kind == "column"
     pairs = query(
@@ -72,7 +82,7 @@ def stored_pairs(connection: Connection, pipeline: Pipeline, identity: Identity,
         digest=key_digest(table.key),
         fingerprint=sql.SQL("fingerprint") if own else fingerprint_of_content(identity.digest()),
         metadata_hash=metadata_hash(table.metadata),
-        table=table.identifier,
+        table=within_scope(table, scope),
     )
     return copied_pairs(connection, pairs)
 
@@ -198,10 +208,12 @@ def _digest_batches(digests: list[Words]) -> Iterator[pa.RecordBatch]:
             yield pa.record_batch([pa.array(part, pa.binary())], names=["digest"])
 
 
-def reject_unusable(connection: Connection, request: Request, rejects: Iterator[Reject]) -> None:
+def reject_unusable(
+    connection: Connection, request: Request, rejects: Iterator[Reject], key: tuple[PgColumn, ...] = ()
+) -> None:
     """List the rows that cannot have a vector of their own, and forget the rejects that no longer apply."""
     while chunk := list(islice(rejects, _REJECTS_AT_ONCE)):
         # Many rows may share a key that is NULL: the rejects list the key once.
         rows = [(key, None, error) for key, error in dict(chunk).items()]
         add_rejects(connection, request.pipeline_id, request.run_id, rows)
-    forget_fixed_rejects(connection, request)
+    forget_fixed_rejects(connection, request, key)

@@ -9,10 +9,11 @@ from dataclasses import replace
 from psycopg import sql
 
 from rowvec.errors import SourceError
-from rowvec.ledger.pipelines import PipelineId, is_under_construction
+from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan, count_batches, plan_rows, within_scope
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.sources import PostgresSource
+from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import compared_as, is_exact, key_json, names, same_key
 from rowvec.postgres.queries import query
@@ -23,7 +24,7 @@ from rowvec.stages.extract.limits import refuse_beyond_limits
 from rowvec.stages.extract.live import LiveSource
 from rowvec.stages.extract.protocol import Evidence, Rows
 from rowvec.stages.extract.request import Request, forget_fixed_rejects, row, store_plan
-from rowvec.stages.extract.scope import install_if_missing, look, with_missed
+from rowvec.stages.extract.scope import NotInstalled, check_unique, look, with_missed
 from rowvec.vectors.fingerprint import Identity
 
 
@@ -35,15 +36,15 @@ class JoinedSource(ABC):
         self.identity, self.pipeline_id = identity, pipeline_id
 
     @abstractmethod
-    def describe(self, scope: sql.Identifier | None = None) -> Rows:
-        """What the vector table is joined with; ``scope``: a table of the only keys to read.
+    def describe(self) -> Rows:
+        """What the vector table is joined with.
 
         Raises ``SourceError`` if it is not there as the pipeline says.
         """
 
-    def queue(self, rows: Rows) -> ChangeQueue | None:
+    def queue(self, key: tuple[PgColumn, ...]) -> ChangeQueue | None:
         """The queue of changes; None if the pipeline has none."""
-        del rows
+        del key
         return None
 
     @abstractmethod
@@ -65,12 +66,17 @@ class JoinedSource(ABC):
     def extract(self, request: Request) -> Plan:
         """See ``SourceStrategy``."""
         self.refresh(request)
-        return without_blocking(lambda: self._extract_at_once(request))
+        try:
+            return without_blocking(lambda: self._extract_at_once(request))
+        except NotInstalled as missing:
+            # Before the snapshot that relies on the triggers.
+            missing.queue.install(self.connection)
+            return without_blocking(lambda: self._extract_at_once(request))
 
     def read_again(self, plan: Plan) -> LiveSource:
         """See ``SourceStrategy``: the merge reads the source in its own snapshot."""
         self.refresh_for_merge()
-        queue = self.queue(self.describe()) if plan.queued else None
+        queue = self.queue(plan.table.key) if plan.queued else None
         return LiveSource(
             connection=self.connection, pipeline=self.pipeline, plan=plan, describe=self.describe, queue=queue
         )
@@ -78,6 +84,10 @@ class JoinedSource(ABC):
     def compare_merged(self, plan: Plan) -> Evidence | None:
         """See ``SourceStrategy``."""
         return None
+
+    def release(self, plan: Plan, table: tuple[int, str], *, agrees: bool) -> None:
+        """See ``SourceStrategy``: the merge's transaction has settled everything."""
+        del plan, table, agrees
 
     def compare_for_audit(self, table: VectorTable) -> Callable[[], None]:
         """See ``SourceStrategy``."""
@@ -89,14 +99,15 @@ class JoinedSource(ABC):
             use_one_snapshot(self.connection)
             rows = self.describe()
             table, exists = opened_table(self.connection, self.pipeline, rows.key, rows.metadata)
-            queue = self.queue(rows)
+            queue = self.queue(rows.key)
             if queue is not None:
+                check_unique(rows.whole, self.pipeline.source)
                 request = replace(request, queued=look(self.connection, request, queue, exists=exists))
-                rows = self.describe(request.scope)
+                rows = rows.within(request.scope) if request.scope else rows
             self.reject_unusable(request, rows)
             _make_diff(self.connection, self.pipeline_id, rows, (table, request.scope), exists=exists, for_extract=True)
             if queue is not None and request.queued is not None:
-                request = replace(request, queued=with_missed(self.connection, request, queue))
+                request = replace(request, queued=with_missed(self.connection, request, queue, sql.Identifier("diff")))
             empty = self.count_empty(rows) if self.pipeline.source.empty == "skip" else 0
             return _store(self.connection, request, rows, table, exists=exists, empty=empty)
 
@@ -134,29 +145,18 @@ class TableSource(JoinedSource):
         super().__init__(connection, pipeline, identity, pipeline_id)
         self._source = source
 
-    def describe(self, scope: sql.Identifier | None = None) -> SourceQuery:
+    def describe(self) -> SourceQuery:
         """See ``JoinedSource``."""
-        return describe(self.connection, self.pipeline, self._source, self.identity.digest(), scope)
+        return describe(self.connection, self.pipeline, self._source, self.identity.digest())
 
-    def queue(self, rows: Rows) -> ChangeQueue | None:
-        """See ``JoinedSource``. Raises ``SourceError`` if two rows could have one key."""
-        if self._source.changes.by != "trigger":
-            return None
-        if not rows.whole.unique:
-            raise SourceError(
-                f"source.changes.by is trigger, and no unique index of {self._source.table} says that each key occurs "
-                "once and is never NULL: make one, or set source.changes.by to compare"
-            )
-        return ChangeQueue.of(self.pipeline, self._source, rows.key)
+    def queue(self, key: tuple[PgColumn, ...]) -> ChangeQueue | None:
+        """See ``JoinedSource``."""
+        return ChangeQueue.of(self.pipeline, self._source, key) if self._source.changes.by == "trigger" else None
 
     def refresh(self, request: Request | None = None) -> None:
-        """The join reads the source itself; the ledger and the triggers must be there before the snapshot."""
+        """The join reads the source itself; the ledger must be there before the snapshot."""
         if request is not None:
             request.begin_ledger()
-        if request is not None and not request.dry_run and self._source.changes.by == "trigger":
-            queue = self.queue(self.describe())
-            if queue is not None and not is_under_construction(self.connection, self.pipeline_id):
-                install_if_missing(self.connection, queue)
 
     def refresh_for_merge(self) -> None:
         """Nothing: the join reads the source itself."""

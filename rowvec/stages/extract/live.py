@@ -27,8 +27,8 @@ class LiveSource:
     connection: Connection
     pipeline: Pipeline
     plan: Plan
-    describe: Callable[[sql.Identifier | None], Rows]
-    """The source's rows as a SELECT, of all keys or only of those in a table."""
+    describe: Callable[[], Rows]
+    """The source's rows as a SELECT."""
     queue: ChangeQueue | None = None
     """The queue of changes that the plan has read."""
 
@@ -40,7 +40,9 @@ class LiveSource:
 
     def make(self) -> None:
         """See ``LiveRows``; ``live_pending`` has the keys of rows whose present content is not split yet."""
-        rows = self.describe(self.plan.scope)
+        rows = self.describe()
+        if self.plan.scope is not None:
+            rows = rows.within(self.plan.scope)
         self.connection.execute(query("live", "from_source", key=names(self.plan.table.key), rows=rows.rows))
         self.connection.execute(query("live", "pending_rows", unsplit=rows.unsplit))
 
@@ -167,7 +169,7 @@ class LivePlan:
 
     @property
     def leftovers(self) -> tuple[sql.Identifier, ...]:
-        """Staging alone: the comparison after the merge reads the plan."""
+        """Staging alone: the comparison after the merge reads the plan, and the keys that are compared."""
         return (self.plan.staging,)
 
     def make(self) -> None:
@@ -186,7 +188,7 @@ class LivePlan:
         """Nothing: ``make`` has done it."""
 
     def release(self) -> None:
-        """Nothing: a source outside the target's database has no queue."""
+        """Nothing: the comparison after the merge still reads the source by its queue."""
 
     def check_deletes(self) -> None:
         """Nothing: ``read_again`` has counted what the source lost."""
@@ -199,13 +201,13 @@ class LivePlan:
         plan, table = self.plan, self.plan.table
         if self.moved:
             parts = {"key": names(table.key), "unrecorded": unrecorded(plan.pipeline_id), "table": table.identifier}
-            self.connection.execute(query("live", "delete_moved_keys", **parts, **self._moved))
+            self.connection.execute(query("live", "delete_moved_keys", in_scope=plan.in_scope, **parts, **self._moved))
         statement = query("live", "delete_planned", and_same_text=self._same_text, **self._planned)
         return self.connection.execute(statement).rowcount
 
     def gone(self) -> sql.Composed:
         """See ``LiveRows``."""
-        key, table = names(self.plan.table.key, "t"), self.plan.table.identifier
+        key, table = names(self.plan.table.key, "t"), self.plan.stored
         gone = query("live", "planned_gone", key=key, and_same_text=self._same_text, **self._planned)
         if not self.moved:
             return gone

@@ -20,6 +20,7 @@ from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import opened_table
 from rowvec.sources.diff import Block
+from rowvec.sources.encoding import Readable
 from rowvec.sources.files.pg_text import pg_text
 from rowvec.sources.hash_stream import copied_pairs, digest_of_key, pack_digests
 from rowvec.sources.postgres import SourceQuery, metadata_hash
@@ -50,13 +51,16 @@ class MirroredSource(JoinedSource):
 
     _empty = 0
 
-    def describe(self, scope: sql.Identifier | None = None) -> SourceQuery:
-        """See ``JoinedSource``: the table of chunks, which has no queue of changes and so no ``scope``."""
-        del scope
+    def describe(self) -> SourceQuery:
+        """See ``JoinedSource``: the table of chunks."""
         source, types = self.pipeline.source, column_types(self.connection, self.pipeline_id)
         key, metadata = (tuple(PgColumn(n, types[n]) for n in named) for named in (source.vector_key, source.metadata))
+        chunks = chunk_table(self.pipeline_id)
         return SourceQuery(
-            relation=chunk_table(self.pipeline_id),
+            all_rows=chunks,
+            relation=chunks,
+            unreadable=None,
+            among=Readable,
             key=key,
             metadata=metadata,
             content=sql.SQL("source.content"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.sources.change_queue import check_has_no_queue
 from rowvec.sources.postgres import is_in_target_database
 from rowvec.stages.extract.chunks import ChunkedSource
 from rowvec.stages.extract.joined import TableSource
@@ -27,8 +26,6 @@ def open_source(
     if source.kind == "postgres" and is_in_target_database(pipeline):
         joined = TableSource if source.chunks is None else ChunkedSource
         return joined(connection, pipeline, identity, pipeline_id, source)
-    if source.kind == "postgres":
-        check_has_no_queue(pipeline.name, source)
     # The imports are late: only a source outside the target's database needs pyarrow's file readers.
     if source.chunks is not None:
         from rowvec.stages.extract.mirrored_chunks import MirroredSource

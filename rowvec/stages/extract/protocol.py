@@ -28,6 +28,10 @@ class Rows(Protocol):
         """The metadata columns."""
         ...
 
+    def within(self, keys: sql.Composable) -> Rows:
+        """Those whose keys are in ``keys``."""
+        ...
+
     @property
     def whole(self) -> SourceQuery:
         """The source's rows before they are split."""
@@ -137,6 +141,13 @@ class SourceStrategy(Protocol):
 
     def compare_merged(self, plan: Plan) -> Evidence | None:
         """After the merge: read the source again and compare; None if the merge's own transaction has done so."""
+        ...
+
+    def release(self, plan: Plan, table: tuple[int, str], *, agrees: bool) -> None:
+        """After the merge and its comparison: settle what the merge's own transaction could not.
+
+        ``table``: the totals of the vector table. ``agrees``: whether source and table agree.
+        """
         ...
 
     def compare_for_audit(self, table: VectorTable) -> Callable[[], None]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from rowvec.ledger.pipelines import PipelineId
-from rowvec.ledger.plans import Plan
+from rowvec.ledger.plans import Plan, within_scope
 from rowvec.ledger.rejects import escaped_key
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, use_one_snapshot
@@ -29,6 +29,7 @@ from rowvec.sources.hash_stream import (
     without,
 )
 from rowvec.stages.extract.hashed_source import copy_changes, key_of, mark_changes, open_hashed_source, stored_pairs
+from rowvec.stages.extract.queue_apart import QueueApart
 from rowvec.stages.extract.request import check_loss
 from rowvec.stages.totals import totals
 from rowvec.vectors.fingerprint import Identity
@@ -58,14 +59,22 @@ def compare_by_hash(
     pipeline_id: PipelineId,
     table: VectorTable,
     plan: Plan | None = None,
+    queue: QueueApart | None = None,
 ) -> HashComparison:
-    """Read source and vector table again and compare them: after a merge, with its plan, and for an audit."""
+    """Read source and vector table again and compare them: after a merge, with its plan, and for an audit.
+
+    If the plan has compared only what is in ``queue``, so does this; rows that were queued since count as
+    rows of the source that have no vector.
+    """
+    part = within_scope(table, plan and plan.scope)
     with open_hashed_source(connection, pipeline, identity, plan and plan.run_id) as source, connection.transaction():
         connection.pause_for_long()
         use_one_snapshot(connection)
+        if queue is not None and plan is not None:
+            queue.narrow(source, plan)
         rejected = _rejected(connection, pipeline_id)
         source_totals = _Totals(rejected)
-        stored = stored_pairs(connection, pipeline, identity, table)
+        stored = stored_pairs(connection, pipeline, identity, table, plan and plan.scope)
         gone = mark_changes(source, source_totals.counted(source.pairs()), stored)
         unstored: list[tuple[str, tuple[str | None, ...], str]] = []
 
@@ -87,7 +96,7 @@ def compare_by_hash(
             query(
                 "recheck",
                 "differences",
-                table=table.identifier,
+                table=part,
                 same_key=same_key(table.key, "t", "d", cast_right=True),
                 key_json=key_json(table.key, "d"),
                 stored_key_json=key_json(table.key, "t"),
@@ -95,7 +104,7 @@ def compare_by_hash(
                 **_planned(table, plan),
             )
         ).fetchall()
-        table_totals = totals(connection, table, table.identifier)
+        table_totals = totals(connection, table, part)
     return HashComparison(
         differences=(*((kind, tuple(key), reason) for kind, reason, key, _ in found), *unstored),
         planned=frozenset(tuple(key) for _, _, key, planned in found if planned),
@@ -115,7 +124,7 @@ def _planned(table: VectorTable, plan: Plan | None) -> dict[str, sql.Composable]
     }
 
 
-def moved_since(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[bytes]:
+def moved_since(connection: Connection, pipeline: Pipeline, plan: Plan, queue: QueueApart | None = None) -> list[bytes]:
     """Key digests of rows that are no longer as the plan saw them: changed, gone, or back.
 
     Reads the source's hashes again. The merge must write none of these rows and leave no vector of them. A row that was
@@ -128,12 +137,14 @@ def moved_since(connection: Connection, pipeline: Pipeline, plan: Plan) -> list[
     left_alone: sql.Composable = sql.SQL("")
     if not plan.direct:
         same = same_key(table.key, "p", "t")
-        left_alone = query("recheck", "left_alone", table=table.identifier, same_key=same, **parts)
-        stored = count_rows(connection, table)
+        left_alone = query("recheck", "left_alone", table=plan.stored, same_key=same, **parts)
+        stored = plan.queued.rows if plan.queued and plan.scope else count_rows(connection, table)
     pairs = query("recheck", "planned_pairs", left_alone=left_alone, **parts)
     found: list[Words] = []
     gone = 0
     with open_hashed_source(connection, pipeline, plan.identity, plan.run_id) as source, connection.transaction():
+        if queue is not None:
+            queue.narrow(source, plan)
         connection.pause_for_long()
         deleted = _digests(connection, query("recheck", "planned_deletes", **parts))
         planned = _digests(connection, query("recheck", "planned_digests", **parts))

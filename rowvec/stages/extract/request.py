@@ -154,11 +154,15 @@ def forget_fixed_rejects(connection: Connection, request: Request, key: tuple[Pg
 
     ``key``: the source's key, which a request that does not compare everything needs.
     """
-    among: sql.Composable = sql.SQL("true")
-    if request.scope is not None:
-        among = query("request", "in_scope", scope=request.scope, key_json=key_json(key, "scope"))
     parts = {"pipeline_id": sql.Literal(request.pipeline_id), "run_id": sql.Literal(request.run_id)}
-    connection.execute(query("request", "forget_fixed_rejects", among=among, **parts))
+    connection.execute(query("request", "forget_fixed_rejects", **among(request, key), **parts))
+
+
+def among(request: Request, key: tuple[PgColumn, ...]) -> dict[str, sql.Composable]:
+    """The part of a statement that says whether a reject ``r`` is of a row that the request compares."""
+    if request.scope is None:
+        return {"among": sql.SQL("true")}
+    return {"among": query("request", "in_scope", scope=request.scope, key_json=key_json(key, "scope"))}
 
 
 def row(connection: Connection, statement: sql.Composed) -> tuple[int, ...]:

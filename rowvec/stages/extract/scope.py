@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
+from collections.abc import Callable
 from dataclasses import replace
 
 from psycopg import sql
 
+from rowvec.errors import SourceError
 from rowvec.ledger.changes import Known, known
 from rowvec.ledger.pipelines import is_under_construction
 from rowvec.ledger.plans import Queued, scope_rows
 from rowvec.pipeline.sources import Source
 from rowvec.postgres.connection import Connection
 from rowvec.sources.change_queue import ChangeQueue, Facts, Marks
+from rowvec.sources.postgres import SourceQuery
 from rowvec.stages.extract.request import Request
 
 LARGE = 0.1
@@ -32,6 +36,7 @@ _DOUBTS = {
     "function": "the triggers' function is of another version",
     "queue": "the queue is another table",
     "guard": "what guards the queue is of another version",
+    "mark": "the source's database was restored, or the queue was read for another vector table",
     "failures": "a statement of the application could not be queued, or somebody has removed entries of the queue",
 }
 
@@ -43,30 +48,58 @@ def settings_digest(request: Request) -> str:
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def install_if_missing(connection: Connection, queue: ChangeQueue) -> None:
-    """Make the triggers before the first snapshot that relies on them. Raises ``SourceError`` as ``install``."""
-    if not queue.facts(connection, {}).complete:
-        queue.install(connection)
+class NotInstalled(Exception):
+    """The queue is not there, or not as this version makes it: it must be made, and the extract begun again."""
+
+    def __init__(self, queue: ChangeQueue) -> None:
+        super().__init__()
+        self.queue = queue
 
 
-def look(connection: Connection, request: Request, queue: ChangeQueue, *, exists: bool) -> Queued | None:
+def check_unique(rows: SourceQuery, source: Source) -> None:
+    """Raise ``SourceError`` if two rows of a source with a queue could have one key."""
+    if source.kind == "postgres" and not rows.unique:
+        raise SourceError(
+            f"source.changes.by is trigger, and no unique index of {source.table} says that each key occurs once and "
+            "is never NULL: make one, or set source.changes.by to compare"
+        )
+
+
+def look(
+    connection: Connection,
+    request: Request,
+    queue: ChangeQueue,
+    *,
+    exists: bool,
+    apart: Connection | None = None,
+    make_scope: Callable[[], int] | None = None,
+) -> Queued | None:
     """In the extract's transaction: what the run compares. None: there is no queue, as in a plan before the first run.
 
-    Makes the run's table of keys if the queue is there. ``exists``: whether there is a vector table.
+    ``exists``: whether there is a vector table. ``apart``: to the source's database, if it is another one, and
+    ``make_scope`` then makes the run's table of keys; returns their number. Raises ``NotInstalled``.
     """
-    facts = queue.facts(connection, {"settings": settings_digest(request)})
-    if not facts.complete or is_under_construction(connection, request.pipeline_id):
+    if is_under_construction(connection, request.pipeline_id):
         return None
-    marks = queue.marks(connection)
-    keys = queue.make_scope(connection, scope_rows(request.run_id), sql.Literal(request.pipeline_id))
+    facts = queue.facts(apart or connection, {"settings": settings_digest(request)})
+    if not facts.complete:
+        if request.dry_run:
+            return None
+        raise NotInstalled(queue)
+    marks = queue.marks(apart or connection)
     before = known(connection, request.pipeline_id) if exists else None
     doubt = _doubt(facts, before, marks)
+    keys = 0
+    if doubt is None:
+        scope, pipeline_id = scope_rows(request.run_id), sql.Literal(request.pipeline_id)
+        keys = make_scope() if make_scope else queue.make_scope(connection, scope, pipeline_id)
     why = doubt or _due(before, keys, request.pipeline.source)
+    values = {**facts.values, "mark": secrets.randbits(62)} if apart else facts.values
     queued = Queued(
         whole=why is not None,
         why=why or "",
         snapshot=marks.snapshot,
-        facts={**facts.values, _OPEN_UNTIL: _open_until(facts, before, marks)},
+        facts={**values, _OPEN_UNTIL: _open_until(facts, before, marks)},
         keys=keys,
         missed=None if doubt else 0,
     )
@@ -76,7 +109,7 @@ def look(connection: Connection, request: Request, queue: ChangeQueue, *, exists
         whole=False,
         why="",
         snapshot=marks.snapshot,
-        facts=facts.values,
+        facts=values,
         keys=keys,
         rows=before.rows,
         checksum=before.checksum,
@@ -85,12 +118,15 @@ def look(connection: Connection, request: Request, queue: ChangeQueue, *, exists
     )
 
 
-def with_missed(connection: Connection, request: Request, queue: ChangeQueue) -> Queued | None:
-    """In the extract's transaction, after ``diff`` was made: with what the queue has missed, if that can be told."""
+def with_missed(connection: Connection, request: Request, queue: ChangeQueue, diff: sql.Identifier) -> Queued | None:
+    """In the extract's transaction: with what the queue has missed, if that can be told.
+
+    ``diff``: a table of the keys whose row and vector do not belong together.
+    """
     queued = request.queued
     if queued is None or not queued.whole or queued.missed is None:
         return queued
-    missed = queue.missed(connection, scope_rows(request.run_id))
+    missed = queue.missed(connection, scope_rows(request.run_id), diff)
     return replace(queued, missed=len(missed), missed_keys=tuple(missed[:_MOST_KEYS]))
 
 

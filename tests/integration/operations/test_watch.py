@@ -61,15 +61,6 @@ def test_a_pipeline_that_compares_has_no_queue(source: Connection, paintings: Pi
         changes.state(paintings)
 
 
-def test_a_source_in_another_database_is_refused(source: Connection, tmp_path: Path) -> None:
-    elsewhere = gallery.pipeline(
-        str(tmp_path), source={"changes": {"by": "trigger"}, "url": "postgresql://me@nowhere/other"}
-    )
-    for ask in (changes.state, sync):
-        with pytest.raises(UsageError, match="its source is in another database than its target"):
-            ask(elsewhere)
-
-
 class Watcher:
     """A watcher in a thread of its own; what it says is in ``told``, its alarms in ``alarms``."""
 
