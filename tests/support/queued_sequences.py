@@ -101,7 +101,7 @@ class Writers:
         first = self._writers[0]
         first.client.execute(PARTITIONED if self.partitioned else SOURCE)
         for _ in range(self.chance.randint(1, 8)):
-            self._insert(first)
+            self._try(first, self._insert)
 
     def end(self) -> None:
         """Close all sessions."""
@@ -125,8 +125,11 @@ class Writers:
         writer = self.chance.choice(self._writers)
         kinds: list[Callable[[Writer], None]] = [self._write] * 12 + [self._transact] * 6 + [self._bypass] * 2
         kinds += [self._replicate]
+        self._try(writer, self.chance.choice(kinds))
+
+    def _try(self, writer: Writer, kind: Callable[[Writer], None]) -> None:
         try:
-            self.chance.choice(kinds)(writer)
+            kind(writer)
         except _NOT_NOW as error:
             self.story[-1] += f" (not done: {type(error).__name__})"
             self.counts["not done"] += 1
@@ -213,20 +216,26 @@ class Writers:
         self._put(writer, "upsert", "ON CONFLICT (id) DO UPDATE SET title = excluded.title, year = excluded.year")
 
     def _put(self, writer: Writer, what: str, on_conflict: LiteralString) -> None:
-        values = sql.SQL("INSERT INTO {} VALUES {} ").format(self._table(), self._values())
+        values = sql.SQL("INSERT INTO {} (id, title, description, author, year) VALUES {} ").format(
+            self._table(), self._values()
+        )
         self._do(writer, what, values + sql.SQL(on_conflict))
 
     def _merge(self, writer: Writer) -> None:
         statement = sql.SQL(
             "MERGE INTO paintings AS p USING (VALUES {}) AS n (id, title, description, author, year) ON p.id = n.id"
             " WHEN MATCHED AND p.id % 3 = 0 THEN DELETE WHEN MATCHED THEN UPDATE SET title = n.title"
-            " WHEN NOT MATCHED THEN INSERT VALUES (n.id, n.title, n.description, n.author, n.year)"
+            " WHEN NOT MATCHED THEN INSERT (id, title, description, author, year)"
+            " VALUES (n.id, n.title, n.description, n.author, n.year)"
         )
         self._do(writer, "merge", statement.format(self._values()))
 
     def _copy(self, writer: Writer) -> None:
         self._tell("copy", writer)
-        with writer.client.cursor() as cursor, cursor.copy("COPY paintings FROM STDIN") as copy:
+        with (
+            writer.client.cursor() as cursor,
+            cursor.copy("COPY paintings (id, title, description, author, year) FROM STDIN") as copy,
+        ):
             for row in self._rows():
                 copy.write_row(row)
 
