@@ -90,6 +90,12 @@ def test_a_missing_variable_is_named_with_its_key(tmp_path: Path, monkeypatch: p
             16,
             "index.on is bits",
         ),
+        (
+            "  table: vectors.articles",
+            "  table: vectors.articles\n  bits: no\nindex:\n  bits: 2",
+            16,
+            "index.bits is 2, but target.bits is false",
+        ),
         ("  dimensions: 256", "  dimensions: 256\n  api_key: sk-hunter2", 12, "embedder.api_key: holds a secret"),
     ],
 )
