@@ -74,7 +74,9 @@ def last_line(ended: Ended) -> str:
 
 
 def _is_progress(line: str) -> bool:
-    return bool(re.match(r"(start|extract|images|embed|load|merge|index|validate|restore) .*: (\d+ of \d+|done)$", line))
+    return bool(
+        re.match(r"(start|extract|images|embed|load|merge|index|validate|restore) .*: (\d+ of \d+|done)$", line)
+    )
 
 
 def succeeded(ended: Ended) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import LockNotAvailable
 
 from rowvec.embedders import open_embedder
-from rowvec.embedders.rate_limit.leases import Holder, leave, open_pace_ledger, renew
+from rowvec.embedders.rate_limit.leases import LEASE_SECONDS, Holder, leave, open_pace_ledger, renew
 from rowvec.embedders.rate_limit.limiter import Paced, RateLimitAccount
-from rowvec.embedders.rate_limit.shared import RENEW_SECONDS, shared_pace
+from rowvec.embedders.rate_limit.shared import shared_pace
 from rowvec.embedders.rate_limit.shares import Grant
 from rowvec.errors import DatabaseUnavailable
 from rowvec.pipeline import Pipeline
@@ -237,6 +237,14 @@ def test_targets_in_two_databases_share_by_a_third(
         ]
 
 
+_ALL_KNOW_OF_THE_REST = """
+    SELECT min(l.expires_at) - make_interval(secs => %s) > min(a.rest_until) - interval '6 seconds'
+    FROM rowvec.pace_leases AS l JOIN rowvec.pace_accounts AS a USING (account)
+    WHERE a.rest_until > clock_timestamp()
+"""
+"""Whether each process has renewed its lease since one of them was told to rest for six seconds."""
+
+
 def test_a_complaint_to_one_process_makes_the_other_rest(
     connection: Connection, database_url: str, server: OpenAIServer
 ) -> None:
@@ -247,7 +255,7 @@ def test_a_complaint_to_one_process_makes_the_other_rest(
         server.add(rate_limited(6))
         with asking(1, settings(server, database_url, 120, requests_per_minute=LIMIT)) as (other,):
             wait_for(lambda: refused(server))
-            time.sleep(1.5 * RENEW_SECONDS)
+            wait_for(lambda: connection.execute(_ALL_KNOW_OF_THE_REST, (LEASE_SECONDS,)).fetchone() == (True,))
             list(embedder.embed(["after"]))
             times = {request.texts: request.at for request in server.requests}
             (complaint,) = [request.at for request in server.requests if request.status == 429]
