@@ -40,7 +40,7 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
     if not rows:
         out.print("No pipeline has run against this database yet.")
         return
-    columns = ("pipeline", "verdict", "rows", "pending", "rejected", "cost this month", "last run", "next sync")
+    columns = ("pipeline", "verdict", "rows", "pending", "rejected", "this month", "last run", "next sync")
     lines = [
         (
             row.pipeline,
@@ -48,7 +48,7 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
             row.rows,
             row.pending,
             row.rejected,
-            dollars(row.cost_this_month_usd),
+            dollars(row.cost_this_month_usd).replace("less than ", "<"),
             _minute(row.last_run.started_at) if row.last_run else None,
             _minute(datetime.fromisoformat(planned[row.pipeline])) if row.pipeline in planned else None,
         )
@@ -56,9 +56,7 @@ def statuses(rows: Sequence[PipelineStatus], planned: dict[str, str]) -> None:
     ]
     # Without a server there is no schedule to show, and the others get its room.
     shown = len(columns) if planned else -1
-    table(
-        "", columns[:shown], [line[:shown] for line in lines], right=("rows", "pending", "rejected", "cost this month")
-    )
+    table("", columns[:shown], [line[:shown] for line in lines], right=("rows", "pending", "rejected", "this month"))
     for row in rows:
         if row.waiting is not None:
             out.print(f"{row.pipeline}: {_freshness(row)}.", soft_wrap=True)
