@@ -112,7 +112,10 @@ class JoinedSource(ABC):
             return _store(self.connection, request, rows, table, exists=exists, empty=empty)
 
     def count_empty(self, rows: Rows) -> int:
-        """How many rows of the source have a key and no content."""
+        """How many rows of the source have a key and no content.
+
+        A second scan: a join that saw these rows too would take longer (docs/explanation/performance.md).
+        """
         return row(self.connection, query("joined", "count_blank", blank=rows.whole.blank))[0]
 
     def _add_findings(self, table: VectorTable) -> None:
