@@ -13,10 +13,8 @@ import typer
 from rowvec.cli import render
 from rowvec.cli.output import emit, err, fail, gathered, heading
 from rowvec.errors import AwaitingJobs, Inconsistent, RowvecError, UsageError
-from rowvec.operations.audit import AuditReport
 from rowvec.runtime.display import one_line
 from rowvec.runtime.home import local_faults
-from rowvec.stages.report import RestoreReport, SyncReport
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
@@ -70,6 +68,9 @@ def worst(statuses: Sequence[int]) -> int:
 
 def _show_inconsistent(error: Inconsistent, as_json: bool) -> None:
     """Print the report that the error carries, or its message if it has none."""
+    from rowvec.operations.audit import AuditReport  # late: the command has imported it already
+    from rowvec.stages.report import RestoreReport, SyncReport
+
     report = error.report
     if isinstance(report, AuditReport):
         # An audit's report names all that is wrong; the error would only repeat it.

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from rowvec.cli.output import out, table
 from rowvec.images.content import is_image
-from rowvec.index.tuning.results import Tuning
-from rowvec.ledger.plans import PlannedRow
-from rowvec.operations.prune import Pruned
-from rowvec.operations.rebuild import RebuildReport
-from rowvec.operations.rejects import RejectsReport
-from rowvec.operations.setup.finding import Finding, State
-from rowvec.operations.status import PipelineStatus
-from rowvec.pipeline.model import BILLED
 from rowvec.runtime.display import one_line
 from rowvec.runtime.figures import counted, dollars
-from rowvec.stages.dry_run import PlanReport
-from rowvec.stages.report import Check, RestoreReport, SyncReport
 
 if TYPE_CHECKING:
+    from rowvec.index.tuning.results import Tuning
+    from rowvec.ledger.plans import PlannedRow
+    from rowvec.operations.prune import Pruned
+    from rowvec.operations.rebuild import RebuildReport
+    from rowvec.operations.rejects import RejectsReport
+    from rowvec.operations.setup.finding import Finding, State
     from rowvec.operations.setup.init import Written
+    from rowvec.operations.status import PipelineStatus
+    from rowvec.pipeline.model import What
+    from rowvec.stages.dry_run import PlanReport
+    from rowvec.stages.report import Check, RestoreReport, SyncReport
 
 _COUNTS = ("new", "changed", "metadata_only", "deleted", "unchanged", "empty", "rejected")
 _TEXT_WIDTH = 200
@@ -133,7 +133,14 @@ def _bill(report: SyncReport) -> str:
     """What was paid; empty for images that were embedded without a service."""
     if report.what == "images" and not report.tokens:
         return ""
-    return f"{report.tokens:,} {BILLED[report.what]}, {dollars(report.cost_usd)}; "
+    return f"{report.tokens:,} {_billed(report.what)}, {dollars(report.cost_usd)}; "
+
+
+def _billed(what: What) -> str:
+    """The unit that an embedder bills."""
+    from rowvec.pipeline.model import BILLED  # late: the help of a command prints no report
+
+    return BILLED[what]
 
 
 def restore(report: RestoreReport) -> None:
@@ -152,7 +159,7 @@ def plan(found: PlanReport) -> None:
     _show_counts("A sync would find", {name: getattr(found, name) for name in _COUNTS})
     out.print(
         f"It would embed {counted(found.embedded, found.what)} and reuse {counted(found.reused, 'vectors')}: "
-        f"about {found.tokens:,} {BILLED[found.what]}, {dollars(found.cost_usd)}. Nothing was spent.",
+        f"about {found.tokens:,} {_billed(found.what)}, {dollars(found.cost_usd)}. Nothing was spent.",
         highlight=False,
     )
     _show_rows(found.rows or ())
@@ -347,7 +354,7 @@ def rebuild(report: RebuildReport) -> None:
     out.print(
         f"{counted(report.embedded, report.what)} embedded, {counted(report.reused, 'vectors')} reused; "
         f"{report.tokens:,} "
-        f"{BILLED[report.what]}, {dollars(report.cost_usd)}; "
+        f"{_billed(report.what)}, {dollars(report.cost_usd)}; "
         f"recall@{report.comparison.k} {recall[0]} before, {recall[1]} after; "
         f"{report.seconds:.1f} s",
         highlight=False,
@@ -368,7 +375,7 @@ def rebuild_plan(found: dict[str, Any]) -> None:
     out.print(
         f"Generation {found['generation']} would be built in {found['table']}: {found['new']:,} rows, of which "
         f"{found['reused']:,} can reuse vectors; {found['embedded']:,} {found['what']} to embed, about "
-        f"{found['tokens']:,} {BILLED[found['what']]}, ${found['cost_usd']:,.4f}. Nothing was spent.",
+        f"{found['tokens']:,} {_billed(found['what'])}, ${found['cost_usd']:,.4f}. Nothing was spent.",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -7,24 +7,25 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rowvec.cli.commands.options import AsJson, File, Files
+from rowvec.cli.commands.options import AsJson, File, Files, load
 from rowvec.cli.flow_loader import load_flow
 from rowvec.cli.output import emit, err, out
 from rowvec.cli.prefect_server import known_server, prefect_api
 from rowvec.errors import UsageError
-from rowvec.operations import changes as queue
-from rowvec.operations.changes import ChangesState
-from rowvec.pipeline import Pipeline
-from rowvec.pipeline.file import load
 from rowvec.runtime.display import one_line
 from rowvec.runtime.prefect_server import may_be_named, prefect_module
-from rowvec.stages.alarms import Alarm
-from rowvec.stages.order import CHANGES
-from rowvec.stages.report import SyncReport
+
+if TYPE_CHECKING:
+    from rowvec.operations.changes import ChangesState
+    from rowvec.pipeline import Pipeline
+    from rowvec.stages.alarms import Alarm
+    from rowvec.stages.report import SyncReport
+
+    Alarming = Callable[[Pipeline, list[Alarm]], None]
 
 
 def changes(
@@ -42,6 +43,8 @@ def changes(
     """
     if sum((install, remove, show_sql)) > 1:
         raise UsageError("--install, --remove and --sql exclude each other; give one of them")
+    from rowvec.operations import changes as queue
+
     pipeline = load(file)
     if show_sql:
         text = queue.statements(pipeline)
@@ -64,7 +67,7 @@ def watch(
     sync fails, its sentence is printed, the other pipelines go on, and the pipeline is tried again after pauses that
     grow to five minutes.
     """
-    from rowvec.operations.watch import Watched  # late: only this command needs it
+    from rowvec.operations.watch import Watched
     from rowvec.operations.watch import watch as look
 
     with _syncing() as (sync, alarm):
@@ -73,15 +76,14 @@ def watch(
         look(watched, threading.Event(), tell=tell, alarm=alarm, every=every)
 
 
-Alarming = Callable[[Pipeline, list[Alarm]], None]
-
-
 @contextmanager
 def _syncing() -> Generator[tuple[Callable[[Pipeline], SyncReport], Alarming]]:
     """How a watcher syncs a pipeline, and whom it tells of alarms besides the terminal.
 
     Prefect takes a second for a run that the database needs half a second for, so it is used only if somebody looks.
     """
+    from rowvec.stages.order import CHANGES
+
     # Its settings for a command come before Prefect is imported, which may have to say what server a profile names.
     flow = load_flow("sync") if may_be_named() else None
     if known_server() is None:

@@ -16,8 +16,6 @@ import typer
 from rowvec.cli.commands.options import AsJson
 from rowvec.cli.output import emit, err, out
 from rowvec.errors import MachineError, UsageError
-from rowvec.operations.changes import check_has_queue
-from rowvec.pipeline.references import variables_of
 from rowvec.runtime.prefect_server import prefect_module
 
 
@@ -51,7 +49,9 @@ def deploy(
         raise UsageError("--every, --cron and --watch exclude each other; give one of them")
     if name is not None and len(files) > 1:
         raise UsageError("--name is the name of one deployment; give one file with it")
-    from rowvec.store.pipeline_files import read_pipeline  # late: its library for https is slow to import
+    from rowvec.operations.changes import check_has_queue
+    from rowvec.pipeline.references import variables_of
+    from rowvec.store.pipeline_files import read_pipeline
 
     pipelines = {file: read_pipeline(file) for file in files}
     for pipeline in pipelines.values() if watch else ():

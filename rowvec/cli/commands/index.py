@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rowvec.cli import render
-from rowvec.cli.commands.options import AsJson, File
+from rowvec.cli.commands.options import AsJson, File, load
 from rowvec.cli.flow_loader import run_flow
 from rowvec.cli.output import emit, err
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.errors import UsageError
-from rowvec.index.tuning.results import Tuning
-from rowvec.operations.index import maintain
-from rowvec.pipeline.file import load
 from rowvec.runtime.private import files_for_others
+
+if TYPE_CHECKING:
+    from rowvec.index.tuning.results import Tuning
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -65,6 +65,8 @@ def index(
         found = run_flow("index", pipeline=pipeline, rebuild=True)
     else:
         with shown_progress(err):
+            from rowvec.operations.index import maintain
+
             found = maintain(pipeline)
     emit(found, as_json, lambda: render.index(found))
 

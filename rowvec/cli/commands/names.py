@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rowvec.cli.commands.options import AsJson, File
+from rowvec.cli.commands.options import AsJson, File, load
 from rowvec.cli.output import emit, out
-from rowvec.operations import names
-from rowvec.operations.adopt_store import AdoptedStore, adopt_store
-from rowvec.operations.names import Adopted, Renamed
-from rowvec.pipeline.file import load
+
+if TYPE_CHECKING:
+    from rowvec.operations.adopt_store import AdoptedStore
+    from rowvec.operations.names import Adopted, Renamed
 
 
 def rename(
@@ -26,6 +26,8 @@ def rename(
     Artifacts and manifests stay under the old name in the store; the next sync writes a manifest under the new one, and
     until then rowvec restore needs the old name. Prefect's deployments hold the old name until you deploy them again.
     """
+    from rowvec.operations import names
+
     done = names.rename(load(file), old_name)
     emit(done.as_json(), as_json, lambda: _show(_renamed(done)))
 
@@ -42,6 +44,9 @@ def adopt(file: File, as_json: AsJson = False) -> None:
     replaces them: a restore takes its last run from now on, and a prune deletes what only they needed.
     """
     pipeline = load(file)
+    from rowvec.operations import names
+    from rowvec.operations.adopt_store import adopt_store
+
     done = names.adopt(pipeline)
     store = adopt_store(pipeline) if done.already else None
     found = done.as_json() | ({"store": store.as_json()} if store else {})

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,9 @@ from rowvec.cli.failures import DONE, FAILED, each
 from rowvec.cli.output import emit, err
 from rowvec.cli.prefect_server import known_server
 from rowvec.cli.progress_bars import shown_progress
-from rowvec.operations.setup.finding import Finding
-from rowvec.pipeline import json_schema
+
+if TYPE_CHECKING:
+    from rowvec.operations.setup.finding import Finding
 
 
 def check(
@@ -96,4 +97,6 @@ def init(
 
 def schema(as_json: AsJson = False) -> None:
     """Print the JSON Schema of the pipeline file."""
+    from rowvec.pipeline import json_schema
+
     sys.stdout.write(json.dumps(json_schema(), indent=None if as_json else 2, ensure_ascii=False) + "\n")

@@ -8,8 +8,6 @@ import subprocess
 import typer
 
 from rowvec.errors import UsageError
-from rowvec.postgres.embedded import embedded_database_url
-from rowvec.postgres.embedded.cluster import program
 
 
 def psql(context: typer.Context) -> None:
@@ -19,6 +17,9 @@ def psql(context: typer.Context) -> None:
             'ROWVEC_DATABASE_URL names a database of yours, and this command opens the embedded one: run psql "'
             '$ROWVEC_DATABASE_URL", or unset the variable'
         )
+    from rowvec.postgres.embedded import embedded_database_url
+    from rowvec.postgres.embedded.cluster import program
+
     # This process holds the server until psql ends.
     url = embedded_database_url()
     done = subprocess.run([program("psql"), url, *context.args], check=False)  # noqa: S603 # the wheel's own program

@@ -8,13 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from rowvec.cli import render
-from rowvec.cli.commands.options import AsJson, File
+from rowvec.cli.commands.options import AsJson, File, load
 from rowvec.cli.output import emit, write_csv
 from rowvec.errors import UsageError
-from rowvec.operations import search_pictures
-from rowvec.operations.search import group_by_of, mode_of, search
-from rowvec.pipeline.file import load
-from rowvec.postgres.columns import listed
 from rowvec.runtime.private import files_for_others
 from rowvec.runtime.suggestion import did_you_mean
 
@@ -57,6 +53,9 @@ def search_rows(
     """Search the vector table by meaning, or by similarity to an image."""
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other; give one of them")
+    from rowvec.operations import search_pictures
+    from rowvec.operations.search import group_by_of, mode_of, search
+
     pipeline, question = load(file), _question(query, image)
     search_pictures.check_outputs(pipeline, grid, html)
     hits = search(
@@ -83,6 +82,8 @@ def chosen_columns(results: list[dict[str, Any]], columns: str) -> list[dict[str
     for name in names if results else ():
         if name not in results[0]:
             known = list(results[0])
+            from rowvec.postgres.columns import listed
+
             raise UsageError(
                 f"the results have no column {name!r}; they have {listed(known)}{did_you_mean(name, known)}"
             )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rowvec.cli import render
-from rowvec.cli.commands.options import AsJson
+from rowvec.cli.commands.options import AsJson, load
 from rowvec.cli.failures import each
 from rowvec.cli.output import emit, gathered
 from rowvec.cli.schedule import next_syncs
-from rowvec.operations.status import PipelineStatus, status_of_ledger
-from rowvec.operations.status import status as status_of
-from rowvec.pipeline.file import load
+
+if TYPE_CHECKING:
+    from rowvec.operations.status import PipelineStatus
 
 
 def status(
@@ -30,6 +30,9 @@ def status(
     there is a Prefect server: that of PREFECT_API_URL, of a profile, or of `rowvec up`. The exit status says whether
     the ledger could be read, not what the verdicts are.
     """
+    from rowvec.operations.status import status as status_of
+    from rowvec.operations.status import status_of_ledger
+
     if not files:
         rows = list(status_of_ledger())
         planned = next_syncs([row.pipeline for row in rows])

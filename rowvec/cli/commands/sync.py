@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import psutil
 import typer
 
 from rowvec.cli import render
-from rowvec.cli.commands.options import AsJson, Files
+from rowvec.cli.commands.options import AsJson, Files, load
 from rowvec.cli.failures import each
 from rowvec.cli.flow_loader import one_server, run_flow
 from rowvec.cli.output import emit
-from rowvec.pipeline.file import load
-from rowvec.stages import dry_run
-from rowvec.stages.report import SyncReport
+
+if TYPE_CHECKING:
+    from rowvec.stages.report import SyncReport
 
 
 def sync(
@@ -53,6 +53,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a sync would do: rows, tokens, cost. Spends nothing."""
+
+    from rowvec.stages import dry_run
 
     def one(file: Path) -> None:
         found = dry_run.plan(load(file), show)

@@ -5,24 +5,22 @@ from __future__ import annotations
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rowvec.cli import render
-from rowvec.cli.commands.options import AsJson, File, Files
+from rowvec.cli.commands.options import AsJson, File, Files, load
 from rowvec.cli.failures import each
 from rowvec.cli.flow_loader import one_server, run_flow
 from rowvec.cli.output import emit
 from rowvec.errors import UsageError
-from rowvec.operations.audit import AuditReport, conclude_audit
-from rowvec.operations.audit import audit as run_audit
-from rowvec.operations.prune import Pruned, prune
-from rowvec.operations.rebuild import RebuildReport, plan_rebuild, rollback
-from rowvec.operations.rejects import rejects
-from rowvec.operations.switch import retire_for_good
-from rowvec.pipeline.file import load
-from rowvec.stages.report import RestoreReport
+
+if TYPE_CHECKING:
+    from rowvec.operations.audit import AuditReport
+    from rowvec.operations.prune import Pruned
+    from rowvec.operations.rebuild import RebuildReport
+    from rowvec.stages.report import RestoreReport
 
 
 def audit(
@@ -41,6 +39,9 @@ def audit(
         if repair:
             report: AuditReport = run_flow("audit", pipeline=pipeline, repair=True)
         else:
+            from rowvec.operations.audit import AuditReport, conclude_audit
+            from rowvec.operations.audit import audit as run_audit
+
             report = conclude_audit(AuditReport(pipeline=pipeline.name, found=run_audit(pipeline)))
         emit(report.as_json(), as_json, lambda: render.audit(report.as_json()))
 
@@ -82,6 +83,8 @@ def prune_store(
     if apply:
         found: Pruned = run_flow("prune", pipeline=pipeline, older_than_days=older_than, apply=True, compact=compact)
     else:
+        from rowvec.operations.prune import prune
+
         found = prune(pipeline, timedelta(days=older_than), compact=compact)
     emit(found.as_json(), as_json, lambda: render.prune(found))
 
@@ -112,13 +115,19 @@ def rebuild(
     if sum((plan_only, roll_back, drop_old)) > 1:
         raise UsageError("--plan, --rollback and --drop-old exclude each other; give one of them")
     if plan_only:
+        from rowvec.operations.rebuild import plan_rebuild
+
         found = plan_rebuild(pipeline)
         emit(found, as_json, lambda: render.rebuild_plan(found))
     elif roll_back:
+        from rowvec.operations.rebuild import rollback
+
         retired = rollback(pipeline)
         done = {"rolled_back": True, "retired_table": retired}
         emit(done, as_json, lambda: render.rolled_back(pipeline.target.table, retired))
     elif drop_old:
+        from rowvec.operations.switch import retire_for_good
+
         dropped = {"dropped": retire_for_good(pipeline)}
         emit(dropped, as_json, lambda: render.dropped(dropped["dropped"]))
     else:
@@ -134,5 +143,7 @@ def list_rejects(
     as_json: AsJson = False,
 ) -> None:
     """List the rows that cannot be embedded, with the reasons."""
+    from rowvec.operations.rejects import rejects
+
     found = rejects(load(file), retry=retry)
     emit(found.as_json(), as_json, lambda: render.rejects(found))

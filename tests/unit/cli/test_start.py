@@ -41,3 +41,5 @@ def test_no_library_is_imported_before_a_command_needs_it(arguments: tuple[str, 
     imported = set(done.stderr.split())
     assert "rowvec.cli.app" in imported
     assert imported.isdisjoint(LATE)
+    if "--help" in arguments:
+        assert imported.isdisjoint({"pyarrow", "numpy", "psycopg", "rowvec.pipeline.model", "tenacity"})
