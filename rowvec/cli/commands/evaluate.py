@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rowvec.cli.commands.options import AsJson
+from rowvec.cli.commands.options import AsJson, load
 from rowvec.cli.output import emit, out, table
 from rowvec.errors import UsageError
-from rowvec.operations.relevance.evaluate import Estimates, Evaluation, evaluate
-from rowvec.operations.relevance.measures import MEASURES, Estimate
-from rowvec.pipeline.file import load
+
+if TYPE_CHECKING:
+    from rowvec.operations.relevance.evaluate import Estimates, Evaluation
+    from rowvec.operations.relevance.measures import Estimate
 
 
 def evaluate_searches(
@@ -29,11 +30,15 @@ def evaluate_searches(
     """Ask labelled questions of a vector table, and measure how well the rows that answer them rank."""
     if len(files) > 2:
         raise UsageError("evaluate compares two pipelines; give one or two files")
+    from rowvec.operations.relevance.evaluate import evaluate
+
     found = evaluate([load(file) for file in files], questions, k)
     emit(found.as_json(), as_json, lambda: _show(found))
 
 
 def _show(found: Evaluation) -> None:
+    from rowvec.operations.relevance.measures import MEASURES
+
     rows = [
         (name, mode, *(_interval(measures[measure]) for measure in MEASURES))
         for name, modes in found.pipelines
