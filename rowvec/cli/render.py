@@ -125,7 +125,7 @@ def sync(report: SyncReport, wall: float | None = None) -> None:
         + ("" if wall is None else f", {wall:.1f} s for the whole command"),
         highlight=False,
     )
-    _show_notes([report.shown_in_part] if report.shown_in_part else [])
+    _show_notes(report.notes)
     _show_failed(report.failed_checks)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_right
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+
+from psycopg import sql
 
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
+from rowvec.runtime.memory import whole_memory
 
 # pgvector holds the graph in memory during the build: the fields of each element, and 16 bytes for each of its links.
 # An element has 2m links at the bottom level, and m at each of the few levels above.
@@ -130,15 +130,33 @@ def fewer_lists(rows: int, dimensions: int, choice: IndexChoice, given: int) -> 
     return bisect_right(numbers, given, key=lambda n: needed_memory(rows, dimensions, replace(choice, lists=n)))
 
 
+def index_and_buffers(connection: Connection, table: sql.Identifier) -> tuple[int, int]:
+    """Bytes of the table's vector indexes, and of the server's ``shared_buffers``."""
+    named = sql.Literal(table.as_string(connection))
+    return connection.execute(query("index", "held", table=named)).fetchone() or (0, 0)
+
+
+def small_buffers(index: int, buffers: int, ms_per_vector: float | None) -> str | None:
+    """A sentence if an index of so many bytes does not fit into so many bytes of buffers; None if it does.
+
+    ``ms_per_vector``: what a merge took for each vector that it inserted, if that was measured. An insert into a graph
+    touches thousands of pages: 82 MB of them took 8 to 24 ms with 24 MB of buffers, and 3.5 to 5 ms with 1 GB.
+    """
+    if index <= buffers:
+        return None
+    cost = "" if ms_per_vector is None else f", and a merge took {ms_per_vector:,.1f} ms for each vector that it wrote"
+    return (
+        f"the index, {_written(index)}, is larger than shared_buffers of the server, {_written(buffers)}: searches and "
+        f"merges read the disk{cost}; set shared_buffers to {_written(index * 4 // 3)} or more"
+    )
+
+
 def memory_here(connection: Connection) -> int:
     """Bytes of memory of this machine or container if the server runs on it too; else 0."""
     host = connection.info.host
     if not (host.startswith("/") or host in ("", "localhost", "127.0.0.1", "::1")):
         return 0
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))  # "max" is not a number
-    return memory
+    return whole_memory()
 
 
 def spilled_after(notice: str) -> int | None:

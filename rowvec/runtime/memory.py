@@ -44,13 +44,23 @@ class Memory:
 
 def memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Memory:
     """The tightest limit on this process: the group that has least left, or the machine."""
+    return min(_limits(proc, cgroups), key=lambda one: one.free)
+
+
+def whole_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
+    """Bytes of the machine, or of the container that this process is in."""
+    return min(one.limit for one in _limits(proc, cgroups))
+
+
+def _limits(proc: Path, cgroups: Path) -> list[Memory]:
+    """That of the machine, and those of all groups of this process."""
     machine = psutil.virtual_memory()
     found = [Memory(free=machine.available, limit=machine.total, of="this machine")]
     for version, folder in _groups(proc, cgroups):
         limited = _limit(folder, *_FILES[version])
         if limited is not None:
             found.append(limited)
-    return min(found, key=lambda one: one.free)
+    return found
 
 
 def is_tight() -> bool:

@@ -47,6 +47,13 @@ SELECT count(*) FROM {table}
 -- name: memory -- both settings in bytes
 SELECT pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(current_setting('shared_buffers'))
 
+-- name: held -- bytes of the table's vector indexes, and of the server's buffers
+SELECT coalesce(sum(pg_relation_size(i.indexrelid)), 0)::bigint, pg_size_bytes(current_setting('shared_buffers'))
+FROM pg_index AS i
+JOIN pg_class AS c ON c.oid = i.indexrelid
+JOIN pg_am AS am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
+WHERE i.indrelid = {table}::regclass
+
 -- name: maintenance_work_mem
 SELECT current_setting('maintenance_work_mem')
 

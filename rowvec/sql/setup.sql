@@ -111,3 +111,9 @@ LIMIT 1
 
 -- name: lengths -- of the texts in the first rows
 SELECT {lengths} FROM (SELECT * FROM {table} LIMIT {rows}) AS sampled
+
+-- name: insert_ms -- what the last run measured, if its index did not fit into the server's buffers
+SELECT (c ->> 'value')::double precision
+FROM rowvec.pipelines AS p JOIN rowvec.runs AS r USING (pipeline_id), jsonb_array_elements(r.checks) AS c
+WHERE p.name = %(pipeline)s AND c ->> 'name' = %(check)s
+ORDER BY r.run_id DESC LIMIT 1

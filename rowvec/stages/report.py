@@ -17,6 +17,8 @@ ROW_SECURITY = "row security"
 
 QUEUE = "queue of changes"
 """The check of a run that compared the whole source: why it did, and what the queue had missed."""
+MEMORY = "memory of the server"
+"""The check whose detail says that the index does not fit into the server's buffers; its value: ms per vector."""
 PART = "compared in part"
 """The check whose detail says that the run compared only what has changed, and when the whole was last compared."""
 
@@ -103,6 +105,11 @@ class SyncReport(_Checked):
         return next((check.detail for check in self.checks if check.name == ROW_SECURITY), None)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the report should know, although the run is consistent."""
+        return tuple(check.detail for check in self.checks if check.name in (ROW_SECURITY, MEMORY))
+
+    @property
     def compared_in_part(self) -> str | None:
         """One sentence if the run compared only the rows that a queue of changes named."""
         return next((check.detail for check in self.checks if check.name == PART), None)
@@ -127,7 +134,7 @@ class SyncReport(_Checked):
             f"## {plain(self.verdict())}",
             "",
             *failed,
-            *([f"- **Note**: {plain(self.shown_in_part)}"] if self.shown_in_part else []),
+            *(f"- **Note**: {plain(note)}" for note in self.notes),
             "",
             "| new | changed | metadata only | deleted | unchanged | empty | rejected | pending |",
             "|--:|--:|--:|--:|--:|--:|--:|--:|",

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from psycopg import sql
 
 from rowvec.embedders.cache import opened_embedder
+from rowvec.index.build_memory import index_and_buffers, small_buffers
 from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
 from rowvec.ledger import journal, rejects, reuse
@@ -31,7 +32,7 @@ from rowvec.stages.batch_api import jobs
 from rowvec.stages.images.lost import check_images
 from rowvec.stages.index import Indexed
 from rowvec.stages.merge import Merged, Round
-from rowvec.stages.report import PART, QUEUE, ROW_SECURITY, Check, SyncReport, record
+from rowvec.stages.report import MEMORY, PART, QUEUE, ROW_SECURITY, Check, SyncReport, record
 from rowvec.stages.work import Work, open_stage
 from rowvec.store.protocol import Store
 
@@ -170,6 +171,16 @@ def check_serving(
     return [*checks, Check(name="recall", ok=recall.passed, detail=detail, value=value)]
 
 
+def check_memory(connection: Connection, rounds: list[Round]) -> list[Check]:
+    """Say whether the server's memory is too small for the index, and what a vector that is inserted costs there."""
+    # A first load writes before there is an index.
+    written = [one.merged for one in rounds if not one.plan.direct]
+    vectors, seconds = sum(one.upserted for one in written), sum(one.seconds for one in written)
+    cost = round(1000 * seconds / vectors, 2) if vectors else None
+    sentence = small_buffers(*index_and_buffers(connection, rounds[-1].plan.table.identifier), cost)
+    return [Check(name=MEMORY, ok=True, detail=sentence, value=cost)] if sentence else []
+
+
 def check_store(connection: Connection, store: Store, pipeline_name: str) -> list[Check]:
     """Say whether another database writes to the same store."""
     sentence = standing(connection, store, pipeline_name).sentence()
@@ -229,6 +240,7 @@ def _checks(work: Work, rounds: list[Round], indexed: Indexed) -> list[Check]:
         *check_store(connection, work.store, work.pipeline.name),
         *check_row_security(connection, work.pipeline),
         *([check_images(connection, table, work.pipeline)] if kind == "images" else []),
+        *check_memory(connection, rounds),
         *check_serving(connection, table, indexed.choice, indexed.recall, indexed.notes),
     ]
 

@@ -11,12 +11,14 @@ from rowvec.errors import UsageError
 from rowvec.index.build import SOUND_PGVECTOR
 from rowvec.index.build_memory import foresee, index_bytes
 from rowvec.index.choice import Facts, choose
+from rowvec.ledger.pipelines import is_readable
 from rowvec.operations.setup.finding import Finding, fault, ok, warning
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.migrations import MINIMUM_PGVECTOR
 from rowvec.postgres.queries import query
+from rowvec.stages.report import MEMORY
 
 # docs/reference/compatibility.md: the versions that rowvec is made for.
 _OLDEST_SERVER, _NEWEST_SERVER = 15, 18
@@ -212,13 +214,25 @@ def memory(connection: Connection, pipeline: Pipeline, rows: int) -> Iterator[Fi
             f"set maintenance_work_mem of the server to {_rounded(build.needed)}, or index.on to bits",
         )
     if size > shared_buffers:
+        cost = _insert_ms(connection, pipeline)
+        measured = "" if cost is None else f"; the last run took {cost:,.1f} ms for each vector that it wrote"
         yield warning(
             "index",
-            f"{what}, is larger than shared_buffers, {shared_buffers / _MIB:,.0f} MiB: searches read the disk",
+            f"{what}, is larger than shared_buffers, {shared_buffers / _MIB:,.0f} MiB: searches and merges read the "
+            f"disk{measured}",
             f"set shared_buffers of the server to {_rounded(size * 4 // 3)} or more, or index.on to bits",
         )
     elif not build.spills and not build.is_refused:
         yield ok("index", f"{what}; it fits into maintenance_work_mem and shared_buffers")
+
+
+def _insert_ms(connection: Connection, pipeline: Pipeline) -> float | None:
+    """What the last run that had an index too large for the server measured for each vector that it wrote."""
+    if not is_readable(connection, "runs", "checks"):
+        return None
+    values = {"pipeline": pipeline.name, "check": MEMORY}
+    row = connection.execute(query("setup", "insert_ms"), values).fetchone()
+    return row[0] if row else None
 
 
 def _rounded(size: int) -> str:

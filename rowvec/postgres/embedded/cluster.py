@@ -21,6 +21,8 @@ from typing import IO, Any
 import psutil
 
 from rowvec.errors import MachineError, TargetError
+from rowvec.postgres.embedded.machine import Machine, settings
+from rowvec.runtime.memory import whole_memory
 from rowvec.runtime.private import FILE_MODE, FOLDER_MODE
 
 DATABASE_USER = "postgres"
@@ -37,6 +39,11 @@ _PROGRAMS = {"16": "pginstall", "18": "pginstall18"}
 _NEWEST = "18"
 
 _HEADER = "# rowvec: the user that started the server, and no other one, connects as any role."
+_SETTINGS = "rowvec.conf"
+_MADE = "# Made by rowvec at each start, for this machine. ALTER SYSTEM SET changes a value for good."
+_INCLUDE = f"include_if_exists = '{_SETTINGS}'  # rowvec: settings for this machine"
+_SHARED = Path("/dev/shm")  # noqa: S108 # where Postgres keeps what parallel workers share
+
 _RULES = f"{_HEADER}\nlocal all all peer map=rowvec\nlocal replication all peer map=rowvec\n"
 
 
@@ -80,6 +87,21 @@ class Cluster:
         options = ["-c", "listen_addresses=", "-c", f'unix_socket_directories="{quoted}"']
         options += ["-c", "unix_socket_permissions=0700"]
         return self._control(log, "start", "-t", str(_START_SECONDS), "-o", shlex.join(options))
+
+    def settle(self, memory: int | None) -> None:
+        """Write the settings that fit the machine, for the next start; ``memory``: bytes that it may count on."""
+        machine = Machine(
+            memory=memory or whole_memory(),
+            data=sum(file.stat().st_size for file in (self.folder / "base").rglob("*")),
+            disk=shutil.disk_usage(self.folder).free,
+            shared=shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else None,
+        )
+        lines = [f"{name} = '{value}'" for name, value in settings(machine).items()]
+        self._write(_SETTINGS, "\n".join([_MADE, *lines, ""]))
+        own = (self.folder / "postgresql.conf").read_text("utf-8")
+        if _INCLUDE not in own:
+            # At the end, because initdb has written values of its own; ALTER SYSTEM still counts more.
+            self._write("postgresql.conf", f"{own.rstrip()}\n\n{_INCLUDE}\n")
 
     def stop(self) -> None:
         """Stop the server if it runs; sessions that are open are ended."""

@@ -29,15 +29,18 @@ def embedded_database_url() -> str:
     return start_postgres(home() / "postgres").get_uri()
 
 
-def start_postgres(folder: Path) -> EmbeddedPostgres:
+def start_postgres(folder: Path, memory: int | None = None) -> EmbeddedPostgres:
     """A Postgres whose data is in ``folder``; only a Unix socket reaches it, and only as its owner.
+
+    ``memory``: the bytes of memory that its settings are for; left out, those of the machine or the container. A server
+    that runs already keeps its settings.
 
     Raises ``TargetError`` if it does not start, and ``MachineError`` if the folder belongs to another user.
     """
     place = folder.absolute()
     server = EmbeddedPostgres.running.get(place)
     if server is None or server.process != os.getpid():
-        server = EmbeddedPostgres(place)
+        server = EmbeddedPostgres(place, memory)
         server.start()
     return server
 
@@ -63,7 +66,8 @@ class EmbeddedPostgres:
     running: ClassVar[dict[Path, EmbeddedPostgres]] = {}
     """The servers that this process uses, by the folder of their data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory: int | None = None) -> None:
+        self._memory = memory
         self.process = os.getpid()
         """The process that uses the server: a fork of it must not stop the server."""
         # Not in the folder of the data, which may belong to another user.
@@ -93,6 +97,7 @@ class EmbeddedPostgres:
             if self._is_served():
                 return
             self._cluster.stop()
+            self._cluster.settle(self._memory)
             self._sockets = socket_folder(self._cluster, self._beside)
             with open_private(self._beside / "log", "ab") as log:
                 begins = log.tell()

