@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rowvec.cli.commands.evaluate import evaluate_searches
 from rowvec.errors import LessRelevant, UsageError
 from rowvec.operations.relevance.evaluate import evaluate
 from rowvec.pipeline import Pipeline
@@ -64,6 +65,25 @@ def test_two_pipelines_are_compared_question_by_question(
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     written = both.as_json()
     assert json.loads(json.dumps(written))["pipelines"][1]["pipeline"] == "authors"
+
+
+def test_the_command_prints_the_intervals_and_the_verdict(
+    source: Connection, paintings: Pipeline, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files: list[Path] = []
+    for pipeline in (paintings, by_author(paintings)):
+        gallery.sync(pipeline)
+        files.append(tmp_path / f"{pipeline.name}.yaml")
+        files[-1].write_text(json.dumps(pipeline.model_dump(mode="json", exclude_none=True)), "utf-8")
+    with pytest.raises(UsageError, match="give one or two files"):
+        evaluate_searches([*files, *files], labelled)
+    evaluate_searches(files, labelled, 5)
+    printed = capsys.readouterr().out
+    assert "15 questions, with 95 % intervals" in printed
+    assert "nDCG@5" in printed
+    assert "adaptive: the second pipeline answers worse" in printed
+    evaluate_searches(files[:1], labelled, 5, as_json=True)
+    assert json.loads(capsys.readouterr().out)["differences"] == {}
 
 
 def test_a_row_in_chunks_counts_once(source: Connection, paintings: Pipeline, labelled: Path) -> None:
