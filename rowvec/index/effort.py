@@ -55,14 +55,16 @@ def stronger_graph(choice: IndexChoice) -> IndexChoice:
     return replace(choice, m=m, ef_construction=max(effort, 2 * m))
 
 
-def graphs(choice: IndexChoice, present: IndexChoice | None, tries: int) -> tuple[IndexChoice, ...]:
+def graphs(choice: IndexChoice, present: IndexChoice | None, tries: int, *, too_weak: bool) -> tuple[IndexChoice, ...]:
     """What is built in turn, until one finds enough: ``tries`` choices, each with a stronger graph if that is possible.
 
-    ``present``: an index of this choice that does not find enough, however it is searched.
+    ``present``: an index of this choice; none is built with less effort. ``too_weak``: it does not find enough, however
+    it is searched.
     """
     first = choice
-    if present is not None:
-        again = stronger_graph(replace(choice, m=present.m, ef_construction=present.ef_construction))
+    if present is not None and choice.graph_by_rows:
+        again = replace(choice, m=present.m, ef_construction=present.ef_construction)
+        again = stronger_graph(again) if too_weak else again
         first = again if again.m * again.ef_construction > choice.m * choice.ef_construction else choice
     return tuple(accumulate(repeat(first, tries), lambda graph, _: stronger_graph(graph)))
 

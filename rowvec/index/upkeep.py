@@ -196,8 +196,8 @@ def _raised(present: _Present) -> str:
 def _build(upkeep: _Upkeep, reason: Reason, present: _Present | None) -> Kept:
     notes: list[str] = []
     why = reason
-    weak = present.state.present if present and reason.why == "recall" else None
-    for choice in graphs(upkeep.choice, weak, TRIES):
+    before = present.state.present if present and fits(present.state.present, upkeep.choice) else None
+    for choice in graphs(upkeep.choice, before, TRIES, too_weak=reason.why == "recall"):
         present, found, more = _build_once(upkeep, why, present, choice)
         notes.extend(more)
         if found is None or found.passed:

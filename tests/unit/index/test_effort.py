@@ -51,7 +51,7 @@ def test_a_search_is_raised_in_steps_and_not_beyond_the_limits(choice: IndexChoi
 
 @given(CHOICES)
 def test_a_graph_grows_to_a_limit_and_one_that_the_file_names_does_not(choice: IndexChoice) -> None:
-    tried = graphs(choice, None, 20)
+    tried = graphs(choice, None, 20, too_weak=False)
     assert tried[0] == choice
     for before, after in pairwise(tried):
         assert after == stronger_graph(before)
@@ -66,11 +66,16 @@ def test_a_rebuild_for_recall_begins_above_the_graph_that_finds_too_little() -> 
     choice = choose(Facts(rows=100_000, dimensions=256, precision="float32", bits=0), Index())
     assert (choice.m, choice.ef_construction, choice.graph_by_rows) == (16, 64, True)
     weak = replace(choice, m=24, ef_construction=128)
-    assert [(g.m, g.ef_construction) for g in graphs(choice, weak, 3)] == [(36, 256), (48, 512), (48, 512)]
+    tried = graphs(choice, weak, 3, too_weak=True)
+    assert [(g.m, g.ef_construction) for g in tried] == [(36, 256), (48, 512), (48, 512)]
+    # One that is worn is not built with less effort than before, which may have been too little.
+    assert graphs(choice, weak, 1, too_weak=False) == (weak,)
+    named = replace(choice, graph_by_rows=False)
+    assert graphs(named, weak, 1, too_weak=True) == (named,)
     # Over so many rows the graph by rows is stronger than the next step.
     many = choose(Facts(rows=20_000_000, dimensions=256, precision="float32", bits=0), Index())
     assert (many.m, many.ef_construction) == (32, 256)
-    assert graphs(many, choice, 1) == (many,)
+    assert graphs(many, choice, 1, too_weak=True) == (many,)
 
 
 def test_a_graph_by_rows_stays_while_the_table_grows() -> None:
