@@ -13,6 +13,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -146,6 +147,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rows, arguments.seconds = list(QUICK), 10.0
+    # If a time limit ends the benchmark, the servers are stopped and the folder is deleted too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="rvfresh", dir="/tmp"))
     os.environ |= {"OPENAI_API_KEY": KEY, "ROWVEC_HOME": str(folder / "home")}
     server = start_postgres(folder / "pg")
