@@ -122,6 +122,8 @@ class Outcome:
     deleted: int
     refused: int
     """Steps that would have deleted more than the pipeline allows, and ran with a raised limit."""
+    by_queue: int
+    """Steps whose sync compared only what a queue of changes named."""
     seconds: tuple[float, ...]
     """Seconds of each step's sync."""
 
@@ -153,8 +155,11 @@ def _row(written: str) -> str:
     return json.dumps({name: value or None for name, value in json.loads(written).items()})
 
 
-def written_pipeline(artifacts: Path, embedder: dict[str, Any]) -> Pipeline:
-    """The pipeline of the replay: names and dates are the content, the other columns of a person are metadata."""
+def written_pipeline(artifacts: Path, embedder: dict[str, Any], *, queued: bool = False) -> Pipeline:
+    """The pipeline of the replay: names and dates are the content, the other columns of a person are metadata.
+
+    ``queued``: with a queue of changes.
+    """
     return Pipeline.model_validate(
         {
             "name": "constituents",
@@ -164,6 +169,7 @@ def written_pipeline(artifacts: Path, embedder: dict[str, Any]) -> Pipeline:
                 "key": ["constituentid"],
                 "content": "{forwarddisplayname}\n{displaydate}",
                 "metadata": ["nationality", "constituenttype", "beginyear", "endyear"],
+                "changes": {"by": "trigger" if queued else "compare"},
             },
             "embedder": embedder,
             "target": {"table": "vectors.constituents"},
@@ -180,7 +186,8 @@ def replay(
 ) -> Outcome:
     """Play the steps, with a sync and a comparison after each.
 
-    ``connection`` is to the pipeline's own database, in autocommit. Raises ``ReplayFailed``, which names the version.
+    ``connection`` is to the pipeline's own database, in autocommit. If the pipeline has a queue of changes, everything
+    is compared at the end. Raises ``ReplayFailed``, which names the version.
     """
     connection.execute(_TABLE)
     seconds: list[float] = []
@@ -203,8 +210,15 @@ def replay(
             raise ReplayFailed(
                 f"version {step.version}: {paid:,} texts embedded so far, {distinct:,} distinct ones seen"
             )
+    source = pipeline.source
+    if reports and source.kind == "postgres" and source.changes.by == "trigger":
+        connection.execute("UPDATE rowvec.changes SET verified_at = verified_at - interval '30 days'")
+        missed = sync(pipeline).missed_by_queue
+        if missed != 0:
+            raise ReplayFailed(f"after the last version, the queue of changes had missed {missed} rows")
     return Outcome(
         steps=len(reports),
+        by_queue=sum(report.compared_in_part is not None for report in reports),
         rows=reports[-1].rows if reports else 0,
         embedded=sum(report.embedded for report in reports),
         distinct=_count(connection),
@@ -288,6 +302,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="versions to a step")
     parser.add_argument("--versions", type=int, help="how many versions in all; the default is every one")
     parser.add_argument("--paid", action="store_true", help="embed by a server that counts")
+    parser.add_argument("--queued", action="store_true", help="with a queue of changes, which triggers fill")
     arguments = parser.parse_args()
     data = arguments.data or (Path(os.environ[DATA]) if os.environ.get(DATA) else None)
     if data is None or not data.is_file():
@@ -300,18 +315,19 @@ def main() -> None:
     os.environ["OPENAI_API_KEY"] = "replayed"
     try:
         with counting_server() if arguments.paid else nullcontext() as address:
-            run(folder, read_steps(data, every=arguments.every, versions=arguments.versions), address)
+            steps = read_steps(data, every=arguments.every, versions=arguments.versions)
+            run(folder, steps, address, queued=arguments.queued)
     finally:
         postgres.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(folder: Path, steps: list[Step], address: str | None) -> None:
+def run(folder: Path, steps: list[Step], address: str | None, *, queued: bool) -> None:
     """One replay on an empty database, with its figures."""
     embedder: dict[str, Any] = {"kind": "local", "dimensions": 64}
     if address:
         embedder = {"kind": "openai", "model": "text-embedding-3-small", "dimensions": 64, "base_url": f"{address}/v1"}
-    pipeline = written_pipeline(folder / "artifacts", embedder)
+    pipeline = written_pipeline(folder / "artifacts", embedder, queued=queued)
     with connect(os.environ["ROWVEC_DATABASE_URL"]) as connection:
         open_embedder(pipeline.embedder)
         outcome = replay(connection, pipeline, steps, _progress(len(steps)))
@@ -322,13 +338,20 @@ def run(folder: Path, steps: list[Step], address: str | None) -> None:
     if sent not in (None, outcome.distinct):
         raise ReplayFailed(f"the server received {sent:,} texts, but {outcome.distinct:,} are distinct")
     sys.stdout.write(
-        f"{outcome.steps:,} steps to {outcome.rows:,} rows, each right; {outcome.embedded:,} texts embedded, "
+        f"{outcome.steps:,} steps to {outcome.rows:,} rows, each right, {outcome.by_queue:,} by the queue of changes; "
+        f"{outcome.embedded:,} texts embedded, "
         f"{outcome.distinct:,} distinct ones seen; {outcome.reused:,} vectors reused, {outcome.deleted:,} deleted; "
         f"{statistics.median(outcome.seconds):.2f} s per sync (median), {max(outcome.seconds):.1f} s the longest, "
         f"{sum(outcome.seconds):.0f} s in all\n"
     )
     figures = {name: getattr(outcome, name) for name in ("steps", "rows", "embedded", "distinct", "reused", "deleted")}
-    figures |= {"refused": outcome.refused, "sent": sent, "busy": os.getloadavg()[0]}
+    figures |= {
+        "queued": queued,
+        "by_queue": outcome.by_queue,
+        "refused": outcome.refused,
+        "sent": sent,
+        "busy": os.getloadavg()[0],
+    }
     timing = {"median": round(statistics.median(outcome.seconds), 3), "all": round(sum(outcome.seconds), 1)}
     sys.stdout.write(json.dumps({"benchmark": "replay", **figures, "seconds": timing}) + "\n")
 
