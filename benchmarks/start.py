@@ -88,7 +88,11 @@ def _environment(folder: Path, api: str | None) -> dict[str, str]:
 def _timed(words: list[str], folder: Path, api: str | None) -> tuple[float, float]:
     """Seconds by the clock, and of CPU in the command and its children."""
     began, before = time.monotonic(), os.times()
-    subprocess.run(words, cwd=folder, env=_environment(folder, api), check=True, capture_output=True)  # noqa: S603 # ours
+    done = subprocess.run(  # noqa: S603 # ours
+        words, cwd=folder, env=_environment(folder, api), check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with status {done.returncode}: {done.stderr}")
     after = os.times()
     worked = after.children_user + after.children_system - before.children_user - before.children_system
     return time.monotonic() - began, worked
