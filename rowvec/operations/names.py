@@ -22,6 +22,7 @@ from rowvec.images.content import KnownImage
 from rowvec.ledger.generations import Generation, list_generations, live_of, url_of_target
 from rowvec.ledger.pipelines import VECTOR_COLUMNS, owner_of
 from rowvec.ledger.runs import exclusively
+from rowvec.operations.changes import remove_queue
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import LONGEST_PIPELINE_NAME
 from rowvec.pipeline.parts import table_identifier
@@ -101,6 +102,9 @@ def rename(pipeline: Pipeline, old: str) -> Renamed:
             images = _copy_images(connection, pipeline, old)
             with connection.transaction():
                 _rename(connection, old, pipeline.name)
+            if pipeline.source.kind == "postgres" and pipeline.source.changes.by == "trigger":
+                # The queue has the pipeline's name in its own; the next sync makes another one.
+                remove_queue(pipeline.model_copy(update={"name": old}))
         return _renamed(pipeline, old, live, generations=len(known), images=images)
 
 

@@ -174,9 +174,6 @@ class ChangeQueue:
         def attempt() -> None:
             with connection.transaction():
                 connection.execute(query("changes", "patience"))
-                for table in self._tree(connection):
-                    for event in _EVENTS:
-                        connection.execute(query("changes", "drop_trigger", name=self._trigger(event), table=table))
                 connection.execute(query("changes", "drop", **self._names))
 
         try:

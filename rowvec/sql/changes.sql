@@ -80,11 +80,8 @@ CREATE TRIGGER {name} AFTER {event} ON {table} {referencing}
 FOR EACH STATEMENT EXECUTE FUNCTION rowvec_changes.{function}();
 ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}
 
--- name: drop_trigger
-DROP TRIGGER IF EXISTS {name} ON {table}
-
--- name: drop
-DROP FUNCTION IF EXISTS rowvec_changes.{function}();
+-- name: drop -- with the function all its triggers go, also those on partitions that were detached
+DROP FUNCTION IF EXISTS rowvec_changes.{function}() CASCADE;
 DROP TABLE IF EXISTS rowvec_changes.{queue};
 DROP FUNCTION IF EXISTS rowvec_changes.{guard}();
 DROP SEQUENCE IF EXISTS rowvec_changes.{failures};

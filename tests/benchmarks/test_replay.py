@@ -118,6 +118,14 @@ def test_each_step_is_right_and_nothing_is_paid_twice(
         assert (back.embedded, back.changed > 0) == (0, True)
 
 
+def test_each_step_is_right_by_a_queue_of_changes(connection: Connection, at_home: Path) -> None:
+    steps = read_steps(history(6, at_home / "events.parquet"), every=2)
+    pipeline = written_pipeline(at_home / "artifacts", {"kind": "local", "dimensions": 64}, queued=True)
+    outcome = replay(connection, pipeline, steps)
+    # The first step loads the table.
+    assert (outcome.steps, outcome.by_queue) == (7, 6)
+
+
 def test_several_versions_at_a_time_end_where_one_at_a_time_does(tmp_path: Path) -> None:
     file = history(4, tmp_path / "events.parquet")
 

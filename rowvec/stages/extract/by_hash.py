@@ -34,7 +34,7 @@ from rowvec.stages.extract.protocol import Evidence
 from rowvec.stages.extract.queue_apart import QueueApart
 from rowvec.stages.extract.recheck import compare_by_hash, moved_since
 from rowvec.stages.extract.request import Request, among, check_empty, store_plan
-from rowvec.stages.extract.scope import NotInstalled, with_missed
+from rowvec.stages.extract.scope import NotInstalled, leave_queue, with_missed
 from rowvec.stages.images.upload import note_images
 from rowvec.vectors.fingerprint import Identity
 
@@ -51,11 +51,15 @@ class HashComparedSource:
         self._moves = moves
         self._changes: QueueApart | None = None
         source = pipeline.source
-        if source.kind == "postgres" and source.changes.by == "trigger":
-            self._changes = QueueApart(target=connection, pipeline=pipeline, pipeline_id=pipeline_id, source=source)
+        self._former: QueueApart | None = None
+        if source.kind == "postgres":
+            queue = QueueApart(target=connection, pipeline=pipeline, pipeline_id=pipeline_id, source=source)
+            self._changes, self._former = (queue, None) if source.changes.by == "trigger" else (None, queue)
 
     def extract(self, request: Request) -> Plan:
         """See ``SourceStrategy``."""
+        if self._former is not None and request.begin is None:
+            leave_queue(self._connection, request, self._former.remove)
         try:
             return without_blocking(lambda: _extract(self._connection, request, self._changes))
         except NotInstalled as missing:

@@ -24,7 +24,7 @@ from rowvec.stages.extract.limits import refuse_beyond_limits
 from rowvec.stages.extract.live import LiveSource
 from rowvec.stages.extract.protocol import Evidence, Rows
 from rowvec.stages.extract.request import Request, forget_fixed_rejects, row, store_plan
-from rowvec.stages.extract.scope import NotInstalled, check_unique, look, with_missed
+from rowvec.stages.extract.scope import NotInstalled, check_unique, leave_queue, look, with_missed
 from rowvec.vectors.fingerprint import Identity
 
 
@@ -158,8 +158,12 @@ class TableSource(JoinedSource):
 
     def refresh(self, request: Request | None = None) -> None:
         """The join reads the source itself; the ledger must be there before the snapshot."""
-        if request is not None:
-            request.begin_ledger()
+        if request is None:
+            return
+        request.begin_ledger()
+        if self._source.changes.by == "compare":
+            former = ChangeQueue.of(self.pipeline, self._source, ())
+            leave_queue(self.connection, request, lambda: former.remove(self.connection))
 
     def refresh_for_merge(self) -> None:
         """Nothing: the join reads the source itself."""

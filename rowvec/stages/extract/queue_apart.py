@@ -47,6 +47,11 @@ class QueueApart:
         with connected(self.source.url or "") as connection, source_errors():
             queue.install(connection)
 
+    def remove(self) -> None:
+        """See ``ChangeQueue``."""
+        with connected(self.source.url or "") as connection, source_errors():
+            self.of(()).remove(connection)
+
     def look(self, opened: HashedSource, request: Request, *, exists: bool) -> Request:
         """In the extract's two transactions: the request with what the run compares; the source then reads only that.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,8 @@ from rowvec.postgres.connection import Connection
 from rowvec.sources.change_queue import ChangeQueue, Facts, Marks
 from rowvec.sources.postgres import SourceQuery
 from rowvec.stages.extract.request import Request
+
+logger = logging.getLogger(__name__)
 
 LARGE = 0.1
 """If more than this share of the table is queued, comparing everything costs no more."""
@@ -54,6 +57,19 @@ class NotInstalled(Exception):
     def __init__(self, queue: ChangeQueue) -> None:
         super().__init__()
         self.queue = queue
+
+
+def leave_queue(connection: Connection, request: Request, remove: Callable[[], None]) -> None:
+    """Before an extract of a pipeline that has no queue any more: drop the one that it had, or it would grow for ever.
+
+    ``remove``: see ``ChangeQueue``. If the role may not do that, the log says who can.
+    """
+    if request.dry_run or known(connection, request.pipeline_id) is None:
+        return
+    try:
+        remove()
+    except SourceError as error:
+        logger.warning("%s: %s", request.pipeline.name, error)
 
 
 def check_unique(rows: SourceQuery, source: Source) -> None:

@@ -269,6 +269,12 @@ def test_the_source_may_be_behind_a_pooler(apart: Apart) -> None:
         assert apart.entries() == 0
 
 
+def test_a_pipeline_that_compares_again_has_no_queue_any_more(apart: Apart) -> None:
+    sync(apart.pipeline())
+    sync(gallery.pipeline(apart.artifacts, source={"url": apart.url}))
+    assert not apart.queues
+
+
 def test_the_queue_is_shown_looked_at_and_removed(apart: Apart) -> None:
     pipeline = apart.pipeline()
     assert not changes.state(pipeline).installed

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import ValidationError
 
 from rowvec.errors import DeleteLimitExceeded, SourceError
+from rowvec.operations.names import rename
 from rowvec.operations.rebuild import rollback
 from rowvec.operations.rejects import rejects
 from rowvec.pipeline import Pipeline
@@ -45,6 +46,11 @@ def queue_of(connection: Connection) -> sql.Identifier:
     ).fetchone()
     assert found
     return sql.Identifier("rowvec_changes", found[0])
+
+
+def queues(connection: Connection) -> list[str]:
+    """The names of all queues."""
+    return [name for (name,) in connection.execute("SELECT relname FROM pg_class WHERE relname LIKE 'queue\\_%'")]
 
 
 def entries(connection: Connection) -> int:
@@ -396,6 +402,27 @@ def test_what_one_round_has_missed_is_told_after_another_round(
     assert (check.value, check.rows) == (1, ('["7"]',))
     assert (report.empty, report.pending) == (1, 0)
     assert_in_step(source)
+
+
+def test_a_pipeline_that_compares_again_has_no_queue_any_more(source: Connection, queued: Pipeline) -> None:
+    sync(queued)
+    sync(gallery.pipeline(queued.artifacts.url))
+    assert queues(source) == []
+    assert source.execute("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'rowvec%'").fetchone() == (0,)
+    source.execute("UPDATE paintings SET title = 'new' WHERE id = 1")
+    assert not by_queue(sync(queued))
+    assert_in_step(source)
+
+
+def test_a_pipeline_with_another_name_leaves_no_queue_behind(source: Connection, queued: Pipeline) -> None:
+    sync(queued)
+    before = queues(source)
+    renamed = queued.model_copy(update={"name": "pictures"})
+    rename(renamed, "paintings")
+    assert queues(source) == []
+    assert not by_queue(sync(renamed))
+    assert (len(queues(source)), queues(source) == before) == (1, False)
+    assert by_queue(sync(renamed))
 
 
 def test_limits_on_deletes_count_the_whole_table(source: Connection, queued: Pipeline) -> None:
