@@ -307,10 +307,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
                     raise psycopg.OperationalError(
                         f"{limit} of the role or the database is so short that no transaction begins; raise it"
                     ) from error
-                if isinstance(error, pg.TransactionTimeout):
-                    self._reopen()
-                else:
+                # With both limits over, the server cancels the statement, and then ends the session.
+                with suppress(psycopg.OperationalError):
                     self._plain("ROLLBACK")
+                if self.closed:
+                    self._reopen()
             except psycopg.OperationalError:
                 # Nothing was done in the transaction that did not begin, so it may begin in another session.
                 if reopened or not self.closed:
