@@ -207,8 +207,13 @@ class Sequence:
     def _ended(self, before: Before, how: str) -> None:
         self.counts["runs that did not end"] += 1
         self.story.append(how)
+        self._owe(bypassed=before.bypassed)
+
+    def _owe(self, *, bypassed: bool) -> None:
+        """What happened before a run that has not ended is left to the next one, unless the run has merged."""
         last = "SELECT merged_at FROM rowvec.runs ORDER BY run_id DESC LIMIT 1"
-        self.owed = before.bypassed and self.judge.target.execute(last).fetchone() in (None, (None,))
+        self.owed = bypassed and self.judge.target.execute(last).fetchone() in (None, (None,))
+        self.writers.bypassed = False
 
     def _meanwhile(self) -> None:
         for _ in range(self.chance.randint(1, 4)):
@@ -227,6 +232,7 @@ class Sequence:
         time.sleep(self.chance.uniform(0.05, 0.8))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        self._owe(bypassed=self.writers.bypassed or self.owed)
 
     def _look(self, before: Before, report: SyncReport) -> None:
         check = next(check for check in report.checks if check.name in (PART, QUEUE))
