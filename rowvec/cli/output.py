@@ -6,10 +6,13 @@ import csv
 import io
 import json
 import math
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -21,6 +24,12 @@ out = Terminal()
 err = Terminal(stderr=True)
 
 _gathered: list[list[dict[str, Any]]] = []
+
+
+def as_typed(program: str) -> str:
+    """How the user's shell calls a program of this environment: by its name if that finds it, else by its path."""
+    beside = Path(sys.executable).parent / program
+    return program if shutil.which(program) == str(beside) else shlex.quote(str(beside))
 
 
 def emit(data: dict[str, Any], as_json: bool, for_people: Callable[[], None]) -> None:

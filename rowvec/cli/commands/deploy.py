@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import sys
 from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from rowvec.cli.commands.options import AsJson
-from rowvec.cli.output import emit, err, out
+from rowvec.cli.output import as_typed, emit, err, out
 from rowvec.errors import MachineError, UsageError
 from rowvec.runtime.prefect_server import prefect_module
 
@@ -168,13 +166,11 @@ def _show_automations(found: dict[str, Any]) -> None:
 
 def _worker(api: str, pool: str) -> str:
     """The command that starts a worker, as it works in this shell."""
-    beside = Path(sys.executable).parent / "prefect"
-    program = "prefect" if shutil.which("prefect") == str(beside) else str(beside)
     # A profile has the address otherwise, and an address with a password is nothing to print.
     named = (
         f"PREFECT_API_URL={shlex.quote(api)} " if os.environ.get("PREFECT_API_URL") == api and "@" not in api else ""
     )
-    return f"{named}{shlex.quote(program)} worker start --pool {shlex.quote(pool)}"
+    return f"{named}{as_typed('prefect')} worker start --pool {shlex.quote(pool)}"
 
 
 def _flow(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rowvec.cli import render
-from rowvec.cli.output import out
+from rowvec.cli.output import as_typed, out
 from rowvec.operations import search
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import load
@@ -44,9 +45,8 @@ def run(sync: Flow, *, quiet: bool) -> dict[str, Any]:
         reports.append(_sync(sync, pipeline, "3. Nothing has changed: nothing is embedded.", quiet))
     results = {text: _search(pipeline, text, where, quiet) for text, where in QUESTIONS}
     if not quiet:
-        out.print(
-            f"\nThe pipeline file is {file}; try: rowvec search {file} 'sunflowers'", markup=False, highlight=False
-        )
+        command = f"{as_typed('rowvec')} search {shlex.quote(str(file))} sunflowers"
+        out.print(f"\nThe pipeline file is {file}. Try:\n{command}", markup=False, highlight=False, soft_wrap=True)
     return {"syncs": [report.as_json() for report in reports], "searches": results}
 
 
