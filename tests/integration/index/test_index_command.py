@@ -28,8 +28,9 @@ def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
     sync(paintings)
     assert maintain(paintings)["index"] is None
     tuning = tune(paintings, SMALL)
-    assert tuning.choice in [measured.choice for measured in tuning.measured]
-    # Which one is quickest is up to the machine: as if it had been this one.
+    # For so few rows it is the exact search, unless the machine is busy.
+    assert tuning.choice.kind == "none" or tuning.choice in [measured.choice for measured in tuning.measured]
+    # As if the quickest had been this one.
     chosen = next(m for m in tuning.measured if m.choice.kind == "hnsw" and m.choice.on != "bits" and m.recall >= 0.95)
     source.execute(
         "UPDATE rowvec.tunings SET chosen = (SELECT m -> 'choice' FROM jsonb_array_elements(measured) AS m"
