@@ -281,7 +281,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         if self.is_pooled:
             self._plain(statement)
             return
-        made = {**dict(statements(self.info.server_version, self._limits)), **settings}
+        named = {"application_name": self._application}
+        made = {**dict(statements(self.info.server_version, self._limits)), **named, **settings}
         change = sql.SQL("SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)")
         with self.transaction():
             self._plain(change, (list(made), list(made.values())))

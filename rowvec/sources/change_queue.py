@@ -97,12 +97,13 @@ class ChangeQueue:
         ``ledger``: the id of the ledger, if it is in another database than the source, where others may have a pipeline
         of this name.
         """
+        # A query has no queue, but the pipeline may have had one when it read a table: that is dropped by its own name.
         table = source.table or ""
         words = "\0".join((pipeline.name, pipeline.target.table, *([ledger] if ledger else [])))
         return ChangeQueue(
             name=hashlib.sha256(words.encode()).hexdigest()[:16],
-            table=sql.Identifier(*table_identifier(table)),
-            shown=table,
+            table=sql.Identifier(*(table_identifier(table) if table else ("",))),
+            shown=table or "the table that the pipeline read before",
             key=key,
             read=tuple(dict.fromkeys((*source.key, *source.metadata, *columns_of_content(pipeline, source)))),
         )

@@ -404,9 +404,12 @@ def test_what_one_round_has_missed_is_told_after_another_round(
     assert_in_step(source)
 
 
-def test_a_pipeline_that_compares_again_has_no_queue_any_more(source: Connection, queued: Pipeline) -> None:
+@pytest.mark.parametrize("read", [{}, {"table": None, "query": "SELECT * FROM public.paintings"}], ids=str)
+def test_a_pipeline_that_compares_again_has_no_queue_any_more(
+    source: Connection, queued: Pipeline, read: dict[str, Any]
+) -> None:
     sync(queued)
-    sync(gallery.pipeline(queued.artifacts.url))
+    sync(gallery.pipeline(queued.artifacts.url, source=read))
     assert queues(source) == []
     assert source.execute("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'rowvec%'").fetchone() == (0,)
     source.execute("UPDATE paintings SET title = 'new' WHERE id = 1")
