@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def _posted(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
 
     def answered() -> bool:
         answers[:] = [client.post(path, json=body)]
-        return answers[0].status_code != httpx.codes.SERVICE_UNAVAILABLE
+        return answers[0].status_code != HTTPStatus.SERVICE_UNAVAILABLE
 
     wait_for(answered)
     return answers[0].raise_for_status().json()
