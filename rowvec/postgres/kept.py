@@ -33,11 +33,9 @@ def connections_kept() -> Generator[None]:
     finally:
         with _lock:
             _users -= 1
-            over = [] if _users else [connection for _, connection in _idle]
-            if over:
-                _idle.clear()
-        for connection in over:
-            connection.close()
+            last = not _users
+        if last:
+            forget()
 
 
 def take(url: str) -> Connection | None:
@@ -63,7 +61,7 @@ def keep_or_close(url: str, connection: Connection) -> None:
 
 
 def forget() -> None:
-    """Drop the kept connections of a process that names have changed for, such as the schema of pgvector."""
+    """Close the kept connections: nobody will come for them, or names have changed, such as the schema of pgvector."""
     with _lock:
         over = [connection for _, connection in _idle]
         _idle.clear()

@@ -153,20 +153,6 @@ def server() -> Generator[CountingServer]:
 
 
 @pytest.fixture(scope="module")
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """A function that writes to the terminal at once, so that a person can watch a long run."""
-    plugins = request.config.pluginmanager
-    reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
-
-    def say(message: str) -> None:
-        if reporter is not None and capture is not None:
-            with capture.global_and_fixture_disabled():
-                reporter.write_line(f"\n{message}")
-
-    return say
-
-
-@pytest.fixture(scope="module")
 def counts(tell: Callable[[str], None]) -> Generator[Counter[str]]:
     """The figures of all sequences; after a long run they are printed."""
     kept = Counter[str]()

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -287,21 +286,6 @@ def template() -> Generator[str]:
         with connect(make_conninfo(server.url, dbname="template")) as connection:
             install(connection)
         yield server.url
-
-
-@pytest.fixture(scope="module")
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """A function that writes to the terminal at once, so that a person can watch a long run."""
-    plugins = request.config.pluginmanager
-    reporter: Any = plugins.get_plugin("terminalreporter")
-    capture: Any = plugins.get_plugin("capturemanager")
-
-    def say(message: str) -> None:
-        if reporter is not None and capture is not None:
-            with capture.global_and_fixture_disabled():
-                reporter.write_line(f"\n{message}")
-
-    return say
 
 
 @pytest.fixture(scope="module")

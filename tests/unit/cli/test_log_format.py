@@ -1,4 +1,4 @@
-"""With ``--log-format json``, every line on the standard error is one JSON object, whoever writes it."""
+"""With ``--log-format json``, every line on the standard error is one JSON object, also those of Prefect and Python."""
 
 from __future__ import annotations
 
