@@ -12,7 +12,6 @@ import shutil
 import signal
 import sqlite3
 import threading
-import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -49,6 +48,7 @@ from rowvec.postgres.connection import connect
 from rowvec.postgres.embedded import start_postgres
 from rowvec.store.azure_account import credential_of, place_of
 from tests.support.cli_process import Command, Ended, PrefectServer, forking_for, serving, start
+from tests.support.prefect_api import answered
 from tests.support.run_folder import short_folder
 from tests.support.servers.azurite import Container
 from tests.support.servers.openai_server import Fault, OpenAIServer, quota, serve
@@ -212,7 +212,7 @@ def _in_api(api: str) -> Iterator[tuple[str, bytes]]:
     for what in ("flow_runs", "task_runs", "logs", "artifacts", "block_documents", "variables", "deployments"):
         offset = 0
         while True:
-            page = call(f"{api}/{what}/filter", {"limit": 200, "offset": offset})
+            page = answered("POST", f"{api}/{what}/filter", {"limit": 200, "offset": offset})
             yield f"{what} of Prefect's API", json.dumps(page, ensure_ascii=False).encode()
             if len(page) < 200:
                 break
@@ -247,13 +247,6 @@ def _in_database(admin: str) -> Iterator[tuple[str, bytes]]:
             yield f"table {schema}.{name}", b"\n".join(text.encode() for (text,) in rows)
         functions = connection.execute("SELECT prosrc FROM pg_proc WHERE pronamespace::regnamespace::text = 'vectors'")
         yield "the functions in vectors", b"\n".join(text.encode() for (text,) in functions)
-
-
-def call(url: str, body: dict[str, Any] | list[dict[str, Any]]) -> Any:
-    """POST to Prefect's API."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 # our own server
-    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 # the same
-        return json.loads(answer.read() or b"null")
 
 
 @pytest.fixture(scope="module")
@@ -407,9 +400,11 @@ def plant_elsewhere(world: World, decoy: str, encoded: str) -> None:
     ):
         client.upload_blob("some/prefix/planted.parquet", opened, metadata={"from": quote(decoy)})
     api = world.server.api
-    flow = call(f"{api}/flows/", {"name": "planted"})
+    flow = answered("POST", f"{api}/flows/", {"name": "planted"})
     parameters = {"target": {"url": f"postgresql://u:{quote(decoy, safe='')}@h/db"}}
-    run = call(f"{api}/flow_runs/", {"flow_id": flow["id"], "parameters": parameters, "state": {"type": "PENDING"}})
+    run = answered(
+        "POST", f"{api}/flow_runs/", {"flow_id": flow["id"], "parameters": parameters, "state": {"type": "PENDING"}}
+    )
     now = datetime.now(UTC).isoformat()
     line = {
         "name": "x",
@@ -418,8 +413,9 @@ def plant_elsewhere(world: World, decoy: str, encoded: str) -> None:
         "timestamp": now,
         "flow_run_id": run["id"],
     }
-    call(f"{api}/logs/", [line])
-    call(f"{api}/artifacts/", {"key": "planted", "type": "markdown", "data": f"`{decoy}`", "flow_run_id": run["id"]})
+    answered("POST", f"{api}/logs/", [line])
+    page = {"key": "planted", "type": "markdown", "data": f"`{decoy}`", "flow_run_id": run["id"]}
+    answered("POST", f"{api}/artifacts/", page)
 
 
 def held(world: World, file: Path) -> Command:
@@ -646,7 +642,7 @@ def test_an_unexpected_error_leaves_no_secret(world: World) -> None:
     release(world)
     world.outputs.append(command.wait())
     assert (world.outputs[-1].status, world.outputs[-1].json["consistent"]) == (0, True)
-    logs = call(f"{world.server.api}/logs/filter", {"limit": 200, "sort": "TIMESTAMP_DESC"})
+    logs = answered("POST", f"{world.server.api}/logs/filter", {"limit": 200, "sort": "TIMESTAMP_DESC"})
     assert any("the connection to the database was lost" in log["message"] for log in logs)
     assert world.found() == []
 

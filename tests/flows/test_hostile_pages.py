@@ -6,7 +6,6 @@ import json
 import logging
 from typing import Any
 
-import httpx
 import pytest
 from markdown_it import MarkdownIt
 from prefect import flow
@@ -19,6 +18,7 @@ from rowvec.operations.audit import Audit, AuditReport, Finding, LostObject
 from rowvec.pipeline import Pipeline
 from rowvec.stages.report import Check, RestoreReport
 from tests.support.cli_process import PrefectServer
+from tests.support.prefect_api import answered
 from tests.unit.test_display import HOSTILE, MARKDOWN, obeyed
 
 pytestmark = pytest.mark.flow
@@ -96,7 +96,7 @@ def test_no_artifact_does_what_a_row_or_an_error_says(
 def found(server: PrefectServer, name: str) -> list[dict[str, Any]]:
     """All artifacts of a pipeline."""
     filters = {"artifacts": {"key": {"like_": f"{name}-%"}}}
-    return httpx.post(f"{server.api}/artifacts/filter", json=filters, timeout=60).raise_for_status().json()
+    return answered("POST", f"{server.api}/artifacts/filter", filters)
 
 
 def test_a_log_of_a_run_holds_nothing_that_a_terminal_obeys(

@@ -13,13 +13,11 @@ from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import psutil
 import psycopg
 import pyarrow as pa
@@ -34,13 +32,13 @@ from rowvec.cli.demo.gallery import create_gallery_once
 from tests.support import forked_engine
 from tests.support.cli_process import CLI, serving
 from tests.support.forked_commands import CommandForks
+from tests.support.prefect_api import answered
 from tests.support.run_folder import short_folder
 from tests.support.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 PREFECT = CLI.parent / "prefect"
 WAIT_SECONDS = PATIENCE_SECONDS
-LOCKED = 503
 
 pytestmark = [pytest.mark.flow, pytest.mark.xdist_group("operated")]
 
@@ -180,24 +178,6 @@ class Operated:
             wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone())
             assert self.leftovers()
             yield run_id
-
-
-@cache
-def client() -> httpx.Client:
-    """One client for all requests: a new one reads the certificates of the machine, which takes longer than most.
-
-    It keeps no connection, because the server closes one that is idle, perhaps while a request is on its way.
-    """
-    return httpx.Client(timeout=WAIT_SECONDS, limits=httpx.Limits(max_keepalive_connections=0))
-
-
-def answered(method: str, url: str, body: Any = None) -> Any:
-    """The server's answer; asked again while its SQLite is locked, as on a busy machine."""
-    end = time.monotonic() + WAIT_SECONDS
-    while (found := client().request(method, url, json=body)).status_code == LOCKED and time.monotonic() < end:
-        time.sleep(0.5)
-    found.raise_for_status()
-    return found.json() if found.content else None
 
 
 def wait_for(holds: Callable[[], object]) -> None:
@@ -409,8 +389,8 @@ def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(oper
     with operated.held_at_merge() as run_id:
         operated.process_of(run_id).kill()
         operated.wait(run_id, "CRASHED")
-    wait_for(lambda: operated.ledger()[0] != "running")
-    assert operated.leftovers() == []
+    # The ledger is told first, and then what the run has left is dropped.
+    wait_for(lambda: operated.ledger()[0] != "running" and operated.leftovers() == [])
     state, error = operated.ledger()
     assert state == "abandoned"
     assert error is not None

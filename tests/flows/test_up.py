@@ -21,6 +21,7 @@ import pytest
 
 from rowvec.cli.stack.state import login, read_state, supervisor_pid
 from tests.support.cli_process import Ended, start
+from tests.support.prefect_api import answered
 
 pytestmark = [pytest.mark.flow]
 
@@ -91,7 +92,7 @@ def runs_at_work(home: Home) -> list[int]:
 def asked(api: str, what: str, wanted: dict[str, Any]) -> Any:
     """What the server of the stack answers to somebody who may read its login."""
     user, _, password = login().partition(":")
-    return httpx.post(f"{api}/{what}", json=wanted, auth=(user, password), timeout=180).raise_for_status().json()
+    return answered("POST", f"{api}/{what}", wanted, (user, password))
 
 
 def synced(api: str, *names: str) -> set[str]:

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import (
@@ -32,6 +31,7 @@ from tests.support import cli_process
 from tests.support import paintings as gallery
 from tests.support.cli_process import PrefectServer, write_pipeline
 from tests.support.paintings import assert_in_step
+from tests.support.prefect_api import answered
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.flow
@@ -125,7 +125,7 @@ def test_the_command_reports_its_syncs_and_alarms_and_ends_by_sigterm(
     sent = {
         "filter": {"event": {"name": ["rowvec.changes.late"]}, "resource": {"id": [f"rowvec.pipeline.{queued.name}"]}}
     }
-    command.when(lambda: httpx.post(f"{prefect_server.api}/events/filter", json=sent).json()["total"])
+    command.when(lambda: answered("POST", f"{prefect_server.api}/events/filter", sent)["total"])
     command.when(lambda: "Failed" in [run.state_name for run in named(f"{queued.name}-changes")])
     source.execute("DROP TRIGGER no ON rowvec.plans")
     command.when(lambda: [run.state_name for run in named(f"{queued.name}-changes")].count("Completed") == 2)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -49,6 +49,13 @@ _forks: dict[str, CommandForks] = {}
 """By the API of the Prefect server that the commands report to."""
 
 
+class Printed(dict[str, Any]):
+    """A JSON object that a command has printed. A test that asks for what is not in it fails with all of it."""
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise AssertionError(f"the command printed no {key!r}: {dict(self)}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """A command that has ended."""
@@ -59,9 +66,9 @@ class Ended:
     stderr: str
 
     @property
-    def json(self) -> dict[str, Any]:
+    def json(self) -> Printed:
         """The one JSON object on stdout."""
-        return json.loads(self.stdout)
+        return Printed(json.loads(self.stdout))
 
 
 @dataclass(slots=True)

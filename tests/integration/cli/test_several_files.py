@@ -8,11 +8,9 @@ import json
 import logging
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from rowvec.cli import app
@@ -24,7 +22,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from tests.support.cli_process import PrefectServer, write_pipeline
 from tests.support.paintings import sync
-from tests.support.waiting import wait_for
+from tests.support.prefect_api import answered
 
 
 @pytest.fixture(autouse=True)
@@ -199,31 +197,19 @@ def test_check_asks_the_server_of_the_active_profile(
     assert "the server of the active Prefect profile or settings is" in told["detail"]
 
 
-def _posted(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
-    """The server's answer; asked again while its SQLite is locked, as by the runs of other tests."""
-    answers: list[httpx.Response] = []
-
-    def answered() -> bool:
-        answers[:] = [client.post(path, json=body)]
-        return answers[0].status_code != HTTPStatus.SERVICE_UNAVAILABLE
-
-    wait_for(answered)
-    return answers[0].raise_for_status().json()
-
-
 def test_the_next_sync_is_the_first_of_those_that_prefect_has_planned(
     prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api)
     soon = datetime.now(UTC) + timedelta(hours=2)
-    with httpx.Client(base_url=f"{prefect_server.api}/", timeout=60) as client:
-        flow = _posted(client, "flows/", {"name": "sync"})
-        deployment = _posted(client, "deployments/", {"name": "planned-paintings", "flow_id": flow["id"]})["id"]
-        for time in (soon + timedelta(hours=1), soon):
-            state = {"type": "SCHEDULED", "state_details": {"scheduled_time": time.isoformat()}}
-            _posted(client, f"deployments/{deployment}/create_flow_run", {"state": state})
-        found = next_syncs(["planned-paintings", "other"])
-        client.delete(f"deployments/{deployment}").raise_for_status()
+    deployments = f"{prefect_server.api}/deployments"
+    flow = answered("POST", f"{prefect_server.api}/flows/", {"name": "sync"})
+    deployment = answered("POST", f"{deployments}/", {"name": "planned-paintings", "flow_id": flow["id"]})["id"]
+    for time in (soon + timedelta(hours=1), soon):
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": time.isoformat()}}
+        answered("POST", f"{deployments}/{deployment}/create_flow_run", {"state": state})
+    found = next_syncs(["planned-paintings", "other"])
+    answered("DELETE", f"{deployments}/{deployment}")
     assert {name: datetime.fromisoformat(time) for name, time in found.items()} == {"planned-paintings": soon}
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     assert next_syncs(["planned-paintings"]) == {}
