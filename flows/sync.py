@@ -23,6 +23,7 @@ from rowvec_tasks.when_busy import WAIT_MINUTES, WhenBusy
 from rowvec.ledger.generations import effective
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.figures import counted
 from rowvec.runtime.memory import MANY_BATCHES, ONE_BATCH, is_tight, require
 from rowvec.stages.batch import Batch, embedded_at_once
 from rowvec.stages.cluster import batch_weight, check_reachable
@@ -110,7 +111,7 @@ def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
     """Take all batches through their stages in this process, a few at a time."""
     # Before the first text is paid for: the system would kill the process in the middle of its work.
     if batches:
-        require(MANY_BATCHES if batches > 1 else ONE_BATCH, f"a sync of {batches} batch(es)")
+        require(MANY_BATCHES if batches > 1 else ONE_BATCH, f"a sync of {counted(batches, 'batches', 'batch')}")
     chains: deque[Chain] = deque()
     done: list[Batch] = []
     at_once, in_flight = embedded_at_once(pipeline), 0 if is_tight() else BATCHES_IN_FLIGHT

@@ -24,6 +24,7 @@ from rowvec.operations.watch import Watched
 from rowvec.operations.watch import watch as look
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.display import one_line
+from rowvec.runtime.figures import counted
 from rowvec.runtime.private import private_files
 from rowvec.stages.order import CHANGES
 from rowvec.stages.report import SyncReport
@@ -76,7 +77,7 @@ def watch(pipelines: list[str], every: float = 1.0, minutes: float = 0.0) -> Sta
         # A file that cannot be read or has no queue; what fails later ends no watcher.
         get_run_logger().error("%s", one_line(str(error)))
         return Failed(message=str(error), data=error)
-    return Completed(message=f"{syncs:,} sync(s)", data=syncs)
+    return Completed(message=counted(syncs, "syncs"), data=syncs)
 
 
 def _late_seconds() -> float:

@@ -16,6 +16,7 @@ from rowvec_tasks.given import loaded
 
 from rowvec.errors import RowvecError
 from rowvec.ledger.cleanup import clear
+from rowvec.runtime.figures import counted
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def clear_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
             if flow.name == "rebuild":
                 remove_generation_pages(pipeline.name, flow_run.id)
             done = clear(pipeline, why, "cancelled" if cancelled else "abandoned")
-            logger.info("%s: %d run(s) closed, %d table(s) dropped", flow_run.name, len(done.runs), len(done.tables))
+            closed, dropped = counted(len(done.runs), "runs"), counted(len(done.tables), "tables")
+            logger.info("%s: %s closed, %s dropped", flow_run.name, closed, dropped)
     except (KeyError, httpx.HTTPError, PrefectException, RowvecError) as error:
         logger.warning("%s: the next run clears what this run has left (%s)", flow_run.name, type(error).__name__)

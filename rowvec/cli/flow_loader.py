@@ -16,6 +16,7 @@ from rowvec.cli.prefect_server import prefect_api
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.errors import UsageError, raise_if_awaiting
 from rowvec.runtime.home import home_folder
+from rowvec.runtime.prefect_server import names_profiles
 from rowvec.runtime.progress import under_way
 
 _SETTINGS = {
@@ -71,8 +72,9 @@ def load_flow(name: str) -> Callable[..., Any]:
 
 def _own_home() -> dict[str, str]:
     """A home for Prefect in ours, if the user has not set one: Prefect creates its home, and only the profile in the
-    user's own is read."""
+    user's own is read, or the one that a file of settings names."""
     if "PREFECT_HOME" in os.environ:
         return {}
     profiles = Path("~/.prefect/profiles.toml").expanduser()
-    return {"PREFECT_HOME": str(home_folder("prefect")), "PREFECT_PROFILES_PATH": str(profiles)}
+    ours = {"PREFECT_HOME": str(home_folder("prefect"))}
+    return ours if names_profiles() else {**ours, "PREFECT_PROFILES_PATH": str(profiles)}

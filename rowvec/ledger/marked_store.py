@@ -21,6 +21,7 @@ from rowvec.ledger.pipelines import PipelineId, is_readable, written_id
 from rowvec.ledger.runs import RunId
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
+from rowvec.runtime.figures import counted
 from rowvec.store.artifact import Artifact, stored_fingerprints
 from rowvec.store.manifest import is_manifest, manifests_of, read_link
 from rowvec.store.marks import Mark, marked_ledgers, read_mark, write_mark
@@ -217,7 +218,7 @@ def _take_in(connection: Connection, store: Store, pipeline_name: str, pipeline_
         with connection.transaction():
             found += _enter(connection, pipeline_id, run_id, artifact, blocks)
     if found:
-        logger.info("the store has %s vector(s) that the ledger did not know; they are reused", f"{found:,}")
+        logger.info("reused from the store: %s that the ledger did not know", counted(found, "vectors"))
     return found
 
 

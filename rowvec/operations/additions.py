@@ -25,6 +25,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import cut_name, definitions, names
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_columns
+from rowvec.runtime.figures import counted
 
 _LISTED = 5
 _PROBE = "__rowvec_probe"
@@ -178,11 +179,11 @@ def check_no_data(connection: Connection, generation: Generation, pipeline: Pipe
 def refuse_columns(generation: Generation, own: Sequence[str]) -> None:
     """Raise ``TargetError`` for columns that are not rowvec's: their data would stay with the old table."""
     if own:
-        table = f"{generation.schema}.{generation.table}"
+        table, columns = f"{generation.schema}.{generation.table}", counted(len(own), "columns")
         raise TargetError(
-            f"{table} has column(s) that rowvec did not make: {', '.join(own[:_LISTED])}. Their data belongs to this "
-            f"table alone, and would be lost with it: copy them with the key to a table of your own, or add them to "
-            f"the source and to source.metadata; then ALTER TABLE {table} DROP COLUMN, and run again"
+            f"{table} has {columns} that rowvec did not make: {', '.join(own[:_LISTED])}. That data belongs to this "
+            f"table alone, and would be lost with it: copy it with the key to a table of your own, or add it to the "
+            f"source and to source.metadata; then ALTER TABLE {table} DROP COLUMN, and run again"
         )
 
 
@@ -288,8 +289,9 @@ def _on_columns(connection: Connection, live: Generation, altered: Sequence[str]
 
 def _refused(live: Generation, found: Sequence[str]) -> TargetError:
     return TargetError(
-        f"{', '.join(found[:_LISTED])} depend(s) on {live.schema}.{live.table} and would stay with the old table after "
-        f"a switch; drop it before rowvec rebuild and create it again after, or let it read {live.table}_search"
+        f"these objects depend on {live.schema}.{live.table} and would stay with the old table after a switch: "
+        f"{', '.join(found[:_LISTED])}; drop them before rowvec rebuild and create them again after, or let them read "
+        f"{live.table}_search"
     )
 
 

@@ -29,6 +29,7 @@ from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
 from rowvec.runtime.display import plain
+from rowvec.runtime.figures import counted
 from rowvec.runtime.home import home
 from rowvec.sources.row_security import restriction
 from rowvec.stages.alarms import Alarm
@@ -338,7 +339,7 @@ class AuditReport:
             return f"Consistent: source, artifacts and vector table agree{shown}.{repaired}"
         counts = [f"{self.found.counts[kind]:,} {kind}" for kind in KINDS if self.found.counts[kind]]
         if self.found.lost:
-            counts.append(f"{self.found.lost:,} object(s) lost or corrupt")
+            counts.append(f"{counted(self.found.lost, 'objects')} lost or corrupt")
         return f"INCONSISTENT: {', '.join(counts)}.{repaired}"
 
     def as_markdown(self) -> str:

@@ -18,6 +18,7 @@ from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable, open_target
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
+from rowvec.runtime.figures import counted
 from rowvec.sources.change_queue import ChangeQueue, Facts
 from rowvec.sources.other_database import connected, source_errors
 from rowvec.sources.postgres import describe, is_in_target_database
@@ -139,7 +140,7 @@ class OpenQueue:
             return "the queue may not show everything"
         if before.seconds >= _source(self._pipeline).changes.verify_seconds:
             return "the whole source is due to be compared"
-        return f"{entries:,} change(s) wait" if entries else None
+        return counted(entries, "changes wait", "change waits") if entries else None
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from rowvec.postgres.names import ScratchTable
 from rowvec.postgres.queries import query
 from rowvec.postgres.type_names import known_columns
 from rowvec.postgres.vector_table import VectorTable, find_table, make_schema, opened_table
+from rowvec.runtime.figures import counted
 from rowvec.runtime.home import home
 from rowvec.runtime.progress import tell
 from rowvec.stages.images.lost import check_images, take_in_images
@@ -93,9 +94,10 @@ class Restored:
             Check(
                 name="nothing missing",
                 ok=not self.missing,
-                detail=f"all vectors were in {self.artifacts:,} artifact(s)"
+                detail=f"all vectors were in {counted(self.artifacts, 'artifacts')}"
                 if not self.missing
-                else f"{self.missing:,} row(s) have their vector in no artifact{lost}; rowvec sync embeds them again",
+                else f"no artifact has the vectors of {counted(self.missing, 'rows')}{lost}; rowvec sync embeds "
+                "them again",
                 rows=self.missing_keys,
             ),
             Check(

@@ -11,6 +11,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import TextEmbedder
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
+from rowvec.runtime.figures import counted
 from rowvec.store.heads import manifest_names, newest_manifest
 from rowvec.store.manifest import Link, manifests_of, read_chain
 from rowvec.store.marks import marked_ledgers, read_mark
@@ -86,7 +87,7 @@ def _found_by(stored: list[str], known: KnownManifests, manifest: str | None) ->
     if not later:
         return "it is the ledger's last one"
     return (
-        f"it is the ledger's last one; the store also has {len(later):,} manifest(s) that the ledger does not know, of "
-        f"another database or of a time before this one was set back, such as {later[-1]}: restore with --manifest if "
-        "you want that one"
+        f"it is the ledger's last one; the store also has {counted(len(later), 'manifests')} that the ledger does not "
+        "know, of another database or of a time before this one was set back, such as "
+        f"{later[-1]}: restore with --manifest if you want that one"
     )

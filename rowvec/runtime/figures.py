@@ -6,9 +6,12 @@ from __future__ import annotations
 _LEAST_SHOWN_USD = 0.0001
 
 
-def counted(number: int, nouns: str) -> str:
-    """``counted(1, "texts")`` is "1 text", ``counted(2_000, "texts")`` is "2,000 texts"."""
-    return f"{number:,} {nouns.removesuffix('s') if number == 1 else nouns}"
+def counted(number: int, many: str, one: str | None = None) -> str:
+    """A number with what it counts: "1 text", "2,000 texts".
+
+    ``one`` is for words that lose more than their last letter: ``counted(1, "rows have", "row has")`` is "1 row has".
+    """
+    return f"{number:,} {(one or many.removesuffix('s')) if number == 1 else many}"
 
 
 def dollars(amount: float) -> str:

@@ -14,6 +14,8 @@ from rowvec.errors import MachineError
 
 # Files that can name a server too, and what they then contain. Only Prefect itself can read them, in 0.7 s.
 _SETTINGS = {".env": b"prefect_", "pyproject.toml": b"[tool.prefect"}
+# The files with Prefect's settings in TOML, and the tables that lead to them.
+_TABLES = {"prefect.toml": (), "pyproject.toml": ("tool", "prefect")}
 _API = "PREFECT_API_URL"
 _KEY = "PREFECT_API_KEY"
 _LOGIN = "PREFECT_API_AUTH_STRING"
@@ -59,6 +61,14 @@ def may_be_named() -> bool:
     return _API in os.environ or _may_be_in_files(_API)
 
 
+def names_profiles() -> bool:
+    """Whether a file of settings of this folder says where the profiles are, as Prefect itself looks for them."""
+    return any(
+        file.is_file() and b"profiles_path" in file.read_bytes().lower() and _has_profiles_path(file)
+        for file in (Path(".env"), *(Path(name) for name in _TABLES))
+    )
+
+
 def prefect_module() -> Any:
     """The module that knows Prefect; the core imports nothing of it."""
     for point in entry_points(group="rowvec.server", name="prefect"):
@@ -85,3 +95,19 @@ def _profile_may_have(file: Path, names: tuple[str, ...]) -> bool:
         return any(name in profile for name in names)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError):
         return True
+
+
+def _has_profiles_path(file: Path) -> bool:
+    if file.name == ".env":
+        from dotenv import dotenv_values  # late: most folders have no such file
+
+        return bool(dotenv_values(file).get("PREFECT_PROFILES_PATH"))
+    import tomllib  # late: as above
+
+    try:
+        found: Any = tomllib.loads(file.read_text("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False  # Prefect names the fault when it reads the file
+    for table in _TABLES[file.name]:
+        found = found.get(table, {})
+    return "profiles_path" in found

@@ -67,7 +67,8 @@ SELECT
     {pipeline_id},
     {key_json},
     CASE WHEN {key_is_null} THEN 'null_key' ELSE 'duplicate_key' END,
-    CASE WHEN {key_is_null} THEN 'a key column is NULL in ' ELSE 'one key in ' END || count(*) || ' row(s)',
+    CASE WHEN {key_is_null} THEN 'a key column is NULL in ' ELSE 'one key in ' END
+        || count(*) || CASE count(*) WHEN 1 THEN ' row' ELSE ' rows' END,
     {run_id}
 FROM {relation} AS source
 GROUP BY {key}

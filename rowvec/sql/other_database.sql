@@ -25,7 +25,8 @@ WHERE {digest} = ANY ({digests})
 SELECT
     {key_json}::text,
     CASE WHEN {key_is_null} THEN 'null_key' ELSE 'duplicate_key' END,
-    CASE WHEN {key_is_null} THEN 'a key column is NULL in ' ELSE 'one key in ' END || count(*) || ' row(s)'
+    CASE WHEN {key_is_null} THEN 'a key column is NULL in ' ELSE 'one key in ' END
+        || count(*) || CASE count(*) WHEN 1 THEN ' row' ELSE ' rows' END
 FROM {relation} AS source
 GROUP BY {key}
 HAVING count(*) > 1 OR {key_is_null}

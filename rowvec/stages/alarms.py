@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rowvec.errors import CostLimitExceeded, QuotaExhausted, RowvecError
 from rowvec.pipeline import Pipeline
+from rowvec.runtime.figures import counted
 from rowvec.stages.report import QUEUE, Check, SyncReport
 
 AlarmName = Literal[
@@ -72,8 +73,9 @@ def of_waiting(pipeline: Pipeline, waiting: int, oldest_seconds: float | None) -
     if limit is None or oldest_seconds is None or oldest_seconds <= limit:
         return []
     sentence = (
-        f"{waiting:,} change(s) of {pipeline.name} wait, the oldest for {oldest_seconds:,.0f} s, and "
-        f"freshness.alarm_after is {pipeline.freshness.alarm_after}: until a sync succeeds, searches find old vectors"
+        f"{pipeline.name}: {counted(waiting, 'changes wait', 'change waits')}, the oldest for {oldest_seconds:,.0f} s, "
+        f"and freshness.alarm_after is {pipeline.freshness.alarm_after}: until a sync succeeds, "
+        "searches find old vectors"
     )
     payload = {"waiting": waiting, "oldest_seconds": round(oldest_seconds, 1)}
     return [Alarm(name="rowvec.changes.late", sentence=sentence, payload=payload)]

@@ -15,6 +15,7 @@ from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run, running
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.kept import connections_kept
+from rowvec.runtime.figures import counted
 from rowvec.runtime.memory import ONE_BATCH, require
 from rowvec.runtime.progress import under_way
 from rowvec.stages import binarize, embed, index, load, merge, story, upload, validate
@@ -135,7 +136,7 @@ def through_all_rounds(pipeline: Pipeline, run: Run, stages: Stages) -> SyncRepo
 def _one_by_one(pipeline: Pipeline, run: Run, count: int, attempt: Attempt) -> list[Batch]:
     # Before the first text is paid for: the system would kill the process in the middle of its work.
     if count:
-        require(ONE_BATCH, f"a sync of {count} batch(es)")
+        require(ONE_BATCH, f"a sync of {counted(count, 'batches', 'batch')}")
     return [through_all_stages(pipeline, run, number, attempt) for number in range(count)]
 
 

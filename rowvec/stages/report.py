@@ -119,8 +119,9 @@ class SyncReport(_Checked):
         if self.consistent:
             shown = ", as far as row level security shows it to this role" if self.shown_in_part else ""
             if self.compared_in_part:
-                return f"Consistent for what has changed{shown}, of {self.rows:,} vectors: {self.compared_in_part}."
-            return f"Consistent: {self.rows:,} vectors agree with the source{shown}."
+                rows = counted(self.rows, "vectors")
+                return f"Consistent for what has changed{shown}, of {rows}: {self.compared_in_part}."
+            return f"Consistent: {counted(self.rows, 'vectors agree', 'vector agrees')} with the source{shown}."
         names = ", ".join(check.name for check in self.failed_checks)
         return f"INCONSISTENT: {counted(len(self.failed_checks), 'checks')} failed ({names})."
 
@@ -159,9 +160,13 @@ class SyncReport(_Checked):
         """What the summary of a pipeline with a queue of changes adds."""
         if self.waiting is None:
             return []
-        wait = "no change waits" if self.oldest_seconds is None else f"{self.waiting:,} change(s) wait, the oldest for "
-        wait += "" if self.oldest_seconds is None else f"{self.oldest_seconds:,.1f} s"
-        missed = [f"- **ALARM**: the queue had missed {self.missed_by_queue:,} row(s)"] if self.missed_by_queue else []
+        wait = "no change waits"
+        if self.oldest_seconds is not None:
+            wait = (
+                f"{counted(self.waiting, 'changes wait', 'change waits')}, the oldest for {self.oldest_seconds:,.1f} s"
+            )
+        rows = counted(self.missed_by_queue or 0, "rows")
+        missed = [f"- **ALARM**: the queue had missed {rows}"] if self.missed_by_queue else []
         return [*missed, f"- **Freshness**: {wait}; run {self.verified_run} has compared the whole source"]
 
 

@@ -24,6 +24,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.figures import counted
 from rowvec.runtime.telemetry import traced
 from rowvec.sources.images.seen import forget_run, run_name
 from rowvec.sources.row_security import restriction
@@ -53,7 +54,8 @@ def check_merge(merged: Merged, *, of_files: bool = False) -> list[Check]:
             ok=not merged.missing,
             detail="every planned row has its vector"
             if not merged.missing
-            else f"{len(merged.missing):,} row(s) have no vector for their present content; {why}run rowvec sync again",
+            else f"{counted(len(merged.missing), 'rows have', 'row has')} no vector for the present content; {why}run "
+            "rowvec sync again",
             rows=merged.missing[:100],
         )
     ]
@@ -86,8 +88,9 @@ def check_removed(connection: Connection, pipeline_id: PipelineId) -> Check:
     return Check(
         name="nothing outdated",
         ok=False,
-        detail=f"{left.count:,} outdated row(s) are still in the vector table, because the database refuses to remove "
-        f"them: {left.detail}; everything else is in step. Fix the constraint or trigger and run again",
+        detail=f"{counted(left.count, 'outdated rows are', 'outdated row is')} still in the vector table, because the "
+        f"database refuses the removal: {left.detail}; everything else is in step. Fix the constraint or trigger and "
+        "run again",
         rows=left.keys,
     )
 
@@ -118,15 +121,15 @@ def check_queue(plans: list[Plan]) -> list[Check]:
     if queued is None:
         keys, proved = sum(one.keys for one in found), found[0]
         detail = (
-            f"{keys:,} queued key(s) were compared; the whole source was last compared at {proved.verified_at}, by run "
-            f"{proved.verified_run}, and agreed"
+            f"{counted(keys, 'queued keys were', 'queued key was')} compared; the whole source was last compared at "
+            f"{proved.verified_at}, by run {proved.verified_run}, and agreed"
         )
         return [Check(name=PART, ok=True, detail=detail)]
     detail = f"the whole source was compared: {queued.why}"
     if queued.missed:
         detail += (
-            f"; the queue of changes had missed {queued.missed:,} row(s), which are right now: somebody writes to the "
-            "source past its triggers, or has edited the vector table"
+            f"; the queue of changes had missed {counted(queued.missed, 'rows')}; this run has made their vectors "
+            "right, but somebody writes to the source past its triggers, or has edited the vector table"
         )
     return [Check(name=QUEUE, ok=True, detail=detail, rows=queued.missed_keys, value=queued.missed)]
 
@@ -135,10 +138,10 @@ def check_artifacts(connection: Connection, store: Store, plan: Plan) -> Check:
     """Check that every artifact of this run is in the store and unchanged."""
     written = reuse.artifacts_of(connection, plan.run_id)
     lost = [a.name for a in written if store.checksum(a.name) != a.sha256]
-    detail = f"{len(written):,} artifact(s) of this run are in the store"
+    detail = f"{counted(len(written), 'artifacts of this run are', 'artifact of this run is')} in the store"
     if lost:
-        detail = f"{len(lost):,} artifact(s) are not in the store as they were written: {', '.join(lost[:3])}; "
-        detail += "rowvec audit --repair writes them again"
+        detail = f"{counted(len(lost), 'artifacts are', 'artifact is')} missing from the store or changed there: "
+        detail += f"{', '.join(lost[:3])}; rowvec audit --repair writes what is lost"
     return Check(name="artifacts", ok=not lost, detail=detail)
 
 
@@ -195,7 +198,7 @@ def check_row_security(connection: Connection, pipeline: Pipeline) -> list[Check
 
 def _check(found: VectorCheck) -> Check:
     keys = tuple("(" + ", ".join(key) + ")" for key in found.rows)
-    detail = found.detail if found.passed else f"{found.count:,} row(s) fail it: {found.detail}"
+    detail = found.detail if found.passed else f"{counted(found.count, 'rows fail', 'row fails')} it: {found.detail}"
     return Check(name=found.name, ok=found.passed, detail=detail, rows=keys)
 
 
@@ -302,7 +305,8 @@ def _told_of_empty(plan: Plan) -> list[Check]:
     if not rows:
         return []
     which = "of the source" if plan.scope is None else "of those that were compared"
-    detail = f"{rows:,} row(s) {which} have no content, and so no vector; source.empty says what happens to them"
+    have = counted(rows, f"rows {which} have", f"row {which} has")
+    detail = f"{have} no content, and so no vector; source.empty says what happens to such rows"
     return [Check(name="empty", ok=True, detail=detail, value=float(rows))]
 
 

@@ -201,7 +201,7 @@ def test_an_artifact_cut_in_the_store_fails_the_run_that_wrote_it(
         keeper.rollback()
         ended = running.wait()
     assert (ended.status, ended.json["consistent"]) == (1, False), ended
-    assert "artifact(s) are not in the store as they were written" in last_line(ended)
+    assert "missing from the store or changed there" in last_line(ended)
     assert source.execute("SELECT state FROM rowvec.runs").fetchall() == [("failed",)]
     repaired = succeeded(rowvec("audit", file, "--repair"))
     assert (repaired["consistent"], repaired["repaired"] >= 50) == (True, True)

@@ -78,7 +78,7 @@ def test_only_syncs_that_did_something_are_runs_below_the_watcher(
     state = watch([str(file)], every=0.1, return_state=True)
     writing.join()
     assert_in_step(source)
-    assert (state.name, state.message) == ("Completed", "2 sync(s)")
+    assert (state.name, state.message) == ("Completed", "2 syncs")
     (whole,) = named(f"watch-{queued.name}")
     below = found(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[whole.id]))
     assert sorted(run.name for run in below) == [f"{queued.name}-changes-1", f"{queued.name}-changes-2"]

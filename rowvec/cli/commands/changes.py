@@ -17,6 +17,7 @@ from rowvec.cli.output import emit, err, out
 from rowvec.cli.prefect_server import known_server, prefect_api
 from rowvec.errors import UsageError
 from rowvec.runtime.display import one_line
+from rowvec.runtime.figures import counted
 from rowvec.runtime.prefect_server import may_be_named, prefect_module
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def watch(
 
     with _syncing() as (sync, alarm):
         watched = [Watched(read=partial(load, file), sync=sync) for file in files]
-        tell(f"watching {len(watched)} pipeline(s), every {every:g} s; Ctrl-C ends it")
+        tell(f"watching {counted(len(watched), 'pipelines')}, every {every:g} s; Ctrl-C ends it")
         look(watched, threading.Event(), tell=tell, alarm=alarm, every=every)
 
 

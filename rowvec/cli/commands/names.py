@@ -8,6 +8,7 @@ import typer
 
 from rowvec.cli.commands.options import AsJson, File, load
 from rowvec.cli.output import emit, out
+from rowvec.runtime.figures import counted
 
 if TYPE_CHECKING:
     from rowvec.operations.adopt_store import AdoptedStore
@@ -67,10 +68,11 @@ def _renamed(done: Renamed) -> str:
 
 
 def _store_adopted(done: AdoptedStore) -> str:
+    given_up, reused = counted(len(done.given_up), "manifests"), counted(done.vectors, "vectors")
     return (
-        f"The store of {done.pipeline} belongs to this database alone now: {done.ledgers:,} other(s) wrote to it, and "
-        f"{len(done.given_up):,} manifest(s) of theirs are given up. {done.vectors:,} vector(s) that only they had are "
-        "reused here. The others need an artifacts.url of their own."
+        f"The store of {done.pipeline} belongs to this database alone now. {counted(done.ledgers, 'other databases')} "
+        f"wrote to it: {given_up} given up, {reused} that only they had reused here. Each of them needs an "
+        "artifacts.url of its own."
     )
 
 
@@ -85,5 +87,6 @@ def _adopted(done: Adopted) -> str:
     elif done.former_table:
         parts.append(f"{done.former_table} is gone, and what was paid for it belongs to {done.table}.")
     if done.other_rows:
-        parts.append(f"{done.other_rows:,} row(s) have another content than their vector; the next sync embeds them.")
+        have = counted(done.other_rows, "rows have", "row has")
+        parts.append(f"{have} another content than the vector; the next sync embeds it.")
     return " ".join([*parts, "Run rowvec sync."])

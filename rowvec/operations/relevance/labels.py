@@ -9,6 +9,7 @@ from typing import Any
 
 from rowvec.errors import UsageError
 from rowvec.runtime.display import one_line
+from rowvec.runtime.figures import counted
 
 Key = tuple[str, ...]
 """The key of a row of the source, each column as text."""
@@ -62,7 +63,9 @@ def _graded(where: str, written: Any, columns: int) -> tuple[Key, float]:
     key, grade = (written.get("key"), written.get("grade", 1)) if isinstance(written, dict) else (written, 1)
     parts = key if isinstance(key, list) else [key]
     if len(parts) != columns or not all(isinstance(part, (str, int, float)) for part in parts):
-        raise UsageError(f"{where}: {one_line(json.dumps(key))} is no key; the rows have a key of {columns} column(s)")
+        raise UsageError(
+            f"{where}: {one_line(json.dumps(key))} is no key; the rows have a key of {counted(columns, 'columns')}"
+        )
     if not isinstance(grade, (int, float)) or isinstance(grade, bool) or not 0 < grade <= _MOST_GRADE:
         raise UsageError(f"{where}: the grade {one_line(json.dumps(grade))} is not from above 0 to {_MOST_GRADE}")
     return tuple(map(str, parts)), float(grade)

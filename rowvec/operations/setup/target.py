@@ -18,6 +18,7 @@ from rowvec.pipeline.parts import table_identifier
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.migrations import MINIMUM_PGVECTOR
 from rowvec.postgres.queries import query
+from rowvec.runtime.figures import counted
 from rowvec.stages.report import MEMORY
 
 # docs/reference/compatibility.md: the versions that rowvec is made for.
@@ -162,8 +163,8 @@ def _schema_faults(connection: Connection, role: Role, schema: str, table: str |
         statements = " ".join(f"ALTER TABLE {name} OWNER TO {role.name};" for (name,) in others)
         yield fault(
             "privileges",
-            f"{len(others):,} table(s) that rowvec writes do not belong to {role.name}: {others[0][0]}"
-            + (" and others" if len(others) > 1 else ""),
+            f"{counted(len(others), 'tables that rowvec writes do', 'table that rowvec writes does')} not belong to "
+            f"{role.name}: {others[0][0]}" + (" and others" if len(others) > 1 else ""),
             f"an administrator runs: {statements}",
         )
 

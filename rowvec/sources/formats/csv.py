@@ -16,6 +16,7 @@ from pyarrow import csv
 
 from rowvec.errors import SourceError
 from rowvec.postgres.columns import listed
+from rowvec.runtime.figures import counted
 from rowvec.runtime.suggestion import did_you_mean
 
 # Arrow makes its functions when it is imported, so no type checker sees them.
@@ -252,7 +253,7 @@ def _unreadable(path: Path, error: Exception) -> SourceError:
     if ragged:
         row, expected, found = ragged.groups()
         return SourceError(
-            f"the file {path.name} has {found} field(s) in row {row} (the header is row 1), where the header has "
-            f"{expected}; a quote that is not closed, or another source.delimiter, looks like this too"
+            f"the file {path.name} has {counted(int(found), 'fields')} in row {row}, and {expected} in the header, "
+            "which is row 1; a quote that is not closed, or another source.delimiter, looks like this too"
         )
     return SourceError(f"the file {path.name} cannot be read as CSV: {reason}")

@@ -31,6 +31,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import BatchApi, OpenAIEmbedder
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection
+from rowvec.runtime.figures import counted
 from rowvec.stages.batch_api import jobs
 from rowvec.stages.batch_api.jobs import Job
 
@@ -85,8 +86,8 @@ class Awaited:
         """Raise ``AwaitingJobs`` if a later run must collect jobs; otherwise do nothing."""
         if self.jobs:
             raise AwaitingJobs(
-                f"{pipeline.name} awaits {self.jobs:,} batch job(s) of {self.texts:,} texts at the provider, which "
-                "take up to 24 hours; the vector table is unchanged, and the next sync continues from here",
+                f"{pipeline.name} awaits {counted(self.jobs, 'batch jobs')} of {counted(self.texts, 'texts')} at the "
+                "provider, for up to 24 hours; the vector table is unchanged, and the next sync continues from here",
                 jobs=self.jobs,
                 texts=self.texts,
             )

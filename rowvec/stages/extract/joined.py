@@ -18,6 +18,7 @@ from rowvec.postgres.connection import Connection, use_one_snapshot, without_blo
 from rowvec.postgres.fragments import compared_as, is_exact, key_json, names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, opened_table
+from rowvec.runtime.figures import counted
 from rowvec.sources.change_queue import ChangeQueue
 from rowvec.sources.postgres import SourceQuery, describe
 from rowvec.stages.extract.limits import refuse_beyond_limits
@@ -205,7 +206,8 @@ def reject_rows_without_content(connection: Connection, request: Request, rows: 
         blank = row(connection, query("joined", "count_blank", blank=rows.blank))[0]
         if blank:
             raise SourceError(
-                f"{blank:,} row(s) have empty content and source.empty is fail; fix them, or set it to skip or reject"
+                f"{counted(blank, 'rows have', 'row has')} empty content and source.empty is fail; fix that, or set it "
+                "to skip or reject"
             )
     forget_fixed_rejects(connection, request, rows.key)
 

@@ -21,6 +21,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, create_table, direct_possible
+from rowvec.runtime.figures import counted
 from rowvec.sources.protocol import HashedSource
 from rowvec.vectors.fingerprint import Identity
 
@@ -29,8 +30,8 @@ def check_empty(pipeline: Pipeline, source: HashedSource) -> None:
     """Raise ``SourceError`` if there are rows without content and the pipeline says that there must be none."""
     if pipeline.source.empty == "fail" and source.blank:
         raise SourceError(
-            f"{source.blank:,} row(s) have empty content and source.empty is fail; fix them, or set it to skip "
-            "or reject"
+            f"{counted(source.blank, 'rows have', 'row has')} empty content and source.empty is fail; fix that, "
+            "or set it to skip or reject"
         )
 
 

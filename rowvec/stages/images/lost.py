@@ -15,6 +15,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, is_there
+from rowvec.runtime.figures import counted
 from rowvec.runtime.progress import tell
 from rowvec.sources.images.locations import open_places
 from rowvec.stages.images import upload
@@ -59,8 +60,8 @@ def check_images(connection: Connection, table: VectorTable, pipeline: Pipeline)
     return Check(
         name="images",
         ok=False,
-        detail=f"{wanting:,} image(s) that rows show are not in the store; rowvec sync uploads them where the source "
-        "has them",
+        detail=f"{counted(wanting, 'images that rows show are', 'image that a row shows is')} not in the store; rowvec "
+        "sync uploads what the source still has",
         rows=tuple(key for (key,) in connection.execute(statement).fetchall()),
     )
 

@@ -52,7 +52,7 @@ def test_an_alarm_distinguishes_a_worse_index_from_a_wrong_table(source: Connect
     assert [alarm.name for alarm in of_sync(low)] == ["rowvec.sync.recall_low"]
     assert [alarm.name for alarm in of_sync(both)] == ["rowvec.sync.inconsistent", "rowvec.sync.recall_low"]
     assert len(of_sync(both)[0].payload["checks"][0]["rows"]) == 10
-    queue = Check(name=QUEUE, ok=True, detail="had missed 2 row(s)", rows=('["7"]', '["8"]'), value=2)
+    queue = Check(name=QUEUE, ok=True, detail="had missed 2 rows", rows=('["7"]', '["8"]'), value=2)
     missed = replace(report, missed_by_queue=2, checks=(queue,))
     completed, alarm = of_sync(missed)
     assert (completed.name, alarm.name) == ("rowvec.sync.completed", "rowvec.changes.missed")
@@ -69,7 +69,7 @@ def test_changes_that_wait_too_long_are_an_alarm(tmp_path: Path) -> None:
     assert of_waiting(patient, 0, None) == []
     (alarm,) = of_waiting(patient, 3, 601.0)
     assert (alarm.name, alarm.payload) == ("rowvec.changes.late", {"waiting": 3, "oldest_seconds": 601.0})
-    assert alarm.sentence.startswith("3 change(s) of paintings wait, the oldest for 601 s")
+    assert alarm.sentence.startswith("paintings: 3 changes wait, the oldest for 601 s")
     never = gallery_pipeline(str(tmp_path), source={"changes": {"by": "trigger"}})
     assert of_waiting(never, 3, 1e6) == []
     with pytest.raises(ValidationError, match="only a queue of changes knows how long a change has waited"):

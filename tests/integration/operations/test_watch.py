@@ -110,7 +110,7 @@ def test_a_watcher_syncs_once_for_all_that_has_come_and_goes_on_after_failures(
     assert_in_step(source)
     first, second = watcher.about("paintings: ")
     assert first.startswith("paintings: the whole source was never compared; run 1, ")
-    assert second.startswith("paintings: 4 change(s) wait; run 2, ")
+    assert second.startswith("paintings: 4 changes wait; run 2, ")
     failed = watcher.about("the source is not there")
     assert failed[0] == "broken: the source is not there; it is tried again in 2 s"
     assert len(failed) <= 3

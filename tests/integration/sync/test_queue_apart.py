@@ -282,7 +282,7 @@ def test_the_queue_is_shown_looked_at_and_removed(apart: Apart) -> None:
     report = sync(pipeline)
     assert changes.look(pipeline).reason is None
     apart.source.execute("UPDATE paintings SET title = 'new' WHERE id < 4")
-    assert changes.look(pipeline).reason == "3 change(s) wait"
+    assert changes.look(pipeline).reason == "3 changes wait"
     shown = changes.state(pipeline)
     assert (shown.waiting, shown.verified_run) == (3, report.run_id)
     assert "CREATE TRIGGER" in changes.statements(pipeline)

@@ -77,9 +77,7 @@ def test_a_run_compares_what_the_queue_names(source: Connection, queued: Pipelin
     assert (second.unchanged, second.rows, second.embedded) == (41, 50, 7)
     assert_in_step(source)
     assert entries(source) == 0
-    assert second.verdict().startswith(
-        "Consistent for what has changed, of 50 vectors: 13 queued key(s) were compared; "
-    )
+    assert second.verdict().startswith("Consistent for what has changed, of 50 vectors: 13 queued keys were compared; ")
     assert f"by run {first.run_id}, and agreed" in second.verdict()
     third = sync(queued)
     assert by_queue(third)
@@ -275,9 +273,9 @@ def test_what_the_queue_has_missed_is_named(source: Connection, queued: Pipeline
     check = next(check for check in found.checks if check.name == QUEUE)
     assert (check.ok, check.value, found.missed_by_queue, unnoticed.missed_by_queue) == (True, 2, 2, None)
     assert (unnoticed.verified_run, found.verified_run) == (found.run_id - 2, found.run_id)
-    assert "**ALARM**: the queue had missed 2 row(s)" in found.as_markdown()
+    assert "**ALARM**: the queue had missed 2 rows" in found.as_markdown()
     assert sorted(check.rows) == ['["7"]', '["8"]']
-    assert "had missed 2 row(s)" in check.detail
+    assert "had missed 2 rows" in check.detail
     assert_in_step(source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -22,3 +23,27 @@ def test_every_flow_is_registered() -> None:
 def test_a_flow_that_is_not_registered_is_one_sentence() -> None:
     with pytest.raises(UsageError, match="the flow 'nonsense' is not installed"):
         load_flow("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        (".env", "PREFECT_PROFILES_PATH=other.toml", True),
+        (".env", "# PREFECT_PROFILES_PATH=other.toml", False),
+        ("prefect.toml", "profiles_path = 'other.toml'", True),
+        ("prefect.toml", "# profiles_path", False),
+        ("pyproject.toml", "[tool.prefect]\nprofiles_path = 'other.toml'", True),
+        ("pyproject.toml", "[tool.other]\nprofiles_path = 'other.toml'", False),
+    ],
+)
+def test_profiles_that_a_file_of_settings_names_are_left_to_prefect(
+    file: str, content: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only Prefect's default place for them is replaced, because its home is ours."""
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).write_text(content, "utf-8")
+    with pytest.raises(UsageError):
+        load_flow("nonsense")
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / ".rowvec/prefect")
+    assert os.environ.get("PREFECT_PROFILES_PATH") == (None if named else str(tmp_path / ".prefect/profiles.toml"))
