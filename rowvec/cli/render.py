@@ -70,7 +70,8 @@ def _freshness(row: PipelineStatus) -> str:
     """What waits in the queue of changes, and what was last proved of the whole table."""
     waits = "no change waits"
     if row.oldest_seconds is not None:
-        waits = f"{counted(row.waiting or 0, 'changes wait', 'change waits')}, the oldest for {row.oldest_seconds:,.0f} s"
+        waits = counted(row.waiting or 0, "changes wait", "change waits")
+        waits += f", the oldest for {row.oldest_seconds:,.0f} s"
     if row.looked_at and (datetime.now(UTC) - row.looked_at).total_seconds() > 1:
         waits += f" (as of {_minute(row.looked_at)})"
     if row.verified_at is None:

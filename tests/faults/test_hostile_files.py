@@ -89,7 +89,7 @@ _QUOTE = r"has a quote that is not closed, or not in its place, from line {} on"
         ("\n\r\n\n", "without even a header line"),
         ("\ufeff", "without even a header line"),
         ("id,text\n1\n2,b\n", r"rows.csv has 1 field in row 2, and 2 in the header, which is row 1"),
-        ("id,text\n1,a\n2,b,c\n", r"rows.csv has 3 field\(s\) in row 3"),
+        ("id,text\n1,a\n2,b,c\n", r"rows.csv has 3 fields in row 3"),
         ('id,text\n1,"a\n2,b\n3,c\n', _QUOTE.format(2)),
         ('id,text\n1,a\n2,"Big" wheel\n', _QUOTE.format(3)),
         ('id,text\n1,"Big 12" wheel\n2,x\n3,"y" z\n', _QUOTE.format(2)),
