@@ -23,7 +23,7 @@ from rowvec.errors import MachineError
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.runtime.home import home_folder
-from tests.support.cli_process import CLI, Command, Ended, PrefectServer, start, write_pipeline
+from tests.support.cli_process import CLI, Command, Ended, PrefectServer, give_empty_database, start, write_pipeline
 from tests.support.fault_outcomes import last_line, paid
 from tests.support.paintings import assert_in_step
 from tests.support.servers.openai_server import KEY, OpenAIServer, serve
@@ -124,7 +124,9 @@ def test_a_signal_ends_a_run_in_seconds_with_one_sentence(
     held.then_in_step(prefect_server.api)
 
 
-def test_ctrl_c_ends_a_command_and_its_own_server_and_touches_no_other_prefect(held: Held, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_command_and_its_own_server_and_touches_no_other_prefect(
+    held: Held, tmp_path: Path, prefect_database: Path
+) -> None:
     user = tmp_path / "user"
     (user / ".prefect").mkdir(parents=True)
     # What another version of Prefect has left: a revision that ours does not know.
@@ -135,6 +137,7 @@ def test_ctrl_c_ends_a_command_and_its_own_server_and_touches_no_other_prefect(h
     other.close()
     before = {path: path.stat().st_mtime_ns for path in user.rglob("*")}
     home = tmp_path / "own home"
+    give_empty_database(home, prefect_database)
     command = held.embedding("", HOME=str(user), ROWVEC_HOME=str(home))
     servers = [pid for pid in left_behind(home) if "uvicorn" in " ".join(psutil.Process(pid).cmdline())]
     assert len(servers) == 1
@@ -155,9 +158,10 @@ def answer_to_another_user(port: int) -> bytes:
 
 
 def test_the_end_of_its_own_server_ends_a_command_at_once_and_a_kill_of_the_command_ends_its_server(
-    held: Held, tmp_path: Path
+    held: Held, tmp_path: Path, prefect_database: Path
 ) -> None:
     home = tmp_path / "own home"
+    give_empty_database(home, prefect_database)
     command = held.embedding("", ROWVEC_HOME=str(home))
     (server,) = [pid for pid in left_behind(home) if "uvicorn" in " ".join(psutil.Process(pid).cmdline())]
     began = time.monotonic()

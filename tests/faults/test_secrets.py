@@ -167,7 +167,7 @@ class World:
             yield f"stdout of command {number}", ended.stdout.encode()
             yield f"stderr of command {number}", ended.stderr.encode()
         yield from _in_folder(self.home)
-        yield from _in_folder(self.folder / "prefect")
+        yield from _in_folder(self.server.home.parent / "user")
         yield from _in_folder(self.server.home)
         yield from _in_sqlite(self.server.home / "prefect.db")
         yield from _in_api(self.server.api)
@@ -297,8 +297,8 @@ def sas(container: Container, permission: str) -> str:
 @pytest.fixture(scope="module")
 def own_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[PrefectServer]:
     """A server with all services of a stock one. All that it holds is searched, so it holds the runs of these tests."""
-    home = tmp_path_factory.mktemp("server") / "home"
-    with serving(home, prefect_database) as server, forking_for(server):
+    folder = tmp_path_factory.mktemp("server")
+    with serving(folder / "home", prefect_database) as server, forking_for(server, PREFECT_HOME=str(folder / "user")):
         yield server
 
 
@@ -326,7 +326,7 @@ def world(
                 "PLANTED_SOURCE": source,
                 "PLANTED_SAS": token,
                 "ROWVEC_HOME": str(tmp_path / "home"),
-                "PREFECT_HOME": str(tmp_path / "prefect"),
+                "PREFECT_HOME": str(own_server.home.parent / "user"),
             },
         )
 

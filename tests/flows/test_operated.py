@@ -31,7 +31,7 @@ from rowvec_tasks.cancellation import SENTENCE
 from rowvec.cli.demo.gallery import create_gallery_once
 from tests.support import forked_engine
 from tests.support.cli_process import CLI, serving
-from tests.support.forked_commands import CommandForks
+from tests.support.forked_commands import forks_of_its_own
 from tests.support.prefect_api import answered
 from tests.support.run_folder import short_folder
 from tests.support.waiting import PATIENCE_SECONDS
@@ -225,12 +225,13 @@ def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_dat
         for more in ((), ("--prefect-file", "deployments/examples/prefect.yaml")):
             done = it.prefect("deploy", "--all", *more)
             assert done.returncode == 0, done.stdout + done.stderr
-        forks = CommandForks(server.api, environment)
-        with forked_engine.serve(forks, prefect / "engine"):
+        with (
+            forks_of_its_own(server.api, environment) as forks,
+            forked_engine.serve(forks, prefect / "engine"),
+        ):
             fork_runs(it.api, forked_engine.command(prefect / "engine"))
             it.start_worker()
             yield it
-        forks.close()
         for worker in it.workers:
             for process in [*_children(worker.pid), worker.pid]:
                 _kill(process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -51,13 +52,14 @@ class Home:
 
 
 @pytest.fixture
-def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Home]:
-    """A home; after the test no process of it runs."""
+def stack(tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Home]:
+    """A home with a Prefect database, which takes long to make; after the test no process of it runs."""
     monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "1")
     home = Home(tmp_path / "home")
-    home.folder.mkdir()
+    (home.folder / "prefect").mkdir(mode=0o700, parents=True)
+    shutil.copyfile(prefect_database, home.folder / "prefect" / "prefect.db")
     yield home
     home.rowvec("down")
     wait_for(lambda: not home.processes())

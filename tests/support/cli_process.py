@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +23,17 @@ import yaml
 from filelock import FileLock
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from rowvec.cli.own_server import OwnServer
 from rowvec.pipeline import Pipeline
-from tests.support.forked_commands import CommandForks, ForkedProcess
+from tests.support import forked_commands
+from tests.support.forked_commands import CommandForks, ForkedProcess, forks_of_its_own
 from tests.support.run_folder import open_until_the_end, run_folder
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 CLI = Path(sys.executable).parent / "rowvec"
+
+EMPTY_DATABASE = f"empty-{version('prefect')}.db"
+"""The file below ROWVEC_HOME, in ``prefect/``, that a command's own server begins with."""
 
 ALONE = {
     f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false"
@@ -142,47 +147,70 @@ class PrefectServer:
 
 @pytest.fixture(scope="session")
 def prefect_database(pytestconfig: pytest.Config) -> Path:
-    """The database of a new Prefect server, to copy: to migrate one takes ten seconds, once per version of Prefect."""
-    home = pytestconfig.cache.mkdir(f"prefect-{version('prefect')}") / "home"
-    with FileLock(home.with_suffix(".lock"), timeout=PATIENCE_SECONDS):
-        if not home.exists():
-            # Of another name until it is whole.
-            unfinished = home.with_suffix(f".{os.getpid()}")
-            subprocess.run(  # noqa: S603 # ours
-                [CLI.parent / "prefect", "server", "database", "upgrade", "--yes"],
-                env={**os.environ, "PREFECT_HOME": str(unfinished)},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=True,
-            )
-            unfinished.rename(home)
-    return home / "prefect.db"
+    """The empty database of a new Prefect server, to copy: to make one takes ten seconds, once per version of Prefect.
+
+    A command that starts a server for itself makes it.
+    """
+    home = pytestconfig.cache.mkdir(f"prefect-{version('prefect')}")
+    database = home / "prefect" / EMPTY_DATABASE
+    with FileLock(home / "lock", timeout=PATIENCE_SECONDS):
+        if not database.exists():
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setenv("ROWVEC_HOME", str(home))
+                patched.delenv("PREFECT_API_URL", raising=False)
+                server = OwnServer()
+                try:
+                    server.wait()
+                finally:
+                    server.stop()
+    return database
+
+
+def give_empty_database(home: Path, database: Path) -> None:
+    """Let commands with this ROWVEC_HOME begin with this empty database, as all but the first one on a machine do."""
+    folder = home / "prefect"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copyfile(database, folder / EMPTY_DATABASE)
 
 
 @pytest.fixture(scope="session")
 def prefect_server(prefect_database: Path) -> Generator[PrefectServer]:
-    """One server for all processes of the run: a command with a server of its own takes ten seconds more."""
-    home, address = run_folder() / "prefect", run_folder() / "prefect.api"
+    """One server for all processes of the run, and one process that forks the commands that report to it.
+
+    A command with a server of its own takes ten seconds more, and one with an interpreter of its own two.
+    """
+    home, address = run_folder() / "prefect", run_folder() / "prefect.json"
     with FileLock(run_folder() / "prefect.lock", timeout=PATIENCE_SECONDS):
         if not address.exists():
             life = open_until_the_end()
             process, api = _start_server(home, prefect_database, ALONE, life)
+            environment = {**os.environ, "PREFECT_API_URL": api}
+            forking = forked_commands.start(run_folder() / "forks", environment, life)
             os.close(life)
-            # It goes on after this process, until the run ends. Without a status, subprocess would warn of that.
-            process.returncode = 0
-            address.write_text(api, "utf-8")
-    server = PrefectServer(api=address.read_text("utf-8"), home=home)
-    with forking_for(server):
+            # They go on after this process, until the run ends. Without a status, subprocess would warn of that.
+            process.returncode = forking.returncode = 0
+            address.write_text(json.dumps(environment), "utf-8")
+    environment = json.loads(address.read_text("utf-8"))
+    server = PrefectServer(api=environment["PREFECT_API_URL"], home=home)
+    with closing(CommandForks(run_folder() / "forks", environment)) as forks, _forking(server.api, forks):
         yield server
 
 
 @contextmanager
-def forking_for(server: PrefectServer) -> Generator[None]:
-    """Within this context, commands that report to the server are forked from a process that has imported them."""
-    _forks[server.api] = forks = CommandForks(server.api)
+def _forking(api: str, forks: CommandForks) -> Generator[None]:
+    _forks[api] = forks
     yield
-    del _forks[server.api]
-    forks.close()
+    del _forks[api]
+
+
+@contextmanager
+def forking_for(server: PrefectServer, **environment: str) -> Generator[None]:
+    """Within this context, commands that report to the server are forked from a process that has imported them.
+
+    By keyword: what they have in their environment that Prefect reads while it is imported.
+    """
+    with forks_of_its_own(server.api, {**os.environ, **environment}) as forks, _forking(server.api, forks):
+        yield
 
 
 @pytest.fixture
@@ -209,7 +237,7 @@ def _start_server(
     """Start a server, and wait until it answers. It ends with what it has as its standard input."""
     home.mkdir()
     if database is not None:
-        shutil.copy(database, home)
+        shutil.copyfile(database, home / "prefect.db")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -12,14 +12,20 @@ import gc
 import json
 import os
 import runpy
+import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
+
+from tests.support.run_folder import short_folder
 
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 150
@@ -102,25 +108,16 @@ class ForkedProcess:
 
 
 class CommandForks:
-    """The process that forks commands, which report to one Prefect API."""
+    """The process that forks commands, which report to one Prefect API. Several processes of tests may ask it."""
 
-    def __init__(self, api: str, environment: dict[str, str] | None = None) -> None:
-        """``environment``: that of the process, if it is not the one of the tests."""
-        self._environment = {**(environment or os.environ), "PREFECT_API_URL": api}
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, address: Path, environment: dict[str, str]) -> None:
+        """``address``: where the process listens. ``environment``: what it was started with."""
+        self._environment = environment
+        self._log = address.with_suffix(".log")
         self._lock = threading.Lock()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 # ours
-                [sys.executable, "-m", "tests.support.forked_commands", str(theirs.fileno())],
-                cwd=_REPOSITORY,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+        self._ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.settimeout(_START_SECONDS)
+        self._ours.connect(str(address))
 
     def can_start(self, environment: dict[str, str]) -> bool:
         """Whether all that the command reads while it is imported is as it was when this process imported it."""
@@ -146,8 +143,8 @@ class CommandForks:
             with self._lock:
                 return self._ask(json.dumps(wanted).encode(), ends)
         except ConnectionError:
-            stderr = self._process.communicate()[1].decode()
-            raise RuntimeError(f"the process that forks commands has ended: {stderr[-3000:]}") from None
+            last = self._log.read_text("utf-8")[-3000:]
+            raise RuntimeError(f"the process that forks commands has ended: {last}") from None
 
     def _ask(self, packet: bytes, ends: list[int]) -> int:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))
@@ -157,10 +154,46 @@ class CommandForks:
         return int(self._ours.recv(32) or _ended())
 
     def close(self) -> None:
-        """End the process; commands at work go on."""
+        """Ask no more; commands at work go on."""
         self._ours.close()
-        self._process.kill()
-        self._process.communicate()
+
+
+def start(address: Path, environment: dict[str, str], life: int) -> subprocess.Popen[bytes]:
+    """Start a process that forks commands; it ends with what it has as its standard input.
+
+    It listens at once, and answers when it has imported everything.
+    """
+    with (
+        address.with_suffix(".log").open("wb") as log,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening,
+    ):
+        listening.bind(str(address))
+        listening.listen()
+        return subprocess.Popen(  # noqa: S603 # ours
+            [sys.executable, "-m", "tests.support.forked_commands", str(listening.fileno())],
+            cwd=_REPOSITORY,
+            env=environment,
+            stdin=life,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def forks_of_its_own(api: str, environment: dict[str, str]) -> Generator[CommandForks]:
+    """A process that forks commands with more than the usual environment, for as long as this context lasts."""
+    whole = {**environment, "PREFECT_API_URL": api}
+    folder = short_folder("rvf")
+    process = start(folder / "forks", whole, subprocess.PIPE)
+    forks = CommandForks(folder / "forks", whole)
+    try:
+        yield forks
+    finally:
+        forks.close()
+        process.communicate()
+        shutil.rmtree(folder)
 
 
 _PACKET = 1 << 16
@@ -174,23 +207,45 @@ def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
 
 
-def _serve(channel: socket.socket) -> dict[str, Any] | None:
+def _serve(listening: socket.socket) -> dict[str, Any] | None:
     """Fork one command per request. Returns the request in the process of a command, and None when the session ends."""
-    while True:
-        head, rights, _, _ = channel.recvmsg(4, socket.CMSG_SPACE(3 * 4))
-        if not head:
-            return None
-        ends = array.array("i")
-        ends.frombytes(rights[0][2])
-        length, packet = int.from_bytes(head, "big"), b""
-        while len(packet) < length:
-            packet += channel.recv(_PACKET)
-        if os.fork():
-            for end in ends:
-                os.close(end)
-            continue
-        if _watch(channel, ends):
-            return json.loads(packet)
+    with selectors.DefaultSelector() as watched:
+        watched.register(0, selectors.EVENT_READ)
+        watched.register(listening, selectors.EVENT_READ)
+        while True:
+            for key, _ in watched.select():
+                if key.fd == 0:
+                    return None
+                if key.fileobj is listening:
+                    watched.register(listening.accept()[0], selectors.EVENT_READ)
+                    continue
+                channel = cast("socket.socket", key.fileobj)
+                asked = _received(channel)
+                if asked is None:
+                    watched.unregister(channel)
+                    channel.close()
+                    continue
+                packet, ends = asked
+                if not os.fork():
+                    others = [each.fileobj for each in watched.get_map().values() if each.fileobj not in (0, channel)]
+                    for other in others:
+                        cast("socket.socket", other).close()
+                    if _watch(channel, ends):
+                        return json.loads(packet)
+                for end in ends:
+                    os.close(end)
+
+
+def _received(channel: socket.socket) -> tuple[bytes, array.array[int]] | None:
+    head, rights, _, _ = channel.recvmsg(4, socket.CMSG_SPACE(3 * 4))
+    if not head:
+        return None
+    ends = array.array("i")
+    ends.frombytes(rights[0][2])
+    length, packet = int.from_bytes(head, "big"), b""
+    while len(packet) < length:
+        packet += channel.recv(_PACKET)
+    return packet, ends
 
 
 def _watch(channel: socket.socket, ends: array.array[int]) -> bool:
@@ -205,6 +260,8 @@ def _watch(channel: socket.socket, ends: array.array[int]) -> bool:
         os.write(status, str(os.waitpid(pid, 0)[1]).encode())
         os._exit(0)
     os.setsid()
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     for end in ends:
@@ -271,12 +328,12 @@ def _run(words: list[str] | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as opened_channel:
+    with socket.socket(fileno=int(sys.argv[1])) as opened:
         _import_all()
         # What is imported stays: the garbage collector of a command need not look at it, nor copy its pages.
         gc.freeze()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        request = _serve(opened_channel)
+        request = _serve(opened)
     if request is not None:
         os.environ.clear()
         os.environ.update(request["environment"])
