@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import psutil
 import psycopg
 import pytest
 
+from rowvec.cli import app
 from rowvec.cli.stack.state import login, read_state, supervisor_pid
 from tests.support.cli_process import Ended, start
 from tests.support.prefect_api import answered
@@ -33,9 +35,15 @@ class Home:
 
     folder: Path
 
+    def up(self, *words: str) -> Ended:
+        """Run ``rowvec up`` to its end, in a process of its own: what it starts goes on without it."""
+        return start("", "up", *words).wait(300)
+
     def rowvec(self, *words: str) -> Ended:
-        """Run the command to its end."""
-        return start("", *words, ROWVEC_HOME=str(self.folder), ROWVEC_DATABASE_URL="").wait(300)
+        """Run a command that starts no process, in this one."""
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            status = app.run(list(words), as_json="--json" in words)
+        return Ended(status=status, stdout=out.getvalue(), stderr=err.getvalue())
 
     def processes(self) -> list[int]:
         """All processes that work on this home."""
@@ -55,6 +63,7 @@ class Home:
 def stack(tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Home]:
     """A home with a Prefect database, which takes long to make; after the test no process of it runs."""
     monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", "")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "1")
     home = Home(tmp_path / "home")
@@ -109,7 +118,7 @@ def test_up_starts_all_of_it_once_and_down_ends_all_of_it_and_nothing_else(
     bystander: subprocess.Popen[bytes],
     stack: Home,  # in this order: the bystander must not inherit the home
 ) -> None:
-    up = stack.rowvec("up", "--json")
+    up = stack.up("--json")
     assert up.status == 0, up.stderr
     started = up.json
     assert (started["phase"], started["started"], started["pipelines"]) == ("ready", True, ["paintings"])
@@ -164,13 +173,13 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_started(stack: Home) -> No
 
 @pytest.mark.soak
 def test_its_data_survives_and_the_schedule_goes_on(stack: Home) -> None:
-    first = stack.rowvec("up", "--every", "1", "--json").json
+    first = stack.up("--every", "1", "--json").json
     wait_for(lambda: synced(first["api"], "paintings-up"))
     wait_for(lambda: synced(first["api"], "paintings-schedule"))
     before = synced(first["api"], "paintings-up", "paintings-schedule")
     assert stack.rowvec("down").status == 0
     wait_for(lambda: not stack.processes())
-    second = stack.rowvec("up", "--every", "1", "--json").json
+    second = stack.up("--every", "1", "--json").json
     assert before <= synced(second["api"], "paintings-up", "paintings-schedule")
     wait_for(lambda: synced(second["api"], "paintings-schedule") - before)
     with psycopg.connect(second["database"]) as connection:

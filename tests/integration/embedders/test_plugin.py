@@ -17,7 +17,17 @@ from tests.support.cli_process import PrefectServer
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/how-to/bring-your-own-embedder.md").read_text("utf-8")
-ROWVEC = "from rowvec.cli import main; main()"
+ROWVEC = """
+import json, sys
+from rowvec.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["rowvec", *words, "--json"]
+    try:
+        main()
+    except SystemExit as ended:
+        print(json.dumps({"status": ended.code or 0}), flush=True)
+"""
+"""Runs commands one after the other; after what each has printed comes its exit status."""
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -51,10 +61,10 @@ def run(plugins: Path, *command: str | Path, cwd: Path, **environment: str) -> s
     )
 
 
-def write(folder: Path, **embedder: object) -> None:
+def write(folder: Path, file: str, **embedder: object) -> None:
     """The files of a small pipeline."""
     (folder / "birds.csv").write_text("id,text\n1,The emu runs\n2,The Owl flies\n3,the owl flies\n", "utf-8")
-    (folder / "birds.yaml").write_text(
+    (folder / file).write_text(
         yaml.safe_dump(
             {
                 "name": "birds",
@@ -70,23 +80,21 @@ def write(folder: Path, **embedder: object) -> None:
 def test_a_sync_and_a_search_use_the_plug_in(
     plugins: Path, tmp_path: Path, database_url: str, prefect_server: PrefectServer
 ) -> None:
-    write(tmp_path, kind="hashing", dimensions=256, lower=False)
+    write(tmp_path, "birds.yaml", kind="hashing", dimensions=256, lower=False)
     variables = {
         "PREFECT_API_URL": prefect_server.api,
         "ROWVEC_DATABASE_URL": database_url,
         "ROWVEC_HOME": str(tmp_path / "home"),
     }
-    synced = run(plugins, "-c", ROWVEC, "sync", "birds.yaml", "--json", cwd=tmp_path, **variables)
-    assert synced.returncode == 0, synced.stdout + synced.stderr
-    report = json.loads(synced.stdout)
-    assert (report["new"], report["embedded"], report["consistent"], report["cost_usd"]) == (3, 3, True, 0)
-    found = run(plugins, "-c", ROWVEC, "search", "birds.yaml", "the owl flies", "--json", cwd=tmp_path, **variables)
-    assert json.loads(found.stdout)["results"][0]["id"] == "3", found.stderr
     # Another value of a key of its own is another model: the sync says so and changes nothing.
-    write(tmp_path, kind="hashing", dimensions=256)
-    refused = run(plugins, "-c", ROWVEC, "sync", "birds.yaml", "--json", cwd=tmp_path, **variables)
-    assert refused.returncode == 2
-    assert "rowvec rebuild" in refused.stderr
+    write(tmp_path, "other.yaml", kind="hashing", dimensions=256)
+    commands = [["sync", "birds.yaml"], ["search", "birds.yaml", "the owl flies"], ["sync", "other.yaml"]]
+    done = run(plugins, "-c", ROWVEC, json.dumps(commands), cwd=tmp_path, **variables)
+    report, synced, found, searched, refused, other = map(json.loads, done.stdout.splitlines())
+    assert [one["status"] for one in (synced, searched, other)] == [0, 0, 2], done
+    assert (report["new"], report["embedded"], report["consistent"], report["cost_usd"]) == (3, 3, True, 0)
+    assert found["results"][0]["id"] == "3"
+    assert "rowvec rebuild" in refused["error"]
 
 
 def test_the_tutorials_check_passes(plugins: Path, tmp_path: Path) -> None:
