@@ -24,7 +24,7 @@ BITS = {"index": Index(kind="hnsw", on="bits", oversampling=32)}
 def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
-    fill(source, 1_500, start=51)
+    fill(source, 1_200, start=51)
     sync(paintings)
     assert maintain(paintings)["index"] is None
     tuning = tune(paintings, SMALL)

@@ -474,7 +474,7 @@ def test_bits_left_out_are_off_however_often_a_pipeline_is_written_and_read(tmp_
 
 def test_the_tuner_measures_the_one_kind_of_index_there_is(connection: Connection) -> None:
     table = fill(connection, drawn(1_200, nonzeros=8))
-    tuned = tune(connection, table, Recall(), Budget(seconds=60))
+    tuned = tune(connection, table, Recall(queries=20), Budget(seconds=60))
     assert {m.name.partition(",")[0].partition(" m ")[0] for m in tuned.measured} == {"sparse hnsw"}
     assert {m.choice.opclass for m in tuned.measured} == {"sparsevec_cosine_ops"}
     wide = "{" + ",".join(f"{i}:1" for i in range(1, LIMIT_NONZEROS + 2)) + f"}}/{DIMENSIONS}"
