@@ -20,6 +20,7 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
 from tests.support import cli_process, run_folder
 from tests.support import paintings as gallery
+from tests.support.databases import database
 from tests.support.examples import PROFILE
 from tests.support.servers import azurite as blob_server
 from tests.support.servers import lines
@@ -136,6 +137,13 @@ def direct_url(cluster: str) -> Generator[str]:
         for earlier in _to_drop:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(earlier)))
     _to_drop[:] = [name]
+
+
+@pytest.fixture
+def another_url(cluster: str) -> Generator[str]:
+    """The DSN of a second database, empty and without pgvector, as superuser, by no pooler."""
+    with database(cluster) as url:
+        yield url
 
 
 @pytest.fixture

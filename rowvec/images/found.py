@@ -14,6 +14,7 @@ import PIL.Image as pillow
 from rowvec.errors import ArtifactCorrupt, RowError, UsageError
 from rowvec.images.content import objects_prefix, sha256_of
 from rowvec.images.decode import decoded
+from rowvec.pipeline.sources import MOST_IMAGE_BYTES
 from rowvec.store.protocol import Store
 
 MOST_PICTURES = 200
@@ -83,7 +84,7 @@ def _shown(
     thumbnail = None
     if name is not None:
         try:
-            store.get(name, into, sha256)
+            store.get(name, into, sha256, at_most=MOST_IMAGE_BYTES)
             thumbnail = _thumbnail(into.read_bytes(), name)
         except (ArtifactCorrupt, RowError):
             name = None

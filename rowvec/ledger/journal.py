@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import psycopg
 import pyarrow as pa
+from psycopg import errors as pg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -46,6 +47,8 @@ FACTS = (
     PgColumn("rowvec_cost_usd", "real"),
 )
 _BLOCK = 1 << 20
+# What the database says of values that no table of rowvec's can have held.
+_REFUSALS = (psycopg.DataError, psycopg.IntegrityError, pg.CardinalityViolation, pg.ProgramLimitExceeded)
 _SHOWN = 200
 
 
@@ -181,7 +184,7 @@ def replay(connection: Connection, store: Store, chain: Sequence[Link], folder: 
         try:
             connection.execute(apply)
         except psycopg.Error as error:
-            if not isinstance(error, psycopg.IntegrityError | psycopg.errors.CardinalityViolation):
+            if not isinstance(error, _REFUSALS):
                 raise
             raise _not_an_entry(store, manifest.journal, error) from error
         connection.execute(query("journal", "empty_entry"))
@@ -250,13 +253,18 @@ def copy_entry(
         store.get(entry.name, local, entry.sha256, at_most=entry.bytes)
         with connection.cursor() as cursor:
             with cursor.copy(statement) as copy:
+                rows = CsvRows()
                 for part in _blocks(local):
+                    if rows.count(part) > entry.rows:
+                        raise ArtifactCorrupt(
+                            f"{store.location(entry.name)} has more rows than the {entry.rows:,} of its manifest"
+                        )
                     copy.write(part)
             if cursor.rowcount != entry.rows:
                 raise ArtifactCorrupt(
                     f"{store.location(entry.name)} has {cursor.rowcount:,} rows, and its manifest says {entry.rows:,}"
                 )
-    except (psycopg.DataError, psycopg.IntegrityError, pa.ArrowException, OSError) as error:
+    except (*_REFUSALS, pa.ArrowException, OSError) as error:
         raise _not_an_entry(store, entry, error) from error
     finally:
         local.unlink(missing_ok=True)
@@ -269,6 +277,21 @@ def _not_an_entry(store: Store, entry: JournalEntry, error: Exception) -> Artifa
         said = (error.diag.message_primary or "the database refuses it")[:_SHOWN]
         reason = "".join(sign if sign.isprintable() else " " for sign in said)
     return ArtifactCorrupt(f"{store.location(entry.name)} is not a journal entry of rowvec: {reason}")
+
+
+class CsvRows:
+    """Counts the ends of CSV's rows, so that an entry that unpacks to more than it should is not read to its end."""
+
+    def __init__(self) -> None:
+        self._rows, self._is_quoted = 0, False
+
+    def count(self, part: bytes) -> int:
+        """The rows that have ended in this part and in those before."""
+        pieces = part.split(b'"')
+        # Every second piece stands between quotes, and its line ends belong to a value.
+        self._rows += sum(piece.count(b"\n") for piece in pieces[self._is_quoted :: 2])
+        self._is_quoted ^= len(pieces) % 2 == 0
+        return self._rows
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -29,7 +29,7 @@ class OwnedStore:
         self.ownership.ensure()
         return self.store.put_bytes(name, content, sha256)
 
-    def get(self, name: str, into: Path, sha256: str, *, at_most: int | None = None) -> None:
+    def get(self, name: str, into: Path, sha256: str, *, at_most: int) -> None:
         """See ``Store.get``."""
         self.store.get(name, into, sha256, at_most=at_most)
 

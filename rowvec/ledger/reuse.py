@@ -137,12 +137,12 @@ def keep_answers(connection: Connection, pipeline_id: PipelineId, run_id: RunId,
 
 def known_in_artifacts(
     connection: Connection, pipeline_id: PipelineId, fingerprints: list[bytes]
-) -> dict[tuple[str, str], set[bytes]]:
-    """Which of the fingerprints have a vector in an artifact: a map of (name, sha256) to fingerprints."""
-    found: dict[tuple[str, str], set[bytes]] = {}
+) -> dict[Artifact, set[bytes]]:
+    """Which of the fingerprints have a vector in an artifact, by artifact."""
+    found: dict[Artifact, set[bytes]] = {}
     values = {"pipeline_id": pipeline_id, "fingerprints": fingerprints}
-    for fingerprint, name, sha256 in connection.execute(query("reuse", "known_in_artifacts"), values):
-        found.setdefault((name, sha256), set()).add(fingerprint)
+    for fingerprint, name, sha256, rows, size in connection.execute(query("reuse", "known_in_artifacts"), values):
+        found.setdefault(Artifact(name=name, sha256=sha256, rows=rows, bytes=size), set()).add(fingerprint)
     return found
 
 

@@ -276,7 +276,7 @@ def _read_artifacts(found: Audited, folder: Path) -> None:
     connection.execute(query("audit", "hold_vectors"))
     for artifact_id, artifact in _artifacts(found):
         try:
-            found.store.get(artifact.name, local, artifact.sha256)
+            found.store.get(artifact.name, local, artifact.sha256, at_most=artifact.bytes)
             with connection.transaction():
                 _hold(found, local, artifact_id)
         except ArtifactCorrupt as error:

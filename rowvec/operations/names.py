@@ -102,7 +102,7 @@ def rename(pipeline: Pipeline, old: str) -> Renamed:
             images = _copy_images(connection, pipeline, old)
             with connection.transaction():
                 _rename(connection, old, pipeline.name)
-            if pipeline.source.kind == "postgres" and pipeline.source.changes.by == "trigger":
+            if pipeline.source.is_queued:
                 # The queue has the pipeline's name in its own; the next sync makes another one.
                 remove_queue(pipeline.model_copy(update={"name": old}))
         return _renamed(pipeline, old, live, generations=len(known), images=images)
@@ -216,7 +216,7 @@ def _copy_images(connection: Connection, pipeline: Pipeline, old: str) -> int:
 
 def _copy_image(store: Store, local: Path, old: str, new: str, image: KnownImage) -> bool:
     try:
-        store.get(image.object_name(old), local, image.sha256)
+        store.get(image.object_name(old), local, image.sha256, at_most=image.bytes)
     except ArtifactCorrupt:
         # The store has lost it: the next sync finds that, and uploads it from the source.
         return False

@@ -314,7 +314,7 @@ def _merge(work: PruneWork, run: Run, identity: Identity, batch: int, group: lis
     with pa.OSFile(str(embedded), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
         for artifact_id, artifact in group:
             local = folder / "small.parquet"
-            work.store.get(artifact.name, local, artifact.sha256)
+            work.store.get(artifact.name, local, artifact.sha256, at_most=artifact.bytes)
             values = {"artifact_id": artifact_id}
             wanted = {row[0] for row in work.connection.execute(query("prune", "held_by"), values)}
             for block in read_artifact(local, table.layout):

@@ -196,7 +196,7 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
             connection.execute(query("restore", "set_journal"), values)
             connection.execute(query("journal", "forget_table", unrecorded=unrecorded(run.pipeline_id)))
         connection.execute(query("journal", "drop_state"))
-        if pipeline.source.kind == "images":
+        if pipeline.what == "images":
             take_in_images(connection, work.store, pipeline.name)
     return Restored(
         table=table,
@@ -361,7 +361,7 @@ def finish_restore(pipeline: Pipeline, run: Run, restored: Restored) -> RestoreR
         checks = [
             *restored.checks(),
             *check_table(connection, restored.table, None),
-            *([check_images(connection, restored.table, pipeline)] if pipeline.source.kind == "images" else []),
+            *([check_images(connection, restored.table, pipeline)] if pipeline.what == "images" else []),
             *check_serving(connection, restored.table, indexed.choice, indexed.recall, indexed.notes),
         ]
         seconds = {"restore": restored.seconds, "index": indexed.seconds}

@@ -49,14 +49,15 @@ def chain_of(pipeline: Pipeline, manifest: str | None) -> tuple[list[Link], str]
         dimensions=embedder.dimensions,
         document_prefix=embedder.document_prefix if isinstance(embedder, TextEmbedder) else "",
     )
+    wrote = chain[-1].name
     if last.identity != wanted:
         raise UsageError(
-            f"the artifacts are of {last.identity}, and the pipeline {pipeline.name} asks for {wanted}; restore with "
-            "the pipeline file they were made by"
+            f"the artifacts of {wrote} are of {last.identity}, and the pipeline {pipeline.name} asks for {wanted}; "
+            "restore with the pipeline file they were made by"
         )
-    if tuple(name for name, _ in last.layout.key) != pipeline.source.vector_key:
+    if (key := tuple(name for name, _ in last.layout.key)) != pipeline.source.vector_key:
         raise UsageError(
-            f"the artifacts have the key ({', '.join(name for name, _ in last.layout.key)}), and the pipeline asks for "
+            f"the rows of {wrote} have the key ({', '.join(key)}), and the pipeline asks for "
             f"({', '.join(pipeline.source.vector_key)}); restore with the pipeline file they were made by"
         )
     return chain, _found_by(stored, known, manifest)

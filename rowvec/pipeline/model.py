@@ -280,7 +280,7 @@ class Pipeline(Part):
             raise ValueError(f"target.table is the source itself, {source.table}; name another table for the vectors")
 
     def _check_images(self) -> None:
-        images, kind = self.source.kind == "images", self.embedder.kind
+        images, kind = self.what == "images", self.embedder.kind
         if images and kind not in (*IMAGE_EMBEDDERS, "column"):
             raise ValueError(
                 f"source.kind is images, and an embedder of kind {kind} takes texts; use "
@@ -315,8 +315,7 @@ class Pipeline(Part):
             raise ValueError("index.kind is ivfflat, which pgvector cannot build on sparse vectors; set it to auto")
 
     def _check_freshness(self) -> None:
-        changes = getattr(self.source, "changes", None)
-        if self.freshness.alarm_after is not None and (changes is None or changes.by != "trigger"):
+        if self.freshness.alarm_after is not None and not self.source.is_queued:
             raise ValueError(
                 "freshness.alarm_after is set, and only a queue of changes knows how long a change has waited: set "
                 "source.changes.by to trigger, or leave freshness out"

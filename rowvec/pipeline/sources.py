@@ -39,6 +39,9 @@ RESERVED_COLUMNS = frozenset(
 _SYSTEM_COLUMNS = frozenset({"tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"})
 """Columns that every Postgres table has; a file or a query may have a column with such a name."""
 
+MOST_IMAGE_BYTES = 500_000_000
+"""The largest ``max_bytes`` of a source of images."""
+
 RENAME = "rename it in a query, or in the file"
 
 
@@ -112,6 +115,11 @@ class _RowSource(Part):
         """The key of the vector table."""
         return (*self.key, CHUNK) if self.chunks else tuple(self.key)
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether triggers queue the keys of changed rows."""
+        return False
+
     @model_validator(mode="before")
     @classmethod
     def _files_have_no_triggers(cls, data: object) -> object:
@@ -174,6 +182,11 @@ class PostgresSource(_TextSource):
 
     _url_has_no_secret = field_validator("url")(no_literal_secret)
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether triggers queue the keys of changed rows."""
+        return self.changes.by == "trigger"
+
     @field_validator("table")
     @classmethod
     def _table_parses(cls, value: str | None) -> str | None:
@@ -187,7 +200,7 @@ class PostgresSource(_TextSource):
 
     @model_validator(mode="after")
     def _triggers_have_a_table(self) -> PostgresSource:
-        if self.changes.by == "trigger" and self.table is None:
+        if self.is_queued and self.table is None:
             raise ValueError(f"{_ONLY_OF_A_TABLE}; with a query, leave source.changes out")
         if self.changes.by == "trigger" and self.chunks is not None:
             raise ValueError("source.changes.by: trigger does not work with source.chunks yet; leave one of them out")
@@ -261,7 +274,7 @@ class ImagesSource(_RowSource, _Delimited):
         description="For blob URLs: SAS or connection string, as ${NAME}. Left out: azure-identity.",
     )
     max_bytes: int = Field(
-        default=20_000_000, gt=0, le=500_000_000, description="A larger image file is rejected without reading it."
+        default=20_000_000, gt=0, le=MOST_IMAGE_BYTES, description="A larger image file is rejected without reading it."
     )
     max_pixels: int = Field(
         default=50_000_000,

@@ -18,7 +18,7 @@ from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Target
 from rowvec.postgres.embedded import embedded_database_url
-from rowvec.postgres.kept import keep_or_close, take
+from rowvec.postgres.kept import changes_of_names, keep_or_close, take
 from rowvec.postgres.migrations import refuse_newer
 from rowvec.postgres.queries import query
 from rowvec.postgres.session import Connection
@@ -73,7 +73,7 @@ def connect_target(target: Target, application: str, limits: Mapping[str, str] |
 
     Within ``connections_kept`` the session is one that has served others, and stays open for the next.
     """
-    url = target_url(target.url)
+    url, changes = target_url(target.url), changes_of_names()
     connection = take(url)
     if connection is None:
         connection = connect(url, application=application, limits=limits)
@@ -88,7 +88,7 @@ def connect_target(target: Target, application: str, limits: Mapping[str, str] |
             connection.rollback()
         connection.close()
         raise
-    keep_or_close(url, connection)
+    keep_or_close(url, connection, changes)
 
 
 def _connect_directly(url: str, application: str, limits: Mapping[str, str] | None) -> Connection:

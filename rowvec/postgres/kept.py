@@ -20,6 +20,8 @@ _users = 0
 """How many contexts of ``connections_kept`` this process is in, in all its threads."""
 _idle: list[tuple[str, Connection]] = []
 """Connections that nobody uses, and the DSN of each."""
+_changes = 0
+"""How often names have changed since this process began."""
 
 
 @contextmanager
@@ -38,6 +40,11 @@ def connections_kept() -> Generator[None]:
             forget()
 
 
+def changes_of_names() -> int:
+    """How often names have changed so far: ask before a connection is taken or opened, for ``keep_or_close``."""
+    return _changes
+
+
 def take(url: str) -> Connection | None:
     """A kept connection, if there is one to this server; it may have been lost meanwhile, and then opens again."""
     with _lock:
@@ -48,12 +55,15 @@ def take(url: str) -> Connection | None:
     return None
 
 
-def keep_or_close(url: str, connection: Connection) -> None:
-    """Keep a connection, whose user has ended well, for the next one; close it if nobody will come."""
+def keep_or_close(url: str, connection: Connection, changes: int) -> None:
+    """Keep a connection, whose user has ended well, for the next one.
+
+    It is closed if nobody will come, or if names have changed since there were so many ``changes`` of them.
+    """
     with suppress(psycopg.Error):
         connection.end_session()
     with _lock:
-        keeps = bool(_users) and connection.is_at_rest
+        keeps = bool(_users) and changes == _changes and connection.is_at_rest
         if keeps:
             _idle.append((url, connection))
     if not keeps:
@@ -61,8 +71,13 @@ def keep_or_close(url: str, connection: Connection) -> None:
 
 
 def forget() -> None:
-    """Close the kept connections: nobody will come for them, or names have changed, such as the schema of pgvector."""
+    """Close the kept connections, and those in use once their users have ended.
+
+    Nobody will come for them, or names have changed, such as the schema of pgvector.
+    """
+    global _changes
     with _lock:
+        _changes += 1
         over = [connection for _, connection in _idle]
         _idle.clear()
     for connection in over:

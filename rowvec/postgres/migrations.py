@@ -23,6 +23,9 @@ def install(connection: Connection) -> None:
     migrations = _migrations()
     refuse_newer(connection)
     if _newest_applied(connection) >= migrations[-1]:
+        if connection.names.pgvector is None:
+            # Another process has installed it since this connection was opened.
+            connection.read_names()
         _check_pgvector(connection)
         return
     with connection.transaction():

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from rowvec.errors import SourceError
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
-from rowvec.pipeline.sources import PostgresSource
+from rowvec.pipeline.sources import Changes, PostgresSource
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, without_blocking
 from rowvec.postgres.fragments import definitions, key_json, names, same_key
@@ -87,6 +87,7 @@ class ChangeQueue:
     key: tuple[PgColumn, ...]
     read: tuple[str, ...]
     """The columns that a row's vector and metadata are made of."""
+    changes: Changes
 
     @staticmethod
     def of(
@@ -106,6 +107,7 @@ class ChangeQueue:
             shown=table or "the table that the pipeline read before",
             key=key,
             read=tuple(dict.fromkeys((*source.key, *source.metadata, *columns_of_content(pipeline, source)))),
+            changes=source.changes,
         )
 
     def facts(self, connection: Connection, of_run: dict[str, Any]) -> Facts:

@@ -20,7 +20,7 @@ DELETE FROM rowvec.answers WHERE pipeline_id = %(pipeline_id)s AND fingerprint =
 SELECT name, sha256, rows, bytes FROM rowvec.artifacts WHERE last_run_id = %(run_id)s AND batch >= 0 ORDER BY batch
 
 -- name: known_in_artifacts
-SELECT DISTINCT ON (e.fingerprint) e.fingerprint, a.name, a.sha256
+SELECT DISTINCT ON (e.fingerprint) e.fingerprint, a.name, a.sha256, a.rows, a.bytes
 FROM rowvec.embeddings AS e
 JOIN rowvec.artifacts AS a USING (artifact_id)
 WHERE e.pipeline_id = ANY (rowvec.generations(%(pipeline_id)s)) AND e.fingerprint = ANY (%(fingerprints)s)

@@ -23,7 +23,7 @@ def batch_weight(pipeline: Pipeline) -> int:
 
     With a provider's rate limit, or with images, the usual batch already takes that long.
     """
-    unpaced = pipeline.embedder.kind in ("local", "column") and pipeline.source.kind != "images"
+    unpaced = pipeline.embedder.kind in ("local", "column") and pipeline.what == "texts"
     return _UNPACED_WEIGHT if unpaced else 1
 
 

@@ -39,7 +39,7 @@ from rowvec.stages.batch_api.submit import may_have_jobs
 from rowvec.stages.images import upload
 from rowvec.stages.vector_spool import VectorSpool, open_spool
 from rowvec.stages.work import Work, open_stage
-from rowvec.store.artifact import read_vectors
+from rowvec.store.artifact import Artifact, read_vectors
 from rowvec.vectors.fingerprint import fingerprint as fingerprint_of
 from rowvec.vectors.layout import Embeddings, dense
 from rowvec.vectors.matryoshka import cut
@@ -165,19 +165,18 @@ def _cut_from_longer(work: Work, distinct: _Distinct, folder: Path, among: range
                 _fill(distinct, [ids[longer] for longer in found], cut(vectors, plan.table.dimensions))
 
 
-def _kept(work: Work, artifact: tuple[str, str], held: set[bytes], folder: Path) -> tuple[list[bytes], Embeddings]:
+def _kept(work: Work, artifact: Artifact, held: set[bytes], folder: Path) -> tuple[list[bytes], Embeddings]:
     """Fingerprints and vectors from an artifact; a lost one leaves the ledger, so that no later run relies on it."""
-    name, sha256 = artifact
     connection, plan = work.connection, work.plan
     local = folder / "reused.parquet"
     try:
-        work.store.get(name, local, sha256)
+        work.store.get(artifact.name, local, artifact.sha256, at_most=artifact.bytes)
         return read_vectors(local, held)
     except ArtifactCorrupt as error:
         logger.warning("%s; what it held is taken from the vector table, or embedded again", error)
         with connection.transaction():
             reuse.set_artifacts_lost(connection, plan.pipeline_id, lost=True)
-            reuse.forget_artifact(connection, plan.pipeline_id, name)
+            reuse.forget_artifact(connection, plan.pipeline_id, artifact.name)
         return [], plan.table.layout.together([])
     finally:
         local.unlink(missing_ok=True)

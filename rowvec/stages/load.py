@@ -215,5 +215,5 @@ def _local_copy(work: Work, artifact: Artifact, folder: Path) -> Path:
     parquet = folder / "artifact.parquet"
     if not parquet.exists() or file_checksum(parquet) != artifact.sha256:
         folder.mkdir(parents=True, exist_ok=True)
-        work.store.get(artifact.name, parquet, artifact.sha256)
+        work.store.get(artifact.name, parquet, artifact.sha256, at_most=artifact.bytes)
     return parquet

@@ -92,7 +92,7 @@ class Stages:
 
 def batch_stages(pipeline: Pipeline) -> list[str]:
     """The names of the stages that a batch of this pipeline goes through, first to last."""
-    return [name for name in BATCH_STAGES if name != "images" or pipeline.source.kind == "images"]
+    return [name for name in BATCH_STAGES if name != "images" or pipeline.what == "images"]
 
 
 def through_all_stages(pipeline: Pipeline, run: Run, number: int, attempt: Attempt = call_once) -> Batch:

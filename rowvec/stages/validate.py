@@ -233,16 +233,15 @@ def run(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> 
 
 def _checks(work: Work, rounds: list[Round], indexed: Indexed) -> list[Check]:
     connection, table = work.connection, work.plan.table
-    kind = work.pipeline.source.kind
     return [
         check_removed(connection, work.plan.pipeline_id),
-        *check_merge(rounds[-1].merged, of_files=kind != "postgres"),
+        *check_merge(rounds[-1].merged, of_files=work.pipeline.source.kind != "postgres"),
         *check_written(work, indexed.rows),
         *check_queue([one.plan for one in rounds]),
         check_artifacts(connection, work.store, work.plan),
         *check_store(connection, work.store, work.pipeline.name),
         *check_row_security(connection, work.pipeline),
-        *([check_images(connection, table, work.pipeline)] if kind == "images" else []),
+        *([check_images(connection, table, work.pipeline)] if work.pipeline.what == "images" else []),
         *check_memory(connection, rounds),
         *check_serving(connection, table, indexed.choice, indexed.recall, indexed.notes),
     ]

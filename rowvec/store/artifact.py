@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -127,15 +128,11 @@ def stored_fingerprints(store: Store, artifact: Artifact) -> Iterator[list[bytes
     with (
         store.opened(artifact.name) as opened,
         _arrow_faults(where),
-        pq.ParquetFile(
-            opened,
-            pre_buffer=False,
-            thrift_string_size_limit=_FOOTER_STRING_BYTES,
-            thrift_container_size_limit=_FOOTER_ITEMS,
-        ) as file,
+        _parsed(opened) as file,
     ):
         check_layout(where, file.schema_arrow)
-        check_plain(file, "fingerprint", _FINGERPRINT_BYTES)
+        # A row group of rowvec's has at most so many bytes in all its columns; the pages' headers have some more.
+        check_plain(file, "fingerprint", _FINGERPRINT_BYTES, 2 * _GROUP_BYTES)
         if file.metadata.num_rows != artifact.rows:
             raise ArtifactCorrupt(f"{where} does not have the rows that its manifest says")
         yield from _fingerprints(file)
@@ -268,19 +265,23 @@ def _bytes_a_vector(file: pq.ParquetFile) -> int:
 @contextmanager
 def _opened(path: Path) -> Generator[pq.ParquetFile]:
     """An artifact open for reading. Raises ``ArtifactCorrupt`` for any error of Arrow in it."""
-    with _arrow_faults(str(path)):
-        check_footer(path)
+    with _arrow_faults(str(path)), path.open("rb") as opened, _parsed(opened, path) as file:
+        check_layout(str(path), file.schema_arrow)
+        check_pages(path, file)
+        yield file
+
+
+def _parsed(opened: BinaryIO, mapped: Path | None = None) -> pq.ParquetFile:
+    """A Parquet file whose footer has been parsed; ``mapped``: its path, if it is on this machine."""
+    check_footer(opened)
+    return pq.ParquetFile(
+        mapped or opened,
+        memory_map=mapped is not None,
         # Without pre-buffering a reader holds its present pages, not whole row groups.
-        with pq.ParquetFile(
-            path,
-            memory_map=True,
-            pre_buffer=False,
-            thrift_string_size_limit=_FOOTER_STRING_BYTES,
-            thrift_container_size_limit=_FOOTER_ITEMS,
-        ) as file:
-            check_layout(str(path), file.schema_arrow)
-            check_pages(path, file)
-            yield file
+        pre_buffer=False,
+        thrift_string_size_limit=_FOOTER_STRING_BYTES,
+        thrift_container_size_limit=_FOOTER_ITEMS,
+    )
 
 
 @contextmanager

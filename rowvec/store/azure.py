@@ -103,7 +103,7 @@ class AzureStore:
                 self._create_container()
                 return self._upload(name, content, written)
 
-    def get(self, name: str, into: Path, sha256: str, *, at_most: int | None = None) -> None:
+    def get(self, name: str, into: Path, sha256: str, *, at_most: int) -> None:
         """See ``Store.get``."""
         blob = self._blob(name)
         passing = into.with_name(f".{uuid4().hex}.part")

@@ -60,7 +60,7 @@ class FolderStore:
         """See ``Store.put_bytes``."""
         return self._put(name, partial(io.BytesIO, content), sha256)
 
-    def get(self, name: str, into: Path, sha256: str, *, at_most: int | None = None) -> None:
+    def get(self, name: str, into: Path, sha256: str, *, at_most: int) -> None:
         """See ``Store.get``."""
         source = self._path(name)
         with disk_faults(into, _REMEDY):

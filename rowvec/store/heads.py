@@ -19,8 +19,6 @@ class Head:
 
     name: str
     run_id: int
-    before: frozenset[str]
-    """The manifests that it follows."""
     is_linked: bool
     """False: an older program wrote it, which did not record what a manifest of every row follows."""
     rows: int
@@ -30,11 +28,9 @@ class Head:
     def of(link: Link) -> Head:
         """The place of a manifest."""
         manifest = link.manifest
-        before = {*(manifest.follows or ()), *([manifest.previous] if manifest.previous else [])}
         return Head(
             name=link.name,
             run_id=manifest.run_id,
-            before=frozenset(before),
             is_linked=manifest.follows is not None,
             rows=manifest.counts["rows"],
             created_at=manifest.created_at,
@@ -45,13 +41,12 @@ class Head:
         return f"{self.name} (run {self.run_id}, {at:%Y-%m-%d %H:%M} UTC, {self.rows:,} rows)"
 
 
-def heads_of(manifests: Collection[Head]) -> list[Head]:
-    """The manifests that no other one follows, the one of the latest run first.
+def heads_of(manifests: Collection[Head], followed: Collection[str]) -> list[Head]:
+    """The manifests that are not among those ``followed`` by another one, the one of the latest run first.
 
     One that an older program wrote also counts as followed by every manifest that is later both by its run and by its
     time: such a program left the manifests of killed runs, and did not link a manifest of every row to those before.
     """
-    followed = {name for one in manifests for name in one.before}
     heads = [one for one in manifests if one.name not in followed]
     newest = [
         one
@@ -72,12 +67,19 @@ def heads_in(store: Store, names: Iterable[str], known: Mapping[str, str]) -> li
 
     Raises ``ArtifactCorrupt`` if one cannot be read.
     """
+    there = set(names)
+    found, followed = list[Head](), set[str]()
     try:
-        return heads_of([Head.of(read_link(store, name, known)) for name in names])
+        for name in sorted(there):
+            link = read_link(store, name, known)
+            found.append(Head.of(link))
+            before = (*(link.manifest.follows or ()), link.manifest.previous or "")
+            followed |= {other for other in before if other in there}
     except ArtifactCorrupt as error:
         raise ArtifactCorrupt(
             f"{error}; it may be the newest manifest: name the one to restore with --manifest, or delete this one"
         ) from error
+    return heads_of(found, followed)
 
 
 def newest_manifest(store: Store, pipeline_name: str) -> str | None:

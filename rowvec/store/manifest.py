@@ -84,8 +84,8 @@ class RunRecord:
 class Layout:
     """The columns that a journal entry's rows begin with: (name, Postgres type) each."""
 
-    key: Annotated[tuple[tuple[str, str], ...], Field(min_length=1, max_length=32)]
-    metadata: Annotated[tuple[tuple[str, str], ...], Field(max_length=1600)]
+    key: Annotated[tuple[tuple[_Name, _Name], ...], Field(min_length=1, max_length=32)]
+    metadata: Annotated[tuple[tuple[_Name, _Name], ...], Field(max_length=1600)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,8 +241,11 @@ class Link:
 
     @property
     def values(self) -> int:
-        """About how many values it holds."""
-        return 5 * len(self.manifest.artifacts) + 8 * len(self.manifest.runs)
+        """About how many values it holds, of some hundred bytes at most each."""
+        held = self.manifest
+        columns = len(held.layout.key) + len(held.layout.metadata)
+        long = len(held.identity.document_prefix) // 100
+        return 20 + 5 * len(held.artifacts) + 8 * len(held.runs) + 2 * columns + len(held.follows or ()) + long
 
 
 def read_chain(store: Store, newest: str, known: Mapping[str, str]) -> list[Link]:

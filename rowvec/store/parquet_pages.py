@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,8 @@ MOST_FOOTER_BYTES = 16 << 20
 """A footer takes about 150 bytes for each column of each row group."""
 
 _TAIL = 8
+# What Arrow reads first, at the end of a file: an object of a remote store is then asked for it only once.
+_ARROW_READS = 64 << 10
 _DATA_PAGE, _PLAIN = 0, 0
 # Field numbers of PageHeader, and of the DataPageHeader within it.
 _KIND, _UNPACKED, _PACKED, _DATA, _ENCODING = 1, 2, 3, 5, 2
@@ -34,12 +37,11 @@ class PageError(ValueError):
     """The pages are not those that rowvec writes."""
 
 
-def check_footer(path: Path) -> None:
+def check_footer(file: BinaryIO) -> None:
     """Raise ``PageError`` if the footer is larger than any that rowvec writes, before it is parsed."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL))
-        tail = file.read(_TAIL)
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _ARROW_READS))
+    tail = file.read(_ARROW_READS)[-_TAIL:]
     if size < _TAIL or int.from_bytes(tail[:4], "little") > MOST_FOOTER_BYTES:
         raise PageError("its footer is too large")
 
@@ -58,9 +60,9 @@ def check_pages(path: Path, file: pq.ParquetFile) -> None:
                 _check_column(content, column.data_page_offset, column.total_compressed_size)
 
 
-def check_plain(file: pq.ParquetFile, name: str, width: int) -> None:
+def check_plain(file: pq.ParquetFile, name: str, width: int, at_most: int) -> None:
     """Raise ``PageError`` unless a column holds each of its values in ``width`` bytes, so that no value can be unpacked
-    from less; only the footer is looked at.
+    from less, and at most ``at_most`` bytes per row group; only the footer is looked at.
     """
     at = file.schema_arrow.get_field_index(name)
     before = sum(leaves(file.schema_arrow.field(number).type) for number in range(at))
@@ -70,7 +72,7 @@ def check_plain(file: pq.ParquetFile, name: str, width: int) -> None:
         is_whole = column.path_in_schema == name and column.num_values == group.num_rows
         if not is_whole or column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
             raise PageError(f"its column {name} is packed")
-        if not group.num_rows * width <= column.total_compressed_size <= MOST_COLUMN_BYTES:
+        if not group.num_rows * width <= column.total_compressed_size <= at_most:
             raise PageError(f"its column {name} has another size than its rows need")
 
 

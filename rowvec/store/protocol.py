@@ -61,11 +61,11 @@ class Store(Protocol):
         """Like ``put``, for bytes in memory that are probably new: they are sent without a look at the store first."""
         ...
 
-    def get(self, name: str, into: Path, sha256: str, *, at_most: int | None = None) -> None:
+    def get(self, name: str, into: Path, sha256: str, *, at_most: int) -> None:
         """Fetch an object into a file, which appears complete or not at all.
 
         Raises ``ArtifactCorrupt`` if the object is missing, its bytes do not agree with ``sha256``, or it has more than
-        ``at_most`` bytes.
+        ``at_most`` bytes, which is what the caller knows of its size: somebody else may have put a larger one there.
         """
         ...
 
@@ -140,9 +140,9 @@ def settle(store: Store, name: str, stored: str, sha256: str) -> bool:
     return True
 
 
-def check_size(store: Store, name: str, size: int, at_most: int | None) -> None:
+def check_size(store: Store, name: str, size: int, at_most: int) -> None:
     """Raise ``ArtifactCorrupt`` if an object that is being read has more bytes than it may have."""
-    if at_most is not None and size > at_most:
+    if size > at_most:
         raise ArtifactCorrupt(f"{store.location(name)} has more than the {at_most:,} bytes that it may have")
 
 

@@ -4,12 +4,11 @@ refused in one sentence."""
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import random
 import resource
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from azure.storage.blob import ContainerClient
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import ArtifactCorrupt, RowvecError, StoreRefused
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
@@ -27,30 +24,26 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection, connect
 from rowvec.stages.report import RestoreReport
-from rowvec.store.artifact import read_artifact
+from rowvec.store.artifact import Artifact, read_artifact, stored_fingerprints
 from rowvec.store.open import open_store
+from rowvec.store.parquet_pages import MOST_FOOTER_BYTES
 from tests.support import forged_store
 from tests.support import paintings as gallery
+from tests.support.databases import database
 from tests.support.examples import PROFILE
 from tests.support.paintings import assert_in_step, fill, sync
 from tests.support.servers.azurite import Container
 from tests.support.store_mutations import mutate
 
-_numbers = itertools.count(1)
 CANARY = "CREATE TABLE public.canary (x int)"
 
 
 @pytest.fixture
 def fresh(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
-    """An empty database, which is the target of pipelines from now on."""
-    name = f"hostile_store_{next(_numbers)}"
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec").format(sql.Identifier(name)))
-    url = make_conninfo(cluster, dbname=name)
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", url)
-    yield url
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    """A database with an empty ledger, which is the target of pipelines from now on."""
+    with database(cluster, "template_rowvec") as url:
+        monkeypatch.setenv("ROWVEC_DATABASE_URL", url)
+        yield url
 
 
 def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
@@ -120,6 +113,8 @@ _CASES = 72 if PROFILE == "fixed" else 10_000
 _PIECES = 2
 _AZURE_CASES = 9 if PROFILE == "fixed" else 200
 _MEMORY_KIB = 700 * 1024
+# What the name of each object in a store begins with.
+_OBJECTS = ("artifacts/", "journal/", "manifests/", "marks/")
 
 
 @pytest.fixture
@@ -153,6 +148,7 @@ def test_whatever_somebody_writes_into_a_store_a_restore_is_right_or_refused(
             if isinstance(outcome, str):
                 assert len(outcome.splitlines()) == 1, (seed, outcome)
                 assert len(outcome) < 1500, (seed, outcome)
+                assert any(part in outcome for part in _OBJECTS), (seed, outcome)
             else:
                 found = [row for (row,) in target.execute(_ROWS)]
                 assert is_summed or not outcome.consistent or found == right, seed
@@ -263,7 +259,7 @@ def test_a_pipe_in_the_store_is_no_object(tmp_path: Path) -> None:
     store = open_store(Artifacts(url=str(tmp_path / "store")))
     assert store.checksum("pipe") is None
     with pytest.raises(ArtifactCorrupt, match="is not in the store"):
-        store.get("pipe", tmp_path / "got", "0" * 64)
+        store.get("pipe", tmp_path / "got", "0" * 64, at_most=10**9)
 
 
 @pytest.mark.parametrize("column", ["content", "fingerprint"])
@@ -285,3 +281,70 @@ def test_a_page_that_unpacks_to_gigabytes_is_refused_before_it_does(
     assert path.stat().st_size < 2 << 20
     with pytest.raises(ArtifactCorrupt, match="is not an artifact of rowvec"):
         next(read_artifact(path))
+
+
+def _only_artifact(sound: Path) -> tuple[Path, Artifact]:
+    path = max(sound.glob("artifacts/*/*/*.parquet"), key=lambda path: path.stat().st_size)
+    name = str(path.relative_to(sound))
+    return path, Artifact(name=name, sha256=path.stem, rows=pq.read_metadata(path).num_rows, bytes=path.stat().st_size)
+
+
+def test_an_artifact_of_which_only_the_fingerprints_are_read_may_not_fill_the_memory(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that is behind the store does not fetch the whole of it, so its checksum says nothing."""
+    path, artifact = _only_artifact(sound)
+    store = open_store(Artifacts(url=str(sound)))
+    assert sum(map(len, stored_fingerprints(store, artifact))) == artifact.rows
+    with monkeypatch.context() as small:
+        small.setattr("rowvec.store.artifact._GROUP_BYTES", 128)
+        with pytest.raises(ArtifactCorrupt, match="its column fingerprint has another size"):
+            list(stored_fingerprints(store, artifact))
+    with path.open("r+b") as file:
+        file.truncate(MOST_FOOTER_BYTES + 100)
+        file.seek(0, 2)
+        file.write((MOST_FOOTER_BYTES + 1).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(ArtifactCorrupt, match="its footer is too large"):
+        list(stored_fingerprints(store, artifact))
+
+
+Lines = list[str]
+
+
+def _with_journals(store: Path, change: Callable[[Lines], Lines], kind: str = "integer") -> None:
+    """Change the lines of all journal entries, and the type of the key; the counts of rows stay as they were."""
+    forged = forged_store.ForgedStore(store)
+    for name in [name for name in forged.objects if name.endswith(".zst")]:
+        lines = pa.CompressedInputStream(pa.BufferReader(forged.objects[name]), "zstd").read().decode().splitlines()
+        forged.objects[name] = pa.compress("\n".join([*change(lines), ""]).encode(), "zstd", asbytes=True)
+    for manifest in forged.manifests:
+        manifest["layout"]["key"][0][1] = kind
+    for path in (*forged_store.manifests(store), *store.glob("journal/*/*/*")):
+        path.unlink()
+    forged.write(store)
+
+
+def test_a_journal_entry_of_more_rows_than_its_manifest_says_is_not_unpacked_to_its_end(
+    paintings: Pipeline, sound: Path, fresh: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_journals(sound, lambda lines: [f"{row},{lines[0].partition(',')[2]}" for row in range(30_000)])
+    sent: list[int] = []
+    write: Any = psycopg.Copy.write
+
+    def writing(copy: Any, part: bytes) -> None:
+        sent.append(len(part))
+        write(copy, part)
+
+    monkeypatch.setattr(psycopg.Copy, "write", writing)
+    with pytest.raises(ArtifactCorrupt, match=r"journal/\S+ has more rows than the 20 of its manifest"):
+        restore(paintings)
+    assert sum(sent) < 2 << 20
+
+
+def test_a_value_that_no_table_can_hold_is_named_with_its_journal_entry(
+    paintings: Pipeline, sound: Path, fresh: str
+) -> None:
+    long = random.Random(1).randbytes(9_000).hex()
+    _with_journals(sound, lambda lines: [f"{long}{n}{line}" for n, line in enumerate(lines)], "text")
+    with pytest.raises(ArtifactCorrupt, match=r"journal/\S+ is not a journal entry of rowvec: index row requires"):
+        restore(paintings)

@@ -24,6 +24,7 @@ from rowvec.postgres.migrations import install
 from rowvec.stages import dry_run
 from tests.support import paintings as gallery
 from tests.support.cli_process import write_pipeline
+from tests.support.databases import database
 from tests.support.other_clients import UNTOUCHED, beside
 from tests.support.servers.pgbouncer import pooling
 from tests.support.vector_tables import filled, vector_table
@@ -32,11 +33,8 @@ from tests.support.vector_tables import filled, vector_table
 @pytest.fixture
 def own_database(postgres_16: str) -> Generator[str]:
     """The DSN of a database of this test's own; the pooler may reach this server, and only we reach the other one."""
-    with psycopg.connect(postgres_16, autocommit=True) as admin:
-        admin.execute("CREATE DATABASE pooled")
-    yield make_conninfo(postgres_16, dbname="pooled")
-    with psycopg.connect(postgres_16, autocommit=True) as admin:
-        admin.execute("DROP DATABASE pooled WITH (FORCE)")
+    with database(postgres_16) as url:
+        yield url
 
 
 @pytest.fixture

@@ -82,19 +82,13 @@ def succeeded(ended: Ended) -> dict[str, Any]:
 
 
 @pytest.fixture
-def elsewhere(cluster: str, source: Connection) -> Generator[str]:
+def elsewhere(another_url: str, source: Connection) -> str:
     """The DSN of another database with the same 50 paintings; the target's own are dropped."""
-    name = f"elsewhere_{source.info.dbname}"
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    url = make_conninfo(cluster, dbname=name)
-    with paintings.writer(url) as connection:
+    with paintings.writer(another_url) as connection:
         connection.execute(paintings.SOURCE)
         paintings.fill(connection, 50)
     source.execute("DROP TABLE paintings")
-    yield url
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    return another_url
 
 
 @dataclass(slots=True, kw_only=True)

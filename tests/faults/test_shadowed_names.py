@@ -21,6 +21,7 @@ from rowvec.postgres.connection import connect
 from rowvec.postgres.queries import blocks
 from rowvec.stages import dry_run
 from tests.support import paintings as gallery
+from tests.support.databases import database
 
 _SQL = Path(__file__).parents[2] / "rowvec" / "sql"
 
@@ -122,11 +123,18 @@ def shadowed(
 ) -> Generator[str]:
     """The DSN of a superuser in a database with pgvector in ``public``, where mallory has planted her traps."""
     url: str = cluster if request.param == "18" else request.getfixturevalue("postgres_16")
+    with psycopg.connect(url, autocommit=True) as maintenance:
+        maintenance.execute("CREATE ROLE mallory LOGIN")
+        with database(url) as its_own:
+            _plant_traps(its_own)
+            monkeypatch.setenv("ROWVEC_DATABASE_URL", its_own)
+            monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
+            yield its_own
+        maintenance.execute("DROP ROLE mallory")
+
+
+def _plant_traps(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as admin:
-        admin.execute("CREATE DATABASE shadowed")
-        admin.execute("CREATE ROLE mallory LOGIN")
-    database = make_conninfo(url, dbname="shadowed")
-    with psycopg.connect(database, autocommit=True) as admin:
         admin.execute("CREATE EXTENSION vector SCHEMA public")
         admin.execute("CREATE SCHEMA shop")
         admin.execute(
@@ -135,17 +143,12 @@ def shadowed(
         )
         admin.execute("ALTER TABLE shop.paintings ADD PRIMARY KEY (id, name)")
         admin.execute("GRANT CREATE, USAGE ON SCHEMA public, shop TO mallory")
-        admin.execute("ALTER ROLE postgres IN DATABASE shadowed SET search_path = shop, public")
-    with psycopg.connect(make_conninfo(database, user="mallory"), autocommit=True) as mallory:
+        path = sql.SQL("ALTER ROLE postgres IN DATABASE {} SET search_path = shop, public")
+        admin.execute(path.format(sql.Identifier(admin.info.dbname)))
+    with psycopg.connect(make_conninfo(url, user="mallory"), autocommit=True) as mallory:
         mallory.execute(_TRAP)
         assert _plant(mallory, "public") > _SEVERAL
         assert _plant(mallory, "shop") > _SEVERAL
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", database)
-    monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
-    yield database
-    with psycopg.connect(url, autocommit=True) as admin:
-        admin.execute("DROP DATABASE shadowed WITH (FORCE)")
-        admin.execute("DROP ROLE mallory")
 
 
 def _pipeline(folder: Path, **changes: object) -> Pipeline:

@@ -7,11 +7,12 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.support.forged_store import ForgedStore
+from tests.support.forged_store import ForgedStore, write_manifest
 
 SQL = "CREATE TABLE public.canary (x int)"
 
@@ -46,9 +47,9 @@ def mutate(chance: random.Random, number: int, of: Path, into: Path) -> bool:
     """Write a changed copy of the store ``of``; returns whether checksums were made to fit the change.
 
     Successive numbers take the kinds of changes in turn, nine numbers a turn; eight turns try all that is not random.
-    The marks of ledgers are copied as they are, so that a newest manifest that is gone is noticed.
+    But for one kind, the marks of ledgers are copied as they are, so that a newest manifest that is gone is noticed.
     """
-    kinds = [_bytes, _bytes, _summed_bytes, _manifest, _manifest, _manifest, _journal, _parquet, _files]
+    kinds = [_bytes, _summed_bytes, _manifest, _manifest, _manifest, _journal, _parquet, _files, _too_much]
     turn, kind = divmod(number, len(kinds))
     return kinds[kind](chance, turn, of, into)
 
@@ -226,3 +227,86 @@ def _files(chance: random.Random, turn: int, of: Path, into: Path) -> bool:
         path.parent.rename(moved)
         path.parent.symlink_to(moved)
     return False
+
+
+def _too_much(chance: random.Random, turn: int, of: Path, into: Path) -> bool:
+    forged = ForgedStore(of)
+    _AMOUNTS[turn % len(_AMOUNTS)](chance, forged)
+    forged.write(into)
+    for path in into.glob("manifests/*/*.json"):
+        content = path.read_bytes()
+        if _NESTED in content:
+            path.unlink()
+            write_manifest(into, content.replace(_NESTED, b"[" * 200_000 + b"]" * 200_000))
+    return True
+
+
+_NESTED = b'"nested"'
+_SEVERAL, _MANY = 16 << 20, 50_000
+
+
+def _nested(chance: random.Random, forged: ForgedStore) -> None:
+    manifest = chance.choice(forged.manifests)
+    manifest[chance.choice(list(manifest))] = "nested"
+
+
+def _many_values(chance: random.Random, forged: ForgedStore) -> None:
+    manifest = chance.choice(forged.manifests)
+    name = chance.choice(["artifacts", "runs", "follows"])
+    manifest[name] = (manifest[name] or ["x"]) * (_MANY // 10)
+
+
+def _many_columns(chance: random.Random, forged: ForgedStore) -> None:
+    for manifest in forged.manifests:
+        more = [[f"c{number}", chance.choice(["text", "x" * 10_000])] for number in range(1_600)]
+        manifest["layout"]["metadata"] = [*manifest["layout"]["metadata"], *more][:1_600]
+
+
+def _many_rows(_chance: random.Random, forged: ForgedStore) -> None:
+    _change_journal(forged, lambda lines: lines * (_MANY // len(lines)))
+
+
+def _long_value(chance: random.Random, forged: ForgedStore) -> None:
+    value = chance.choice(["x" * _SEVERAL, '"' + "\n" * _SEVERAL + '"', '"' + "x" * _SEVERAL])
+    _change_journal(forged, lambda lines: [",".join([value, *line.split(",")[1:]]) for line in lines[:1]])
+
+
+def _change_journal(forged: ForgedStore, change: Callable[[list[str]], list[str]]) -> None:
+    for name in [name for name in forged.objects if name.endswith(".zst")]:
+        lines = pa.CompressedInputStream(pa.BufferReader(forged.objects[name]), "zstd").read().decode().splitlines()
+        content = "\n".join([*change(lines), ""]).encode()
+        forged.objects[name] = pa.compress(content, "zstd", asbytes=True)
+
+
+def _long_content(chance: random.Random, forged: ForgedStore) -> None:
+    name = chance.choice([name for name in sorted(forged.objects) if name.endswith(".parquet")])
+    held = pq.read_table(pa.BufferReader(forged.objects[name]))
+    texts = pa.array(["x" * _SEVERAL, *held.column("content").to_pylist()[1:]])
+    held = held.set_column(held.schema.get_field_index("content"), held.schema.field("content"), texts)
+    out = pa.BufferOutputStream()
+    pq.write_table(held, out, use_dictionary=chance.random() < 0.5, compression="zstd")
+    forged.objects[name] = out.getvalue().to_pybytes()
+
+
+def _other_mark(chance: random.Random, forged: ForgedStore) -> None:
+    for mark in forged.marks.values():
+        mark[chance.choice(list(mark))] = chance.choice(VALUES)
+
+
+def _many_marks(chance: random.Random, forged: ForgedStore) -> None:
+    ((name, mark),) = forged.marks.items()
+    for _ in range(50):
+        ledger = str(UUID(bytes=chance.randbytes(16)))
+        forged.marks[f"{name.rpartition('/')[0]}/{ledger}"] = {**mark, "ledger": ledger}
+
+
+_AMOUNTS: list[Callable[[random.Random, ForgedStore], None]] = [
+    _nested,
+    _many_values,
+    _many_columns,
+    _many_rows,
+    _long_value,
+    _long_content,
+    _other_mark,
+    _many_marks,
+]

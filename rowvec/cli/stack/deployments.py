@@ -34,17 +34,13 @@ def _deployments(file: str, pipeline: Pipeline, every_minutes: int, since: datet
     audit, prune = ({"slug": "up", "cron": cron, "timezone": "UTC"} for cron in ("15 5 * * *", "45 5 * * 0"))
     return [
         _deployment(file, name, "sync", interval),
-        *(_watcher(file, name, since) if _has_queue(pipeline) else ()),
+        *(_watcher(file, name, since) if pipeline.source.is_queued else ()),
         _deployment(file, name, "audit", audit),
         _deployment(file, name, "prune", prune, apply=True),
         _deployment(file, name, "rebuild"),
         _deployment(file, name, "restore"),
         _deployment(file, name, "index"),
     ]
-
-
-def _has_queue(pipeline: Pipeline) -> bool:
-    return pipeline.source.kind == "postgres" and pipeline.source.changes.by == "trigger"
 
 
 def _watcher(file: str, name: str, since: datetime) -> list[_Deployment]:

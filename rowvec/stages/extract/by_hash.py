@@ -54,7 +54,7 @@ class HashComparedSource:
         self._former: QueueApart | None = None
         if source.kind == "postgres":
             queue = QueueApart(target=connection, pipeline=pipeline, pipeline_id=pipeline_id, source=source)
-            self._changes, self._former = (queue, None) if source.changes.by == "trigger" else (None, queue)
+            self._changes, self._former = (queue, None) if source.is_queued else (None, queue)
 
     def extract(self, request: Request) -> Plan:
         """See ``SourceStrategy``."""

@@ -102,7 +102,7 @@ class JoinedSource(ABC):
             table, exists = opened_table(self.connection, self.pipeline, rows.key, rows.metadata)
             queue = self.queue(rows.key)
             if queue is not None:
-                check_unique(rows.whole, self.pipeline.source)
+                check_unique(rows.whole, queue)
                 request = replace(request, queued=look(self.connection, request, queue, exists=exists))
                 rows = rows.within(request.scope) if request.scope else rows
             self.reject_unusable(request, rows)
@@ -155,14 +155,14 @@ class TableSource(JoinedSource):
 
     def queue(self, key: tuple[PgColumn, ...]) -> ChangeQueue | None:
         """See ``JoinedSource``."""
-        return ChangeQueue.of(self.pipeline, self._source, key) if self._source.changes.by == "trigger" else None
+        return ChangeQueue.of(self.pipeline, self._source, key) if self._source.is_queued else None
 
     def refresh(self, request: Request | None = None) -> None:
         """The join reads the source itself; the ledger must be there before the snapshot."""
         if request is None:
             return
         request.begin_ledger()
-        if self._source.changes.by == "compare":
+        if not self._source.is_queued:
             former = ChangeQueue.of(self.pipeline, self._source, ())
             leave_queue(self.connection, request, lambda: former.remove(self.connection))
 

@@ -58,10 +58,10 @@ class QueueApart:
         Raises ``NotInstalled``.
         """
         remote = _remote(opened)
-        check_unique(remote.described, self.source)
+        queue = self.of(remote.key)
+        check_unique(remote.described, queue)
         request.begin_ledger()
         request = replace(request, begin=None)
-        queue = self.of(remote.key)
         retried = self._retried()
         keys = queue.keys(retried)
 

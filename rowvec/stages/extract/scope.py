@@ -14,7 +14,7 @@ from rowvec.errors import SourceError
 from rowvec.ledger.changes import Known, known
 from rowvec.ledger.pipelines import is_under_construction
 from rowvec.ledger.plans import Queued, scope_rows
-from rowvec.pipeline.sources import Source
+from rowvec.pipeline.sources import Changes
 from rowvec.postgres.connection import Connection
 from rowvec.sources.change_queue import ChangeQueue, Facts, Marks
 from rowvec.sources.postgres import SourceQuery
@@ -72,11 +72,11 @@ def leave_queue(connection: Connection, request: Request, remove: Callable[[], N
         logger.warning("%s: %s", request.pipeline.name, error)
 
 
-def check_unique(rows: SourceQuery, source: Source) -> None:
+def check_unique(rows: SourceQuery, queue: ChangeQueue) -> None:
     """Raise ``SourceError`` if two rows of a source with a queue could have one key."""
-    if source.kind == "postgres" and not rows.unique:
+    if not rows.unique:
         raise SourceError(
-            f"source.changes.by is trigger, and no unique index of {source.table} says that each key occurs once and "
+            f"source.changes.by is trigger, and no unique index of {queue.shown} says that each key occurs once and "
             "is never NULL: make one, or set source.changes.by to compare"
         )
 
@@ -109,7 +109,7 @@ def look(
     if doubt is None:
         scope, pipeline_id = scope_rows(request.run_id), sql.Literal(request.pipeline_id)
         keys = make_scope() if make_scope else queue.make_scope(connection, scope, pipeline_id)
-    why = doubt or _due(before, keys, request.pipeline.source)
+    why = doubt or _due(before, keys, queue.changes)
     values = {**facts.values, "mark": secrets.randbits(62)} if apart else facts.values
     queued = Queued(
         whole=why is not None,
@@ -170,11 +170,11 @@ def _open_until(facts: Facts, before: Known | None, marks: Marks) -> int | None:
     return until if until and marks.oldest < until else None
 
 
-def _due(before: Known | None, keys: int, source: Source) -> str | None:
-    if before is None or source.kind != "postgres":
+def _due(before: Known | None, keys: int, changes: Changes) -> str | None:
+    if before is None:
         return "there is no whole comparison to rely on yet"
-    if before.seconds >= source.changes.verify_seconds:
-        return f"the last whole comparison is older than source.changes.verify_every, {source.changes.verify_every}"
+    if before.seconds >= changes.verify_seconds:
+        return f"the last whole comparison is older than source.changes.verify_every, {changes.verify_every}"
     if keys > max(_FEW, LARGE * before.rows):
         return f"{keys:,} keys are queued, a large share of {before.rows:,} rows"
     return None

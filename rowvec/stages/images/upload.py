@@ -173,7 +173,7 @@ def read_image(store: Store, places: Places, pipeline: str, folder: Path, image:
         return content
     passing = folder / f".{uuid4().hex}.image"
     try:
-        store.get(image.object_name(pipeline), passing, image.sha256)
+        store.get(image.object_name(pipeline), passing, image.sha256, at_most=image.bytes)
         return passing.read_bytes()
     except ArtifactCorrupt:
         return _nowhere(image.place)

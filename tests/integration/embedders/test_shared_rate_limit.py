@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 from psycopg.errors import LockNotAvailable
 
 from rowvec.embedders import open_embedder
@@ -223,15 +222,13 @@ def test_a_ledger_that_is_lost_while_others_hold_everything_stops_no_request(
 
 
 def test_targets_in_two_databases_share_by_a_third(
-    source: Connection, cluster: str, paid: Pipeline, monkeypatch: pytest.MonkeyPatch
+    source: Connection, another_url: str, paid: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third database has pgvector, but no schema of ours yet."""
-    with psycopg.connect(cluster, autocommit=True) as administrator:
-        administrator.execute("CREATE DATABASE pace_of_all")
-    monkeypatch.setenv("ROWVEC_PACE_DATABASE_URL", third := make_conninfo(cluster, dbname="pace_of_all"))
+    monkeypatch.setenv("ROWVEC_PACE_DATABASE_URL", another_url)
     assert paintings.sync(paid).embedded == 50
     assert source.execute("SELECT count(*) FROM rowvec.pace_accounts").fetchone() == (0,)
-    with connect(third) as ledger:
+    with connect(another_url) as ledger:
         assert ledger.execute("SELECT address, model FROM rowvec.pace_accounts").fetchall() == [
             ("127.0.0.1", "text-embedding-3-small")
         ]

@@ -6,10 +6,7 @@ import os
 from collections.abc import Generator
 from contextlib import ExitStack
 
-import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from rowvec.ledger.runs import running
 from rowvec.ledger.workdir import database_name, workdir
@@ -19,21 +16,18 @@ from rowvec.runtime.home import home
 from rowvec.stages import binarize, embed, load, merge, upload
 from rowvec.stages.batch import Batch
 from rowvec.stages.extract import stage
+from tests.support.databases import database
 from tests.support.paintings import SOURCE, assert_in_step, fill
 
 
 @pytest.fixture
 def elsewhere(cluster: str) -> Generator[str]:
     """The DSN of another database of the same server, with other paintings."""
-    name = sql.Identifier("elsewhere")
-    with psycopg.connect(cluster, autocommit=True) as administrator:
-        administrator.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec").format(name))
-        url = make_conninfo(cluster, dbname="elsewhere")
+    with database(cluster, "template_rowvec") as url:
         with connect(url) as connection:
             connection.execute(SOURCE)
             fill(connection, 30, start=1001)
         yield url
-        administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
 def test_concurrent_runs_of_two_databases_keep_separate_files(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from azure.storage.blob import ContainerClient
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import Inconsistent
 from rowvec.operations.adopt_store import adopt_store
@@ -36,25 +32,12 @@ __all__ = ["artifacts"]  # a fixture
 
 COUNT = 12
 
-_numbers = itertools.count(1)
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with images."""
     fill(tmp_path / "paintings", COUNT)
     return tmp_path / "paintings"
-
-
-@pytest.fixture
-def empty(cluster: str) -> Generator[str]:
-    """The DSN of an empty database."""
-    name = f"empty_images_{next(_numbers)}"
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield make_conninfo(cluster, dbname=name)
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture
@@ -204,7 +187,7 @@ def test_a_restore_knows_the_images_of_the_store(
     source: Connection,
     folder: Path,
     artifacts: dict[str, str],
-    empty: str,
+    another_url: str,
     spoil: Callable[[str, bytes], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -216,9 +199,9 @@ def test_a_restore_knows_the_images_of_the_store(
     sync(paintings)
     (damaged, *_) = (name for name in kept(paintings) if checksum not in name)
     spoil(damaged, b"cut")
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     assert restore(paintings).consistent
-    with connect(empty) as connection:
+    with connect(another_url) as connection:
         assert connection.execute("SELECT count(*), count(uploaded_at) FROM rowvec.images").fetchone() == (COUNT, COUNT)
     # The object that was cut short is found once the source is read again.
     report = sync(paintings)
@@ -235,12 +218,12 @@ def test_a_restore_knows_the_images_of_the_store(
 
 
 def test_a_restore_names_the_lost_images(
-    source: Connection, folder: Path, tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, folder: Path, tmp_path: Path, another_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paintings = pipeline(folder, local(tmp_path))
     sync(paintings)
     (tmp_path / "artifacts" / kept(paintings)[0]).unlink()
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     report = restore(paintings)
     assert [check.name for check in report.failed_checks] == ["images"]
     assert report.rows == COUNT

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import UsageError
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
@@ -26,19 +21,7 @@ from tests.support.cli_process import PrefectServer, start, write_pipeline
 from tests.support.paintings import assert_in_step, fill, sync
 from tests.support.servers.azurite import Container
 
-_numbers = itertools.count(1)
 _ROWS = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
-
-
-@pytest.fixture
-def empty(cluster: str) -> Generator[str]:
-    """The DSN of an empty database, without pgvector."""
-    name = f"empty_{next(_numbers)}"
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield make_conninfo(cluster, dbname=name)
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
@@ -69,7 +52,7 @@ def test_an_empty_database_gets_the_same_table_back(
     paintings: Pipeline,
     database_url: str,
     direct_url: str,
-    empty: str,
+    another_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sync(paintings)
@@ -77,12 +60,12 @@ def test_an_empty_database_gets_the_same_table_back(
     sync(paintings)
     source.execute("DELETE FROM paintings WHERE id = 20")
     last = sync(paintings)
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     report = restore(paintings)
     assert (report.consistent, report.rows, report.checksum) == (True, last.rows, last.checksum)
-    assert rows(empty) == rows(database_url)
+    assert rows(another_url) == rows(database_url)
     monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
-    with connect(empty) as connection, connect(direct_url) as original:
+    with connect(another_url) as connection, connect(direct_url) as original:
         states = "SELECT run_id, cause, state, manifest FROM rowvec.runs WHERE cause <> 'restore' ORDER BY run_id"
         assert connection.execute(states).fetchall() == original.execute(states).fetchall()
         costs = "SELECT fingerprint, run_id, cost_usd FROM rowvec.embeddings ORDER BY fingerprint"
@@ -91,15 +74,15 @@ def test_an_empty_database_gets_the_same_table_back(
 
 
 def test_after_a_restore_the_next_sync_has_nothing_to_do(
-    source: Connection, paintings: Pipeline, tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, tmp_path: Path, another_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(paintings)
     edit(source)
     sync(paintings)
     content = source.execute("SELECT * FROM paintings").fetchall()
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     restore(paintings)
-    with connect(empty) as connection:
+    with connect(another_url) as connection:
         connection.execute(gallery.SOURCE)
         for row in content:
             connection.execute("INSERT INTO paintings VALUES (%s, %s, %s, %s, %s)", row)
@@ -113,7 +96,7 @@ def test_after_a_restore_the_next_sync_has_nothing_to_do(
 
 
 def test_neither_source_nor_embedder_is_needed(
-    source: Connection, tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch, database_url: str
+    source: Connection, tmp_path: Path, another_url: str, monkeypatch: pytest.MonkeyPatch, database_url: str
 ) -> None:
     """Their secrets are not needed either: after a disaster, a machine may lack some variables."""
     monkeypatch.setenv("SOURCE_URL", database_url)
@@ -121,7 +104,7 @@ def test_neither_source_nor_embedder_is_needed(
     pipeline = gallery.pipeline(str(tmp_path / "artifacts"), **parts)
     before = sync(pipeline)
     monkeypatch.delenv("SOURCE_URL")
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     assert restore(pipeline).checksum == before.checksum
 
 
@@ -130,7 +113,7 @@ def test_another_precision_and_other_bits_come_from_the_same_artifacts(
     source: Connection,
     paintings: Pipeline,
     tmp_path: Path,
-    empty: str,
+    another_url: str,
     precision: str,
     bits: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -141,24 +124,24 @@ def test_another_precision_and_other_bits_come_from_the_same_artifacts(
         target={"precision": precision, "bits": bits > 0},
         index={"bits": bits or "auto"},
     )
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     assert restore(other).consistent
-    with connect(empty) as connection:
+    with connect(another_url) as connection:
         found = {name: kind for name, kind, _ in stored_columns(connection, "vectors", "paintings")}
     assert found["embedding"] == ("halfvec(64)" if precision == "float16" else "vector(64)")
     assert found.get("embedding_bits") == (f"bit({64 * bits})" if bits else None)
 
 
 def test_an_earlier_manifest_gives_the_table_of_that_day(
-    source: Connection, paintings: Pipeline, database_url: str, empty: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, database_url: str, another_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = sync(paintings)
     then = rows(database_url)
     edit(source)
     sync(paintings)
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     assert restore(paintings, first.manifest).consistent
-    assert rows(empty) == then
+    assert rows(another_url) == then
 
 
 def test_run_numbers_already_in_use_are_not_used_twice(
@@ -166,13 +149,13 @@ def test_run_numbers_already_in_use_are_not_used_twice(
     paintings: Pipeline,
     tmp_path: Path,
     database_url: str,
-    empty: str,
+    another_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The database already has runs of another pipeline."""
     sync(paintings)
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
-    with connect(empty) as connection:
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
+    with connect(another_url) as connection:
         connection.execute(gallery.SOURCE)
         fill(connection, 3)
         other = gallery.pipeline(str(tmp_path / "other")).model_copy(
@@ -189,7 +172,7 @@ def test_run_numbers_already_in_use_are_not_used_twice(
 
 
 def test_a_lost_artifact_costs_its_own_rows_and_the_verdict(
-    source: Connection, paintings: Pipeline, empty: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, another_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(paintings)
     fill(source, 5, start=60)
@@ -197,11 +180,11 @@ def test_a_lost_artifact_costs_its_own_rows_and_the_verdict(
     store = open_store(paintings.artifacts)
     newest = newest_chain(store, "paintings")[-1].manifest.artifacts[0]
     store.delete(newest.name)
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     report = restore(paintings)
     assert (report.consistent, report.rows, report.missing, report.lost) == (False, 50, 5, (newest.name,))
     assert {check.name for check in report.failed_checks} == {"nothing missing", "counts", "checksum"}
-    with connect(empty) as connection:
+    with connect(another_url) as connection:
         state = connection.execute("SELECT state FROM rowvec.runs WHERE cause = 'restore'").fetchone()
     assert state == ("failed",)
 
@@ -221,9 +204,9 @@ def test_a_table_with_rows_is_not_touched(source: Connection, paintings: Pipelin
 @pytest.mark.parametrize(
     ("part", "change", "sentence"),
     [
-        ("embedder", {"dimensions": 128}, "the artifacts are of local .* with 64 dimensions"),
+        ("embedder", {"dimensions": 128}, r"the artifacts of manifests/\S+ are of local .* with 64 dimensions"),
         ("artifacts", {"url": "elsewhere"}, "there is no manifest of the pipeline paintings in"),
-        ("source", {"key": ["author"]}, r"the artifacts have the key \(id\)"),
+        ("source", {"key": ["author"]}, r"the rows of manifests/\S+ have the key \(id\)"),
     ],
 )
 def test_a_manifest_that_does_not_match_the_pipeline_is_refused(
@@ -243,14 +226,14 @@ def test_the_command_restores_from_blob(
     container: Container,
     prefect_server: PrefectServer,
     tmp_path: Path,
-    empty: str,
+    another_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BLOB_KEY", container.key)
     artifacts = Artifacts(url=container.url, credential="${BLOB_KEY}")
     pipeline = gallery.pipeline("unused").model_copy(update={"artifacts": artifacts})
     before = sync(pipeline)
-    elsewhere = {"ROWVEC_DATABASE_URL": empty, "ROWVEC_HOME": str(tmp_path / "another machine")}
+    elsewhere = {"ROWVEC_DATABASE_URL": another_url, "ROWVEC_HOME": str(tmp_path / "another machine")}
     file = write_pipeline(pipeline, tmp_path)
     ended = start(prefect_server.api, "restore", file, "--json", **elsewhere).wait()
     assert ended.status == 0, ended.stderr

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import DeleteLimitExceeded, Inconsistent, UsageError
 from rowvec.ledger.runs import running
@@ -77,15 +75,11 @@ def test_a_run_at_work_is_told_from_one_whose_process_was_killed(source: Connect
 
 
 def test_a_database_without_a_ledger_stays_without_one(
-    cluster: str, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+    another_url: str, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "bare_status"
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    bare = make_conninfo(cluster, dbname=name)
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", bare)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     assert [one.verdict for one in status([paintings])] == ["never run"]
-    with psycopg.connect(bare) as connection:
+    with psycopg.connect(another_url) as connection:
         assert connection.execute("SELECT to_regnamespace('rowvec')").fetchone() == (None,)
 
 

@@ -18,6 +18,7 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.settings import LEFT_ALONE, PINNED
 from rowvec.stages import dry_run
 from tests.support import paintings as gallery
+from tests.support.databases import database
 
 # A value for each setting that changes what the server reads or prints, or how long it lets a statement run.
 CONTRARY = {
@@ -83,17 +84,12 @@ def test_every_setting_is_decided(cluster: str, postgres_16: str) -> None:
 def two_databases(request: pytest.FixtureRequest, cluster: str) -> Generator[tuple[str, str]]:
     """The DSNs of a source's database and of an empty target's, on servers of two versions."""
     url: str = cluster if request.param == "18" else request.getfixturevalue("postgres_16")
-    names = ("odd_source", "odd_target")
     with psycopg.connect(url, autocommit=True) as admin:
-        for name in names:
-            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         admin.execute("CREATE ROLE odd SUPERUSER LOGIN")
-    with psycopg.connect(make_conninfo(url, dbname="odd_source"), autocommit=True) as connection:
-        connection.execute(SOURCE)
-    yield make_conninfo(url, dbname="odd_source", user="odd"), make_conninfo(url, dbname="odd_target", user="odd")
-    with psycopg.connect(url, autocommit=True) as admin:
-        for name in names:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        with database(url) as source, database(url) as target:
+            with psycopg.connect(source, autocommit=True) as connection:
+                connection.execute(SOURCE)
+            yield make_conninfo(source, user="odd"), make_conninfo(target, user="odd")
         admin.execute("DROP ROLE odd")
 
 

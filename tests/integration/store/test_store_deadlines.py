@@ -43,7 +43,7 @@ def put(server: DrippingServer, folder: Path) -> None:
 
 def get(server: DrippingServer, folder: Path) -> None:
     """Download an object."""
-    open_container(url(server), CREDENTIAL).get("a.parquet", folder / "a.parquet", "")
+    open_container(url(server), CREDENTIAL).get("a.parquet", folder / "a.parquet", "", at_most=LARGE)
 
 
 def names(server: DrippingServer, folder: Path) -> None:

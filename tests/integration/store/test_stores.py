@@ -76,7 +76,7 @@ def test_what_is_put_comes_back(store: Store, tmp_path: Path) -> None:
     assert store.checksum("a/b.parquet") is None
     assert store.put("a/b.parquet", path, digest) is True
     assert store.checksum("a/b.parquet") == digest
-    store.get("a/b.parquet", tmp_path / "back", digest)
+    store.get("a/b.parquet", tmp_path / "back", digest, at_most=10**9)
     assert (tmp_path / "back").read_bytes() == b"content"
     assert store.location("a/b.parquet").endswith("/a/b.parquet")
     store.delete("a/b.parquet")
@@ -84,10 +84,21 @@ def test_what_is_put_comes_back(store: Store, tmp_path: Path) -> None:
     assert store.checksum("a/b.parquet") is None
 
 
+def test_an_object_that_is_larger_than_the_known_one_is_not_fetched(store: Store, tmp_path: Path) -> None:
+    path, digest = written(tmp_path / "one", b"content")
+    store.put("a/b", path, digest)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(ArtifactCorrupt, match="a/b has more than the 6 bytes that it may have"):
+        store.get("a/b", into / "back", digest, at_most=6)
+    assert list(into.iterdir()) == []
+    store.get("a/b", into / "back", digest, at_most=7)
+
+
 def test_an_empty_object_comes_back(store: Store, tmp_path: Path) -> None:
     path, digest = written(tmp_path / "one", b"")
     store.put("empty", path, digest)
-    store.get("empty", tmp_path / "back", digest)
+    store.get("empty", tmp_path / "back", digest, at_most=10**9)
     assert (tmp_path / "back").read_bytes() == b""
 
 
@@ -115,9 +126,9 @@ def test_wrong_bytes_never_appear(store: Store, tmp_path: Path) -> None:
     into = tmp_path / "into"
     into.mkdir()
     with pytest.raises(ArtifactCorrupt, match=r"a/b does not agree"):
-        store.get("a/b", into / "back", "0" * 64)
+        store.get("a/b", into / "back", "0" * 64, at_most=10**9)
     with pytest.raises(ArtifactCorrupt, match=r"a/c is not in the store"):
-        store.get("a/c", into / "back", digest)
+        store.get("a/c", into / "back", digest, at_most=10**9)
     assert list(into.iterdir()) == []
 
 
@@ -138,7 +149,7 @@ def test_a_name_that_could_leave_the_store_is_refused(store: Store, tmp_path: Pa
     path, digest = written(tmp_path / "one", b"content")
     calls: list[Callable[[], object]] = [
         lambda: store.put(name, path, digest),
-        lambda: store.get(name, tmp_path / "back", digest),
+        lambda: store.get(name, tmp_path / "back", digest, at_most=10**9),
         lambda: store.checksum(name),
         lambda: store.delete(name),
         lambda: store.location(name),
@@ -166,7 +177,7 @@ def test_of_16_racing_writers_one_creates_and_all_succeed(store: Store, tmp_path
     with ThreadPoolExecutor(16) as writers:
         created = list(writers.map(put, range(16)))
     assert sum(created) == 1
-    store.get("a/b", tmp_path / "back", digest)
+    store.get("a/b", tmp_path / "back", digest, at_most=10**9)
     assert list(store.names()) == ["a/b"]
 
 
@@ -187,7 +198,7 @@ small.write_bytes(b"")
 store.put("small", small, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 before = peak()
 assert store.put("large", Path(path), digest)
-store.get("large", Path(path + ".back"), digest)
+store.get("large", Path(path + ".back"), digest, at_most=10**9)
 print(peak() - before)
 """
 
@@ -225,12 +236,12 @@ def test_a_disk_that_cannot_take_the_object_is_named(store: Store, tmp_path: Pat
     path, digest = written(tmp_path / "one", b"content")
     store.put("a/b", path, digest)
     with pytest.raises(StoreUnavailable, match=r"gone.* cannot be used at the moment: No such file or directory"):
-        store.get("a/b", tmp_path / "gone/back", digest)
+        store.get("a/b", tmp_path / "gone/back", digest, at_most=10**9)
     with pytest.raises(StoreUnavailable, match="two cannot be used at the moment: No such file or directory"):
         store.put("a/c", tmp_path / "two", digest)
     (tmp_path / "taken").mkdir()
     with pytest.raises(StoreRefused, match="cannot be used: Is a directory"):
-        store.get("a/b", tmp_path / "taken", digest)
+        store.get("a/b", tmp_path / "taken", digest, at_most=10**9)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "store") == ["one", "taken"]
 
 
@@ -241,7 +252,7 @@ def test_a_corrupt_file_in_the_folder_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "store/a/b").write_bytes(b"conten")
     assert store.checksum("a/b") != digest
     with pytest.raises(ArtifactCorrupt, match="a/b"):
-        store.get("a/b", tmp_path / "back", digest)
+        store.get("a/b", tmp_path / "back", digest, at_most=10**9)
     with pytest.raises(ArtifactCorrupt, match="a/b"):
         store.put("a/b", path, digest)
 
@@ -253,7 +264,7 @@ def test_a_corrupt_blob_is_noticed(container: Container, tmp_path: Path) -> None
     store.put("a/b", path, digest)
     official(container).upload_blob("some/prefix/a/b", b"conten", overwrite=True, metadata={"sha256": digest})
     with pytest.raises(ArtifactCorrupt, match="a/b"):
-        store.get("a/b", tmp_path / "back", digest)
+        store.get("a/b", tmp_path / "back", digest, at_most=10**9)
 
 
 @pytest.mark.azurite
@@ -348,7 +359,7 @@ def test_no_error_shows_a_credential(
             secret = credential.partition("sig=")[2].partition("&")[0] or credential
             calls: list[Callable[[], object]] = [
                 lambda store=store: store.put("a/c", path, digest),
-                lambda store=store: store.get("a/b", tmp_path / "back", digest),
+                lambda store=store: store.get("a/b", tmp_path / "back", digest, at_most=10**9),
                 lambda store=store: store.checksum("a/b"),
                 lambda store=store: store.delete("a/b"),
             ]
@@ -369,7 +380,7 @@ def test_a_gateway_that_quotes_the_url_gives_no_token_away(tmp_path: Path, monke
         store = open_container(f"{host}/account/vectors", "sv=1&sig=cGxhbnRlZA")
         calls: list[Callable[[], object]] = [
             lambda: store.put("a", path, digest),
-            lambda: store.get("a", tmp_path / "back", digest),
+            lambda: store.get("a", tmp_path / "back", digest, at_most=10**9),
             lambda: list(store.names()),
             lambda: store.delete("a"),
         ]
@@ -514,5 +525,5 @@ def test_a_lost_acknowledgement_ends_as_done(
     assert len(lost) == 1
     assert b"/some/prefix/a/b" in lost[0]
     direct = open_container(container.url, container.key)
-    direct.get("a/b", tmp_path / "back", digest)
+    direct.get("a/b", tmp_path / "back", digest, at_most=10**9)
     assert direct.put("a/b", path, digest) is False

@@ -8,13 +8,11 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg.conninfo import make_conninfo
 from pydantic import ValidationError
 
 from rowvec.embedders.provider import tokens
@@ -181,20 +179,15 @@ MakeTexts = Callable[[str], Texts]
 def make_texts(
     connection: Connection,
     database_url: str,
-    cluster: str,
+    another_url: str,
     server: OpenAIServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Generator[MakeTexts]:
+) -> MakeTexts:
     """Makes an empty source of some kind."""
     monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
     monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
-    name = f"elsewhere_{connection.info.dbname}"
-    with psycopg.connect(cluster, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}".encode())
-    yield lambda kind: Texts(kind, connection, make_conninfo(cluster, dbname=name), tmp_path, server)
-    with psycopg.connect(cluster, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    return lambda kind: Texts(kind, connection, another_url, tmp_path, server)
 
 
 @pytest.fixture(params=["beside", "database"])

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import LiteralString
 
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from rowvec.operations import rejects
 from rowvec.operations.audit import audit
@@ -24,14 +22,14 @@ _TYPES: dict[str, tuple[tuple[LiteralString, LiteralString], ...]] = {
     "vectors and bits": (
         ("bit(5)", "'10110'"),
         ("bit(16)", "'1111000011110001'"),
-        ("public.vector(3)", "'[1,2,3]'"),
-        ("public.halfvec(2)", "'[1,-2]'"),
-        ("public.sparsevec(4)", "'{1:1,3:2}/4'"),
+        ("vector(3)", "'[1,2,3]'"),
+        ("halfvec(2)", "'[1,-2]'"),
+        ("sparsevec(4)", "'{1:1,3:2}/4'"),
     ),
     "other forms": (
         ("bit varying(9)", "'101'"),
         ("bit varying", "'1'"),
-        ("public.vector", "'[1,2]'"),
+        ("vector", "'[1,2]'"),
         ("int[]", "'[0:1]={1,2}'"),
         ("text[]", """'{a,"b\\"c",NULL}'"""),
         ("int4range", "'[1,5)'"),
@@ -76,15 +74,12 @@ _OWN_TYPES = """
 @pytest.mark.parametrize("group", _TYPES)
 @pytest.mark.parametrize("away", [False, True])
 def test_metadata_of_any_type_arrives_as_it_was(
-    source: Connection, paintings: Pipeline, cluster: str, direct_url: str, group: str, away: bool
+    source: Connection, paintings: Pipeline, another_url: str, direct_url: str, group: str, away: bool
 ) -> None:
     source.execute(_OWN_TYPES)
     url = direct_url
     if away:
-        name = f"types_{sorted(_TYPES).index(group)}"
-        with psycopg.connect(cluster, autocommit=True) as admin:
-            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        url = make_conninfo(cluster, dbname=name)
+        url = another_url
         with connect(url) as other:
             other.execute(_OWN_TYPES)
     named = [f"c{i}" for i in range(len(_TYPES[group]))]

@@ -85,6 +85,7 @@ def of_kind(kind: str, pipeline: Pipeline, url: str, folder: Path, connection: C
 KINDS = ("table", "chunks", "another database", "chunks of another database", "csv")
 
 
+@pytest.mark.needs("a superuser", "rowvec creates pgvector and the schemas")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_before_the_first_sync_creates_nothing(
     source: Connection, odd: Pipeline, kind: str, database_url: str, direct_url: str, tmp_path: Path
@@ -164,6 +165,7 @@ def test_a_sync_does_not_wait_for_a_plan_under_way(
     assert gallery.sync(paintings).unchanged == 50
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_first_sync_does_not_wait_for_a_plan_that_reads_its_source(
     source: Connection, paintings: Pipeline, database_url: str, direct_url: str, tmp_path: Path
 ) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
@@ -36,19 +34,9 @@ SESSIONS = (
 
 
 @pytest.fixture(params=["beside", "database"])
-def where(
-    request: pytest.FixtureRequest, connection: Connection, database_url: str, cluster: str
-) -> Generator[tuple[str, str]]:
-    """The database of the source: the target's own, or another one; and its name."""
-    if request.param == "beside":
-        yield database_url, connection.info.dbname
-        return
-    name = f"elsewhere_{connection.info.dbname}"
-    with psycopg.connect(cluster, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}".encode())
-    yield make_conninfo(cluster, dbname=name), name
-    with psycopg.connect(cluster, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+def elsewhere(request: pytest.FixtureRequest, another_url: str) -> str | None:
+    """The DSN of the source's database, if it is another one than the target's."""
+    return another_url if request.param == "database" else None
 
 
 def text(words: int) -> str:
@@ -86,13 +74,13 @@ def renderings(url: str, pipeline: Pipeline, words: int) -> dict[str, int]:
 
 
 def test_a_text_is_rendered_a_few_times_whatever_the_number_of_its_chunks(
-    where: tuple[str, str], connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elsewhere: str | None, connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, database = where
+    url = elsewhere or connection.info.dsn
     monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
     monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
     with psycopg.connect(url, autocommit=True) as made:
-        made.execute(f"ALTER DATABASE {database} SET track_functions = 'all'".encode())
+        made.execute(f"ALTER DATABASE {made.info.dbname} SET track_functions = 'all'".encode())
         made.execute(COUNTED)
         made.execute("CREATE TABLE texts (id int PRIMARY KEY, text text)")
     source: dict[str, Any] = {
@@ -104,7 +92,7 @@ def test_a_text_is_rendered_a_few_times_whatever_the_number_of_its_chunks(
     }
     written = {
         "name": "long",
-        "source": {**source, **({} if url == database_url else {"url": url})},
+        "source": {**source, **({"url": elsewhere} if elsewhere else {})},
         "embedder": {"kind": "local", "dimensions": 64},
         "target": {"table": "vectors.long"},
         "artifacts": {"url": str(tmp_path / "artifacts")},

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -79,20 +77,10 @@ def _field(value: object) -> str:
     return '"' + value.replace('"', '""') + '"' if isinstance(value, str) else str(value)
 
 
-@pytest.fixture
-def second_url(cluster: str) -> Generator[str]:
-    """Another database, empty."""
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE second")
-    yield make_conninfo(cluster, dbname="second")
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute("DROP DATABASE second WITH (FORCE)")
-
-
 @pytest.fixture(params=KINDS)
-def apart(request: pytest.FixtureRequest, source: Connection, second_url: str, tmp_path: Path) -> Apart:
+def apart(request: pytest.FixtureRequest, source: Connection, another_url: str, tmp_path: Path) -> Apart:
     """The paintings as each kind of source."""
-    made = Apart(request.param, source, second_url, tmp_path)
+    made = Apart(request.param, source, another_url, tmp_path)
     made.write()
     return made
 
@@ -229,8 +217,8 @@ def test_rows_that_cannot_be_embedded_are_not_tried_again(source: Connection, ap
     assert (report.new, report.rejected, report.rows) == (1, 0, 50)
 
 
-def test_composite_keys_and_types_of_another_database(source: Connection, second_url: str, tmp_path: Path) -> None:
-    with connect(second_url) as other:
+def test_composite_keys_and_types_of_another_database(source: Connection, another_url: str, tmp_path: Path) -> None:
+    with connect(another_url) as other:
         other.execute(
             "CREATE TYPE room AS ENUM ('east', 'west');"
             "CREATE TABLE hung (room room, day date, price numeric(10, 2), doc jsonb, note text, words text[]);"
@@ -247,7 +235,7 @@ def test_composite_keys_and_types_of_another_database(source: Connection, second
             "key": ["room", "day"],
             "content": "{odd} {doc}",
             "metadata": ["price", "doc", "words"],
-            "url": second_url,
+            "url": another_url,
         },
         target={"table": "vectors.hung"},
     )
@@ -256,19 +244,19 @@ def test_composite_keys_and_types_of_another_database(source: Connection, second
     source.execute("CREATE TYPE room AS ENUM ('east', 'west')")
     report = sync(hung)
     assert (report.rows, report.rejected) == (38, 3)
-    with connect(second_url) as other:
+    with connect(another_url) as other:
         other.execute("UPDATE hung SET note = 'other' WHERE day = '2020-01-10' AND room = 'east'")
         other.execute("UPDATE hung SET words = NULL WHERE day = '2020-01-11'")
     report = sync(hung)
     assert (report.changed, report.metadata_only, report.unchanged, report.embedded) == (1, 2, 35, 1)
 
 
-def test_a_source_database_that_cannot_be_read_is_named(source: Connection, second_url: str, tmp_path: Path) -> None:
+def test_a_source_database_that_cannot_be_read_is_named(source: Connection, another_url: str, tmp_path: Path) -> None:
     del source
-    missing = paintings.pipeline(str(tmp_path / "artifacts"), source={"url": second_url})
+    missing = paintings.pipeline(str(tmp_path / "artifacts"), source={"url": another_url})
     with pytest.raises(SourceError, match=r"there is no table public\.paintings"):
         sync(missing)
-    nowhere = make_conninfo(second_url, dbname="nowhere")
+    nowhere = make_conninfo(another_url, dbname="nowhere")
     with pytest.raises(SourceError, match=r"source\.url: the database refused the connection.*nowhere"):
         sync(paintings.pipeline(str(tmp_path / "artifacts"), source={"url": nowhere}))
 
@@ -327,13 +315,13 @@ def test_rows_that_move_after_the_plan_are_known(source: Connection, apart: Apar
 )
 def test_rows_of_another_database_that_change_while_they_are_embedded(
     source: Connection,
-    second_url: str,
+    another_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: str,
     first_load: bool,
 ) -> None:
-    apart = Apart("database", source, second_url, tmp_path)
+    apart = Apart("database", source, another_url, tmp_path)
     apart.write()
     pipeline = apart.pipeline(str(tmp_path / "artifacts"))
     if not first_load:
@@ -345,7 +333,7 @@ def test_rows_of_another_database_that_change_while_they_are_embedded(
     def merge_after_a_change(*arguments: Any) -> Any:
         while left:
             source.execute(left[0].encode())
-            with connect(second_url) as other:
+            with connect(another_url) as other:
                 other.execute(left.pop().encode())
         return merge_run(*arguments)
 

@@ -6,10 +6,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, LiteralString
 
-import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rowvec.operations import changes
 from rowvec.operations.audit import audit
@@ -19,6 +17,7 @@ from rowvec.stages.extract import stage as extract
 from rowvec.stages.extract.queue_apart import QueueApart
 from rowvec.stages.report import PART, QUEUE, SyncReport
 from tests.support import paintings as gallery
+from tests.support.databases import database
 from tests.support.paintings import Died, fill, sync
 from tests.support.servers.pgbouncer import pooling
 
@@ -62,20 +61,15 @@ class Apart:
 
 @pytest.fixture
 def apart(
-    cluster: str, connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    another_url: str, connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Generator[Apart]:
     """50 paintings in a database of their own."""
     monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
     monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
-    name = f"apart_{conninfo_to_dict(database_url)['dbname']}"
-    with psycopg.connect(cluster, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} STRATEGY file_copy").format(sql.Identifier(name)))
-        url = make_conninfo(cluster, dbname=name)
-        with connect(url) as source:
-            source.execute(gallery.SOURCE)
-            fill(source, 50)
-            yield Apart(source, connection, url, str(tmp_path / "artifacts"))
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with connect(another_url) as source:
+        source.execute(gallery.SOURCE)
+        fill(source, 50)
+        yield Apart(source, connection, another_url, str(tmp_path / "artifacts"))
 
 
 def by_queue(report: SyncReport) -> bool:
@@ -219,22 +213,17 @@ def test_each_ledger_has_a_queue_of_its_own(
 ) -> None:
     pipeline = apart.pipeline()
     sync(pipeline)
-    second = f"second_{conninfo_to_dict(apart.url)['dbname']}"
-    with psycopg.connect(cluster, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} STRATEGY file_copy").format(sql.Identifier(second)))
-        try:
-            with monkeypatch.context() as patched:
-                patched.setenv("ROWVEC_DATABASE_URL", make_conninfo(cluster, dbname=second))
-                apart.artifacts = str(tmp_path / "others")
-                other = apart.pipeline()
-                sync(other)
-                apart.source.execute("UPDATE paintings SET title = 'new' WHERE id = 1")
-                assert by_queue(found := sync(other)), why(found)
-            assert len(apart.queues) == 2
-            report = sync(pipeline)
-            assert (by_queue(report), report.changed) == (True, 1), why(report)
-        finally:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(second)))
+    with database(cluster) as second:
+        with monkeypatch.context() as patched:
+            patched.setenv("ROWVEC_DATABASE_URL", second)
+            apart.artifacts = str(tmp_path / "others")
+            other = apart.pipeline()
+            sync(other)
+            apart.source.execute("UPDATE paintings SET title = 'new' WHERE id = 1")
+            assert by_queue(found := sync(other)), why(found)
+        assert len(apart.queues) == 2
+        report = sync(pipeline)
+        assert (by_queue(report), report.changed) == (True, 1), why(report)
 
 
 def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(apart: Apart) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from rowvec.errors import Inconsistent, TargetError
 from rowvec.ledger.runs import running
@@ -243,14 +241,13 @@ def test_many_bad_rows_cost_their_number_times_the_logarithm_of_all(source: Conn
     assert statements <= 2 + 10 * (2 * 10 + 1) + 10
 
 
-def test_the_same_with_the_source_in_another_database(source: Connection, paintings: Pipeline, cluster: str) -> None:
-    with psycopg.connect(cluster, autocommit=True) as admin:
-        admin.execute("CREATE DATABASE refused_elsewhere")
-    away = make_conninfo(cluster, dbname="refused_elsewhere")
-    with connect(away) as other:
+def test_the_same_with_the_source_in_another_database(
+    source: Connection, paintings: Pipeline, another_url: str
+) -> None:
+    with connect(another_url) as other:
         other.execute(gallery.SOURCE)
         fill(other, 50)
-        made = paintings.model_copy(update={"source": paintings.source.model_copy(update={"url": away})})
+        made = paintings.model_copy(update={"source": paintings.source.model_copy(update={"url": another_url})})
         sync(made)
         source.execute("CREATE TABLE likes (painting int REFERENCES vectors.paintings (id))")
         source.execute("INSERT INTO likes VALUES (6)")
@@ -303,13 +300,9 @@ def test_a_key_too_long_for_an_index_is_one_bad_row_of_a_first_load(source: Conn
 
 @pytest.mark.parametrize("away", [False, True])
 def test_a_key_too_long_for_the_index_of_chunks_is_one_bad_row(
-    source: Connection, paintings: Pipeline, cluster: str, database_url: str, away: bool
+    source: Connection, paintings: Pipeline, another_url: str, database_url: str, away: bool
 ) -> None:
-    url = database_url
-    if away:
-        with psycopg.connect(cluster, autocommit=True) as admin:
-            admin.execute("CREATE DATABASE refused_chunks")
-        url = make_conninfo(cluster, dbname="refused_chunks")
+    url = another_url if away else database_url
     with connect(url) as other:
         other.execute("CREATE TABLE keyed (k text, title text)")
         other.execute("INSERT INTO keyed SELECT 'key ' || i, 'text ' || i FROM generate_series(1, 30) AS i")

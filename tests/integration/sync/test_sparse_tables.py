@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-from collections.abc import Generator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, LiteralString, cast
 
 import numpy as np
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from pydantic import ValidationError
 
 from rowvec.errors import UsageError
@@ -51,7 +47,6 @@ from tests.support.vector_tables import create, vector_table
 DIMENSIONS = 30_522
 NONE = IndexChoice(kind="none", reason="")
 
-_numbers = itertools.count(1)
 _GIVEN = (
     "UPDATE paintings SET given = (SELECT ('{' || string_agg(((id * 7 + i * 131) % 30522 + 1) || ':' || (1 + i / 7.0),"
     " ',') || '}/30522')::sparsevec FROM generate_series(1, 60) AS i)"
@@ -67,17 +62,6 @@ def given(source: Connection) -> Connection:
     source.execute("ALTER TABLE paintings ADD COLUMN given sparsevec(30522)")
     source.execute(_GIVEN)
     return source
-
-
-@pytest.fixture
-def empty(cluster: str) -> Generator[str]:
-    """The DSN of an empty database."""
-    name = f"empty_sparse_{next(_numbers)}"
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield make_conninfo(cluster, dbname=name)
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def pipeline(folder: Path, dimensions: int = DIMENSIONS, **parts: dict[str, Any]) -> Pipeline:
@@ -124,7 +108,7 @@ def fill(connection: Connection, vectors: SparseVectors, metric: Any = "cosine")
 
 
 def test_edits_are_followed_audited_repaired_and_restored(
-    given: Connection, tmp_path: Path, direct_url: str, empty: str, monkeypatch: pytest.MonkeyPatch
+    given: Connection, tmp_path: Path, direct_url: str, another_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = pipeline(tmp_path)
     assert paintings.sync(ours).rows == 50
@@ -160,11 +144,11 @@ def test_edits_are_followed_audited_repaired_and_restored(
     assert audit(ours).consistent
 
     rows = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     with restoring(ours, None) as restore:
         restored = finish_restore(ours, restore.run, restore_rows(ours, restore))
     assert (restored.consistent, restored.rows, restored.checksum) == (True, 46, last.checksum)
-    with connect(empty) as there, connect(direct_url) as here:
+    with connect(another_url) as there, connect(direct_url) as here:
         assert there.execute(rows).fetchall() == here.execute(rows).fetchall()
 
 
@@ -428,16 +412,16 @@ def test_another_precision_in_place_is_refused(given: Connection, tmp_path: Path
 
 
 def test_artifacts_are_restored_in_either_precision(
-    source: Connection, tmp_path: Path, empty: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, tmp_path: Path, another_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.execute("ALTER TABLE paintings ADD COLUMN given text")
     source.execute("UPDATE paintings SET given = '{' || id % 40 + 1 || ':2,41:1}/50'")
     paintings.sync(pipeline(tmp_path, 50))
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", empty)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", another_url)
     dense = pipeline(tmp_path, 50, target={"precision": "float32", "bits": True})
     with restoring(dense, None) as restore:
         assert finish_restore(dense, restore.run, restore_rows(dense, restore)).consistent
-    with connect(empty) as there:
+    with connect(another_url) as there:
         assert one(there, "SELECT pg_typeof(embedding)::text FROM vectors.paintings LIMIT 1") == "vector"
         assert one(there, "SELECT embedding::sparsevec::text FROM vectors.paintings WHERE id = 3") == "{4:2,41:1}/50"
 

@@ -104,6 +104,7 @@ def test_equal_manifests_have_equal_bytes(store: Store, tmp_path: Path) -> None:
         (("layout", "key", 0, 0), "i" * 64),
         (("layout", "key", 0, 0), "\ud800"),
         (("layout", "metadata", 0, 0), "id"),
+        (("layout", "metadata", 0, 1), "t" * 301),
         (("runs", 0, "state"), "planned"),
         (("runs", 0, "cause"), "a\0b"),
         (("runs", 0, "cost_usd"), float("inf")),
@@ -123,7 +124,7 @@ def test_a_file_that_is_not_a_manifest_is_named(
 ) -> None:
     name, sha256 = write_manifest(store, MANIFEST, tmp_path)
     local = tmp_path / "changed"
-    store.get(name, local, sha256)
+    store.get(name, local, sha256, at_most=10**9)
     content = json.loads(local.read_bytes())
     part: Any = content
     for step in path[:-1]:
@@ -201,14 +202,14 @@ def test_a_manifest_is_known_by_its_whole_checksum(store: Store, tmp_path: Path)
     short = name.replace(sha256, sha256[:12])
     other, other_sha256 = write_manifest(store, numbered(43), tmp_path)
     path = tmp_path / "other"
-    store.get(name, path, sha256)
+    store.get(name, path, sha256, at_most=10**9)
     store.put(short, path, sha256)
     assert read_link(store, short, {}).sha256 == sha256
     with pytest.raises(ArtifactCorrupt, match="does not agree with its checksum"):
         read_link(store, short, {short: sha256[:12] + "0" * 52})
     with pytest.raises(ArtifactCorrupt, match="another checksum in the ledger"):
         read_link(store, short, {short: other_sha256})
-    store.get(other, path, other_sha256)
+    store.get(other, path, other_sha256, at_most=10**9)
     (tmp_path / "store" / name).write_bytes(path.read_bytes())
     with pytest.raises(ArtifactCorrupt, match="does not agree with its checksum"):
         read_link(store, name, {})
@@ -244,3 +245,16 @@ def test_text_that_is_not_json_is_not_a_manifest(store: Store, tmp_path: Path) -
     store.put("manifests/text.json", local, digest)
     with pytest.raises(ArtifactCorrupt, match=r"manifests/text\.json is not a manifest"):
         read_manifest(store, "manifests/text.json", digest)
+
+
+def test_wide_manifests_of_one_chain_are_not_all_held(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They name one artifact each, and a hundred columns."""
+    wide = Layout(key=(("id", "integer"),), metadata=tuple((f"column {n}", "text") for n in range(100)))
+    first, _ = write_manifest(store, numbered(1, layout=wide), tmp_path)
+    second, _ = write_manifest(store, numbered(2, layout=wide, previous=first), tmp_path)
+    monkeypatch.setattr("rowvec.store.manifest._MOST_VALUES", 450)
+    assert len(read_chain(store, first, {})) == 1
+    with pytest.raises(ArtifactCorrupt, match=f"the manifests before {second} name more"):
+        read_chain(store, second, {})
