@@ -38,8 +38,9 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.embedded import start_postgres
 from rowvec.postgres.migrations import install
+from rowvec.postgres.tables.create import create_table
 from rowvec.postgres.vector_index import IndexChoice
-from rowvec.postgres.vector_table import VectorTable, create_table
+from rowvec.postgres.vector_table import VectorTable
 from rowvec.stages.binarize import binarize
 from rowvec.stages.load import copy_rows
 from rowvec.vectors.bits import bits_for

@@ -51,6 +51,8 @@ class IndexState:
     """An index on vectors, from the catalog."""
 
     name: str
+    table: str
+    """The name of the table that it is on: the vector table, or one of its partitions."""
     kind: Kind
     on: On
     valid: bool
@@ -99,7 +101,7 @@ class IndexReport:
 
 
 def index_state(connection: Connection, table: VectorTable) -> list[IndexState]:
-    """All indexes on the table's vectors, valid or not, oldest first."""
+    """All indexes on the vectors of a table and of its partitions, valid or not, oldest first."""
     rows = connection.execute(query("index", "state"), _name_of(table)).fetchall()
     return [_state(table, row) for row in rows]
 
@@ -308,7 +310,7 @@ def _listening(connection: Connection) -> Generator[list[str]]:
 
 
 def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
-    name, kind, opclass, valid, size, definition, reloptions, partial = row
+    name, kind, opclass, valid, size, definition, reloptions, partial, on_table = row
     options = dict(option.split("=", 1) for option in reloptions)
     prefix = _PREFIX.search(definition)
     halved = opclass.startswith("halfvec") and table.precision == "float32"
@@ -328,6 +330,7 @@ def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
     )
     return IndexState(
         name=name,
+        table=on_table,
         kind=kind,
         on=on,
         valid=valid,

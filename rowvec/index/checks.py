@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 
@@ -69,18 +69,23 @@ def check_vectors(
 def check_index(connection: Connection, table: VectorTable, choice: IndexChoice) -> list[VectorCheck]:
     """``index_valid`` and ``index_used``: the table has the index of ``choice``, and the default search uses it.
 
-    There are no checks if ``choice`` has no index. Raises ``DatabaseUnavailable``.
+    Of a table that is split, the partition with the largest index is searched. There are no checks if ``choice`` has no
+    index. Raises ``DatabaseUnavailable``.
     """
     if choice.kind == "none":
         return []
     name = f"{table.schema}.{table.name}"
     with lost_connections_are_retriable():
         states = index_state(connection, table)
-        valid = {s.name for s in states if s.valid and not s.partial and fits(s.present, choice)}
-        row = connection.execute(query("vector_checks", "any_vector", table=table.identifier)).fetchone()
+        fit = [s for s in states if s.valid and not s.partial and fits(s.present, choice)]
+        valid = {s.name for s in fit}
+        searched = table
+        if table.partition_by is not None and fit:
+            searched = replace(table, name=max(fit, key=lambda s: s.bytes).table, partition_by=None)
+        row = connection.execute(query("vector_checks", "any_vector", table=searched.identifier)).fetchone()
         used: frozenset[str] = frozenset()
         if row is not None:
-            used = explain(connection, table, choice, SearchRequest(table.layout.unit(), 10)).indexes
+            used = explain(connection, searched, choice, SearchRequest(table.layout.unit(), 10)).indexes
     broken = [s.name for s in states if not s.valid]
     missing = f"{name} has no valid {choice.kind} index on {choice.on}" + (
         f" ({', '.join(broken)} is invalid: its build did not finish)" if broken else ""

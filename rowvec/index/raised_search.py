@@ -18,11 +18,14 @@ from rowvec.postgres.vector_table import VectorTable
 def raised_search(connection: Connection, table: VectorTable, index: str, choice: IndexChoice) -> IndexChoice:
     """The choice with the settings that a run has raised for this index; itself if none did, or for other settings.
 
+    All partitions of a table that is split are searched alike: with the most that was raised for one of their indexes.
     A role that may not read the ledger searches as the choice says; the search functions have the raised settings.
     Raises ``DatabaseUnavailable``.
     """
     if not pipelines.is_readable(connection, "index_builds", "raised"):
         return choice
+    if table.partition_by is not None:
+        return _raised_for_one(connection, table, choice)
     values = {
         "schema": table.schema,
         "table": table.name,
@@ -34,6 +37,15 @@ def raised_search(connection: Connection, table: VectorTable, index: str, choice
     raised: dict[str, Any] = (row[0] if row else None) or {}
     # Other settings in the pipeline file, or another tuning, begin again.
     return replace(choice, **raised["to"]) if raised and raised["from"] == _settings(choice) else choice
+
+
+def _raised_for_one(connection: Connection, table: VectorTable, choice: IndexChoice) -> IndexChoice:
+    values = {"table": table.identifier.as_string(connection)}
+    with lost_connections_are_retriable():
+        rows = connection.execute(query("index_builds", "raised_of_partitions"), values).fetchall()
+    found: list[dict[str, Any]] = [raised for (raised,) in rows if raised["from"] == _settings(choice)]
+    settings = [_settings(choice), *(raised["to"] for raised in found)]
+    return replace(choice, **{name: max(each[name] for each in settings) for name in settings[0]})
 
 
 def keep_raised_search(connection: Connection, build_id: int, before: IndexChoice, choice: IndexChoice) -> None:

@@ -24,6 +24,7 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import cut_name, definitions, names
 from rowvec.postgres.queries import query
+from rowvec.postgres.tables.create import split_clause
 from rowvec.postgres.vector_table import VectorTable, stored_columns
 from rowvec.runtime.figures import counted
 
@@ -95,14 +96,14 @@ def check_additions(connection: Connection, live: Generation, pipeline: Pipeline
     ours = _named(pipeline)
     refuse_columns(live, [name for name in types if name not in ours])
     place = _Place(live.schema, cut_name(live.table, _PROBE), _PROBE)
-    wanted = _layout(following, types)
+    layout = _layout(following, types)
+    wanted = {column.name: column.pg_type for column in layout.columns}
     altered = [name for name in ours if name in types and wanted.get(name) != types[name]]
 
     if found := _bound(connection, _place(live)) + _on_columns(connection, live, altered, wanted):
         raise _refused(live, found)
     with connection.transaction(force_rollback=True):
-        key = [PgColumn(name, wanted[name]) for name in following.source.vector_key]
-        parts = {"columns": definitions(PgColumn(*column) for column in wanted.items()), "key": names(key)}
+        parts = {"columns": definitions(layout.columns), "key": names(layout.key), "split": split_clause(layout)}
         connection.execute(query("additions", "probe", table=sql.Identifier(place.schema, place.table), **parts))
         _carry(connection, _place(live), place, _shared(types, wanted), _keys(pipeline, following))
 
@@ -310,19 +311,18 @@ def _columns(connection: Connection, generation: Generation) -> dict[str, str]:
     return {name: kind for name, kind, _ in stored_columns(connection, generation.schema, generation.table)}
 
 
-def _layout(pipeline: Pipeline, types: dict[str, str]) -> dict[str, str]:
-    """The next table's columns with their types; those that come from the source have the types of the live table."""
+def _layout(pipeline: Pipeline, types: dict[str, str]) -> VectorTable:
+    """The next table; the columns that come from the source have the types of the live table."""
 
     def of(wanted: Iterable[str]) -> tuple[PgColumn, ...]:
         return tuple(PgColumn(name, "integer" if name == CHUNK else types.get(name, "text")) for name in wanted)
 
-    table = VectorTable.of(pipeline, of(pipeline.source.vector_key), of(pipeline.source.metadata))
-    return {column.name: column.pg_type for column in table.columns}
+    return VectorTable.of(pipeline, of(pipeline.source.vector_key), of(pipeline.source.metadata))
 
 
 def _named(pipeline: Pipeline) -> list[str]:
     """The names of the columns that rowvec makes for a pipeline."""
-    return list(_layout(pipeline, {}))
+    return [column.name for column in _layout(pipeline, {}).columns]
 
 
 def _shared(types: dict[str, str], wanted: dict[str, str]) -> list[str]:

@@ -34,13 +34,15 @@ def maintain(pipeline: Pipeline, *, rebuild: bool = False) -> dict[str, Any]:
         table = stored_table(connection, resolved)
         with exclusively_on(connection, target_url(resolved.target.url), pipeline.name, pipeline_id):
             indexed = serve(connection, table, resolved, rebuild=rebuild, measure=True)
-        serving = next((s for s in reversed(index_state(connection, table)) if s.valid and not s.partial), None)
+        valid = [state for state in index_state(connection, table) if state.valid and not state.partial]
+        if table.partition_by is None:
+            valid = valid[-1:]
     recall = indexed.recall
     return {
-        "index": serving.name if serving else None,
+        "index": max(valid, key=lambda state: state.bytes).name if valid else None,
         "kind": indexed.choice.kind,
-        "on": indexed.choice.on if serving else None,
-        "bytes": serving.bytes if serving else 0,
+        "on": indexed.choice.on if valid else None,
+        "bytes": sum(state.bytes for state in valid),
         "rows": indexed.rows,
         "k": pipeline.validation.recall.k,
         "recall_at_k": recall.recall if recall else None,

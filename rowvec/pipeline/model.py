@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rowvec.pipeline.embedder_kinds import ByKind, with_plugins
 from rowvec.pipeline.embedders import Embedder, PaidEmbedder
+from rowvec.pipeline.partitioning import ShortOrWhole
 from rowvec.pipeline.parts import (
     Duration,
     Part,
@@ -67,6 +68,12 @@ class Target(Part):
         default=None,
         description="With Citus: the column of the key by which the table is spread over the nodes. Left out, or where "
         "the database has no Citus: an ordinary table.",
+    )
+    partition_by: ShortOrWhole | None = Field(
+        default=None,
+        description="Split the table into partitions, each with an index of its own, so that a search with a filter on "
+        "these columns reads one of them: [tenant] for one partition per tenant, or the keys below. Left out: an "
+        "ordinary table. rowvec rebuild changes it.",
     )
 
     _url_has_no_secret = field_validator("url", "direct_url")(no_literal_secret)
@@ -266,11 +273,24 @@ class Pipeline(Part):
         column = self.target.distribution_column
         if column is not None and column not in self.source.key:
             raise ValueError(f"target.distribution_column, {column!r}, is no column of source.key, which Citus wants")
+        self._check_partitions()
         self._check_layout()
         taken = HYBRID_COLUMNS.intersection((*self.source.key, *self.source.metadata)) if self.search.hybrid else ()
         if taken:
             raise ValueError(f"column {min(taken)!r} has the name of a column that hybrid search gives; {RENAME}")
         return self
+
+    def _check_partitions(self) -> None:
+        parts = self.target.partition_by
+        if parts is None:
+            return
+        if others := [column for column in parts.columns if column not in self.source.key]:
+            raise ValueError(
+                f"target.partition_by names {others[0]!r}, which is no column of source.key, and the primary key of a "
+                f"partitioned table holds the columns it is split by: add {others[0]!r} to source.key"
+            )
+        if self.target.distribution_column is not None:
+            raise ValueError("target.partition_by and target.distribution_column exclude each other: leave one out")
 
     def _check_target_is_not_source(self) -> None:
         source, target = self.source, self.target

@@ -13,12 +13,12 @@ from psycopg import sql
 
 from rowvec.errors import TargetError, UsageError
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.partitioning import PartitionBy
 from rowvec.pipeline.parts import table_identifier
 from rowvec.pipeline.sources import CHUNK
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.copy_encoder import can_encode
-from rowvec.postgres.fragments import definitions, names
 from rowvec.postgres.queries import query
 from rowvec.vectors.bits import MOST_BITS, thresholds
 from rowvec.vectors.layout import Layout, Precision
@@ -26,6 +26,11 @@ from rowvec.vectors.layout import Layout, Precision
 Metric = Literal["cosine", "l2", "inner_product"]
 
 _BIT_TYPE = re.compile(r"bit\((\d+)\)")
+
+# Equal values of these types print alike, so the text of a value tells its partition.
+_SPLIT_TYPES = frozenset({"smallint", "integer", "bigint", "text", "character varying", "uuid"})
+_LENGTH = re.compile(r"\(\d+\)$")
+_SPLIT_KINDS = {"l": "list", "h": "hash", "r": "range"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,8 @@ class VectorTable:
     metric: Metric = "cosine"
     distribution: str | None = None
     """The key column by which Citus spreads the table over its nodes; None: the table is not spread."""
+    partition_by: PartitionBy | None = None
+    """How the table is split into partitions; None: it is not, or it is itself a partition."""
 
     @staticmethod
     def of(pipeline: Pipeline, key: tuple[PgColumn, ...], metadata: tuple[PgColumn, ...]) -> VectorTable:
@@ -62,6 +69,7 @@ class VectorTable:
             bits=pipeline.bits,
             metric=pipeline.target.metric,
             distribution=pipeline.target.distribution_column,
+            partition_by=pipeline.target.partition_by,
         )
 
     @property
@@ -73,6 +81,12 @@ class VectorTable:
     def row_key(self) -> tuple[PgColumn, ...]:
         """The key of the source's rows: that of the table without the chunk's number."""
         return tuple(column for column in self.key if column.name != CHUNK)
+
+    @property
+    def partition_columns(self) -> tuple[PgColumn, ...]:
+        """The columns of the key that the table is split by; empty if it is not split."""
+        named = self.partition_by.columns if self.partition_by else ()
+        return tuple(column for name in named for column in self.key if column.name == name)
 
     @property
     def layout(self) -> Layout:
@@ -170,7 +184,9 @@ def stored_table(connection: Connection, pipeline: Pipeline) -> VectorTable:
         for columns in (pipeline.source.vector_key, pipeline.source.metadata)
     )
     table = VectorTable.of(pipeline, key, metadata)
-    return replace(table, bits=table.bits and _stored_bits(types, table))
+    split = stored_split(connection, schema, name)
+    known = split if split and split.kind in ("list", "hash") else None
+    return replace(table, bits=table.bits and _stored_bits(types, table), partition_by=known)
 
 
 def stored_columns(connection: Connection, schema: str, name: str) -> list[tuple[str, str, bool]]:
@@ -178,6 +194,16 @@ def stored_columns(connection: Connection, schema: str, name: str) -> list[tuple
     with connection.types_with_schemas():
         rows = connection.execute(query("vector_table", "columns"), {"schema": schema, "table": name}).fetchall()
     return [(column, connection.names.without_schema(pg_type), in_key) for column, pg_type, in_key in rows]
+
+
+def stored_split(connection: Connection, schema: str, name: str) -> PartitionBy | None:
+    """How an existing table is split; None if it is not. Its kind may be ``range``, which rowvec does not make."""
+    written = sql.Identifier(schema, name).as_string(connection)
+    row = connection.execute(query("partitions", "key"), {"table": written}).fetchone()
+    if row is None:
+        return None
+    kind, columns, number = _SPLIT_KINDS[row[0]], tuple(row[1]), row[2] if row[0] == "h" else None
+    return PartitionBy.model_construct(kind=kind, columns=columns, partitions=number)
 
 
 def is_there(connection: Connection, schema: str, name: str) -> bool:
@@ -191,9 +217,10 @@ def opened_table(
     """The vector table that a run of the pipeline writes to, and whether it exists.
 
     If the pipeline leaves the number of bits to rowvec, an existing table keeps the number that it has. Raises
-    ``TargetError`` as ``find_table``.
+    ``TargetError`` as ``find_table``, and ``UsageError`` if the table cannot be split as the pipeline says.
     """
     table = VectorTable.of(pipeline, key, metadata)
+    _check_split_types(table)
     if table.bits and pipeline.index.bits == "auto":
         rows = stored_columns(connection, table.schema, table.name)
         table = replace(table, bits=_stored_bits({name: pg_type for name, pg_type, _ in rows}, table) or table.bits)
@@ -218,6 +245,7 @@ def find_table(connection: Connection, table: VectorTable) -> bool:
                 f"the table {name} has {column.name} as {found[column.name]}, the pipeline wants {column.pg_type}: "
                 + _other_layout(name)
             )
+    _check_split(stored_split(connection, table.schema, table.name), table)
     key = {name for name, _, in_key in rows if in_key}
     if key != {column.name for column in table.key}:
         raise TargetError(f"the table {name} has the key ({', '.join(sorted(key))}): {_other_layout(name)}")
@@ -235,12 +263,6 @@ def make_schema(connection: Connection, schema: str) -> None:
             connection.execute(query("vector_table", "create_schema", schema=sql.Identifier(schema)))
 
 
-def create_table(connection: Connection, table: VectorTable) -> None:
-    """Create the empty vector table with its primary key, in its schema, which must exist."""
-    parts = {"columns": definitions(table.columns), "key": names(table.key)}
-    connection.execute(query("vector_table", "create", table=table.identifier, **parts))
-
-
 def count_rows(connection: Connection, table: VectorTable) -> int:
     """The number of rows in the table."""
     row = connection.execute(query("vector_table", "count", table=table.identifier)).fetchone()
@@ -252,6 +274,33 @@ def _stored_bits(types: dict[str, str], table: VectorTable) -> int:
     found = _BIT_TYPE.fullmatch(types.get("embedding_bits", ""))
     bits, rest = divmod(int(found[1]), table.dimensions) if found else (0, 0)
     return bits if not rest and bits <= MOST_BITS else 0
+
+
+def _check_split_types(table: VectorTable) -> None:
+    for column in table.partition_columns:
+        if _LENGTH.sub("", column.pg_type) not in _SPLIT_TYPES:
+            raise UsageError(
+                f"target.partition_by names {column.name}, which is {column.pg_type}: a table is split by whole "
+                "numbers, text, varchar or uuid; choose another column"
+            )
+
+
+def _check_split(found: PartitionBy | None, table: VectorTable) -> None:
+    """Raise ``TargetError`` if a table is split in another way than the pipeline wants."""
+    there, wanted = (split and (split.kind, split.columns, split.partitions) for split in (found, table.partition_by))
+    if there != wanted:
+        name = f"{table.schema}.{table.name}"
+        raise TargetError(
+            f"the table {name} is {_split_in_words(found)}, the pipeline wants one that is "
+            f"{_split_in_words(table.partition_by)}: {_other_layout(name)}"
+        )
+
+
+def _split_in_words(split: PartitionBy | None) -> str:
+    if split is None:
+        return "not partitioned"
+    number = f" into {split.partitions:,}" if split.partitions else ""
+    return f"partitioned by {split.kind} of {', '.join(split.columns)}{number}"
 
 
 def _other_layout(name: str) -> str:

@@ -172,7 +172,7 @@ def prepare(cursor: psycopg.Cursor[tuple[Any, ...]], checked: CheckedSearch) -> 
     matching, everything = row[0][0]["Plan"]["Plans"] if row else ({}, {})
     plan = filter_plan(
         table,
-        rows=sql.Literal(float(everything["Plan Rows"])),
+        rows=sql.Literal(_rows_read(cursor, table, matching) or float(everything["Plan Rows"])),
         matching=sql.Literal(float(matching["Plan Rows"])),
         cost=sql.Literal(float(matching["Total Cost"])),
         shortlist=shortlist_length(choice, mode, values),
@@ -185,6 +185,16 @@ def prepare(cursor: psycopg.Cursor[tuple[Any, ...]], checked: CheckedSearch) -> 
     most_matches = int(found[0]) if found else 0
     filtered = replace(filtered, most_matches=sql.Literal(most_matches))
     return percent_signs_doubled(statement(table, choice, mode, values, filtered).rows), most_matches
+
+
+def _rows_read(cursor: psycopg.Cursor[tuple[Any, ...]], table: VectorTable, matching: dict[str, Any]) -> float | None:
+    """The rows of the partitions that a filter's plan reads; None if the table is not split, or they are not known."""
+    if table.partition_by is None:
+        return None
+    read = sorted({node["Relation Name"] for node in _nodes(matching) if "Relation Name" in node})
+    parts = {"schema": sql.Literal(table.schema), "names": sql.Literal(read)}
+    row = cursor.execute(query("search", "rows_of_partitions", **parts)).fetchone()
+    return row[0] if row else None
 
 
 def percent_signs_doubled(composed: sql.Composed) -> sql.Composed:

@@ -178,10 +178,13 @@ def generations(connection: Connection, table: VectorTable, suffix: str, columns
             function=sql.Literal(function.as_string(connection)),
             again=sql.Literal(_call(table, function, columns).as_string(connection)),
         )
+    first = table.partition_columns[:1]
+    nothing = query("search", "no_partition", column=names(first)) if first else query("search", "no_row")
     return query(
         "search",
         "function_generations",
         table=table.identifier,
+        nothing=nothing,
         name=sql.Literal(written),
         oid=sql.Literal(oid or 0),
         again=sql.Literal(_call(table, name, columns).as_string(connection)),
@@ -227,6 +230,7 @@ def _body(table: VectorTable, choice: IndexChoice, first: sql.Composed) -> sql.C
             "function_estimate",
             schema=sql.Literal(table.schema),
             name=sql.Literal(table.name),
+            **_searched_rows(table),
             plan=filter_plan(
                 table,
                 rows=sql.SQL("estimate.rows"),
@@ -235,6 +239,7 @@ def _body(table: VectorTable, choice: IndexChoice, first: sql.Composed) -> sql.C
                 shortlist=shortlist_length(choice, "adaptive", values),
             ),
         )
+        estimate = sql.SQL("{}{}").format(_partition_of_filter(table), estimate)
     known = ", ".join(column.name for column in columns)
     return query(
         "search",
@@ -251,6 +256,32 @@ def _body(table: VectorTable, choice: IndexChoice, first: sql.Composed) -> sql.C
         filtered_settings=filtered.settings,
         filtered_statement=filtered.rows,
     )
+
+
+def _partition_of_filter(table: VectorTable) -> sql.Composable:
+    """In the body: look up the partition that a search with a filter reads; nothing for a table that is not split."""
+    if table.partition_by is None:
+        return sql.SQL("")
+    equal = sql.SQL(" AND ").join(_equals(column) for column in table.partition_columns)
+    parts = {"columns": _split_columns(table), "table": table.identifier, "equal": equal}
+    return sql.SQL("{}\n    ").format(query("search", "function_partition", **parts))
+
+
+def _searched_rows(table: VectorTable) -> dict[str, sql.Composable]:
+    """Among how many rows a search looks, and how many of them have what the filter says of the other columns."""
+    whole = query("search", "of_table")
+    if table.partition_by is None:
+        return {"among": whole, "matching_among": whole, "certain": query("search", "no_column")}
+    part = query("search", "of_partition")
+    if table.partition_by.kind == "hash":
+        return {"among": part, "matching_among": whole, "certain": query("search", "no_column")}
+    certain = query("search", "all_of_partition", columns=_split_columns(table))
+    return {"among": part, "matching_among": part, "certain": certain}
+
+
+def _split_columns(table: VectorTable) -> sql.Composed:
+    named = sql.SQL(", ").join(sql.Literal(column.name) for column in table.partition_columns)
+    return sql.SQL("ARRAY[{}]::text[]").format(named)
 
 
 def _equals(column: PgColumn) -> sql.Composed:

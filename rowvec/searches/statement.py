@@ -86,6 +86,8 @@ def statement(
         if hamming
         else distance_to(table, values.vector),
         "filter": values.condition,
+        # The place of a row is unique in one table, and a table that is split is several.
+        "at_place": values.condition if table.partition_by else query("search", "everywhere"),
         "k": values.k,
     }
     if not by_index(choice, mode):

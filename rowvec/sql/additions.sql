@@ -20,7 +20,9 @@ WITH t AS (
     SELECT i.*, c.relname, c.reltablespace, k.oid AS constraint_oid, k.conname,
         CASE WHEN k.oid IS NOT NULL THEN pg_get_constraintdef(k.oid)
              ELSE substr(pg_get_indexdef(c.oid), length(format(
-                 'CREATE %%sINDEX %%I ON %%s', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, c.relname, t.written)) + 1)
+                 'CREATE %%sINDEX %%I ON %%s%%s', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, c.relname,
+                 -- An index of a table that is split, which its partitions have too.
+                 CASE WHEN c.relkind = 'I' THEN 'ONLY ' ELSE '' END, t.written)) + 1)
         END AS body
     FROM t
     JOIN pg_index AS i ON i.indrelid = t.oid
@@ -63,8 +65,11 @@ WITH t AS (
     CROSS JOIN LATERAL jsonb_each(to_jsonb(t) - ARRAY[
         'oid', 'relname', 'reltype', 'relfilenode', 'relpages', 'reltuples', 'relallvisible', 'relallfrozen',
         'reltoastrelid', 'relhasindex', 'relnatts', 'relchecks', 'relhasrules', 'relhastriggers', 'relhassubclass',
-        'relrewrite', 'relfrozenxid', 'relminmxid', 'relreplident', 'relowner', 'relacl', 'reloptions', 'written', 'nsp'
-    ]) AS e
+        'relrewrite', 'relfrozenxid', 'relminmxid', 'relreplident', 'relowner', 'relacl', 'reloptions', 'written', 'nsp',
+        -- Whether a table is split is the pipeline's to say.
+        'relkind', 'relam'
+    ] || jsonb_build_object(
+        'access method', (SELECT amname FROM pg_am WHERE oid = t.relam AND amname <> 'heap'))) AS e
     UNION ALL
     SELECT 2, 'the policy', polname, jsonb_build_array(polcmd, polpermissive, roles, qual, checked)::text,
         -- An expression that names the table itself would go on reading the old one.
@@ -236,6 +241,8 @@ WITH t AS (
         NULL, NULL, NULL
     FROM t JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = t.oid
     WHERE d.refclassid NOT IN ('pg_namespace'::regclass, 'pg_type'::regclass, 'pg_am'::regclass, 'pg_collation'::regclass)
+      -- The columns that a table is split by depend on the table itself.
+      AND NOT (d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid)
 )
 SELECT kind, name, value, head, tail, unmake FROM facts ORDER BY rank, kind, name
 
@@ -253,7 +260,10 @@ JOIN pg_depend AS d
 LEFT JOIN pg_rewrite AS rule ON d.classid = 'pg_rewrite'::regclass AND rule.oid = d.objid
 LEFT JOIN pg_class AS view ON view.oid = rule.ev_class
 WHERE t.oid = to_regclass(%(table)s)
-  AND NOT (d.classid = 'pg_class'::regclass AND (d.objid = t.reltoastrelid
+  AND NOT (d.classid = 'pg_class'::regclass AND (d.objid IN (t.oid, t.reltoastrelid)
+      OR EXISTS (
+          SELECT FROM pg_inherits AS p JOIN pg_class AS part ON part.oid = p.inhrelid AND part.relispartition
+          WHERE p.inhrelid = d.objid AND p.inhparent = t.oid)
       OR EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = d.objid AND i.indrelid = t.oid)))
   AND NOT (d.classid = 'pg_type'::regclass
       AND d.objid IN (t.reltype, (SELECT typarray FROM pg_type WHERE oid = t.reltype)))
@@ -288,7 +298,7 @@ WHERE a.attrelid = to_regclass(%(table)s) AND a.attname = ANY (%(columns)s)
 ORDER BY 1
 
 -- name: probe -- an empty table on which the DDL is tried, in a transaction that is rolled back
-CREATE TABLE {table} ({columns}, PRIMARY KEY ({key}))
+CREATE TABLE {table} ({columns}, PRIMARY KEY ({key})) {split}
 
 -- name: rename_index
 ALTER INDEX {index} RENAME TO {name}

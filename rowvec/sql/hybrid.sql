@@ -33,14 +33,16 @@ ORDER BY f.score DESC, {key_t}
 -- name: languages
 SELECT cfgname FROM pg_ts_config WHERE pg_ts_config_is_visible(oid) ORDER BY cfgname
 
--- name: text_indexes -- the full text indexes that rowvec built, known by their names
+-- name: text_indexes -- the full text indexes that rowvec built on a table and its partitions, known by their names
 SELECT c.relname, i.indisvalid AND i.indisready
 FROM pg_index AS i
 JOIN pg_class AS c ON c.oid = i.indexrelid
 JOIN pg_class AS t ON t.oid = i.indrelid
 JOIN pg_namespace AS n ON n.oid = t.relnamespace
 JOIN pg_am AS am ON am.oid = c.relam
-WHERE n.nspname = %(schema)s AND t.relname = %(table)s AND am.amname = 'gin' AND c.relname LIKE '%%\_rowvec\_text\_%%'
+LEFT JOIN pg_inherits AS p ON p.inhrelid = t.oid AND t.relispartition
+LEFT JOIN pg_class AS whole ON whole.oid = p.inhparent
+WHERE n.nspname = %(schema)s AND %(table)s IN (t.relname, whole.relname) AND am.amname = 'gin' AND c.relname LIKE '%%\_rowvec\_text\_%%'
 ORDER BY c.oid
 
 -- name: create_index

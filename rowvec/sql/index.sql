@@ -1,4 +1,4 @@
--- name: state -- the vector indexes of one table; no query uses an index that is invalid or not ready
+-- name: state -- the vector indexes of a table and of its partitions; no query uses one that is invalid or not ready
 SELECT
     c.relname,
     am.amname,
@@ -7,14 +7,17 @@ SELECT
     pg_relation_size(c.oid),
     pg_get_indexdef(c.oid),
     coalesce(c.reloptions, '{{}}'),
-    i.indpred IS NOT NULL
+    i.indpred IS NOT NULL,
+    t.relname
 FROM pg_index AS i
 JOIN pg_class AS c ON c.oid = i.indexrelid
 JOIN pg_class AS t ON t.oid = i.indrelid
 JOIN pg_namespace AS n ON n.oid = t.relnamespace
 JOIN pg_am AS am ON am.oid = c.relam
 JOIN pg_opclass AS o ON o.oid = i.indclass[0]
-WHERE n.nspname = %(schema)s AND t.relname = %(table)s AND am.amname IN ('hnsw', 'ivfflat')
+LEFT JOIN pg_inherits AS p ON p.inhrelid = t.oid AND t.relispartition
+LEFT JOIN pg_class AS whole ON whole.oid = p.inhparent
+WHERE n.nspname = %(schema)s AND %(table)s IN (t.relname, whole.relname) AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY c.oid
 
 -- name: names -- all names in the schema that the name of a new index could collide with
@@ -47,12 +50,13 @@ SELECT count(*) FROM {table}
 -- name: memory -- both settings in bytes
 SELECT pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(current_setting('shared_buffers'))
 
--- name: held -- bytes of the table's vector indexes, and of the server's buffers
+-- name: held -- bytes of the vector indexes of a table and of its partitions, and of the server's buffers
 SELECT coalesce(sum(pg_relation_size(i.indexrelid)), 0)::bigint, pg_size_bytes(current_setting('shared_buffers'))
 FROM pg_index AS i
 JOIN pg_class AS c ON c.oid = i.indexrelid
 JOIN pg_am AS am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
 WHERE i.indrelid = {table}::regclass
+   OR i.indrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = {table}::regclass)
 
 -- name: maintenance_work_mem
 SELECT current_setting('maintenance_work_mem')

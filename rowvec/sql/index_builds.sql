@@ -27,6 +27,15 @@ WHERE b.table_schema = %(schema)s AND b.table_name = %(table)s AND b.index_name 
 ORDER BY b.build_id DESC
 LIMIT 1
 
+-- name: raised_of_partitions -- the search settings that runs have raised for the present indexes of all partitions
+SELECT b.raised
+FROM pg_inherits AS i
+JOIN pg_class AS t ON t.oid = i.inhrelid
+JOIN pg_namespace AS n ON n.oid = t.relnamespace
+JOIN rowvec.index_builds AS b ON b.table_schema = n.nspname AND b.table_name = t.relname AND b.raised IS NOT NULL
+JOIN pg_class AS c ON c.oid = b.index_oid AND c.relname = b.index_name
+WHERE i.inhparent = to_regclass(%(table)s)
+
 -- name: raise
 UPDATE rowvec.index_builds SET raised = %(raised)s WHERE build_id = %(build_id)s AND raised IS DISTINCT FROM %(raised)s
 

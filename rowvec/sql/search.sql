@@ -66,6 +66,7 @@ WITH matching AS MATERIALIZED (
         SELECT {columns}, {distance} AS distance
         FROM {table} AS t
         WHERE t.ctid = ANY (ARRAY(SELECT place FROM matching)) AND (SELECT count(*) FROM matching) <= {most_matches}
+          AND ({at_place})
         ORDER BY ({distance}) + 0
         LIMIT {k}
     )
@@ -82,6 +83,9 @@ WITH matching AS MATERIALIZED (
     )
 )
 SELECT {columns}, distance FROM found AS t ORDER BY distance, {key} LIMIT {k}
+
+-- name: everywhere -- a place is a row in one table only; among partitions the filter tells which one
+true
 
 -- name: estimate -- the planner's rows that pass the filter, its rows of the table, and the cost of finding the former
 -- Each array is a plan of its own, whose root has the numbers with and without parallel workers.
@@ -101,6 +105,11 @@ FROM (
 CROSS JOIN LATERAL (
     SELECT (sqrt(e.find * e.find + 4 * {row} * {shortlist} * e.rows * {visit}) - e.find) / (2 * {row}) AS matches
 ) AS turn
+
+-- name: rows_of_partitions -- the rows of those partitions that the plan of a filter reads
+SELECT sum(greatest(c.reltuples, 0))::float8
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = {schema} AND c.relname = ANY ({names})
 
 -- name: filter_settings
 SELECT f.most_matches, {settings} FROM ({plan}) AS f
@@ -160,6 +169,7 @@ AS {body}
 DECLARE
     rowvec_unknown text;
     rowvec_set text[];
+    rowvec_partition oid;
     rowvec_most_matches integer := 0;
     rowvec_visits integer := 0;
     rowvec_most_visits integer := 0;
@@ -186,7 +196,7 @@ END
 
 -- name: function_generations -- in the body: generations may be switched between the call and the reading. Once the
 -- table is locked, its name stays. If another table has the name by then, the call goes to that table's function.
-PERFORM FROM {table} LIMIT 0;
+PERFORM FROM {table} {nothing};
     IF to_regclass({name}) IS DISTINCT FROM {oid}::oid AND coalesce(current_setting('rowvec.again', true), '') = '' THEN
         rowvec_set := ARRAY[set_config('rowvec.again', 'yes', true)];
         RETURN QUERY EXECUTE {again} USING $1, $2, $3, $4;
@@ -201,8 +211,31 @@ IF {asked} = {dimensions} AND to_regproc({function}) IS NOT NULL THEN
         RETURN;
     END IF;
 
+-- name: no_row -- of a table, which the statement locks all the same
+LIMIT 0
+
+-- name: no_partition -- likewise; no partition can have such a row, so none is opened or locked
+WHERE {column} = NULL
+
 -- name: table_oid -- NULL if there is no such table
 SELECT to_regclass(%(table)s)::oid::bigint
+
+-- name: function_partition -- in the body: the partition of a filter that names all columns the table is split by
+IF $4 ?& {columns} THEN
+        SELECT t.tableoid INTO rowvec_partition FROM {table} AS t WHERE {equal} LIMIT 1;
+    END IF;
+
+-- name: of_partition -- among the rows of the partition, whose number the last ANALYZE found
+coalesce((SELECT p.reltuples FROM pg_class AS p WHERE p.oid = rowvec_partition), c.reltuples)
+
+-- name: of_table
+c.reltuples
+
+-- name: all_of_partition -- a list partition has one value of its column, so all its rows have the value of the filter
+rowvec_partition IS NOT NULL AND asked.key = ANY ({columns})
+
+-- name: no_column
+false
 
 -- name: function_estimate -- in the body, for a search that could go through an index: from the columns' statistics,
 -- because a STABLE function may not EXPLAIN. A column's share of rows is that of the value, if it is a common one, else
@@ -211,8 +244,9 @@ SELECT f.most_matches, f.visits, f.most_visits
 INTO rowvec_most_matches, rowvec_visits, rowvec_most_visits
 FROM (
     SELECT
-        greatest(c.reltuples, 1)::float8 AS rows,
-        c.reltuples * exp(sum(ln(greatest(1e-9, CASE
+        greatest({among}, 1)::float8 AS rows,
+        {matching_among} * exp(sum(ln(greatest(1e-9, CASE
+            WHEN {certain} THEN 1
             WHEN s.attname IS NULL THEN 0.005
             WHEN asked.value IS NULL THEN s.null_frac
             ELSE coalesce(
@@ -230,7 +264,7 @@ FROM (
             SELECT FROM pg_index AS i
             JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND a.attname = asked.key
-        )) THEN 0 ELSE c.relpages + c.reltuples * 0.0125 END AS cost
+        )) THEN 0 ELSE greatest(c.relpages, 0) + {among} * 0.0125 END AS cost
     FROM pg_class AS c
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     CROSS JOIN jsonb_each_text($4) AS asked (key, value)

@@ -17,4 +17,4 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %(schema)s)
 CREATE SCHEMA IF NOT EXISTS {schema}
 
 -- name: create
-CREATE TABLE {table} ({columns}, PRIMARY KEY ({key}))
+CREATE TABLE {table} ({columns}, PRIMARY KEY ({key})) {split}

@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass, replace
 
 from rowvec.index.build import index_state, old_pgvector, pooled_build
-from rowvec.index.choice import Facts, Tuned, choose, fits
+from rowvec.index.choice import Facts, Sparsity, Tuned, choose, fits
 from rowvec.index.history import Build, look, recorded_builds
+from rowvec.index.partitions import Chooser, Served, partitions_as_they_are, serve_partitions
 from rowvec.index.raised_search import raised_search
 from rowvec.index.recall import RecallReport
 from rowvec.index.sparsity import sparsity_of
@@ -19,6 +20,7 @@ from rowvec.index.wear import Reason, in_vain
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.tables.partitions import tables_of
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.telemetry import traced
@@ -58,18 +60,41 @@ def serve(
 
 def _serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, rebuild: bool, measure: bool) -> Indexed:
     started = time.monotonic()
+    tuned = find_tuning(connection, table)
+
+    def serve_one(one: VectorTable) -> Served:
+        return _serve_table(connection, one, pipeline, tuned, rebuild=rebuild, measure=measure)
+
+    if table.partition_by is None:
+        served = serve_one(table)
+    else:
+        served = serve_partitions(connection, table, _chooser(table, pipeline, tuned), serve_one)
+    pooled = pooled_build(connection) if served.reason else None
+    _install_functions(connection, table, pipeline, served.choice)
+    install_provenance(connection, table)
+    return Indexed(
+        choice=served.choice,
+        rows=served.rows,
+        recall=served.recall,
+        seconds=time.monotonic() - started,
+        reason=served.reason,
+        notes=(*served.notes, *filter(None, (pooled, old_pgvector(connection, served.choice)))),
+    )
+
+
+def _serve_table(
+    connection: Connection,
+    table: VectorTable,
+    pipeline: Pipeline,
+    tuned: Tuning | None,
+    *,
+    rebuild: bool,
+    measure: bool,
+) -> Served:
+    """Keep the index of one table, or of one partition, fit."""
     indexed = any(state.valid for state in index_state(connection, table))
     looked = look(connection, table)
-    tuned = find_tuning(connection, table)
-    facts = Facts(
-        rows=looked.rows,
-        dimensions=table.dimensions,
-        precision=table.precision,
-        bits=table.bits,
-        metric=table.metric,
-        indexed=indexed,
-        sparsity=sparsity_of(connection, table, indexed=indexed),
-    )
+    facts = _facts(table, looked.rows, indexed=indexed, sparsity=sparsity_of(connection, table, indexed=indexed))
     recall = pipeline.validation.recall
     choice = _choice(facts, pipeline, tuned, looked.tried)
     kept = keep_fit(connection, table, choice, looked, recall, asked=rebuild, measure=measure)
@@ -79,59 +104,79 @@ def _serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, re
         if other != choice:
             kept = _added(kept, keep_fit(connection, table, other, looked, recall))
     vacuumed = vacuum_if_due(connection, table)
-    pooled = pooled_build(connection) if kept.reason else None
-    _install_functions(connection, table, pipeline, kept.choice)
-    install_provenance(connection, table)
-    return Indexed(
+    return Served(
         choice=kept.choice,
         rows=looked.rows,
         recall=kept.recall,
-        seconds=time.monotonic() - started,
         reason=kept.reason,
-        notes=(*kept.notes, *filter(None, (pooled, vacuumed, old_pgvector(connection, kept.choice)))),
+        notes=(*kept.notes, *filter(None, (vacuumed,))),
     )
 
 
 def serve_as_it_is(connection: Connection, table: VectorTable, pipeline: Pipeline, rows: int) -> Indexed | None:
     """What serves a table of which a run has compared a part: reads the catalog and no row of the table.
 
-    Returns None if the table has no index that suits it; then ``serve`` must build one. Recall and wear, which need the
-    whole table, are left to the next run that compares everything.
+    Returns None if the table, or one of its partitions, has no index that suits it; then ``serve`` must build one.
+    Recall and wear, which need the whole table, are left to the next run that compares everything.
     """
     started = time.monotonic()
     if table.layout.is_sparse:
         return None  # the choice depends on the nonzeros of all rows
-    states = [state for state in index_state(connection, table) if state.valid and not state.partial]
     tuned = find_tuning(connection, table)
-    facts = Facts(
-        rows=rows,
-        dimensions=table.dimensions,
-        precision=table.precision,
-        bits=table.bits,
-        metric=table.metric,
-        indexed=bool(states),
-        sparsity=None,
-    )
-    choice = _choice(facts, pipeline, tuned, recorded_builds(connection, table))
+    if table.partition_by is None:
+        found = _as_it_is(connection, table, pipeline, tuned, rows)
+    else:
+        found = partitions_as_they_are(connection, table, _chooser(table, pipeline, tuned))
+    if found is None:
+        return None
+    choice, notes = found
+    _install_functions(connection, table, pipeline, choice)
+    return Indexed(choice=choice, rows=rows, recall=None, seconds=time.monotonic() - started, notes=notes)
+
+
+def _as_it_is(
+    connection: Connection, table: VectorTable, pipeline: Pipeline, tuned: Tuning | None, rows: int
+) -> tuple[IndexChoice, tuple[str, ...]] | None:
+    """How a table is searched, and notes; None if it lacks its index."""
+    states = [state for state in index_state(connection, table) if state.valid and not state.partial]
+    choice = _choice(_facts(table, rows, indexed=bool(states)), pipeline, tuned, recorded_builds(connection, table))
     if bool(states) != (choice.kind != "none") or not all(fits(state.present, choice) for state in states):
         return None
     if states:
         choice = raised_search(connection, table, states[-1].name, choice)
     vacuumed = vacuum_if_due(connection, table)
-    _install_functions(connection, table, pipeline, choice)
-    return Indexed(
-        choice=choice,
+    return choice, (vacuumed,) if vacuumed else ()
+
+
+def _facts(table: VectorTable, rows: int, *, indexed: bool, sparsity: Sparsity | None = None) -> Facts:
+    return Facts(
         rows=rows,
-        recall=None,
-        seconds=time.monotonic() - started,
-        notes=(vacuumed,) if vacuumed else (),
+        dimensions=table.dimensions,
+        precision=table.precision,
+        bits=table.bits,
+        metric=table.metric,
+        indexed=indexed,
+        sparsity=sparsity,
     )
 
 
+def _chooser(table: VectorTable, pipeline: Pipeline, tuned: Tuning | None) -> Chooser:
+    """The index of a partition by its rows alone."""
+    return lambda rows, indexed: _choice(_facts(table, rows, indexed=indexed), pipeline, tuned, ())
+
+
 def _choice(facts: Facts, pipeline: Pipeline, tuned: Tuning | None, builds: tuple[Build, ...]) -> IndexChoice:
-    """The index for a table; one on floats if ``auto`` chose bits, and all builds on them found too little."""
+    """The index for a table; one on floats if ``auto`` chose bits, and all builds on them found too little.
+
+    A partition that is small is searched exactly, also if the table as a whole was tuned for an index. And all
+    partitions have the same kind of index, because one function searches them.
+    """
     wanted, recall = pipeline.index, pipeline.validation.recall
+    split = pipeline.target.partition_by is not None
     choice = choose(facts, wanted, Tuned(choice=tuned.choice, rows=tuned.rows) if tuned else None)
+    if split:
+        plain = choose(facts, wanted)
+        return plain if plain.kind == "none" else choice
     tried = [build.tried for build in builds]
     if choice.on != "bits" or wanted.on != "auto" or not in_vain(tried, choice, recall.k, recall.at_least, None):
         return choice
@@ -148,7 +193,8 @@ def _install_functions(connection: Connection, table: VectorTable, pipeline: Pip
     install_search_function(connection, table, choice)
     if pipeline.search.hybrid:
         hybrid = Hybrid(language=pipeline.search.language)
-        ensure_text_index(connection, table, hybrid)
+        for one in tables_of(connection, table):
+            ensure_text_index(connection, one, hybrid)
         install_hybrid_function(connection, table, choice, hybrid)
     else:
         drop_text_indexes(connection, table)

@@ -23,6 +23,7 @@ from rowvec.postgres.connection import Connection, use_one_snapshot, without_blo
 from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
+from rowvec.postgres.tables.partitions import tables_of
 from rowvec.runtime.telemetry import traced
 from rowvec.searches.hybrid import Hybrid, has_text_index
 from rowvec.stages.batch import Batch
@@ -186,7 +187,7 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows, hybrid: Hybrid | 
             live.drop_moved()
         written = write(connection, plan, live)
     # The extract has looked at the words of the rows that it planned, and a valid index looks at each row.
-    if hybrid and not plan.direct and not has_text_index(connection, plan.table, hybrid):
+    if hybrid and not plan.direct and not _has_text_indexes(connection, plan, hybrid):
         settled = not refuse_many_words(connection, plan, hybrid.language) and settled
     _forget_fixed_rejects(connection, plan)
     evidence = live.account(settled=settled)
@@ -209,6 +210,10 @@ def _merge(connection: Connection, plan: Plan, live: LiveRows, hybrid: Hybrid | 
         source_checksum=source_checksum,
         table_checksum=whole[1],
     )
+
+
+def _has_text_indexes(connection: Connection, plan: Plan, hybrid: Hybrid) -> bool:
+    return all(has_text_index(connection, one, hybrid) for one in tables_of(connection, plan.table))
 
 
 def _forget_fixed_rejects(connection: Connection, plan: Plan) -> None:

@@ -23,7 +23,9 @@ def create_staging(
     with lost_connections_are_retriable(), connection.transaction():
         connection.execute(query("load", "forget_batches"), {"run_id": run_id})
         connection.execute(query("load", "forget_staging", name=name))
-        connection.execute(query("load", "create" if direct else "create_unlogged", name=name, columns=columns))
+        # A table that is split takes the rows from staging, also at a first load.
+        logged = direct and table.partition_by is None
+        connection.execute(query("load", "create" if logged else "create_unlogged", name=name, columns=columns))
 
 
 def staged_columns(table: VectorTable, *, direct: bool) -> tuple[PgColumn, ...]:

@@ -11,12 +11,14 @@ from rowvec.ledger.generations import hide_until_switch
 from rowvec.ledger.journal import unrecorded
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.rejects import add_not_removed, add_refused
-from rowvec.postgres.citus import distribute
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import as_own_type, is_exact, key_json, names, same_key
 from rowvec.postgres.isolation import ALL_OF, Isolation, Refusal, StoredRows, Stretch, refusal_of
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable, count_rows, create_table
+from rowvec.postgres.tables.citus import distribute
+from rowvec.postgres.tables.create import create_table
+from rowvec.postgres.tables.partitions import make_missing
+from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.stages.extract.limits import is_long, many_words
 from rowvec.stages.extract.protocol import LiveRows
 
@@ -42,6 +44,8 @@ def write(connection: Connection, plan: Plan, live: LiveRows) -> Written:
     too, the rejects say that the row is outdated. Raises ``TargetError`` if the database refuses all of many rows, or
     more than ``isolation.MOST_REFUSED``, and what the database raises for another reason than the data of a row.
     """
+    if plan.batches:
+        make_missing(connection, plan.table, plan.staging)
     try:
         with connection.transaction():
             # Write the replacements first: the rows deleted afterwards have none.
@@ -70,13 +74,20 @@ def publish_rows(connection: Connection, plan: Plan) -> int:
         create_table(connection, plan.table)
         distribute(connection, plan.table)
         hide_until_switch(connection, plan.table.schema, plan.table.name)
+        make_missing(connection, plan.table, plan.staging)
         _Apart(connection, plan).upsert()
         connection.execute(query("merge", "analyze_table", table=plan.table.identifier))
     return count_rows(connection, plan.table)
 
 
 def publish(connection: Connection, table: VectorTable, staging: sql.Identifier) -> None:
-    """Give a loaded table (in the schema ``rowvec``) its key and make it the vector table; in a transaction."""
+    """Give a loaded table (in the schema ``rowvec``) its key and make it the vector table; in a transaction.
+
+    If the vector table is split, the rows are copied into its partitions.
+    """
+    if table.partition_by is not None:
+        _fill_partitions(connection, table, staging)
+        return
     connection.execute(query("merge", "primary_key", staging=staging, key=names(table.key)))
     # Into its schema first: there no other table has its name, and the ledger's may.
     connection.execute(query("merge", "publish_schema", staging=staging, schema=sql.Identifier(table.schema)))
@@ -84,6 +95,16 @@ def publish(connection: Connection, table: VectorTable, staging: sql.Identifier)
     connection.execute(query("merge", "publish", staging=moved, name=sql.Identifier(table.name)))
     distribute(connection, table)
     hide_until_switch(connection, table.schema, table.name)
+    connection.execute(query("merge", "analyze_table", table=table.identifier))
+
+
+def _fill_partitions(connection: Connection, table: VectorTable, staging: sql.Identifier) -> None:
+    create_table(connection, table)
+    hide_until_switch(connection, table.schema, table.name)
+    make_missing(connection, table, staging)
+    parts = {"columns": names(table.columns), "staging": staging}
+    connection.execute(query("partitions", "fill", table=table.identifier, **parts))
+    connection.execute(query("merge", "drop", table=staging))
     connection.execute(query("merge", "analyze_table", table=table.identifier))
 
 

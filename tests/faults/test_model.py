@@ -186,7 +186,8 @@ def play(
                 counts["sequences that failed"] += 1
                 lines = "\n".join(f"{i:3}. {line}" for i, line in enumerate(stage.story, 1))
                 again = f"again: ROWVEC_SEED={seed} pytest tests/faults/test_model.py -m soak"
-                message = f"{error}\nindex: {sequence.index}, bits: {sequence.bits}\n{lines}\n{again}"
+                drawn = f"index: {sequence.index}, bits: {sequence.bits}, split: {sequence.split}"
+                message = f"{error}\n{drawn}\n{lines}\n{again}"
                 tell(message)
                 raise AssertionError(message) from None
             finally:

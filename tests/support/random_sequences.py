@@ -169,6 +169,9 @@ class Lose:
         return f"artifact {self.number} is {self.how}"
 
 
+Split = Literal["list", "hash"] | None
+"""How the vector table is partitioned by its key: each row has a partition, or there are three."""
+
 Step = Edit | Run | Tamper | DropTable | Lose
 
 
@@ -179,6 +182,7 @@ class Sequence:
     seed: int
     index: Literal["auto", "none"]
     bits: Literal["auto", 1, 2]
+    split: Split
     steps: tuple[Step, ...]
 
 
@@ -202,7 +206,9 @@ def compose(seed: int) -> Sequence:
     steps += [Run(job="audit", by="plain"), Run(job="repair", by=_by(chance)), Run(job="sync", by="flow")]
     index: Literal["auto", "none"] = "auto" if chance.random() < 0.6 else "none"
     bits: Literal["auto", 1, 2] = chance.choice(("auto", 1, 2))
-    return Sequence(seed=seed, index=index, bits=bits, steps=tuple(steps))
+    drawn = chance.random()
+    split: Split = "list" if drawn > 0.7 else "hash" if drawn > 0.4 else None
+    return Sequence(seed=seed, index=index, bits=bits, split=split, steps=tuple(steps))
 
 
 def _run(chance: random.Random, job: Job, interrupted: float = 0.35) -> Run:
@@ -331,8 +337,13 @@ class Stage:
             "concurrency": CONCURRENCY,
         }
         index = {"kind": self.sequence.index, "bits": self.sequence.bits}
-        validation = {"max_delete_fraction": 1.0}
-        return paintings.pipeline(str(self.folder / "artifacts"), embedder=embedder, index=index, validation=validation)
+        parts: dict[str, dict[str, Any]] = {"embedder": embedder, "index": index}
+        parts["validation"] = {"max_delete_fraction": 1.0}
+        if self.sequence.split == "list":
+            parts["target"] = {"partition_by": ["id"]}
+        elif self.sequence.split == "hash":
+            parts["target"] = {"partition_by": {"columns": ["id"], "kind": "hash", "partitions": 3}}
+        return paintings.pipeline(str(self.folder / "artifacts"), **parts)
 
     def stored(self) -> dict[int, Stored] | None:
         """What the vector table shows; None where there is none."""
@@ -393,7 +404,8 @@ class Stage:
         if not whole:
             return
         id_ = whole[step.number % len(whole)]
-        if step.column == "foreign row" and id_ + FOREIGN in (self.stored() or {}):
+        # No partition of a list takes a key that no run has seen.
+        if step.column == "foreign row" and (self.sequence.split == "list" or id_ + FOREIGN in (self.stored() or {})):
             return
         self.connection.execute(_TAMPERING[step.column].replace(b"{bits}", self._bits_of_negated(id_)), (id_,))
         id_ += FOREIGN if step.column == "foreign row" else 0

@@ -56,7 +56,9 @@ def create(connection: Connection, table: VectorTable) -> None:
     )
 
 
-def fill(connection: Connection, table: VectorTable, vectors: npt.NDArray[np.float32], *, first: int = 0) -> None:
+def fill(
+    connection: Connection, table: VectorTable, vectors: npt.NDArray[np.float32], *, first: int = 0, authors: int = 100
+) -> None:
     """Rows ``first`` and on with these vectors; the author is one of 100, the year one of 1,000."""
     names = sql.SQL(", ").join(sql.Identifier(c.name) for c in table.columns)
     with (
@@ -64,7 +66,7 @@ def fill(connection: Connection, table: VectorTable, vectors: npt.NDArray[np.flo
         cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table.identifier, names)) as copy,
     ):
         for i, vector in enumerate(vectors, first):
-            row: list[Any] = [i, f"author {i % 100}", 1000 + i % 1000, f"text {i}"]
+            row: list[Any] = [i, f"author {i % authors}", 1000 + i % 1000, f"text {i}"]
             row.append(json.dumps(vector.tolist()))
             if table.bits:
                 stored = np.unpackbits(binarize(vector[None], table.bits)[0], count=table.bits * table.dimensions)

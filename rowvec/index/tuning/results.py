@@ -139,7 +139,9 @@ def present_index(connection: Connection, table: VectorTable, wanted: Index) -> 
         reason="There is no index.",
     )
     tuned = find_tuning(connection, table) if wanted.kind == "auto" and wanted.on == "auto" else None
-    for state in reversed(index_state(connection, table)):
+    # Of partitions, the largest has the most lists and links; of one table, the newest index serves.
+    states = sorted(index_state(connection, table), key=lambda state: state.bytes if table.partition_by else 0)
+    for state in reversed(states):
         if state.valid and not state.partial:
             found = replace(state.present, oversampling=base.oversampling, oversampling_given=base.oversampling_given)
             if tuned and fits(state.present, tuned.choice):

@@ -264,7 +264,8 @@ def _step(part: str) -> Generator[None]:
 @contextmanager
 def _sample(connection: Connection, table: VectorTable, rows: int, wanted: int) -> Generator[VectorTable]:
     """A copy of ``wanted`` rows. Candidates on other bits than the table's are indexes on an expression there."""
-    sample = replace(table, schema="rowvec", name=f"scratch_{connection.names.scratch}_{_SAMPLE}")
+    name = f"scratch_{connection.names.scratch}_{_SAMPLE}"
+    sample = replace(table, schema="rowvec", name=name, partition_by=None)
     try:
         with _step(f"copying {wanted:,} of {rows:,} rows"):
             _copy(connection, table, sample, rows, wanted)

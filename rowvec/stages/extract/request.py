@@ -15,12 +15,14 @@ from rowvec.ledger.plans import Counts, Plan, Queued, plan_rows, scope_rows, sto
 from rowvec.ledger.reuse import paid_for
 from rowvec.ledger.runs import RunId
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.citus import distribute
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import key_json
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_table import VectorTable, create_table, direct_possible
+from rowvec.postgres.tables.citus import distribute
+from rowvec.postgres.tables.create import create_table
+from rowvec.postgres.tables.partitions import check_planned
+from rowvec.postgres.vector_table import VectorTable, direct_possible
 from rowvec.runtime.figures import counted
 from rowvec.sources.protocol import HashedSource
 from rowvec.vectors.fingerprint import Identity
@@ -113,6 +115,7 @@ def store_plan(
     new, changed, metadata_only, deleted = changes
     rows, pipeline_id = plan_rows(request.run_id), sql.Literal(request.pipeline_id)
     connection.execute(query("request", "index_plan", plan=rows))
+    check_planned(connection, table, rows, query("partitions", "planned"))
     paid = paid_for(connection, request.pipeline_id, request.identity)
     texts, known = row(connection, query("request", "count_texts", plan=rows, paid_for=paid))
     direct = not exists and direct_possible(table)
