@@ -80,7 +80,9 @@ def main() -> None:
 
 
 def _environment(folder: Path, api: str | None) -> dict[str, str]:
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "ROWVEC_"))}
+    # An image of a container may forbid Python to keep what it has compiled; an installed wheel is compiled by pip.
+    ours = ("PREFECT_", "ROWVEC_", "PYTHONDONTWRITEBYTECODE")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     named = {} if api is None else {"PREFECT_API_URL": api}
     return {**others, "HOME": str(folder), "ROWVEC_HOME": str(folder / "home"), "DO_NOT_TRACK": "1", **named}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
+    PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOGGING_TO_API_ENABLED,
@@ -76,20 +78,23 @@ def events() -> ModuleType:
 
 
 @contextmanager
-def reporting_to(api: str, login: str | None, *, is_watched: bool = True) -> Generator[None]:
+def reporting_to(api: str, login: str | None, *, authorities: Path | None = None) -> Generator[None]:
     """Within this context, this process reports to the server at this address.
 
-    ``login`` is USER:PASSWORD. A server that is not watched ends with this command: nobody reads its logs or waits for
-    a sign of life, so neither is sent. A flow waits for the thread of its heartbeat, up to a second.
+    ``login`` is USER:PASSWORD. ``authorities`` is for a server that this command has started, and takes the place of
+    all authorities that Prefect's clients trust. Such a server ends with the command: nobody reads its logs or waits
+    for a sign of life, so neither is sent. A flow waits for the thread of its heartbeat, up to a second.
     """
     settings: dict[Any, Any] = {PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: login}
     # Prefect's own threads do not have the settings of this context; they read the environment.
     set_by_us = {"PREFECT_API_URL": api}
     if login is not None:
         set_by_us |= {"PREFECT_API_AUTH_STRING": login}
-    if not is_watched:
+    if authorities is not None:
+        file = str(authorities)
         settings |= {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
-        set_by_us |= {"PREFECT_LOGGING_TO_API_ENABLED": "false"}
+        settings |= {PREFECT_API_SSL_CERT_FILE: file}
+        set_by_us |= {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_API_SSL_CERT_FILE": file}
     before = {name: os.environ.get(name) for name in set_by_us}
     os.environ.update(set_by_us)
     try:

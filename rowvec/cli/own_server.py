@@ -7,6 +7,9 @@ machine; and it would survive a command that is killed.
 Nobody looks at this server after the command. So it has a database of its own, a copy of an empty one, which is deleted
 at the end; and it runs without the UI and without background services. This module imports little, because the server
 is the first thing that such a command starts.
+
+Neither the server nor its clients in the command speak TLS. Prefect would still load all authorities of certifi for
+each client, in 23 ms. So it gets a file with one authority, the least that OpenSSL takes.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
+
+import certifi
 
 from rowvec.errors import MachineError
 from rowvec.runtime.home import home_folder
@@ -62,6 +67,8 @@ class OwnServer:
         self._empty = self._home / f"empty-{version('prefect')}.db"
         _remove_leftovers(self._home)
         self._folder, self._lock = _locked_folder(self._home)
+        self.certificate = _one_certificate(self._folder)
+        """The file of authorities for its clients, which speak no TLS."""
         self._log: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 # closed by `stop`
         self._stopped = False
         self._process, self._port, self._copied = self._launch()
@@ -181,6 +188,7 @@ class OwnServer:
             "PREFECT__SERVER_EPHEMERAL": "1",
             "PREFECT__SERVER_WEBSERVER_ONLY": "1",
             "PREFECT__SERVER_FINAL": "1",
+            "SSL_CERT_FILE": str(self.certificate),
             "DO_NOT_TRACK": "1",
         }
 
@@ -208,6 +216,13 @@ def _has_tables(database: Path) -> bool:
             return found.execute("SELECT count(*) FROM block_type").fetchone() != (0,)
     except sqlite3.Error:
         return False
+
+
+def _one_certificate(folder: Path) -> Path:
+    file = folder / "authority.pem"
+    first, end, _ = Path(certifi.where()).read_text("utf-8").partition("-----END CERTIFICATE-----")
+    file.write_text(f"{first}{end}\n", "utf-8")
+    return file
 
 
 def _locked_folder(home: Path) -> tuple[Path, int]:

@@ -6,10 +6,13 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rowvec.cli.own_server import OwnServer
 from rowvec.errors import MachineError, RowvecError
 from rowvec.runtime.prefect_server import PrefectServer, may_be_named, named_server, prefect_module
+
+if TYPE_CHECKING:
+    from rowvec.cli.own_server import OwnServer
 
 # Commands whose main work is a flow run, and the option without which they are none.
 _RUNS = {
@@ -33,6 +36,8 @@ def start_early(words: list[str]) -> None:
     """
     global _early
     if needs_own_server(words):
+        from rowvec.cli.own_server import OwnServer  # late: most commands start none
+
         # Whatever is wrong here, `prefect_api` meets it again, where it can be said.
         with suppress(OSError, RowvecError):
             _early = OwnServer()
@@ -71,6 +76,7 @@ def prefect_api() -> Generator[None]:
             yield
         return
     from rowvec.cli.ending import ENDING  # late: it imports more than the start of a server needs
+    from rowvec.cli.own_server import OwnServer  # late: as above
 
     server = _early or OwnServer()
     ENDING.at_end(server.kill)
@@ -81,7 +87,7 @@ def prefect_api() -> Generator[None]:
                 f"the Prefect server that this command started has ended: {words}; what was paid for is kept: run again"
             )
         )
-        with tasks.reporting_to(server.api, server.secret, is_watched=False):
+        with tasks.reporting_to(server.api, server.secret, authorities=server.certificate):
             yield
     finally:
         server.stop()
