@@ -15,7 +15,6 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
-    PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOGGING_TO_API_ENABLED,
@@ -91,10 +90,8 @@ def reporting_to(api: str, login: str | None, *, authorities: Path | None = None
     if login is not None:
         set_by_us |= {"PREFECT_API_AUTH_STRING": login}
     if authorities is not None:
-        file = str(authorities)
         settings |= {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
-        settings |= {PREFECT_API_SSL_CERT_FILE: file}
-        set_by_us |= {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_API_SSL_CERT_FILE": file}
+        set_by_us |= {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_API_SSL_CERT_FILE": str(authorities)}
     before = {name: os.environ.get(name) for name in set_by_us}
     os.environ.update(set_by_us)
     try:
