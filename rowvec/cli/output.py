@@ -66,6 +66,8 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], 
         grid.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(_shown(value) for value in row))
+    if grid.__rich_measure__(out, out.options).minimum > out.width:
+        grid.padding = 0  # rather no space around the cells than words that are cut in two
     out.print(grid, markup=False)
 
 
