@@ -15,6 +15,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.measure import Measurement
 from rich.table import Table
 
 from rowvec.cli.terminal import Terminal
@@ -66,8 +67,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], 
         grid.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(_shown(value) for value in row))
-    if grid.__rich_measure__(out, out.options).minimum > out.width:
-        grid.padding = 0  # rather no space around the cells than words that are cut in two
+    _keep_words_whole(grid)
     out.print(grid, markup=False)
 
 
@@ -94,6 +94,16 @@ def heading(name: str, as_json: bool) -> Generator[None]:
     before = len(_gathered[-1])
     yield
     _gathered[-1][before:] = [{"file": name, **found} for found in _gathered[-1][before:]]
+
+
+def _keep_words_whole(grid: Table) -> None:
+    """In a narrow terminal, break lines in columns that have several words, and leave out the spaces around cells."""
+    if grid.__rich_measure__(out, out.options).minimum > out.width:
+        grid.padding = 0
+    if grid.__rich_measure__(out, out.options).minimum <= out.width:
+        for column in grid.columns:
+            widths = [Measurement.get(out, out.options, cell) for cell in (column.header, *column.cells)]
+            column.no_wrap = all(width.minimum == width.maximum for width in widths)
 
 
 def _write_json(data: dict[str, Any]) -> None:
