@@ -179,7 +179,7 @@ def test_a_row_whose_image_is_not_in_the_store_fails_the_run(
         return 0
 
     monkeypatch.setattr("rowvec.stages.images.lost.run", nothing)
-    with pytest.raises(Inconsistent, match=r"images: 1 image\(s\) that rows show are not in the store"):
+    with pytest.raises(Inconsistent, match="images: 1 image that a row shows is not in the store"):
         sync(paintings)
 
 

@@ -329,7 +329,7 @@ def test_csv_columns_have_the_types_the_pipeline_gives(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("", "rows.csv cannot be read as CSV: it is empty"),
-        ("id,text\n1,a\n2,b,c\n", r"rows.csv has 3 field\(s\) in row 3 \(the header is row 1\).*has 2"),
+        ("id,text\n1,a\n2,b,c\n", "rows.csv has 3 fields in row 3, and 2 in the header, which is row 1"),
         ('id,text\n1,a\n2,"b\n3,c\n', "rows.csv has a quote that is not closed.*line 3"),
         ("id,body\n1,a\n", "rows.csv has no column 'text'; it has id, body"),
         ("id,text,text\n1,a,b\n", "rows.csv has two columns called 'text'"),
