@@ -9,7 +9,7 @@ export NO_MKDOCS_2_WARNING := 1
 # Images of containers often forbid Python to keep what it has compiled. The tests start hundreds of interpreters.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-unit test-matrix lint soak bench-peers bench-rivals bench bench-quick lock clean
+.PHONY: demo test test-unit test-matrix lint soak crash bench-peers bench-rivals bench bench-quick lock clean
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,13 @@ test-matrix: $(VENV)/.dev
 # drawn at random. `make test` tries the same cases each time.
 soak: $(VENV)/.dev
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m "soak or hypothesis" --timeout=7200 -o addopts="-ra --import-mode=importlib -p no:langsmith_plugin"
+
+# Kills each command at each point of its run, runs it again, and compares what it leaves. It takes hours, goes on where it
+# was stopped, and writes one line per trial to RESULTS; at the end it prints the table for docs/explanation/proof.md.
+# CASES=trigger takes the cases with this word in their names.
+RESULTS ?= build/crash.jsonl
+crash: $(VENV)/.dev
+	$(BIN)/python -m tests.support.crash_points --results=$(RESULTS) --workers=2 --cases="$(CASES)"
 
 # The peers of the benchmarks are installed in an environment of their own, never in the project's.
 bench-peers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ from rowvec.errors import PipelineBusy
 from rowvec.ledger.held_lease import exclusively_on
 from rowvec.ledger.pipelines import PipelineId, is_readable
 from rowvec.ledger.runs import Ending, RunId, State, clear_leftovers, finish_run
-from rowvec.ledger.workdir import workdir
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, target_url
@@ -59,5 +57,4 @@ def _close(connection: Connection, pipeline_id: PipelineId, ending: Ending) -> l
     dead = [RunId(run_id) for (run_id,) in rows]
     for run_id in dead:
         finish_run(connection, run_id, ending)
-        shutil.rmtree(workdir(connection, run_id), ignore_errors=True)
     return dead

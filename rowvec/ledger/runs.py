@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from rowvec.errors import AwaitingJobs, LeaseLost, RowvecError, RunCancelled
 from rowvec.ledger.held_lease import exclusively
 from rowvec.ledger.lease import Lease, check_owner, open_owned, owned
 from rowvec.ledger.pipelines import PipelineId, register, written_id
+from rowvec.ledger.workdir import runs_with_files, workdir
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import Connection, open_target, target_url
@@ -132,15 +134,19 @@ def finish_run(connection: Connection, run_id: RunId, ending: Ending) -> None:
 
 
 def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
-    """Mark what killed runs left as abandoned and drop their tables; returns the names of the tables dropped.
+    """Mark what killed runs left as abandoned, and remove their tables and files; returns the names of the tables.
 
-    Sessions of a run that was stopped, or cut off, and that still hold its tables are ended.
+    Only files on this machine are removed. Sessions of a run that was stopped, or cut off, and that still hold its
+    tables are ended.
 
     ``run_id`` is the run that is under way, which is left alone. The caller must hold the pipeline's lease.
     """
     values = {"pipeline_id": pipeline_id, "run_id": run_id}
     connection.execute(query("runs", "end_sessions"), values)
     connection.execute(query("runs", "abandoned"), values)
+    with_files = {**values, "run_ids": runs_with_files(connection)}
+    for (over,) in connection.execute(query("runs", "over"), with_files).fetchall():
+        shutil.rmtree(workdir(connection, over), ignore_errors=True)
     return _drop_tables(connection, pipeline_id, run_id)
 
 

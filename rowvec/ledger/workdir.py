@@ -27,6 +27,12 @@ def workdir(connection: Connection, run_id: int) -> Path:
     return _folder(database_name(connection), run_id)
 
 
+def runs_with_files(connection: Connection) -> list[int]:
+    """The runs of the target's database that have a folder on this machine, whether they are over or not."""
+    folders = (home() / _SPOOL / database_name(connection)).glob("*")
+    return [int(folder.name) for folder in folders if folder.name.isdecimal()]
+
+
 def database_name(connection: Connection) -> str:
     """The name of a database in ROWVEC_HOME: each database numbers its own runs, and one home may serve several."""
     where = connection.info

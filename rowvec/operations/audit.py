@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
 from rowvec.runtime.display import plain
 from rowvec.runtime.figures import counted
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home, temporary_folder
 from rowvec.sources.row_security import restriction
 from rowvec.stages.alarms import Alarm
 from rowvec.stages.extract.open import open_source
@@ -202,9 +201,9 @@ def _compare(found: Audited, pipeline_name: str) -> None:
     found.lost_artifacts.clear()
     found.connection.execute(query("audit", "drop_tables"))
     found.connection.execute(query("audit", "findings"))
-    with tempfile.TemporaryDirectory(dir=home()) as folder:
-        _read_journal(found, pipeline_name, Path(folder))
-        _read_artifacts(found, Path(folder))
+    with temporary_folder(home()) as folder:
+        _read_journal(found, pipeline_name, folder)
+        _read_artifacts(found, folder)
     _look_for_images(found, pipeline_name)
     source = open_source(found.connection, found.resolved, found.identity, found.pipeline_id)
     add_differences = source.compare_for_audit(found.table)

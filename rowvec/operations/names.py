@@ -6,7 +6,6 @@ artifacts, so two tables with one name would restore and prune each other's vect
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import find_table, stored_columns, stored_table
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home, temporary_folder
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
 from rowvec.vectors.fingerprint import Identity
@@ -201,11 +200,11 @@ def _copy_images(connection: Connection, pipeline: Pipeline, old: str) -> int:
     if not rows:
         return 0
     store = open_store(resolve(pipeline, frozenset({"artifacts"})).artifacts)
-    with tempfile.TemporaryDirectory(dir=home()) as folder:
+    with temporary_folder(home()) as folder:
         return sum(
             _copy_image(
                 store,
-                Path(folder) / "image",
+                folder / "image",
                 old,
                 pipeline.name,
                 KnownImage(sha256=sha256, media_type=media_type, bytes=size, place=place),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +33,7 @@ from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, stored_table
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home, temporary_folder
 from rowvec.stages.binarize import write_bits
 from rowvec.stages.totals import totals
 from rowvec.store.artifact import Artifact, read_artifact, upload, write_artifact
@@ -238,12 +236,12 @@ def _unneeded(work: PruneWork, kept: _Kept, shared: Shared, age: timedelta) -> l
     """Generation, name and bytes of the artifacts that nothing needs."""
     connection = work.connection
     connection.execute(query("prune", "needed", table=work.table.identifier))
-    with tempfile.TemporaryDirectory(dir=home()) as folder:
+    with temporary_folder(home()) as folder:
         # The table's rows after the oldest restorable run, and the rows that each later run wrote: together these are
         # all rows that the table has had since.
         before = kept.chain_to_oldest()
         if before:
-            replay(connection, work.store, before, Path(folder))
+            replay(connection, work.store, before, folder)
             connection.execute(query("prune", "need_state"))
         for name in kept.links.keys() - {link.name for link in before}:
             link = kept.links[name]
@@ -252,7 +250,7 @@ def _unneeded(work: PruneWork, kept: _Kept, shared: Shared, age: timedelta) -> l
             columns = (sql.SQL("{} {}").format(sql.Identifier(c.name), c.type_sql) for c in (*plain, *FACTS))
             connection.execute(query("prune", "entry", columns=sql.SQL(", ").join(columns)))
             copy = query("prune", "copy_entry")
-            copy_entry(connection, work.store, link.manifest.journal, copy, Path(folder))
+            copy_entry(connection, work.store, link.manifest.journal, copy, folder)
             connection.execute(query("prune", "need_entry"))
             connection.execute(query("prune", "drop_entry"))
     connection.execute(query("prune", "analyze_needed"))

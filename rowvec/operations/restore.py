@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.type_names import known_columns
 from rowvec.postgres.vector_table import VectorTable, find_table, make_schema, opened_table
 from rowvec.runtime.figures import counted
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home, temporary_folder
 from rowvec.runtime.progress import tell
 from rowvec.stages.images.lost import check_images, take_in_images
 from rowvec.stages.index import serve
@@ -157,7 +156,7 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
     run, chain, last = restore.run, restore.chain, restore.chain[-1].manifest
     with (
         open_owned(resolved, run.lease, "rowvec restore") as connection,
-        tempfile.TemporaryDirectory(dir=home()) as folder,
+        temporary_folder(home()) as folder,
     ):
         key, metadata = (
             known_columns(connection, (PgColumn(*pair) for pair in pairs), chain[-1].name)
@@ -171,7 +170,7 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
             run_id=run.run_id,
             table=table,
             staging=sql.Identifier("rowvec", f"staging_{run.run_id}"),
-            folder=Path(folder),
+            folder=folder,
         )
         _refuse_rows(connection, table)
         replay(connection, work.store, chain, work.folder)

@@ -26,6 +26,12 @@ WHERE run_id IN (
     FOR UPDATE SKIP LOCKED
 )
 
+-- name: over -- those of these runs that need their files no more; the run that begins has no files of its own yet
+-- A database that was set back does not know its latest runs, and gives their numbers again.
+SELECT given.run_id FROM unnest(%(run_ids)s::bigint[]) AS given (run_id) LEFT JOIN rowvec.runs AS r USING (run_id)
+WHERE r.run_id IS NULL
+   OR r.pipeline_id = %(pipeline_id)s AND (r.state NOT IN ('planned', 'running') OR r.run_id = %(run_id)s)
+
 -- name: leftovers -- plan and staging tables of runs that are over
 SELECT c.relname
 FROM pg_class AS c

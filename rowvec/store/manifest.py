@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC
@@ -20,6 +19,7 @@ from uuid import uuid4
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from rowvec.errors import ArtifactCorrupt, StoreRefused
+from rowvec.runtime.home import home, temporary_folder
 from rowvec.store.artifact import Artifact
 from rowvec.store.protocol import Store
 from rowvec.vectors import sparse
@@ -163,8 +163,8 @@ def read_manifest(store: Store, name: str, sha256: str) -> Manifest:
 
     Raises ``ArtifactCorrupt`` if it is missing, too large, does not agree with ``sha256``, or is not a manifest.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "manifest.json"
+    with temporary_folder(home()) as folder:
+        local = folder / "manifest.json"
         store.get(name, local, sha256, at_most=MOST_BYTES)
         content = local.read_bytes()
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > _MOST_VALUES:

@@ -435,7 +435,7 @@ def test_rows_without_keys_do_not_fill_the_disk(tmp_path: Path) -> None:
 _HOLD = """
 import sys
 from pathlib import Path
-from rowvec.sources.files.temp_folder import temporary_folder
+from rowvec.runtime.home import temporary_folder
 with temporary_folder(Path(sys.argv[1])) as place:
     (place / "spill").write_bytes(b"x" * 1000)
     print(place, flush=True)
@@ -464,7 +464,7 @@ def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_stay
         assert len(source.key) == 1
     living.communicate("\n")
     assert living.returncode == 0
-    assert list(tmp_path.glob("source-*")) == []
+    assert list(tmp_path.glob("temporary-*")) == []
 
 
 def test_the_command_says_one_sentence_about_a_hostile_file(
@@ -492,4 +492,4 @@ def test_the_command_says_one_sentence_about_a_hostile_file(
         ("2", "row 3 of rows.csv has in column 'text' "),
         ("3", "row 4 of rows.csv has in column 'text' "),
     }
-    assert not list((tmp_path / "home" / "spool").glob("source-*"))
+    assert not list((tmp_path / "home" / "spool").glob("temporary-*"))

@@ -130,7 +130,7 @@ def _source_of_one_row(pipeline: Pipeline) -> Generator[Any]:
         yield _of_table(pipeline, source)
         return
     # Late: pyarrow's readers of files.
-    from rowvec.sources.files.temp_folder import temporary_folder
+    from rowvec.runtime.home import temporary_folder
 
     resolved: Any = resolve(pipeline, frozenset({"source"})).source
     with temporary_folder(home_folder("spool")) as place:

@@ -104,9 +104,9 @@ def files(pipeline: Pipeline) -> Iterator[Finding]:
     if source.kind == "postgres":
         return
     # The imports are late: pyarrow's readers, and Azure's client.
+    from rowvec.runtime.home import temporary_folder
     from rowvec.sources.files.download import fetcher
     from rowvec.sources.files.source import file_format, local_paths, open_files
-    from rowvec.sources.files.temp_folder import temporary_folder
     from rowvec.sources.images.file import is_url
 
     fetch, spool = fetcher(source.credential), home_folder("spool")

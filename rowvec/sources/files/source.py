@@ -22,11 +22,11 @@ from rowvec.pipeline.embedders import ColumnEmbedder
 from rowvec.pipeline.sources import CsvSource, ImagesSource, ParquetSource
 from rowvec.pipeline.template import Column, Template
 from rowvec.postgres.columns import PgColumn, listed
+from rowvec.runtime.home import temporary_folder
 from rowvec.runtime.suggestion import did_you_mean
 from rowvec.sources.diff import Block, Changes, Rows
 from rowvec.sources.files.external_sort import ExternalSort, Records
 from rowvec.sources.files.rows import LONGEST_KEY, Layout, Rendered, columns_of, is_vector
-from rowvec.sources.files.temp_folder import temporary_folder
 from rowvec.sources.formats.csv import CsvFormat
 from rowvec.sources.formats.parquet import ParquetFormat
 from rowvec.sources.formats.protocol import FileFormat
