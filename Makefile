@@ -58,7 +58,7 @@ soak: $(VENV)/.dev
 # CASES=trigger takes the cases with this word in their names.
 RESULTS ?= build/crash.jsonl
 crash: $(VENV)/.dev
-	$(BIN)/python -m tests.support.crash_points --results=$(RESULTS) --workers=2 --cases="$(CASES)"
+	$(BIN)/python -m tests.support.crash_points.campaign --results=$(RESULTS) --workers=2 --cases="$(CASES)"
 
 # The peers of the benchmarks are installed in an environment of their own, never in the project's.
 bench-peers:

@@ -1,4 +1,4 @@
-"""The working folders of runs: two databases with equal run numbers keep their files apart in one home."""
+"""The working folders of runs: each database has its own in one home, and nothing of a run that is over stays there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rowvec.stages import binarize, embed, load, merge, upload
 from rowvec.stages.batch import Batch
 from rowvec.stages.extract import stage
 from tests.support.databases import database
-from tests.support.paintings import SOURCE, assert_in_step, fill
+from tests.support.paintings import SOURCE, assert_in_step, dying_after, fill, sync
 
 
 @pytest.fixture
@@ -54,3 +54,16 @@ def test_concurrent_runs_of_two_databases_keep_separate_files(
         assert connection.execute("SELECT count(*) FROM vectors.paintings").fetchone() == (30,)
         assert database_name(connection) != database_name(source)
         assert workdir(connection, runs[0].run_id).parent != workdir(source, runs[0].run_id).parent
+
+
+def test_the_next_run_deletes_the_files_of_a_killed_one(
+    source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dying_after("embed", monkeypatch):
+        sync(paintings)
+    (left,) = home().glob("spool/*/*/batch-0/embedded.arrow")
+    # A database that was set back does not know its latest runs.
+    (left.parents[2] / "1000000").mkdir()
+    sync(paintings)
+    assert list(home().glob("spool/*/*")) == []
+    assert_in_step(source)

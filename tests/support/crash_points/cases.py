@@ -50,8 +50,8 @@ class Case:
     name: str
     command: str
     """The command as the documentation groups it."""
-    parts: dict[str, Any]
-    """Parts of the pipeline file, over those of ``paintings.pipeline``."""
+    source: dict[str, Any]
+    """The source in the pipeline file, over that of ``paintings.pipeline``."""
     before: tuple[Step, ...]
     """What has happened before the command."""
     run: Step
@@ -65,7 +65,7 @@ class Case:
     def pipeline(self) -> Pipeline:
         """The pipeline, in the environment of the case."""
         folder = os.environ[FOLDER]
-        embedder = {
+        embedder: dict[str, Any] = {
             "kind": "openai",
             "model": "text-embedding-3-small",
             "dimensions": 16,
@@ -73,18 +73,19 @@ class Case:
             "max_batch_inputs": TEXTS_PER_REQUEST,
             "concurrency": 1,
         }
-        index = {"kind": "hnsw", "on": "float"}
-        parts = {"embedder": embedder, "index": index, "validation": {"max_delete_fraction": 0.5}}
-        for part, values in self.parts.items():
-            parts[part] = {**parts.get(part, {}), **values}
-        source = parts.get("source", {})
+        source: dict[str, Any] = dict(self.source)
         if "kind" in source:
             source = {"key": ["id"], "content": "{title}\n{description}", "metadata": ["author", "year"], **source}
         if "path" in source:
-            source = {**source, "path": f"{folder}/{source['path']}"}
+            source["path"] = f"{folder}/{source['path']}"
         if self.apart:
-            source = {**source, "url": os.environ[SOURCE]}
-        parts["source"] = source
+            source["url"] = os.environ[SOURCE]
+        parts: dict[str, dict[str, Any]] = {
+            "source": source,
+            "embedder": embedder,
+            "index": {"kind": "hnsw", "on": "float"},
+            "validation": {"max_delete_fraction": 0.5},
+        }
         return paintings.pipeline(f"{folder}/store", **parts)
 
 
@@ -243,20 +244,20 @@ def drop_index(_: Pipeline) -> None:
             connection.execute(f'DROP INDEX vectors."{name}"'.encode())
 
 
-_QUERY = {"source": {"kind": "postgres", "query": "SELECT * FROM public.paintings WHERE id > 0"}}
-_CSV = {"source": {"kind": "csv", "path": "paintings.csv"}}
-_TRIGGER = {"source": {"changes": {"by": "trigger"}}}
-_CHUNKS = {"source": {"chunks": {"tokens": 16, "overlap": 0}}}
+_QUERY = {"kind": "postgres", "query": "SELECT * FROM public.paintings WHERE id > 0"}
+_CSV = {"kind": "csv", "path": "paintings.csv"}
+_TRIGGER = {"changes": {"by": "trigger"}}
+_CHUNKS = {"chunks": {"tokens": 16, "overlap": 0}}
 _TWICE: tuple[Step, ...] = (fill, sync, edit, sync)
 
 CASES = [
-    Case(name="sync, table, first", command="sync: table", parts={}, before=(fill,), run=sync),
-    Case(name="sync, table, later", command="sync: table", parts={}, before=(fill, sync, edit), run=sync),
-    Case(name="sync, query, later", command="sync: query", parts=_QUERY, before=(fill, sync, edit), run=sync),
+    Case(name="sync, table, first", command="sync: table", source={}, before=(fill,), run=sync),
+    Case(name="sync, table, later", command="sync: table", source={}, before=(fill, sync, edit), run=sync),
+    Case(name="sync, query, later", command="sync: query", source=_QUERY, before=(fill, sync, edit), run=sync),
     Case(
         name="sync, other database, first",
         command="sync: table of another database",
-        parts={},
+        source={},
         before=(fill,),
         run=sync,
         apart=True,
@@ -264,31 +265,31 @@ CASES = [
     Case(
         name="sync, other database, later",
         command="sync: table of another database",
-        parts={},
+        source={},
         before=(fill, sync, edit),
         run=sync,
         apart=True,
     ),
-    Case(name="sync, csv, first", command="sync: file", parts=_CSV, before=(fill, write_csv), run=sync),
+    Case(name="sync, csv, first", command="sync: file", source=_CSV, before=(fill, write_csv), run=sync),
     Case(
         name="sync, csv, later",
         command="sync: file",
-        parts=_CSV,
+        source=_CSV,
         before=(fill, write_csv, sync, edit, write_csv),
         run=sync,
     ),
-    Case(name="sync, trigger, first", command="sync: queue of changes", parts=_TRIGGER, before=(fill,), run=sync),
+    Case(name="sync, trigger, first", command="sync: queue of changes", source=_TRIGGER, before=(fill,), run=sync),
     Case(
         name="sync, trigger, later",
         command="sync: queue of changes",
-        parts=_TRIGGER,
+        source=_TRIGGER,
         before=(fill, sync, edit),
         run=sync,
     ),
     Case(
         name="sync, trigger, other database, later",
         command="sync: queue of changes",
-        parts=_TRIGGER,
+        source=_TRIGGER,
         before=(fill, sync, edit),
         run=sync,
         apart=True,
@@ -296,15 +297,15 @@ CASES = [
     Case(
         name="sync, chunks, later",
         command="sync: chunks",
-        parts=_CHUNKS,
+        source=_CHUNKS,
         before=(fill, lengthen, sync, edit, shorten),
         run=sync,
     ),
-    Case(name="audit --repair", command="audit --repair", parts={}, before=(*_TWICE, damage), run=repair),
+    Case(name="audit --repair", command="audit --repair", source={}, before=(*_TWICE, damage), run=repair),
     Case(
         name="rebuild",
         command="rebuild",
-        parts={},
+        source={},
         before=(fill, sync, edit),
         run=build_and_switch,
         again=build_again,
@@ -313,7 +314,7 @@ CASES = [
     Case(
         name="rebuild, switch",
         command="rebuild: switch",
-        parts={},
+        source={},
         before=(fill, sync, build),
         run=build_and_switch,
         again=build_again,
@@ -322,7 +323,7 @@ CASES = [
     Case(
         name="rebuild --rollback",
         command="rebuild --rollback",
-        parts={},
+        source={},
         before=(fill, sync, build_and_switch),
         run=roll_back,
         again=roll_back_again,
@@ -330,7 +331,7 @@ CASES = [
     Case(
         name="rebuild --drop-old",
         command="rebuild --drop-old",
-        parts={},
+        source={},
         before=(fill, sync, build_and_switch),
         run=retire_for_good,
         after=other_model,
@@ -338,19 +339,19 @@ CASES = [
     Case(
         name="restore",
         command="restore",
-        parts={},
+        source={},
         before=(*_TWICE, lose_table),
         run=restore,
         again=restore_again,
     ),
-    Case(name="prune", command="prune", parts={}, before=(*_TWICE, sync), run=prune_all),
-    Case(name="prune --compact", command="prune --compact", parts={}, before=_TWICE, run=compact),
-    Case(name="index --rebuild", command="index", parts={}, before=(fill, sync), run=rebuild_index),
-    Case(name="index, dropped", command="index", parts={}, before=(fill, sync, drop_index), run=maintain),
+    Case(name="prune", command="prune", source={}, before=(*_TWICE, sync), run=prune_all),
+    Case(name="prune --compact", command="prune --compact", source={}, before=_TWICE, run=compact),
+    Case(name="index --rebuild", command="index", source={}, before=(fill, sync), run=rebuild_index),
+    Case(name="index, dropped", command="index", source={}, before=(fill, sync, drop_index), run=maintain),
     Case(
         name="changes --install",
         command="changes --install",
-        parts=_TRIGGER,
+        source=_TRIGGER,
         before=(fill,),
         run=install_queue,
         after=None,
@@ -358,7 +359,7 @@ CASES = [
     Case(
         name="changes --remove",
         command="changes --remove",
-        parts=_TRIGGER,
+        source=_TRIGGER,
         before=(fill, sync),
         run=remove_queue,
     ),

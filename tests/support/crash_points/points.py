@@ -206,12 +206,15 @@ def _watch_requests(watch: Watch) -> None:
     import httpcore2
     from urllib3.connectionpool import HTTPConnectionPool
 
-    def path_of(request: Any) -> str:
+    def of_httpcore(_pool: Any, request: Any) -> str:
         return f"{request.method.decode()} {request.url.target.decode()}"
 
+    def of_urllib3(_pool: Any, method: str, url: str, *_: Any, **__: Any) -> str:
+        return f"{method} {url}"
+
     for pool in (httpcore.ConnectionPool, httpcore2.ConnectionPool):
-        _wrap(watch, pool, "handle_request", lambda _pool, request: path_of(request))
-    _wrap(watch, HTTPConnectionPool, "urlopen", lambda _pool, method, url, *_, **__: f"{method} {url}")
+        _wrap(watch, pool, "handle_request", of_httpcore)
+    _wrap(watch, HTTPConnectionPool, "urlopen", of_urllib3)
 
 
 def _wrap(watch: Watch, owner: type[Any], name: str, described: Callable[..., str]) -> None:

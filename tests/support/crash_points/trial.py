@@ -33,7 +33,8 @@ class Uninterrupted:
         found: list[At] = []
         is_new = True
         for seen in self.seen:
-            found += [(seen.point, fault) for fault, of in _tiers(seen, is_new=is_new).items() if of == tier]
+            tiers = _tiers(seen, is_new=is_new)
+            found.extend((seen.point, fault) for fault in tiers if tiers[fault] == tier)
             # A kill after a statement shows the same as one before the next.
             is_new = seen.changes if seen.point.kind != "statement" else False
         return found
