@@ -15,6 +15,8 @@ from rowvec.ledger.plans import Plan
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 
+_NO_VERDICT = "the run before has merged, and did not come to its verdict"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
@@ -45,13 +47,21 @@ class Known:
     """Since the whole source was last compared, by the database's clock."""
 
 
-def known(connection: Connection, pipeline_id: PipelineId) -> Known | None:
-    """What the next run may rely on; None if it must compare everything."""
-    row = connection.execute(query("changes", "known", pipeline_id=sql.Literal(pipeline_id))).fetchone()
+def known(connection: Connection, pipeline_id: PipelineId, run_id: int | None = None) -> Known | None:
+    """What the next run may rely on; None if it must compare everything.
+
+    ``run_id``: the run that asks, which may have merged before in an earlier round. If another run has merged and has no
+    verdict, because it was killed or failed after that, nothing has checked its vectors, nor the index for them.
+    """
+    parts = {"pipeline_id": sql.Literal(pipeline_id), "run_id": sql.Literal(run_id)}
+    row = connection.execute(query("changes", "known", **parts)).fetchone()
     if row is None:
         return None
-    facts, rows, checksum, verified_at, verified_run, seconds, same_table, only_these_runs = row
-    doubt = facts.get("doubt") if only_these_runs else "another command has written the vector table since"
+    facts, rows, checksum, verified_at, verified_run, seconds, same_table, only_these_runs, has_verdict = row
+    doubt = facts.get("doubt") or (
+        None if has_verdict else "the run before has merged, and did not come to its verdict"
+    )
+    doubt = doubt if only_these_runs else "another command has written the vector table since"
     return Known(
         facts=facts,
         rows=rows,

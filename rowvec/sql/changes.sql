@@ -235,7 +235,9 @@ SELECT c.facts, c.rows, c.checksum::text, c.verified_at, c.verified_run,
     extract(epoch FROM now() - c.verified_at)::double precision,
     c.vectors IS NOT DISTINCT FROM to_regclass(format('%I.%I', p.table_schema, p.table_name))::oid,
     NOT EXISTS (SELECT FROM rowvec.runs AS r
-        WHERE r.pipeline_id = c.pipeline_id AND r.merged_at IS NOT NULL AND r.run_id > c.merged_run)
+        WHERE r.pipeline_id = c.pipeline_id AND r.merged_at IS NOT NULL AND r.run_id > c.merged_run),
+    NOT EXISTS (SELECT FROM rowvec.runs AS r
+        WHERE r.run_id = c.merged_run AND r.report IS NULL AND r.run_id IS DISTINCT FROM {run_id}::bigint)
 FROM rowvec.changes AS c JOIN rowvec.pipelines AS p USING (pipeline_id)
 WHERE c.pipeline_id = {pipeline_id}
 

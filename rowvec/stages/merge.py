@@ -132,7 +132,7 @@ def _nothing_more(connection: Connection, plan: Plan, scope: sql.Identifier) -> 
     connection.execute(
         query("merge", "empty_scope", scope=scope, key=names(plan.table.key), table=plan.table.identifier)
     )
-    after = known(connection, plan.pipeline_id)
+    after = known(connection, plan.pipeline_id, plan.run_id)
     if after is None or after.doubt is not None:
         raise TargetError(
             "the merge was made, its answer was lost, and what it compared did not agree: run again, which compares "

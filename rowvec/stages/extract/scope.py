@@ -103,7 +103,7 @@ def look(
             return None
         raise NotInstalled(queue)
     marks = queue.marks(apart or connection)
-    before = known(connection, request.pipeline_id) if exists else None
+    before = known(connection, request.pipeline_id, request.run_id) if exists else None
     doubt = _doubt(facts, before, marks)
     keys = 0
     if doubt is None:

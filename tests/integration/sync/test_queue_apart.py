@@ -174,7 +174,7 @@ def test_a_row_that_changes_while_a_run_is_at_work_comes_with_its_next_round(
     assert apart.entries() == 0
 
 
-def test_entries_that_a_killed_run_has_left_are_seen_twice_and_cost_nothing(
+def test_entries_that_a_killed_run_has_left_cost_nothing_and_what_it_wrote_is_compared(
     apart: Apart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = apart.pipeline()
@@ -190,7 +190,8 @@ def test_entries_that_a_killed_run_has_left_are_seen_twice_and_cost_nothing(
             sync(pipeline)
     assert apart.entries() == 4
     again = sync(pipeline)
-    assert (by_queue(again), again.changed, again.embedded, again.rows) == (True, 0, 0, 49)
+    assert (by_queue(again), again.changed, again.embedded, again.rows) == (False, 0, 0, 49)
+    assert "did not come to its verdict" in next(check.detail for check in again.checks if check.name == QUEUE)
     assert apart.entries() == 0
     apart.due()
     whole = sync(pipeline)

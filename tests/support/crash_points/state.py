@@ -20,12 +20,14 @@ _HISTORY = frozenset(
     | {"plans", "run_leases", "runs", "spending", "tunings", "stores"}
 )
 
+_NUMBER = re.compile(r"[0-9]+")
+_INDEX = re.compile(r"(_rowvec_[0-9a-f]{6})_[0-9]+")
 _RELATIONS = """
     SELECT n.nspname, c.relname, c.relkind::text,
            CASE WHEN c.relkind = 'i' THEN pg_get_indexdef(c.oid) || CASE WHEN i.indisvalid THEN '' ELSE ' INVALID' END
            END
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
-    WHERE n.nspname IN ('public', 'rowvec', 'rowvec_changes', 'vectors') AND c.relname NOT LIKE 'scratch%'
+    WHERE n.nspname IN ('public', 'rowvec', 'rowvec_changes', 'vectors') AND c.relname !~ '^(scratch|unrecorded)'
 """
 _FUNCTIONS = """
     SELECT n.nspname || '.' || p.proname, md5(regexp_replace(p.prosrc, '[0-9]+', 'N', 'g'))
@@ -43,8 +45,7 @@ _LEDGER = """
     AND c.relname NOT LIKE 'scratch%' ORDER BY 1
 """
 _SETTLED = """
-    SELECT (SELECT count(*) FROM rowvec.runs WHERE state IN ('running', 'planned')),
-           (SELECT count(*) FROM rowvec.run_leases WHERE held)
+    SELECT count(*) FROM rowvec.runs WHERE state IN ('running', 'planned')
 """
 _EMBEDDINGS = """
     SELECT p.name, encode(e.fingerprint, 'hex'), a.name
@@ -73,7 +74,7 @@ def state_of(connection: Connection, folder: Path | None) -> State:
     if ledger:
         found["pipelines"] = [list(row) for row in connection.execute(_PIPELINES)]
         found["rows of the ledger"] = _counts(connection, "rowvec", _LEDGER)
-        found["runs and leases at work"] = connection.execute(_SETTLED).fetchone()
+        found["runs at work"] = connection.execute(_SETTLED).fetchone()
         for name, schema, table in connection.execute(_TABLES).fetchall():
             found[f"table of {name}"] = _rows(connection, schema, table)
     if folder is not None:
@@ -97,7 +98,8 @@ def differences(wanted: State, found: State) -> list[str]:
 
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(re.sub(r"[0-9]+", "N", value) if isinstance(value, str) else value for value in row)
+    """The row without numbers. An index that replaces another one has a name with a number more, or less."""
+    return tuple(_NUMBER.sub("N", _INDEX.sub(r"\1", value)) if isinstance(value, str) else value for value in row)
 
 
 def _relation(row: tuple[Any, ...]) -> str:
@@ -112,7 +114,8 @@ def _counts(connection: Connection, schema: str, tables: str) -> list[tuple[str,
         count = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(schema, table))
         ((rows,),) = connection.execute(count).fetchall()
         found[re.sub(r"[0-9]+", "N", table)] += rows
-    return sorted(found.items())
+    # A run that has nothing to record may leave the table of what is to be recorded, without a row.
+    return sorted((table, rows) for table, rows in found.items() if rows or not table.startswith("unrecorded"))
 
 
 def _rows(connection: Connection, schema: str, table: str) -> list[str]:
