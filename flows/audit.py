@@ -35,7 +35,7 @@ def audit(pipeline: PipelineOrFile, repair: bool = False) -> AuditReport:
     """
     pipeline = loaded(pipeline)
     found, repaired = (stages.prepare_repair if repair else stages.audit)(pipeline), 0
-    if repair and not found.consistent:
+    if repair and not found.is_finished:
         raise_if_awaiting(sync(pipeline, cause="repair"))
         left = stages.audit(pipeline)
         repaired, found = found.total - left.total, left

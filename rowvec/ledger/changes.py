@@ -50,7 +50,7 @@ class Known:
 def known(connection: Connection, pipeline_id: PipelineId, run_id: int | None = None) -> Known | None:
     """What the next run may rely on; None if it must compare everything.
 
-    ``run_id``: the run that asks, which may have merged before in an earlier round. If another run has merged and has no
+    ``run_id``: the run that asks, which may have merged in an earlier round. If another run has merged and has no
     verdict, because it was killed or failed after that, nothing has checked its vectors, nor the index for them.
     """
     parts = {"pipeline_id": sql.Literal(pipeline_id), "run_id": sql.Literal(run_id)}

@@ -47,6 +47,10 @@ Kind = Literal["missing", "stale", "orphaned", "corrupt"]
 KINDS: tuple[Kind, ...] = ("missing", "stale", "orphaned", "corrupt")
 
 LISTED = 100
+_UNRECORDED = (
+    "the newest manifest does not have all that the vector table has, because a run was killed or is at work: the next "
+    "sync, or an audit with repair, records it"
+)
 _ATTEMPTS = 3
 
 
@@ -79,11 +83,23 @@ class Audit:
     """Lost images beyond the first ``LISTED``."""
     shown_in_part: str | None = None
     """One sentence if policies decide which rows of the source the audit was shown."""
+    is_recorded: bool = True
+    """Whether the newest manifest has all that the vector table has."""
 
     @property
     def consistent(self) -> bool:
         """Whether nothing was found."""
         return not self.total
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is wrong, and a sync has nothing to record that a killed run has left."""
+        return self.consistent and self.is_recorded
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know besides, one sentence each."""
+        return [note for note in (self.shown_in_part, None if self.is_recorded else _UNRECORDED) if note]
 
     @property
     def total(self) -> int:
@@ -103,7 +119,7 @@ class Audit:
             "repaired": repaired,
             "rows": [{"key": list(f.key), "kind": f.kind, "reason": f.reason} for f in self.findings],
             "objects": [{"name": lost.name, "reason": lost.reason} for lost in self.objects[:LISTED]],
-            "notes": [self.shown_in_part] if self.shown_in_part else [],
+            "notes": self.notes,
         }
 
 
@@ -130,6 +146,7 @@ class Audited:
     journal: Journal | None = None
     """None if there is no journal to compare with."""
     journal_is_sound: bool = True
+    is_recorded: bool = True
 
     @property
     def identity(self) -> Identity:
@@ -151,6 +168,7 @@ class Audited:
             objects=tuple(self.objects),
             more_objects=self.more_objects,
             shown_in_part=restriction(self.connection, self.resolved),
+            is_recorded=self.is_recorded,
         )
 
 
@@ -239,6 +257,7 @@ def _read_journal(found: Audited, pipeline_name: str, folder: Path) -> None:
     values = {"pipeline_id": found.pipeline_id, "unrecorded": changes.as_string(connection)}
     found.journal, found.journal_is_sound = None, True
     newest = connection.execute(query("audit", "newest_manifest"), values).fetchone()
+    found.is_recorded = newest is not None and not newest[1]
     if newest is None:
         return  # no run of this pipeline has written a manifest yet, or the next run restarts the journal
     try:
@@ -348,7 +367,7 @@ class AuditReport:
         lines = [
             f"## {plain(self.verdict())}",
             "",
-            *([f"- **Note**: {plain(self.found.shown_in_part)}", ""] if self.found.shown_in_part else []),
+            *(line for note in self.found.notes for line in (f"- **Note**: {plain(note)}", "")),
             f"| {kinds} | objects | repaired |",
             f"|{'--:|' * (len(KINDS) + 2)}",
             f"| {counts} | {self.found.lost:,} | {self.repaired:,} |",

@@ -11,8 +11,8 @@ from tests.support.crash_points.scene import scene
 from tests.support.crash_points.trial import attempt, uninterrupted
 from tests.support.servers.lines import Server
 
-# A trial takes a second of processor time. These are spread over what a run does, and over commands.
-SAMPLE = {"sync, table, later": 3, "audit --repair": 1, "prune --compact": 1}
+# A trial takes a second of processor time. These are spread over a run.
+SAMPLE = {"sync, table, later": 2, "prune --compact": 1}
 
 pytestmark = [
     pytest.mark.needs("a superuser", "each trial begins with a copy of a database under the same number"),

@@ -163,7 +163,7 @@ def _done(job: Job, by: By, pipeline: Pipeline) -> dict[str, Any]:
     if job == "audit":
         return audit(pipeline).as_json()
     found = prepare_repair(pipeline)
-    if found.consistent:
+    if found.is_finished:
         return found.as_json()
     _sync(by, pipeline)
     left = audit(pipeline)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rowvec.operations.audit import audit
+from rowvec.operations.audit import AuditReport, audit
 from rowvec.operations.repair import prepare_repair
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
@@ -16,7 +16,7 @@ from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
 from tests.support import paintings as gallery
 from tests.support.cli_process import PrefectServer, start, write_pipeline
-from tests.support.paintings import assert_in_step, fill, sync, vectors
+from tests.support.paintings import assert_in_step, dying_after, fill, sync, vectors
 
 
 @pytest.fixture
@@ -226,3 +226,18 @@ def test_a_rejected_row_is_not_missing(synced: Connection, paintings: Pipeline) 
     )
     synced.execute("DELETE FROM vectors.paintings WHERE id = 3")
     assert audit(paintings).counts["missing"] == 0
+
+
+def test_a_repair_records_what_a_killed_run_has_left(
+    synced: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(synced, 5, start=60)
+    with dying_after("merge", monkeypatch):
+        sync(paintings)
+    found = prepare_repair(paintings)
+    assert (found.consistent, found.is_finished) == (True, False)
+    (note,) = found.notes
+    assert "does not have all that the vector table has" in note
+    assert note in AuditReport(pipeline="paintings", found=found).as_markdown()
+    sync(paintings)
+    assert audit(paintings).is_finished

@@ -30,6 +30,10 @@ from tests.support.servers import lines
 _context = multiprocessing.get_context("spawn")
 
 
+Name = tuple[str, str, str]
+"""The case, the point and the fault of a trial."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
     """What one process does until it takes the next task."""
@@ -45,8 +49,14 @@ class _Given:
     server_url: str
     results: Path
     commit: str
-    done: frozenset[tuple[str, str, str]]
-    """Case, point and fault of what is not tried again."""
+    passed: frozenset[Name]
+    """What is not tried again."""
+    alone: frozenset[Name] | None
+    """What alone is tried; None: everything."""
+
+    def is_wanted(self, trial: Name) -> bool:
+        """Whether the trial is to be run."""
+        return trial not in self.passed and (self.alone is None or trial in self.alone)
 
 
 def main() -> None:
@@ -56,25 +66,30 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cases", default="", help="a part of the names of the cases to run")
     parser.add_argument("--tiers", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="which faults; see trial.py")
+    parser.add_argument("--failed", action="store_true", help="only try again what was not passed")
     parser.add_argument("--summary", action="store_true", help="only print the table of a file of results")
     options = parser.parse_args()
     if not options.summary:
         options.results.parent.mkdir(parents=True, exist_ok=True)
-        _run_all(
-            options.results, options.workers, [case for case in CASES if options.cases in case.name], options.tiers
-        )
+        _run_all(options)
     print(summary(_read(options.results)))
 
 
-def _run_all(results: Path, workers: int, cases: list[Case], tiers: list[Tier]) -> None:
-    tasks = [_Task(case=case.name, tier=tier) for tier in tiers for case in cases]
+def _run_all(options: argparse.Namespace) -> None:
+    last = _last(_read(options.results))
+    passed = frozenset(trial for trial, line in last.items() if line["verdict"] == "same")
+    alone = frozenset(last) - passed if options.failed else None
+    cases = [case for case in CASES if options.cases in case.name]
+    if alone is not None:
+        cases = [case for case in cases if any(case.name == name for name, _, _ in alone)]
     queue: Any = _context.Queue()
-    for task in [*tasks, *[None] * workers]:
+    for task in [_Task(case=case.name, tier=tier) for tier in options.tiers for case in cases]:
         queue.put(task)
-    done = frozenset((r["case"], r["point"], r["fault"]) for r in _read(results) if r["verdict"] == "same")
+    for _ in range(options.workers):
+        queue.put(None)
     with _server() as url:
-        given = _Given(server_url=url, results=results, commit=_commit(), done=done)
-        processes = [_context.Process(target=_work, args=(number, given, queue)) for number in range(workers)]
+        given = _Given(server_url=url, results=options.results, commit=_commit(), passed=passed, alone=alone)
+        processes = [_context.Process(target=_work, args=(number, given, queue)) for number in range(options.workers)]
         for process in processes:
             process.start()
         try:
@@ -112,7 +127,7 @@ def _work(number: int, given: _Given, queue: Any) -> None:
             with scene(given.server_url, f"crash_{number}", place / "scene", case) as played:
                 wanted = uninterrupted(played)
                 for at in wanted.faults(task.tier):
-                    if (case.name, str(at[0]), at[1]) not in given.done:
+                    if given.is_wanted((case.name, str(at[0]), at[1])):
                         _write(given, case, attempt(played, wanted, at))
         except AssertionError as error:
             print(f"{case.name}: {error}", file=sys.stderr, flush=True)
@@ -145,7 +160,7 @@ def _read(results: Path) -> list[dict[str, Any]]:
 
 def summary(lines: list[dict[str, Any]]) -> str:
     """A table in Markdown: how many trials of each command, by kind of point, and how they ended."""
-    last = {(line["case"], line["point"], line["fault"]): line for line in lines}.values()
+    last = _last(lines).values()
     counts = Counter((line["command"], _column(line)) for line in last)
     counts += Counter((line["command"], line["verdict"]) for line in last)
     columns = ["statement", "request", "file", "cut", "full", "same", "differs", "not reached"]
@@ -155,6 +170,11 @@ def summary(lines: list[dict[str, Any]]) -> str:
         if any(figures):
             rows.append(f"| {command} | " + " | ".join(f"{figure:,}" for figure in figures) + " |")
     return "\n".join(rows)
+
+
+def _last(lines: list[dict[str, Any]]) -> dict[Name, dict[str, Any]]:
+    """The last line of each trial."""
+    return {(line["case"], line["point"], line["fault"]): line for line in lines}
 
 
 def _column(line: dict[str, Any]) -> str:

@@ -199,13 +199,14 @@ def roll_back(pipeline: Pipeline) -> None:
 
 
 def restore(pipeline: Pipeline) -> None:
-    """``rowvec restore``."""
+    """``rowvec restore``, then ``rowvec sync``."""
     with restoring(pipeline) as under_way:
         conclude(finish_restore(pipeline, under_way.run, restore_rows(pipeline, under_way)))
+    sync(pipeline)
 
 
 def restore_again(pipeline: Pipeline) -> None:
-    """``rowvec restore``; if it says that the table is there, ``rowvec sync``."""
+    """``rowvec restore``, which may say that the table is there, then ``rowvec sync``."""
     try:
         restore(pipeline)
     except UsageError as error:
@@ -216,7 +217,7 @@ def restore_again(pipeline: Pipeline) -> None:
 
 def repair(pipeline: Pipeline) -> None:
     """``rowvec audit --repair``."""
-    if not prepare_repair(pipeline).consistent:
+    if not prepare_repair(pipeline).is_finished:
         sync(pipeline, cause="repair")
         assert audit(pipeline).consistent
 

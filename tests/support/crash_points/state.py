@@ -21,7 +21,7 @@ _HISTORY = frozenset(
 )
 
 _NUMBER = re.compile(r"[0-9]+")
-_INDEX = re.compile(r"(_rowvec_[0-9a-f]{6})_[0-9]+")
+_INDEX = re.compile(r"(_rowvec_[0-9a-f]+)_[0-9]+")
 _RELATIONS = """
     SELECT n.nspname, c.relname, c.relkind::text,
            CASE WHEN c.relkind = 'i' THEN pg_get_indexdef(c.oid) || CASE WHEN i.indisvalid THEN '' ELSE ' INVALID' END
