@@ -17,6 +17,7 @@ from rowvec.errors import AwaitingJobs, RowvecError
 from rowvec.index.tuning.results import Tuning
 from rowvec.ledger.history import History, look_back
 from rowvec.operations.audit import AuditReport
+from rowvec.operations.erasure.forget import Erasure
 from rowvec.operations.prune import Pruned
 from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline import Pipeline
@@ -27,7 +28,7 @@ from rowvec.stages.report import RestoreReport, SyncReport
 _ROWS_SHOWN = 10
 # Characters, for all columns of a table but two narrow ones.
 _TEXT_WIDTH = 72
-_PAGES = {"rebuild": "rebuild", "audit": "audit", "prune": "prune", "index": "index-state"}
+_PAGES = {"rebuild": "rebuild", "audit": "audit", "prune": "prune", "forget": "forget", "index": "index-state"}
 """The artifact that says how a flow ended; that of syncs and restores is the summary."""
 
 
@@ -119,6 +120,12 @@ def show_pruned(pipeline: Pipeline, found: Pruned) -> None:
     """Publish what was deleted, or would be."""
     rows = [{"what": name, "value": str(value)} for name, value in found.as_json().items() if name != "names"]
     _table(pipeline.name, "prune", rows, verdict(found))
+
+
+def show_erased(pipeline: Pipeline, found: Erasure) -> None:
+    """Publish the certificate of an erasure, which names no row."""
+    text = found.certificate.as_markdown() if found.certificate else f"## {found.verdict()}"
+    _page(pipeline.name, "forget", text, found.verdict())
 
 
 def show_index(pipeline: Pipeline, found: Tuning | dict[str, Any]) -> None:

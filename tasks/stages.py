@@ -19,6 +19,7 @@ from rowvec.ledger.runs import Run
 from rowvec.operations import rebuild, repair
 from rowvec.operations.audit import Audit
 from rowvec.operations.audit import audit as run_audit
+from rowvec.operations.erasure.forget import Erasure, forget
 from rowvec.operations.index import maintain, tune
 from rowvec.operations.prune import Pruned, prune
 from rowvec.operations.rebuild import Comparison
@@ -193,6 +194,12 @@ def prepare_repair(pipeline: Pipeline) -> Audit:
 def prune_store(pipeline: Pipeline, older_than: timedelta, *, apply: bool, compact: bool) -> Pruned:
     """Delete from the store what is old and no longer needed."""
     return prune(pipeline, older_than, apply=apply, compact=compact)
+
+
+@stage("forget")
+def erase(pipeline: Pipeline) -> Erasure:
+    """Erase the traces of rows that were deleted long enough ago."""
+    return forget(pipeline, apply=True)
 
 
 @stage("maintain index")

@@ -13,6 +13,7 @@ from rowvec.cli.commands.changes import changes, watch
 from rowvec.cli.commands.demo import demo
 from rowvec.cli.commands.deploy import automations, deploy
 from rowvec.cli.commands.evaluate import evaluate_searches
+from rowvec.cli.commands.forget import forget_rows
 from rowvec.cli.commands.index import index
 from rowvec.cli.commands.names import adopt, rename
 from rowvec.cli.commands.pipeline_file import check, init, schema
@@ -49,6 +50,7 @@ app.command("evaluate")(evaluate_searches)
 app.command("audit")(audit)
 app.command("restore")(restore)
 app.command("prune")(prune_store)
+app.command("forget")(forget_rows)
 app.command("index")(index)
 app.command("rebuild")(rebuild)
 app.command("changes")(changes)

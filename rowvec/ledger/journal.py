@@ -10,7 +10,7 @@ deleted only once a manifest in the store covers them: after a killed run, the n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -213,14 +213,32 @@ def _export(
         rows=rows,
         pipeline_id=sql.Literal(closing.pipeline_id),
     )
+    return export_entry(
+        connection, store, statement if whole or changed else None, closing.pipeline, folder, lambda _name: None
+    )
+
+
+def export_entry(
+    connection: Connection,
+    store: Store,
+    statement: sql.Composed | None,
+    pipeline_name: str,
+    folder: Path,
+    note: Callable[[str], None],
+) -> JournalEntry:
+    """Write the rows of a COPY as a journal entry; None writes an empty one.
+
+    ``note`` is called with its name before it is in the store.
+    """
     local = folder / f"{uuid4().hex}.csv.zst"
     try:
         count = 0
         with pa.CompressedOutputStream(str(local), "zstd") as out:
-            if whole or changed:
+            if statement is not None:
                 count = _copy_out(connection, statement, out)
         sha256 = file_checksum(local)
-        name = f"journal/{closing.pipeline}/{sha256[:2]}/{sha256}.csv.zst"
+        name = f"journal/{pipeline_name}/{sha256[:2]}/{sha256}.csv.zst"
+        note(name)
         store.put(name, local, sha256)
         return JournalEntry(name=name, sha256=sha256, rows=count, bytes=local.stat().st_size)
     finally:

@@ -190,7 +190,7 @@ def _held(pipeline: Pipeline, generations: list[Generation]) -> Generator[None]:
 
 def _rename(connection: Connection, old: str, new: str) -> None:
     values = {"old": old, "new": new}
-    for block in ("rename", "rename_spending", "forget_images", "rename_images"):
+    for block in ("rename", "rename_spending", "rename_erasures", "forget_images", "rename_images"):
         connection.execute(query("names", block), values)
 
 

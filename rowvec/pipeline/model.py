@@ -122,6 +122,16 @@ class Artifacts(Part):
         description="For a blob URL: a connection string, an account key or a SAS token, as ${NAME}. Left out: "
         "azure-identity.",
     )
+    erase_deleted_after: Duration | None = Field(
+        default=None,
+        description="rowvec forget FILE --apply erases the traces of rows that the source deleted longer ago than "
+        "this: 30d. No restore brings such a row back then. Left out: only those of the keys that it is given.",
+    )
+
+    @property
+    def erase_seconds(self) -> int | None:
+        """``erase_deleted_after`` in seconds."""
+        return None if self.erase_deleted_after is None else seconds_of(self.erase_deleted_after)
 
     _no_secret = field_validator("url")(no_literal_secret)
     _credential_is_a_reference = field_validator("credential")(no_literal_credential)

@@ -15,16 +15,22 @@ _NAME = re.compile(r"^-- name: (\w+)(?: --.*)?$", re.MULTILINE)
 
 
 SCRATCH = (
+    "candidates",
     "entry_rows",
+    "erased",
     "findings",
     "held",
     "journal_entry",
     "journal_state",
     "kept_images",
+    "keyless",
+    "lately",
     "needed",
     "restored_vectors",
     "run_numbers",
     "shown_images",
+    "spared",
+    "traces",
 )
 """The scratch tables that blocks name; see ``ScratchTable``."""
 

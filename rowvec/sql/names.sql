@@ -9,6 +9,9 @@ WHERE family = %(old)s
 -- name: rename_spending -- the budget of a month goes on
 UPDATE rowvec.spending SET family = %(new)s WHERE family = %(old)s
 
+-- name: rename_erasures
+UPDATE rowvec.erasures SET family = %(new)s WHERE family = %(old)s
+
 -- name: forget_images -- what is left of an earlier pipeline of this name
 DELETE FROM rowvec.images WHERE family = %(new)s
 

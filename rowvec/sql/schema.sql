@@ -687,3 +687,21 @@ LEFT JOIN LATERAL (
 LEFT JOIN rowvec.tunings AS tuned ON tuned.table_schema = t.nspname AND tuned.table_name = t.whole;
 COMMENT ON VIEW rowvec.indexes IS
     'One row per index on vectors (without index_name: a table or partition that has none): its kind, churn and recall.';
+
+-- name: migration_17 -- erasures: which are under way, and the certificates of those that are done
+CREATE TABLE rowvec.erasures (
+    erasure_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    family text NOT NULL,
+    keys jsonb NOT NULL,
+    leftovers text[] NOT NULL DEFAULT '{}',
+    removed jsonb NOT NULL DEFAULT '[]',
+    certificate jsonb,
+    asked_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz
+);
+CREATE UNIQUE INDEX one_open_erasure ON rowvec.erasures (family) WHERE finished_at IS NULL;
+COMMENT ON TABLE rowvec.erasures IS 'One row per erasure of a pipeline''s rows (rowvec forget), with its certificate once it is done.';
+COMMENT ON COLUMN rowvec.erasures.keys IS 'The keys, as long as the erasure is under way; empty afterwards.';
+COMMENT ON COLUMN rowvec.erasures.leftovers IS
+    'Objects of the store that a run which was killed leaves behind: new ones before they are in use, old ones after.';
+COMMENT ON COLUMN rowvec.erasures.removed IS 'What is removed so far, for the certificate.';

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ _FEWEST_ROWS = 16
 _FOOTER_STRING_BYTES = 1 << 20
 _FOOTER_ITEMS = 1_000_000
 _FINGERPRINT_BYTES = 32
+# The columns that an artifact has besides key and metadata.
+_OF_VECTORS = frozenset({"content", "fingerprint", "metadata_hash", "embedding", "embedding_bits"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,10 @@ def write_artifact(
             b"rowvec.identity": json.dumps(identity.as_json(), sort_keys=True).encode(),
         }
     )
+    return _write(into, schema, _rows(spool, bits, schema), pipeline_name)
+
+
+def _write(into: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], folder: str) -> Artifact:
     passing = into.with_name(f".{into.name}.part")
     rows = 0
     try:
@@ -80,15 +86,49 @@ def write_artifact(
             compression=_compression(schema),  # pyright: ignore[reportArgumentType] # pyarrow takes one for each leaf
             write_statistics=False,
         ) as writer:
-            for group in _groups(_rows(spool, bits, schema)):
+            for group in _groups(batches):
                 writer.write_table(group, row_group_size=group.num_rows)
                 rows += group.num_rows
         passing.replace(into)
     finally:
         passing.unlink(missing_ok=True)
     sha256 = file_checksum(into)
-    name = f"artifacts/{pipeline_name}/{sha256[:2]}/{sha256}.parquet"
+    name = f"artifacts/{folder}/{sha256[:2]}/{sha256}.parquet"
     return Artifact(name=name, sha256=sha256, rows=rows, bytes=into.stat().st_size)
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """The columns of an artifact. Raises ``ArtifactCorrupt`` like ``read_artifact``."""
+    with _opened(path) as file:
+        return file.schema_arrow
+
+
+def write_again(
+    path: Path, into: Path, folder: str, keep: Callable[[int, pa.RecordBatch], Sequence[bool]], *, keyless: bool
+) -> Artifact | None:
+    """Write an artifact again with some of its rows; None if none is left.
+
+    ``folder``: the pipeline in the new one's name. ``keep``: which rows of a batch stay; it is called with the number
+    of rows before the batch. ``keyless``: leave out keys, metadata and their hash, as what stays is not of these rows.
+    Raises ``ArtifactCorrupt`` like ``read_artifact``.
+    """
+    schema = schema_of(path)
+    if keyless:
+        schema = pa.schema([field for field in schema if field.name in _OF_VECTORS], schema.metadata)
+
+    def kept() -> Iterator[pa.RecordBatch]:
+        before = 0
+        for batch in read_artifact(path):
+            left = batch.filter(pa.array(keep(before, batch), pa.bool_())).select(schema.names)
+            before += batch.num_rows
+            if keyless:
+                at, nothing = schema.get_field_index("metadata_hash"), [bytes(_FINGERPRINT_BYTES)] * left.num_rows
+                left = left.set_column(at, schema.field(at), pa.array(nothing, schema.field(at).type))
+            if left.num_rows:
+                yield left
+
+    written = _write(into, schema, kept(), folder)
+    return written if written.rows else None
 
 
 def upload(store: Store, path: Path, artifact: Artifact) -> bool:

@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
 from prefect.logging.handlers import APILogHandler
+from rowvec_flows.forget import forget
 from rowvec_flows.rebuild import rebuild
 from rowvec_flows.sync import sync
 from rowvec_tasks import stages
@@ -33,6 +34,7 @@ from rowvec.postgres.connection import Connection
 from rowvec.stages import batch as batch_stage
 from rowvec.stages import embed, merge, order, upload
 from rowvec.stages.merge import Merged
+from tests.support import paintings as gallery
 from tests.support.cli_process import write_pipeline
 from tests.support.paintings import assert_in_step, fill
 from tests.support.waiting import PATIENCE_SECONDS
@@ -211,3 +213,21 @@ def test_a_rebuild_that_fails_leaves_no_page_of_its_generation_and_the_summary_a
     assert not [key for key in newest if key.startswith("rebuilt-2-")]
     assert newest["rebuilt-rebuild"] == "FAILED: the store is full"
     assert newest["rebuilt-summary"].startswith("Consistent")
+
+
+def test_an_erasure_by_the_policy_shows_its_certificate_and_no_key(
+    prefect_api: None, source: Connection, paintings: Pipeline
+) -> None:
+    gallery.sync(paintings)
+    source.execute("DELETE FROM paintings WHERE id = 7")
+    gallery.sync(paintings)
+    time.sleep(1.1)
+    at_once = paintings.artifacts.model_copy(update={"erase_deleted_after": "1s"})
+    found = forget(pipeline=paintings.model_copy(update={"artifacts": at_once}))
+    assert (found.keys, found.artifacts) == (1, 1)
+    with get_client(sync_client=True) as client:
+        (shown,) = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["paintings-forget"]))
+        )
+    assert str(shown.data).startswith("# Certificate of erasure 1")
+    assert str(shown.description).startswith("Erased the traces of 1 key: 1 artifact, 2 journal entries")

@@ -247,7 +247,7 @@ def test_all_deployments_are_there_with_their_schedules_limits_and_forms(operate
     named = {f"{flows[one['flow_id']]}/{one['name']}": one for one in found}
     assert set(named) == {
         *(f"sync/{name}" for name in ("paintings", "articles", "catalogue", "images", "gallery")),
-        *(f"{flow}/paintings" for flow in ("audit", "prune", "rebuild", "restore", "index", "watch")),
+        *(f"{flow}/paintings" for flow in ("audit", "prune", "forget", "rebuild", "restore", "index", "watch")),
     }
     scheduled = {name for name, one in named.items() if any(s["active"] for s in one["schedules"])}
     assert scheduled == {"sync/paintings", "audit/paintings", "prune/paintings"}

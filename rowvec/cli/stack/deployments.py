@@ -31,12 +31,14 @@ def prefect_file(files: dict[Path, Pipeline], folder: Path, every_minutes: int, 
 def _deployments(file: str, pipeline: Pipeline, every_minutes: int, since: datetime) -> list[_Deployment]:
     name = pipeline.name
     interval = {"slug": "up", "interval": every_minutes * 60, "anchor_date": since.isoformat()}
-    audit, prune = ({"slug": "up", "cron": cron, "timezone": "UTC"} for cron in ("15 5 * * *", "45 5 * * 0"))
+    crons = ("15 5 * * *", "45 5 * * 0", "15 6 * * 0")
+    audit, prune, forget = ({"slug": "up", "cron": cron, "timezone": "UTC"} for cron in crons)
     return [
         _deployment(file, name, "sync", interval),
         *(_watcher(file, name, since) if pipeline.source.is_queued else ()),
         _deployment(file, name, "audit", audit),
         _deployment(file, name, "prune", prune, apply=True),
+        *([_deployment(file, name, "forget", forget)] if pipeline.artifacts.erase_deleted_after else []),
         _deployment(file, name, "rebuild"),
         _deployment(file, name, "restore"),
         _deployment(file, name, "index"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from rowvec_flows.audit import audit
+from rowvec_flows.forget import forget
 from rowvec_flows.index import index
 from rowvec_flows.prune import prune
 from rowvec_flows.rebuild import rebuild
@@ -21,7 +22,7 @@ from rowvec.pipeline.references import resolve, variables_of
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("flow", [audit, index, prune, rebuild, restore, sync, watch])
+@pytest.mark.parametrize("flow", [audit, forget, index, prune, rebuild, restore, sync, watch])
 def test_a_form_has_a_file_and_no_field_of_a_pipeline_and_each_field_has_its_help(flow: Any) -> None:
     form = flow.parameters.model_dump()
     if flow is watch:
