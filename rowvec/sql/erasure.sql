@@ -209,9 +209,6 @@ SET keys = '[]', leftovers = '{{}}', removed = '[]', certificate = %(certificate
 WHERE erasure_id = %(erasure_id)s
 RETURNING finished_at
 
--- name: runs
-SELECT run_id FROM rowvec.runs WHERE pipeline_id = ANY ({generations}) ORDER BY run_id
-
 -- name: other_families
 SELECT DISTINCT family FROM rowvec.pipelines WHERE pipeline_id <> ALL ({generations}) AND state = 'live' ORDER BY 1
 

@@ -84,7 +84,6 @@ def _show(found: Erasure) -> None:
         ("journal entries", found.journal_entries),
         ("images", found.images),
         *((f"rows of {name}", count) for name, count in found.tables.items()),
-        ("folders of killed runs on this machine", found.files),
         ("texts that other rows have too, which stay", found.shared),
     ]
     title = f"Traces of {found.keys:,} keys" + (", erased" if found.applied else "")

@@ -39,8 +39,6 @@ class Certificate:
     """What went from the store, with checksums before and after."""
     tables: dict[str, int]
     """Rows that went from tables of the database, by table; also by earlier runs that were killed."""
-    files: int
-    """Files and folders of killed runs that were deleted on this machine."""
     manifest_before: str | None
     manifest_after: str | None
     """The newest manifest."""
@@ -73,7 +71,6 @@ class Certificate:
             "|:--|--:|:--|:--|",
             *(f"| {o.what} | {o.rows:,} | {o.sha256} | {o.sha256_after or 'deleted'} |" for o in self.objects),
             *(f"| {plain(table)} | {rows:,} | | |" for table, rows in self.tables.items()),
-            *([f"| files of killed runs on this machine | {self.files:,} | | |"] if self.files else []),
             "",
             "## What stays",
             "",

@@ -6,13 +6,11 @@ left, so that the next one removes it and goes on.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from psycopg import sql
@@ -29,7 +27,6 @@ from rowvec.operations.erasure.certificate import Certificate, digest_of, new_sa
 from rowvec.operations.erasure.due import add_due
 from rowvec.operations.erasure.history import History, read_history
 from rowvec.operations.erasure.keys import Key, erased_keys, make_erased, parse_keys
-from rowvec.operations.erasure.local_files import delete_files, leftover_files
 from rowvec.operations.erasure.presence import leave_out_present, refuse_present, refuse_unsettled
 from rowvec.operations.erasure.record import Record, begin, finish, note_leftover, open_record
 from rowvec.operations.erasure.rewrite import Removed, rewrite
@@ -43,7 +40,7 @@ from rowvec.postgres.connection import open_target, target_url
 from rowvec.postgres.migrations import install
 from rowvec.postgres.queries import query
 from rowvec.runtime.figures import counted
-from rowvec.runtime.home import home
+from rowvec.runtime.home import home, temporary_folder
 from rowvec.store.open import open_store
 
 
@@ -60,7 +57,6 @@ class Erasure:
     images: int
     tables: dict[str, int]
     """Rows by table."""
-    files: int
     shared: int
     """Texts that other rows have too, which stay without these rows' keys."""
     places: tuple[str, ...]
@@ -119,13 +115,13 @@ def _opened(pipeline: Pipeline, run: Run | None = None) -> Generator[Work]:
     if run is not None:
         store = OwnedStore(store, Ownership(run.lease, resolved.target.url))
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=home()))
+        folder = stack.enter_context(temporary_folder(home()))
         if run is None:
             connection = stack.enter_context(open_target(resolved, "rowvec forget"))
             install(connection)
         else:
             connection = stack.enter_context(open_owned(resolved, run.lease, "rowvec forget"))
-        yield work_on(connection, store, resolved, Path(folder))
+        yield work_on(connection, store, resolved, folder)
 
 
 @contextmanager
@@ -157,7 +153,7 @@ def _search(work: Work, keys: Sequence[Key]) -> Erasure:
     _add_others(work, history, keys, open_record(work.connection, work.pipeline.name))
     traces = scan(work, history)
     refused = refused or _refusal(lambda: refuse_unsettled(work))
-    return _found(work, traces, applied=False, files=len(leftover_files(work, None)), refused=refused)
+    return _found(work, traces, applied=False, refused=refused)
 
 
 def _refusal(check: Callable[[], None]) -> str:
@@ -190,7 +186,7 @@ def _erase(work: Work, run: Run, asked: Sequence[Key]) -> Erasure:
     _add_others(work, history, asked, before)
     traces = scan(work, history)
     if not asked and before is None and not traces.count:
-        return _found(work, traces, applied=True, files=0)
+        return _found(work, traces, applied=True)
     refuse_unsettled(work)
     keys = erased_keys(connection, work.key)
     record = begin(connection, work.pipeline.name, keys)
@@ -200,8 +196,6 @@ def _erase(work: Work, run: Run, asked: Sequence[Key]) -> Erasure:
     removed = [*rewritten.removed, *_deleted(traces)]
     switch_ledger(work, run.run_id, record, rewritten, obsolete, removed)
     delete_obsolete(work, obsolete, ())
-    files = leftover_files(work, run.run_id)
-    deleted = delete_files(files)
     images = _erase_images(work)
     analyze(work)
     left = scan(work, read_history(work))
@@ -225,7 +219,6 @@ def _erase(work: Work, run: Run, asked: Sequence[Key]) -> Erasure:
         key_digests=tuple(sorted(digest_of(salt, key) for key in keys)),
         objects=tuple(one for one in everything if one.what != "table"),
         tables=dict(tables),
-        files=deleted,
         manifest_before=newest,
         manifest_after=known_manifests(connection, work.pipeline.name).newest,
         shared=traces.shared,
@@ -234,7 +227,7 @@ def _erase(work: Work, run: Run, asked: Sequence[Key]) -> Erasure:
     )
     finish(connection, record, certificate.as_json())
     analyze_record(work)
-    return _found(work, traces, applied=True, files=deleted, certificate=certificate)
+    return _found(work, traces, applied=True, certificate=certificate)
 
 
 def _settled_history(work: Work, before: Record | None) -> History:
@@ -290,7 +283,6 @@ def _found(
     traces: Traces,
     *,
     applied: bool,
-    files: int,
     refused: str = "",
     certificate: Certificate | None = None,
 ) -> Erasure:
@@ -304,7 +296,6 @@ def _found(
         journal_entries=len(traces.entries) + len(traces.orphans),
         images=len(traces.images),
         tables=traces.tables,
-        files=files,
         shared=traces.shared,
         places=tuple(names[:_LISTED]),
         certificate=certificate,
