@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-
-import requests
+from typing import TYPE_CHECKING
 
 from rowvec.errors import ArtifactCorrupt, RowvecError, StoreUnavailable, UsageError
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.file import MOST_BYTES, load, parse_at
 from rowvec.pipeline.model import Artifacts
 from rowvec.pipeline.parts import no_literal_secret
-from rowvec.runtime.request_deadline import Deadlines, bounded_session
 from rowvec.store.open import open_store
+
+if TYPE_CHECKING:
+    import requests
 
 STORE_URL, STORE_CREDENTIAL = "ROWVEC_PIPELINES_URL", "ROWVEC_PIPELINES_CREDENTIAL"
 """The blob container and prefix of pipeline files, and the credential for it; without one, azure-identity signs in."""
 
-_DEADLINES = Deadlines(grace_seconds=20.0, slowest=256 << 10, answer_bytes=MOST_BYTES)
+_GRACE_SECONDS, _SLOWEST = 20.0, 256 << 10
 _CONNECT_SECONDS, _READ_SECONDS = 10, 20
 
 
@@ -61,6 +62,11 @@ def _from_store(store: str, name: str) -> bytes:
 
 
 def _from_web(url: str) -> bytes:
+    import requests  # late: most files are paths
+
+    from rowvec.runtime.request_deadline import Deadlines, bounded_session  # late: as above
+
+    deadlines = Deadlines(grace_seconds=_GRACE_SECONDS, slowest=_SLOWEST, answer_bytes=MOST_BYTES)
     if not url.startswith("https://"):
         raise UsageError(
             f"{url.partition('://')[0]}:// is no address of a pipeline file; write an https:// URL, or one below "
@@ -75,7 +81,7 @@ def _from_web(url: str) -> bytes:
         ) from None
     try:
         with (
-            bounded_session(_DEADLINES) as session,
+            bounded_session(deadlines) as session,
             # No credentials of ~/.netrc, and no redirect to an address that nobody has named.
             session.get(
                 url,
