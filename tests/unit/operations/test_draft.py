@@ -92,6 +92,17 @@ def test_every_draft_is_a_pipeline_over_just_these_columns(columns: list[Column]
     assert not set(used) & set(pipeline.source.metadata)
 
 
+def test_a_text_that_is_the_key_is_not_embedded_and_a_title_comes_first() -> None:
+    widths = {"title": 20.0, "body": 300.0, "subject": 15.0}
+    texts = [Column(name=name, kind="text", written="text", width=width) for name, width in widths.items()]
+    by_title = of(texts, Around(openai=False, named_database=False), file=False)
+    by_subject = of(texts[::-1], Around(openai=False, named_database=False), file=False)
+    assert by_title is not None
+    assert by_subject is not None
+    assert "title" not in template.parse(str(by_title.source.content)).columns
+    assert str(by_subject.source.content) == "{title}\n{body}"
+
+
 @given(st.one_of(ODD, st.text(st.characters(exclude_categories=["Cs"]))))
 def test_a_text_is_read_back_as_it_was_and_stays_in_its_line(text: str) -> None:
     for written in (scalar(text), quoted(text)):
