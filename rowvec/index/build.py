@@ -25,6 +25,7 @@ from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.migrations import pgvector_version
 from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import query
+from rowvec.postgres.tables.partitions import tables_of
 from rowvec.postgres.vector_index import IndexChoice, Kind, On, column
 from rowvec.postgres.vector_table import VectorTable
 
@@ -218,12 +219,18 @@ def _build(
 
 
 def drop_indexes(connection: Connection, table: VectorTable) -> list[str]:
-    """Drop every complete index on the table's vectors without blocking readers; returns the names of the indexes."""
+    """Drop every complete index on the vectors of a table and of its partitions; returns the names of the indexes.
+
+    Readers are not blocked.
+    """
+    dropped: list[str] = []
     with lost_connections_are_retriable():
-        names = [state.name for state in index_state(connection, table) if not state.partial]
-        for name in names:
-            _drop(connection, table, name, readers=True)
-    return names
+        for one in tables_of(connection, table):
+            names = [state.name for state in index_state(connection, one) if not state.partial]
+            for name in names:
+                _drop(connection, one, name, readers=True)
+            dropped += names
+    return dropped
 
 
 def _drop(connection: Connection, table: VectorTable, name: str, *, readers: bool, timeout: str | None = None) -> None:

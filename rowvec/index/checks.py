@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from psycopg import sql
 
@@ -11,6 +11,7 @@ from rowvec.index.choice import fits
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import query
+from rowvec.postgres.tables.partitions import tables_of
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.searches.query import explain
@@ -79,9 +80,8 @@ def check_index(connection: Connection, table: VectorTable, choice: IndexChoice)
         states = index_state(connection, table)
         fit = [s for s in states if s.valid and not s.partial and fits(s.present, choice)]
         valid = {s.name for s in fit}
-        searched = table
-        if table.partition_by is not None and fit:
-            searched = replace(table, name=max(fit, key=lambda s: s.bytes).table, partition_by=None)
+        largest = max(fit, key=lambda s: s.bytes).table if fit else ""
+        searched = next((one for one in tables_of(connection, table) if one.name == largest), table)
         row = connection.execute(query("vector_checks", "any_vector", table=searched.identifier)).fetchone()
         used: frozenset[str] = frozenset()
         if row is not None:

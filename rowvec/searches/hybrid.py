@@ -12,6 +12,7 @@ from rowvec.errors import TargetError, UsageError
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.fragments import cut_name, names, same_key
 from rowvec.postgres.queries import query
+from rowvec.postgres.tables.partitions import tables_of
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.searches.query import Hit, hit_of, percent_signs_doubled, prepare, search_transaction
@@ -78,11 +79,15 @@ def has_text_index(connection: Connection, table: VectorTable, hybrid: Hybrid) -
 
 
 def drop_text_indexes(connection: Connection, table: VectorTable) -> tuple[str, ...]:
-    """Drop what ``ensure_text_index`` built, for a pipeline that no longer wants it; returns the names."""
+    """Drop what ``ensure_text_index`` built on a table or its partitions, for a pipeline that no longer wants it.
+
+    Returns the names.
+    """
     with lost_connections_are_retriable():
         found = tuple(_text_indexes(connection, table))
-        for name in found:
-            _drop(connection, table, name)
+        for one in tables_of(connection, table) if found else ():
+            for name in _text_indexes(connection, one):
+                _drop(connection, one, name)
     return found
 
 

@@ -192,7 +192,7 @@ def _rows_read(cursor: psycopg.Cursor[tuple[Any, ...]], table: VectorTable, matc
     if table.partition_by is None:
         return None
     read = sorted({node["Relation Name"] for node in _nodes(matching) if "Relation Name" in node})
-    parts = {"schema": sql.Literal(table.schema), "names": sql.Literal(read)}
+    parts = {"table": sql.Literal(table.identifier.as_string(cursor)), "names": sql.Literal(read)}
     row = cursor.execute(query("search", "rows_of_partitions", **parts)).fetchone()
     return row[0] if row else None
 

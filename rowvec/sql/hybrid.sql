@@ -42,7 +42,8 @@ JOIN pg_namespace AS n ON n.oid = t.relnamespace
 JOIN pg_am AS am ON am.oid = c.relam
 LEFT JOIN pg_inherits AS p ON p.inhrelid = t.oid AND t.relispartition
 LEFT JOIN pg_class AS whole ON whole.oid = p.inhparent
-WHERE n.nspname = %(schema)s AND %(table)s IN (t.relname, whole.relname) AND am.amname = 'gin' AND c.relname LIKE '%%\_rowvec\_text\_%%'
+LEFT JOIN pg_namespace AS its ON its.oid = whole.relnamespace
+WHERE (%(schema)s, %(table)s) IN ((n.nspname, t.relname), (its.nspname, whole.relname)) AND am.amname = 'gin' AND c.relname LIKE '%%\_rowvec\_text\_%%'
 ORDER BY c.oid
 
 -- name: create_index

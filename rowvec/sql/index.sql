@@ -17,7 +17,9 @@ JOIN pg_am AS am ON am.oid = c.relam
 JOIN pg_opclass AS o ON o.oid = i.indclass[0]
 LEFT JOIN pg_inherits AS p ON p.inhrelid = t.oid AND t.relispartition
 LEFT JOIN pg_class AS whole ON whole.oid = p.inhparent
-WHERE n.nspname = %(schema)s AND %(table)s IN (t.relname, whole.relname) AND am.amname IN ('hnsw', 'ivfflat')
+LEFT JOIN pg_namespace AS its ON its.oid = whole.relnamespace
+WHERE (%(schema)s, %(table)s) IN ((n.nspname, t.relname), (its.nspname, whole.relname))
+  AND am.amname IN ('hnsw', 'ivfflat')
 ORDER BY c.oid
 
 -- name: names -- all names in the schema that the name of a new index could collide with

@@ -18,7 +18,9 @@ FROM pg_partitioned_table AS p
 WHERE p.partrelid = to_regclass(%(table)s)
 
 -- name: all -- the partitions of a table; of a list partition also its value, as the server writes it
+-- A table that somebody moved to another schema leaves its partitions where they are.
 SELECT
+    n.nspname::text,
     c.relname::text,
     CASE
         WHEN bound.text LIKE 'FOR VALUES IN (''%%'
@@ -35,6 +37,7 @@ SELECT
         WHERE x.indrelid = c.oid)
 FROM pg_inherits AS i
 JOIN pg_class AS c ON c.oid = i.inhrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS text) AS bound
 WHERE i.inhparent = to_regclass(%(table)s)
 ORDER BY c.relname

@@ -108,8 +108,8 @@ CROSS JOIN LATERAL (
 
 -- name: rows_of_partitions -- the rows of those partitions that the plan of a filter reads
 SELECT sum(greatest(c.reltuples, 0))::float8
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = {schema} AND c.relname = ANY ({names})
+FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+WHERE i.inhparent = {table}::regclass AND c.relname = ANY ({names})
 
 -- name: filter_settings
 SELECT f.most_matches, {settings} FROM ({plan}) AS f

@@ -58,7 +58,7 @@ def partitions_of(connection: Connection, table: VectorTable) -> list[Partition]
     rows = connection.execute(query("partitions", "all"), {"table": _written(connection, table)}).fetchall()
     return [
         Partition(
-            table=replace(table, name=name, partition_by=None),
+            table=replace(table, schema=schema, name=name, partition_by=None),
             value=value,
             estimate=max(analyzed, live),
             analyzed=analyzed,
@@ -66,7 +66,7 @@ def partitions_of(connection: Connection, table: VectorTable) -> list[Partition]
             dead=dead,
             indexed=indexed,
         )
-        for name, value, analyzed, live, dead, indexed in rows
+        for schema, name, value, analyzed, live, dead, indexed in rows
     ]
 
 

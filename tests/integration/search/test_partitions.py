@@ -12,6 +12,10 @@ from psycopg.types.json import Jsonb
 
 from rowvec.index.build import ensure_index, index_state
 from rowvec.index.choice import Facts, choose
+from rowvec.index.history import look, note_build
+from rowvec.index.raised_search import keep_raised_search
+from rowvec.index.tuning.results import present_index
+from rowvec.index.wear import Reason
 from rowvec.pipeline.model import Index
 from rowvec.pipeline.partitioning import PartitionBy
 from rowvec.postgres.columns import PgColumn
@@ -126,3 +130,20 @@ def test_rows_of_other_partitions_in_the_same_places_are_not_found(connection: C
     assert sorted(found) == same_year
     hits = search(connection, table, chosen(table), SearchRequest(VECTORS[7], 10, where="year = 1123"))
     assert sorted(hit.key["id"] for hit in hits) == same_year
+
+
+def test_all_partitions_are_searched_with_the_most_that_one_of_them_needs(
+    connection: Connection, table: VectorTable
+) -> None:
+    first, second, *_ = partitions_of(connection, table)
+    wanted = Index(kind="hnsw", on="float")
+    for each, effort in ((first, 300), (second, 500)):
+        (state,) = index_state(connection, each.table)
+        before = present_index(connection, each.table, wanted)
+        reason = Reason(why="found", sentence="it was there")
+        looked = look(connection, each.table)
+        build_id = note_build(connection, each.table, state.name, before, reason, looked, None)
+        keep_raised_search(connection, build_id, before, replace(before, ef_search=effort))
+    assert present_index(connection, table, wanted).ef_search == 500
+    # For other settings in the pipeline file, what was raised says nothing.
+    assert present_index(connection, table, Index(kind="hnsw", on="float", oversampling=3)).ef_search == 0
