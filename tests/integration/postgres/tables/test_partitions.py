@@ -233,6 +233,7 @@ def test_tables_are_restored_audited_repaired_and_adopted_with_their_partitions(
     assert maintain(moved)["said"][0] == "3 of 3 partitions have an index, and the others need none"
 
 
+@pytest.mark.soak
 def test_hybrid_search_and_queued_changes_work_on_partitions(mail: Connection, tmp_path: Any) -> None:
     mail.execute("ALTER TABLE letters ADD PRIMARY KEY (tenant, id)")
     source = {"changes": {"by": "trigger"}}
