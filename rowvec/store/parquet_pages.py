@@ -22,8 +22,6 @@ MOST_FOOTER_BYTES = 16 << 20
 """A footer takes about 150 bytes for each column of each row group."""
 
 _TAIL = 8
-# What Arrow reads first, at the end of a file: an object of a remote store is then asked for it only once.
-_ARROW_READS = 64 << 10
 _DATA_PAGE, _PLAIN = 0, 0
 # Field numbers of PageHeader, and of the DataPageHeader within it.
 _KIND, _UNPACKED, _PACKED, _DATA, _ENCODING = 1, 2, 3, 5, 2
@@ -40,8 +38,8 @@ class PageError(ValueError):
 def check_footer(file: BinaryIO) -> None:
     """Raise ``PageError`` if the footer is larger than any that rowvec writes, before it is parsed."""
     size = file.seek(0, 2)
-    file.seek(max(0, size - _ARROW_READS))
-    tail = file.read(_ARROW_READS)[-_TAIL:]
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
     if size < _TAIL or int.from_bytes(tail[:4], "little") > MOST_FOOTER_BYTES:
         raise PageError("its footer is too large")
 

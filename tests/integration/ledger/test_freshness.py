@@ -17,6 +17,8 @@ from rowvec.postgres.connection import Connection
 from tests.support import paintings as gallery
 from tests.support.paintings import sync
 
+pytestmark = pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
+
 
 @pytest.fixture
 def queued(tmp_path: Path) -> Pipeline:

@@ -93,14 +93,14 @@ def test_the_sync_of_a_generation_under_way_is_not_reported_as_one_of_the_pipeli
 
 
 def test_leftovers_of_a_dead_run_are_cleared_and_a_run_under_way_is_left_alone(
-    source: Connection, direct_url: str, paintings: Pipeline
+    source: Connection, database_url: str, paintings: Pipeline
 ) -> None:
     with running(paintings, "test") as run:
         extract.run(paintings, run)
         assert clear(paintings, "crashed").runs == ()
         assert _tables(source) == 2
     # As a killed process leaves a run: running in the ledger, without its lock, with its files.
-    with connect(direct_url) as connection:
+    with connect(database_url) as connection:
         source.execute("UPDATE rowvec.runs SET state = 'running', finished_at = NULL")
         folder = make_workdir(connection, run.run_id)
         done = clear(paintings, "the flow run x was ended from outside: Crashed")

@@ -127,9 +127,10 @@ def tablespace(cluster: str) -> None:
         connection.execute("CREATE TABLESPACE additions LOCATION ''")
 
 
+@pytest.mark.needs("a superuser", "who may use the tablespace, which a rebuild needs")
 @pytest.mark.usefixtures("reader", "tablespace")
 def test_what_was_added_to_the_table_survives_a_rebuild_and_a_rollback(
-    source: Connection, paintings: Pipeline, database_url: str
+    source: Connection, paintings: Pipeline, direct_url: str
 ) -> None:
     gallery.sync(paintings)
     source.execute("GRANT USAGE ON SCHEMA vectors TO reads_additions")
@@ -137,16 +138,16 @@ def test_what_was_added_to_the_table_survives_a_rebuild_and_a_rollback(
         source.execute(statement)
     # Names that the copies would have are taken.
     source.execute("CREATE TABLE vectors.others (id int); CREATE INDEX by_year__2 ON vectors.others (id)")
-    before, read = facts(source), counted(database_url, "reads_additions")
+    before, read = facts(source), counted(direct_url, "reads_additions")
     assert read == 10
     for again in range(2):
         gallery.rebuild(changed(paintings, embedder={"dimensions": 128}))
         after = facts(source)
         assert {name: after[name] for name in before} == before
-        assert counted(database_url, "reads_additions") == read
+        assert counted(direct_url, "reads_additions") == read
         assert rollback(paintings) == "vectors.paintings__2", again
         assert facts(source) == before
-        assert counted(database_url, "reads_additions") == read
+        assert counted(direct_url, "reads_additions") == read
 
 
 def test_privileges_and_comments_of_the_functions_survive_a_rebuild_and_a_rollback(
@@ -195,7 +196,7 @@ def test_privileges_and_comments_of_the_functions_survive_a_rebuild_and_a_rollba
 
 
 def test_row_level_security_without_a_policy_stays_on_at_every_moment(
-    source: Connection, paintings: Pipeline, reader: str, database_url: str
+    source: Connection, paintings: Pipeline, reader: str, direct_url: str
 ) -> None:
     gallery.sync(paintings)
     # As on Supabase: everybody may use the schema and gets every privilege on every new table; security keeps them out.
@@ -203,35 +204,35 @@ def test_row_level_security_without_a_policy_stays_on_at_every_moment(
     source.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO reads_additions")
     source.execute("GRANT ALL ON vectors.paintings TO reads_additions")
     source.execute("ALTER TABLE vectors.paintings ENABLE ROW LEVEL SECURITY")
-    assert counted(database_url, reader) == 0
+    assert counted(direct_url, reader) == 0
     longer = changed(paintings, embedder={"dimensions": 128})
     gallery.rebuild(longer, to_switch=False)
-    assert counted(database_url, reader, "vectors.paintings__2") == "permission denied for table paintings__2"
+    assert counted(direct_url, reader, "vectors.paintings__2") == "permission denied for table paintings__2"
     following = begin_rebuild(longer)
     switch(longer, following)
-    assert counted(database_url, reader) == 0
-    assert counted(database_url, reader, "vectors.paintings__1") == 0
+    assert counted(direct_url, reader) == 0
+    assert counted(direct_url, reader, "vectors.paintings__1") == 0
     rollback(paintings)
-    assert counted(database_url, reader) == 0
-    assert counted(database_url, reader, "vectors.paintings__2") == 0
+    assert counted(direct_url, reader) == 0
+    assert counted(direct_url, reader, "vectors.paintings__2") == 0
 
 
 def test_security_that_was_switched_on_after_a_switch_holds_after_the_rollback(
-    source: Connection, paintings: Pipeline, reader: str, database_url: str
+    source: Connection, paintings: Pipeline, reader: str, direct_url: str
 ) -> None:
     gallery.sync(paintings)
     source.execute("GRANT USAGE ON SCHEMA vectors TO reads_additions")
     source.execute("GRANT SELECT ON vectors.paintings TO reads_additions")
     gallery.rebuild(changed(paintings, target={"precision": "float16"}))
-    assert counted(database_url, reader) == 50
+    assert counted(direct_url, reader) == 50
     source.execute("ALTER TABLE vectors.paintings ENABLE ROW LEVEL SECURITY")
     rollback(paintings)
-    assert counted(database_url, reader) == 0
+    assert counted(direct_url, reader) == 0
     # A privilege that was taken away stays away.
     source.execute("ALTER TABLE vectors.paintings DISABLE ROW LEVEL SECURITY")
     source.execute("REVOKE SELECT ON vectors.paintings FROM reads_additions")
     switch(paintings, begin_rebuild(changed(paintings, target={"precision": "float16"})))
-    assert counted(database_url, reader) == "permission denied for table paintings"
+    assert counted(direct_url, reader) == "permission denied for table paintings"
 
 
 # What a rebuild refuses: how a user makes it, what the message names, and how the user takes it away again.

@@ -41,6 +41,8 @@ def faults(found: list[Finding]) -> list[str]:
 
 
 @pytest.mark.needs("pgvector 0.8.4", "an older one is a warning")
+@pytest.mark.needs("no pooler", "it is a warning")
+@pytest.mark.needs("a superuser", "the schema of the ledger is not there")
 def test_all_is_well_and_nothing_is_left(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
     source.execute("ANALYZE paintings; DROP SCHEMA rowvec CASCADE")
     found = list(check(write_pipeline(paintings, tmp_path), Scope()))
@@ -93,7 +95,7 @@ def test_a_table_and_columns_that_are_misspelt_are_named_with_what_was_meant(
 
 
 @pytest.fixture
-def poor(database_url: str, direct_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Client]:
+def poor(direct_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Client]:
     """An administrator's session; pipelines connect as a role that may nothing but connect."""
     with psycopg.connect(direct_url, autocommit=True) as admin:
         admin.execute(SOURCE)
@@ -103,12 +105,13 @@ def poor(database_url: str, direct_url: str, tmp_path: Path, monkeypatch: pytest
         admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
         admin.execute(sql.SQL('GRANT CONNECT ON DATABASE {} TO "poor one"').format(database))
         admin.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC; DROP EXTENSION vector CASCADE; CREATE SCHEMA vectors")
-        monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user="poor one"))
+        monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(direct_url, user="poor one"))
         monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
         yield admin
         admin.execute('REASSIGN OWNED BY "poor one" TO postgres; DROP OWNED BY "poor one"; DROP ROLE "poor one"')
 
 
+@pytest.mark.needs("a superuser", "the role of the test begins without a schema")
 def test_the_statements_of_the_remedies_are_enough(poor: Client, paintings: Pipeline, tmp_path: Path) -> None:
     file = write_pipeline(paintings, tmp_path)
     ran: list[str] = []

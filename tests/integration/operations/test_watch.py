@@ -30,6 +30,7 @@ def queued(tmp_path: Path) -> Pipeline:
     return gallery.pipeline(str(tmp_path / "artifacts"), source={"changes": {"by": "trigger"}})
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 def test_the_queue_is_installed_shown_and_removed(source: Connection, queued: Pipeline) -> None:
     assert not changes.state(queued).installed
     assert changes.install_queue(queued).installed
@@ -44,14 +45,14 @@ def test_the_queue_is_installed_shown_and_removed(source: Connection, queued: Pi
 
 
 def test_an_owner_can_install_it_for_a_role_that_may_only_read(
-    source: Connection, database_url: str, queued: Pipeline, monkeypatch: pytest.MonkeyPatch
+    source: Connection, direct_url: str, queued: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.execute("DROP ROLE IF EXISTS reads_only; CREATE ROLE reads_only LOGIN")
     source.execute("GRANT SELECT ON paintings TO reads_only")
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user="reads_only"))
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(direct_url, user="reads_only"))
     with pytest.raises(SourceError, match=r"cannot be installed on public.paintings .*rowvec changes FILE --sql"):
         changes.install_queue(queued)
-    with psycopg.connect(database_url, autocommit=True) as owner:
+    with psycopg.connect(direct_url, autocommit=True) as owner:
         owner.execute(changes.statements(queued).encode())
     assert changes.install_queue(queued).installed
 
@@ -86,6 +87,7 @@ class Watcher:
         watch(watched, self._stop, tell=self.told.append, alarm=lambda _, found: self.alarms.extend(found), every=0.1)
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 def test_a_watcher_syncs_once_for_all_that_has_come_and_goes_on_after_failures(
     source: Connection, queued: Pipeline, tmp_path: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_watcher_leaves_a_pipeline_to_the_run_that_has_it(source: Connection, 
     assert changes.look(queued).reason == "the whole source was never compared"
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 def test_a_watcher_outlives_the_server_and_follows_the_file(
     source: Connection, queued: Pipeline, direct_url: str
 ) -> None:

@@ -71,12 +71,12 @@ def state(connection: Connection) -> list[tuple[object, ...]]:
 
 
 def test_a_role_that_may_not_read_the_ledger_can_still_connect(
-    source: Connection, database_url: str, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
+    source: Connection, direct_url: str, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     role = "no_ledger"
     source.execute("DROP ROLE IF EXISTS no_ledger")
     source.execute("CREATE ROLE no_ledger LOGIN")
-    monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user=role))
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(direct_url, user=role))
     try:
         with open_target(paintings) as opened:
             assert opened.execute("SELECT current_user").fetchone() == (role,)

@@ -227,6 +227,7 @@ def test_each_ledger_has_a_queue_of_its_own(
         assert (by_queue(report), report.changed) == (True, 1), why(report)
 
 
+@pytest.mark.needs("no pooler", "a session that goes on hands in its counts seconds later")
 def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(apart: Apart) -> None:
     fill(apart.source, 5_000, start=100)
     apart.source.execute("ANALYZE paintings")

@@ -22,6 +22,8 @@ from rowvec.stages.report import PART, QUEUE, SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync
 
+pytestmark = pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
+
 
 @pytest.fixture
 def queued(tmp_path: Path) -> Pipeline:
@@ -182,15 +184,14 @@ UNRELIABLE: dict[str, tuple[LiteralString, str]] = {
 }
 
 
-@pytest.mark.needs("a superuser", "the test connects as a role of its own")
 @pytest.mark.parametrize("kind", UNRELIABLE)
 def test_each_run_compares_everything_of(
-    kind: str, source: Connection, database_url: str, queued: Pipeline, monkeypatch: pytest.MonkeyPatch
+    kind: str, source: Connection, direct_url: str, queued: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statement, reason = UNRELIABLE[kind]
-    source.execute(statement.format(conninfo_to_dict(database_url)["dbname"]).encode())
+    source.execute(statement.format(conninfo_to_dict(direct_url)["dbname"]).encode())
     if "hidden_from" in statement:
-        monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(database_url, user="hidden_from"))
+        monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(direct_url, user="hidden_from"))
     sync(queued)
     for _ in range(2):
         report = sync(queued)
@@ -315,6 +316,7 @@ def test_a_change_that_was_rolled_back_is_no_entry(source: Connection, queued: P
     assert (by_queue(report), report.deleted, report.rows) == (True, 1, 49)
 
 
+@pytest.mark.needs("no pooler", "a session that goes on hands in its counts seconds later")
 def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(
     source: Connection, queued: Pipeline
 ) -> None:
