@@ -23,6 +23,7 @@ from rowvec.cli.commands.stack import down, up
 from rowvec.cli.commands.status import status
 from rowvec.cli.commands.sync import plan, sync
 from rowvec.cli.commands.upkeep import audit, list_rejects, prune_store, rebuild, restore
+from rowvec.cli.commands.verify import verify
 from rowvec.cli.commands.whole import in_front, options
 from rowvec.cli.ending import ENDING
 from rowvec.cli.failures import DONE, WRONG_USE, status_of
@@ -48,6 +49,7 @@ app.command("status")(status)
 app.command("search")(search_rows)
 app.command("evaluate")(evaluate_searches)
 app.command("audit")(audit)
+app.command("verify")(verify)
 app.command("restore")(restore)
 app.command("prune")(prune_store)
 app.command("forget")(forget_rows)

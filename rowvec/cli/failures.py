@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from rowvec.cli import render
+from rowvec.cli import render, verified
 from rowvec.cli.output import emit, err, fail, gathered, heading
 from rowvec.errors import AwaitingJobs, Inconsistent, RowvecError, UsageError
 from rowvec.runtime.display import one_line
@@ -69,12 +69,16 @@ def worst(statuses: Sequence[int]) -> int:
 def _show_inconsistent(error: Inconsistent, as_json: bool) -> None:
     """Print the report that the error carries, or its message if it has none."""
     from rowvec.operations.audit import AuditReport  # late: the command has imported it already
+    from rowvec.operations.verify import Verified
     from rowvec.stages.report import RestoreReport, SyncReport
 
     report = error.report
     if isinstance(report, AuditReport):
         # An audit's report names all that is wrong; the error would only repeat it.
         emit(report.as_json(), as_json, lambda: render.audit(report.as_json()))
+        return
+    if isinstance(report, Verified):
+        emit(report.as_json(), as_json, lambda: verified.show(report))
         return
     if isinstance(report, SyncReport):
         emit(report.as_json(), as_json, lambda: render.sync(report))

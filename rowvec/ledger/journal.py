@@ -22,6 +22,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.errors import ArtifactCorrupt, TargetError
+from rowvec.ledger.certificates import TableAfterRun, certify, note
 from rowvec.ledger.marked_store import family_of, forget_superseded, own_mark, supersede, superseded_by
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.runs import RunId
@@ -75,6 +76,8 @@ class Recorded:
         layout = Jsonb(asdict(self.manifest.layout))
         connection.execute(query("journal", "continue"), {"pipeline_id": self.pipeline_id, "layout": layout})
         connection.execute(query("journal", "forget_table", unrecorded=unrecorded(self.pipeline_id)))
+        if self.manifest.certificate:
+            note(connection, self.pipeline_id, self.manifest.certificate)
         forget_superseded(connection, family_of(self.manifest.pipeline), [self.name])
 
 
@@ -92,11 +95,20 @@ class Closing:
     embedded: int
     tokens: int
     cost_usd: float
+    compared_all: bool = True
+    """Whether the run has read the whole vector table, and not only what a queue of changes named."""
 
 
 def unrecorded(pipeline_id: PipelineId) -> sql.Identifier:
     """The table of the keys that changed and that no manifest covers yet."""
     return sql.Identifier("rowvec", f"unrecorded_{pipeline_id}")
+
+
+def has_changes(connection: Connection, pipeline_id: PipelineId) -> bool:
+    """Whether a run has changed rows that no manifest covers yet: it is at work, or was killed."""
+    name = sql.Literal(unrecorded(pipeline_id).as_string(connection))
+    row = connection.execute(query("journal", "noted", unrecorded=name)).fetchone()
+    return bool(row and row[0]) and _any_change(connection, pipeline_id)
 
 
 def restart_journal(connection: Connection, pipeline_id: PipelineId) -> None:
@@ -123,7 +135,8 @@ def record(
         raise TargetError(f"the pipeline {closing.pipeline} was removed from the ledger while this run was at work")
     # The time is by the database's clock, because manifests are ordered by time and several machines write them.
     due, written_layout, new_artifacts, previous, noted, now = row
-    whole = whole or due or previous is None or written_layout != _as_json(layout)
+    built_again = due or previous is None or written_layout != _as_json(layout)
+    whole = whole or built_again
     changed = noted and _any_change(connection, closing.pipeline_id)
     if not (whole or new_artifacts or changed):
         return None
@@ -131,6 +144,15 @@ def record(
     found = connection.execute(query("journal", "all_artifacts" if whole else "new_artifacts"), parts).fetchall()
     family = family_of(closing.pipeline)
     mark = own_mark(connection, family, None)
+    after = TableAfterRun(
+        run_id=closing.run_id,
+        pipeline_id=closing.pipeline_id,
+        table=closing.table,
+        rows=closing.counts["rows"],
+        changes=unrecorded(closing.pipeline_id) if changed else None,
+        built_again=built_again,
+        compared_all=closing.compared_all,
+    )
     follows = {*superseded_by(connection, closing.pipeline, closing.pipeline_id), *([previous] if previous else [])}
     manifest = Manifest(
         run_id=closing.run_id,
@@ -146,6 +168,7 @@ def record(
         runs=_runs(connection, closing, whole=whole),
         counts=closing.counts,
         checksum=closing.checksum,
+        certificate=certify(connection, after),
         created_at=now,
     )
     # If this run is killed before it ends, the next manifest must know that it replaces this one.

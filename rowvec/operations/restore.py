@@ -17,11 +17,12 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.errors import ArtifactCorrupt, TargetError, UsageError
+from rowvec.ledger.certificates import continue_from
 from rowvec.ledger.journal import replay, unrecorded
 from rowvec.ledger.lease import open_owned
 from rowvec.ledger.pipelines import PipelineId, check_name
 from rowvec.ledger.runs import Ending, Run, RunId, finish_run, running
-from rowvec.operations.restore_chain import NEEDED, chain_of
+from rowvec.operations.restore_chain import NEEDED, chain_of, check_root
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
@@ -83,6 +84,7 @@ class Restored:
     missing: int
     """Rows whose vector was in none of the other artifacts."""
     missing_keys: tuple[str, ...]
+    same_root: bool | None
     seconds: float
 
     def checks(self) -> list[Check]:
@@ -111,6 +113,7 @@ class Restored:
                 if self.checksum == self.expected_checksum
                 else "keys and fingerprints are not those of the manifest; rowvec sync corrects them",
             ),
+            *check_root(self.same_root),
         ]
 
 
@@ -187,6 +190,7 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
                 connection.execute(query("restore", "drop_empty", table=table.identifier))
             publish(connection, table, work.staging)
             rows, checksum = totals(connection, table, table.identifier)
+            same_root = continue_from(connection, table, run.pipeline_id, last.certificate)
             # If the table is what the newest manifest says, the next manifest continues from that one. Otherwise the
             # next manifest names every row again.
             whole = bool(missing or renumbered or not restore.to_newest)
@@ -209,6 +213,7 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
         lost=tuple(lost),
         missing=missing,
         missing_keys=keys,
+        same_root=None if missing else same_root,
         seconds=time.monotonic() - started,
     )
 

@@ -12,6 +12,7 @@ from rowvec.pipeline.embedders import TextEmbedder
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.runtime.figures import counted
+from rowvec.stages.report import Check
 from rowvec.store.heads import manifest_names, newest_manifest
 from rowvec.store.manifest import Link, manifests_of, read_chain
 from rowvec.store.marks import marked_ledgers, read_mark
@@ -20,6 +21,17 @@ from rowvec.store.protocol import Store
 
 # The only parts whose references must resolve: after a disaster, a machine may lack the other variables and secrets.
 NEEDED = frozenset({"target", "artifacts"})
+
+
+def check_root(same: bool | None) -> list[Check]:
+    """Say whether the restored rows have the root that the manifest certifies; nothing if there is none to compare."""
+    if same is None:
+        return []
+    detail = "every key, fingerprint and vector is as the run of the manifest has certified it"
+    if not same:
+        detail = "keys, fingerprints and vectors do not have the root that the run of the manifest has certified; "
+        detail += "the vector table was changed by hand before that run, or its artifacts since: run rowvec audit"
+    return [Check(name="root", ok=same, detail=detail)]
 
 
 def chain_of(pipeline: Pipeline, manifest: str | None) -> tuple[list[Link], str]:

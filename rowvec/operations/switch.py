@@ -173,6 +173,7 @@ def drop(connection: Connection, generation: Generation) -> None:
                 f"{generation.schema}.{generation.table} was not dropped: {first}; drop that first, or change it"
             ) from error
         _drop_functions(connection, generation.schema, generation.table)
+        connection.execute(query("certificates", "forget", pipeline_id=sql.Literal(generation.pipeline_id)))
         state = {"state": "dropped", "pipeline_id": generation.pipeline_id}
         connection.execute(query("switch", "set_state"), state)
         connection.execute(query("switch", "forget_tunings"), {"schema": generation.schema, "table": generation.table})

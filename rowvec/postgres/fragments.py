@@ -51,17 +51,24 @@ def as_own_type(column: PgColumn, alias: str) -> sql.Composed:
     return sql.SQL("{}::{}").format(_name(column, alias), column.type_sql)
 
 
-def key_digest(key: Iterable[PgColumn]) -> sql.Composed:
-    """The key as 16 bytes: the first half of the sha256 over each column's text, preceded by its length in bytes.
+def key_text(key: Iterable[PgColumn], alias: str | None = None) -> sql.Composed:
+    """The key as one text: each column's text after its length in bytes and a colon.
 
-    Two databases, or a file and a database, compare and sort rows by it: collations differ between servers, bytes do
-    not. The lengths keep ('a', 'bc') and ('ab', 'c') apart.
+    The lengths keep ('a', 'bc') and ('ab', 'c') apart.
     """
-    text = sql.SQL(" || ").join(
-        sql.SQL("octet_length(convert_to({0}::text, 'UTF8')) || ':' || {0}::text").format(_name(column))
+    return sql.SQL(" || ").join(
+        sql.SQL("octet_length(convert_to({0}::text, 'UTF8')) || ':' || {0}::text").format(_name(column, alias))
         for column in key
     )
-    return sql.SQL("substring(sha256(convert_to({}, 'UTF8')) FROM 1 FOR 16)").format(text)
+
+
+def key_digest(key: Iterable[PgColumn], alias: str | None = None) -> sql.Composed:
+    """The key as 16 bytes: the first half of the sha256 over its ``key_text``.
+
+    Two databases, or a file and a database, compare and sort rows by it: collations differ between servers, bytes do
+    not.
+    """
+    return sql.SQL("substring(sha256(convert_to({}, 'UTF8')) FROM 1 FOR 16)").format(key_text(key, alias))
 
 
 def key_json(key: Iterable[PgColumn], alias: str | None = None) -> sql.Composed:

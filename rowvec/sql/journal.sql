@@ -24,6 +24,9 @@ SELECT
 FROM rowvec.pipelines AS p
 WHERE p.pipeline_id = %(pipeline_id)s
 
+-- name: noted
+SELECT to_regclass({unrecorded}) IS NOT NULL
+
 -- name: any_change
 SELECT EXISTS (SELECT FROM {unrecorded})
 

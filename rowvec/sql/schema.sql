@@ -705,3 +705,35 @@ COMMENT ON COLUMN rowvec.erasures.keys IS 'The keys, as long as the erasure is u
 COMMENT ON COLUMN rowvec.erasures.leftovers IS
     'Objects of the store that a run which was killed leaves behind: new ones before they are in use, old ones after.';
 COMMENT ON COLUMN rowvec.erasures.removed IS 'What is removed so far, for the certificate.';
+
+-- name: migration_18 -- a certificate per run: the root of a hash tree over key, fingerprint and vector of every row
+CREATE TABLE rowvec.hash_tree (
+    pipeline_id int NOT NULL REFERENCES rowvec.pipelines ON DELETE CASCADE,
+    path text COLLATE "C" NOT NULL,
+    rows bigint NOT NULL,
+    content bytea NOT NULL,
+    PRIMARY KEY (pipeline_id, path)
+);
+-- Hashes do not compress; trying costs CPU for nothing.
+ALTER TABLE rowvec.hash_tree ALTER COLUMN content SET STORAGE EXTERNAL;
+COMMENT ON TABLE rowvec.hash_tree IS
+    'One row per node of the hash tree over a vector table, as of its last certificate; without a root, there is no tree.';
+COMMENT ON COLUMN rowvec.hash_tree.path IS
+    'The first hex digits of the digests of the keys below it: none for the root, four for a bucket.';
+COMMENT ON COLUMN rowvec.hash_tree.content IS
+    'A bucket: 48 bytes per row, in ascending order. Another node: per child its hex digit and the sha256 of its content.';
+
+CREATE TABLE rowvec.certificates (
+    pipeline_id int NOT NULL REFERENCES rowvec.pipelines ON DELETE CASCADE,
+    run_id bigint NOT NULL,
+    rows bigint NOT NULL,
+    vector text NOT NULL,
+    root text NOT NULL,
+    before text,
+    chain text NOT NULL,
+    PRIMARY KEY (pipeline_id, run_id)
+);
+COMMENT ON TABLE rowvec.certificates IS 'One row per run that changed a vector table: the root of its hash tree after the run.';
+COMMENT ON COLUMN rowvec.certificates.vector IS 'The type of the vectors: vector, halfvec or sparsevec.';
+COMMENT ON COLUMN rowvec.certificates.before IS 'The column chain of the certificate before; NULL: it is the first.';
+COMMENT ON COLUMN rowvec.certificates.chain IS 'The sha256 over before, run_id, rows and root.';

@@ -94,6 +94,10 @@ class SyncReport(_Checked):
     """The last run that compared the whole source, and it agreed: this run, unless it compared only what changed."""
     missed_by_queue: int | None = None
     """Rows that had changed and were not in the queue; None if the run did not compare everything, or had no queue."""
+    root: str | None = None
+    """The root over key, fingerprint and vector of every row, in hex; None: the next whole comparison computes it."""
+    certified_run: int | None = None
+    """The run that has computed it: this one, or the last that changed a row. Without a root, the last that had one."""
 
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -150,11 +154,18 @@ class SyncReport(_Checked):
             "",
             f"- **Seconds by stage**: {_by_stage(self.seconds)}",
             f"- **Checksum** of (key, fingerprint): `{self.checksum}`",
+            *self._certified(),
             f"- **Artifacts**: {self.artifacts}, manifest {plain(self.manifest or 'none: nothing was embedded')}",
             f"- **Run** {self.run_id} of pipeline {plain(self.pipeline)}",
             *self._freshness(),
         ]
         return "\n".join(lines)
+
+    def _certified(self) -> list[str]:
+        if self.root:
+            return [f"- **Root** of (key, fingerprint, vector): `{self.root}`, by run {self.certified_run}"]
+        last = f"the last one is that of run {self.certified_run}" if self.certified_run else "there is none yet"
+        return [f"- **Root**: not computed by a run that compares a part; {last}"]
 
     def _freshness(self) -> list[str]:
         """What the summary of a pipeline with a queue of changes adds."""

@@ -12,7 +12,7 @@ from rowvec.embedders.cache import opened_embedder
 from rowvec.index.build_memory import index_and_buffers, small_buffers
 from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
-from rowvec.ledger import journal, rejects, reuse
+from rowvec.ledger import certificates, journal, rejects, reuse
 from rowvec.ledger.changes import what_waits
 from rowvec.ledger.journal import Closing, unrecorded
 from rowvec.ledger.marked_store import standing
@@ -216,6 +216,9 @@ def run(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> 
         with connection.transaction():
             if recorded:
                 recorded.confirm(connection)
+            if last := certificates.newest(connection, run.pipeline_id):
+                root = last.certificate.root if last.is_current else None
+                report = replace(report, root=root, certified_run=last.certificate.run_id)
             jobs.report(connection, run.pipeline_id, run.run_id)
             ending = Ending(
                 state="succeeded" if report.consistent else "failed",
@@ -332,4 +335,5 @@ def _closing(plan: Plan, report: SyncReport) -> Closing:
         embedded=report.embedded,
         tokens=report.tokens,
         cost_usd=report.cost_usd,
+        compared_all=not plan.of_part,
     )

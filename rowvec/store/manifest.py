@@ -24,6 +24,7 @@ from rowvec.store.artifact import Artifact
 from rowvec.store.protocol import Store
 from rowvec.vectors import sparse
 from rowvec.vectors.fingerprint import Identity
+from rowvec.vectors.hash_tree import Sha256, VectorType, chained
 
 MOST_BYTES = 64 << 20
 """Of a manifest: about 200,000 artifacts."""
@@ -89,6 +90,21 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """The root of the hash tree over all rows that a run has left; see ``rowvec.vectors.hash_tree``."""
+
+    run_id: _RunNumber
+    rows: _Count
+    vector: VectorType
+    """The type of the vectors, whose form on the wire is hashed."""
+    root: Sha256
+    before: Sha256 | None
+    """``chain`` of the certificate before; None if it is the table's first."""
+    chain: Sha256
+    """Over ``before``, the run, the rows and the root."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What one run wrote, and what the table held after it."""
 
@@ -116,6 +132,8 @@ class Manifest:
     """Counts by name, such as ``new`` and ``deleted``; ``rows`` is the number of rows in the table."""
     checksum: Annotated[str, Field(pattern=r"^[0-9]{1,60}$")]
     """The checksum of all keys and fingerprints in the table after the merge."""
+    certificate: Certificate | None = None
+    """None: the run had no tree that fitted the table, or it is of a version that certified nothing."""
     created_at: AwareDatetime
 
 
@@ -198,6 +216,9 @@ def _wrong(manifest: Manifest) -> Iterator[str]:
         yield "its layout has two columns of one name"
     if "rows" not in manifest.counts or manifest.run_id not in {run.run_id for run in manifest.runs}:
         yield "its own run or its number of rows is missing"
+    own = manifest.certificate
+    if own and (own.run_id != manifest.run_id or own.chain != chained(own.before, own.run_id, own.rows, own.root)):
+        yield "its certificate does not agree with itself"
     if not _is_identity(manifest.identity):
         yield "its identity is of no embedder"
 

@@ -172,4 +172,6 @@ def _changed(manifest: Manifest, erased: State, done: Rewritten) -> Manifest:
         ),
         counts={**manifest.counts, "rows": manifest.counts["rows"] - len(erased)},
         checksum=str(int(manifest.checksum) - sum(erased.values())),
+        # A root over a row that is erased can be computed by nobody any more.
+        certificate=None if erased else manifest.certificate,
     )

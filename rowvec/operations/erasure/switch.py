@@ -92,6 +92,9 @@ def _delete_rows(work: Work, run_id: RunId) -> None:
             wanted = has_key(work.key, table.types)
             connection.execute(query("erasure", "delete_rows", table=table.name, has_key=wanted))
     for generation in work.generations:
+        if generation.state != "live":
+            # It has digests of the keys; a switch back to the generation computes it again.
+            connection.execute(query("certificates", "forget", pipeline_id=sql.Literal(generation.pipeline_id)))
         changed = unrecorded(generation.pipeline_id)
         row = connection.execute(
             query("erasure", "is_there", table=sql.Literal(changed.as_string(connection)))

@@ -1,0 +1,120 @@
+-- name: record -- 48 bytes per row: a digest of its key, and a hash of key, fingerprint and vector
+{digest} || sha256(convert_to({key_text}, 'UTF8') || t.fingerprint || sha256({pgvector}.{send}(t.embedding)))
+
+-- name: buckets -- the leaves of the tree, from the vector table itself
+SELECT path, count(*) AS rows, string_agg(record, ''::bytea ORDER BY record) AS content
+FROM (SELECT encode(substring(record FROM 1 FOR 2), 'hex') AS path, record
+      FROM (SELECT {record} AS record FROM {table} AS t) AS each) AS placed
+GROUP BY path
+
+-- name: forget -- the next run that compares everything builds the tree again
+DELETE FROM rowvec.hash_tree WHERE pipeline_id = {pipeline_id}
+
+-- name: build
+INSERT INTO rowvec.hash_tree (pipeline_id, path, rows, content)
+SELECT {pipeline_id}, path, rows, content FROM ({buckets}) AS found
+RETURNING path
+
+-- name: update -- the buckets of the changed keys: their old records go, and those of the rows as they are now come
+WITH present AS MATERIALIZED (
+    SELECT {digest} AS digest, {record} AS record
+    FROM (SELECT DISTINCT {key} FROM {unrecorded}) AS k LEFT JOIN {table} AS t ON {same_key}
+), changed AS MATERIALIZED (
+    SELECT digest FROM present UNION SELECT substring(record FROM 1 FOR 16) FROM present WHERE record IS NOT NULL
+), touched AS MATERIALIZED (
+    SELECT DISTINCT encode(substring(digest FROM 1 FOR 2), 'hex') AS path FROM changed
+), kept AS (
+    SELECT substring(h.content FROM 48 * i::int + 1 FOR 48) AS record
+    FROM touched JOIN rowvec.hash_tree AS h ON h.pipeline_id = {pipeline_id} AND h.path = touched.path
+    CROSS JOIN generate_series(0, h.rows - 1) AS i
+), records AS (
+    SELECT record FROM kept WHERE NOT EXISTS (SELECT FROM changed WHERE digest = substring(record FROM 1 FOR 16))
+    UNION
+    SELECT record FROM present WHERE record IS NOT NULL
+)
+INSERT INTO rowvec.hash_tree AS h (pipeline_id, path, rows, content)
+SELECT {pipeline_id}, touched.path, count(record), coalesce(string_agg(record, ''::bytea ORDER BY record), '')
+FROM touched LEFT JOIN records ON encode(substring(record FROM 1 FOR 2), 'hex') = touched.path
+GROUP BY touched.path
+ON CONFLICT (pipeline_id, path) DO UPDATE SET rows = excluded.rows, content = excluded.content
+RETURNING path
+
+-- name: nodes -- one level: each node from its children; a child without rows is left out
+INSERT INTO rowvec.hash_tree AS h (pipeline_id, path, rows, content)
+SELECT
+    {pipeline_id}, parent.path, coalesce(sum(child.rows), 0),
+    coalesce(string_agg(convert_to(right(child.path, 1), 'UTF8') || sha256(child.content), ''::bytea ORDER BY child.path), '')
+FROM unnest({paths}::text[]) AS parent (path)
+CROSS JOIN unnest(string_to_array('0123456789abcdef', NULL)) AS digit
+LEFT JOIN rowvec.hash_tree AS child
+    ON child.pipeline_id = {pipeline_id} AND child.path = parent.path || digit AND child.rows > 0
+GROUP BY parent.path
+ON CONFLICT (pipeline_id, path) DO UPDATE SET rows = excluded.rows, content = excluded.content
+
+-- name: root
+SELECT rows, encode(sha256(content), 'hex') FROM rowvec.hash_tree WHERE pipeline_id = {pipeline_id} AND path = ''
+
+-- name: newest -- the last certificate, and whether the tree still has its root
+SELECT run_id, rows, vector, root, before, chain,
+    EXISTS (SELECT FROM rowvec.hash_tree AS h
+            WHERE h.pipeline_id = c.pipeline_id AND h.path = '' AND encode(sha256(h.content), 'hex') = c.root)
+FROM rowvec.certificates AS c
+WHERE pipeline_id = {pipeline_id} ORDER BY run_id DESC LIMIT 1
+
+-- name: note -- also again, by a command that tries the end of its run a second time
+INSERT INTO rowvec.certificates (pipeline_id, run_id, rows, vector, root, before, chain)
+VALUES (%(pipeline_id)s, %(run_id)s, %(rows)s, %(vector)s, %(root)s, %(before)s, %(chain)s)
+ON CONFLICT (pipeline_id, run_id) DO UPDATE
+SET rows = excluded.rows, vector = excluded.vector, root = excluded.root, before = excluded.before,
+    chain = excluded.chain
+
+-- name: run_of_root
+SELECT max(run_id) FROM rowvec.certificates WHERE pipeline_id = {pipeline_id} AND root = {root}
+
+-- name: manifest_of_run
+SELECT manifest FROM rowvec.runs WHERE run_id = {run_id} AND pipeline_id = {pipeline_id}
+
+-- name: keep_buckets -- those of the vector table, for the rest of the transaction
+CREATE TEMP TABLE verified ON COMMIT DROP AS {buckets}
+
+-- name: hashes_kept -- of the buckets that keep_buckets has kept
+SELECT path, sha256(content) FROM pg_temp.verified
+
+-- name: hashes_certified -- of those that the ledger has
+SELECT path, sha256(content) FROM rowvec.hash_tree
+WHERE pipeline_id = {pipeline_id} AND length(path) = 4 AND rows > 0
+
+-- name: differences -- records that only one side has; two of one key are a row that was changed
+WITH unequal AS MATERIALIZED (
+    SELECT t.rows AS rows, t.content AS content, h.rows AS certified_rows, h.content AS certified_content
+    FROM pg_temp.verified AS t
+    FULL JOIN (SELECT path, rows, content FROM rowvec.hash_tree
+               WHERE pipeline_id = {pipeline_id} AND length(path) = 4 AND rows > 0) AS h USING (path)
+    WHERE t.content IS DISTINCT FROM h.content
+), found AS (
+    SELECT substring(content FROM 48 * i::int + 1 FOR 48) AS record FROM unequal, generate_series(0, rows - 1) AS i
+), certified AS (
+    SELECT substring(certified_content FROM 48 * i::int + 1 FOR 48) AS record
+    FROM unequal, generate_series(0, certified_rows - 1) AS i
+)
+SELECT
+    CASE WHEN f.record IS NULL THEN 'removed' WHEN c.record IS NULL THEN 'added' ELSE 'changed' END,
+    coalesce(substring(f.record FROM 1 FOR 16), substring(c.record FROM 1 FOR 16)) AS digest,
+    count(*) OVER (PARTITION BY f.record IS NULL, c.record IS NULL)
+FROM found AS f
+FULL JOIN certified AS c ON substring(f.record FROM 1 FOR 16) = substring(c.record FROM 1 FOR 16)
+WHERE f.record IS DISTINCT FROM c.record
+ORDER BY digest
+LIMIT {limit}
+
+-- name: keys -- of these digests
+SELECT {digest}, {key_json} FROM {table} AS t WHERE {digest} = ANY ({digests}::bytea[])
+
+-- name: row -- one row, by its key; the texts of the key as the database prints them
+SELECT {texts}, encode(t.fingerprint, 'hex'), encode(sha256({pgvector}.{send}(t.embedding)), 'hex')
+FROM (SELECT {typed}) AS k LEFT JOIN {table} AS t ON {same_key}
+
+-- name: branch -- the nodes from the root down to a bucket, as far as there are rows
+SELECT encode(content, 'hex') FROM rowvec.hash_tree
+WHERE pipeline_id = {pipeline_id} AND path = ANY ({paths}::text[]) AND (rows > 0 OR path = '')
+ORDER BY length(path)
