@@ -40,6 +40,8 @@ def erasable(source: Connection, paintings: Pipeline) -> Connection:
     source.execute("UPDATE paintings SET title = %s WHERE id = 7", (second,))
     source.execute("UPDATE paintings SET year = 1 WHERE id = 8")
     sync(paintings)
+    # Statistics of the table have values of its rows.
+    source.execute("ANALYZE vectors.paintings")
     source.execute("DELETE FROM paintings WHERE id = 7")
     sync(paintings)
     return source
@@ -68,8 +70,11 @@ def test_no_byte_of_an_erased_row_is_left_and_restore_and_audit_agree(
     needles = [text.encode() for text in PLANTED]
     store = Path(paintings.artifacts.url)
     assert len(byte_search.in_folder(store, needles)) > 3
+    shown = "SELECT count(*) FROM pg_stats WHERE histogram_bounds::text ~ 'Quixotic'"
+    assert erasable.execute(shown).fetchone() == (1,)
     done = forget(paintings, ["7"], apply=True)
     assert done.certificate is not None
+    assert erasable.execute(shown).fetchone() == (0,)
     assert (done.applied, done.keys, done.artifacts, done.journal_entries) == (True, 1, 2, 3)
     assert byte_search.in_folder(store, needles) == []
     assert byte_search.in_folder(home(), needles) == []
