@@ -149,8 +149,8 @@ def conclude_verify(found: Verified) -> Verified:
 def prove(pipeline: Pipeline, key: str) -> Proof:
     """The proof of one row, or that no row has this key: it holds against the root without the database.
 
-    ``key``: as ``erasure.keys.parse_keys`` takes it. Raises ``Inconsistent`` if the vector table has another row than the
-    one that was certified, ``UsageError`` if the key does not fit the table, and what ``verify`` raises.
+    ``key``: as ``erasure.keys.parse_keys`` takes it. Raises ``Inconsistent`` if the vector table has another row than
+    the one that was certified, ``UsageError`` if the key does not fit the table, and what ``verify`` raises.
     """
     with _opened(effective(pipeline)) as work:
         (parsed,) = parse_keys([key], [column.name for column in work.table.key]) or [None]
