@@ -115,7 +115,7 @@ class Table:
             seconds=round(seconds, 3),
             database_ms=round(after[0] - before[0], 1),
             pages=after[1] - before[1],
-            merge_seconds=report.seconds["merge"],
+            merge_seconds=report.seconds.get("merge", 0.0),
         )
 
     def change(self, rows: int) -> None:

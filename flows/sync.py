@@ -84,6 +84,7 @@ def as_tasks(pipeline: Pipeline) -> Stages:
     if cluster:
         check_reachable(pipeline)
     return Stages(
+        unchanged=in_process(retrying()).unchanged,
         extract=partial(stages.extract, weight=batch_weight(pipeline) if cluster else 1),
         submit_jobs=stages.submit_jobs,
         lost_images=stages.lost_images,

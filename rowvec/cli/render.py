@@ -261,6 +261,7 @@ def prune(found: Pruned) -> None:
         "manifests": found.manifests,
         "kept_artifacts": found.kept_artifacts,
         "compacted": found.compacted,
+        "runs": found.runs,
     }
     _show_counts("Deleted" if found.applied else "Would be deleted", counts)
     out.print(f"{found.bytes:,} bytes of artifacts, {found.image_bytes:,} of images.", highlight=False)

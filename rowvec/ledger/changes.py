@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 from psycopg import sql
@@ -12,10 +14,16 @@ from psycopg.types.json import Jsonb
 from rowvec.errors import TargetError
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan
+from rowvec.ledger.runs import RunId
+from rowvec.pipeline import Pipeline
+from rowvec.pipeline.parts import table_identifier
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.queries import query
 
 _NO_VERDICT = "the run before has merged, and did not come to its verdict"
+# Of the functions and the view that a run makes for a vector table.
+_FUNCTIONS = ("_search", "_hybrid_search", "_provenance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +140,46 @@ def doubt(connection: Connection, pipeline_id: PipelineId, why: str) -> None:
     """Let the next run compare everything; ``why`` is for people."""
     parts = {"pipeline_id": sql.Literal(pipeline_id), "why": sql.Literal(why)}
     connection.execute(query("changes", "doubt", **parts))
+
+
+def note_served(connection: Connection, pipeline_id: PipelineId, resolved: Pipeline) -> None:
+    """At the end of a good run: keep how it leaves what serves searches, for ``last_report``."""
+    parts = {"pipeline_id": sql.Literal(pipeline_id), "served": _served(resolved)}
+    connection.execute(query("changes", "note_served", **parts))
+
+
+def last_report(
+    connection: Connection, run: tuple[PipelineId, RunId], pipeline: Pipeline, resolved: Pipeline
+) -> tuple[RunId, dict[str, Any]] | None:
+    """The run before ``run`` and its report, if that was a good sync, and everything but rows is as it left it.
+
+    None also if there is something else to do: rejected rows that each run tries again, jobs at a provider, or settings
+    in the pipeline file that no run has used yet.
+    """
+    pipeline_id, run_id = run
+    parts: dict[str, sql.Composable] = {"pipeline_id": sql.Literal(pipeline_id), "run_id": sql.Literal(run_id)}
+    statement = query(
+        "changes",
+        "last_report",
+        settings=sql.Literal(Jsonb(pipeline.model_dump(mode="json", exclude_none=True))),
+        served=_served(resolved),
+        retried=query("changes", "retried", **parts),
+        **parts,
+    )
+    return connection.execute(statement).fetchone()
+
+
+def _served(resolved: Pipeline) -> sql.Composed:
+    schema, name = table_identifier(resolved.target.table)
+    return query(
+        "changes",
+        "served",
+        version=sql.Literal(version("rowvec")),
+        store=sql.Literal(hashlib.sha256(resolved.artifacts.url.encode()).hexdigest()),
+        schema=sql.Literal(schema),
+        name=sql.Literal(name),
+        functions=sql.Literal([cut_name(name, suffix) for suffix in _FUNCTIONS]),
+    )
 
 
 def forget(connection: Connection, pipeline_id: PipelineId) -> None:

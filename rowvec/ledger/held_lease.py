@@ -25,7 +25,7 @@ from rowvec.ledger.lease import (
     take,
 )
 from rowvec.ledger.pipelines import PipelineId
-from rowvec.postgres.connection import Connection, connect, lost_connections_are_retriable, target_url
+from rowvec.postgres.connection import Connection, lost_connections_are_retriable, session, target_url
 
 LEASE_SECONDS = 20.0
 """How long the owner of a lease may be stopped, or cut off from the database, before another run takes over. A killed
@@ -92,13 +92,12 @@ class Watch:
 
 
 class HeldLease:
-    """Renews a lease in a thread, on a connection that is opened again when it was cut."""
+    """Renews a lease in a thread, on a connection that is opened when it is needed, and again when it was cut."""
 
-    def __init__(self, url: str, lease: Lease, taken: float, connection: Connection | None = None) -> None:
-        """``taken``: when the taking began, by ``elapsed``. ``connection``: the one to begin with, which is closed."""
+    def __init__(self, url: str, lease: Lease, taken: float) -> None:
+        """``taken``: when the taking began, by ``elapsed``."""
         self.lease = lease
         self._url = url
-        self._connection = connection
         self._ended = threading.Event()
         self._changed = threading.Condition()
         self._renewed = taken
@@ -143,25 +142,17 @@ class HeldLease:
         return now > self._renewed + _SAFE * self.lease.seconds
 
     def _keep(self) -> None:
+        # The taking was as good as a renewal. Many a run is over before the next one is due.
+        self._ended.wait(_RENEW_EVERY * self.lease.seconds)
         while not self._ended.is_set() and not self._lost:
             try:
-                with self._opened() as connection:
+                with _opened(self._url) as connection:
                     self._renew_on(connection)
             except RowvecError as error:
                 if not isinstance(error, RetriableError) and str(error) != str(self._trouble):
                     logger.warning("the lease of the pipeline %s cannot be renewed: %s", self.lease.pipeline, error)
                 self._trouble = error
             self._ended.wait(_LOOK_EVERY * self.lease.seconds)
-
-    @contextmanager
-    def _opened(self) -> Generator[Connection]:
-        given, self._connection = self._connection, None
-        if given is None:
-            with _opened(self._url) as connection:
-                yield connection
-        else:
-            with lost_connections_are_retriable(), given:
-                yield given
 
     def _renew_on(self, connection: Connection) -> None:
         while not self._lost and not self._ended.is_set():
@@ -229,14 +220,9 @@ _asking = threading.Lock()
 
 
 def _take(url: str, name: str, pipeline_id: PipelineId) -> HeldLease:
-    connection = connect(url, application=_APPLICATION, limits=_LIMITS)
-    try:
-        with lost_connections_are_retriable():
-            lease, taken = _taken(connection, name, pipeline_id)
-    except BaseException:
-        connection.close()
-        raise
-    return HeldLease(url, lease, taken, connection)
+    with _opened(url) as connection:
+        lease, taken = _taken(connection, name, pipeline_id)
+    return HeldLease(url, lease, taken)
 
 
 def _taken(connection: Connection, name: str, pipeline_id: PipelineId) -> tuple[Lease, float]:
@@ -263,7 +249,7 @@ def _taken(connection: Connection, name: str, pipeline_id: PipelineId) -> tuple[
 
 @contextmanager
 def _opened(url: str) -> Generator[Connection]:
-    with lost_connections_are_retriable(), connect(url, application=_APPLICATION, limits=_LIMITS) as connection:
+    with lost_connections_are_retriable(), session(url, _APPLICATION, _LIMITS) as connection:
         yield connection
 
 

@@ -137,12 +137,15 @@ def register(connection: Connection, pipeline: Pipeline, identity: Identity, *, 
     Raises ``UsageError`` if the table has vectors of another embedder, belongs to another pipeline, or was not made by
     rowvec, and if the name belongs to another table.
     """
-    check_target(connection, pipeline, identity)
-    check_identity(connection, pipeline, identity)
     schema, table = table_identifier(pipeline.target.table)
     named = {"name": pipeline.name, "schema": schema, "table": table}
     settings = Jsonb(pipeline.model_dump(mode="json", exclude_none=True)) if settled else None
     values = {**named, "identity": Jsonb(identity.as_json()), "settings": settings}
+    known = connection.execute(query("pipelines", "as_registered"), {**values, "columns": list(VECTOR_COLUMNS)})
+    if (row := known.fetchone()) is not None:
+        return PipelineId(row[0])
+    check_target(connection, pipeline, identity)
+    check_identity(connection, pipeline, identity)
     try:
         row = connection.execute(query("pipelines", "register"), values).fetchone()
     except pg.UniqueViolation:

@@ -32,6 +32,11 @@ from rowvec.vectors.fingerprint import Identity
 
 RunId = NewType("RunId", int)
 
+KEPT_RUNS = 1_000
+"""So many of a pipeline's runs stay in the ledger, whatever they did."""
+_FEW = 100
+"""How many of the older ones each run looks at; each adds one, so they pass by a hundred times."""
+
 State = Literal["planned", "running", "succeeded", "failed", "abandoned", "waiting", "lost", "cancelled"]
 
 
@@ -137,17 +142,45 @@ def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: Run
     """Mark what killed runs left as abandoned, and remove their tables and files; returns the names of the tables.
 
     Only files on this machine are removed. Sessions of a run that was stopped, or cut off, and that still hold its
-    tables are ended.
+    tables are ended. A few old runs that nothing needs any more are deleted.
 
     ``run_id`` is the run that is under way, which is left alone. The caller must hold the pipeline's lease.
     """
-    values = {"pipeline_id": pipeline_id, "run_id": run_id}
-    connection.execute(query("runs", "end_sessions"), values)
-    connection.execute(query("runs", "abandoned"), values)
-    with_files = {**values, "run_ids": runs_with_files(connection)}
-    for (over,) in connection.execute(query("runs", "over"), with_files).fetchall():
-        shutil.rmtree(workdir(connection, over), ignore_errors=True)
-    return _drop_tables(connection, pipeline_id, run_id)
+    parts: dict[str, sql.Composable] = {"pipeline_id": sql.Literal(pipeline_id), "run_id": sql.Literal(run_id)}
+    parts["tables"] = query("runs", "tables")
+    kept = sql.Literal(KEPT_RUNS)
+    left, many = connection.execute(query("runs", "look_back", kept=kept, **parts)).fetchone() or (True, True)
+    if many:
+        connection.execute(query("runs", "forget_some", few=sql.Literal(_FEW), **_old_runs(pipeline_id)))
+    if left:
+        connection.execute(query("runs", "end_sessions", **parts))
+        connection.execute(query("runs", "abandoned", **parts))
+    if with_files := runs_with_files(connection):
+        values = {"pipeline_id": pipeline_id, "run_id": run_id, "run_ids": with_files}
+        for (over,) in connection.execute(query("runs", "over"), values).fetchall():
+            shutil.rmtree(workdir(connection, over), ignore_errors=True)
+    return _drop_tables(connection, query("runs", "leftovers", **parts)) if left else []
+
+
+def forget_runs(connection: Connection, pipeline_id: PipelineId, *, apply: bool) -> int:
+    """Delete the runs of a pipeline that nothing needs any more, beyond the newest; returns their number.
+
+    A run by itself looks at a few of those that have embedded nothing; this looks at all, and reads all fingerprints.
+    Without ``apply`` they are only counted.
+    """
+    runs = query("runs", "forgettable", **_old_runs(pipeline_id))
+    if apply:
+        return connection.execute(query("runs", "forget", runs=runs)).rowcount
+    counted = connection.execute(query("runs", "count_forgettable", runs=runs)).fetchone()
+    return counted[0] if counted else 0
+
+
+def _old_runs(pipeline_id: PipelineId) -> dict[str, sql.Composable]:
+    return {
+        "pipeline_id": sql.Literal(pipeline_id),
+        "kept": sql.Literal(KEPT_RUNS),
+        "not_needed": query("runs", "not_needed"),
+    }
 
 
 def _record_failure(resolved: Pipeline, run: Run, error: BaseException) -> BaseException:
@@ -184,14 +217,13 @@ def _reason(connection: Connection, lease: Lease, error: Exception) -> Exception
     return error
 
 
-def _drop_tables(connection: Connection, pipeline_id: PipelineId, run_id: RunId) -> list[str]:
+def _drop_tables(connection: Connection, leftovers: sql.Composed) -> list[str]:
     """Drop the tables of runs that are over; returns the names of the tables dropped.
 
     A table that another session holds stays for a later run.
     """
-    values = {"pipeline_id": pipeline_id, "run_id": run_id}
     dropped: list[str] = []
-    for (table,) in connection.execute(query("runs", "leftovers"), values).fetchall():
+    for (table,) in connection.execute(leftovers).fetchall():
         with suppress(pg.LockNotAvailable), connection.transaction():
             connection.execute(query("runs", "drop_patience"))
             connection.execute(query("runs", "drop", table=sql.Identifier("rowvec", table)))

@@ -6,6 +6,7 @@ artifacts, so two tables with one name would restore and prune each other's vect
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -16,8 +17,10 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.embedders import open_embedder
-from rowvec.errors import ArtifactCorrupt, UsageError
+from rowvec.errors import ArtifactCorrupt, RowvecError, UsageError
 from rowvec.images.content import KnownImage
+from rowvec.ledger.changes import forget
+from rowvec.ledger.changes import known as known_changes
 from rowvec.ledger.generations import Generation, list_generations, live_of, url_of_target
 from rowvec.ledger.pipelines import VECTOR_COLUMNS, owner_of
 from rowvec.ledger.runs import exclusively
@@ -34,6 +37,8 @@ from rowvec.runtime.home import home, temporary_folder
 from rowvec.store.open import open_store
 from rowvec.store.protocol import Store
 from rowvec.vectors.fingerprint import Identity
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +104,9 @@ def rename(pipeline: Pipeline, old: str) -> Renamed:
         live = live_of(known, pipeline)
         with _held(pipeline, known):
             images = _copy_images(connection, pipeline, old)
+            _leave_queue(connection, live)
             with connection.transaction():
                 _rename(connection, old, pipeline.name)
-            if pipeline.source.is_queued:
-                # The queue has the pipeline's name in its own; the next sync makes another one.
-                remove_queue(pipeline.model_copy(update={"name": old}))
         return _renamed(pipeline, old, live, generations=len(known), images=images)
 
 
@@ -132,16 +135,18 @@ def adopt(pipeline: Pipeline) -> Adopted:
             raise UsageError(f"there is no table {schema}.{table} to adopt: run rowvec sync, which creates it")
         others = _other_rows(connection, resolved, identity) if exists else 0
         former_name: str | None = None
-        with _held(pipeline, known), connection.transaction():
-            if live is not None and not stored_columns(connection, live.schema, live.table):
-                _move(connection, live, schema, table)
-            else:
-                if live is not None:
-                    former_name = _free_name(connection, pipeline.name)
-                    _rename(connection, pipeline.name, former_name)
-                if exists:
-                    values = {"name": pipeline.name, "schema": schema, "table": table}
-                    connection.execute(query("names", "take_in"), {**values, "identity": Jsonb(identity.as_json())})
+        with _held(pipeline, known):
+            _leave_queue(connection, live)
+            with connection.transaction():
+                if live is not None and not stored_columns(connection, live.schema, live.table):
+                    _move(connection, live, schema, table)
+                else:
+                    if live is not None:
+                        former_name = _free_name(connection, pipeline.name)
+                        _rename(connection, pipeline.name, former_name)
+                    if exists:
+                        values = {"name": pipeline.name, "schema": schema, "table": table}
+                        connection.execute(query("names", "take_in"), {**values, "identity": Jsonb(identity.as_json())})
         former = f"{live.schema}.{live.table}" if live else None
         return _adopted(pipeline, former_table=former, former_name=former_name, taken_in=exists, other_rows=others)
 
@@ -186,6 +191,21 @@ def _held(pipeline: Pipeline, generations: list[Generation]) -> Generator[None]:
             if generation.state != "dropped":
                 held.enter_context(exclusively(url, generation.name, generation.pipeline_id))
         yield
+
+
+def _leave_queue(connection: Connection, live: Generation | None) -> None:
+    """Drop the queue of changes of a pipeline while the ledger still has its name: later it would only grow.
+
+    The next sync makes another one and compares everything.
+    """
+    settings = live and live.settings
+    if live is None or settings is None or known_changes(connection, live.pipeline_id) is None:
+        return
+    forget(connection, live.pipeline_id)
+    try:
+        remove_queue(settings)
+    except RowvecError as error:
+        logger.warning("%s: its queue of changes is left in the source's database, and grows: %s", live.name, error)
 
 
 def _rename(connection: Connection, old: str, new: str) -> None:

@@ -22,7 +22,7 @@ from rowvec.ledger.lease import owned
 from rowvec.ledger.owned_store import OwnedStore
 from rowvec.ledger.pipelines import PipelineId, find, identity_of
 from rowvec.ledger.reuse import forget_artifact
-from rowvec.ledger.runs import Ending, Run, finish_run, running
+from rowvec.ledger.runs import Ending, Run, finish_run, forget_runs, running
 from rowvec.ledger.workdir import make_workdir
 from rowvec.operations.prune_images import forget_images, unneeded_images
 from rowvec.operations.prune_shared import Shared, shared_objects
@@ -62,6 +62,8 @@ class Pruned:
     """Images that no row shows any more."""
     image_bytes: int
     kept_artifacts: int
+    runs: int
+    """Old runs in the ledger that nothing needs any more."""
     compacted: int
     """Small artifacts merged into large ones. A later prune deletes them, once no restorable run names them."""
     note: str
@@ -385,6 +387,7 @@ def _pruned(
         images=len(images),
         image_bytes=sum(image.bytes for image in images),
         kept_artifacts=left if applied else left - sum(owner == work.pipeline_id for owner, _, _ in found),
+        runs=forget_runs(work.connection, work.pipeline_id, apply=applied),
         compacted=compacted,
         note=shared.standing.sentence(),
         names=tuple(names[:_LISTED]),

@@ -69,18 +69,25 @@ def connect(url: str, *, application: str = "rowvec", limits: Mapping[str, str] 
 
 @contextmanager
 def connect_target(target: Target, application: str, limits: Mapping[str, str] | None = None) -> Generator[Connection]:
-    """As ``connect``, with the vector table's database; the references of ``target`` must be resolved.
+    """As ``session``, with the vector table's database; the references of ``target`` must be resolved."""
+    with session(target_url(target.url), application, limits) as connection:
+        if target.direct_url is not None:
+            connection.open_direct = partial(_connect_directly, target.direct_url, application, limits)
+        yield connection
+
+
+@contextmanager
+def session(url: str, application: str, limits: Mapping[str, str] | None = None) -> Generator[Connection]:
+    """As ``connect``, for the time of the context.
 
     Within ``connections_kept`` the session is one that has served others, and stays open for the next.
     """
-    url, changes = target_url(target.url), changes_of_names()
+    changes = changes_of_names()
     connection = take(url)
     if connection is None:
         connection = connect(url, application=application, limits=limits)
     else:
         connection.settle_again(application, limits or {})
-    if target.direct_url is not None:
-        connection.open_direct = partial(_connect_directly, target.direct_url, application, limits)
     try:
         yield connection
     except BaseException:

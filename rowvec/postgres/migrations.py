@@ -21,8 +21,7 @@ def install(connection: Connection) -> None:
     Raises ``TargetError`` if pgvector is missing or older than ``MINIMUM_PGVECTOR``.
     """
     migrations = _migrations()
-    refuse_newer(connection)
-    if _newest_applied(connection) >= migrations[-1]:
+    if refuse_newer(connection) >= migrations[-1]:
         if connection.names.pgvector is None:
             # Another process has installed it since this connection was opened.
             connection.read_names()
@@ -35,8 +34,7 @@ def install(connection: Connection) -> None:
         if not connection.execute(query("schema", "has_schema")).fetchone():
             connection.execute(query("schema", "create_schema"))
         connection.execute(blocks("schema")["version_table"])
-        refuse_newer(connection)
-        applied = _newest_applied(connection)
+        applied = refuse_newer(connection)
         for number in migrations:
             if number > applied:
                 connection.execute(blocks("schema")[f"migration_{number}"])
@@ -44,21 +42,23 @@ def install(connection: Connection) -> None:
     _check_pgvector(connection)
 
 
-def refuse_newer(connection: Connection) -> None:
-    """Raise ``TargetError`` if a newer rowvec has migrated the ledger: this one would misread what it does not know.
+def refuse_newer(connection: Connection) -> int:
+    """The number of the newest migration that the database has; 0 if it has none, or if this role may not read it.
 
-    A role that only searches may not be allowed to read the ledger; it writes nothing there either.
+    Raises ``TargetError`` if a newer rowvec has migrated the ledger: this one would misread what it does not know. A
+    role that only searches may not be allowed to read the ledger; it writes nothing there either.
     """
     try:
         newest = _newest_applied(connection)
     except pg.InsufficientPrivilege:
-        return
+        return 0
     known = _migrations()[-1]
     if newest > known:
         raise TargetError(
             f"the ledger in the target database is of a newer rowvec (its migration {newest}; this one knows {known}), "
             "and nothing was done: install the newer version here too"
         )
+    return newest
 
 
 def _migrations() -> list[int]:

@@ -75,6 +75,11 @@ class Marks:
     """The number of this transaction: that of each one that could not queue something before ``facts`` is smaller."""
 
 
+def untyped(key: Iterable[str]) -> tuple[PgColumn, ...]:
+    """The key of a queue that is only looked at: the types of its columns do not matter then."""
+    return tuple(PgColumn(name, "") for name in key)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeQueue:
     """The queue of one pipeline over one table."""
@@ -115,6 +120,18 @@ class ChangeQueue:
 
         Raises ``SourceError`` if statements can change the table's rows and fire none of the triggers.
         """
+        found = self._found(connection, self._facts(connection, of_run))
+        return found or Facts(values={}, complete=False, doubt=None)
+
+    def facts_if_empty(self, connection: Connection, of_run: dict[str, Any]) -> Facts | None:
+        """``facts``, if the queue is there and nothing waits in it, as one statement sees both. Raises as ``facts``."""
+        statement = query("changes", "facts_if_empty", facts=self._facts(connection, of_run), **self._queue)
+        try:
+            return self._found(connection, statement)
+        except (pg.UndefinedTable, pg.InvalidSchemaName):
+            return None
+
+    def _facts(self, connection: Connection, of_run: dict[str, Any]) -> sql.Composed:
         parts = {
             "table": self._literal(self.table, connection),
             "pattern": sql.Literal(f"rowvec_{self.name}_%"),
@@ -128,11 +145,16 @@ class ChangeQueue:
             "read": sql.Literal(list(self.read)),
             "of_run": sql.Literal(Jsonb(of_run)),
         }
+        return query("changes", "facts", **parts)
+
+    def _found(self, connection: Connection, statement: sql.Composed) -> Facts | None:
         try:
-            found = connection.execute(query("changes", "facts", **parts)).fetchone()
+            found = connection.execute(statement).fetchone()
         except pg.InsufficientPrivilege as error:
             raise self._refused(error) from error
-        values, complete, refused, doubt = found or ({}, False, None, None)
+        if found is None:
+            return None
+        values, complete, refused, doubt = found
         if refused:
             raise SourceError(
                 f"source.changes.by is trigger, and {self.shown} {_REFUSED[refused]}: "

@@ -145,6 +145,9 @@ SELECT jsonb_build_object(
         WHEN row_security_active({table}::regclass::oid) THEN 'restricted'
     END
 
+-- name: facts_if_empty -- in one statement, so that nothing comes between the two
+SELECT f.* FROM ({facts}) AS f WHERE NOT EXISTS (SELECT FROM rowvec_changes.{queue})
+
 -- name: tree -- the table, its partitions and their partitions
 WITH RECURSIVE tree AS (
     SELECT c.oid FROM pg_class AS c WHERE c.oid = {table}::regclass
@@ -240,6 +243,40 @@ SELECT c.facts, c.rows, c.checksum::text, c.verified_at, c.verified_run,
         WHERE r.run_id = c.merged_run AND r.report IS NULL AND r.run_id IS DISTINCT FROM {run_id}::bigint)
 FROM rowvec.changes AS c JOIN rowvec.pipelines AS p USING (pipeline_id)
 WHERE c.pipeline_id = {pipeline_id}
+
+-- name: served -- what serves searches: the vector table's columns and indexes, the functions and the view for it
+-- The number of a row's transaction changes with the row.
+md5(concat_ws(' ', {version}, {store},
+    (SELECT string_agg(format('%s:%s:%s', a.attnum, a.atttypid, a.atttypmod), ' ' ORDER BY a.attnum)
+     FROM pg_attribute AS a WHERE a.attrelid = to_regclass(format('%I.%I', {schema}, {name})) AND a.attnum > 0 AND NOT a.attisdropped),
+    (SELECT string_agg(format('%s:%s:%s:%s', part.oid, i.indexrelid, i.indisvalid, i.xmin), ' ' ORDER BY i.indexrelid)
+     FROM (SELECT to_regclass(format('%I.%I', {schema}, {name}))::oid UNION ALL SELECT h.inhrelid FROM pg_inherits AS h
+         WHERE h.inhparent = to_regclass(format('%I.%I', {schema}, {name}))) AS part (oid)
+     LEFT JOIN pg_index AS i ON i.indrelid = part.oid),
+    (SELECT string_agg(format('%s:%s', f.oid, f.xmin), ' ' ORDER BY f.oid) FROM pg_proc AS f
+     WHERE f.pronamespace = to_regnamespace(quote_ident({schema})) AND f.proname = ANY ({functions}::name[])),
+    (SELECT string_agg(v.oid::text, ' ' ORDER BY v.oid) FROM pg_class AS v
+     WHERE v.relnamespace = to_regnamespace(quote_ident({schema})) AND v.relname = ANY ({functions}::name[])),
+    (SELECT t.tuned_at FROM rowvec.tunings AS t WHERE (t.table_schema, t.table_name) = ({schema}, {name})),
+    (SELECT string_agg(format('%s:%s', b.build_id, b.xmin), ' ' ORDER BY b.build_id) FROM rowvec.index_builds AS b
+     WHERE (b.table_schema, b.table_name) = ({schema}, {name}))))
+
+-- name: note_served
+UPDATE rowvec.changes SET facts = facts || jsonb_build_object('served', {served}) WHERE pipeline_id = {pipeline_id}
+
+-- name: last_report -- of the run before this one; no row if anything is another than that sync has left it, or is to be done
+SELECT r.run_id, r.report
+FROM rowvec.pipelines AS p
+JOIN rowvec.changes AS c USING (pipeline_id)
+JOIN LATERAL (
+    SELECT * FROM rowvec.runs AS r WHERE r.pipeline_id = p.pipeline_id AND r.run_id < {run_id}
+    ORDER BY r.run_id DESC LIMIT 1
+) AS r ON true
+WHERE p.pipeline_id = {pipeline_id} AND p.state <> 'building' AND p.settings = {settings}
+  AND r.state = 'succeeded' AND r.report ? 'embedded' AND c.facts ->> 'served' = {served}
+  AND NOT EXISTS ({retried})
+  AND NOT EXISTS (SELECT FROM rowvec.jobs AS j
+      WHERE j.pipeline_id = p.pipeline_id AND (j.state <> 'collected' OR j.reported_run IS NULL))
 
 -- name: record
 INSERT INTO rowvec.changes (pipeline_id, facts, vectors, rows, checksum, verified_at, verified_run, merged_run)

@@ -17,6 +17,15 @@ WHERE (p.table_schema, p.table_name) = (excluded.table_schema, excluded.table_na
        AND NOT EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.pipeline_id = ANY (rowvec.generations(p.pipeline_id))))
 RETURNING pipeline_id
 
+-- name: as_registered -- the pipeline, if `register` and its checks would find nothing to change, and a table of vectors
+SELECT p.pipeline_id
+FROM rowvec.pipelines AS p
+JOIN pg_class AS c ON c.oid = to_regclass(format('%%I.%%I', p.table_schema, p.table_name))
+WHERE p.name = %(name)s AND p.table_schema = %(schema)s AND p.table_name = %(table)s AND p.state <> 'dropped'
+  AND p.identity = %(identity)s AND (p.settings IS NOT NULL OR %(settings)s::jsonb IS NULL)
+  AND c.relkind IN ('r', 'p') AND EXISTS (SELECT FROM pg_attribute AS a
+      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname = ANY (%(columns)s))
+
 -- name: keep_settings -- only once the vector table is known to have their layout
 UPDATE rowvec.pipelines SET settings = %(settings)s WHERE pipeline_id = %(pipeline_id)s
 

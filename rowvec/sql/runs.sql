@@ -22,7 +22,7 @@ WHERE run_id = %(run_id)s AND lease = %(lease)s AND state IN ('running', 'abando
 UPDATE rowvec.runs SET state = 'abandoned', finished_at = now()
 WHERE run_id IN (
     SELECT run_id FROM rowvec.runs
-    WHERE pipeline_id = %(pipeline_id)s AND run_id <> %(run_id)s AND state IN ('running', 'planned')
+    WHERE pipeline_id = {pipeline_id} AND run_id <> {run_id} AND state IN ('running', 'planned')
     FOR UPDATE SKIP LOCKED
 )
 
@@ -32,12 +32,55 @@ SELECT given.run_id FROM unnest(%(run_ids)s::bigint[]) AS given (run_id) LEFT JO
 WHERE r.run_id IS NULL
    OR r.pipeline_id = %(pipeline_id)s AND (r.state NOT IN ('planned', 'running') OR r.run_id = %(run_id)s)
 
--- name: leftovers -- plan and staging tables of runs that are over
-SELECT c.relname
+-- name: look_back -- whether an earlier run of this pipeline is not over in the ledger, or a table of one is there; and
+-- whether there are more runs than are kept
+SELECT EXISTS (SELECT FROM rowvec.runs AS r
+        WHERE r.pipeline_id = {pipeline_id} AND r.run_id <> {run_id} AND r.state IN ('running', 'planned'))
+    OR EXISTS (SELECT FROM ({tables}) AS t JOIN rowvec.runs AS r USING (run_id)
+        WHERE r.pipeline_id = {pipeline_id} AND r.run_id <> {run_id} AND r.state <> 'planned'),
+    EXISTS (SELECT FROM rowvec.runs AS r WHERE r.pipeline_id = {pipeline_id} ORDER BY r.run_id DESC OFFSET {kept})
+
+-- name: tables -- the tables in which runs keep what they work on
+SELECT c.oid, c.relname, split_part(c.relname, '_', 2)::bigint AS run_id
 FROM pg_class AS c
-JOIN rowvec.runs AS r ON c.relname IN ('plan_' || r.run_id, 'staging_' || r.run_id, 'scope_' || r.run_id)
-WHERE c.relnamespace = 'rowvec'::regnamespace AND r.pipeline_id = %(pipeline_id)s AND r.run_id <> %(run_id)s
-  AND r.state NOT IN ('planned', 'running')
+WHERE c.relnamespace = 'rowvec'::regnamespace AND c.relname ~ '^(plan|staging|scope)_[0-9]{{1,18}}$'
+
+-- name: leftovers -- those of runs that are over
+SELECT t.relname
+FROM ({tables}) AS t JOIN rowvec.runs AS r USING (run_id)
+WHERE r.pipeline_id = {pipeline_id} AND r.run_id <> {run_id} AND r.state NOT IN ('planned', 'running')
+
+-- name: forget_some -- of the runs of this pipeline that are older than those that are kept; each run looks at a few
+DELETE FROM rowvec.runs AS r
+WHERE r.run_id IN (
+    SELECT o.run_id FROM rowvec.runs AS o WHERE o.pipeline_id = {pipeline_id}
+    ORDER BY o.run_id DESC OFFSET {kept} LIMIT {few}
+) AND r.report ->> 'embedded' = '0' AND {not_needed}
+
+-- name: forgettable -- of the same runs; also those that have paid for vectors which nobody has any more
+SELECT r.run_id FROM rowvec.runs AS r
+WHERE r.run_id IN (
+    SELECT o.run_id FROM rowvec.runs AS o WHERE o.pipeline_id = {pipeline_id}
+    ORDER BY o.run_id DESC OFFSET {kept}
+) AND NOT EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.run_id = r.run_id)
+  AND NOT EXISTS (SELECT FROM rowvec.answers AS e WHERE e.run_id = r.run_id) AND {not_needed}
+
+-- name: count_forgettable
+SELECT count(*) FROM ({runs}) AS r
+
+-- name: forget
+DELETE FROM rowvec.runs WHERE run_id IN ({runs})
+
+-- name: not_needed -- a run that no object in the store, no proof, certificate or job names, and that is not the last good one
+r.state NOT IN ('planned', 'running', 'waiting') AND r.manifest IS NULL
+    AND NOT EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.run_id = r.run_id)
+    AND NOT EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.last_run_id = r.run_id)
+    AND NOT EXISTS (SELECT FROM rowvec.changes AS c WHERE r.run_id IN (c.verified_run, c.merged_run))
+    AND NOT EXISTS (SELECT FROM rowvec.certificates AS c WHERE c.pipeline_id = r.pipeline_id AND c.run_id = r.run_id)
+    AND NOT EXISTS (SELECT FROM rowvec.jobs AS j
+        WHERE j.pipeline_id = r.pipeline_id AND r.run_id IN (j.run_id, j.reported_run))
+    AND (r.state <> 'succeeded' OR EXISTS (SELECT FROM rowvec.runs AS n
+        WHERE n.pipeline_id = r.pipeline_id AND n.run_id > r.run_id AND n.state = 'succeeded' AND n.report ? 'embedded'))
 
 -- name: drop
 DROP TABLE IF EXISTS {table}
@@ -49,12 +92,11 @@ SET LOCAL lock_timeout = '1s'
 SELECT pg_terminate_backend(held.pid, 2000)
 FROM (
     SELECT DISTINCT a.pid
-    FROM rowvec.runs AS r
-    JOIN pg_class AS c
-      ON c.relnamespace = 'rowvec'::regnamespace AND c.relname IN ('plan_' || r.run_id, 'staging_' || r.run_id, 'scope_' || r.run_id)
+    FROM ({tables}) AS t
+    JOIN rowvec.runs AS r USING (run_id)
     JOIN pg_locks AS l
-      ON l.relation = c.oid AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      ON l.relation = t.oid AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     JOIN pg_stat_activity AS a USING (pid)
-    WHERE r.pipeline_id = %(pipeline_id)s AND r.run_id <> %(run_id)s AND r.state <> 'planned'
-      AND a.pid <> pg_backend_pid() AND a.usename = current_user AND a.application_name LIKE 'rowvec%%'
+    WHERE r.pipeline_id = {pipeline_id} AND r.run_id <> {run_id} AND r.state <> 'planned'
+      AND a.pid <> pg_backend_pid() AND a.usename = current_user AND a.application_name LIKE 'rowvec%'
 ) AS held

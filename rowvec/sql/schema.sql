@@ -737,3 +737,8 @@ COMMENT ON TABLE rowvec.certificates IS 'One row per run that changed a vector t
 COMMENT ON COLUMN rowvec.certificates.vector IS 'The type of the vectors: vector, halfvec or sparsevec.';
 COMMENT ON COLUMN rowvec.certificates.before IS 'The column chain of the certificate before; NULL: it is the first.';
 COMMENT ON COLUMN rowvec.certificates.chain IS 'The sha256 over before, run_id, rows and root.';
+
+-- name: migration_19 -- what a run looks up at its start, however many runs there were: those not over, and those not needed
+CREATE INDEX runs_not_over ON rowvec.runs (pipeline_id) WHERE state IN ('planned', 'running');
+CREATE INDEX artifacts_of_run ON rowvec.artifacts (run_id);
+CREATE INDEX artifacts_of_last_run ON rowvec.artifacts (last_run_id);

@@ -18,7 +18,7 @@ from rowvec.postgres.kept import connections_kept
 from rowvec.runtime.figures import counted
 from rowvec.runtime.memory import ONE_BATCH, require
 from rowvec.runtime.progress import under_way
-from rowvec.stages import binarize, embed, index, load, merge, story, upload, validate
+from rowvec.stages import binarize, embed, index, load, merge, story, unchanged, upload, validate
 from rowvec.stages.batch import Batch
 from rowvec.stages.batch_api import submit
 from rowvec.stages.batch_api.submit import Awaited, may_have_jobs
@@ -80,6 +80,8 @@ WHOLE = ("extract", "merge", "validate")
 class Stages:
     """How a caller runs each stage of a round."""
 
+    unchanged: Callable[[Pipeline, Run], SyncReport | None]
+    """Before all others: the report, if nothing has to be done."""
     extract: Callable[[Pipeline, Run], Plan]
     submit_jobs: Callable[[Pipeline, Run], Awaited]
     lost_images: Callable[[Pipeline, Run], int]
@@ -121,7 +123,13 @@ def bring_up_to_date(pipeline: Pipeline, run: Run, stages: Stages) -> Round:
 
 
 def through_all_rounds(pipeline: Pipeline, run: Run, stages: Stages) -> SyncReport:
-    """A whole sync within a run: rounds until nothing is pending, then the index and the verdict."""
+    """A whole sync within a run: rounds until nothing is pending, then the index and the verdict.
+
+    If the source has a queue of changes, and a look shows that nothing has to be done, the verdict comes at once.
+    """
+    if (report := stages.unchanged(pipeline, run)) is not None:
+        logger.info(story.of_unchanged(report))
+        return report
     rounds = [bring_up_to_date(pipeline, run, stages)]
     while rounds[-1].merged.pending and len(rounds) < MAX_ROUNDS:
         rounds.append(bring_up_to_date(pipeline, run, stages))
@@ -144,6 +152,7 @@ def in_process(attempt: Attempt = call_once) -> Stages:
     """Every stage called in this process by ``attempt``, one after the other, without an orchestrator."""
     # Each looks its stage up when it is called, so that a stage that was replaced is the one that runs.
     return Stages(
+        unchanged=lambda pipeline, run: attempt(unchanged.run, pipeline, run),
         extract=lambda pipeline, run: attempt(extract.run, pipeline, run),
         submit_jobs=lambda pipeline, run: attempt(submit.run, pipeline, run),
         lost_images=lambda pipeline, run: attempt(lost.run, pipeline, run),

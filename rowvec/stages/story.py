@@ -72,5 +72,10 @@ def of_validate(report: SyncReport) -> str:
     return f"validate: {report.verdict().rstrip('.')}; {billed}{recall}; {total:.1f} s in all"
 
 
+def of_unchanged(report: SyncReport) -> str:
+    """The verdict of a run that had nothing to do."""
+    return f"unchanged: {report.verdict().rstrip('.')}; {report.seconds['total']:.1f} s in all"
+
+
 def _seconds(batches: Sequence[Batch], stage: str) -> float:
     return sum(spent for one in batches for name, spent in one.seconds if name == stage)

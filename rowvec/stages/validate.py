@@ -13,7 +13,7 @@ from rowvec.index.build_memory import index_and_buffers, small_buffers
 from rowvec.index.checks import VectorCheck, check_index, check_vectors
 from rowvec.index.recall import RecallReport, remedy
 from rowvec.ledger import certificates, journal, rejects, reuse
-from rowvec.ledger.changes import what_waits
+from rowvec.ledger.changes import note_served, what_waits
 from rowvec.ledger.journal import Closing, unrecorded
 from rowvec.ledger.marked_store import standing
 from rowvec.ledger.pipelines import PipelineId
@@ -220,6 +220,8 @@ def run(pipeline: Pipeline, run: Run, rounds: list[Round], indexed: Indexed) -> 
                 root = last.certificate.root if last.is_current else None
                 report = replace(report, root=root, certified_run=last.certificate.run_id)
             jobs.report(connection, run.pipeline_id, run.run_id)
+            if plan.queued and report.consistent:
+                note_served(connection, run.pipeline_id, work.pipeline)
             ending = Ending(
                 state="succeeded" if report.consistent else "failed",
                 report=report.as_json(),

@@ -1,6 +1,7 @@
 """Random writes past and beside a queue of changes, syncs, kills: after each run the rows it answers for are right.
 
-``ROWVEC_SEED=123 pytest tests/faults/test_queued_model.py -m soak`` plays one sequence again.
+``ROWVEC_SEED=123 pytest tests/faults/test_queued_model.py -m soak`` plays one sequence again, and ``1000-1199`` these
+200 sequences.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from tests.support.servers.disposable import own_postgres
 from tests.support.statement_faults import Died, StatementFault, befalling
 
 SHORT = (1, 2, 3, 4)
-LONG = [int(os.environ["ROWVEC_SEED"])] if "ROWVEC_SEED" in os.environ else range(1000, 2000)
+_FIRST, _, _LAST = os.environ.get("ROWVEC_SEED", "1000-1999").partition("-")
+LONG = range(int(_FIRST), int(_LAST or _FIRST) + 1)
 APART = (2, 4)
 """Seeds with these last digits, modulo 5, have the source in another database than the vector table."""
 OFTEN = 100
@@ -131,19 +133,24 @@ class Sequence:
             psycopg.connect(self.target, autocommit=True) as target,
         ):
             self.judge = Judge(source, target)
-            self.writers.begin()
-            for _ in range(self.chance.randint(2, 4)):
-                for _ in range(self.chance.randint(1, 12)):
-                    self.writers.act()
-                self._edit_vectors()
-                self._run()
-            self.writers.settle()
-            self._run(plainly=True)
-            assert not self.judge.queued(), "entries are left of transactions that are over"
-            self._due()
-            self._run(plainly=True)
-            assert not self.judge.differing(), "a whole comparison has left rows as they should not be"
-            self.writers.end()
+            try:
+                self._play()
+            finally:
+                self.writers.end()
+
+    def _play(self) -> None:
+        self.writers.begin()
+        for _ in range(self.chance.randint(2, 4)):
+            for _ in range(self.chance.randint(1, 12)):
+                self.writers.act()
+            self._edit_vectors()
+            self._run()
+        self.writers.settle()
+        self._run(plainly=True)
+        assert not self.judge.queued(), "entries are left of transactions that are over"
+        self._due()
+        self._run(plainly=True)
+        assert not self.judge.differing(), "a whole comparison has left rows as they should not be"
 
     def _edit_vectors(self) -> None:
         stored = sorted(self.judge.stored())

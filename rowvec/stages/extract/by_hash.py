@@ -9,6 +9,7 @@ from dataclasses import replace
 import pyarrow as pa
 from psycopg import sql
 
+from rowvec.ledger.changes import Known, Waiting
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan, count_batches, plan_rows, scope_rows, within_scope
 from rowvec.ledger.rejects import add_refused_row
@@ -55,6 +56,10 @@ class HashComparedSource:
         if source.kind == "postgres":
             queue = QueueApart(target=connection, pipeline=pipeline, pipeline_id=pipeline_id, source=source)
             self._changes, self._former = (queue, None) if source.is_queued else (None, queue)
+
+    def at_rest(self, request: Request, before: Known) -> Waiting | None:
+        """See ``SourceStrategy``."""
+        return None if self._changes is None else self._changes.at_rest(request, before)
 
     def extract(self, request: Request) -> Plan:
         """See ``SourceStrategy``."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from psycopg import sql
 
 from rowvec.errors import SourceError
+from rowvec.ledger.changes import Known, Waiting
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan, count_batches, plan_rows, within_scope
 from rowvec.pipeline import Pipeline
@@ -19,13 +20,13 @@ from rowvec.postgres.fragments import compared_as, is_exact, key_json, names, sa
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, opened_table
 from rowvec.runtime.figures import counted
-from rowvec.sources.change_queue import ChangeQueue
+from rowvec.sources.change_queue import ChangeQueue, untyped
 from rowvec.sources.postgres import SourceQuery, describe
 from rowvec.stages.extract.limits import refuse_beyond_limits
 from rowvec.stages.extract.live import LiveSource
 from rowvec.stages.extract.protocol import Evidence, Rows
 from rowvec.stages.extract.request import Request, forget_fixed_rejects, row, store_plan
-from rowvec.stages.extract.scope import NotInstalled, check_unique, leave_queue, look, with_missed
+from rowvec.stages.extract.scope import NotInstalled, at_rest, check_unique, leave_queue, look, with_missed
 from rowvec.vectors.fingerprint import Identity
 
 
@@ -63,6 +64,11 @@ class JoinedSource(ABC):
     @abstractmethod
     def count_lost(self, plan: Plan) -> int:
         """See ``SourceStrategy``."""
+
+    def at_rest(self, request: Request, before: Known) -> Waiting | None:
+        """See ``SourceStrategy``."""
+        queue = self.queue(untyped(self.pipeline.source.key))
+        return None if queue is None else at_rest(self.connection, request, queue, before, is_here=True)
 
     def extract(self, request: Request) -> Plan:
         """See ``SourceStrategy``."""

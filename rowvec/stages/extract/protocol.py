@@ -8,6 +8,7 @@ from typing import Protocol
 
 from psycopg import sql
 
+from rowvec.ledger.changes import Known, Waiting
 from rowvec.ledger.plans import Plan
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.vector_table import VectorTable
@@ -120,6 +121,13 @@ class SourceStrategy(Protocol):
 
     ``open_source`` chooses the implementation; nothing else asks where the source is.
     """
+
+    def at_rest(self, request: Request, before: Known) -> Waiting | None:
+        """The queue of changes, if it is empty and everything is as the last run that merged found it, ``before``.
+
+        None if there is no queue, or if anything has changed, is in doubt, or is due. Raises ``SourceError``.
+        """
+        ...
 
     def extract(self, request: Request) -> Plan:
         """Compare source and vector table, and store the plan.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from psycopg import sql
 
 from rowvec.errors import SourceError
-from rowvec.ledger.changes import Waiting, doubt, note_look, prove
+from rowvec.ledger.changes import Known, Waiting, doubt, note_look, prove
 from rowvec.ledger.marked_store import family_of
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan, scope_rows
@@ -17,11 +17,11 @@ from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import as_own_type, as_sent, definitions, names
 from rowvec.postgres.queries import query
-from rowvec.sources.change_queue import ChangeQueue
+from rowvec.sources.change_queue import ChangeQueue, untyped
 from rowvec.sources.other_database import RemoteSource, connected, source_errors
 from rowvec.sources.protocol import HashedSource
 from rowvec.stages.extract.request import Request
-from rowvec.stages.extract.scope import check_unique, look
+from rowvec.stages.extract.scope import at_rest, check_unique, look
 
 # What must be as the extract has found it, when the source is read by its queue again.
 _KEPT = ("queue", "failures")
@@ -51,6 +51,12 @@ class QueueApart:
         """See ``ChangeQueue``."""
         with connected(self.source.url or "") as connection, source_errors():
             self.of(()).remove(connection)
+
+    def at_rest(self, request: Request, before: Known) -> Waiting | None:
+        """See ``SourceStrategy``."""
+        queue = self.of(untyped(self.source.key))
+        with connected(self.source.url or "") as connection, source_errors():
+            return at_rest(connection, request, queue, before, is_here=False)
 
     def look(self, opened: HashedSource, request: Request, *, exists: bool) -> Request:
         """In the extract's two transactions: the request with what the run compares; the source then reads only that.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from psycopg import sql
 
 from rowvec.errors import SourceError
-from rowvec.ledger.changes import Known, known
+from rowvec.ledger.changes import Known, Waiting, known
 from rowvec.ledger.pipelines import is_under_construction
 from rowvec.ledger.plans import Queued, scope_rows
 from rowvec.pipeline.sources import Changes
@@ -134,6 +134,21 @@ def look(
     )
 
 
+def at_rest(
+    connection: Connection, request: Request, queue: ChangeQueue, before: Known, *, is_here: bool
+) -> Waiting | None:
+    """The queue, if it is empty, and nothing is in doubt or due; None: the run must compare.
+
+    ``connection``: to the queue's database. Raises ``SourceError`` as ``ChangeQueue.facts``.
+    """
+    if before.doubt or _due(before, 0, request.pipeline.source):
+        return None
+    facts = queue.facts_if_empty(connection, {"settings": settings_digest(request)})
+    if facts is None or not facts.complete or _doubt_of(facts, before):
+        return None
+    return Waiting(queue=queue.table_name, is_here=is_here, entries=0, oldest_at=None)
+
+
 def with_missed(connection: Connection, request: Request, queue: ChangeQueue, diff: sql.Identifier) -> Queued | None:
     """In the extract's transaction: with what the queue has missed, if that can be told.
 
@@ -153,6 +168,10 @@ def _doubt(facts: Facts, before: Known | None, marks: Marks) -> str | None:
         return "the source's table was truncated"
     if marks.other_life:
         return "the database was restored"
+    return _doubt_of(facts, before)
+
+
+def _doubt_of(facts: Facts, before: Known) -> str | None:
     if before.facts.get(_OPEN_UNTIL):
         return "a transaction was still open that may have made a change which could not be queued"
     changed = (doubt for name, doubt in _DOUBTS.items() if facts.values.get(name) != before.facts.get(name))
