@@ -79,7 +79,7 @@ bench-rivals: $(VENV)/.dev
 # Each benchmark prints its figures for people and ends with one JSON object; benchmarks/README.md says which question it
 # answers. The quick forms take some minutes together, to try them out; benchmarks/results is recorded on a quiet machine.
 # SQLAlchemy, LangChain and LlamaIndex are in .venv too, for the test of docs/how-to/clients.md; pgpq is in .peers only.
-BENCHMARKS ?= load diff chunks overlap scale start search images pace $(if $(wildcard $(RIVALS)),sync faults)
+BENCHMARKS ?= load diff chunks overlap scale start search images pace changes fresh $(if $(wildcard $(RIVALS)),sync faults)
 BENCH_PYTHON ?= $(firstword $(wildcard benchmarks/.peers/bin/python) $(BIN)/python)
 
 bench-quick: $(VENV)/.dev

@@ -4,7 +4,9 @@ Tables of made-up texts with a queue of changes; vectors of 64 dimensions by the
 the database's time and pages of a sync that finds nothing changed, and of one for 1,000 changed rows, both without an
 index. With the largest: the same with an HNSW graph, so that its inserts are told apart; then ``rowvec watch`` in a
 process of its own, 100 changed rows a second for a minute, and how long after its commit a row is found by
-``texts_search``. ``python -m benchmarks.fresh`` takes tables up to 1,000,000 rows, ``--quick`` up to 5,000.
+``texts_search``. If pgai is installed (``make bench-rivals``), its worker does the same on the same table after it, and
+its rows are looked for in its table. ``python -m benchmarks.fresh`` takes tables up to 1,000,000 rows, ``--quick`` up
+to 5,000.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ import psycopg
 import yaml
 from psycopg import sql
 
+from benchmarks import plots
 from benchmarks.outcome import conclude, options
 from benchmarks.provider import KEY, MODEL, Account, serving
+from benchmarks.syncers import ENVIRONMENTS, prepare_pgai, syncers
 from rowvec.operations.index import maintain
 from rowvec.operations.sync import sync
 from rowvec.pipeline import Pipeline
@@ -46,6 +50,12 @@ GOALS = {"p99 seconds": 3.0, "nothing changed, ms": 20.0, "1,000 changed, larges
 """Upper limits."""
 
 _ACCOUNT = Account(latency=0.02, latency_per_text=0.0, requests_per_minute=1_000_000, tokens_per_minute=1_000_000_000)
+_FOUND = {
+    "rowvec": "SELECT 1 FROM vectors.texts_search(%(vector)s::vector, 10) WHERE id = %(id)s AND content = %(content)s",
+    "pgai": "SELECT 1 FROM public.texts_embeddings_store"
+    " WHERE id = %(id)s AND embedding <-> %(vector)s::vector < 0.0001",
+}
+"""Whether a changed row has its new vector: for pgai without a search, because it builds no index by itself."""
 _FILL = """
     CREATE TABLE public.texts (id int PRIMARY KEY, content text NOT NULL);
     INSERT INTO public.texts SELECT i, 'text ' || i || ' about ' || md5(i::text) FROM generate_series(1, {rows}) AS i;
@@ -178,10 +188,29 @@ def measure(arguments: argparse.Namespace, uri: Callable[[str], str], folder: Pa
     with_graph = cheapest([_after_changes(table) for _ in range(3)])
     insert_ms = (with_graph.merge_seconds - changed[table.rows].merge_seconds) * 1000 / CHANGED
     say(f"graph built in {build:.0f} s; {CHANGED:,} changed with it {with_graph}: {insert_ms:.1f} ms a vector")
-    delays = watched(table, arguments.seconds)
-    p50, p99 = statistics.median(delays), statistics.quantiles(delays, n=100, method="inclusive")[98]
-    say(f"{PER_SECOND} rows a second for {arguments.seconds:.0f} s beside rowvec watch, {len(delays)} looked for:")
-    say(f"found after {p50:.2f} s (p50), {p99:.2f} s (p99), {max(delays):.2f} s (most)")
+    rowvec = [str(Path(sys.executable).parent / "rowvec"), "watch", str(table.file)]
+    delays = {"rowvec": watched(table, "rowvec", rowvec, arguments.seconds)}
+    (pgai,) = syncers(["pgai"])
+    if pgai.installed:
+        prepare_pgai(table.url, base_url, DIMENSIONS, existing=False)
+        worker = [str(ENVIRONMENTS / "pgai/bin/pgai"), "vectorizer", "worker", "-d", table.url, "--poll-interval", "1s"]
+        delays["pgai"] = watched(table, "pgai", worker, arguments.seconds)
+    figures = {name: summary(found) for name, found in delays.items()}
+    for name, (p50, p99, longest) in figures.items():
+        say(f"{name}, {PER_SECOND} rows a second for {arguments.seconds:.0f} s, {len(delays[name])} looked for: ")
+        say(f"found after {p50:.2f} s (p50), {p99:.2f} s (p99), {longest:.2f} s (most)")
+    bars = [
+        plots.Bars(
+            title=f"seconds until found, {each}",
+            label="s",
+            values={name: found[place] for name, found in figures.items()},
+        )
+        for place, each in enumerate(("p50", "p99"))
+    ]
+    sizes = {f"{rows:,}": cost.database_ms for rows, cost in nothing.items()}
+    bars.append(plots.Bars(title="nothing changed", label="ms of the database", values=sizes, goal=20.0))
+    plots.draw(arguments.plot, "Fresh in seconds", bars)
+    p50, p99, _ = figures["rowvec"]
     least, most = arguments.rows[0], arguments.rows[-1]
     conclude(
         "fresh",
@@ -195,7 +224,8 @@ def measure(arguments: argparse.Namespace, uri: Callable[[str], str], folder: Pa
         {
             "quick": arguments.quick,
             "p50": round(p50, 2),
-            "delays": [round(one, 2) for one in sorted(delays)],
+            "delays": {name: [round(one, 2) for one in sorted(found)] for name, found in delays.items()},
+            "p50, p99, most": {name: [round(one, 2) for one in found] for name, found in figures.items()},
             "nothing": {rows: asdict(cost) for rows, cost in nothing.items()},
             "changed": {rows: asdict(cost) for rows, cost in changed.items()},
             "with_graph": asdict(with_graph),
@@ -215,20 +245,31 @@ def cheapest(costs: list[Cost]) -> Cost:
     return min(costs, key=lambda cost: cost.database_ms)
 
 
-def watched(table: Table, seconds: float) -> list[float]:
+def summary(delays: list[float]) -> tuple[float, float, float]:
+    """p50, p99 and the longest."""
+    return statistics.median(delays), statistics.quantiles(delays, n=100, method="inclusive")[98], max(delays)
+
+
+def watched(table: Table, name: str, command: list[str], seconds: float) -> list[float]:
     """Seconds from commit to found, of one row each second, while a watcher syncs what a writer changes."""
-    program = str(Path(sys.executable).parent / "rowvec")
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    process = subprocess.Popen(  # noqa: S603 # our own
-        [program, "watch", str(table.file)], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    environment = {each: value for each, value in os.environ.items() if each != "PREFECT_API_URL"}
+    process = subprocess.Popen(  # noqa: S603 # our own, or the peer's
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+
+    def still() -> bool:
+        if process.poll() is not None:
+            raise SystemExit(f"{name} has ended by itself, with status {process.returncode}")
+        return writing.is_alive() if writing else False
+
+    writing: threading.Thread | None = None
     try:
         # Warm, and in step.
-        look_for(table, [change_one(table, 1)], lambda: False)
+        look_for(table, name, [change_one(table, 1)], still)
         probes: list[Probe] = []
         writing = threading.Thread(target=write, args=(table, seconds, probes))
         writing.start()
-        delays = look_for(table, probes, writing.is_alive)
+        delays = look_for(table, name, probes, still)
         writing.join()
         return delays
     finally:
@@ -259,18 +300,15 @@ def change_one(table: Table, row: int, writer: psycopg.Connection[tuple[Any, ...
     return Probe(row, committed, f"[{drawn}]", content)
 
 
-def look_for(table: Table, probes: list[Probe], more: Callable[[], bool]) -> list[float]:
+def look_for(table: Table, name: str, probes: list[Probe], more: Callable[[], bool]) -> list[float]:
     """Search for each probe until it is found with its new text; ends once all are and there will be no more."""
     delays = list[float]()
     with psycopg.connect(table.url, autocommit=True) as client:
         client.execute("SELECT set_config('search_path', 'vectors, public', false)")
         while more() or len(delays) < len(probes):
             for probe in probes[len(delays) :]:
-                found = client.execute(
-                    "SELECT 1 FROM vectors.texts_search(%s::vector, 10) WHERE id = %s AND content = %s",
-                    (probe.vector, probe.id, probe.content),
-                ).fetchone()
-                if found is None:
+                values = {"vector": probe.vector, "id": probe.id, "content": probe.content}
+                if client.execute(_FOUND[name].encode(), values).fetchone() is None:
                     break
                 delays.append(time.monotonic() - probe.committed)
             time.sleep(0.01)

@@ -24,6 +24,7 @@ ENVIRONMENTS = Path(__file__).parent / ".rivals"
 """One virtual environment per peer, made by ``make bench-rivals``, because their pins clash."""
 
 _RIVALS = Path(__file__).parent / "rivals"
+_PGAI = str(ENVIRONMENTS / "pgai" / "bin" / "pgai")
 _POLL_SECONDS = 0.05
 
 
@@ -240,32 +241,30 @@ def _cocoindex() -> Syncer:
 
 
 def _pgai() -> Syncer:
-    program = str(ENVIRONMENTS / "pgai" / "bin" / "pgai")
     encodings = list(ENVIRONMENTS.glob("llamaindex/lib/python3*/site-packages/llama_index/core/_static/tiktoken_cache"))
-
-    def prepare(place: Place) -> None:
-        subprocess.run([program, "install", "-d", place.database], check=True, capture_output=True)  # noqa: S603 # its own
-        statement = sql.SQL(
-            "SELECT ai.create_vectorizer('public.texts'::regclass, loading => ai.loading_column('content'), "
-            "embedding => ai.embedding_openai({model}, {dimensions}, base_url => {url}), "
-            "chunking => ai.chunking_none(), destination => ai.destination_table('texts_embeddings'))"
-        )
-        with psycopg.connect(place.database) as connection:
-            connection.execute(
-                statement.format(
-                    model=sql.Literal(MODEL), dimensions=sql.Literal(place.dimensions), url=sql.Literal(place.base_url)
-                )
-            )
 
     return Syncer(
         name="pgai",
         packages=("pgai", "litellm"),
         held=Held(table="public.texts_embeddings_store", id="id"),
-        prepare=prepare,
-        command=lambda place: [program, "vectorizer", "worker", "--once", "-d", place.database],
+        prepare=lambda place: prepare_pgai(place.database, place.base_url, place.dimensions),
+        command=lambda place: [_PGAI, "vectorizer", "worker", "--once", "-d", place.database],
         # It would download an encoding from the network; LlamaIndex' wheel contains the same file.
         environment=lambda place: {"TIKTOKEN_CACHE_DIR": str(encodings[0])} if encodings else {},
     )
+
+
+def prepare_pgai(database: str, base_url: str, dimensions: int, *, existing: bool = True) -> None:
+    """Install pgai's schema and triggers. ``existing``: whether its worker embeds the rows that are there already."""
+    subprocess.run([_PGAI, "install", "-d", database], check=True, capture_output=True)  # noqa: S603 # its own
+    statement = sql.SQL(
+        "SELECT ai.create_vectorizer('public.texts'::regclass, loading => ai.loading_column('content'), "
+        "embedding => ai.embedding_openai({model}, {dimensions}, base_url => {url}), chunking => ai.chunking_none(), "
+        "destination => ai.destination_table('texts_embeddings'), enqueue_existing => {existing})"
+    )
+    parts = {"model": MODEL, "dimensions": dimensions, "url": base_url, "existing": existing}
+    with psycopg.connect(database) as connection:
+        connection.execute(statement.format(**{name: sql.Literal(value) for name, value in parts.items()}))
 
 
 def _python(name: str) -> str:

@@ -141,7 +141,7 @@ def at_rest(
 
     ``connection``: to the queue's database. Raises ``SourceError`` as ``ChangeQueue.facts``.
     """
-    if before.doubt or _due(before, 0, request.pipeline.source):
+    if before.doubt or _due(before, 0, queue.changes):
         return None
     facts = queue.facts_if_empty(connection, {"settings": settings_digest(request)})
     if facts is None or not facts.complete or _doubt_of(facts, before):

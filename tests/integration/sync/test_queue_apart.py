@@ -228,8 +228,9 @@ def test_each_ledger_has_a_queue_of_its_own(
 
 
 @pytest.mark.needs("no pooler", "a session that goes on hands in its counts seconds later")
-def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(apart: Apart) -> None:
-    fill(apart.source, 5_000, start=100)
+@pytest.mark.parametrize("rows", [5_000, pytest.param(300_000, marks=pytest.mark.soak)])
+def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(rows: int, apart: Apart) -> None:
+    fill(apart.source, rows, start=100)
     apart.source.execute("ANALYZE paintings")
     pipeline = apart.pipeline()
     sync(pipeline)

@@ -148,6 +148,12 @@ DOUBTS: dict[str, tuple[LiteralString, str]] = {
         " EXECUTE format('DELETE FROM rowvec_changes.%I', t); END LOOP; END $$",
         "removed entries",
     ),
+    "a database that was restored from a dump": (
+        "DO $$ DECLARE t name; BEGIN FOR t IN SELECT relname FROM pg_class WHERE relname LIKE 'queue%' LOOP"
+        " EXECUTE format('INSERT INTO rowvec_changes.%I (id, rowvec_xid) VALUES (1, %L)', t, '99999999999'); END LOOP;"
+        " END $$",
+        "restored",
+    ),
     "a column that had another name for a while": (
         "ALTER TABLE paintings RENAME COLUMN id TO number; UPDATE paintings SET title = 'unseen' WHERE number = 1;"
         "ALTER TABLE paintings RENAME COLUMN number TO id",
@@ -304,6 +310,30 @@ def test_partitions_have_triggers_of_their_own_and_a_new_one_is_noticed(source: 
     source.execute("INSERT INTO high (id, title) VALUES (1501, 'and written')")
     assert (by_queue(after := sync(queued)), after.new) == (True, 1)
     assert_in_step(source)
+    source.execute(
+        "ALTER TABLE paintings DETACH PARTITION high; INSERT INTO high (id, title) VALUES (1502, 'too late')"
+    )
+    detached = sync(queued)
+    assert (by_queue(detached), detached.deleted) == (False, 2), compared(detached)
+    assert "attached or detached" in compared(detached)
+    source.execute("DELETE FROM paintings WHERE id = 2")
+    assert (by_queue(after := sync(queued)), after.deleted) == (True, 1), compared(after)
+    assert_in_step(source)
+
+
+def test_another_template_or_key_is_compared_as_a_whole(source: Connection, queued: Pipeline) -> None:
+    source.execute("ALTER TABLE paintings ADD COLUMN code text NOT NULL DEFAULT gen_random_uuid() UNIQUE")
+    sync(queued)
+    other = gallery.pipeline(queued.artifacts.url, source={"changes": {"by": "trigger"}, "content": "{description}"})
+    report = sync(other)
+    assert (by_queue(report), report.changed) == (False, 50)
+    assert "the content, the embedder or the vector table is another one" in compared(report)
+    assert by_queue(sync(other))
+    source.execute("DROP TABLE vectors.paintings")
+    keyed = gallery.pipeline(queued.artifacts.url, source={"changes": {"by": "trigger"}, "key": ["code"]})
+    assert (by_queue(report := sync(keyed)), report.new) == (False, 50)
+    source.execute("UPDATE paintings SET title = 'new' WHERE id < 4")
+    assert (by_queue(report := sync(keyed)), report.changed) == (True, 3), compared(report)
 
 
 def test_a_change_that_was_rolled_back_is_no_entry(source: Connection, queued: Pipeline) -> None:
@@ -319,10 +349,11 @@ def test_a_change_that_was_rolled_back_is_no_entry(source: Connection, queued: P
 
 
 @pytest.mark.needs("no pooler", "a session that goes on hands in its counts seconds later")
+@pytest.mark.parametrize("rows", [5_000, pytest.param(300_000, marks=pytest.mark.soak)])
 def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(
-    source: Connection, queued: Pipeline
+    rows: int, source: Connection, queued: Pipeline
 ) -> None:
-    fill(source, 5_000, start=100)
+    fill(source, rows, start=100)
     source.execute("ANALYZE paintings")
     sync(queued)
     source.execute("UPDATE paintings SET title = 'new' WHERE id IN (7, 300); DELETE FROM paintings WHERE id = 8")
