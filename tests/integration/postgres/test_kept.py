@@ -28,10 +28,10 @@ def _used(url: str) -> int:
     return pid
 
 
-def test_a_sync_opens_two_connections_and_leaves_none(
+def test_a_sync_opens_one_connection_and_leaves_none(
     source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Its lease has not to be renewed before it ends; that would take one more.
+    # So its lease need not be renewed before it ends, which takes a second one.
     monkeypatch.setenv("ROWVEC_LEASE_SECONDS", "600")
     opened: list[Connection] = []
     opening: Any = Connection.connect
@@ -43,7 +43,7 @@ def test_a_sync_opens_two_connections_and_leaves_none(
     with monkeypatch.context() as watched:
         watched.setattr(Connection, "connect", counted)
         assert sync(paintings).new == 50
-    assert len(opened) == 2
+    assert len(opened) == 1
     assert all(connection.closed for connection in opened)
 
 
