@@ -83,7 +83,7 @@ def _report(
             Check(
                 name=PART,
                 ok=True,
-                detail=f"0 queued key(s) were compared; the whole source was last compared at {proved.verified_at}, by "
+                detail=f"0 queued keys were compared; the whole source was last compared at {proved.verified_at}, by "
                 f"run {proved.verified_run}, and agreed",
             ),
             Check(

@@ -47,7 +47,7 @@ def test_a_run_without_a_change_has_few_statements_and_says_what_is_so(source: C
     assert (quiet.new, quiet.changed, quiet.deleted, quiet.unchanged, quiet.rows) == (0, 0, 0, 49, 49)
     assert (quiet.checksum, quiet.verified_run, quiet.consistent) == (first.checksum, first.run_id, True)
     assert (quiet.root, quiet.certified_run) == (first.root, first.run_id)
-    assert quiet.verdict().startswith("Consistent for what has changed, of 49 vectors: 0 queued key(s) were compared; ")
+    assert quiet.verdict().startswith("Consistent for what has changed, of 49 vectors: 0 queued keys were compared; ")
     recorded = source.execute("SELECT state, report ->> 'rows' FROM rowvec.runs ORDER BY run_id DESC").fetchone()
     assert recorded == ("succeeded", "49")
     shown = source.execute("SELECT waiting, last_run, verdict, verified_run FROM rowvec.freshness").fetchone()
