@@ -55,7 +55,7 @@ soak: $(VENV)/.dev
 
 # Kills each command at each point of its run, runs it again, and compares what it leaves. It takes hours, goes on where it
 # was stopped, and writes one line per trial to RESULTS; at the end it prints the table for docs/explanation/proof.md.
-# CASES=trigger takes the cases with this word in their names.
+# CASES=trigger,prune takes the cases with one of these words in their names.
 RESULTS ?= build/crash.jsonl
 crash: $(VENV)/.dev
 	$(BIN)/python -m tests.support.crash_points.campaign --results=$(RESULTS) --workers=2 --cases="$(CASES)"

@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("build/crash.jsonl"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--cases", default="", help="a part of the names of the cases to run")
+    parser.add_argument("--cases", default="", help="parts of the names of the cases to run, with commas between")
     parser.add_argument("--tiers", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="which faults; see trial.py")
     parser.add_argument("--failed", action="store_true", help="only try again what was not passed")
     parser.add_argument("--summary", action="store_true", help="only print the table of a file of results")
@@ -79,7 +79,8 @@ def _run_all(options: argparse.Namespace) -> None:
     last = _last(_read(options.results))
     passed = frozenset(trial for trial, line in last.items() if line["verdict"] == "same")
     alone = frozenset(last) - passed if options.failed else None
-    cases = [case for case in CASES if options.cases in case.name]
+    parts = options.cases.split(",")
+    cases = [case for case in CASES if any(part in case.name for part in parts)]
     if alone is not None:
         cases = [case for case in cases if any(case.name == name for name, _, _ in alone)]
     queue: Any = _context.Queue()
