@@ -18,15 +18,17 @@ from rowvec.stages.extract.request import Request
 from rowvec.stages.report import PART, Check, SyncReport, record
 
 
-@traced("unchanged")
 def run(pipeline: Pipeline, run: Run) -> SyncReport | None:
     """The recorded report, if the run has nothing to do; None if the stages must run.
 
     There is nothing to do if the queue of changes is empty, no doubt stands against it, no whole comparison is due, and
     the run before was a good sync that has left settings, index and search functions as they are now.
     """
-    if not pipeline.source.is_queued:
-        return None
+    return _looked(pipeline, run) if pipeline.source.is_queued else None
+
+
+@traced("unchanged")
+def _looked(pipeline: Pipeline, run: Run) -> SyncReport | None:
     began = time.monotonic()
     resolved = resolve(pipeline)
     identity = opened_embedder(resolved.embedder).identity

@@ -16,7 +16,17 @@ State = dict[str, Any]
 
 # A ledger's rows of these tables tell how the work was done, and by how many runs.
 _HISTORY = frozenset(
-    {"artifacts", "index_builds", "lease_renewals", "loaded", "looks", "migrations", "pace_accounts", "pace_leases"}
+    {
+        "artifacts",
+        "certificates",
+        "index_builds",
+        "lease_renewals",
+        "loaded",
+        "looks",
+        "migrations",
+        "pace_accounts",
+        "pace_leases",
+    }
     | {"plans", "run_leases", "runs", "spending", "tunings", "stores"}
 )
 
