@@ -21,7 +21,6 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.queries import query
 
-_NO_VERDICT = "the run before has merged, and did not come to its verdict"
 # Of the functions and the view that a run makes for a vector table.
 _FUNCTIONS = ("_search", "_hybrid_search", "_provenance")
 

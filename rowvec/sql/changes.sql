@@ -264,7 +264,7 @@ md5(concat_ws(' ', {version}, {store},
 -- name: note_served
 UPDATE rowvec.changes SET facts = facts || jsonb_build_object('served', {served}) WHERE pipeline_id = {pipeline_id}
 
--- name: last_report -- of the run before this one; no row if anything is another than that sync has left it, or is to be done
+-- name: last_report -- of the run before this one; no row if that sync has left something to do, or if anything has changed since
 SELECT r.run_id, r.report
 FROM rowvec.pipelines AS p
 JOIN rowvec.changes AS c USING (pipeline_id)

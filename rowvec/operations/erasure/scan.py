@@ -109,7 +109,7 @@ def load_entry(work: Work, link: Link) -> tuple[PgColumn, ...]:
     if not {column.name for column in work.key} <= {column.name for column in key}:
         raise UsageError(
             f"{link.name} is of a time when the vector table had the key ({', '.join(c.name for c in key)}), so nobody "
-            "can tell which of its rows are to be erased: run rowvec rebuild FILE --drop-old, and then rowvec prune "
+            "can tell which of its rows must be erased: run rowvec rebuild FILE --drop-old, and then rowvec prune "
             "FILE --older-than 0 --apply, which deletes it; nothing was erased"
         )
     work.connection.execute(query("erasure", "entry_table", columns=definitions((*columns, *FACTS))))

@@ -87,7 +87,7 @@ class Work:
             wanted = ", ".join(column.name for column in self.key)
             raise UsageError(
                 f"the generation {generation.name} has another key than ({wanted}), so nobody can tell which of its "
-                "rows are to be erased: drop it with rowvec rebuild FILE --drop-old, or finish its rebuild, first"
+                "rows must be erased: drop it with rowvec rebuild FILE --drop-old, or finish its rebuild, first"
             )
         return [
             Kept(

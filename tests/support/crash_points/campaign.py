@@ -55,7 +55,7 @@ class _Given:
     """What alone is tried; None: everything."""
 
     def is_wanted(self, trial: Name) -> bool:
-        """Whether the trial is to be run."""
+        """Whether the campaign runs the trial."""
         return trial not in self.passed and (self.alone is None or trial in self.alone)
 
 
@@ -135,7 +135,7 @@ def _work(number: int, given: _Given, queue: Any) -> None:
 
 
 def _write(given: _Given, case: Case, trial: Trial) -> None:
-    """Append one line: short enough to be written whole, whoever else writes."""
+    """Append one line: short enough to be written whole while other processes write too."""
     point, fault = trial.at
     line = {
         "commit": given.commit,

@@ -124,7 +124,7 @@ def _counts(connection: Connection, schema: str, tables: str) -> list[tuple[str,
         count = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(schema, table))
         ((rows,),) = connection.execute(count).fetchall()
         found[re.sub(r"[0-9]+", "N", table)] += rows
-    # A run that has nothing to record may leave the table of what is to be recorded, without a row.
+    # A run that has nothing to record may leave the table of changed keys, without a row.
     return sorted((table, rows) for table, rows in found.items() if rows or not table.startswith("unrecorded"))
 
 
