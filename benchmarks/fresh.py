@@ -7,11 +7,16 @@ process of its own, 100 changed rows a second for a minute, and how long after i
 ``texts_search``. If pgai is installed (``make bench-rivals``), its worker does the same on the same table after it, and
 its rows are looked for in its table. ``python -m benchmarks.fresh`` takes tables up to 1,000,000 rows, ``--quick`` up
 to 5,000.
+
+The phases are ``tables``, ``costs``, ``graph`` and ``watch``. With ``--folder F`` tables and figures stay in F, so that
+``--only`` can make the tables once, and measure again: ``--folder F --only tables graph``, then ``--folder F --only
+watch``. The phase ``costs`` drops the graph of an earlier call.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -34,7 +39,8 @@ from psycopg import sql
 from benchmarks import plots
 from benchmarks.outcome import conclude, options
 from benchmarks.provider import KEY, MODEL, Account, serving
-from benchmarks.syncers import ENVIRONMENTS, prepare_pgai, syncers
+from benchmarks.syncers import ENVIRONMENTS, pgai_environment, prepare_pgai, syncers
+from rowvec.operations.changes import remove_queue
 from rowvec.operations.index import maintain
 from rowvec.operations.sync import sync
 from rowvec.pipeline import Pipeline
@@ -84,12 +90,14 @@ class Table:
         self.name = f"fresh_{rows}"
         self.url = uri(self.name)
         self._admin = psycopg.connect(uri("postgres"), autocommit=True)
-        self._admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.name)))
+        is_new = self._admin.execute("SELECT FROM pg_database WHERE datname = %s", (self.name,)).fetchone() is None
+        if is_new:
+            self._admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.name)))
         self.client = psycopg.connect(self.url, autocommit=True)
-        self.client.execute(sql.SQL(_FILL).format(rows=sql.Literal(rows)))
+        if is_new:
+            self.client.execute(sql.SQL(_FILL).format(rows=sql.Literal(rows)))
         self.file = folder / f"{self.name}.yaml"
         self._base_url = base_url
-        self.write("none")
 
     @property
     def pipeline(self) -> Pipeline:
@@ -154,51 +162,106 @@ def main() -> None:
     parser = options(__doc__, "2,000 and 5,000 rows, and ten seconds")
     parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES), help="the sizes, ascending")
     parser.add_argument("--seconds", type=float, default=60.0, help="for so long rows change beside the watcher")
+    parser.add_argument("--folder", type=Path, help="keep tables and figures here, for the next call")
+    parser.add_argument("--only", nargs="+", choices=PHASES, default=list(PHASES), help="these phases; see --folder")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rows, arguments.seconds = list(QUICK), 10.0
     # If a time limit ends the benchmark, the servers are stopped and the folder is deleted too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    folder = Path(tempfile.mkdtemp(prefix="rvfresh", dir="/tmp"))
+    folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="rvfresh", dir="/tmp"))).resolve()
+    folder.mkdir(exist_ok=True)
     os.environ |= {"OPENAI_API_KEY": KEY, "ROWVEC_HOME": str(folder / "home")}
     server = start_postgres(folder / "pg")
     try:
         with serving(_ACCOUNT) as provider:
-            measure(arguments, server.get_uri, folder, provider.url)
+            tables = {rows: Table(server.get_uri, folder, provider.url, rows) for rows in arguments.rows}
+            kept = folder / "figures.json"
+            found: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+            for phase in arguments.only:
+                found |= PHASES[phase](arguments, tables, provider.url)
+                kept.write_text(json.dumps(found), "utf-8")
     finally:
         server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+        if arguments.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    tell(arguments, found)
 
 
-def measure(arguments: argparse.Namespace, uri: Callable[[str], str], folder: Path, base_url: str) -> None:
-    """All sizes, then the largest with a graph and a watcher."""
-    nothing, changed, table = dict[int, Cost](), dict[int, Cost](), None
-    for rows in arguments.rows:
-        table = Table(uri, folder, base_url, rows)
+def make_tables(arguments: argparse.Namespace, tables: dict[int, Table], base_url: str) -> dict[str, Any]:
+    """The tables with all their vectors and without an index."""
+    for rows, table in tables.items():
+        table.write("none")
         say(f"{rows:,} rows: first sync {table.sync().seconds:.1f} s")
-        nothing[rows] = cheapest([table.sync() for _ in range(3)])
-        changed[rows] = cheapest([_after_changes(table) for _ in range(3)])
-        say(f"{rows:,} rows: nothing changed {nothing[rows]}")
-        say(f"{rows:,} rows: {CHANGED:,} changed {changed[rows]}")
-    assert table is not None
+    return {}
+
+
+def measure_costs(arguments: argparse.Namespace, tables: dict[int, Table], base_url: str) -> dict[str, Any]:
+    """A sync that finds nothing, and one for changed rows, at each size."""
+    nothing, changed = dict[str, Any](), dict[str, Any]()
+    for rows, table in tables.items():
+        table.write("none")
+        # In step with what an earlier call has left, and the connection to the server is no first one.
+        table.sync()
+        table.sync()
+        nothing[str(rows)] = asdict(cheapest([table.sync() for _ in range(3)]))
+        changed[str(rows)] = asdict(cheapest([_after_changes(table) for _ in range(3)]))
+        say(f"{rows:,} rows: nothing changed {nothing[str(rows)]}")
+        say(f"{rows:,} rows: {CHANGED:,} changed {changed[str(rows)]}")
+    return {"nothing": nothing, "changed": changed}
+
+
+def build_graph(arguments: argparse.Namespace, tables: dict[int, Table], base_url: str) -> dict[str, Any]:
+    """An HNSW graph on the largest table."""
+    table = tables[arguments.rows[-1]]
     table.write("hnsw")
     began = time.monotonic()
     maintain(table.pipeline)
-    build = time.monotonic() - began
+    seconds = round(time.monotonic() - began, 1)
+    say(f"graph built in {seconds:.0f} s")
+    return {"build_seconds": seconds}
+
+
+def watch_changes(arguments: argparse.Namespace, tables: dict[int, Table], base_url: str) -> dict[str, Any]:
+    """Changed rows with the graph, then beside the watchers."""
+    table = tables[arguments.rows[-1]]
+    table.write("hnsw")
+    table.sync()
     with_graph = cheapest([_after_changes(table) for _ in range(3)])
-    insert_ms = (with_graph.merge_seconds - changed[table.rows].merge_seconds) * 1000 / CHANGED
-    say(f"graph built in {build:.0f} s; {CHANGED:,} changed with it {with_graph}: {insert_ms:.1f} ms a vector")
+    say(f"{CHANGED:,} changed with the graph {with_graph}")
     rowvec = [str(Path(sys.executable).parent / "rowvec"), "watch", str(table.file)]
     delays = {"rowvec": watched(table, "rowvec", rowvec, arguments.seconds)}
+    _say_delays("rowvec", delays["rowvec"])
     (pgai,) = syncers(["pgai"])
     if pgai.installed:
+        remove_queue(table.pipeline)
         prepare_pgai(table.url, base_url, DIMENSIONS, existing=False)
         worker = [str(ENVIRONMENTS / "pgai/bin/pgai"), "vectorizer", "worker", "-d", table.url, "--poll-interval", "1s"]
         delays["pgai"] = watched(table, "pgai", worker, arguments.seconds)
-    figures = {name: summary(found) for name, found in delays.items()}
-    for name, (p50, p99, longest) in figures.items():
-        say(f"{name}, {PER_SECOND} rows a second for {arguments.seconds:.0f} s, {len(delays[name])} looked for: ")
-        say(f"found after {p50:.2f} s (p50), {p99:.2f} s (p99), {longest:.2f} s (most)")
+        _say_delays("pgai", delays["pgai"])
+    return {"with_graph": asdict(with_graph), "delays": delays}
+
+
+PHASES: dict[str, Callable[[argparse.Namespace, dict[int, Table], str], dict[str, Any]]] = {
+    "tables": make_tables,
+    "costs": measure_costs,
+    "graph": build_graph,
+    "watch": watch_changes,
+}
+
+
+def _say_delays(name: str, delays: list[float]) -> None:
+    p50, p99, longest = summary(delays)
+    say(f"{name}: {len(delays)} rows found after {p50:.2f} s (p50), {p99:.2f} s (p99), {longest:.2f} s (most)")
+
+
+def tell(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
+    """The figures of all phases; nothing, as long as one is missing."""
+    if missing := {"nothing", "build_seconds", "with_graph"} - found.keys():
+        say(f"not measured yet: {', '.join(sorted(missing))}")
+        return
+    nothing, changed, delays = found["nothing"], found["changed"], found["delays"]
+    figures = {name: summary(each) for name, each in delays.items()}
     bars = [
         plots.Bars(
             title=f"seconds until found, {each}",
@@ -207,30 +270,30 @@ def measure(arguments: argparse.Namespace, uri: Callable[[str], str], folder: Pa
         )
         for place, each in enumerate(("p50", "p99"))
     ]
-    sizes = {f"{rows:,}": cost.database_ms for rows, cost in nothing.items()}
+    sizes = {f"{int(rows):,}": cost["database_ms"] for rows, cost in nothing.items()}
     bars.append(plots.Bars(title="nothing changed", label="ms of the database", values=sizes, goal=20.0))
     plots.draw(arguments.plot, "Fresh in seconds", bars)
     p50, p99, _ = figures["rowvec"]
-    least, most = arguments.rows[0], arguments.rows[-1]
+    least, most = (str(arguments.rows[place]) for place in (0, -1))
+    insert_ms = (found["with_graph"]["merge_seconds"] - changed[most]["merge_seconds"]) * 1000 / CHANGED
     conclude(
         "fresh",
         {
             "p99 seconds": round(p99, 2),
-            "nothing changed, ms": nothing[most].database_ms,
-            "1,000 changed, largest over smallest": round(changed[most].database_ms / changed[least].database_ms, 2),
-            "1,000 changed, pages, largest over smallest": round(changed[most].pages / changed[least].pages, 2),
+            "nothing changed, ms": nothing[most]["database_ms"],
+            "1,000 changed, largest over smallest": round(
+                changed[most]["database_ms"] / changed[least]["database_ms"], 2
+            ),
+            "1,000 changed, pages, largest over smallest": round(changed[most]["pages"] / changed[least]["pages"], 2),
         },
         GOALS,
         {
+            **found,
             "quick": arguments.quick,
             "p50": round(p50, 2),
-            "delays": {name: [round(one, 2) for one in sorted(found)] for name, found in delays.items()},
-            "p50, p99, most": {name: [round(one, 2) for one in found] for name, found in figures.items()},
-            "nothing": {rows: asdict(cost) for rows, cost in nothing.items()},
-            "changed": {rows: asdict(cost) for rows, cost in changed.items()},
-            "with_graph": asdict(with_graph),
+            "delays": {name: [round(one, 2) for one in sorted(each)] for name, each in delays.items()},
+            "p50, p99, most": {name: [round(one, 2) for one in each] for name, each in figures.items()},
             "insert_ms": round(insert_ms, 2),
-            "build_seconds": round(build, 1),
         },
     )
 
@@ -253,6 +316,7 @@ def summary(delays: list[float]) -> tuple[float, float, float]:
 def watched(table: Table, name: str, command: list[str], seconds: float) -> list[float]:
     """Seconds from commit to found, of one row each second, while a watcher syncs what a writer changes."""
     environment = {each: value for each, value in os.environ.items() if each != "PREFECT_API_URL"}
+    environment |= pgai_environment()
     process = subprocess.Popen(  # noqa: S603 # our own, or the peer's
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

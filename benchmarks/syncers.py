@@ -240,17 +240,20 @@ def _cocoindex() -> Syncer:
     )
 
 
-def _pgai() -> Syncer:
+def pgai_environment() -> dict[str, str]:
+    """Where its worker finds an encoding that it would download: LlamaIndex' wheel contains the same file."""
     encodings = list(ENVIRONMENTS.glob("llamaindex/lib/python3*/site-packages/llama_index/core/_static/tiktoken_cache"))
+    return {"TIKTOKEN_CACHE_DIR": str(encodings[0])} if encodings else {}
 
+
+def _pgai() -> Syncer:
     return Syncer(
         name="pgai",
         packages=("pgai", "litellm"),
         held=Held(table="public.texts_embeddings_store", id="id"),
         prepare=lambda place: prepare_pgai(place.database, place.base_url, place.dimensions),
         command=lambda place: [_PGAI, "vectorizer", "worker", "--once", "-d", place.database],
-        # It would download an encoding from the network; LlamaIndex' wheel contains the same file.
-        environment=lambda place: {"TIKTOKEN_CACHE_DIR": str(encodings[0])} if encodings else {},
+        environment=lambda place: pgai_environment(),
     )
 
 

@@ -18,4 +18,5 @@ def show(found: Verified) -> None:
     if found.differences:
         rows = ((one.change, ", ".join(one.key) if one.key else "-", one.digest) for one in found.differences)
         table("Other rows than certified", ("change", "key", "digest of the key"), rows)
+    out.print(found.told_of_chain(), soft_wrap=True)
     out.print(f"Certified root: {found.root}\nRoot of {found.table}: {found.found}", soft_wrap=True)

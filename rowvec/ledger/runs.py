@@ -33,7 +33,7 @@ from rowvec.vectors.fingerprint import Identity
 RunId = NewType("RunId", int)
 
 KEPT_RUNS = 1_000
-"""So many of a pipeline's runs stay in the ledger, whatever they did."""
+"""So many of a pipeline's runs stay in the ledger with their reports, whatever they did, and so many certificates."""
 _FEW = 100
 """How many of the older ones each run looks at; each adds one, so they pass by a hundred times."""
 
@@ -151,7 +151,10 @@ def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: Run
     kept = sql.Literal(KEPT_RUNS)
     left, many = connection.execute(query("runs", "look_back", kept=kept, **parts)).fetchone() or (True, True)
     if many:
-        connection.execute(query("runs", "forget_some", few=sql.Literal(_FEW), **_old_runs(pipeline_id)))
+        old = _old_runs(pipeline_id)
+        shorten = query("runs", "shorten", is_settled=old["is_settled"])
+        connection.execute(query("runs", "forget_some", few=sql.Literal(_FEW), shorten=shorten, **old))
+        connection.execute(query("certificates", "pack", block=kept, kept=kept, pipeline_id=parts["pipeline_id"]))
     if left:
         connection.execute(query("runs", "end_sessions", **parts))
         connection.execute(query("runs", "abandoned", **parts))
@@ -162,24 +165,34 @@ def clear_leftovers(connection: Connection, pipeline_id: PipelineId, run_id: Run
     return _drop_tables(connection, query("runs", "leftovers", **parts)) if left else []
 
 
-def forget_runs(connection: Connection, pipeline_id: PipelineId, *, apply: bool) -> int:
+def forget_runs(connection: Connection, pipeline_id: PipelineId, table: sql.Composable, *, apply: bool) -> int:
     """Delete the runs of a pipeline that nothing needs any more, beyond the newest; returns their number.
 
-    A run by itself looks at a few of those that have embedded nothing; this looks at all, and reads all fingerprints.
-    Without ``apply`` they are only counted.
+    A run by itself looks at a few of those that have written nothing; this looks at all, and reads all fingerprints
+    and the ``run_id`` of each row of the vector table ``table``. Of the others the reports become short, and what the
+    deleted ones have spent is summed up by month. Without ``apply`` they are only counted.
     """
-    runs = query("runs", "forgettable", **_old_runs(pipeline_id))
-    if apply:
-        return connection.execute(query("runs", "forget", runs=runs)).rowcount
-    counted = connection.execute(query("runs", "count_forgettable", runs=runs)).fetchone()
-    return counted[0] if counted else 0
+    old = _old_runs(pipeline_id)
+    older = query("runs", "old", pipeline_id=old["pipeline_id"], kept=old["kept"])
+    runs = query("runs", "forgettable", old=older, table=table, not_needed=old["not_needed"])
+    if not apply:
+        counted = connection.execute(query("runs", "count_forgettable", runs=runs)).fetchone()
+        return counted[0] if counted else 0
+    with connection.transaction():
+        forgotten = connection.execute(query("runs", "forget", runs=runs)).rowcount
+        shorten = query("runs", "shorten", is_settled=old["is_settled"])
+        connection.execute(query("runs", "shorten_old", shorten=shorten, old=older))
+        connection.execute(query("spending", "sum_up", pipeline_id=old["pipeline_id"]))
+    return forgotten
 
 
 def _old_runs(pipeline_id: PipelineId) -> dict[str, sql.Composable]:
+    settled = query("runs", "is_settled")
     return {
         "pipeline_id": sql.Literal(pipeline_id),
         "kept": sql.Literal(KEPT_RUNS),
-        "not_needed": query("runs", "not_needed"),
+        "is_settled": settled,
+        "not_needed": query("runs", "not_needed", is_settled=settled),
     }
 
 

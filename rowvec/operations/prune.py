@@ -387,7 +387,7 @@ def _pruned(
         images=len(images),
         image_bytes=sum(image.bytes for image in images),
         kept_artifacts=left if applied else left - sum(owner == work.pipeline_id for owner, _, _ in found),
-        runs=forget_runs(work.connection, work.pipeline_id, apply=applied),
+        runs=forget_runs(work.connection, work.pipeline_id, work.table.identifier, apply=applied),
         compacted=compacted,
         note=shared.standing.sentence(),
         names=tuple(names[:_LISTED]),

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rowvec.errors import ArtifactCorrupt, Inconsistent, PipelineBusy, UsageError
 from rowvec.ledger import pipelines
-from rowvec.ledger.certificates import buckets, newest, vector_type
+from rowvec.ledger.certificates import buckets, follow_chain, newest, vector_type
 from rowvec.ledger.generations import effective
 from rowvec.ledger.journal import has_changes, replay
 from rowvec.ledger.known_manifests import known_manifests
@@ -75,11 +75,28 @@ class Verified:
     counts: dict[Change, int]
     differences: tuple[Difference, ...]
     """The first ones by digest, up to ``LISTED``."""
+    certificates: int
+    """Certificates in the ledger, each of which follows the one before it."""
+    chain_gaps: tuple[int, ...]
+    """Runs whose certificate does not."""
     note: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
         return asdict(self)
+
+    def told_of_chain(self) -> str:
+        """One sentence about the certificates in the ledger."""
+        if self.certificates == 1:
+            return "The ledger has one certificate, so there is no chain yet."
+        chain = f"{self.certificates:,} certificates are chained"
+        if not self.chain_gaps:
+            return f"{chain}, each to the one before it."
+        runs = ", ".join(map(str, self.chain_gaps[:5])) + (", ..." if len(self.chain_gaps) > 5 else "")
+        return (
+            f"{chain}, but not those of {counted(len(self.chain_gaps), 'runs')} ({runs}): a restore has brought back "
+            "runs that this ledger did not have, or somebody has edited it."
+        )
 
     def verdict(self) -> str:
         """One sentence, verdict first."""
@@ -115,11 +132,15 @@ class _Work:
 def verify(pipeline: Pipeline, root: str | None = None) -> Verified:
     """Hash every row of the vector table, in one pass, and compare with the last certificate, or with ``root``.
 
+    The chain of all certificates is computed again too.
+
     Raises ``UsageError`` if there is no certificate yet, ``PipelineBusy`` if a run has written rows that no certificate
-    covers, ``ArtifactCorrupt`` if the store and the ledger do not have the same certificate.
+    covers, ``ArtifactCorrupt`` if the store and the ledger do not have the same certificate, or if one in the ledger
+    was edited.
     """
     with _opened(effective(pipeline)) as work:
         found, counts, differences, note = without_blocking(lambda: _compare(work))
+        chain = follow_chain(work.connection, work.pipeline_id)
         wanted = root or work.certificate.root
         if found != wanted and found == work.certificate.root:
             note = _told_of_root(work, wanted)
@@ -135,6 +156,8 @@ def verify(pipeline: Pipeline, root: str | None = None) -> Verified:
             found=found,
             counts=counts,
             differences=differences,
+            certificates=chain.certificates,
+            chain_gaps=chain.gaps,
             note=note,
         )
 

@@ -61,15 +61,43 @@ SELECT run_id, rows, vector, root, before, chain,
 FROM rowvec.certificates AS c
 WHERE pipeline_id = {pipeline_id} ORDER BY run_id DESC LIMIT 1
 
--- name: note -- also again, by a command that tries the end of its run a second time
+-- name: note -- also again, by a command that tries the end of its run a second time, and by a restore to an old run
 INSERT INTO rowvec.certificates (pipeline_id, run_id, rows, vector, root, before, chain)
-VALUES (%(pipeline_id)s, %(run_id)s, %(rows)s, %(vector)s, %(root)s, %(before)s, %(chain)s)
+SELECT %(pipeline_id)s::int, %(run_id)s::bigint, %(rows)s::bigint, %(vector)s, %(root)s, %(before)s, %(chain)s
+WHERE NOT EXISTS (SELECT FROM rowvec.certificate_blocks
+                  WHERE pipeline_id = %(pipeline_id)s::int AND last_run >= %(run_id)s::bigint)
 ON CONFLICT (pipeline_id, run_id) DO UPDATE
 SET rows = excluded.rows, vector = excluded.vector, root = excluded.root, before = excluded.before,
     chain = excluded.chain
 
+-- name: pack -- the oldest certificates go into a block of 48 bytes each, up to one that does not follow the one before
+WITH oldest AS MATERIALIZED (
+    SELECT run_id, rows, root, before, chain, before IS DISTINCT FROM lag(chain, 1, before) OVER (ORDER BY run_id) AS is_gap
+    FROM rowvec.certificates
+    WHERE pipeline_id = {pipeline_id}
+      AND (SELECT count(*) FROM rowvec.certificates WHERE pipeline_id = {pipeline_id}) >= {kept} + {block}
+    ORDER BY run_id LIMIT {block}
+), followed AS MATERIALIZED (
+    SELECT * FROM (SELECT o.*, bool_or(is_gap) OVER (ORDER BY run_id) AS is_behind_gap FROM oldest AS o) AS o
+    WHERE NOT is_behind_gap
+), packed AS (
+    INSERT INTO rowvec.certificate_blocks (pipeline_id, last_run, before, chain, content)
+    SELECT
+        {pipeline_id}, max(run_id), (array_agg(before ORDER BY run_id))[1], (array_agg(chain ORDER BY run_id DESC))[1],
+        string_agg(int8send(run_id) || int8send(rows) || decode(root, 'hex'), ''::bytea ORDER BY run_id)
+    FROM followed HAVING count(*) > 0
+)
+DELETE FROM rowvec.certificates AS c USING followed AS f WHERE c.pipeline_id = {pipeline_id} AND c.run_id = f.run_id
+
+-- name: chain -- all certificates in the order of their runs: a certificate of each row, and 48 bytes per certificate of a block
+SELECT last_run, before, chain, content FROM rowvec.certificate_blocks WHERE pipeline_id = {pipeline_id}
+UNION ALL
+SELECT run_id, before, chain, int8send(run_id) || int8send(rows) || decode(root, 'hex')
+FROM rowvec.certificates WHERE pipeline_id = {pipeline_id}
+ORDER BY 1
+
 -- name: run_of_root
-SELECT max(run_id) FROM rowvec.certificates WHERE pipeline_id = {pipeline_id} AND root = {root}
+SELECT max(run_id) FROM rowvec.roots WHERE pipeline_id = {pipeline_id} AND root = {root}
 
 -- name: manifest_of_run
 SELECT manifest FROM rowvec.runs WHERE run_id = {run_id} AND pipeline_id = {pipeline_id}

@@ -51,18 +51,31 @@ FROM ({tables}) AS t JOIN rowvec.runs AS r USING (run_id)
 WHERE r.pipeline_id = {pipeline_id} AND r.run_id <> {run_id} AND r.state NOT IN ('planned', 'running')
 
 -- name: forget_some -- of the runs of this pipeline that are older than those that are kept; each run looks at a few
-DELETE FROM rowvec.runs AS r
-WHERE r.run_id IN (
+WITH old AS MATERIALIZED (
     SELECT o.run_id FROM rowvec.runs AS o WHERE o.pipeline_id = {pipeline_id}
     ORDER BY o.run_id DESC OFFSET {kept} LIMIT {few}
-) AND r.report ->> 'embedded' = '0' AND {not_needed}
+), gone AS (
+    DELETE FROM rowvec.runs AS r USING old WHERE r.run_id = old.run_id
+      AND r.report @> '{{"new": 0, "changed": 0, "embedded": 0}}' AND {not_needed}
+    RETURNING r.run_id
+)
+{shorten} AND r.run_id IN (SELECT run_id FROM old) AND NOT EXISTS (SELECT FROM gone WHERE gone.run_id = r.run_id)
 
--- name: forgettable -- of the same runs; also those that have paid for vectors which nobody has any more
+-- name: shorten -- what is left of an old run's report are the figures that a restore brings back
+UPDATE rowvec.runs AS r SET checks = NULL, report = CASE WHEN r.report ? 'embedded' THEN jsonb_build_object(
+    'embedded', r.report -> 'embedded', 'tokens', r.report -> 'tokens', 'cost_usd', r.report -> 'cost_usd') END
+WHERE r.checks IS NOT NULL AND {is_settled}
+
+-- name: shorten_old -- of all that are older than those that are kept
+{shorten} AND r.run_id IN ({old})
+
+-- name: old -- the runs of a pipeline that are older than those that are kept
+SELECT o.run_id FROM rowvec.runs AS o WHERE o.pipeline_id = {pipeline_id} ORDER BY o.run_id DESC OFFSET {kept}
+
+-- name: forgettable -- also those that have written rows, or paid for vectors, which nobody has any more
 SELECT r.run_id FROM rowvec.runs AS r
-WHERE r.run_id IN (
-    SELECT o.run_id FROM rowvec.runs AS o WHERE o.pipeline_id = {pipeline_id}
-    ORDER BY o.run_id DESC OFFSET {kept}
-) AND NOT EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.run_id = r.run_id)
+WHERE r.run_id IN ({old}) AND NOT EXISTS (SELECT FROM {table} AS t WHERE t.run_id = r.run_id)
+  AND NOT EXISTS (SELECT FROM rowvec.embeddings AS e WHERE e.run_id = r.run_id)
   AND NOT EXISTS (SELECT FROM rowvec.answers AS e WHERE e.run_id = r.run_id) AND {not_needed}
 
 -- name: count_forgettable
@@ -71,16 +84,18 @@ SELECT count(*) FROM ({runs}) AS r
 -- name: forget
 DELETE FROM rowvec.runs WHERE run_id IN ({runs})
 
--- name: not_needed -- a run that no object in the store, no proof, certificate or job names, and that is not the last good one
-r.state NOT IN ('planned', 'running', 'waiting') AND r.manifest IS NULL
+-- name: is_settled -- a run that is over, and that is not the last good one
+r.state NOT IN ('planned', 'running', 'waiting')
+    AND (r.state <> 'succeeded' OR EXISTS (SELECT FROM rowvec.runs AS n
+        WHERE n.pipeline_id = r.pipeline_id AND n.run_id > r.run_id AND n.state = 'succeeded' AND n.report ? 'embedded'))
+
+-- name: not_needed -- a run that is settled, and that no object in the store, no proof and no job names
+{is_settled} AND r.manifest IS NULL
     AND NOT EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.run_id = r.run_id)
     AND NOT EXISTS (SELECT FROM rowvec.artifacts AS a WHERE a.last_run_id = r.run_id)
     AND NOT EXISTS (SELECT FROM rowvec.changes AS c WHERE r.run_id IN (c.verified_run, c.merged_run))
-    AND NOT EXISTS (SELECT FROM rowvec.certificates AS c WHERE c.pipeline_id = r.pipeline_id AND c.run_id = r.run_id)
     AND NOT EXISTS (SELECT FROM rowvec.jobs AS j
         WHERE j.pipeline_id = r.pipeline_id AND r.run_id IN (j.run_id, j.reported_run))
-    AND (r.state <> 'succeeded' OR EXISTS (SELECT FROM rowvec.runs AS n
-        WHERE n.pipeline_id = r.pipeline_id AND n.run_id > r.run_id AND n.state = 'succeeded' AND n.report ? 'embedded'))
 
 -- name: drop
 DROP TABLE IF EXISTS {table}

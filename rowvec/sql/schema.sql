@@ -742,3 +742,32 @@ COMMENT ON COLUMN rowvec.certificates.chain IS 'The sha256 over before, run_id, 
 CREATE INDEX runs_not_over ON rowvec.runs (pipeline_id) WHERE state IN ('planned', 'running');
 CREATE INDEX artifacts_of_run ON rowvec.artifacts (run_id);
 CREATE INDEX artifacts_of_last_run ON rowvec.artifacts (last_run_id);
+
+-- name: migration_20 -- old certificates in blocks, so that a run that changed one row is 48 bytes in the end
+CREATE TABLE rowvec.certificate_blocks (
+    pipeline_id int NOT NULL REFERENCES rowvec.pipelines ON DELETE CASCADE,
+    last_run bigint NOT NULL,
+    before text,
+    chain text NOT NULL,
+    content bytea NOT NULL,
+    PRIMARY KEY (pipeline_id, last_run)
+);
+ALTER TABLE rowvec.certificate_blocks ALTER COLUMN content SET STORAGE EXTERNAL;
+COMMENT ON TABLE rowvec.certificate_blocks IS 'Old certificates, in order: each follows the one before it. rowvec.roots shows them.';
+COMMENT ON COLUMN rowvec.certificate_blocks.before IS 'The column before of the first certificate.';
+COMMENT ON COLUMN rowvec.certificate_blocks.chain IS 'The column chain of the last certificate.';
+COMMENT ON COLUMN rowvec.certificate_blocks.content IS
+    'Per certificate 48 bytes: run_id and rows with eight bytes each, big-endian, and the root with 32.';
+COMMENT ON TABLE rowvec.certificates IS
+    'One row per run that changed a vector table: the root of its hash tree after the run. Old ones are in certificate_blocks.';
+
+CREATE VIEW rowvec.roots AS
+SELECT c.pipeline_id, c.run_id, c.rows, c.root FROM rowvec.certificates AS c
+UNION ALL
+SELECT
+    b.pipeline_id,
+    ('x' || encode(substring(b.content FROM 48 * i + 1 FOR 8), 'hex'))::bit(64)::bigint,
+    ('x' || encode(substring(b.content FROM 48 * i + 9 FOR 8), 'hex'))::bit(64)::bigint,
+    encode(substring(b.content FROM 48 * i + 17 FOR 32), 'hex')
+FROM rowvec.certificate_blocks AS b CROSS JOIN generate_series(0, octet_length(b.content) / 48 - 1) AS i;
+COMMENT ON VIEW rowvec.roots IS 'One row per run that changed a vector table: how many rows it certified, and their root.';

@@ -22,3 +22,15 @@ ON CONFLICT (family, month, run_id) DO UPDATE
 SET settled_usd = s.settled_usd + excluded.settled_usd,
     -- A difference of float sums may not be exactly zero.
     reserved_usd = CASE WHEN s.reserved_usd - %(held)s > 1e-9 THEN s.reserved_usd - %(held)s ELSE 0 END
+
+-- name: sum_up -- what runs have spent that the ledger has no more, in one row per month without a run
+WITH gone AS (
+    DELETE FROM rowvec.spending AS s USING rowvec.pipelines AS p
+    WHERE p.pipeline_id = {pipeline_id} AND s.family = p.family AND s.run_id <> 0
+      AND NOT EXISTS (SELECT FROM rowvec.runs AS r WHERE r.run_id = s.run_id)
+    RETURNING s.family, s.month, s.settled_usd, s.reserved_usd
+)
+INSERT INTO rowvec.spending AS s (family, month, run_id, settled_usd, reserved_usd)
+SELECT family, month, 0, sum(settled_usd), sum(reserved_usd) FROM gone GROUP BY family, month
+ON CONFLICT (family, month, run_id) DO UPDATE
+SET settled_usd = s.settled_usd + excluded.settled_usd, reserved_usd = s.reserved_usd + excluded.reserved_usd

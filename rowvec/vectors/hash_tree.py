@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated, Literal
+from struct import Struct
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -18,6 +19,7 @@ DEPTH = 4
 """Levels of nodes above the buckets, one per hex digit of a bucket's path."""
 
 _DIGEST, _RECORD, _CHILD = 16, 48, 33
+_CERTIFICATE = Struct(">qq32s")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 VectorType = Literal["vector", "halfvec", "sparsevec"]
@@ -82,6 +84,26 @@ def root_of(buckets: Iterable[tuple[str, bytes]]) -> str:
 def chained(before: str | None, run_id: int, rows: int, root: str) -> str:
     """What ties a certificate to the one before it: a sha256 in hex."""
     return sha256(f"{before or '-'} {run_id} {rows} {root}\n".encode()).hexdigest()
+
+
+class Block(NamedTuple):
+    """Certificates in the order of their runs, each of which follows the one before it."""
+
+    chain: str
+    """Of the last one; empty if the content is none of certificates."""
+    first_run: int
+    certificates: int
+
+
+def chained_block(before: str | None, content: bytes) -> Block:
+    """The chain through a block of certificates: run and rows with eight bytes each, big-endian; the root with 32."""
+    if len(content) % _CERTIFICATE.size:
+        return Block("", 0, 0)
+    chain, first_run = before or "", 0
+    for number, (run_id, rows, root) in enumerate(_CERTIFICATE.iter_unpack(content)):
+        chain = chained(chain, run_id, rows, root.hex())
+        first_run = first_run if number else run_id
+    return Block(chain, first_run, len(content) // _CERTIFICATE.size)
 
 
 def fault(proof: Proof, root: str) -> str | None:

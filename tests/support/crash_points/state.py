@@ -18,6 +18,7 @@ State = dict[str, Any]
 _HISTORY = frozenset(
     {
         "artifacts",
+        "certificate_blocks",
         "certificates",
         "index_builds",
         "lease_renewals",
