@@ -12,7 +12,7 @@ from tests.support.crash_points.trial import attempt, uninterrupted
 from tests.support.servers.lines import Server
 
 # A trial takes a second of processor time. These are spread over a run.
-SAMPLE = {"sync, table, later": 2, "prune --compact": 1}
+SAMPLE = {"sync, table, later": 1, "prune --compact": 1}
 
 pytestmark = [
     pytest.mark.needs("a superuser", "each trial begins with a copy of a database under the same number"),

@@ -12,6 +12,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from rowvec.errors import RowvecError
+from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection
 from tests.support import paintings
 from tests.support.cli_process import write_pipeline
@@ -202,20 +204,24 @@ def test_a_missing_grant_is_named_and_the_run_after_the_grant_is_paid_for_once(
     file: Path,
     rowvec: Rowvec,
     role: str,
-    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As an administrator would set it up: the extension exists, and the role may create rowvec's schema itself.
     source.execute("DROP SCHEMA rowvec CASCADE")
     url = make_conninfo(database_url, user=role)
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", url)
+    pipeline = load(file)
 
     def refuses(*words: str) -> None:
-        refused(rowvec("sync", file, ROWVEC_DATABASE_URL=url), *words)
+        with pytest.raises(RowvecError) as error:
+            paintings.sync(pipeline)
+        assert all(word in str(error.value) for word in words), error.value
 
     def allow(statement: str) -> None:
         names = {"role": sql.Identifier(role), "database": sql.Identifier(source.info.dbname)}
         source.execute(sql.SQL(statement).format(**names))  # pyright: ignore[reportArgumentType] # ours, below
 
-    refuses("permission denied", "docs/how-to/operations.md")
+    refused(rowvec("sync", file), "permission denied", "docs/how-to/operations.md")
     allow("GRANT CREATE, TEMPORARY ON DATABASE {database} TO {role}")
     refuses("the source's table public.paintings cannot be read: permission denied for table paintings")
     allow("GRANT SELECT ON paintings TO {role}; ALTER ROLE {role} CONNECTION LIMIT 1")
@@ -225,7 +231,7 @@ def test_a_missing_grant_is_named_and_the_run_after_the_grant_is_paid_for_once(
     allow("ALTER ROLE {role} RESET default_transaction_read_only; ALTER ROLE {role} SET statement_timeout = '1ms'")
     assert not has_table(source)
     assert server.paid.total() == 0
-    report = succeeded(rowvec("sync", file, ROWVEC_DATABASE_URL=url))
+    report = succeeded(rowvec("sync", file))
     assert (report["embedded"], report["consistent"]) == (50, True)
     assert set(server.paid.values()) == {1}
     assert_in_step(source)

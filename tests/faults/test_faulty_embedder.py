@@ -98,7 +98,7 @@ def test_rows_that_never_get_a_vector_are_rejected_and_the_others_are_not(
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (quota(), ["quota"]),
+        pytest.param(quota(), ["quota"], marks=pytest.mark.soak),
         pytest.param(quota("credit_balance_exhausted"), ["credit"], marks=pytest.mark.soak),
         (Fault(status=401, code="invalid_api_key", message="Incorrect API key.", times=-1), ["embedder.api_key"]),
         pytest.param(Fault(status=403, message="No access.", times=-1), ["No access"], marks=pytest.mark.soak),

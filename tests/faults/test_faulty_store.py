@@ -22,6 +22,7 @@ from rowvec.store.protocol import file_checksum
 from tests.support import paintings
 from tests.support.cli_process import write_pipeline
 from tests.support.fault_outcomes import Rowvec, failed, has_table, last_line, paid, succeeded, waits
+from tests.support.forked_commands import Mounts
 from tests.support.paintings import assert_in_step
 from tests.support.servers.azurite import Container
 from tests.support.servers.fault_proxy import StoreFault, StoreProxy, before_store
@@ -229,13 +230,11 @@ def test_a_folder_that_is_full_or_read_only_is_refused_and_leaves_nothing_half_w
     folder = tmp_path / "artifacts"
     folder.mkdir()
     file = write_pipeline(paid(server, Artifacts(url=str(folder))), tmp_path)
-    read_only = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
-    failed(
-        source, rowvec.within(read_only, folder, "sync", file), str(folder), "Read-only file system", "artifacts.url"
-    )
+    read_only = Mounts(before='mount --bind "$0" "$0" && mount -o remount,ro,bind "$0"', folder=folder)
+    failed(source, rowvec.within(read_only, "sync", file), str(folder), "Read-only file system", "artifacts.url")
     # The command sees a file system of 16 kB there; the names of the files that it leaves are written next to it.
-    full = 'mount -t tmpfs -o size=16k none "$0" && { "$@"; status=$?; find "$0" -type f >"$0.left"; exit $status; }'
-    failed(source, rowvec.within(full, folder, "sync", file), str(folder), "No space left on device", "artifacts.url")
+    full = Mounts(before='mount -t tmpfs -o size=16k none "$0"', after='find "$0" -type f >"$0.left"', folder=folder)
+    failed(source, rowvec.within(full, "sync", file), str(folder), "No space left on device", "artifacts.url")
     assert Path(f"{folder}.left").read_text() == ""
     assert not has_table(source)
     assert list(folder.iterdir()) == []

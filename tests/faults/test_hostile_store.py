@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,43 +68,43 @@ def has_canary(connection: Connection) -> bool:
     return bool(row and row[0])
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        f"text); {CANARY}; COMMIT; --",
-        f"text, x int); {CANARY}; --",
-        "text DEFAULT pg_catalog.pg_sleep(1)",
-        "text GENERATED ALWAYS AS (NULL) STORED",
-        "integer REFERENCES public.secret",
-        'text COLLATE "C"',
-        "text\x00",
-        "no_such_type",
-        "pg_catalog.pg_class",
-        "anyelement",
-        "void",
-        "integer[",
-        'public."x""; DROP TABLE y"',
-        "numeric(10,2); SELECT 1",
-        "",
-    ],
-)
+_NO_TYPES = [
+    f"text); {CANARY}; COMMIT; --",
+    f"text, x int); {CANARY}; --",
+    "text DEFAULT pg_catalog.pg_sleep(1)",
+    "text GENERATED ALWAYS AS (NULL) STORED",
+    "integer REFERENCES public.secret",
+    'text COLLATE "C"',
+    "text\x00",
+    "no_such_type",
+    "pg_catalog.pg_class",
+    "anyelement",
+    "void",
+    "integer[",
+    'public."x""; DROP TABLE y"',
+    "numeric(10,2); SELECT 1",
+    "",
+]
+
+
 def test_a_layout_names_types_and_nothing_else(
-    source: Connection, paintings: Pipeline, tmp_path: Path, fresh: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, tmp_path: Path, fresh: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as before:
         before.setenv("ROWVEC_DATABASE_URL", source.info.dsn)
         sync(paintings)
+    with connections_kept(), connect(fresh) as target:
+        for kind in _NO_TYPES:
+            forged_store.replace_manifests(tmp_path / "artifacts", partial(_plant, kind))
+            with pytest.raises(RowvecError) as refused:
+                restore(paintings)
+            assert not has_canary(target), kind
+            assert "\n" not in str(refused.value), kind
+            assert "author" in str(refused.value), kind
 
-    def plant(manifest: dict[str, Any]) -> None:
-        manifest["layout"]["metadata"][0][1] = kind
 
-    forged_store.replace_manifests(tmp_path / "artifacts", plant)
-    with pytest.raises(RowvecError) as refused:
-        restore(paintings)
-    with connect(fresh) as target:
-        assert not has_canary(target)
-    assert "\n" not in str(refused.value)
-    assert "author" in str(refused.value)
+def _plant(kind: str, manifest: dict[str, Any]) -> None:
+    manifest["layout"]["metadata"][0][1] = kind
 
 
 _LEDGER = "TRUNCATE rowvec.pipelines, rowvec.runs, rowvec.artifacts, rowvec.embeddings RESTART IDENTITY CASCADE"
@@ -112,7 +113,7 @@ _ROWS = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
 _CASES = 72 if PROFILE == "fixed" else 10_000
 # A case takes a few tenths of a second.
 _PIECES = 2
-_AZURE_CASES = 9 if PROFILE == "fixed" else 200
+_AZURE_CASES = 6 if PROFILE == "fixed" else 200
 _MEMORY_KIB = 700 * 1024
 # What the name of each object in a store begins with.
 _OBJECTS = ("artifacts/", "journal/", "manifests/", "marks/")

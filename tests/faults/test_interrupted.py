@@ -229,6 +229,7 @@ def test_a_server_that_does_not_start_says_why_in_the_commands_sentence(
     assert list(home.glob("server-*")) == []
 
 
+@pytest.mark.soak
 def test_a_server_keeps_nothing_but_an_empty_database_and_heals_one_that_it_cannot_use(
     home: Path, tmp_path: Path
 ) -> None:

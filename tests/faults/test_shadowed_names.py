@@ -117,7 +117,7 @@ def _plant(connection: psycopg.Connection[tuple[object, ...]], schema: str) -> i
     return planted
 
 
-@pytest.fixture(params=["18", "16"])
+@pytest.fixture(params=["18", pytest.param("16", marks=pytest.mark.soak)])
 def shadowed(
     request: pytest.FixtureRequest, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Generator[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,28 +12,17 @@ from rowvec.errors import MachineError
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.runtime.home import home, local_faults
-from tests.support.cli_process import CLI, Ended, PrefectServer, write_pipeline
-from tests.support.fault_outcomes import last_line
+from tests.support.cli_process import CLI, Ended, write_pipeline
+from tests.support.fault_outcomes import Rowvec, last_line
+from tests.support.forked_commands import Mounts
 
 _FULL = 'mount -t tmpfs -o size=64k none "$0" && (cat /dev/zero > "$0/fill" 2>/dev/null || true)'
 _READ_ONLY = 'mount -t tmpfs -o ro none "$0"'
 
-Mounted = Callable[..., "subprocess.Popen[str]"]
-
-
-def can_mount() -> bool:
-    """Whether a process may have mounts of its own here."""
-    unshare = shutil.which("unshare")
-    words = [unshare or "", "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
-    return bool(unshare) and subprocess.run(words, capture_output=True, check=False).returncode == 0  # noqa: S603 # ours
-
-
-mounts = pytest.mark.skipif(not can_mount(), reason="needs mounts of its own")
-
 
 def within(mount: str, folder: Path, *words: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """The command, for which this folder is another file system."""
-    folder.mkdir(exist_ok=True)
+    """The command in an interpreter of its own, for which this folder is another file system."""
+    folder.mkdir()
     return subprocess.Popen(  # noqa: S603 # ours
         ["unshare", "-m", "sh", "-c", f'{mount} && shift 0 && exec "$@"', folder, CLI, *words],  # noqa: S607 # the system's
         env={**os.environ, **environment},
@@ -50,19 +37,19 @@ def ended(process: subprocess.Popen[str]) -> Ended:
     return Ended(status=process.returncode, stdout=stdout, stderr=stderr)
 
 
-@mounts
 def test_a_folder_that_is_full_or_read_only_is_named_in_one_sentence(
-    source: Connection, paintings: Pipeline, tmp_path: Path, prefect_server: PrefectServer
+    source: Connection, paintings: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:
     file = write_pipeline(paintings, tmp_path)
-    named, api = tmp_path / "named", {"PREFECT_API_URL": prefect_server.api}
-    closed = within(_READ_ONLY, named, "sync", file, "--json", ROWVEC_HOME=str(named / "home"), **api)
+    named, filled = tmp_path / "named", tmp_path / "f"
+    named.mkdir()
+    filled.mkdir()
+    read_only, full = Mounts(before=_READ_ONLY, folder=named), Mounts(before=_FULL, folder=filled)
+    closed = rowvec.within(read_only, "sync", file, ROWVEC_HOME=str(named / "home"))
     # Prefect wants a home of its own to be there; with a server of the user's nothing has to be written to it.
     unused = within(_READ_ONLY, tmp_path / "p", "plan", file, "--json", PREFECT_HOME=str(tmp_path / "p/x"))
-    ends = [ended(closed), ended(unused)]
-    full = within(_FULL, tmp_path / "f", "sync", file, "--json", ROWVEC_HOME=str(tmp_path / "f"), **api)
     own = within(_FULL, tmp_path / "g", "sync", file, "--json", ROWVEC_HOME=str(tmp_path / "g"), PREFECT_API_URL="")
-    ends += [ended(full), ended(own)]
+    ends = [closed, ended(unused), rowvec.within(full, "sync", file, ROWVEC_HOME=str(filled)), ended(own)]
     assert [end.status for end in ends] == [1, 0, 1, 1], ends
     assert f"{named}/home for the files of rowvec cannot be made (Read-only file system)" in ends[0].json["error"]
     assert "there is no room left" in ends[2].json["error"]

@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from rowvec.cli.own_server import OwnServer
 from rowvec.pipeline import Pipeline
 from tests.support import forked_commands
-from tests.support.forked_commands import CommandForks, ForkedProcess, forks_of_its_own
+from tests.support.forked_commands import CommandForks, ForkedProcess, Mounts, forks_of_its_own
 from tests.support.run_folder import open_until_the_end, run_folder
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
@@ -127,6 +127,12 @@ def start(api: str, *words: str | Path, **environment: str) -> Command:
         start_new_session=True,
     )
     return Command(process)
+
+
+def start_within(api: str, mounts: Mounts, *words: str | Path, **environment: str) -> Command:
+    """As ``start``, with mounts of the command's own; it must be one that is forked."""
+    whole = {**os.environ, "PREFECT_API_URL": api, **environment}
+    return Command(_forks[api].start([str(word) for word in words], whole, mounts))
 
 
 def write_pipeline(pipeline: Pipeline, folder: Path) -> Path:

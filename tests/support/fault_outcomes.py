@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Artifacts
 from rowvec.postgres.connection import Connection
 from tests.support import paintings
-from tests.support.cli_process import CLI, Command, Ended, PrefectServer, start
+from tests.support.cli_process import Command, Ended, PrefectServer, start, start_within
+from tests.support.forked_commands import Mounts
 from tests.support.servers.openai_server import OpenAIServer
 
 
@@ -31,25 +33,19 @@ class Rowvec:
         """Start the command."""
         return start(self._api, *words, "--json", **environment)
 
-    def within(self, script: str, folder: Path, *words: str | Path) -> Ended:
-        """Run it in its own mount namespace, which ends with the command; ``$0`` of the shell script is the folder."""
-        # In a user namespace, root would lose the right to use other users' sockets.
-        shell = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
-        probe = subprocess.run(  # noqa: S603 # ours
-            [*shell, 'mount -t tmpfs none "$0"', folder], check=False, capture_output=True, text=True
-        )
-        if probe.returncode:
-            pytest.skip(f"nothing can be mounted here: {probe.stderr.strip()}")
-        process = subprocess.Popen(  # noqa: S603 # ours
-            [*shell, script, folder, CLI, *words, "--json"],
-            env={**os.environ, "PREFECT_API_URL": self._api},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        return Command(process).wait()
+    def within(self, mounts: Mounts, *words: str | Path, **environment: str) -> Ended:
+        """Run it to its end, with mounts of its own; skips the test where nothing can be mounted."""
+        if not can_mount():
+            pytest.skip("nothing can be mounted here")
+        return start_within(self._api, mounts, *words, "--json", **environment).wait()
+
+
+@cache
+def can_mount() -> bool:
+    """Whether a process may have mounts of its own here."""
+    unshare = shutil.which("unshare")
+    words = [unshare or "", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    return bool(unshare) and subprocess.run(words, capture_output=True, check=False).returncode == 0  # noqa: S603 # ours
 
 
 def paid(server: OpenAIServer, artifacts: str | Artifacts) -> Pipeline:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import ctypes
 import gc
 import json
 import os
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -107,6 +109,15 @@ class ForkedProcess:
             self._texts[number] = opened.read()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mounts:
+    """Mounts of a command's own: shell scripts for before and after it, in both of which ``$0`` is the folder."""
+
+    before: str
+    after: str = "true"
+    folder: Path
+
+
 class CommandForks:
     """The process that forks commands, which report to one Prefect API. Several processes of tests may ask it."""
 
@@ -123,10 +134,12 @@ class CommandForks:
         """Whether all that the command reads while it is imported is as it was when this process imported it."""
         return _read_at_import(environment) == _read_at_import(self._environment)
 
-    def start(self, words: list[str], environment: dict[str, str]) -> ForkedProcess:
+    def start(self, words: list[str], environment: dict[str, str], mounts: Mounts | None = None) -> ForkedProcess:
         """Start ``rowvec`` with these words, in the folder of the caller."""
         pipes = [os.pipe() for _ in range(3)]
-        wanted = {"words": words, "environment": environment, "folder": str(Path.cwd())}
+        wanted: dict[str, Any] = {"words": words, "environment": environment, "folder": str(Path.cwd())}
+        if mounts is not None:
+            wanted["mounts"] = [mounts.before, mounts.after, str(mounts.folder)]
         try:
             pid = self.fork(wanted, [writing for _, writing in pipes])
         finally:
@@ -230,8 +243,9 @@ def _serve(listening: socket.socket) -> dict[str, Any] | None:
                     others = [each.fileobj for each in watched.get_map().values() if each.fileobj not in (0, channel)]
                     for other in others:
                         cast("socket.socket", other).close()
-                    if _watch(channel, ends):
-                        return json.loads(packet)
+                    request = json.loads(packet)
+                    if _watch(channel, ends, request.get("mounts")):
+                        return request
                 for end in ends:
                     os.close(end)
 
@@ -248,16 +262,23 @@ def _received(channel: socket.socket) -> tuple[bytes, array.array[int]] | None:
     return packet, ends
 
 
-def _watch(channel: socket.socket, ends: array.array[int]) -> bool:
+def _watch(channel: socket.socket, ends: array.array[int], mounts: list[str] | None) -> bool:
     """True in the process of the command; its parent waits until it has ended, tells its status and never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     stdout, stderr, status = ends
+    before, after, folder = mounts or ("", "", "")
+    if before:
+        _unshare_mounts()
+        _shell(before, folder)
     pid = os.fork()
     if pid:
         os.close(stdout)
         os.close(stderr)
         channel.send(str(pid).encode())
-        os.write(status, str(os.waitpid(pid, 0)[1]).encode())
+        ended = os.waitpid(pid, 0)[1]
+        if before:
+            _shell(after, folder)
+        os.write(status, str(ended).encode())
         os._exit(0)
     os.setsid()
     with Path(os.devnull).open() as nothing:
@@ -268,6 +289,20 @@ def _watch(channel: socket.socket, ends: array.array[int]) -> bool:
         os.close(end)
     channel.close()
     return True
+
+
+def _unshare_mounts() -> None:
+    """Let mounts of this process and its children be seen by them alone, as ``unshare --mount`` does."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    _shell("mount --make-rprivate /", "")
+
+
+_CLONE_NEWNS = 0x00020000
+
+
+def _shell(script: str, folder: str) -> None:
+    subprocess.run(["/bin/sh", "-c", script, folder], check=True)  # noqa: S603 # a test's own
 
 
 def _import_all() -> None:
