@@ -47,7 +47,7 @@ from rowvec.pipeline.file import load
 from rowvec.postgres.connection import connect
 from rowvec.postgres.embedded import start_postgres
 from rowvec.store.azure_account import credential_of, place_of
-from tests.support.cli_process import Command, Ended, PrefectServer, forking_for, serving, start
+from tests.support.cli_process import Command, Ended, PrefectServer, serving, start
 from tests.support.prefect_api import answered
 from tests.support.run_folder import short_folder
 from tests.support.servers.azurite import Container
@@ -298,7 +298,7 @@ def sas(container: Container, permission: str) -> str:
 def own_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[PrefectServer]:
     """A server with all services of a stock one. All that it holds is searched, so it holds the runs of these tests."""
     folder = tmp_path_factory.mktemp("server")
-    with serving(folder / "home", prefect_database) as server, forking_for(server, PREFECT_HOME=str(folder / "user")):
+    with serving(folder / "home", prefect_database) as server:
         yield server
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import psutil
@@ -30,14 +29,13 @@ from rowvec_tasks.cancellation import SENTENCE
 
 from rowvec.cli.demo.gallery import create_gallery_once
 from tests.support import forked_engine
-from tests.support.cli_process import CLI, serving
-from tests.support.forked_commands import forks_of_its_own
+from tests.support.cli_process import Command, Ended, command_forks, serving
+from tests.support.forked_commands import ForkedProcess
 from tests.support.prefect_api import answered
 from tests.support.run_folder import short_folder
 from tests.support.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
-PREFECT = CLI.parent / "prefect"
 WAIT_SECONDS = PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.flow, pytest.mark.xdist_group("operated")]
@@ -51,16 +49,16 @@ class Operated:
     database: str
     environment: dict[str, str]
     folder: Path
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
+    workers: list[ForkedProcess] = field(default_factory=list[ForkedProcess])
 
-    def prefect(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def prefect(self, *words: str) -> Ended:
         """Prefect's own command, in the root of the checkout."""
-        return self.run_command(ROOT, PREFECT, "--no-prompt", *words)
+        return self.run_command("prefect", ROOT, "--no-prompt", *words)
 
-    def run_command(self, folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    def run_command(self, program: Literal["rowvec", "prefect"], folder: Path, *words: str) -> Ended:
         """Run a command in a folder to its end."""
         environment = {**self.environment, "PWD": str(folder)}
-        return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603 # ours
+        return Command(command_forks().start(list(words), environment, folder=folder, program=program)).wait()
 
     @property
     def file(self) -> str:
@@ -69,10 +67,8 @@ class Operated:
 
     def start_worker(self) -> None:
         """Start one more worker."""
-        with (self.folder / "worker.log").open("ab") as log:
-            words = [PREFECT, "worker", "start", "--pool", "rowvec"]
-            worker = subprocess.Popen(words, env=self.environment, stdout=log, stderr=log, start_new_session=True)  # noqa: S603 # ours
-        self.workers.append(worker)
+        words = ["worker", "start", "--pool", "rowvec"]
+        self.workers.append(command_forks().start(words, self.environment, folder=self.folder, program="prefect"))
 
     def ask(self, what: str, **body: Any) -> Any:
         """The server's answer."""
@@ -164,7 +160,7 @@ class Operated:
             self.wait(self.run("sync/gallery"), "COMPLETED")
 
     @contextmanager
-    def held_at_merge(self) -> Generator[str]:
+    def held_at_merge(self, *, stock: bool = False) -> Generator[str]:
         """Within this context a run, by its id, waits before its merge, because its vector table is locked."""
         self.sync_first()
         self.edit("UPDATE paintings SET description = description || ' Seen again.' WHERE id % 5 = 0")
@@ -173,7 +169,7 @@ class Operated:
             psycopg.connect(self.database, autocommit=True) as watch,
         ):
             holder.execute("LOCK TABLE vectors.gallery IN SHARE MODE")
-            run_id = self.run("sync/gallery", stock=True)
+            run_id = self.run("sync/gallery", stock=stock)
             waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'rowvec merge' AND datname = %s"
             wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone())
             assert self.leftovers()
@@ -203,7 +199,13 @@ def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_dat
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE operated TEMPLATE template_rowvec"))
     create_gallery_once(database)
-    quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    # It looks for schedules often, and makes few runs of each: it makes a hundred otherwise.
+    quick = {
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_MAX_RUNS": "2",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
     prefect = short_folder("rvop")
     with serving(prefect / "home", prefect_database, **quick) as server:
         environment = {
@@ -220,22 +222,19 @@ def operated(cluster: str, tmp_path_factory: pytest.TempPathFactory, prefect_dat
         sample = (files("rowvec.cli.demo") / "paintings.yaml").read_text()
         own = sample.replace("name: paintings", "name: gallery").replace("vectors.paintings", "vectors.gallery")
         Path(it.file).write_text(own)
-        done = it.run_command(folder, CLI, "deploy", "gallery.yaml")
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = it.run_command("rowvec", folder, "deploy", "gallery.yaml")
+        assert done.status == 0, done
         for more in ((), ("--prefect-file", "deployments/examples/prefect.yaml")):
             done = it.prefect("deploy", "--all", *more)
-            assert done.returncode == 0, done.stdout + done.stderr
-        with (
-            forks_of_its_own(server.api, environment) as forks,
-            forked_engine.serve(forks, prefect / "engine"),
-        ):
+            assert done.status == 0, done
+        with forked_engine.serve(command_forks(), prefect / "engine"):
             fork_runs(it.api, forked_engine.command(prefect / "engine"))
             it.start_worker()
             yield it
         for worker in it.workers:
             for process in [*_children(worker.pid), worker.pid]:
                 _kill(process)
-            worker.wait()
+            worker.communicate(WAIT_SECONDS)
     shutil.rmtree(prefect, ignore_errors=True)
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute("DROP DATABASE operated WITH (FORCE)")
@@ -387,7 +386,7 @@ def test_a_run_that_is_cancelled_says_so_in_one_sentence_and_leaves_nothing_behi
 
 
 def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(operated: Operated) -> None:
-    with operated.held_at_merge() as run_id:
+    with operated.held_at_merge(stock=True) as run_id:
         operated.process_of(run_id).kill()
         operated.wait(run_id, "CRASHED")
     # The ledger is told first, and then what the run has left is dropped.
@@ -400,9 +399,8 @@ def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(oper
 
 @pytest.mark.soak
 def test_a_run_whose_worker_is_killed_ends_and_another_worker_takes_the_next(operated: Operated) -> None:
-    with operated.held_at_merge() as run_id:
+    with operated.held_at_merge(stock=True) as run_id:
         operated.workers[-1].send_signal(signal.SIGKILL)
-        operated.workers[-1].wait()
         operated.start_worker()
         operated.wait(run_id, "CRASHED")
     assert operated.wait(operated.run("sync/gallery"), "COMPLETED", "FAILED")["state_type"] == "COMPLETED"

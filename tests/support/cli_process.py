@@ -12,8 +12,9 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from rowvec.cli.own_server import OwnServer
 from rowvec.pipeline import Pipeline
 from tests.support import forked_commands
-from tests.support.forked_commands import CommandForks, ForkedProcess, Mounts, forks_of_its_own
+from tests.support.forked_commands import CommandForks, ForkedProcess, Mounts
 from tests.support.run_folder import open_until_the_end, run_folder
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
@@ -49,9 +50,6 @@ ALONE = {
     )
 }
 """Settings of a server whose runs are started by commands alone: it need not look for schedules, workers and events."""
-
-_forks: dict[str, CommandForks] = {}
-"""By the API of the Prefect server that the commands report to."""
 
 
 class Printed(dict[str, Any]):
@@ -110,13 +108,13 @@ class Command:
 def start(api: str, *words: str | Path, **environment: str) -> Command:
     """Start ``rowvec`` with these words; more environment by keyword.
 
-    A command that reports to the session's Prefect server is forked from a process that has imported it, unless its
-    environment asks for other settings of Prefect and the like: then the interpreter starts it.
+    The command is forked from a process that has imported it, unless its environment asks for what that process has
+    read while it imported it: then the interpreter starts it.
     """
     whole = {**os.environ, "PREFECT_API_URL": api, **environment}
-    forking = _forks.get(api)
-    if forking is not None and forking.can_start(whole):
-        return Command(forking.start([str(word) for word in words], whole))
+    forks = command_forks()
+    if forks.can_start(whole):
+        return Command(forks.start([str(word) for word in words], whole))
     process = subprocess.Popen(  # noqa: S603 # our own command on our own file
         [CLI, *words],
         env=whole,
@@ -132,7 +130,7 @@ def start(api: str, *words: str | Path, **environment: str) -> Command:
 def start_within(api: str, mounts: Mounts, *words: str | Path, **environment: str) -> Command:
     """As ``start``, with mounts of the command's own; it must be one that is forked."""
     whole = {**os.environ, "PREFECT_API_URL": api, **environment}
-    return Command(_forks[api].start([str(word) for word in words], whole, mounts))
+    return Command(command_forks().start([str(word) for word in words], whole, mounts))
 
 
 def write_pipeline(pipeline: Pipeline, folder: Path) -> Path:
@@ -179,44 +177,34 @@ def give_empty_database(home: Path, database: Path) -> None:
     shutil.copyfile(database, folder / EMPTY_DATABASE)
 
 
-@pytest.fixture(scope="session")
-def prefect_server(prefect_database: Path) -> Generator[PrefectServer]:
-    """One server for all processes of the run, and one process that forks the commands that report to it.
+@cache
+def command_forks() -> CommandForks:
+    """The process that forks commands, one for all processes of the run. An interpreter takes two seconds for each."""
+    address, variables = run_folder() / "forks", run_folder() / "forks.json"
+    with FileLock(run_folder() / "forks.lock", timeout=PATIENCE_SECONDS):
+        if not variables.exists():
+            life = open_until_the_end()
+            # Prefect's home is made where Prefect is imported.
+            environment = {**os.environ, "PREFECT_HOME": str(run_folder() / "forks-home")}
+            # It goes on after this process, until the run ends. Without a status, subprocess would warn of that.
+            forked_commands.start(address, environment, life).returncode = 0
+            os.close(life)
+            variables.write_text(json.dumps(environment), "utf-8")
+    return CommandForks(address, json.loads(variables.read_text("utf-8")))
 
-    A command with a server of its own takes ten seconds more, and one with an interpreter of its own two.
-    """
-    home, address = run_folder() / "prefect", run_folder() / "prefect.json"
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_database: Path) -> PrefectServer:
+    """One server for all processes of the run. A command with a server of its own takes ten seconds more."""
+    home, address = run_folder() / "prefect", run_folder() / "prefect.txt"
     with FileLock(run_folder() / "prefect.lock", timeout=PATIENCE_SECONDS):
         if not address.exists():
             life = open_until_the_end()
             process, api = _start_server(home, prefect_database, ALONE, life)
-            environment = {**os.environ, "PREFECT_API_URL": api}
-            forking = forked_commands.start(run_folder() / "forks", environment, life)
             os.close(life)
-            # They go on after this process, until the run ends. Without a status, subprocess would warn of that.
-            process.returncode = forking.returncode = 0
-            address.write_text(json.dumps(environment), "utf-8")
-    environment = json.loads(address.read_text("utf-8"))
-    server = PrefectServer(api=environment["PREFECT_API_URL"], home=home)
-    with closing(CommandForks(run_folder() / "forks", environment)) as forks, _forking(server.api, forks):
-        yield server
-
-
-@contextmanager
-def _forking(api: str, forks: CommandForks) -> Generator[None]:
-    _forks[api] = forks
-    yield
-    del _forks[api]
-
-
-@contextmanager
-def forking_for(server: PrefectServer, **environment: str) -> Generator[None]:
-    """Within this context, commands that report to the server are forked from a process that has imported them.
-
-    By keyword: what they have in their environment that Prefect reads while it is imported.
-    """
-    with forks_of_its_own(server.api, {**os.environ, **environment}) as forks, _forking(server.api, forks):
-        yield
+            process.returncode = 0
+            address.write_text(api, "utf-8")
+    return PrefectServer(api=address.read_text("utf-8"), home=home)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Starts the real command from a process that has imported it already: the imports take longer than most commands.
 
 A command gets its own process, session, environment and folder, as if a shell had started it. Only the interpreter's
-start and the imports happen once for all commands of a test session.
+start and the imports happen once for all commands of a test session. Prefect reads its settings while it is imported,
+so a command reads them again where it would import Prefect.
 """
 
 from __future__ import annotations
@@ -14,27 +15,26 @@ import json
 import os
 import runpy
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from tests.support.run_folder import short_folder
-
 _REPOSITORY = Path(__file__).parents[2]
 _START_SECONDS = 150
 
-# What a command reads of its environment while it is imported. A command for which one of these differs must be
-# started by the interpreter.
-_READ_AT_IMPORT = ("PREFECT_", "OTEL_", "OPENAI_LOG", "PYTHON", "LD_", "AZURE_", "LC_", "LANG")
+# What a command reads of its environment while it is imported, and not again. A command for which one of these differs
+# must be started by the interpreter.
+_READ_AT_IMPORT = (
+    *("PREFECT_LOGGING_", "PREFECT_FLOW", "PREFECT_TASK", "PREFECT_RESULTS_"),
+    *("OTEL_PROPAGATORS", "OTEL_PYTHON_", "OPENAI_LOG", "PYTHON", "LD_", "AZURE_", "LC_", "LANG"),
+)
 
 # What `rowvec sync` would import late.
 _PRELOAD = [
@@ -119,7 +119,7 @@ class Mounts:
 
 
 class CommandForks:
-    """The process that forks commands, which report to one Prefect API. Several processes of tests may ask it."""
+    """The process that forks commands. Several processes of tests may ask it."""
 
     def __init__(self, address: Path, environment: dict[str, str]) -> None:
         """``address``: where the process listens. ``environment``: what it was started with."""
@@ -134,10 +134,19 @@ class CommandForks:
         """Whether all that the command reads while it is imported is as it was when this process imported it."""
         return _read_at_import(environment) == _read_at_import(self._environment)
 
-    def start(self, words: list[str], environment: dict[str, str], mounts: Mounts | None = None) -> ForkedProcess:
-        """Start ``rowvec`` with these words, in the folder of the caller."""
+    def start(
+        self,
+        words: list[str],
+        environment: dict[str, str],
+        mounts: Mounts | None = None,
+        *,
+        folder: Path | None = None,
+        program: str = "rowvec",
+    ) -> ForkedProcess:
+        """Start ``rowvec`` or ``prefect`` with these words, in this folder, or in that of the caller."""
         pipes = [os.pipe() for _ in range(3)]
-        wanted: dict[str, Any] = {"words": words, "environment": environment, "folder": str(Path.cwd())}
+        wanted: dict[str, Any] = {"program": program, "words": words, "environment": environment}
+        wanted["folder"] = str(folder or Path.cwd())
         if mounts is not None:
             wanted["mounts"] = [mounts.before, mounts.after, str(mounts.folder)]
         try:
@@ -150,7 +159,8 @@ class CommandForks:
     def fork(self, wanted: dict[str, Any], ends: list[int]) -> int:
         """Start what is wanted, with these ends of pipes for output, errors and status; returns its process id.
 
-        ``wanted``: ``environment``, ``folder``, and ``words``, which are None for a flow run of a worker.
+        ``wanted``: ``environment``, ``folder``, ``words``, and ``program``: rowvec, prefect, or engine, which is a flow
+        run of a worker.
         """
         try:
             with self._lock:
@@ -192,21 +202,6 @@ def start(address: Path, environment: dict[str, str], life: int) -> subprocess.P
             pass_fds=[listening.fileno()],
             start_new_session=True,
         )
-
-
-@contextmanager
-def forks_of_its_own(api: str, environment: dict[str, str]) -> Generator[CommandForks]:
-    """A process that forks commands with more than the usual environment, for as long as this context lasts."""
-    whole = {**environment, "PREFECT_API_URL": api}
-    folder = short_folder("rvf")
-    process = start(folder / "forks", whole, subprocess.PIPE)
-    forks = CommandForks(folder / "forks", whole)
-    try:
-        yield forks
-    finally:
-        forks.close()
-        process.communicate()
-        shutil.rmtree(folder)
 
 
 _PACKET = 1 << 16
@@ -309,11 +304,13 @@ def _import_all() -> None:
     from importlib import import_module
     from importlib.metadata import entry_points
 
-    from rowvec.cli.flow_loader import load_flow
+    from rowvec.cli import flow_loader
 
     # First, because it sets what Prefect reads of the environment while it is imported.
     for flow in entry_points(group="rowvec.flows"):
-        load_flow(flow.name)
+        flow_loader.load_flow(flow.name)
+    # Before the commands are imported, some of which import this function by its name.
+    flow_loader.load_flow = _reading_settings_after(flow_loader.load_flow)
     for name in _PRELOAD:
         import_module(name)
     from rowvec.embedders.provider.tokens import count
@@ -329,27 +326,50 @@ def _set_width() -> None:
         out.width = err.width = int(os.environ["COLUMNS"])
 
 
-def _command(words: list[str]) -> None:
+def _reading_settings_after(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What loads a flow, and sets the environment for that; Prefect then has these settings."""
+
+    def load_flow(name: str) -> Any:
+        flow = load(name)
+        refresh_global_settings_context()
+        return flow
+
+    from prefect.context import refresh_global_settings_context
+
+    return load_flow
+
+
+def _rowvec(words: list[str]) -> None:
     from rowvec.cli import main
 
     sys.argv = ["rowvec", *words]
     main()
 
 
-def _engine() -> None:
+def _prefect(words: list[str]) -> None:
+    sys.argv = ["prefect", *words]
+    from prefect.cli import app
+
+    app()
+
+
+def _engine(_words: list[str]) -> None:
     """Run what `python -m prefect.engine` runs."""
     sys.argv = ["prefect.engine"]
     sys.modules.pop("prefect.engine", None)
     runpy.run_module("prefect.engine", run_name="__main__")
 
 
-def _run(words: list[str] | None) -> NoReturn:
+_PROGRAMS = {"rowvec": _rowvec, "prefect": _prefect, "engine": _engine}
+
+
+def _run(program: str, words: list[str]) -> NoReturn:
     """Run the command, and end as the interpreter would. Only what is imported is not deleted, which takes 0.2 s."""
+    from prefect.context import refresh_global_settings_context
+
     try:
-        if words is None:
-            _engine()
-        else:
-            _command(words)
+        refresh_global_settings_context()
+        _PROGRAMS[program](words)
         status = 0
     except SystemExit as ended:
         if isinstance(ended.code, str):
@@ -374,4 +394,4 @@ if __name__ == "__main__":
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         _set_width()
-        _run(request["words"])
+        _run(request["program"], request["words"])
