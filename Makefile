@@ -55,10 +55,11 @@ soak: $(VENV)/.dev
 
 # Kills each command at each point of its run, runs it again, and compares what it leaves. It takes hours, goes on where it
 # was stopped, and writes one line per trial to RESULTS; at the end it prints the table for docs/explanation/proof.md.
-# CASES=trigger,prune takes the cases with one of these words in their names.
+# CASES=trigger,prune takes the cases with one of these words in their names. CRASH_FLAGS="--tiers 2 3 --every 20" takes a
+# sample: each twentieth full disk and cut connection.
 RESULTS ?= build/crash.jsonl
 crash: $(VENV)/.dev
-	$(BIN)/python -m tests.support.crash_points.campaign --results=$(RESULTS) --workers=2 --cases="$(CASES)"
+	$(BIN)/python -m tests.support.crash_points.campaign --results=$(RESULTS) --workers=2 --cases="$(CASES)" $(CRASH_FLAGS)
 
 # The peers of the benchmarks are installed in an environment of their own, never in the project's.
 bench-peers:

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -53,6 +54,10 @@ class _Given:
     """What is not tried again."""
     alone: frozenset[Name] | None
     """What alone is tried; None: everything."""
+    every: int
+    """Of the faults of a case and tier, each one of this number is tried: a sample, the same each time."""
+    until: float
+    """No trial begins after this moment, by the monotonic clock."""
 
     def is_wanted(self, trial: Name) -> bool:
         """Whether the campaign runs the trial."""
@@ -66,6 +71,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cases", default="", help="parts of the names of the cases to run, with commas between")
     parser.add_argument("--tiers", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="which faults; see trial.py")
+    parser.add_argument("--every", type=int, default=1, help="a sample: only each of so many faults of a case")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after so many seconds")
     parser.add_argument("--failed", action="store_true", help="only try again what was not passed")
     parser.add_argument("--summary", action="store_true", help="only print the table of a file of results")
     options = parser.parse_args()
@@ -89,7 +96,15 @@ def _run_all(options: argparse.Namespace) -> None:
     for _ in range(options.workers):
         queue.put(None)
     with _server() as url:
-        given = _Given(server_url=url, results=options.results, commit=_commit(), passed=passed, alone=alone)
+        given = _Given(
+            server_url=url,
+            results=options.results,
+            commit=_commit(),
+            passed=passed,
+            alone=alone,
+            every=options.every,
+            until=time.monotonic() + options.seconds,
+        )
         processes = [_context.Process(target=_work, args=(number, given, queue)) for number in range(options.workers)]
         for process in processes:
             process.start()
@@ -121,14 +136,14 @@ def _server() -> Generator[str]:
 
 def _work(number: int, given: _Given, queue: Any) -> None:
     cases = {case.name: case for case in CASES}
-    while (task := queue.get()) is not None:
+    while (task := queue.get()) is not None and time.monotonic() < given.until:
         case = cases[task.case]
         place = run_folder.short_folder(f"c{number}")
         try:
             with scene(given.server_url, f"crash_{number}", place / "scene", case) as played:
                 wanted = uninterrupted(played)
-                for at in wanted.faults(task.tier):
-                    if given.is_wanted((case.name, str(at[0]), at[1])):
+                for at in wanted.faults(task.tier)[:: given.every]:
+                    if given.is_wanted((case.name, str(at[0]), at[1])) and time.monotonic() < given.until:
                         _write(given, case, attempt(played, wanted, at))
         except AssertionError as error:
             print(f"{case.name}: {error}", file=sys.stderr, flush=True)
