@@ -16,6 +16,8 @@ RowvecError
 │   ├── TargetError           the target database or its vector table cannot be used
 │   ├── StoreRefused          the blob store refuses: permission, container or name
 │   ├── ArtifactCorrupt       an object's bytes do not agree with their checksum
+│   ├── StoreBehind           the store lacks the last manifest that the ledger knows: it was set back
+│   ├── LedgerBehind          the store has later manifests of this ledger: the database was set back
 │   ├── UnfitValue            a value does not fit its column's type
 │   ├── CostLimitExceeded     the run would cost more than its limit
 │   │   └── BudgetExceeded    the next request would exceed ``embedder.budget``
@@ -129,6 +131,14 @@ class StoreRefused(FatalError):
 
 class ArtifactCorrupt(FatalError):
     """An artifact's bytes do not agree with their checksum."""
+
+
+class StoreBehind(FatalError):
+    """The store does not have the last manifest that the ledger knows: it was set back to an earlier state."""
+
+
+class LedgerBehind(FatalError):
+    """The store has later manifests of this ledger than the ledger knows: the database was set back."""
 
 
 class UnfitValue(FatalError):

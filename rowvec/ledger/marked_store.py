@@ -76,7 +76,7 @@ def settle(
     ledgers = marked_ledgers(store, family)
     ledger = own_mark(connection, family, None).ledger
     mine = read_mark(store, family, ledger) if ledger in ledgers else None
-    if mine is not None and mine.manifest and not _is_known(connection, family, mine.manifest):
+    if mine is not None and mine.manifest and not _is_known(connection, mine.manifest):
         row = connection.execute(query("marked_store", "another_id"), {"family": family}).fetchone()
         ledger, mine = (row[0] if row else ledger), None
     others = tuple(sorted(ledgers - {ledger}))
@@ -97,6 +97,18 @@ def standing(connection: Connection, store: Store, pipeline_name: str) -> Standi
     family = family_of(pipeline_name)
     ledger = own_mark(connection, family, None).ledger
     return Standing(ledger, tuple(sorted(marked_ledgers(store, family) - {ledger})))
+
+
+def later_mark(connection: Connection, store: Store, family: str) -> Mark | None:
+    """The mark in the store of this ledger, or of the one that it is a copy of, if it names a manifest unknown here.
+
+    Call it before anything that gives a copy another id. None also if there is no ledger.
+    """
+    if not is_readable(connection, "stores", "ledger"):
+        return None
+    row = connection.execute(query("marked_store", "remembered"), {"family": family}).fetchone()
+    mark = read_mark(store, family, row[0]) if row else None
+    return mark if mark and mark.manifest and not _is_known(connection, mark.manifest) else None
 
 
 def own_mark(connection: Connection, family: str, manifest: str | None) -> Mark:
@@ -151,8 +163,8 @@ def family_manifests(store: Store, family: str) -> Iterator[str]:
         yield from (name for name in store.names(prefix) if is_manifest(name))
 
 
-def _is_known(connection: Connection, family: str, manifest: str) -> bool:
-    row = connection.execute(query("marked_store", "is_known"), {"family": family, "manifest": manifest}).fetchone()
+def _is_known(connection: Connection, manifest: str) -> bool:
+    row = connection.execute(query("marked_store", "is_known"), {"manifest": manifest}).fetchone()
     return bool(row and row[0])
 
 
@@ -199,7 +211,7 @@ def _is_behind(connection: Connection, store: Store, family: str) -> bool:
     row = connection.execute(query("marked_store", "as_it_is"), {"family": family, "server": _server(connection)})
     ((ledger,),) = row.fetchall() or ((None,),)
     mark = read_mark(store, family, ledger) if ledger else None
-    return mark is None or bool(mark.manifest and not _is_known(connection, family, mark.manifest))
+    return mark is None or bool(mark.manifest and not _is_known(connection, mark.manifest))
 
 
 def _server(connection: Connection) -> str | None:

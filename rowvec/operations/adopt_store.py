@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rowvec.ledger.known_manifests import known_manifests
-from rowvec.ledger.marked_store import family_manifests, family_of, settle, supersede
+from rowvec.ledger.marked_store import family_manifests, family_of, later_mark, settle, supersede
 from rowvec.ledger.marked_store import standing as standing_in
 from rowvec.ledger.pipelines import identity_of
 from rowvec.ledger.runs import running
@@ -15,7 +15,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.connection import open_target
 from rowvec.postgres.migrations import install
-from rowvec.store.heads import heads_in, manifest_names
+from rowvec.store.heads import heads_in, highest_run, manifest_names
 from rowvec.store.marks import delete_mark
 from rowvec.store.open import open_store
 
@@ -42,18 +42,25 @@ class AdoptedStore:
 def adopt_store(pipeline: Pipeline) -> AdoptedStore | None:
     """Let this database be the only one that the pipeline's store belongs to; None if it is the only one already.
 
-    The marks of the others are deleted, and a manifest is written that follows theirs. What only they need is kept
-    until a prune finds it old. Raises ``UsageError`` if the pipeline has never run here, ``PipelineBusy`` if another
-    run holds it, and ``ArtifactCorrupt`` if a manifest in the store cannot be read.
+    A later state of this database counts as another one. The marks of the others are deleted, and a manifest is written
+    that follows theirs; its run has a higher number than any in the store, so that no number is given twice. What only
+    they need is kept until a prune finds it old. Raises ``UsageError`` if the pipeline has never run here,
+    ``PipelineBusy`` if another run holds it, and ``ArtifactCorrupt`` if a manifest in the store cannot be read.
     """
     with open_target(resolve(pipeline, NEEDED), "rowvec adopt") as connection:
         install(connection)
-        if not standing_in(connection, open_store(resolve(pipeline, NEEDED).artifacts), pipeline.name).others:
+        store, family = open_store(resolve(pipeline, NEEDED).artifacts), family_of(pipeline.name)
+        is_behind = later_mark(connection, store, family) is not None
+        if not is_behind and not standing_in(connection, store, pipeline.name).others:
             return None
+        above = highest_run(family_manifests(store, family))
     with opened(pipeline) as work:
         identity = identity_of(work.connection, work.pipeline_id)
-    with running(pipeline, "adopt", needed=NEEDED, identity=identity) as run, opened(pipeline, run) as work:
-        connection, store, family = work.connection, work.store, family_of(pipeline.name)
+    with (
+        running(pipeline, "adopt", needed=NEEDED, identity=identity, above=above) as run,
+        opened(pipeline, run) as work,
+    ):
+        connection, store = work.connection, work.store
         standing = settle(connection, store, pipeline.name, work.pipeline_id, run.run_id)
         known = known_manifests(connection, pipeline.name)
         heads = heads_in(store, manifest_names(store, pipeline.name), work.known)

@@ -15,6 +15,7 @@ from rowvec.embedders import open_embedder
 from rowvec.errors import ArtifactCorrupt, Inconsistent, PipelineBusy
 from rowvec.index.checks import conditions
 from rowvec.ledger import pipelines
+from rowvec.ledger.behind import refuse_older_ledger
 from rowvec.ledger.generations import effective
 from rowvec.ledger.journal import replay, unrecorded
 from rowvec.ledger.known_manifests import known_manifests
@@ -180,11 +181,9 @@ def audit(pipeline: Pipeline) -> Audit:
 
 @contextmanager
 def audited(pipeline: Pipeline) -> Generator[Audited]:
-    """Compare every row and every vector, and keep the findings in the connection's scratch tables.
+    """Compare rows with source and journal, vectors with bits and artifacts; the findings are in scratch tables.
 
-    Every row is compared with the source and with what its run recorded in the journal, and every vector with its bits
-    and its artifact. The findings stay in the database, as there may be as many as rows. Raises ``PipelineBusy`` if
-    runs merge so often that no attempt sees one state.
+    Raises ``LedgerBehind`` if the database was set back, ``PipelineBusy`` if no attempt sees one state between merges.
     """
     resolved = resolve(pipeline)
     with open_target(resolved, "rowvec audit") as connection:
@@ -197,6 +196,7 @@ def audited(pipeline: Pipeline) -> Generator[Audited]:
             table=stored_table(connection, resolved),
             store=open_store(resolved.artifacts),
         )
+        refuse_older_ledger(connection, found.store, pipeline.name)
         for _ in range(_ATTEMPTS):
             before = _last_merge(found)
             _compare(found, pipeline.name)

@@ -15,6 +15,7 @@ from psycopg import sql
 from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.images.content import KnownImage
 from rowvec.ledger import marked_store
+from rowvec.ledger.behind import refuse_if_behind
 from rowvec.ledger.held_lease import Ownership
 from rowvec.ledger.journal import FACTS, Closing, copy_entry, record, replay
 from rowvec.ledger.known_manifests import known_manifests
@@ -126,11 +127,12 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
 
     Raises ``UsageError`` if ``compact`` is given without ``apply``, or if the pipeline has never run;
     ``PipelineBusy`` if another run holds the pipeline; ``ArtifactCorrupt`` if a manifest or a journal entry that must
-    be kept is missing or corrupt.
+    be kept is missing or corrupt; ``LedgerBehind`` or ``StoreBehind`` if database or store was set back.
     """
     if compact and not apply:
         raise UsageError("--compact writes artifacts: give --apply with it, or leave it out")
     with opened(pipeline) as work:
+        refuse_if_behind(work.connection, work.store, work.pipeline)
         identity = identity_of(work.connection, work.pipeline_id)
         if not apply:
             kept, shared = _kept(work, older_than), _shared(work)
@@ -139,6 +141,7 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
             old = _old_manifests(work, kept, shared, older_than)
             return _pruned(work, found, old, images, shared, applied=False, compacted=0)
     with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, opened(pipeline, run) as work:
+        refuse_if_behind(work.connection, work.store, work.pipeline)
         compacted = _compact(work, run, identity) if compact else 0
         shared = _shared(work)
         found = _unneeded(work, _kept(work, older_than), shared, older_than)
@@ -150,6 +153,8 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
         images = _unneeded_images(work, shared, identity, older_than)
         forget_images(work.connection, work.store, pipeline.name, images)
         close_run(work, run, identity, whole=compacted > 0 or any(owner == work.pipeline_id for owner, _, _ in found))
+        # It may name a manifest of a killed run, which goes now; a mark that the ledger does not know would stop all.
+        marked_store.renew_mark(work.connection, work.store, work.pipeline)
         # Find the kept manifests again: the newest one may be the one that was written just now.
         old = _old_manifests(work, _kept(work, older_than), shared, older_than)
         for run_id, names in old:
@@ -157,7 +162,6 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
                 work.store.delete(name)
             work.connection.execute(query("prune", "forget_manifest"), {"run_id": run_id})
         old += _delete_superseded(work, older_than, shared)
-        marked_store.renew_mark(work.connection, work.store, work.pipeline)
         return _pruned(work, found, old, images, shared, applied=True, compacted=compacted)
 
 
@@ -175,10 +179,11 @@ def _unneeded_images(work: PruneWork, shared: Shared, identity: Identity, age: t
 def _delete_superseded(work: PruneWork, age: timedelta, shared: Shared) -> list[tuple[int, tuple[str, ...]]]:
     """Delete the old manifests of killed runs, and those that were given up, with their journal entries."""
     family = marked_store.family_of(work.pipeline)
-    entries = {link.manifest.journal.name for link in _kept(work, age).links.values()} | shared.entries
+    kept = _kept(work, age).links
+    entries = {link.manifest.journal.name for link in kept.values()} | shared.entries
     done: list[tuple[int, tuple[str, ...]]] = []
     for link in _superseded(work, family):
-        if link.name in shared.manifests or link.manifest.created_at > datetime.now(UTC) - age:
+        if link.name in shared.manifests | kept.keys() or link.manifest.created_at > datetime.now(UTC) - age:
             continue
         entry = link.manifest.journal.name
         names = (link.name,) if entry in entries else (entry, link.name)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from rowvec.embedders import open_embedder
+from rowvec.ledger.behind import give_up_lost
 from rowvec.ledger.generations import effective
 from rowvec.ledger.held_lease import Ownership
 from rowvec.ledger.journal import restart_journal, unrecorded
@@ -38,7 +39,7 @@ def prepare_repair(pipeline: Pipeline) -> Audit:
     lost is written from the table to a new artifact. An artifact that cannot be read is removed from the ledger, and
     its vectors are looked up in the other artifacts.
 
-    Raises ``PipelineBusy`` if another run holds the pipeline.
+    Raises ``PipelineBusy`` if another run holds the pipeline, and ``LedgerBehind`` if the database was set back.
     """
     pipeline = effective(pipeline)
     with running(pipeline, "repair") as run, audited(pipeline) as read, owned(read.connection, run.lease):
@@ -104,6 +105,7 @@ def _sound_rows(found: Audited) -> Iterator[pa.RecordBatch]:
 def _record_again(found: Audited) -> None:
     """Let the next manifest name the rows that were found wrong, because the journal itself may be wrong about them."""
     if not found.journal_is_sound:
+        give_up_lost(found.connection, found.store, found.resolved.name)
         restart_journal(found.connection, found.pipeline_id)
         return
     parts = {

@@ -17,6 +17,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from rowvec.errors import ArtifactCorrupt, TargetError, UsageError
+from rowvec.ledger.behind import give_up_lost
 from rowvec.ledger.certificates import continue_from
 from rowvec.ledger.journal import replay, unrecorded
 from rowvec.ledger.lease import open_owned
@@ -199,6 +200,8 @@ def restore_rows(pipeline: Pipeline, restore: Restore) -> Restored:
             connection.execute(query("restore", "set_journal"), values)
             connection.execute(query("journal", "forget_table", unrecorded=unrecorded(run.pipeline_id)))
         connection.execute(query("journal", "drop_state"))
+        if whole:
+            give_up_lost(connection, work.store, pipeline.name)
         if pipeline.what == "images":
             take_in_images(connection, work.store, pipeline.name)
     return Restored(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rowvec.errors import ArtifactCorrupt, UsageError
+from rowvec.errors import ArtifactCorrupt, StoreBehind, UsageError
 from rowvec.ledger.known_manifests import KnownManifests, known_manifests
 from rowvec.ledger.marked_store import family_of
 from rowvec.pipeline import Pipeline
@@ -47,6 +47,8 @@ def chain_of(pipeline: Pipeline, manifest: str | None) -> tuple[list[Link], str]
     stored = list(manifest_names(store, pipeline.name))
     if manifest is None and known.newest is None:
         _check_marks(store, pipeline.name, stored)
+    if manifest is None and stored and known.newest is not None and store.checksum(known.newest) is None:
+        raise _lost(store.location(known.newest), stored, known)
     newest = manifest or (known.newest if stored else None) or newest_manifest(store, pipeline.name)
     if newest is None:
         where = store.location(manifests_of(pipeline.name).removesuffix("/"))
@@ -73,6 +75,15 @@ def chain_of(pipeline: Pipeline, manifest: str | None) -> tuple[list[Link], str]
             f"({', '.join(pipeline.source.vector_key)}); restore with the pipeline file they were made by"
         )
     return chain, _found_by(stored, known, manifest)
+
+
+def _lost(newest: str, stored: list[str], known: KnownManifests) -> StoreBehind:
+    older = next((name for name in known.checksums if name in stored), None)
+    way_out = f"the latest that the store has of this ledger is {older}" if older else "none of this ledger is there"
+    return StoreBehind(
+        f"{newest}, the last manifest that the ledger knows, is not in the store: it was restored to an earlier state, "
+        f"or artifacts.url names another one; nothing was changed; name an older manifest with --manifest: {way_out}"
+    )
 
 
 def _check_marks(store: Store, pipeline_name: str, stored: list[str]) -> None:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rowvec.errors import ArtifactCorrupt, Inconsistent, PipelineBusy, UsageError
 from rowvec.ledger import pipelines
+from rowvec.ledger.behind import refuse_if_behind
 from rowvec.ledger.certificates import buckets, follow_chain, newest, vector_type
 from rowvec.ledger.generations import effective
 from rowvec.ledger.journal import has_changes, replay
@@ -136,7 +137,7 @@ def verify(pipeline: Pipeline, root: str | None = None) -> Verified:
 
     Raises ``UsageError`` if there is no certificate yet, ``PipelineBusy`` if a run has written rows that no certificate
     covers, ``ArtifactCorrupt`` if the store and the ledger do not have the same certificate, or if one in the ledger
-    was edited.
+    was edited, ``LedgerBehind`` or ``StoreBehind`` if database or store was set back.
     """
     with _opened(effective(pipeline)) as work:
         found, counts, differences, note = without_blocking(lambda: _compare(work))
@@ -232,6 +233,7 @@ def _opened(pipeline: Pipeline) -> Generator[_Work]:
             certificate=last.certificate,
             is_current=last.is_current,
         )
+        refuse_if_behind(connection, work.store, pipeline.name)
         _check_store(work)
         yield work
 

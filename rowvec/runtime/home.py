@@ -60,9 +60,10 @@ def temporary_folder(parent: Path) -> Generator[Path]:
     """A new folder in ``parent`` that is deleted when the context ends; leftovers of ended processes are deleted first.
 
     A process holds a lock on its folder, and the system releases the lock when the process ends, even if it is killed.
-    A process id would not do: by now, or in another container, it may be the id of another process.
+    A process id would not do: by now, or in another container, it may be the id of another process. Raises
+    ``MachineError`` if the folder cannot be made.
     """
-    with _locked(parent):
+    with local_faults(), _locked(parent):
         # Sweeping takes this lock too, so no other process sees a folder that is made and not locked yet.
         _sweep(parent)
         place = Path(tempfile.mkdtemp(dir=parent, prefix=_TEMPORARY))

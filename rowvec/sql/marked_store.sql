@@ -13,6 +13,9 @@ SET server = coalesce(excluded.server, s.server), database = excluded.database,
                   THEN s.ledger ELSE gen_random_uuid() END
 RETURNING ledger::text, current_database()::text, clock_timestamp()
 
+-- name: remembered -- the id that the ledger has, whether it is a copy or not
+SELECT ledger::text FROM rowvec.stores WHERE family = %(family)s::text
+
 -- name: as_it_is -- the id that own would give, unless it would give a new one
 SELECT s.ledger::text
 FROM rowvec.stores AS s JOIN pg_catalog.pg_database AS d ON d.oid = s.database AND d.datname = current_database()
@@ -22,10 +25,9 @@ WHERE s.family = %(family)s AND coalesce(s.server = %(server)s::text, true)
 UPDATE rowvec.stores SET ledger = gen_random_uuid() WHERE family = %(family)s RETURNING ledger::text
 
 -- name: is_known -- whether the ledger knows a manifest, or that a run may have left it
-SELECT EXISTS (
-    SELECT FROM rowvec.runs AS r JOIN rowvec.pipelines AS p USING (pipeline_id)
-    WHERE p.family = %(family)s::text AND r.manifest = %(manifest)s::text)
-    OR EXISTS (SELECT FROM rowvec.stores WHERE family = %(family)s::text AND %(manifest)s::text = ANY (superseded))
+-- Of any pipeline: what was written under a name that was changed since is known too.
+SELECT EXISTS (SELECT FROM rowvec.runs AS r WHERE r.manifest = %(manifest)s::text)
+    OR EXISTS (SELECT FROM rowvec.stores WHERE %(manifest)s::text = ANY (superseded))
 
 -- name: superseded
 SELECT superseded FROM rowvec.stores WHERE family = %(family)s::text

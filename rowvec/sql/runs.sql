@@ -1,10 +1,11 @@
 -- name: start
 INSERT INTO rowvec.runs (pipeline_id, cause, lease) VALUES (%(pipeline_id)s, %(cause)s, %(lease)s) RETURNING run_id
 
--- name: number_above
+-- name: number_above -- the sequence never goes back
 SELECT setval(sequence, %(number)s)
 FROM pg_get_serial_sequence('rowvec.runs', 'run_id') AS sequence
 WHERE %(number)s > (SELECT coalesce(max(run_id), 0) FROM rowvec.runs)
+  AND %(number)s > coalesce(pg_sequence_last_value(sequence::regclass), 0)
 
 -- name: finish
 UPDATE rowvec.runs

@@ -11,8 +11,9 @@ from psycopg import errors as pg
 
 from rowvec.embedders import open_embedder
 from rowvec.embedders.protocol import Embedder
-from rowvec.errors import StoreRefused, StoreUnavailable, UsageError
+from rowvec.errors import LedgerBehind, StoreBehind, StoreRefused, StoreUnavailable, UsageError
 from rowvec.ledger import spending
+from rowvec.ledger.behind import refuse_if_behind
 from rowvec.ledger.generations import effective
 from rowvec.ledger.marked_store import Forgotten
 from rowvec.ledger.pipelines import PipelineId, check_identity, check_target
@@ -161,10 +162,13 @@ def plan(pipeline: Pipeline, show: int = 0) -> PlanReport:
 
 
 def _read_store(connection: Connection, pipeline: Pipeline, forgotten: Forgotten) -> str | None:
-    """Read what only the store knows; returns a sentence if the store could not be read."""
+    """Read what only the store knows; returns a sentence if the store could not be read, or if a sync would refuse."""
     try:
         store = open_store(resolve(pipeline, frozenset({"artifacts"})).artifacts)
         forgotten.read(connection, store, pipeline.name)
+        refuse_if_behind(connection, store, pipeline.name)
+    except (LedgerBehind, StoreBehind) as error:
+        return f"a sync refuses as long as this is so: {error}"
     except (UsageError, StoreRefused, StoreUnavailable) as error:
         return f"vectors that only the store has are not counted as reused, because it was not read: {error}"
     return None

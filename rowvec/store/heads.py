@@ -11,6 +11,8 @@ from rowvec.store.manifest import Link, is_manifest, manifests_of, read_chain, r
 from rowvec.store.protocol import Store
 
 _LISTED = 5
+# Somebody else may have chosen a name; above it there are so many numbers left that they last.
+_HIGHEST = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,12 @@ def heads_of(manifests: Collection[Head], followed: Collection[str]) -> list[Hea
 def manifest_names(store: Store, pipeline_name: str) -> Iterator[str]:
     """The names of a pipeline's manifests in the store; what else is in their folder is not looked at."""
     return (name for name in store.names(manifests_of(pipeline_name)) if is_manifest(name))
+
+
+def highest_run(manifests: Iterable[str]) -> int:
+    """The highest number of a run in the names of manifests; 0 if there is none."""
+    numbers = (int(name.rpartition("/")[2].split("-")[1]) for name in manifests)
+    return max((number for number in numbers if number <= _HIGHEST), default=0)
 
 
 def heads_in(store: Store, names: Iterable[str], known: Mapping[str, str]) -> list[Head]:

@@ -42,7 +42,8 @@ def adopt(file: File, as_json: AsJson = False) -> None:
     its vectors are of the file's embedder. Runs and rejects of the ledger stay with the pipeline that had them.
 
     If the name belongs to the table already, but other databases write to the pipeline's store too, this database
-    replaces them: a restore takes its last run from now on, and a prune deletes what only they needed.
+    replaces them: a restore takes its last run from now on, and a prune deletes what only they needed. The same if this
+    database was set back to an earlier state, and the store has a later one: its vectors are taken over.
     """
     pipeline = load(file)
     from rowvec.operations import names

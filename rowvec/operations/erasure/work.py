@@ -8,6 +8,7 @@ from pathlib import Path
 from psycopg import sql
 
 from rowvec.errors import UsageError
+from rowvec.ledger.behind import refuse_if_behind
 from rowvec.ledger.generations import Generation, list_generations, live_of
 from rowvec.ledger.marked_store import standing
 from rowvec.ledger.pipelines import PipelineId
@@ -103,10 +104,12 @@ class Work:
 def work_on(connection: Connection, store: Store, pipeline: Pipeline, folder: Path) -> Work:
     """The work on a pipeline whose references are resolved.
 
-    Raises ``UsageError`` if it has no vector table, or if another database writes to its store.
+    Raises ``UsageError`` if it has no vector table, or if another database writes to its store, and ``LedgerBehind`` or
+    ``StoreBehind`` if database or store was set back.
     """
     generations = list_generations(connection, pipeline.name)
     live = live_of(generations, pipeline)
+    refuse_if_behind(connection, store, pipeline.name)
     whose = standing(connection, store, pipeline.name)
     if whose.others:
         raise UsageError(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from rowvec.embedders.cache import opened_embedder
 from rowvec.ledger import pipelines
+from rowvec.ledger.behind import refuse_if_behind
 from rowvec.ledger.lease import open_owned
 from rowvec.ledger.marked_store import settle
 from rowvec.ledger.plans import Plan
@@ -53,10 +54,12 @@ def run(pipeline: Pipeline, run: Run, weight: int = 1) -> Plan:
     resolved = resolve(pipeline)
     identity = opened_embedder(resolved.embedder).identity
     with open_owned(resolved, run.lease, "rowvec extract", computes=True) as connection:
-        settle(connection, open_store(resolved.artifacts), pipeline.name, run.pipeline_id, run.run_id)
+        store = open_store(resolved.artifacts)
+        refuse_if_behind(connection, store, pipeline.name)
+        settle(connection, store, pipeline.name, run.pipeline_id, run.run_id)
         shows_images = resolved.what == "images"
         if shows_images:
-            forget_lost_images(connection, open_store(resolved.artifacts), pipeline.name)
+            forget_lost_images(connection, store, pipeline.name)
         request = Request(
             pipeline=resolved,
             identity=identity,
