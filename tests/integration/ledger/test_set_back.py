@@ -187,6 +187,7 @@ def test_a_store_that_was_set_back_stops_every_command_until_a_repair_writes_wha
     assert (restored.rows, restored.missing, restored.checksum) == (60, 0, report.checksum)
 
 
+@pytest.mark.soak
 def test_a_table_and_a_store_that_was_set_back_are_restored_as_far_as_the_store_goes(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_a_table_and_a_store_that_was_set_back_are_restored_as_far_as_the_store_
     assert from_the_store_alone(paintings, source).checksum == report.checksum
 
 
+@pytest.mark.soak
 def test_a_table_that_is_gone_is_made_again_on_a_store_that_was_set_back(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
