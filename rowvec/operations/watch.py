@@ -95,7 +95,7 @@ def watch(
 ) -> int:
     """Sync each pipeline whose rows have changed, until ``stop`` is set; returns the number of syncs.
 
-    Each queue is looked at once in ``every`` seconds. One sync is for all that has come until it begins, and there is
+    Each queue is looked at once in ``every`` seconds, and at once after a sync that took longer. One sync is for all that has come until it begins, and there is
     never more than one at a time. While another process syncs a pipeline, it is left to that one. If a sync fails,
     ``tell`` gets its sentence, the other pipelines go on, and the next try comes after a pause that grows. ``alarm``
     gets what is wrong with a queue. ``seconds``: after so long it ends by itself.
@@ -109,10 +109,12 @@ def watch(
         for state in states:
             state.look()
         while not stop.is_set() and (end is None or time.monotonic() < end):
+            began, before = time.monotonic(), syncs
             for state in states:
                 if not stop.is_set():
                     syncs += _work(state, tell, alarm, every)
-            stop.wait(every)
+            # What has come during a sync has waited already. A look that takes long gets its pause.
+            stop.wait(max(0.0, began + every - time.monotonic()) if syncs > before else every)
     finally:
         for state in states:
             state.close()

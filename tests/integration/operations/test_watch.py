@@ -123,6 +123,29 @@ def test_a_watcher_syncs_once_for_all_that_has_come_and_goes_on_after_failures(
     assert len(watcher.alarms) <= 3
 
 
+class OneWait(threading.Event):
+    """Ends a watcher at its first pause, and knows how long that would have been."""
+
+    seconds: float | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """The pause between two looks."""
+        self.seconds = timeout
+        self.set()
+        return True
+
+
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
+def test_what_has_come_during_a_sync_does_not_wait_for_the_next_look(source: Connection, queued: Pipeline) -> None:
+    def pause(every: float) -> float | None:
+        stop = OneWait()
+        watch([Watched(read=lambda: queued, sync=sync)], stop, tell=print, alarm=lambda *_: None, every=every)
+        return stop.seconds
+
+    assert pause(0.01) == 0.0  # a sync takes longer
+    assert pause(0.01) == 0.01  # nothing has come
+
+
 def test_a_watcher_leaves_a_pipeline_to_the_run_that_has_it(source: Connection, queued: Pipeline) -> None:
     with running(queued, "test"):
         assert changes.look(queued).reason is None
