@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from rowvec_tasks import stages
 from rowvec_tasks.artifacts import show
-from rowvec_tasks.cancellation import cancellable
+from rowvec_tasks.cancellation import SyncCancelled, asking, cancellable
 from rowvec_tasks.engines import chosen_cluster, on_cluster
 from rowvec_tasks.events import tell_late, tell_sync
 from rowvec_tasks.flow_body import cause_of, job_with_policy, number_run, run_name
@@ -33,6 +34,9 @@ from rowvec.stages.retries import retrying
 
 # While batches embed, the ones before them are binarized, uploaded and loaded: each holds files, not memory.
 BATCHES_IN_FLIGHT = 2
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Chain = dict[str, PrefectFuture[Batch]]
 """The future of each stage of one batch, by the name of the stage."""
@@ -69,17 +73,41 @@ def sync(
     pipeline = effective(loaded(pipeline).with_delete_limit(1.0 if allow_deletes else None))
     with running(pipeline, cause_of(cause)) as run, cancellable():
         number_run(run)
-        if cause != CHANGES:  # the watcher that has started this run sends the alarm itself
-            tell_late(pipeline)
-        tasks = as_tasks(pipeline)
-        report = through_all_rounds(pipeline, run, of_few_tasks(tasks) if cause == CHANGES else tasks)
+        if cause == CHANGES:
+            report = watched(pipeline, run)
+        else:
+            tell_late(pipeline)  # a watcher sends the alarm itself
+            report = through_all_rounds(pipeline, run, as_tasks(pipeline))
         show(pipeline, report)
         tell_sync(pipeline, report)
         return conclude(report)
 
 
-def as_tasks(pipeline: Pipeline) -> Stages:
-    """Every stage as a Prefect task; batches on a cluster if one is configured, else on threads of this process."""
+def watched(pipeline: Pipeline, run: Run) -> SyncReport:
+    """The stages of a run that a watcher starts every few seconds: only batches that can overlap are tasks.
+
+    Each task costs some 50 ms of this run, and as much of the server's processor. The log has one line per stage.
+    """
+    retry = retrying()
+    with asking() as check:
+
+        def attempt(stage: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+            check()
+            return retry(stage, *args, **kwargs)
+
+        alone, tasks = in_process(attempt), as_tasks(pipeline, check)
+
+        def batches(pipeline: Pipeline, run: Run, count: int) -> list[Batch]:
+            return (tasks if count > 1 else alone).batches(pipeline, run, count)
+
+        return through_all_rounds(pipeline, run, replace(alone, batches=batches))
+
+
+def as_tasks(pipeline: Pipeline, check: Callable[[], None] = lambda: None) -> Stages:
+    """Every stage as a Prefect task; batches on a cluster if one is configured, else on threads of this process.
+
+    ``check`` is called before each batch on threads, and may raise.
+    """
     cluster = chosen_cluster()
     if cluster:
         check_reachable(pipeline)
@@ -88,27 +116,14 @@ def as_tasks(pipeline: Pipeline) -> Stages:
         extract=partial(stages.extract, weight=batch_weight(pipeline) if cluster else 1),
         submit_jobs=stages.submit_jobs,
         lost_images=stages.lost_images,
-        batches=partial(on_cluster, cluster) if cluster else in_threads,
+        batches=partial(on_cluster, cluster) if cluster else partial(in_threads, check=check),
         merge=stages.merge,
         index=stages.index,
         validate=stages.validate,
     )
 
 
-def of_few_tasks(tasks: Stages) -> Stages:
-    """The stages of a run that a watcher starts every few seconds: only batches that can overlap are tasks.
-
-    Each task costs some 50 ms of this run, and as much of the server's processor. The log has one line per stage.
-    """
-    alone = in_process(retrying())
-
-    def batches(pipeline: Pipeline, run: Run, count: int) -> list[Batch]:
-        return (tasks if count > 1 else alone).batches(pipeline, run, count)
-
-    return replace(alone, batches=batches)
-
-
-def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
+def in_threads(pipeline: Pipeline, run: Run, batches: int, check: Callable[[], None]) -> list[Batch]:
     """Take all batches through their stages in this process, a few at a time."""
     # Before the first text is paid for: the system would kill the process in the middle of its work.
     if batches:
@@ -118,11 +133,12 @@ def in_threads(pipeline: Pipeline, run: Run, batches: int) -> list[Batch]:
     at_once, in_flight = embedded_at_once(pipeline), 0 if is_tight() else BATCHES_IN_FLIGHT
     try:
         for number in range(batches):
+            check()
             chains.append(submit(pipeline, run, number, after=chains[-at_once] if len(chains) >= at_once else {}))
             if len(chains) > in_flight:
                 done.append(finished(chains.popleft()))
         done.extend(finished(chain) for chain in chains)
-    except Exception:
+    except (Exception, SyncCancelled):
         # What is still at work pays and writes for this run, so the pipeline is held until it has ended.
         wait([future for chain in chains for future in chain.values()])
         raise

@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from rowvec_flows.sync import sync
-from rowvec_tasks.cancellation import cancellable
+from rowvec_tasks.cancellation import cancellable, unless_cancelled
 from rowvec_tasks.events import tell
 from rowvec_tasks.given import stem
 from rowvec_tasks.hooks import clear_up
@@ -88,4 +88,4 @@ def _late_seconds() -> float:
 
 def _sync(place: str, _read: Pipeline) -> SyncReport:
     """One sync below this run. It reads its file itself, so that its parameters show where the file is."""
-    return raise_if_awaiting(sync(place, cause=CHANGES, when_busy="wait", wait_minutes=1))
+    return unless_cancelled(lambda: raise_if_awaiting(sync(place, cause=CHANGES, when_busy="wait", wait_minutes=1)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import copy_context
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
@@ -15,10 +16,15 @@ from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.exceptions import CancelledRun, PrefectException, TerminationSignal
+from prefect.runtime import flow_run
 
-from rowvec.errors import RunCancelled
+from rowvec.errors import RowvecError, RunCancelled
 
+T = TypeVar("T")
+
+ASK_SECONDS = 5.0
+"""How often a watched sync asks whether a person has cancelled it; one that is over sooner never asks."""
 SENTENCE = "cancelled: readers see nothing half done, what was paid for is kept, and the next run goes on from there"
 
 
@@ -64,6 +70,53 @@ def is_being_cancelled() -> bool:
 def is_known_to_be_cancelled() -> bool:
     """Whether ``is_being_cancelled`` has been true in this process; this asks no server."""
     return _known.is_set()
+
+
+class SyncCancelled(RunCancelled):
+    """A person has cancelled a sync of a watcher. It has no process of its own that could be ended, and ends itself."""
+
+
+@contextmanager
+def asking() -> Generator[Callable[[], None]]:
+    """Within this context, the callable raises ``SyncCancelled`` once a person has cancelled its caller's flow run.
+
+    Nobody sends a signal then: the process belongs to the watcher, which goes on.
+    """
+    run_id, cancelled, over = flow_run.get_id(), threading.Event(), threading.Event()
+
+    def check() -> None:
+        if cancelled.is_set():
+            raise SyncCancelled(SENTENCE)
+
+    if run_id is not None:
+        context = copy_context()
+        asks = (UUID(run_id), cancelled, over)
+        threading.Thread(target=lambda: context.run(_ask, *asks), name="rowvec cancelled", daemon=True).start()
+    try:
+        yield check
+    finally:
+        over.set()
+
+
+def _ask(run_id: UUID, cancelled: threading.Event, over: threading.Event) -> None:
+    """Set ``cancelled`` once the server says so; ends with ``over``."""
+    while not over.wait(ASK_SECONDS):
+        try:
+            with get_client(sync_client=True) as client:
+                state = client.read_flow_run(run_id).state
+        except (httpx.HTTPError, PrefectException):
+            continue
+        if state is not None and (state.is_cancelling() or state.is_cancelled()):
+            cancelled.set()
+            return
+
+
+def unless_cancelled(sync: Callable[[], T]) -> T:
+    """What a watcher's sync returns. Raises ``RowvecError`` if a person has cancelled it."""
+    try:
+        return sync()
+    except CancelledRun as error:
+        raise RowvecError(SENTENCE) from error
 
 
 _ENDED = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED})

@@ -16,9 +16,9 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 from rowvec_tasks.artifacts import show_waiting, verdict
-from rowvec_tasks.cancellation import cancellable
+from rowvec_tasks.cancellation import SyncCancelled, cancellable
 from rowvec_tasks.events import tell_failure
 from rowvec_tasks.given import PipelineOrFile, loaded, stem
 from rowvec_tasks.logging_filter import log_sentences
@@ -117,6 +117,9 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
             try:
                 with private_files(), cancellable():
                     return _ended(loaded(pipeline), lambda read: body(read, *args, **kwargs), policy)
+            except SyncCancelled as cancelled:
+                get_run_logger().warning("%s", cancelled)
+                return Cancelled(message=str(cancelled))
             except RunCancelled as cancelled:
                 get_run_logger().warning("%s", cancelled)
                 raise

@@ -69,6 +69,13 @@ def automations() -> ModuleType:
     return automations
 
 
+def cancellation() -> ModuleType:
+    """What knows of cancelled runs; as above."""
+    from rowvec_tasks import cancellation
+
+    return cancellation
+
+
 def events() -> ModuleType:
     """What sends events; as above."""
     from rowvec_tasks import events

@@ -95,10 +95,10 @@ def watch(
 ) -> int:
     """Sync each pipeline whose rows have changed, until ``stop`` is set; returns the number of syncs.
 
-    Each queue is looked at once in ``every`` seconds, and at once after a sync that took longer. One sync is for all that has come until it begins, and there is
-    never more than one at a time. While another process syncs a pipeline, it is left to that one. If a sync fails,
-    ``tell`` gets its sentence, the other pipelines go on, and the next try comes after a pause that grows. ``alarm``
-    gets what is wrong with a queue. ``seconds``: after so long it ends by itself.
+    Each queue is looked at once in ``every`` seconds, and right after a sync that took longer. One sync is for all that
+    has come until it begins, and there is never more than one at a time. While another process syncs a pipeline, it is
+    left to that one. If a sync fails, ``tell`` gets its sentence, the other pipelines go on, and the next try comes
+    after a pause that grows. ``alarm`` gets what is wrong with a queue. ``seconds``: after so long it ends by itself.
 
     Raises what ``read`` raises at the beginning, and what ``opened_queue`` raises for a pipeline that has no queue.
     """

@@ -94,8 +94,11 @@ def _syncing() -> Generator[tuple[Callable[[Pipeline], SyncReport], Alarming]]:
         return
     loaded = flow or load_flow("sync")
 
+    unless_cancelled = prefect_module().cancellation().unless_cancelled
+
     def run(pipeline: Pipeline) -> SyncReport:
-        return loaded(pipeline=pipeline, cause=CHANGES, when_busy="wait", wait_minutes=1)
+        parameters = {"pipeline": pipeline, "cause": CHANGES, "when_busy": "wait", "wait_minutes": 1}
+        return unless_cancelled(partial(loaded, **parameters))
 
     with prefect_api():
         yield run, prefect_module().events().tell
