@@ -16,7 +16,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import CancelledRun, PrefectException, TerminationSignal
+from prefect.exceptions import CancelledRun, PrefectException, TerminationSignal, UnfinishedRun
 from prefect.runtime import flow_run
 
 from rowvec.errors import RowvecError, RunCancelled
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 ASK_SECONDS = 5.0
 """How often a watched sync asks whether a person has cancelled it; one that is over sooner never asks."""
+TOO_LATE = "cancelled too late: the run had done its work"
 SENTENCE = "cancelled: readers see nothing half done, what was paid for is kept, and the next run goes on from there"
 
 
@@ -115,7 +116,8 @@ def unless_cancelled(sync: Callable[[], T]) -> T:
     """What a watcher's sync returns. Raises ``RowvecError`` if a person has cancelled it."""
     try:
         return sync()
-    except CancelledRun as error:
+    except (CancelledRun, UnfinishedRun) as error:
+        # Unfinished: when it had done its work, its state was Cancelling, which Prefect does not replace by Completed.
         raise RowvecError(SENTENCE) from error
 
 

@@ -6,12 +6,12 @@ import logging
 from typing import Any
 
 import httpx
-from prefect import Flow
+from prefect import Flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Crashed
 from rowvec_tasks.artifacts import remove_generation_pages
-from rowvec_tasks.cancellation import SENTENCE, end_parts
+from rowvec_tasks.cancellation import SENTENCE, TOO_LATE, end_parts
 from rowvec_tasks.given import loaded
 
 from rowvec.errors import RowvecError
@@ -30,6 +30,10 @@ def clear_up(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
     cancelled = state.is_cancelling() or state.is_cancelled()
     why = SENTENCE if cancelled else f"the flow run {flow_run.id} was ended from outside: {state.name}"
     try:
+        if state.is_cancelling() and flow_run.deployment_id is None:
+            # No worker sets its last state, and it was at its end when it was cancelled.
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(flow_run.id, Cancelled(message=TOO_LATE), force=True)
         end_parts(flow_run.id, Cancelled(message=SENTENCE) if cancelled else Crashed(message=why), cancelled=cancelled)
         # A watcher has several.
         for place in flow_run.parameters.get("pipelines") or [flow_run.parameters["pipeline"]]:

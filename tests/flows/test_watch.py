@@ -24,17 +24,15 @@ from prefect.states import Cancelling, Crashed, Running
 from rowvec_flows.sync import sync
 from rowvec_flows.watch import watch
 from rowvec_tasks import cancellation, stages
-from rowvec_tasks.cancellation import SENTENCE
+from rowvec_tasks.cancellation import SENTENCE, TOO_LATE
 from rowvec_tasks.hooks import clear_up
 
-from rowvec.ledger.plans import Plan
-from rowvec.ledger.runs import Run
 from rowvec.operations.watch import Watched
 from rowvec.operations.watch import watch as look
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
+from rowvec.stages import validate
 from rowvec.stages.extract import stage as extract
-from rowvec.stages.report import SyncReport
 from tests.support import cli_process
 from tests.support import paintings as gallery
 from tests.support.cli_process import PrefectServer, write_pipeline
@@ -97,42 +95,55 @@ def test_only_syncs_that_did_something_are_runs_below_the_watcher(
         assert client.read_task_runs(flow_run_filter=of_syncs) == []
 
 
+@pytest.mark.parametrize(
+    ("stage", "in_ledger", "said"),
+    [(extract, ["cancelled", "succeeded"], SENTENCE), (validate, ["succeeded"], TOO_LATE)],
+    ids=["in time", "too late"],
+)
 def test_a_sync_that_is_cancelled_ends_alone_and_the_watcher_goes_on(
-    prefect_api: None, source: Connection, queued: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_api: None,
+    source: Connection,
+    queued: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Any,
+    in_ledger: list[str],
+    said: str,
 ) -> None:
-    file, stop, first = write_pipeline(queued, tmp_path), threading.Event(), extract.run
+    file, stop, run_stage = write_pipeline(queued, tmp_path), threading.Event(), stage.run
 
-    def cancelled_meanwhile(pipeline: Pipeline, run: Run) -> Plan:
+    def cancelled_meanwhile(*given: Any) -> Any:
         if runs(source) == [("changes", "running")]:
             with get_client(sync_client=True) as client:
                 # As the button of the UI does.
                 client.set_flow_run_state(UUID(flow_run.get_id()), Cancelling())
             time.sleep(1)
-        return first(pipeline, run)
+        return run_stage(*given)
 
     def until_done(watched: list[Watched], _stop: threading.Event, **named: Any) -> int:
         (only,) = watched
 
-        def stop_after(read: Pipeline) -> SyncReport:
-            report = only.sync(read)
-            stop.set()
-            return report
+        def stop_after(read: Pipeline) -> Any:
+            try:
+                return only.sync(read)
+            finally:
+                if runs(source)[-1][1] == "succeeded":
+                    stop.set()
 
         return look([replace(only, sync=stop_after)], stop, **named)
 
     monkeypatch.setattr(cancellation, "ASK_SECONDS", 0.1)
-    monkeypatch.setattr(extract, "run", cancelled_meanwhile)
+    monkeypatch.setattr(stage, "run", cancelled_meanwhile)
     monkeypatch.setattr("rowvec_flows.watch.look", until_done)
     state = watch([str(file)], every=0.1, return_state=True)
-    assert (state.name, state.message) == ("Completed", "1 sync")
-    assert runs(source) == [("changes", "cancelled"), ("changes", "succeeded")]
-    assert source.execute("SELECT error FROM rowvec.runs ORDER BY run_id LIMIT 1").fetchone() == (SENTENCE,)
+    assert (state.name, state.message) == ("Completed", "1 sync" if stage is extract else "0 syncs")
+    assert runs(source) == [("changes", ended) for ended in in_ledger]
     assert_in_step(source)
     below = {run.name: run.state for run in named(f"{queued.name}-changes")}
-    ended = below[f"{queued.name}-changes-1"]
+    ended = below.pop(f"{queued.name}-changes-1")
     assert ended is not None
-    assert (ended.name, ended.message) == ("Cancelled", SENTENCE)
-    assert {name for name, each in below.items() if each and each.is_completed()} == {f"{queued.name}-changes-2"}
+    assert (ended.name, ended.message) == ("Cancelled", said)
+    assert [state.name for state in below.values() if state] == ["Completed"] * (len(in_ledger) - 1)
 
 
 def test_a_file_without_a_queue_fails_the_run_in_one_sentence(

@@ -14,7 +14,7 @@ from tests.support.paintings import fill, sync
 from tests.support.servers.disposable import own_postgres
 
 ROWS = 2_500
-"""Their graph has more than a megabyte."""
+"""Their graph has more than a megabyte: no two texts have one vector."""
 
 
 def said(report: SyncReport) -> list[tuple[str, float | None]]:
@@ -34,11 +34,15 @@ def test_a_run_says_what_a_vector_takes_on_a_server_whose_buffers_are_smaller_th
         server.kill()
         server.start()
         pipeline = gallery.pipeline(
-            str(tmp_path / "artifacts"), source={"changes": {"by": "trigger"}}, index={"kind": "hnsw", "on": "float"}
+            str(tmp_path / "artifacts"),
+            source={"changes": {"by": "trigger"}},
+            embedder={"kind": "local", "dimensions": 256},
+            index={"kind": "hnsw", "on": "float"},
         )
         with connect(server.url) as source:
             source.execute(gallery.SOURCE)
             fill(source, ROWS)
+            source.execute("UPDATE paintings SET title = md5(id::text)")
             ((first, no_inserts),) = said(sync(pipeline))
             assert "is larger than shared_buffers of the server, 1 MiB" in first
             assert no_inserts is None

@@ -235,18 +235,20 @@ def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(
     pipeline = apart.pipeline()
     sync(pipeline)
     apart.source.execute("UPDATE paintings SET title = 'new' WHERE id IN (7, 300); DELETE FROM paintings WHERE id = 8")
-    before = [_rows_read(connection) for connection in (apart.source, apart.target)]
+    before = sum(_rows_read(connection) for connection in (apart.source, apart.target))
     report = sync(pipeline)
     assert (by_queue(report), report.changed, report.deleted) == (True, 2, 1)
-    assert [_rows_read(connection) for connection in (apart.source, apart.target)] == before
+    # If there is an index, its check looks for one vector.
+    assert sum(_rows_read(connection) for connection in (apart.source, apart.target)) <= before + 1
 
 
-def _rows_read(connection: Connection) -> list[Row]:
+def _rows_read(connection: Connection) -> int:
     connection.execute("SELECT pg_stat_force_next_flush()")
     connection.execute("SELECT pg_stat_clear_snapshot()")
-    return connection.execute(
-        "SELECT schemaname, seq_tup_read FROM pg_stat_user_tables WHERE relname = 'paintings' ORDER BY 1"
-    ).fetchall()
+    (read,) = connection.execute(
+        "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname = 'paintings'"
+    ).fetchone() or (0,)
+    return read
 
 
 @pytest.mark.needs("no pooler", "it starts one of its own")
