@@ -139,7 +139,13 @@ class OneWait(threading.Event):
 def test_what_has_come_during_a_sync_does_not_wait_for_the_next_look(source: Connection, queued: Pipeline) -> None:
     def pause(every: float) -> float | None:
         stop = OneWait()
-        watch([Watched(read=lambda: queued, sync=sync)], stop, tell=print, alarm=lambda *_: None, every=every)
+        watch(
+            [Watched(read=lambda: queued, sync=sync)],
+            stop,
+            tell=print,
+            alarm=lambda _pipeline, _alarms: None,
+            every=every,
+        )
         return stop.seconds
 
     assert pause(0.01) == 0.0  # a sync takes longer
