@@ -36,6 +36,8 @@ _TIME = "%Y%m%dT%H%M%S.%fZ"
 _NOTED = re.compile(
     r"manifests/[a-z][a-z0-9_-]{0,39}(?:\.[0-9]{1,9})?/[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]{1,10}-([0-9a-f]{12}|[0-9a-f]{64})\.json"
 )
+# The first manifests had no journal. None of them is read any more, but the first manifest after one names it.
+_WITHOUT_JOURNAL = re.compile(r"manifests/[a-z][a-z0-9_-]{0,39}/[0-9]{12}-[0-9a-f]{12}\.json")
 _REFERENCE = re.compile(
     r"(artifacts|journal)/[a-z][a-z0-9_-]{0,39}(?:\.[0-9]{1,9})?/([0-9a-f]{2})/([0-9a-f]{64})\.(.+)"
 )
@@ -207,8 +209,10 @@ def _wrong(manifest: Manifest) -> Iterator[str]:
         yield from _wrong_reference(held, kind)
     if not manifest.journal.name.startswith(f"journal/{manifest.pipeline}/"):
         yield f"{manifest.journal.name[:100]!r} is of another pipeline"
-    for name in (manifest.previous, *(manifest.follows or ())):
-        if name is not None and not is_manifest(name):
+    if manifest.previous is not None and not is_manifest(manifest.previous):
+        yield f"{manifest.previous[:100]!r} is not the name of a manifest"
+    for name in manifest.follows or ():
+        if not (is_manifest(name) or _WITHOUT_JOURNAL.fullmatch(name)):
             yield f"{name[:100]!r} is not the name of a manifest"
     columns = [name for name, _ in (*manifest.layout.key, *manifest.layout.metadata)]
     yield from (f"{name[:100]!r} is not the name of a column" for name in columns if not _is_column(name))

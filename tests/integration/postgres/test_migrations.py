@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg.conninfo import make_conninfo
+from typer.main import get_command
 
+from rowvec.cli.app import app
 from rowvec.errors import TargetError
+from rowvec.operations import names
 from rowvec.operations.audit import audit
+from rowvec.operations.changes import install_queue, look
+from rowvec.operations.erasure.forget import forget
 from rowvec.operations.index import maintain
 from rowvec.operations.prune import prune
 from rowvec.operations.rebuild import plan_rebuild
 from rowvec.operations.rejects import rejects
+from rowvec.operations.relevance.evaluate import evaluate
 from rowvec.operations.restore import restoring
 from rowvec.operations.search import search
+from rowvec.operations.setup.check import Scope, check
+from rowvec.operations.setup.finding import Finding
+from rowvec.operations.status import status
+from rowvec.operations.verify import verify
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, open_target
 from rowvec.postgres.migrations import install
 from rowvec.stages import dry_run
+from tests.support import paintings as gallery
+from tests.support.cli_process import write_pipeline
 from tests.support.paintings import sync
 
 
@@ -37,28 +51,58 @@ def test_every_table_says_what_it_is_for(connection: Connection) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize(
-    "command", ["plan", "sync", "search", "audit", "rejects", "index", "prune", "restore", "rebuild"]
-)
+WITHOUT_A_LEDGER = {"init", "psql", "schema", "demo", "deploy", "automations", "up", "down"}
+"""Commands that open no ledger themselves; what a demo or a deployment starts is a sync."""
+
+
+def commands(paintings: Pipeline, folder: Path) -> dict[str, Callable[[], object]]:
+    """By the name of each command that opens a ledger: what it calls first."""
+    queued = gallery.pipeline(paintings.artifacts.url, source={"changes": {"by": "trigger"}})
+    questions, file = folder / "questions.jsonl", write_pipeline(paintings, folder)
+    questions.write_text('{"question": "x", "relevant": [1]}\n', "utf-8")
+    return {
+        "adopt": lambda: names.adopt(paintings),
+        "audit": lambda: audit(paintings),
+        "changes": lambda: install_queue(queued),
+        "check": lambda: refused(check(file, Scope(embedder=False))),
+        "evaluate": lambda: evaluate([paintings], questions, 10),
+        "forget": lambda: forget(paintings, ["1"], apply=True),
+        "index": lambda: maintain(paintings),
+        "plan": lambda: dry_run.plan(paintings),
+        "prune": lambda: prune(paintings, timedelta(days=1), apply=True),
+        "rebuild": lambda: plan_rebuild(paintings),
+        "rejects": lambda: rejects(paintings, retry=True),
+        "rename": lambda: names.rename(paintings, "former"),
+        "restore": lambda: restoring(paintings, None).__enter__(),
+        "search": lambda: search(paintings, "x", 1, mode="exact"),
+        "status": lambda: status([paintings]),
+        "sync": lambda: sync(paintings),
+        "verify": lambda: verify(paintings),
+        "watch": lambda: look(queued),
+    }
+
+
+def refused(findings: Iterable[Finding]) -> None:
+    """Raise the first fault that a check has found."""
+    raise TargetError(next(finding.detail for finding in findings if finding.state == "fault"))
+
+
+def test_each_command_that_opens_a_ledger_is_tried_with_a_newer_one(paintings: Pipeline, tmp_path: Path) -> None:
+    whole: Any = get_command(app)
+    assert {*whole.commands} == {*commands(paintings, tmp_path)} | WITHOUT_A_LEDGER
+
+
 def test_an_older_program_is_refused_before_it_does_anything(
-    source: Connection, paintings: Pipeline, command: str
+    source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
     source.execute("INSERT INTO rowvec.migrations (number) VALUES (9999)")
-    commands: dict[str, Callable[[], object]] = {
-        "plan": lambda: dry_run.plan(paintings),
-        "sync": lambda: sync(paintings),
-        "search": lambda: search(paintings, "x", 1, mode="exact"),
-        "audit": lambda: audit(paintings),
-        "rejects": lambda: rejects(paintings, retry=True),
-        "index": lambda: maintain(paintings),
-        "prune": lambda: prune(paintings, timedelta(days=1), apply=True),
-        "restore": lambda: restoring(paintings, None).__enter__(),
-        "rebuild": lambda: plan_rebuild(paintings),
-    }
     before = state(source)
-    with pytest.raises(TargetError, match=r"newer rowvec \(its migration 9999; this one knows \d+\).*nothing was done"):
-        commands[command]()
-    assert state(source) == before
+    for name, command in commands(paintings, tmp_path).items():
+        expected = r"newer rowvec \(its migration 9999; this one knows \d+\).*nothing was done"
+        with pytest.raises(TargetError, match=expected) as raised:
+            command()
+        assert "\n" not in str(raised.value), name
+        assert state(source) == before, name
 
 
 def state(connection: Connection) -> list[tuple[object, ...]]:
