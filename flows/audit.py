@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 from rowvec_flows.sync import sync
-from rowvec_tasks import stages
+from rowvec_tasks import jobs
 from rowvec_tasks.artifacts import show_audit
 from rowvec_tasks.events import tell
 from rowvec_tasks.flow_body import job, run_name
@@ -34,10 +34,10 @@ def audit(pipeline: PipelineOrFile, repair: bool = False) -> AuditReport:
         repair: Whether to repair what is found, from artifacts first; only vectors that exist nowhere are paid for.
     """
     pipeline = loaded(pipeline)
-    found, repaired = (stages.prepare_repair if repair else stages.audit)(pipeline), 0
+    found, repaired = (jobs.prepare_repair if repair else jobs.audit)(pipeline), 0
     if repair and not found.is_finished:
         raise_if_awaiting(sync(pipeline, cause="repair"))
-        left = stages.audit(pipeline)
+        left = jobs.audit(pipeline)
         repaired, found = found.total - left.total, left
     report = AuditReport(pipeline=pipeline.name, found=found, repaired=repaired)
     show_audit(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect import flow
-from rowvec_tasks import stages
+from rowvec_tasks import jobs
 from rowvec_tasks.artifacts import show_erased
 from rowvec_tasks.flow_body import job, run_name
 from rowvec_tasks.given import PipelineOrFile, loaded
@@ -30,6 +30,6 @@ def forget(pipeline: PipelineOrFile) -> Erasure:
         pipeline: The pipeline file: a path on the worker, or an https URL. It is read when the run starts.
     """
     pipeline = loaded(pipeline)
-    found = stages.erase(pipeline)
+    found = jobs.erase(pipeline)
     show_erased(pipeline, found)
     return found

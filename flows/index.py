@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
-from rowvec_tasks import stages
+from rowvec_tasks import jobs
 from rowvec_tasks.artifacts import show_index
 from rowvec_tasks.flow_body import job, run_name
 from rowvec_tasks.given import PipelineOrFile, loaded
@@ -46,9 +46,9 @@ def index(
     """
     pipeline = loaded(pipeline)
     if tune:
-        tuning = stages.tune_index(pipeline, Budget(seconds=seconds, memory=memory_mib * 2**20, rows=rows))
+        tuning = jobs.tune_index(pipeline, Budget(seconds=seconds, memory=memory_mib * 2**20, rows=rows))
         show_index(pipeline, tuning)
         return tuning
-    found = stages.maintain_index(pipeline, rebuild_it=rebuild)
+    found = jobs.maintain_index(pipeline, rebuild_it=rebuild)
     show_index(pipeline, found)
     return found

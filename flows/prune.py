@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 from prefect import flow
-from rowvec_tasks import stages
+from rowvec_tasks import jobs
 from rowvec_tasks.artifacts import show_pruned
 from rowvec_tasks.flow_body import job, run_name
 from rowvec_tasks.given import PipelineOrFile, loaded
 from rowvec_tasks.hooks import clear_up
 
-from rowvec.operations.prune import Pruned
+from rowvec.operations.pruned import Pruned
 
 
 @flow(
@@ -33,6 +33,6 @@ def prune(pipeline: PipelineOrFile, older_than_days: float = 30, apply: bool = F
         compact: Whether to merge small artifacts into large ones first; only together with apply.
     """
     pipeline = loaded(pipeline)
-    found = stages.prune_store(pipeline, timedelta(days=older_than_days), apply=apply, compact=compact)
+    found = jobs.prune_store(pipeline, timedelta(days=older_than_days), apply=apply, compact=compact)
     show_pruned(pipeline, found)
     return found

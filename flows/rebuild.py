@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 from rowvec_flows.sync import sync
-from rowvec_tasks import stages
+from rowvec_tasks import jobs
 from rowvec_tasks.artifacts import remove_generation_pages, show_rebuild
 from rowvec_tasks.flow_body import job, run_name
 from rowvec_tasks.given import PipelineOrFile, loaded
@@ -43,12 +43,12 @@ def rebuild(
     """
     pipeline = loaded(pipeline)
     steps = Steps(
-        begin=stages.begin_rebuild,
+        begin=jobs.begin_rebuild,
         sync=lambda of: raise_if_awaiting(sync(of, cause="rebuild")),
-        live_pipeline=stages.live_pipeline,
-        compare=stages.compare,
-        judge=stages.judge,
-        switch=stages.switch,
+        live_pipeline=jobs.live_pipeline,
+        compare=jobs.compare,
+        judge=jobs.judge,
+        switch=jobs.switch,
     )
     try:
         limit = None if max_cost < 0 else max_cost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect import flow
-from rowvec_tasks import stages
+from rowvec_tasks import jobs
 from rowvec_tasks.artifacts import show
 from rowvec_tasks.cancellation import cancellable
 from rowvec_tasks.flow_body import job, number_run, run_name
@@ -33,6 +33,6 @@ def restore(pipeline: PipelineOrFile, manifest: str = "") -> RestoreReport:
     pipeline = loaded(pipeline)
     with restoring(pipeline, manifest or None) as under_way, cancellable():
         number_run(under_way.run)
-        report = stages.validate_restore(pipeline, under_way.run, stages.restore(pipeline, under_way))
+        report = jobs.validate_restore(pipeline, under_way.run, jobs.restore(pipeline, under_way))
         show(pipeline, report)
         return conclude(report)

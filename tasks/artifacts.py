@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect import get_client
@@ -14,16 +14,18 @@ from prefect.runtime import flow_run
 from rowvec_tasks.names import artifact_key
 
 from rowvec.errors import AwaitingJobs, RowvecError
-from rowvec.index.tuning.results import Tuning
 from rowvec.ledger.history import History, look_back
-from rowvec.operations.audit import AuditReport
-from rowvec.operations.erasure.forget import Erasure
-from rowvec.operations.prune import Pruned
-from rowvec.operations.rebuild import RebuildReport
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.display import one_line, plain
 from rowvec.runtime.figures import counted
 from rowvec.stages.report import RestoreReport, SyncReport
+
+if TYPE_CHECKING:
+    from rowvec.index.tuning.results import Tuning
+    from rowvec.operations.audit import AuditReport
+    from rowvec.operations.erasure.forget import Erasure
+    from rowvec.operations.pruned import Pruned
+    from rowvec.operations.rebuild import RebuildReport
 
 _ROWS_SHOWN = 10
 # Characters, for all columns of a table but two narrow ones.
@@ -34,12 +36,6 @@ _PAGES = {"rebuild": "rebuild", "audit": "audit", "prune": "prune", "forget": "f
 
 def verdict(result: Any) -> str:
     """What a job says of its result, in one sentence: the message of the run's state, and what its artifacts show."""
-    if isinstance(result, Pruned):
-        done = "Deleted" if result.applied else "Would be deleted"
-        artifacts, manifests = counted(result.artifacts, "artifacts"), counted(result.manifests, "manifests")
-        return f"{done}: {artifacts}, {result.bytes:,} bytes; {manifests}."
-    if isinstance(result, Tuning):
-        return result.kept or result.reason
     return str(result["reason"]) if isinstance(result, dict) else result.verdict()
 
 
@@ -130,7 +126,7 @@ def show_erased(pipeline: Pipeline, found: Erasure) -> None:
 
 def show_index(pipeline: Pipeline, found: Tuning | dict[str, Any]) -> None:
     """Publish the state of the index, or what a tuner found."""
-    figures = found.as_json() if isinstance(found, Tuning) else found
+    figures = found if isinstance(found, dict) else found.as_json()
     rows = [{"what": name, "value": str(value)} for name, value in figures.items()]
     _table(pipeline.name, "index-state", rows, verdict(found))
 

@@ -10,7 +10,6 @@ from rowvec_tasks.artifacts import show_failure
 from rowvec_tasks.names import source_asset, vector_asset
 
 from rowvec.errors import Inconsistent, RowvecError
-from rowvec.operations.changes import look
 from rowvec.pipeline import Pipeline
 from rowvec.runtime.display import shown
 from rowvec.stages.alarms import Alarm, of_error, of_sync, of_waiting
@@ -37,6 +36,8 @@ def tell_sync(pipeline: Pipeline, report: SyncReport) -> None:
 def tell_late(pipeline: Pipeline) -> None:
     """Send the alarm that changes wait for longer than the pipeline allows, if they do."""
     if pipeline.freshness.alarm_after is not None:
+        from rowvec.operations.changes import look  # late: few pipelines have this alarm
+
         found = look(pipeline)
         tell(pipeline, of_waiting(pipeline, found.waiting, found.oldest_seconds))
 

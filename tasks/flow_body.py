@@ -21,6 +21,7 @@ from rowvec_tasks.artifacts import show_waiting, verdict
 from rowvec_tasks.cancellation import SyncCancelled, cancellable
 from rowvec_tasks.events import tell_failure
 from rowvec_tasks.given import PipelineOrFile, loaded, stem
+from rowvec_tasks.heartbeat import alive
 from rowvec_tasks.logging_filter import log_sentences
 from rowvec_tasks.progress import published
 from rowvec_tasks.run_log import told
@@ -113,7 +114,7 @@ def _wrap(body: F, policy_parameters: tuple[str, ...]) -> F:
         given = signature.bind(pipeline, *args, **kwargs)
         given.apply_defaults()
         policy = {name: given.arguments[name] for name in policy_parameters}
-        with told():
+        with told(), alive():
             try:
                 with private_files(), cancellable():
                     return _ended(loaded(pipeline), lambda read: body(read, *args, **kwargs), policy)

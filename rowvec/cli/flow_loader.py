@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rowvec.cli.prefect_server import prefect_api
 from rowvec.cli.progress_bars import shown_progress
 from rowvec.errors import UsageError, raise_if_awaiting
 from rowvec.runtime.home import home_folder
-from rowvec.runtime.prefect_server import names_profiles
+from rowvec.runtime.prefect_server import names_profiles, own_entry_points
 from rowvec.runtime.progress import under_way
 
 _SETTINGS = {
@@ -58,7 +57,7 @@ def load_flow(name: str) -> Callable[..., Any]:
     """
     for key, value in (_SETTINGS | _own_home()).items():
         os.environ.setdefault(key, value)
-    for point in entry_points(group="rowvec.flows", name=name):
+    for point in own_entry_points("rowvec.flows", name):
         with collector_paused():
             flow: Callable[..., Any] = point.load()
 

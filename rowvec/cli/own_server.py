@@ -34,11 +34,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-import certifi
-
 from rowvec.errors import MachineError
 from rowvec.runtime.home import home_folder
 from rowvec.runtime.memory import MIB, ONE_BATCH, require
+from rowvec.runtime.prefect_server import one_authority
 from rowvec.runtime.private import FILE_MODE
 
 _READY_SECONDS = 180.0
@@ -67,7 +66,7 @@ class OwnServer:
         self._empty = self._home / f"empty-{version('prefect')}.db"
         _remove_leftovers(self._home)
         self._folder, self._lock = _locked_folder(self._home)
-        self.certificate = _one_certificate(self._folder)
+        self.authority = one_authority(self._folder)
         """The file of authorities for its clients, which speak no TLS."""
         self._log: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 # closed by `stop`
         self._stopped = False
@@ -188,7 +187,7 @@ class OwnServer:
             "PREFECT__SERVER_EPHEMERAL": "1",
             "PREFECT__SERVER_WEBSERVER_ONLY": "1",
             "PREFECT__SERVER_FINAL": "1",
-            "SSL_CERT_FILE": str(self.certificate),
+            "SSL_CERT_FILE": str(self.authority),
             "DO_NOT_TRACK": "1",
         }
 
@@ -216,13 +215,6 @@ def _has_tables(database: Path) -> bool:
             return found.execute("SELECT count(*) FROM block_type").fetchone() != (0,)
     except sqlite3.Error:
         return False
-
-
-def _one_certificate(folder: Path) -> Path:
-    file = folder / "authority.pem"
-    first, end, _ = Path(certifi.where()).read_text("utf-8").partition("-----END CERTIFICATE-----")
-    file.write_text(f"{first}{end}\n", "utf-8")
-    return file
 
 
 def _locked_folder(home: Path) -> tuple[Path, int]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rowvec.errors import MachineError, RowvecError
-from rowvec.runtime.prefect_server import PrefectServer, may_be_named, named_server, prefect_module
+from rowvec.errors import RowvecError
+from rowvec.runtime.prefect_server import (
+    PrefectServer,
+    may_be_named,
+    named_server,
+    one_authority,
+    prefect_module,
+)
 
 if TYPE_CHECKING:
     from rowvec.cli.own_server import OwnServer
@@ -66,13 +73,15 @@ def prefect_api() -> Generator[None]:
     """
     tasks = prefect_module()
     if tasks.is_configured():
-        if (fault := tasks.unreachable()) is not None:
-            raise MachineError(fault)
-        yield
+        with tasks.reporting():
+            yield
         return
     stack = _server_of_stack()
     if stack is not None:
-        with tasks.reporting_to(stack.api, stack.login):
+        with (
+            tempfile.TemporaryDirectory(prefix="rowvec") as folder,
+            tasks.reporting_to(stack.api, stack.login, authority=one_authority(Path(folder)), ends_with_command=False),
+        ):
             yield
         return
     from rowvec.cli.ending import ENDING  # late: it imports more than the start of a server needs
@@ -87,7 +96,7 @@ def prefect_api() -> Generator[None]:
                 f"the Prefect server that this command started has ended: {words}; what was paid for is kept: run again"
             )
         )
-        with tasks.reporting_to(server.api, server.secret, authorities=server.certificate):
+        with tasks.reporting_to(server.api, server.secret, authority=server.authority, ends_with_command=True):
             yield
     finally:
         server.stop()

@@ -15,7 +15,7 @@ from rowvec.runtime.figures import counted, dollars
 if TYPE_CHECKING:
     from rowvec.index.tuning.results import Tuning
     from rowvec.ledger.plans import PlannedRow
-    from rowvec.operations.prune import Pruned
+    from rowvec.operations.pruned import Pruned
     from rowvec.operations.rebuild import RebuildReport
     from rowvec.operations.rejects import RejectsReport
     from rowvec.operations.setup.finding import Finding, State

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pyarrow as pa
 from psycopg import sql
@@ -27,6 +26,7 @@ from rowvec.ledger.runs import Ending, Run, finish_run, forget_runs, running
 from rowvec.ledger.workdir import make_workdir
 from rowvec.operations.prune_images import forget_images, unneeded_images
 from rowvec.operations.prune_shared import Shared, shared_objects
+from rowvec.operations.pruned import Pruned
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.references import resolve
 from rowvec.postgres.columns import PgColumn
@@ -47,34 +47,6 @@ _NEEDED = frozenset({"target", "artifacts"})
 _LISTED = 100
 _SMALL_BYTES = 32 << 20
 _LARGE_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
-    """What was deleted, or would be with ``--apply``."""
-
-    applied: bool
-    artifacts: int
-    journal_entries: int
-    manifests: int
-    bytes: int
-    """The size of the artifacts."""
-    images: int
-    """Images that no row shows any more."""
-    image_bytes: int
-    kept_artifacts: int
-    runs: int
-    """Old runs in the ledger that nothing needs any more."""
-    compacted: int
-    """Small artifacts merged into large ones. A later prune deletes them, once no restorable run names them."""
-    note: str
-    """Whether another database writes to the same store, so that what it needs was kept; empty if none does."""
-    names: tuple[str, ...]
-    """The names of up to 100 of the objects."""
-
-    def as_json(self) -> dict[str, Any]:
-        """As one JSON object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

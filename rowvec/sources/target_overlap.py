@@ -13,7 +13,6 @@ from rowvec.pipeline import Pipeline
 from rowvec.pipeline.parts import table_identifier
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
-from rowvec.sources.other_database import connected
 from rowvec.sources.postgres import is_in_target_database, relation_of
 
 
@@ -31,6 +30,8 @@ def check_source_is_not_target(connection: Connection, pipeline: Pipeline) -> No
     with ExitStack() as opened:
         reader = connection
         if not is_in_target_database(pipeline):
+            from rowvec.sources.other_database import connected  # late: it reads streams of hashes too
+
             reader = opened.enter_context(connected(source.url or ""))
             if _database(reader) != _database(connection):
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
+from prefect.context import SettingsContext, get_settings_context
 from prefect.logging.handlers import APILogHandler
 from rowvec_flows.forget import forget
 from rowvec_flows.rebuild import rebuild
 from rowvec_flows.sync import sync
 from rowvec_tasks import stages
+from rowvec_tasks.server import reporting
 
 from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused, UsageError
 from rowvec.ledger.runs import Run
@@ -35,9 +38,10 @@ from rowvec.stages import batch as batch_stage
 from rowvec.stages import embed, merge, order, upload
 from rowvec.stages.merge import Merged
 from tests.support import paintings as gallery
-from tests.support.cli_process import write_pipeline
+from tests.support.cli_process import PrefectServer, write_pipeline
 from tests.support.paintings import assert_in_step, fill
-from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.prefect_api import answered
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 pytestmark = pytest.mark.flow
 
@@ -93,6 +97,27 @@ def test_a_run_shows_its_stages_its_batches_and_its_verdict(
     assert {artifact.key for artifact in shown} - progress == {f"paintings-{kind}" for kind in kinds}
     (summary,) = [artifact for artifact in shown if artifact.key == "paintings-summary"]
     assert str(summary.data).startswith("## Consistent: 50 vectors agree with the source.")
+
+
+def test_a_run_that_a_command_has_started_sends_a_heartbeat(
+    prefect_api: None, prefect_server: PrefectServer, source: Connection, paintings: Pipeline
+) -> None:
+    """Prefect's own sender would keep the run for up to a second."""
+    now = get_settings_context()
+    flows = now.settings.flows.model_copy(update={"heartbeat_frequency": 30})
+    with SettingsContext(profile=now.profile, settings=now.settings.model_copy(update={"flows": flows})), reporting():
+        report = sync(pipeline=paintings, cause="alive")
+    run = next(run for run in runs("Completed") if run.name == f"paintings-alive-{report.run_id}")
+    sent = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+    url = f"{prefect_server.api}/events/filter"
+    wait_for(lambda: answered("POST", url, {"filter": sent})["total"])
+    (heartbeat,) = answered("POST", url, {"filter": sent})["events"]
+    assert run.start_time is not None
+    assert run.end_time is not None
+    assert run.start_time <= datetime.fromisoformat(heartbeat["occurred"]) <= run.end_time
+    assert {one["prefect.resource.role"]: one["prefect.resource.name"] for one in heartbeat["related"]} == {
+        "flow": "sync"
+    }
 
 
 def test_several_batches_go_through_at_once(

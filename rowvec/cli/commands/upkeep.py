@@ -18,7 +18,7 @@ from rowvec.errors import UsageError
 
 if TYPE_CHECKING:
     from rowvec.operations.audit import AuditReport
-    from rowvec.operations.prune import Pruned
+    from rowvec.operations.pruned import Pruned
     from rowvec.operations.rebuild import RebuildReport
     from rowvec.stages.report import RestoreReport
 

@@ -35,6 +35,17 @@ def in_front(words: list[str]) -> list[str]:
     return [*front, *rest]
 
 
+def command_of(words: list[str]) -> str | None:
+    """The command among words that ``in_front`` has ordered; None if a word like ``--help`` stands in its place."""
+    waiting = iter(words)
+    for word in waiting:
+        if word in _WITH_VALUE:
+            next(waiting, None)
+        elif word not in _FLAGS and word.partition("=")[0] not in _WITH_VALUE:
+            return None if word.startswith("-") else word
+    return None
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version  # late: only this option needs it

@@ -56,6 +56,10 @@ class Tuning:
         """True if ``measured`` has the chosen index and search settings; reasons are not compared."""
         return replace(measured.choice, reason=self.choice.reason) == self.choice
 
+    def verdict(self) -> str:
+        """One sentence: the reason for the index that syncs use now."""
+        return self.kept or self.reason
+
     def as_json(self) -> dict[str, Any]:
         """What ``rowvec index --tune --json`` prints."""
         return asdict(self)
