@@ -26,6 +26,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres import connection as postgres
 from rowvec.postgres.connection import connect
 from rowvec.postgres.migrations import install
+from rowvec.postgres.queries import blocks
 from rowvec.postgres.vector_table import find_table, stored_table
 from rowvec.stages import order, retries
 from rowvec.stages.report import PART, QUEUE, SyncReport
@@ -317,6 +318,8 @@ def play(
     monkeypatch.setenv("ROWVEC_LEASE_SECONDS", "5")
     monkeypatch.setattr(postgres, "LOCK_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(retries, "WAITS_SECONDS", (0.0, 0.0))
+    # An open transaction of an application stays open for as long as a run waits for it.
+    monkeypatch.setitem(blocks("changes"), "patience", "SET LOCAL lock_timeout = '30ms'")
 
     def of(seed: int) -> None:
         names = [f"sequence_{seed}", *([f"source_{seed}"] if seed % 5 in APART else [])]
