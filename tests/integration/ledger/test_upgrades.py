@@ -161,6 +161,9 @@ def test_an_upgrade_pays_for_nothing_again_and_moves_no_vector(
         assert after[1] == before[1]
         killed = connection.execute("SELECT count(*) FROM rowvec.runs WHERE state IN ('running', 'planned')")
         assert killed.fetchone() == (0,)
+        # What the first migrations have filled in: a generation's name begins with that of its family.
+        other = "SELECT name, family FROM rowvec.pipelines WHERE family <> split_part(name, '.', 1)"
+        assert connection.execute(other).fetchall() == []
     check(pipelines(number)["paintings"], "Late 24\nIt comes last", "24")
 
 
