@@ -40,7 +40,8 @@ class Generation:
     settings: Pipeline | None
     """The pipeline file as of its last run; None until the next run, if the ledger is older than generations."""
     created_at: datetime
-    switched_at: datetime | None
+    last_run: int | None
+    """The number of its last run: a generation that was live later has the higher one, whatever a clock says."""
 
 
 def list_generations(connection: Connection, family: str) -> list[Generation]:
@@ -154,7 +155,7 @@ def _quoted(schema: str, table: str) -> str:
 
 
 def _generation(row: tuple[Any, ...]) -> Generation:
-    pipeline_id, name, number, state, schema, table, identity, settings, created_at, switched_at = row
+    pipeline_id, name, number, state, schema, table, identity, settings, created_at, last_run = row
     return Generation(
         pipeline_id=pipeline_id,
         name=name,
@@ -165,7 +166,7 @@ def _generation(row: tuple[Any, ...]) -> Generation:
         identity=Identity(**identity),
         settings=_read(settings, name, schema, table),
         created_at=created_at,
-        switched_at=switched_at,
+        last_run=last_run,
     )
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pyarrow as pa
 from psycopg import sql
@@ -151,11 +151,12 @@ def _unneeded_images(work: PruneWork, shared: Shared, identity: Identity, age: t
 def _delete_superseded(work: PruneWork, age: timedelta, shared: Shared) -> list[tuple[int, tuple[str, ...]]]:
     """Delete the old manifests of killed runs, and those that were given up, with their journal entries."""
     family = marked_store.family_of(work.pipeline)
+    ((since,),) = work.connection.execute(query("prune", "since"), {"age": age}).fetchall()
     kept = _kept(work, age).links
     entries = {link.manifest.journal.name for link in kept.values()} | shared.entries
     done: list[tuple[int, tuple[str, ...]]] = []
     for link in _superseded(work, family):
-        if link.name in shared.manifests | kept.keys() or link.manifest.created_at > datetime.now(UTC) - age:
+        if link.name in shared.manifests | kept.keys() or link.manifest.created_at > since:
             continue
         entry = link.manifest.journal.name
         names = (link.name,) if entry in entries else (entry, link.name)

@@ -258,7 +258,7 @@ def rollback(pipeline: Pipeline) -> str:
         retired = [g for g in known if g.state == "retired"]
         if not retired:
             raise UsageError(f"{pipeline.name} has no generation to go back to: it was dropped, or there never was one")
-        newest = max(retired, key=lambda g: (g.switched_at is not None, g.switched_at))
+        newest = max(retired, key=lambda g: g.last_run or 0)
         return _switch_to(connection, pipeline, known, newest)
 
 

@@ -1,6 +1,7 @@
 -- name: of_family -- all generations of a pipeline, newest first
-SELECT pipeline_id, name, generation, state, table_schema, table_name, identity, settings, created_at, switched_at
-FROM rowvec.pipelines
+SELECT pipeline_id, name, generation, state, table_schema, table_name, identity, settings, created_at,
+    (SELECT max(r.run_id) FROM rowvec.runs AS r WHERE r.pipeline_id = p.pipeline_id)
+FROM rowvec.pipelines AS p
 WHERE family = %(family)s
 ORDER BY generation DESC
 

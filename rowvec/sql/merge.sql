@@ -89,7 +89,9 @@ USING {table} AS t
 WHERE r.pipeline_id = {pipeline_id} AND r.key = {key_json} AND r.reason <> 'not_removed'
 
 -- name: forget_removed -- outdated rows that this merge has removed, or did not find any more
-DELETE FROM rowvec.rejects WHERE pipeline_id = {pipeline_id} AND reason = 'not_removed' AND last_seen < now()
+-- Those that it could not remove have the time of this transaction. An earlier one may have a later time: a standby whose
+-- clock is behind has taken over.
+DELETE FROM rowvec.rejects WHERE pipeline_id = {pipeline_id} AND reason = 'not_removed' AND last_seen <> now()
 
 -- name: primary_key
 ALTER TABLE {staging} ADD PRIMARY KEY ({key})

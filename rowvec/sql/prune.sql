@@ -5,6 +5,9 @@ WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL
        OR run_id = (SELECT max(run_id) FROM rowvec.runs WHERE pipeline_id = %(pipeline_id)s AND manifest IS NOT NULL))
 ORDER BY run_id DESC
 
+-- name: since -- by the clock that the manifests have their time from, and not by that of the machine that prunes
+SELECT now() - %(age)s
+
 -- name: old_manifests -- those that no kept run needs, and the old ones of generations that were dropped
 SELECT r.run_id, r.manifest
 FROM rowvec.runs AS r

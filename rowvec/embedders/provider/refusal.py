@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -137,7 +138,8 @@ def meaning(refused: Refusal, *, model: str, address: str) -> RowvecError:
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds to wait, from ``retry-after-ms``, or else ``Retry-After`` in seconds or as a date; None without either.
 
-    ``now`` is the time of day in seconds since 1970, for a date.
+    A date is compared with that of the answer itself; ``now``, in seconds since 1970 by this machine's clock, is for an
+    answer without one.
     """
     for name, divisor in (("retry-after-ms", 1000), ("retry-after", 1)):
         try:
@@ -150,6 +152,8 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
     except ValueError:
         return None
+    with suppress(ValueError):
+        now = email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
     return max(0.0, date.timestamp() - now)
 
 

@@ -9,11 +9,8 @@ from typing import Literal
 import tenacity
 
 from rowvec.embedders.provider.response import WrongDimensions
-from rowvec.embedders.rate_limit.limiter import Clock, Pace, Turn
+from rowvec.embedders.rate_limit.limiter import LONGEST_REST, Clock, Pace, Turn
 from rowvec.errors import RateLimited, RetriableError, RowvecError
-
-# If a provider asks for a longer rest than this (a daily limit), the run ends and says when to try again.
-LONGEST_REST = 900.0
 
 # Vectors of a wrong length are billed each time, and a model that gives them once usually gives them again.
 _DIMENSION_ATTEMPTS = 3

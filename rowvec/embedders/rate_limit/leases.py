@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from rowvec.embedders.rate_limit.limiter import RateLimitAccount
+from rowvec.embedders.rate_limit.limiter import LONGEST_REST, RateLimitAccount
 from rowvec.embedders.rate_limit.shares import Grant, Lease, grant
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
@@ -51,13 +51,14 @@ def renew(connection: Connection, holder: Holder, *, wanted: float, rest: float)
     process to send nothing. Returns the grant, and the longest such rest of any process, in seconds from now.
     Raises ``psycopg.Error``, ``LockNotAvailable`` for example if another process holds the account for too long.
     """
-    values = {"account": holder.account.digest(), "holder": holder.id}
+    values = {"account": holder.account.digest(), "holder": holder.id, "seconds": LEASE_SECONDS}
     named = {"address": urlsplit(holder.account.address).hostname or "", "model": holder.account.model}
+    rests = {"rest": rest, "longest": LONGEST_REST}
     with connection.transaction():
-        row = connection.execute(query("leases", "account"), {**values, **named, "rest": rest}).fetchone()
+        row = connection.execute(query("leases", "account"), {**values, **named, **rests}).fetchone()
         others = [Lease(wanted=w, granted=g) for w, g in connection.execute(query("leases", "others"), values)]
         given = grant(wanted, others)
-        lease = {"process": holder.process, "wanted": wanted, "granted": given.granted, "seconds": LEASE_SECONDS}
+        lease = {"process": holder.process, "wanted": wanted, "granted": given.granted}
         connection.execute(query("leases", "renew"), {**values, **lease})
     return given, float(row[0]) if row else 0.0
 

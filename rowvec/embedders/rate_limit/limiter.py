@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 # Clocks and networks jitter: using the last per cent of a limit leads to answers with status 429.
 HEADROOM = 0.97
+LONGEST_REST = 900.0
+"""If a provider asks for a longer rest than this (a daily limit), the run ends and says when to try again."""
 
 # The rate recovers by about 1 % with each success after it was lowered.
 _RECOVERY = 0.99

@@ -192,6 +192,8 @@ def _open_until(facts: Facts, before: Known | None, marks: Marks) -> int | None:
 def _due(before: Known | None, keys: int, changes: Changes) -> str | None:
     if before is None:
         return "there is no whole comparison to rely on yet"
+    if before.seconds < 0:
+        return "the last whole comparison is in the future by the database's clock, which was set back"
     if before.seconds >= changes.verify_seconds:
         return f"the last whole comparison is older than source.changes.verify_every, {changes.verify_every}"
     if keys > max(_FEW, LARGE * before.rows):

@@ -23,7 +23,7 @@ import pytest
 from rowvec.embedders import embed_query, open_embedder
 from rowvec.embedders.openai.texts import OpenAIApi
 from rowvec.embedders.protocol import Answer
-from rowvec.embedders.provider.retry import LONGEST_REST
+from rowvec.embedders.rate_limit.limiter import LONGEST_REST
 from rowvec.errors import (
     EmbedderRefused,
     EmbedderUnavailable,

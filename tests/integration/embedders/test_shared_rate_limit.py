@@ -120,6 +120,11 @@ def test_leases_in_the_ledger(connection: Connection, database_url: str) -> None
     connection.execute("UPDATE rowvec.pace_leases SET expires_at = clock_timestamp() WHERE process = '1'")
     assert lease_of(ledger, other)[0] == 1.0
     assert connection.execute("SELECT count(*) FROM rowvec.pace_leases").fetchone() == (1,)
+    # A standby whose clock is an hour behind has taken over.
+    assert lease_of(ledger, one)[0] == 0.0
+    connection.execute("UPDATE rowvec.pace_leases SET expires_at = expires_at + interval '1 hour'")
+    connection.execute("UPDATE rowvec.pace_accounts SET rest_until = rest_until + interval '1 hour'")
+    assert lease_of(ledger, other) == (1.0, 0.0)
     leave(ledger, other)
     assert lease_of(ledger, one)[0] == 1.0
     # Another account has limits of its own.

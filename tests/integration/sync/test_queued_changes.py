@@ -93,6 +93,8 @@ def test_a_run_compares_what_the_queue_names(source: Connection, queued: Pipelin
     assert "older than source.changes.verify_every" in compared(whole)
     assert (whole.rows, whole.checksum) == (50, second.checksum)
     assert next(check.value for check in whole.checks if check.name == QUEUE) == 0
+    source.execute("UPDATE rowvec.changes SET verified_at = verified_at + interval '1 hour'")
+    assert "in the future" in compared(sync(queued))
 
 
 DOUBTS: dict[str, tuple[LiteralString, str]] = {

@@ -153,6 +153,8 @@ def test_stop_wakes_a_waiting_thread() -> None:
         ({"retry-after": "later"}, None),
         ({"retry-after": "Thu, 01 Jan 1970 00:16:50 GMT"}, 10.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        # The clock of this machine is an hour ahead of the provider's.
+        ({"retry-after": "Thu, 01 Jan 1970 00:16:50 GMT", "date": "Thu, 01 Jan 1970 00:16:30 GMT"}, 20.0),
     ],
 )
 def test_retry_after(headers: Mapping[str, str], seconds: float | None) -> None:
