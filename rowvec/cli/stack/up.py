@@ -75,7 +75,8 @@ def down(say: Say) -> dict[str, Any]:
     for name in sorted(left, reverse=True):  # the worker before the server
         say(f"ending the {name}")
         state.children[name].end() if state else None
-    if pid is None and state is not None and state.database and (home() / "postgres" / "postmaster.pid").exists():
+    # Nor has a supervisor that was being killed stopped its Postgres.
+    if state is not None and state.database and (home() / "postgres" / "postmaster.pid").exists():
         release_postgres(start_postgres(home() / "postgres"))
     if state is not None:
         write_state(state, phase="ended", sentence="rowvec down", children={})
