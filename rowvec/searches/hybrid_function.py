@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import LiteralString
+
 from psycopg import sql
 
 from rowvec.postgres.connection import Connection
@@ -13,8 +16,8 @@ from rowvec.searches.hybrid import DEPTH, LEAST_DEPTH, Hybrid, check_language, f
 from rowvec.searches.request import LIMITS, MOST_K
 from rowvec.searches.sql_function import (
     COLUMNS,
+    Definition,
     arguments,
-    commented,
     equal_to_filter,
     generations,
     install_search_function,
@@ -41,30 +44,29 @@ def install_hybrid_function(connection: Connection, table: VectorTable, choice: 
     check_language(connection, hybrid.language)
     install_search_function(connection, table, choice)
 
-    def create(name: sql.Identifier) -> int:
-        function = query(
-            "hybrid",
-            "function",
-            name=name,
-            arguments=arguments(
-                table,
-                [
-                    ("query", vector_type(table)),
-                    ("words", sql.SQL("text")),
-                    ("k", sql.SQL("integer DEFAULT 10")),
-                    ("filter", sql.SQL("jsonb DEFAULT NULL")),
-                ],
+    def define(name: sql.Identifier) -> Definition:
+        wanted: list[tuple[LiteralString, sql.Composable]] = [
+            ("query", vector_type(table)),
+            ("words", sql.SQL("text")),
+            ("k", sql.SQL("integer DEFAULT 10")),
+            ("filter", sql.SQL("jsonb DEFAULT NULL")),
+        ]
+        more = (sql.SQL("score double precision"), sql.SQL("vector_rank bigint"), sql.SQL("text_rank bigint"))
+        return Definition(
+            write=partial(
+                query,
+                "hybrid",
+                "function",
+                name=name,
+                arguments=arguments(table, wanted),
+                results=results(table, *more),
             ),
-            results=results(
-                table, sql.SQL("score double precision"), sql.SQL("vector_rank bigint"), sql.SQL("text_rank bigint")
-            ),
-            body=sql.Literal(_body(connection, table, choice, hybrid).as_string(connection)),
+            body=_body(connection, table, choice, hybrid),
+            types=sql.SQL("{}, text, integer, jsonb").format(vector_type(table)),
+            comment=_COMMENT,
         )
-        connection.execute(function)
-        types = sql.SQL("{}, text, integer, jsonb").format(vector_type(table))
-        return commented(connection, name, types, _COMMENT)
 
-    return replace_function(connection, table, cut_name(table.name, SUFFIX), create)
+    return replace_function(connection, table, cut_name(table.name, SUFFIX), define)
 
 
 def drop_hybrid_function(connection: Connection, table: VectorTable) -> None:

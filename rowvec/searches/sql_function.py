@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import LiteralString, cast
 
 from psycopg import errors as pg
@@ -42,6 +44,25 @@ COLUMNS: LiteralString = "content, distance"
 _COMMENT = 'rowvec: the rows nearest to a vector, nearest first; filter is equality on columns, {"column": value}'
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """A search function as it should be."""
+
+    write: Callable[..., sql.Composed]
+    """The statement that makes it, with this ``body``."""
+    body: sql.Composed
+    types: sql.Composed
+    """The types of its arguments."""
+    comment: LiteralString
+    """By which ``our_functions`` knows it."""
+
+    def marked_body(self, connection: Connection) -> str:
+        """The body, and a number of the whole statement: who finds it in the database finds this definition there."""
+        body = self.body.as_string(connection)
+        whole = self.write(body=sql.Literal(body)).as_string(connection)
+        return f"{body}\n-- definition {int.from_bytes(hashlib.sha256(whole.encode()).digest()[:8])}\n"
+
+
 def install_search_function(connection: Connection, table: VectorTable, choice: IndexChoice) -> str:
     """Make or replace ``<schema>.<table>_search(query, k, oversampling, filter)``; returns its name, quoted.
 
@@ -49,42 +70,46 @@ def install_search_function(connection: Connection, table: VectorTable, choice: 
     transaction: callers meet the old function or the new one. Raises ``TargetError`` if it cannot be replaced.
     """
     plain = cut_name(table.name, "_search")
-    return replace_function(connection, table, plain, lambda name: _create(connection, table, choice, name))
+    return replace_function(connection, table, plain, lambda name: _definition(connection, table, choice, name))
 
 
 def replace_function(
-    connection: Connection, table: VectorTable, plain: str, create: Callable[[sql.Identifier], int]
+    connection: Connection, table: VectorTable, plain: str, define: Callable[[sql.Identifier], Definition]
 ) -> str:
-    """Make the function ``plain`` in the table's schema by ``create``, which returns its oid; returns its quoted name.
+    """Make the function ``plain`` in the table's schema as ``define`` says; returns its quoted name.
 
-    Functions of that name with other arguments that rowvec made before are dropped; the new one has their privileges,
-    and a comment that is not rowvec's. Raises ``TargetError`` if one of
-    them cannot be dropped or replaced, ``DatabaseUnavailable`` if the connection is lost.
+    A function that is as it should be stays, so that its callers keep their plans. Functions of that name with other
+    arguments that rowvec made before are dropped; the new one has their privileges, and a comment that is not rowvec's.
+    Raises ``TargetError`` if one of them cannot be dropped or replaced, ``DatabaseUnavailable`` if the connection is
+    lost.
     """
     name = sql.Identifier(table.schema, plain)
+    written = name.as_string(connection)
     with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
-        connection.execute(
-            query("search", "function_lock"), {"space": LockSpace.SEARCH_FUNCTION, "name": name.as_string(connection)}
-        )
-        connection.execute(query("search", "load_library"))
+        connection.execute(query("search", "function_lock"), {"space": LockSpace.SEARCH_FUNCTION, "name": written})
         ours = query("search", "our_functions")
         named = {"schema": table.schema, "name": plain}
         before = connection.execute(ours, named).fetchall()
-        held = [privileges_of(connection, "function", signature) for signature, _, _ in before[:1]]
+        wanted = define(name)
+        body = wanted.marked_body(connection)
+        if [found for _, _, _, found in before] == [body]:
+            return written
+        connection.execute(query("search", "load_library"))
+        held = [privileges_of(connection, "function", signature) for signature, *_ in before[:1]]
         try:
             with connection.transaction():
-                made = create(name)
+                made = _create(connection, name, wanted, body)
         except pg.InvalidFunctionDefinition:
             # Other result columns, or another name of an argument: CREATE OR REPLACE cannot change those.
-            _drop(connection, [signature for signature, _, _ in before])
-            made = create(name)
+            _drop(connection, [signature for signature, *_ in before])
+            made = _create(connection, name, wanted, body)
         else:
-            _drop(connection, [signature for signature, oid, _ in before if oid != made])
+            _drop(connection, [signature for signature, oid, *_ in before if oid != made])
         if before:
-            after = next(found for found, oid, _ in connection.execute(ours, named).fetchall() if oid == made)
+            after = next(found for found, oid, *_ in connection.execute(ours, named).fetchall() if oid == made)
             give(connection, "function", after, held[0])
             _comment_again(connection, after, before[0][2])
-    return name.as_string(connection)
+    return written
 
 
 def remove_function(connection: Connection, table: VectorTable, plain: str) -> None:
@@ -92,7 +117,7 @@ def remove_function(connection: Connection, table: VectorTable, plain: str) -> N
     with lost_connections_are_retriable(), _refusals(f"{table.schema}.{plain}"), connection.transaction():
         ours = query("search", "our_functions")
         found = connection.execute(ours, {"schema": table.schema, "name": plain}).fetchall()
-        _drop(connection, [signature for signature, _, _ in found])
+        _drop(connection, [signature for signature, *_ in found])
 
 
 @contextmanager
@@ -107,44 +132,46 @@ def _refusals(name: str) -> Generator[None]:
         ) from error
 
 
-def _create(connection: Connection, table: VectorTable, choice: IndexChoice, name: sql.Identifier) -> int:
-    """Returns the function's oid."""
-    body = _body(table, choice, generations(connection, table, "_search", COLUMNS))
-    function = query(
-        "search",
-        "function",
-        name=name,
-        arguments=arguments(
-            table,
-            [
-                ("query", vector_type(table)),
-                ("k", sql.SQL("integer DEFAULT 10")),
-                ("oversampling", sql.SQL("integer DEFAULT {}").format(sql.Literal(choice.oversampling))),
-                ("filter", sql.SQL("jsonb DEFAULT NULL")),
-            ],
+def _definition(connection: Connection, table: VectorTable, choice: IndexChoice, name: sql.Identifier) -> Definition:
+    wanted: list[tuple[LiteralString, sql.Composable]] = [
+        ("query", vector_type(table)),
+        ("k", sql.SQL("integer DEFAULT 10")),
+        ("oversampling", sql.SQL("integer DEFAULT {}").format(sql.Literal(choice.oversampling))),
+        ("filter", sql.SQL("jsonb DEFAULT NULL")),
+    ]
+    return Definition(
+        write=partial(
+            query,
+            "search",
+            "function",
+            name=name,
+            arguments=arguments(table, wanted),
+            results=results(table),
+            seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
+            # No parallel workers with an index: those of the exact search, which is seldom needed, would start every
+            # time.
+            workers=sql.SQL("DEFAULT" if choice.kind == "none" else "0"),
         ),
-        results=results(table),
-        seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
-        # No parallel workers with an index: those of the exact search, which is seldom needed, would start every time.
-        workers=sql.SQL("DEFAULT" if choice.kind == "none" else "0"),
-        body=sql.Literal(body.as_string(connection)),
+        body=_body(table, choice, generations(connection, table, "_search", COLUMNS)),
+        types=sql.SQL("{}, integer, integer, jsonb").format(vector_type(table)),
+        comment=_COMMENT,
     )
-    connection.execute(function)
-    return commented(connection, name, sql.SQL("{}, integer, integer, jsonb").format(vector_type(table)), _COMMENT)
+
+
+def _create(connection: Connection, name: sql.Identifier, wanted: Definition, body: str) -> int:
+    """Returns the function's oid."""
+    connection.execute(wanted.write(body=sql.Literal(body)))
+    comment = sql.Literal(wanted.comment)
+    connection.execute(query("search", "comment_function", name=name, types=wanted.types, comment=comment))
+    signature = sql.SQL("{} ({})").format(name, wanted.types).as_string(connection)
+    found = connection.execute(query("search", "function_oid", signature=sql.Literal(signature))).fetchone()
+    return int(found[0]) if found else 0
 
 
 def results(table: VectorTable, *more: sql.SQL) -> sql.Composed:
     """The columns that a search function gives."""
     own = definitions((*table.key, *table.metadata))
     return sql.SQL(", ").join([own, sql.SQL("content text"), sql.SQL("distance double precision"), *more])
-
-
-def commented(connection: Connection, name: sql.Identifier, types: sql.Composed, comment: LiteralString) -> int:
-    """Give a function the comment by which ``our_functions`` knows it; returns its oid."""
-    connection.execute(query("search", "comment_function", name=name, types=types, comment=sql.Literal(comment)))
-    signature = sql.SQL("{} ({})").format(name, types).as_string(connection)
-    found = connection.execute(query("search", "function_oid", signature=sql.Literal(signature))).fetchone()
-    return int(found[0]) if found else 0
 
 
 def known_columns(table: VectorTable) -> sql.Composed:

@@ -127,7 +127,7 @@ SELECT pg_advisory_xact_lock(%(space)s, hashtext(%(name)s))
 SELECT '[1]'::{pgvector}.vector IS NOT NULL
 
 -- name: our_functions -- functions of this name that rowvec made, known by their comment or, if that was changed, body
-SELECT p.oid::regprocedure::text, p.oid, obj_description(p.oid, 'pg_proc')
+SELECT p.oid::regprocedure::text, p.oid, obj_description(p.oid, 'pg_proc'), p.prosrc
 FROM pg_proc AS p
 JOIN pg_namespace AS n ON n.oid = p.pronamespace
 WHERE n.nspname = %(schema)s AND p.proname = %(name)s
