@@ -11,13 +11,15 @@ from psycopg import sql
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
-from rowvec.runtime.memory import whole_memory
+from rowvec.runtime.memory import memory, whole_memory
 
 # pgvector holds the graph in memory during the build: the fields of each element, and 16 bytes for each of its links.
 # An element has 2m links at the bottom level, and m at each of the few levels above.
 _ELEMENT_BYTES = 200
 _LINK_BYTES = 16
-_MEMORY_SHARE = 4
+# What a build may take of the memory of this machine, and of what is left of it: the server's buffers fill too while it
+# reads the table. In a container of 1,024 MiB with command and server, a quarter of the whole was more than was left.
+_MEMORY_SHARE, _FREE_SHARE = 4, 2
 # On disk a link is six bytes, and an element with its headers about 90 more than its vector. Measured for HNSW over
 # 117,659 x 256: 159 MB on floats, 97 MB on halfvec, 39 MB on bits; IVFFlat 139 MB.
 _STORED_LINK_BYTES = 6
@@ -117,7 +119,7 @@ def foresee(
     configured, shared_buffers = connection.execute(query("index", "memory")).fetchone() or (0, 0)
     here = memory_here(connection)
     # Of a server on another machine we know only shared_buffers, which is usually a quarter of its memory.
-    allowed = here // _MEMORY_SHARE if here else shared_buffers
+    allowed = min(here // _MEMORY_SHARE, memory().free // _FREE_SHARE) if here else shared_buffers
     given = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed) if settable else configured
     needed = needed_memory(rows, dimensions, choice)
     fewer = fewer_lists(rows, dimensions, choice, given) if choice.kind == "ivfflat" else None

@@ -19,6 +19,9 @@ TIGHT = 640 * MIB
 # docs/how-to/operations.md has the whole. One small batch; and many, with the merge of 200,000 rows.
 ONE_BATCH, MANY_BATCHES = 64 * MIB, 250 * MIB
 
+SOME_ROWS = 32 * MIB
+"""What the next rows of a source take that is compared by hashes, here and in a Postgres under the same limit."""
+
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 # By the version of cgroups: a group's limit, its use, and the part of the use that the system gives up for others.

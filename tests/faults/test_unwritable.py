@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from rowvec.errors import MachineError
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
+from rowvec.runtime import memory
 from rowvec.runtime.home import home, local_faults
+from tests.support import paintings as gallery
 from tests.support.cli_process import CLI, Ended, write_pipeline
 from tests.support.fault_outcomes import Rowvec, last_line
 from tests.support.forked_commands import Mounts
@@ -97,3 +100,30 @@ def test_a_container_with_too_little_memory_is_told_before_anything_is_started(
     assert "of its 400 MiB left; nothing was paid for" in end.json["error"]
     assert last_line(end) == f"rowvec: {end.json['error']}"
     assert source.execute("SELECT count(*) FROM rowvec.runs").fetchone() == (0,)
+
+
+def test_a_comparison_that_fills_the_memory_ends_in_one_sentence(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the comparison itself finds out how many rows a file has."""
+    monkeypatch.setenv("ROWVEC_DATABASE_URL", database_url)
+    monkeypatch.setenv("ROWVEC_HOME", str(tmp_path / "home"))
+    file = tmp_path / "rows.csv"
+    file.write_text("id,text\n1,The emu runs\n", "utf-8")
+    of_file = {"kind": "csv", "path": str(file), "key": ["id"], "content": "{text}"}
+    made = gallery.pipeline(str(tmp_path / "artifacts"), source=of_file)
+    assert gallery.sync(made).embedded == 1
+
+    def fails_after(looks: int) -> None:
+        free = chain(repeat(1 << 30, looks), repeat(31 << 20))
+        with monkeypatch.context() as full:
+            full.setattr(memory, "memory", lambda: memory.Memory(free=next(free), limit=512 << 20, of="its limit"))
+            with pytest.raises(MachineError, match=r"the comparison with the source needs 32 MiB .* has 31 MiB of its"):
+                gallery.sync(made)
+
+    fails_after(looks=0)
+    file.write_text("id,text\n1,The emu runs\n2,The owl flies\n", "utf-8")
+    # The hashes were compared, and the new row is read.
+    fails_after(looks=2)
+    report = gallery.sync(made)
+    assert (report.embedded, report.consistent) == (1, True)

@@ -22,6 +22,7 @@ from rowvec.postgres.isolation import Isolation, Refusal, halves
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.home import home_folder
+from rowvec.runtime.memory import SOME_ROWS, require
 from rowvec.sources.diff import Block, Words, diff
 from rowvec.sources.files.pg_text import pg_text
 from rowvec.sources.files.source import open_files
@@ -91,6 +92,7 @@ def mark_changes(source: HashedSource, wanted: Iterator[Block], stored: Iterator
     """Mark in the source the rows that the diff found; returns the key digests of vectors whose row is gone."""
     gone: list[Words] = []
     for changes in diff(wanted, stored):
+        _require_memory()
         source.mark(changes)
         if len(changes.deleted):
             gone.append(changes.deleted)
@@ -178,9 +180,15 @@ def _copy(
     ):
         copy.write(HEADER)
         for batch in batches:
+            _require_memory()
             for block in encoder.encode(batch):
                 copy.write(block)
         copy.write(TRAILER)
+
+
+def _require_memory() -> None:
+    # How many rows there are is not known before: the system would kill the process without a word.
+    require(SOME_ROWS, "the comparison with the source")
 
 
 def _copy_apart(

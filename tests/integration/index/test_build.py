@@ -19,12 +19,13 @@ from psycopg import sql
 
 from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.index.build import ensure_index, index_state
-from rowvec.index.build_memory import build_memory, fewer_lists, needed_memory
+from rowvec.index.build_memory import build_memory, fewer_lists, foresee, needed_memory
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.memory import Memory
 from rowvec.searches.query import search
 from rowvec.searches.request import SearchRequest
 from tests.support.vector_tables import create, filled, vector_table
@@ -98,7 +99,7 @@ def test_indexes_of_others_are_used_but_never_dropped(connection: Connection) ->
 def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connection, direct_url: str) -> None:
     """The new index is valid before the old one is dropped; a worn index is rebuilt in the same way."""
     table = vector_table(32)
-    vectors = filled(connection, table, 4_000)
+    vectors = filled(connection, table, 1_500)
     ensure_index(connection, table, BITS)
     stop, seen, empty = threading.Event(), list[int](), list[int]()
 
@@ -133,7 +134,7 @@ def test_readers_have_a_usable_index_throughout_a_replacement(connection: Connec
 
 def test_what_a_killed_build_leaves_is_cleared(connection: Connection, direct_url: str) -> None:
     table = vector_table(64, bits=0)
-    filled(connection, table, 6_000)
+    filled(connection, table, 1_000)
     # The build waits for an old transaction, so it is certainly under way when its backend is terminated.
     with psycopg.connect(direct_url, autocommit=True) as old, connect(direct_url) as builder:
         old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -215,7 +216,7 @@ def test_a_lock_that_cannot_be_taken_ends_the_build(
 
 def test_progress_is_reported_while_it_builds(connection: Connection, database_url: str) -> None:
     table = vector_table(128, bits=0)
-    filled(connection, table, 10_000)
+    filled(connection, table, 3_000)
     heard: list[tuple[float, str]] = []
     report = ensure_index(connection, table, FLOAT, lambda share, phase: heard.append((share, phase)))
     assert report.built
@@ -225,12 +226,15 @@ def test_progress_is_reported_while_it_builds(connection: Connection, database_u
 
 
 @pytest.mark.needs("pgvector 0.8.4", "with an older one, builds have no workers")
-def test_large_builds_use_workers_though_the_table_looks_small(connection: Connection, direct_url: str) -> None:
+def test_large_builds_use_workers_though_the_table_looks_small(
+    connection: Connection, direct_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.index.build._PARALLEL_FROM_ROWS", 8_000)
     table = vector_table(600, bits=1)
     create(connection, table)
     connection.execute(
         "INSERT INTO items SELECT i, 'a', 1, '', v, binary_quantize(v)::bit(600), 'f', 'm', 1, now() FROM"
-        " generate_series(1, 20000) AS i,"
+        " generate_series(1, 8000) AS i,"
         " LATERAL (SELECT array_agg(sin(i * j))::real[]::vector AS v FROM generate_series(1, 600) AS j) AS x"
     )
     connection.execute("ANALYZE items")
@@ -311,6 +315,15 @@ def test_the_memory_that_lists_take_is_computed_as_the_server_computes_it(
     assert needed
     wanted = int(needed[1]) * 2**20
     assert wanted - 2**20 <= needed_memory(12_000, 64, choice) <= wanted * 1.1
+
+
+def test_a_build_on_this_machine_takes_no_more_than_half_of_what_is_left(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Memory(free=400 * 2**20, limit=2**30, of="a container of 1,024 MiB, in which a command and a server run too")
+    monkeypatch.setattr("rowvec.index.build_memory.memory", lambda: left)
+    monkeypatch.setattr("rowvec.index.build_memory.memory_here", lambda _: 2**30)  # pyright: ignore[reportUnknownLambdaType] # the container
+    assert foresee(connection, 10**6, 256, FLOAT).given == 200 * 2**20
 
 
 def test_lists_that_do_not_fit_in_memory_are_refused_with_the_number_that_does(
