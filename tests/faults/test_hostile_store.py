@@ -110,10 +110,15 @@ def _plant(kind: str, manifest: dict[str, Any]) -> None:
 _LEDGER = "TRUNCATE rowvec.pipelines, rowvec.runs, rowvec.artifacts, rowvec.embeddings RESTART IDENTITY CASCADE"
 _ROLES = "SELECT count(*), count(*) FILTER (WHERE rolsuper) FROM pg_catalog.pg_roles"
 _ROWS = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
-_CASES = 72 if PROFILE == "fixed" else 10_000
-# A case takes a few tenths of a second.
-_PIECES = 2
-_AZURE_CASES = 6 if PROFILE == "fixed" else 200
+_FIXED = PROFILE == "fixed"
+_CASES = 72 if _FIXED else 10_000
+# A case takes a quarter of a second of a busy machine. Half of it is fsync if the folders of the tests are on a disk:
+# `--basetemp=/dev/shm/NAME` puts them into memory.
+_PIECES = 2 if _FIXED else 40
+_SYNC_CASES = 12 if _FIXED else 1_600
+_IN_PIECES = pytest.mark.parametrize(
+    "piece", [pytest.param(piece, marks=() if _FIXED else pytest.mark.soak) for piece in range(_PIECES)]
+)
 _MEMORY_KIB = 700 * 1024
 # What the name of each object in a store begins with.
 _OBJECTS = ("artifacts/", "journal/", "manifests/", "marks/")
@@ -131,7 +136,12 @@ def sound(source: Connection, paintings: Pipeline, tmp_path: Path) -> Path:
     return tmp_path / "artifacts"
 
 
-@pytest.mark.parametrize("piece", range(_PIECES))
+def drawn() -> str:
+    """What the seeds of a test begin with: always the same in `make test`, and something new in `make soak`."""
+    return "" if _FIXED else f"{random.SystemRandom().getrandbits(64):x}-"
+
+
+@_IN_PIECES
 def test_whatever_somebody_writes_into_a_store_a_restore_is_right_or_refused(
     source: Connection, paintings: Pipeline, sound: Path, tmp_path: Path, fresh: str, piece: int
 ) -> None:
@@ -142,10 +152,10 @@ def test_whatever_somebody_writes_into_a_store_a_restore_is_right_or_refused(
     # A case opens a dozen connections, which is a third of its time.
     with connections_kept(), connect(fresh) as target:
         roles = target.execute(_ROLES).fetchone()
-        for case in range(_CASES // _PIECES):
-            seed = f"{piece}-{case}" if PROFILE == "fixed" else random.random()
-            store = tmp_path / "forged"
-            is_summed = mutate(random.Random(seed), piece + _PIECES * case, sound, store)
+        begins = drawn()
+        for number in range(piece, _CASES, _PIECES):
+            seed, store = f"{begins}{number}", tmp_path / "forged"
+            is_summed = mutate(random.Random(seed), number, sound, store)
             changed = paintings.model_copy(update={"artifacts": Artifacts(url=str(store))})
             outcome = restored_or_refused(changed)
             if isinstance(outcome, str):
@@ -167,6 +177,7 @@ def test_whatever_somebody_writes_into_a_store_a_restore_is_right_or_refused(
 
 
 @pytest.mark.azurite
+@pytest.mark.parametrize("cases", [9, pytest.param(200, marks=pytest.mark.soak)])
 def test_a_hostile_container_is_treated_like_a_folder(
     source: Connection,
     paintings: Pipeline,
@@ -175,13 +186,14 @@ def test_a_hostile_container_is_treated_like_a_folder(
     tmp_path: Path,
     fresh: str,
     monkeypatch: pytest.MonkeyPatch,
+    cases: int,
 ) -> None:
     right = [row for (row,) in source.execute(_ROWS)]
     monkeypatch.setenv("BLOB_KEY", container.key)
     client = ContainerClient(container.account_url, container.name, credential=container.key)
     client.create_container()
     with connect(fresh) as target:
-        for case in range(_AZURE_CASES):
+        for case in range(cases):
             store = tmp_path / f"forged-{case}"
             is_summed = mutate(random.Random(f"azure-{case}"), case, sound, store)
             for path in store.rglob("*"):
@@ -199,7 +211,7 @@ def test_a_hostile_container_is_treated_like_a_folder(
             target.execute(_LEDGER)
 
 
-@pytest.mark.parametrize("piece", range(2))
+@_IN_PIECES
 def test_a_sync_behind_a_hostile_store_embeds_what_it_cannot_trust(
     source: Connection, paintings: Pipeline, sound: Path, tmp_path: Path, fresh: str, piece: int
 ) -> None:
@@ -207,10 +219,10 @@ def test_a_sync_behind_a_hostile_store_embeds_what_it_cannot_trust(
     with connections_kept(), connect(fresh) as target:
         target.execute(gallery.SOURCE)
         fill(target, 12)
-        for case in range(_CASES // 12):
-            seed = f"sync-{piece}-{case}" if PROFILE == "fixed" else random.random()
-            store = tmp_path / "forged"
-            mutate(random.Random(seed), piece + 2 * case, sound, store)
+        begins = drawn()
+        for number in range(piece, _SYNC_CASES, _PIECES):
+            seed, store = f"sync-{begins}{number}", tmp_path / "forged"
+            mutate(random.Random(seed), number, sound, store)
             outcome = synced_or_refused(paintings.model_copy(update={"artifacts": Artifacts(url=str(store))}))
             assert len(outcome.splitlines()) <= 1, (seed, outcome)
             if not outcome:
