@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from benchmarks.faults import Outcome, Scene, lost, new_text
 from benchmarks.provider import Account, Bill, serving
 from benchmarks.sync import Measured, compare
-from benchmarks.syncers import Place, Running, syncers
+from benchmarks.syncers import Ended, Place, Running, syncers
 from benchmarks.texts import REVISIONS, Held, Wrong, change, delete, fill, read_texts, wrong_rows
 from rowvec.postgres.connection import Connection
 from tests.support.cli_process import PrefectServer
@@ -130,9 +131,18 @@ def test_a_command_over_its_limit_is_ended(tmp_path: Path) -> None:
     assert ended.status == -9
 
 
+def once(scene: Scene) -> Ended:
+    return scene.sync()
+
+
 @pytest.mark.flow
+@pytest.mark.parametrize("part", [once, pytest.param(lost, marks=pytest.mark.soak)])
 def test_rowvec_takes_part_and_comes_through_the_loss_of_its_folder(
-    connection: Connection, database_url: str, prefect_server: PrefectServer, tmp_path: Path
+    part: Callable[[Scene], Ended | None],
+    connection: Connection,
+    database_url: str,
+    prefect_server: PrefectServer,
+    tmp_path: Path,
 ) -> None:
     fill(connection, read_texts(None, "", ROWS), 8)
     account = Account(latency=0.0, latency_per_text=0.0)
@@ -150,7 +160,7 @@ def test_rowvec_takes_part_and_comes_through_the_loss_of_its_folder(
         scene = Scene(
             syncer=syncer, place=place, provider=provider, connection=connection, rows=ROWS, limit=100.0
         )  # fmt: skip
-        ended = lost(scene)
+        ended = part(scene)
         bill = provider.bill()
     assert ended is not None, "the first sync failed"
     assert ended.status == 0, ended.output

@@ -50,6 +50,7 @@ def assert_erased(source: Connection, pipeline: Pipeline, url: str) -> None:
     assert_in_step(source)
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_killed_before_and_after_the_ledger_is_switched(
     source: Connection, paintings: Pipeline, database_url: str
 ) -> None:

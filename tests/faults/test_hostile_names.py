@@ -177,6 +177,7 @@ def _cases() -> Iterator[ParameterSet]:
             yield pytest.param(name, kind, marks=marks, id=f"{name}, {kind}")
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schemas of the tables, which the test makes too")
 @pytest.mark.parametrize(("name", "kind"), list(_cases()))
 def test_any_name_goes_through_the_whole_job(
     source: Connection, database_url: str, tmp_path: Path, name: str, kind: Kind
@@ -331,7 +332,10 @@ def test_a_source_is_not_its_own_vector_table(source: Connection, paintings: Pip
 
 def test_a_query_may_end_in_a_comment_and_hold_percent_signs(source: Connection, paintings: Pipeline) -> None:
     part = paintings.source.model_copy(
-        update={"table": None, "query": "SELECT * FROM paintings WHERE title LIKE 'Painting 1%' -- {some} %s;\n;  "}
+        update={
+            "table": None,
+            "query": "SELECT * FROM public.paintings WHERE title LIKE 'Painting 1%' -- {some} %s;\n;  ",
+        }
     )
     assert sync(paintings.model_copy(update={"source": part})).new == 11
 

@@ -389,7 +389,7 @@ def neighbours(
 ) -> Generator[list[Neighbour]]:
     """Four pipelines, each with a source, a role and an index of its own; all in one database."""
     made: list[Neighbour] = []
-    source.execute("CREATE SCHEMA vectors")
+    source.execute("CREATE SCHEMA IF NOT EXISTS vectors")
     for i, index in enumerate(INDEXES):
         name = f"side{i}"
         table = sql.Identifier(name)
@@ -467,6 +467,7 @@ def test_a_pipeline_that_is_blocked_does_not_block_the_others(
     assert deadlocks(source) == 0
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of the table")
 def test_two_first_loads_may_make_the_same_schema(
     source: Connection, direct_url: str, paid: Pipeline, tmp_path: Path, rowvec: Rowvec
 ) -> None:

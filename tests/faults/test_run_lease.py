@@ -299,6 +299,7 @@ def _write_while_another_takes_over(connection: Connection, other: Connection, b
         take_over(other)
 
 
+@pytest.mark.needs("a superuser", "the run writes to the source's table")
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
 def test_a_transaction_that_began_with_the_lease_does_not_commit_without_it(
     source: Connection, paid: Pipeline, isolation: LiteralString
@@ -319,6 +320,7 @@ def test_a_transaction_that_began_with_the_lease_does_not_commit_without_it(
             finish_run(connection, run.run_id, Ending(state="succeeded"))
 
 
+@pytest.mark.needs("a superuser", "the session that the run ends is a superuser's")
 def test_a_session_of_a_stopped_run_that_holds_its_tables_is_ended(
     source: Connection, paid: Pipeline, server: OpenAIServer, direct_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -80,6 +80,21 @@ def dask(tmp_path: Path, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
+def dask_here(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Two Dask workers in this process, which take their batches over TCP as others do."""
+    from distributed import LocalCluster  # late: it takes a second
+
+    # Its own types know neither None nor that it is a context without `async`.
+    made: Any = LocalCluster
+    with made(
+        n_workers=WORKERS, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None
+    ) as cluster:
+        monkeypatch.setenv("ROWVEC_RUNNER", "dask")
+        monkeypatch.setenv("ROWVEC_CLUSTER", cluster.scheduler_address)
+        yield
+
+
+@pytest.fixture
 def ray_nodes(tmp_path: Path, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Generator[RunningCluster]:
     """Two Ray nodes of one CPU each, chosen by the environment."""
     with ray_cluster(tmp_path, WORKERS, secrets) as cluster:
@@ -137,6 +152,23 @@ def test_two_dask_workers_that_share_nothing_make_what_threads_make(
     assert everything(source, "threads") == everything(source, "paintings")
 
 
+def test_dask_makes_what_threads_make(
+    pipeline: Pipeline,
+    source: Connection,
+    openai_server: OpenAIServer,
+    dask_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = sync(pipeline=pipeline, cause="dask")
+    assert (report.embedded, report.artifacts, report.consistent) == (ROWS, 8, True)
+    assert set(openai_server.sent.values()) == {1}
+    assert_in_step(source)
+    threads = by_threads(pipeline, monkeypatch)
+    assert threads.checksum == report.checksum
+    assert everything(source, "threads") == everything(source, "paintings")
+
+
+@pytest.mark.soak
 def test_a_dask_worker_that_is_killed_costs_what_it_had_in_flight(
     pipeline: Pipeline,
     source: Connection,

@@ -33,6 +33,7 @@ from rowvec_tasks.server import reporting
 from rowvec.errors import DatabaseUnavailable, DeleteLimitExceeded, Inconsistent, StoreRefused, UsageError
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.file import load
 from rowvec.postgres.connection import Connection
 from rowvec.stages import batch as batch_stage
 from rowvec.stages import embed, merge, order, upload
@@ -124,9 +125,9 @@ def test_several_batches_go_through_at_once(
     prefect_api: None, source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rowvec.ledger.plans.MIN_BATCH_ROWS", 40)
-    fill(source, 350, start=51)
+    fill(source, 110, start=51)
     report = sync(pipeline=paintings, cause="batches")
-    assert (report.embedded, report.artifacts, report.rows) == (400, 10, 400)
+    assert (report.embedded, report.artifacts, report.rows) == (160, 4, 160)
     assert_in_step(source)
 
 
@@ -151,7 +152,7 @@ def test_a_retriable_failure_is_tried_again(
 
 
 def test_a_fatal_failure_fails_the_run_at_once(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
-    sync(pipeline=paintings, cause="before")
+    gallery.sync(paintings)
     source.execute("DELETE FROM paintings WHERE id > 1")
     with pytest.raises(DeleteLimitExceeded, match="would delete 49 of 50"):
         sync(pipeline=paintings, cause="emptied")
@@ -194,7 +195,7 @@ def test_a_run_that_failed_holds_the_pipeline_until_its_last_batch_has_ended(
 
 
 def test_an_inconsistent_run_is_a_failed_run(prefect_api: None, source: Connection, paintings: Pipeline) -> None:
-    sync(pipeline=paintings, cause="before")
+    gallery.sync(paintings)
     source.execute("UPDATE vectors.paintings SET embedding_bits = ~embedding_bits WHERE id = 8")
     with pytest.raises(Inconsistent, match="bits"):
         sync(pipeline=paintings, cause="tampered")
@@ -206,7 +207,7 @@ def test_the_next_run_follows_an_edited_pipeline_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = write_pipeline(paintings, tmp_path)
-    assert sync(pipeline=file.name).embedded == 50
+    assert gallery.sync(load(file)).embedded == 50
     file.write_text(file.read_text().replace("{title}", "{author}"))
     assert sync(pipeline=file.name).changed == 50
     assert source.execute("SELECT count(*) FROM vectors.paintings WHERE content LIKE 'Author%'").fetchone() == (50,)

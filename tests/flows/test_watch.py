@@ -63,6 +63,7 @@ def named(words: str) -> list[FlowRun]:
     return found(name=FlowRunFilterName(like_=words))
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 def test_only_syncs_that_did_something_are_runs_below_the_watcher(
     prefect_api: None, source: Connection, queued: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_the_sync_that_was_at_work_ends_as_its_watcher(
         assert client.read_flow_run(child.id).state_name == after
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 def test_the_command_reports_its_syncs_and_alarms_and_ends_by_sigterm(
     prefect_server: PrefectServer, prefect_api: None, source: Connection, queued: Pipeline, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from rowvec.ledger.runs import running
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.runtime.progress import listening
+from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -99,6 +100,6 @@ def test_a_run_is_skipped_or_fails_if_its_policy_says_so(
 def test_a_flow_that_no_deployment_has_started_fails_at_once(
     prefect_api: None, source: Connection, paintings: Pipeline
 ) -> None:
-    sync(pipeline=paintings, cause="first")
+    gallery.sync(paintings)
     with held(paintings, threading.Event()), pytest.raises(PipelineBusy):
         index(pipeline=paintings)

@@ -184,8 +184,10 @@ def command_forks() -> CommandForks:
     with FileLock(run_folder() / "forks.lock", timeout=PATIENCE_SECONDS):
         if not variables.exists():
             life = open_until_the_end()
-            # Prefect's home is made where Prefect is imported.
-            environment = {**os.environ, "PREFECT_HOME": str(run_folder() / "forks-home")}
+            # Each command gets an environment of its own; this process has none of the test that starts it. Prefect's
+            # home is made where Prefect is imported.
+            plain = {name: value for name, value in os.environ.items() if not name.startswith("ROWVEC_")}
+            environment = {**plain, "PREFECT_HOME": str(run_folder() / "forks-home")}
             # It goes on after this process, until the run ends. Without a status, subprocess would warn of that.
             forked_commands.start(address, environment, life).returncode = 0
             os.close(life)

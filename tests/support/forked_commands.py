@@ -62,9 +62,15 @@ _PRELOAD = [
 class ForkedProcess:
     """A command at work, with the part of ``subprocess.Popen`` that tests use."""
 
-    def __init__(self, pid: int, outputs: tuple[int, int], status: int) -> None:
-        """``outputs`` and ``status`` are the reading ends of pipes; the last one tells the exit status."""
+    def __init__(
+        self, pid: int, outputs: tuple[int, int], status: int, heard: Callable[[str], None] | None = None
+    ) -> None:
+        """``outputs`` and ``status`` are the reading ends of pipes; the last one tells the exit status.
+
+        ``heard`` gets each line of the standard output as soon as it is printed.
+        """
         self.pid = pid
+        self._heard = heard
         self.returncode: int | None = None
         self._status = status
         self._texts = ["", ""]
@@ -106,7 +112,10 @@ class ForkedProcess:
 
     def _read(self, number: int, end: int) -> None:
         with open(end, encoding="utf-8", newline=None) as opened:
-            self._texts[number] = opened.read()
+            for line in opened:
+                self._texts[number] += line
+                if self._heard is not None and number == 0:
+                    self._heard(line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +151,13 @@ class CommandForks:
         *,
         folder: Path | None = None,
         program: str = "rowvec",
+        heard: Callable[[str], None] | None = None,
     ) -> ForkedProcess:
-        """Start ``rowvec`` or ``prefect`` with these words, in this folder, or in that of the caller."""
+        """Start a program with these words, in this folder, or in that of the caller.
+
+        ``program``: rowvec, prefect, or module, whose first word is the name of the module. For ``heard`` see
+        ``ForkedProcess``.
+        """
         pipes = [os.pipe() for _ in range(3)]
         wanted: dict[str, Any] = {"program": program, "words": words, "environment": environment}
         wanted["folder"] = str(folder or Path.cwd())
@@ -154,13 +168,12 @@ class CommandForks:
         finally:
             for _, writing in pipes:
                 os.close(writing)
-        return ForkedProcess(pid, (pipes[0][0], pipes[1][0]), pipes[2][0])
+        return ForkedProcess(pid, (pipes[0][0], pipes[1][0]), pipes[2][0], heard)
 
     def fork(self, wanted: dict[str, Any], ends: list[int]) -> int:
         """Start what is wanted, with these ends of pipes for output, errors and status; returns its process id.
 
-        ``wanted``: ``environment``, ``folder``, ``words``, and ``program``: rowvec, prefect, or engine, which is a flow
-        run of a worker.
+        ``wanted``: ``environment``, ``folder``, ``words`` and ``program``, as ``start`` sends them.
         """
         try:
             with self._lock:
@@ -353,14 +366,14 @@ def _prefect(words: list[str]) -> None:
     app()
 
 
-def _engine(_words: list[str]) -> None:
-    """Run what `python -m prefect.engine` runs."""
-    sys.argv = ["prefect.engine"]
-    sys.modules.pop("prefect.engine", None)
-    runpy.run_module("prefect.engine", run_name="__main__")
+def _module(words: list[str]) -> None:
+    """Run what `python -m` runs."""
+    sys.argv = words
+    sys.modules.pop(words[0], None)
+    runpy.run_module(words[0], run_name="__main__")
 
 
-_PROGRAMS = {"rowvec": _rowvec, "prefect": _prefect, "engine": _engine}
+_PROGRAMS = {"rowvec": _rowvec, "prefect": _prefect, "module": _module}
 
 
 def _run(program: str, words: list[str]) -> NoReturn:

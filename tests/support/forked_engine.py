@@ -59,7 +59,7 @@ def _answer(forks: CommandForks, listener: socket.socket) -> None:
 def _run(address: str) -> int:
     """Have the run forked, pass signals on to it, and wait for its end; returns its exit status."""
     reading, writing = os.pipe()
-    wanted = {"program": "engine", "words": [], "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109 # pathlib is slow
+    wanted = {"program": "module", "words": ["prefect.engine"], "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109 # pathlib is slow
     packet = json.dumps(wanted).encode()
     with socket.socket(socket.AF_UNIX) as asked:
         asked.connect(address)

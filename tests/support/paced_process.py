@@ -1,6 +1,6 @@
 """A process that asks an embedder for as long as it may, sharing its rate limit with other processes.
 
-``python -m tests.support.paced_process SETTINGS`` starts one.
+``asking`` starts some, forked from a process that has imported the embedder, with SETTINGS as their argument.
 
 SETTINGS is a JSON object: ``embedder`` (as in a pipeline file, with its key), ``database`` (whose ledger keeps the
 pace; null: it paces itself alone) and ``seconds``. Each answer is told in a line: how many texts it holds.
@@ -11,18 +11,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rowvec.embedders import open_embedder
 from rowvec.embedders.rate_limit.shared import shared_pace
 from rowvec.pipeline.embedders import OpenAIEmbedder
+from tests.support.cli_process import command_forks
+from tests.support.forked_commands import ForkedProcess
+from tests.support.waiting import PATIENCE_SECONDS
 
 TEXT = "a painting of the sea in winter, oil on canvas, signed at the lower left "
 
@@ -45,8 +46,8 @@ def texts(seconds: float) -> Iterator[str]:
 class Asking:
     """Such a process, as who started it sees it."""
 
-    process: subprocess.Popen[str]
-    answered: list[float] = field(default_factory=list[float])
+    process: ForkedProcess
+    answered: list[float]
     """When each text was, by the monotonic clock of the one who looks."""
 
     def between(self, start: float, end: float) -> int:
@@ -56,13 +57,7 @@ class Asking:
     def kill(self) -> None:
         """Send SIGKILL, so that the process cannot give back its lease."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def listen(self) -> None:
-        """Note answers until there are no more."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.answered += [time.monotonic()] * int(line)
+        self.process.communicate(PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -71,12 +66,20 @@ def asking(number: int, settings: dict[str, Any]) -> Generator[list[Asking]]:
     with ExitStack() as stack:
         processes: list[Asking] = []
         for _ in range(number):
-            command = [sys.executable, "-m", "tests.support.paced_process", json.dumps(settings)]
-            started = Asking(stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))  # noqa: S603 # ours
-            stack.callback(started.process.kill)
-            threading.Thread(target=started.listen, daemon=True).start()
+            started = _start(settings)
+            stack.callback(started.kill)
             processes.append(started)
         yield processes
+
+
+def _start(settings: dict[str, Any]) -> Asking:
+    answered: list[float] = []
+
+    def note(line: str) -> None:
+        answered.extend([time.monotonic()] * int(line))
+
+    words = ["tests.support.paced_process", json.dumps(settings)]
+    return Asking(command_forks().start(words, dict(os.environ), program="module", heard=note), answered)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from rowvec.postgres.connection import Connection
+from rowvec.postgres.kept import forget
 from rowvec.store.folder import FolderStore
 
 What = Literal["die", "cut", "lose_answer", "meanwhile"]
@@ -81,6 +82,8 @@ class StatementFault:
         """Close what a dead process would have left to the system to close."""
         for connection in self._used:
             psycopg.Connection.close(connection)
+        # Some of them may have been kept for the next command of this test.
+        forget()
 
 
 def _cut(connection: Connection) -> None:

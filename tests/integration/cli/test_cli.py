@@ -90,13 +90,11 @@ def test_a_database_that_is_not_there_is_status_one(rowvec: Rowvec, paintings: P
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def test_the_whole_job(
-    source: Connection, rowvec: Rowvec, paintings: Pipeline, tmp_path: Path, prefect_server: PrefectServer
-) -> None:
+def test_the_whole_job(source: Connection, rowvec: Rowvec, paintings: Pipeline, tmp_path: Path) -> None:
     file = write(paintings, tmp_path)
-    planned = only_json(shell("plan", file, "--json"))
+    planned = only_json(rowvec("plan", file, "--json"))
     assert (planned["new"], planned["cost_usd"]) == (50, 0.0)
-    done = shell("sync", file, "--json", PREFECT_API_URL=prefect_server.api)
+    done = rowvec("sync", file, "--json")
     report = only_json(done)
     assert done.status == 0
     names = "run_id new changed metadata_only deleted unchanged rejected embedded reused tokens cost_usd consistent"

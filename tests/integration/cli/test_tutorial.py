@@ -34,7 +34,12 @@ def _pattern(block: str) -> re.Pattern[str]:
     ("page", "number_of_commands"),
     [
         pytest.param(
-            "own-table.md", 7, marks=pytest.mark.needs("pgvector 0.8.4", "rowvec check warns of an older one")
+            "own-table.md",
+            7,
+            marks=[
+                pytest.mark.needs("pgvector 0.8.4", "rowvec check warns of an older one"),
+                pytest.mark.needs("no pooler", "rowvec check warns of it"),
+            ],
         ),
         ("images.md", 3),
     ],

@@ -236,6 +236,8 @@ def reader(source: Connection) -> Generator[str]:
     source.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
     source.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(role))
     source.execute(sql.SQL("ALTER SCHEMA rowvec OWNER TO {}").format(role))
+    source.execute("CREATE SCHEMA IF NOT EXISTS vectors")
+    source.execute(sql.SQL("GRANT ALL ON SCHEMA vectors TO {}").format(role))
     source.execute(sql.SQL("GRANT ALL ON ALL TABLES IN SCHEMA rowvec TO {}").format(role))
     source.execute(sql.SQL("GRANT ALL ON ALL SEQUENCES IN SCHEMA rowvec TO {}").format(role))
     source.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(source.info.dbname), role))

@@ -42,9 +42,10 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tree.mkdir()
         (tree / "pyproject.toml").write_text(settings, "utf-8")
         (tree / f"rowvec_{name}.py").write_text(code, "utf-8")
-        wheel.pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheels", tree)
     target = folder / "installed"
-    wheel.pip(sys.executable, "install", "--no-deps", "--target", target, *(folder / "wheels").glob("*.whl"))
+    # It builds the two wheels and installs them.
+    trees = folder / "hashing", folder / "broken"
+    wheel.pip(sys.executable, "install", "--no-deps", "--no-build-isolation", "--target", target, *trees)
     return target
 
 

@@ -21,6 +21,7 @@ from tests.support.paintings import fill, sync
 BITS = {"index": Index(kind="hnsw", on="bits", oversampling=32)}
 
 
+@pytest.mark.usefixtures("two_candidates")
 def test_a_tuned_choice_is_what_the_next_sync_builds_and_searches_by(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ FLOAT = IndexChoice(kind="hnsw", on="float", opclass="vector_cosine_ops", reason
 
 def test_recall_of_a_good_and_of_a_poor_index(connection: Connection) -> None:
     table = vector_table(64)
-    filled(connection, table, 8_000)
+    filled(connection, table, 2_000)
     wanted = Recall(k=10, at_least=0.9, queries=60)
     report = ensure_index(connection, table, FLOAT)
     good = measure(connection, table, FLOAT, wanted)
@@ -60,9 +60,9 @@ def test_an_index_that_finds_everything_has_recall_1(
     fill(connection, table, vectors)
     choice = IndexChoice(kind="ivfflat", on="float", opclass=f"{stored}_{opclass}_ops", lists=1, reason="")
     ensure_index(connection, table, choice)
-    report = measure(connection, table, choice, Recall(k=10, queries=200))
+    report = measure(connection, table, choice, Recall(k=10, queries=60))
     assert report.index is not None
-    assert (report.recall, report.queries) == (1.0, 200)
+    assert (report.recall, report.queries) == (1.0, 60)
 
 
 READY: LiteralString = "UPDATE pg_index SET indisready = %s WHERE indexrelid = 'part_rowvec_00000000'::regclass"
@@ -71,12 +71,12 @@ READY: LiteralString = "UPDATE pg_index SET indisready = %s WHERE indexrelid = '
 def test_an_index_that_lacks_rows_has_a_low_recall(connection: Connection) -> None:
     """Every row has a twin, and the index holds only one of the two: it finds half of the nearest neighbours."""
     table = vector_table(16, bits=0)
-    vectors = np.tile(clustered(2_000, 16), (2, 1))
+    vectors = np.tile(clustered(600, 16), (2, 1))
     create(connection, table)
-    fill(connection, table, vectors[:2_000])
+    fill(connection, table, vectors[:600])
     connection.execute("CREATE INDEX part_rowvec_00000000 ON items USING hnsw (embedding vector_cosine_ops)")
     connection.execute(READY, (False,))
-    fill(connection, table, vectors[2_000:], first=2_000)
+    fill(connection, table, vectors[600:], first=600)
     connection.execute(READY, (True,))
     report = measure(connection, table, FLOAT, Recall(k=1, at_least=0.95, queries=100))
     assert report.index == "part_rowvec_00000000"

@@ -97,6 +97,7 @@ def test_a_budget_too_small_says_what_was_not_measured(connection: Connection) -
     assert found.choice.kind == "none"
 
 
+@pytest.mark.usefixtures("two_candidates")
 def test_a_tuning_without_time_does_not_replace_one_that_had_it(connection: Connection) -> None:
     table = vector_table(64)
     filled(connection, table, 1_200)
@@ -113,6 +114,7 @@ def test_a_tuning_without_time_does_not_replace_one_that_had_it(connection: Conn
     assert find_tuning(connection, table) != kept
 
 
+@pytest.mark.usefixtures("two_candidates")
 def test_a_graph_that_narrowly_misses_is_built_again(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     table = vector_table(64)
     filled(connection, table, 1_200)

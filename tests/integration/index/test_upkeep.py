@@ -61,7 +61,7 @@ def names(connection: Connection, table: VectorTable) -> list[str]:
 
 def test_an_index_is_built_once_and_then_only_for_a_reason(connection: Connection) -> None:
     table = vector_table(16)
-    filled(connection, table, 1_000)
+    filled(connection, table, 500)
     first = kept(connection, table, FLOAT)
     assert why(first) == "missing"
     assert first.recall is not None
@@ -70,18 +70,18 @@ def test_an_index_is_built_once_and_then_only_for_a_reason(connection: Connectio
     again = kept(connection, table, FLOAT)
     assert (why(again), again.notes) == (
         None,
-        (f"{name} was left alone: of 1,000 vectors 0 are gone or replaced, and 0 came",),
+        (f"{name} was left alone: of 500 vectors 0 are gone or replaced, and 0 came",),
     )
     # New rows do not wear an index. Rows whose vectors later runs replaced wear it, and so do deleted rows.
-    fill(connection, table, clustered(500, 16, seed=8), first=1_000)
-    connection.execute("UPDATE items SET run_id = 2 WHERE id >= 1000 OR id < 50")
+    fill(connection, table, clustered(250, 16, seed=8), first=500)
+    connection.execute("UPDATE items SET run_id = 2 WHERE id >= 500 OR id < 25")
     grown = kept(connection, table, FLOAT)
     assert why(grown) is None
-    assert grown.notes[0].endswith("of 1,000 vectors 50 are gone or replaced, and 550 came")
-    connection.execute("DELETE FROM items WHERE id BETWEEN 100 AND 149")
+    assert grown.notes[0].endswith("of 500 vectors 25 are gone or replaced, and 275 came")
+    connection.execute("DELETE FROM items WHERE id BETWEEN 100 AND 124")
     worn = kept(connection, table, FLOAT)
     assert why(worn) == "worn"
-    assert "(worn: of 1,000 vectors 100 are gone or replaced, and 550 came)" in worn.notes[0]
+    assert "(worn: of 500 vectors 50 are gone or replaced, and 275 came)" in worn.notes[0]
     assert why(kept(connection, table, FLOAT)) is None
     assert why(kept(connection, table, FLOAT, asked=True)) == "asked"
     assert why(kept(connection, table, BITS)) == "other choice"
@@ -112,25 +112,22 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Recall]:
     return requested
 
 
-@pytest.mark.parametrize(
-    ("change", "how"),
-    [
-        ("UPDATE items SET embedding = (SELECT embedding FROM items WHERE id = 5) WHERE id = 7", {}),
-        ("UPDATE items SET content = content WHERE id = 7", {}),
-        ("WITH gone AS (DELETE FROM items WHERE id = 7 RETURNING *) INSERT INTO items SELECT * FROM gone", {}),
-        ("DELETE FROM items WHERE id = 7", {}),
-        ("VACUUM public.items", {}),
-        ("VACUUM (FULL) public.items", {}),
-        ("REINDEX TABLE items", {}),
-        (None, {"wanted": WANTED.model_copy(update={"k": 5})}),
-        (None, {"wanted": WANTED.model_copy(update={"queries": 21})}),
-        (None, {"choice": replace(FLOAT, ef_search=300)}),
-        (None, {"measure": True}),
-    ],
-)
-def test_a_recall_stands_until_something_has_changed(
-    connection: Connection, measured: list[Recall], change: LiteralString | None, how: dict[str, Any]
-) -> None:
+CHANGES: list[tuple[LiteralString | None, dict[str, Any]]] = [
+    ("UPDATE items SET embedding = (SELECT embedding FROM items WHERE id = 5) WHERE id = 7", {}),
+    ("UPDATE items SET content = content WHERE id = 7", {}),
+    ("WITH gone AS (DELETE FROM items WHERE id = 7 RETURNING *) INSERT INTO items SELECT * FROM gone", {}),
+    ("DELETE FROM items WHERE id = 7", {}),
+    ("VACUUM public.items", {}),
+    ("VACUUM (FULL) public.items", {}),
+    ("REINDEX TABLE items", {}),
+    (None, {"wanted": WANTED.model_copy(update={"k": 5})}),
+    (None, {"wanted": WANTED.model_copy(update={"queries": 21})}),
+    (None, {"choice": replace(FLOAT, ef_search=300)}),
+    (None, {"measure": True}),
+]
+
+
+def test_a_recall_stands_until_something_has_changed(connection: Connection, measured: list[Recall]) -> None:
     table = vector_table(16)
     filled(connection, table, 500)
     first = kept(connection, table, FLOAT).recall
@@ -143,16 +140,21 @@ def test_a_recall_stands_until_something_has_changed(
     assert (stands.k, stands.queries, stands.passed) == (first.k, first.queries, True)
     (*_, check) = check_serving(connection, table, FLOAT, stands)
     assert "nothing was written or vacuumed since" in check.detail
-    if change and change.startswith("VACUUM"):
-        connection.execute_alone(change, {})
-    elif change:
-        connection.execute(change)
-    again = dict[str, Any](choice=FLOAT, wanted=WANTED) | how
-    kept(connection, table, **again)
-    assert len(measured) == 2
-    again["measure"] = False
-    kept(connection, table, **again)
-    assert len(measured) == 2
+    for change, how in CHANGES:
+        kept(connection, table, FLOAT)
+        before = len(measured)
+        kept(connection, table, FLOAT)
+        assert len(measured) == before
+        if change and change.startswith("VACUUM"):
+            connection.execute_alone(change, {})
+        elif change:
+            connection.execute(change)
+        again = dict[str, Any](choice=FLOAT, wanted=WANTED) | how
+        kept(connection, table, **again)
+        assert len(measured) == before + 1, (change, how)
+        again["measure"] = False
+        kept(connection, table, **again)
+        assert len(measured) == before + 1, (change, how)
 
 
 def test_a_recall_that_was_too_little_does_not_stand(connection: Connection, measured: list[Recall]) -> None:
@@ -234,7 +236,7 @@ def test_a_new_index_that_finds_less_is_dropped_and_the_old_one_stays(
     connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = vector_table(32)
-    filled(connection, table, 1_000)
+    filled(connection, table, 500)
     kept(connection, table, FLOAT)
     before = names(connection, table)
     poor = replace(BITS, oversampling=1, oversampling_given=True)
@@ -254,7 +256,7 @@ def test_a_new_index_that_finds_less_is_dropped_and_the_old_one_stays(
     again = kept(connection, table, poor)
     assert len(recorded(connection)) == 1 + TRIES
     assert "the last 3 builds over nearly the same rows found too little" in again.notes[0]
-    connection.execute("UPDATE items SET run_id = 2 WHERE id < 150")
+    connection.execute("UPDATE items SET run_id = 2 WHERE id < 75")
     kept(connection, table, poor)
     assert len(recorded(connection)) > 1 + TRIES
 
@@ -321,7 +323,7 @@ def test_auto_takes_floats_where_no_index_on_bits_finds_enough(
     monkeypatch.setattr("rowvec.index.choice.EXACT_ELEMENTS", 1)
     monkeypatch.setattr("rowvec.index.choice._OVERSAMPLING_BITS", {2: 1})
     table = vector_table(16, bits=2)
-    filled(connection, table, 2_000)
+    filled(connection, table, 600)
     recall = WANTED.model_copy(update={"at_least": 0.99})
     pipeline = gallery.pipeline("artifacts").model_copy(update={"validation": Validation(recall=recall)})
     indexed = serve(connection, table, pipeline)
@@ -330,7 +332,7 @@ def test_auto_takes_floats_where_no_index_on_bits_finds_enough(
     assert [state.on for state in index_state(connection, table)] == ["float"]
     # The next runs remember it.
     assert serve(connection, table, pipeline).reason is None
-    of_part = serve_as_it_is(connection, table, pipeline, 2_000)
+    of_part = serve_as_it_is(connection, table, pipeline, 600)
     assert of_part is not None
     assert of_part.choice.on == "float"
     # A file that insists on bits gets none that find less than what is there.
@@ -344,7 +346,7 @@ def test_a_graph_that_no_search_helps_is_built_again_with_more_effort(
     monkeypatch.setattr("rowvec.index.choice._GRAPHS", ((0, 2, 1),))
     monkeypatch.setattr("rowvec.index.choice._EFFORT", (4, 4))
     table = vector_table(32)
-    filled(connection, table, 2_000)
+    filled(connection, table, 1_000)
     weak = replace(FLOAT, m=2, ef_construction=4, graph_by_rows=True)
     kept(connection, table, weak, WANTED.model_copy(update={"at_least": 0.0}))
     widest = search_efforts(weak, WANTED.k)[-1]
@@ -366,7 +368,7 @@ def test_a_graph_that_no_search_helps_is_built_again_with_more_effort(
 def test_a_new_index_is_measured_while_the_old_one_serves(connection: Connection, other: IndexChoice) -> None:
     """Of two similar indexes the planner takes the cheaper one: the old index, if the new one has more links."""
     table = vector_table(16)
-    filled(connection, table, 1_000)
+    filled(connection, table, 400)
     kept(connection, table, FLOAT)
     (old,) = names(connection, table)
     measured: list[str | None] = []
@@ -431,7 +433,7 @@ def test_a_build_that_will_spill_is_predicted_and_one_that_did_is_reported(
 
 def test_readers_are_served_by_a_valid_index_while_it_is_kept_fit(connection: Connection, direct_url: str) -> None:
     table = vector_table(16)
-    filled(connection, table, 1_000)
+    filled(connection, table, 500)
     kept(connection, table, FLOAT)
     stop, valid = threading.Event(), list[int]()
 
@@ -449,7 +451,7 @@ def test_readers_are_served_by_a_valid_index_while_it_is_kept_fit(connection: Co
     reading = threading.Thread(target=read)
     reading.start()
     try:
-        connection.execute("UPDATE items SET run_id = 2 WHERE id < 150")
+        connection.execute("UPDATE items SET run_id = 2 WHERE id < 75")
         assert why(kept(connection, table, FLOAT)) == "worn"
         assert why(kept(connection, table, replace(FLOAT, m=8))) == "other choice"
         kept(connection, table, replace(BITS, oversampling=1))  # refused

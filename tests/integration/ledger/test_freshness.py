@@ -33,6 +33,7 @@ def freshness(url: str) -> dict[str, Any]:
     return row
 
 
+@pytest.mark.needs("no pooler", "a session that goes on hands in its counts seconds later")
 def test_what_waits_is_counted_and_dated_without_a_look_at_the_rows(
     source: Connection, database_url: str, queued: Pipeline
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +41,7 @@ ALWAYS = timedelta(0)
 _numbers = itertools.count(1)
 
 Copy = Callable[[], str]
+At = Callable[[str], AbstractContextManager[Connection]]
 
 
 @pytest.fixture
@@ -68,12 +69,17 @@ def make_name(url: str) -> str:
     return str(conninfo_to_dict(url)["dbname"])
 
 
-@contextmanager
-def at(url: str, monkeypatch: pytest.MonkeyPatch) -> Generator[Connection]:
-    """Within this context pipelines use the database of this DSN."""
-    with monkeypatch.context() as there, connect(url) as connection:
-        there.setenv("ROWVEC_DATABASE_URL", url)
-        yield connection
+@pytest.fixture
+def at(cluster: str, monkeypatch: pytest.MonkeyPatch) -> At:
+    """A context in which pipelines use the database of a DSN; it gives a superuser's connection to the database."""
+
+    @contextmanager
+    def there(url: str) -> Generator[Connection]:
+        with monkeypatch.context() as there, connect(make_conninfo(cluster, dbname=make_name(url))) as connection:
+            there.setenv("ROWVEC_DATABASE_URL", url)
+            yield connection
+
+    return there
 
 
 def restore(pipeline: Pipeline, manifest: str | None = None) -> RestoreReport:
@@ -97,14 +103,14 @@ def objects(pipeline: Pipeline) -> set[str]:
 
 
 def test_a_database_from_an_older_dump_embeds_nothing_again(
-    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, at: At
 ) -> None:
     sync(paintings)
     older = copied()
-    with at(database_url, monkeypatch) as now:
+    with at(database_url) as now:
         fill(now, 20, start=100)
         assert sync(paintings).embedded == 20
-    with at(older, monkeypatch) as then:
+    with at(older) as then:
         fill(then, 21, start=100)
         planned = plan(paintings)
         assert (planned.embedded, planned.reused) == (1, 20)
@@ -121,13 +127,14 @@ def test_a_database_from_an_older_dump_embeds_nothing_again(
         assert sync(paintings).manifest is None
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_an_empty_database_embeds_nothing_again(
-    source: Connection, paintings: Pipeline, copied: Copy, database_url: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, copied: Copy, at: At, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = copied()
-    with at(database_url, monkeypatch):
+    with at(database_url):
         sync(paintings)
-    with at(empty, monkeypatch) as connection:
+    with at(empty) as connection:
         assert _planned(paintings, connection, monkeypatch) == (50, 0, 50)
         connection.execute("DROP SCHEMA rowvec CASCADE")
         assert _planned(paintings, connection, monkeypatch) == (50, 0, 50)
@@ -157,14 +164,14 @@ def _planned(pipeline: Pipeline, connection: Connection, monkeypatch: pytest.Mon
 
 
 def test_a_repair_after_an_older_dump_embeds_nothing_again(
-    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, at: At
 ) -> None:
     sync(paintings)
     older = copied()
-    with at(database_url, monkeypatch) as now:
+    with at(database_url) as now:
         fill(now, 20, start=100)
         sync(paintings)
-    with at(older, monkeypatch) as then:
+    with at(older) as then:
         fill(then, 20, start=100)
         with pytest.raises(LedgerBehind):
             prepare_repair(paintings)
@@ -186,16 +193,16 @@ def test_the_manifests_are_read_only_while_the_ledger_is_behind_the_store(
 
 
 def test_fingerprints_are_read_without_the_vectors(
-    source: Connection, paintings: Pipeline, copied: Copy, database_url: str, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, copied: Copy, at: At, database_url: str
 ) -> None:
     """Of an artifact only the footer and one column are read, so its checksum is checked once its vectors are used."""
     empty = copied()
-    with at(database_url, monkeypatch):
+    with at(database_url):
         artifacts = sync(paintings)
     assert artifacts.artifacts == 1
     (name,) = open_store(paintings.artifacts).names("artifacts/")
     path = Path(paintings.artifacts.url) / name
-    with at(empty, monkeypatch):
+    with at(empty):
         content = bytearray(path.read_bytes())
         content[200] ^= 1
         path.write_bytes(content)
@@ -204,24 +211,24 @@ def test_fingerprints_are_read_without_the_vectors(
 
 
 def test_a_prune_in_a_copy_deletes_nothing_of_the_original(
-    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, at: At
 ) -> None:
     sync(paintings)
     staging = copied()
-    with at(staging, monkeypatch) as copy:
+    with at(staging) as copy:
         copy.execute("UPDATE paintings SET title = 'staged ' || id")
         assert "rowvec adopt" in note(sync(paintings))
     of_copy = objects(paintings)
-    with at(database_url, monkeypatch) as original:
+    with at(database_url) as original:
         fill(original, 5, start=100)
         sync(paintings)
     of_original = objects(paintings) - of_copy
-    with at(staging, monkeypatch):
+    with at(staging):
         pruned = prune(paintings, ALWAYS, apply=True)
         assert "rowvec adopt" in pruned.note
         assert (pruned.artifacts, pruned.manifests) == (0, 0)
     assert of_original <= objects(paintings)
-    with at(database_url, monkeypatch) as original:
+    with at(database_url) as original:
         assert "rowvec adopt" in note(sync(paintings))
         assert audit(paintings).consistent
         original.execute("DROP TABLE vectors.paintings")
@@ -230,39 +237,40 @@ def test_a_prune_in_a_copy_deletes_nothing_of_the_original(
         sync(paintings)
         prune(paintings, ALWAYS, apply=True)
         assert of_copy <= objects(paintings)
-    with at(staging, monkeypatch) as copy:
+    with at(staging) as copy:
         assert audit(paintings).consistent
         copy.execute("DROP TABLE vectors.paintings")
         assert restore(paintings).consistent
 
 
 def test_a_copy_that_does_nothing_but_prune_deletes_nothing(
-    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, at: At
 ) -> None:
     sync(paintings)
     source.execute("UPDATE paintings SET title = 'once ' || id")
     sync(paintings)
     before = objects(paintings)
     staging = copied()
-    with at(staging, monkeypatch):
+    with at(staging):
         assert prune(paintings, ALWAYS, apply=True).note
     assert before <= objects(paintings)
-    with at(database_url, monkeypatch):
+    with at(database_url):
         assert audit(paintings).consistent
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_copy_that_adopts_the_store_is_alone_again(
-    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, at: At
 ) -> None:
     sync(paintings)
     replacement = copied()
-    with at(replacement, monkeypatch) as connection:
+    with at(replacement) as connection:
         fill(connection, 1, start=200)
         last = sync(paintings)
-    with at(database_url, monkeypatch) as original:
+    with at(database_url) as original:
         fill(original, 5, start=100)
         sync(paintings)
-    with at(replacement, monkeypatch) as connection:
+    with at(replacement) as connection:
         with pytest.raises(UsageError, match="--manifest") as two:
             newest_chain(open_store(paintings.artifacts), "paintings")
         assert str(last.manifest) in str(two.value)
@@ -279,14 +287,14 @@ def test_a_copy_that_adopts_the_store_is_alone_again(
 
 
 def test_a_restore_takes_the_ledgers_last_manifest_and_says_that_the_store_has_later_ones(
-    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, database_url: str, copied: Copy, at: At
 ) -> None:
     before = sync(paintings)
     set_back = copied()
-    with at(database_url, monkeypatch) as now:
+    with at(database_url) as now:
         fill(now, 5, start=100)
         given_up = sync(paintings)
-    with at(set_back, monkeypatch) as then:
+    with at(set_back) as then:
         with pytest.raises(LedgerBehind):
             sync(paintings)
         then.execute("DROP TABLE vectors.paintings")
@@ -298,6 +306,7 @@ def test_a_restore_takes_the_ledgers_last_manifest_and_says_that_the_store_has_l
         assert restore(paintings, given_up.manifest).checksum == given_up.checksum
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_run_of_an_earlier_clock_is_the_newest(
     source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +332,7 @@ def test_a_run_of_an_earlier_clock_is_the_newest(
     assert (report.rows, report.checksum, report.manifest) == (55, newest.checksum, newest.manifest)
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_what_a_killed_run_left_is_no_second_newest_manifest(
     source: Connection, paintings: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +350,7 @@ def test_what_a_killed_run_left_is_no_second_newest_manifest(
     assert restore(paintings).checksum == last.checksum
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_newest_manifest_that_is_gone_is_noticed_without_a_ledger(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     fill(source, 5, start=100)
@@ -349,6 +360,7 @@ def test_a_newest_manifest_that_is_gone_is_noticed_without_a_ledger(source: Conn
         restore(paintings)
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_rebuild_leaves_one_newest_manifest(source: Connection, paintings: Pipeline) -> None:
     sync(paintings)
     other = paintings.model_copy(
@@ -362,7 +374,7 @@ def test_a_rebuild_leaves_one_newest_manifest(source: Connection, paintings: Pip
 
 
 def test_an_artifact_of_another_pipeline_that_a_manifest_names_is_never_pruned(
-    source: Connection, paintings: Pipeline, tmp_path: Path, copied: Copy, monkeypatch: pytest.MonkeyPatch
+    source: Connection, paintings: Pipeline, tmp_path: Path, copied: Copy, at: At
 ) -> None:
     """Somebody has written a manifest that says an artifact of another pipeline was this one's."""
     empty = copied()
@@ -378,7 +390,7 @@ def test_an_artifact_of_another_pipeline_that_a_manifest_names_is_never_pruned(
         manifest["artifacts"][0]["name"] = others
 
     forged_store.replace_manifests(store, point)
-    with at(empty, monkeypatch) as connection:
+    with at(empty) as connection:
         assert sync(paintings).embedded == 0
         connection.execute("UPDATE paintings SET title = 'other ' || id")
         sync(paintings)
@@ -393,15 +405,16 @@ def test_a_container_is_told_of_copies_like_a_folder(
     container: Container,
     database_url: str,
     copied: Copy,
+    at: At,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BLOB_KEY", container.key)
     artifacts = Artifacts(url=container.url, credential="${BLOB_KEY}")
     pipeline = gallery.pipeline("unused").model_copy(update={"artifacts": artifacts})
     empty = copied()
-    with at(database_url, monkeypatch):
+    with at(database_url):
         sync(pipeline)
-    with at(empty, monkeypatch):
+    with at(empty):
         report = sync(pipeline)
         assert (report.embedded, bool(note(report))) == (0, True)
         adopt_store(pipeline)

@@ -138,8 +138,15 @@ def test_all_findings_are_counted_and_repaired_and_a_hundred_are_named(synced: C
     assert audit(paintings).consistent
 
 
-@pytest.mark.parametrize("lost", [True, False])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("lost", "precision"),
+    [
+        (True, "float32"),
+        (False, "float16"),
+        pytest.param(True, "float16", marks=pytest.mark.soak),
+        pytest.param(False, "float32", marks=pytest.mark.soak),
+    ],
+)
 def test_a_lost_or_corrupt_artifact_is_written_again_from_the_table(
     source: Connection, tmp_path: Path, lost: bool, precision: str
 ) -> None:

@@ -63,6 +63,7 @@ def restored(pipeline: Pipeline, url: str, manifest: str | None = None) -> dict[
         return vectors(connection)
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_no_byte_of_an_erased_row_is_left_and_restore_and_audit_agree(
     erasable: Connection, paintings: Pipeline, direct_url: str, database_url: str
 ) -> None:

@@ -241,8 +241,9 @@ def test_the_function_answers_vectors_of_either_length(source: Connection, paint
         source.execute("SELECT id FROM vectors.paintings_search(%s, 1)", query)
 
 
+@pytest.mark.parametrize("switches", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_readers_in_a_loop_see_no_error_and_no_mixture(
-    source: Connection, paintings: Pipeline, direct_url: str
+    source: Connection, paintings: Pipeline, direct_url: str, switches: int
 ) -> None:
     old = changed(paintings, search={"hybrid": True})
     new = changed(old, embedder={"dimensions": 128})
@@ -277,7 +278,7 @@ def test_readers_in_a_loop_see_no_error_and_no_mixture(
     for reader in readers:
         reader.start()
     try:
-        for _ in range(5):
+        for _ in range(switches):
             wait_for(lambda: seen[0]["old"] > 20)
             switch(new, following)
             wait_for(lambda: seen[1]["new"] > 20)

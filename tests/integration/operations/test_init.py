@@ -34,7 +34,9 @@ def passes(file: Path, *, online: bool) -> bool:
     return all(one.state == "ok" for one in check(file, Scope(online=online, embedder=False)))
 
 
+@pytest.mark.needs("a superuser", "nobody grants the role anything on the schema of the table")
 @pytest.mark.needs("pgvector 0.8.4", "an older one is a warning")
+@pytest.mark.needs("no pooler", "it is a warning")
 @pytest.mark.parametrize("analyzed", [True, False])
 def test_a_table_with_odd_names_passes_the_check(
     analyzed: bool, source: Connection, database_url: str, tmp_path: Path

@@ -183,6 +183,11 @@ def test_a_row_whose_image_is_not_in_the_store_fails_the_run(
         sync(paintings)
 
 
+@pytest.mark.parametrize(
+    "artifacts",
+    ["folder", pytest.param("azurite", marks=[pytest.mark.azurite, pytest.mark.soak])],
+    indirect=True,
+)
 def test_a_restore_knows_the_images_of_the_store(
     source: Connection,
     folder: Path,

@@ -173,6 +173,7 @@ def test_a_source_that_reads_the_vector_table_is_refused(
     assert rows(source, "vectors.paintings") == 50
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_renamed_pipeline_keeps_what_was_paid_for(source: Connection, server: OpenAIServer, tmp_path: Path) -> None:
     old = paid(server, str(tmp_path / "artifacts"))
     gallery.sync(old)
@@ -288,6 +289,7 @@ def test_a_name_whose_table_is_gone_takes_what_was_paid_for_along(
     assert server.paid.total() == bought
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_vector_table_whose_ledger_was_lost_is_known_by_its_fingerprints(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:
@@ -302,6 +304,7 @@ def test_a_vector_table_whose_ledger_was_lost_is_known_by_its_fingerprints(
     assert server.paid.total() == bought
 
 
+@pytest.mark.needs("a superuser", "the test makes the vector table")
 def test_a_name_is_given_to_a_vector_table_that_the_ledger_does_not_know(
     source: Connection, server: OpenAIServer, tmp_path: Path
 ) -> None:

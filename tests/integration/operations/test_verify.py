@@ -128,6 +128,7 @@ def test_a_certificate_in_the_database_alone_is_not_believed(source: Connection,
         verify(paintings)
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 def test_runs_by_the_queue_carry_the_root_on_or_say_that_they_have_none(
     source: Connection, paintings: Pipeline
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_key_that_prints_in_another_way_leaves_no_record_behind(source: Connec
     assert report.root == root_by_hand(source)
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_restored_table_has_the_certified_root_and_continues_the_chain(
     source: Connection, paintings: Pipeline
 ) -> None:

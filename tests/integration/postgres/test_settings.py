@@ -115,7 +115,16 @@ def _table(url: str) -> list[tuple[str, ...]]:
         ).fetchall()
 
 
-@pytest.mark.parametrize("of", ["database", "role"])
+@pytest.mark.parametrize(
+    ("two_databases", "of"),
+    [
+        ("18", "role"),
+        ("16", "database"),
+        pytest.param("18", "database", marks=pytest.mark.soak),
+        pytest.param("16", "role", marks=pytest.mark.soak),
+    ],
+    indirect=["two_databases"],
+)
 def test_contrary_settings_change_no_table_and_no_plan(
     two_databases: tuple[str, str], of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ from rowvec.postgres.connection import Connection, connect
 from tests.support.paintings import sync
 from tests.support.servers.openai_server import KEY, serve
 
+pytestmark = pytest.mark.needs("pgvector in public", "the page writes public.vector")
+
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/how-to/clients.md").read_text("utf-8")
 CLIENTS = ["psycopg", "SQLAlchemy", "LangChain", "LlamaIndex"]

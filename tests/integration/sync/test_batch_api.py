@@ -113,8 +113,17 @@ def test_rows_written_meanwhile_are_requested_directly(
     assert paid_once(server)
 
 
-@pytest.mark.parametrize("fallback", ["batch", "direct"])
-@pytest.mark.parametrize("end", ["expired", "cancelled", "failed"])
+@pytest.mark.parametrize(
+    ("end", "fallback"),
+    [
+        ("expired", "direct"),
+        ("cancelled", "batch"),
+        ("failed", "batch"),
+        pytest.param("expired", "batch", marks=pytest.mark.soak),
+        pytest.param("cancelled", "direct", marks=pytest.mark.soak),
+        pytest.param("failed", "direct", marks=pytest.mark.soak),
+    ],
+)
 def test_a_job_that_ends_early_keeps_what_it_answered(
     source: Connection, server: OpenAIServer, tmp_path: Path, end: Any, fallback: str
 ) -> None:

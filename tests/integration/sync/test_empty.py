@@ -15,8 +15,15 @@ from tests.support import paintings as gallery
 CHUNKS = {"chunks": {"tokens": 16, "overlap": 0}}
 
 
-@pytest.mark.parametrize("chunks", [{}, CHUNKS], ids=["whole", "chunks"])
-@pytest.mark.parametrize("kind", ["postgres", "csv"])
+@pytest.mark.parametrize(
+    ("kind", "chunks"),
+    [
+        pytest.param("postgres", {}, id="postgres-whole"),
+        pytest.param("csv", CHUNKS, id="csv-chunks"),
+        pytest.param("postgres", CHUNKS, id="postgres-chunks", marks=pytest.mark.soak),
+        pytest.param("csv", {}, id="csv-whole", marks=pytest.mark.soak),
+    ],
+)
 def test_rows_that_lose_their_content_are_deleted_and_then_empty(
     kind: str, chunks: dict[str, Any], source: Connection, tmp_path: Path
 ) -> None:

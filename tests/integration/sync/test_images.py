@@ -36,7 +36,7 @@ from tests.support.images import fill, save
 from tests.support.paintings import rebuild, sync
 from tests.support.servers.azurite import Container
 
-COUNT = 300
+COUNT = 90
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_a_text_is_rendered_a_few_times_whatever_the_number_of_its_chunks(
         made.execute("CREATE TABLE texts (id int PRIMARY KEY, text text)")
     source: dict[str, Any] = {
         "kind": "postgres",
-        "query": "SELECT id, public.counted(text) AS text FROM texts",
+        "query": "SELECT id, public.counted(text) AS text FROM public.texts",
         "key": ["id"],
         "content": "{text}",
         "chunks": {"tokens": CHUNK_TOKENS, "overlap": 0},

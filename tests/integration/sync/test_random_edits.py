@@ -69,7 +69,7 @@ def play(seed: int, source: Connection, paintings: Pipeline, folder: Path, monke
         assert len(server.paid) == len(set(server.paid))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_table_is_what_the_source_says(
     seed: int, source: Connection, paintings: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +77,7 @@ def test_the_table_is_what_the_source_says(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(100, 400))
+@pytest.mark.parametrize("seed", [3, 4, 5, *range(100, 400)])
 def test_soak_the_table_is_what_the_source_says(
     seed: int, source: Connection, paintings: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -222,7 +222,7 @@ def test_an_error_that_no_row_is_to_blame_for_is_not_searched_for_in_rows(
 
 
 def test_many_bad_rows_cost_their_number_times_the_logarithm_of_all(source: Connection, paintings: Pipeline) -> None:
-    source.execute("CREATE SEQUENCE public.tried")
+    source.execute("CREATE SEQUENCE public.tried; GRANT USAGE ON SEQUENCE public.tried TO PUBLIC")
     sync(paintings)
     fill(source, 950, start=101)
     source.execute(
@@ -302,9 +302,9 @@ def test_a_key_too_long_for_an_index_is_one_bad_row_of_a_first_load(source: Conn
 
 @pytest.mark.parametrize("away", [False, True])
 def test_a_key_too_long_for_the_index_of_chunks_is_one_bad_row(
-    source: Connection, paintings: Pipeline, another_url: str, database_url: str, away: bool
+    source: Connection, paintings: Pipeline, another_url: str, direct_url: str, away: bool
 ) -> None:
-    url = another_url if away else database_url
+    url = another_url if away else direct_url
     with connect(url) as other:
         other.execute("CREATE TABLE keyed (k text, title text)")
         other.execute("INSERT INTO keyed SELECT 'key ' || i, 'text ' || i FROM generate_series(1, 30) AS i")

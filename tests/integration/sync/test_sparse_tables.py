@@ -243,7 +243,7 @@ def test_a_file_of_indices_and_values(source: Connection, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
 def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Connection, metric: Any) -> None:
-    vectors = drawn(1_500)
+    vectors = drawn(500)
     table = fill(connection, vectors, metric)
     choice = choose(
         Facts(
@@ -294,7 +294,7 @@ def test_the_index_is_used_and_finds_what_an_exact_search_does(connection: Conne
 
 def test_recall_is_measured_exactly(connection: Connection) -> None:
     """Recall is compared with the answers of SQL, also for an index that cannot find enough."""
-    vectors = drawn(400)
+    vectors = drawn(150)
     table = fill(connection, vectors)
     poor = choose(
         Facts(rows=10**6, dimensions=DIMENSIONS, precision="sparse", bits=0),
@@ -310,7 +310,7 @@ def test_recall_is_measured_exactly(connection: Connection) -> None:
         for i, v in enumerate(vectors)
     ]
     wanted = np.mean([len(t & f) / 10 for t, f in zip(true, found, strict=True)])
-    report = measure(connection, table, poor, Recall(queries=400))
+    report = measure(connection, table, poor, Recall(queries=150))
     assert report.recall == pytest.approx(wanted, abs=0.002)
 
 
@@ -456,8 +456,11 @@ def test_bits_left_out_are_off_however_often_a_pipeline_is_written_and_read(tmp_
     assert Pipeline.model_validate(ours.model_dump(exclude_defaults=True)) == ours
 
 
-def test_the_tuner_measures_the_one_kind_of_index_there_is(connection: Connection) -> None:
-    table = fill(connection, drawn(1_200, nonzeros=8))
+def test_the_tuner_measures_the_one_kind_of_index_there_is(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowvec.index.tuning.tuner._QUERIES", 20)
+    table = fill(connection, drawn(1_000, nonzeros=8))
     tuned = tune(connection, table, Recall(queries=20), Budget(seconds=60))
     assert {m.name.partition(",")[0].partition(" m ")[0] for m in tuned.measured} == {"sparse hnsw"}
     assert {m.choice.opclass for m in tuned.measured} == {"sparsevec_cosine_ops"}

@@ -16,6 +16,8 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from tests.support.paintings import fill, pipeline, rebuild, sync
 
+pytestmark = pytest.mark.needs("pgvector in public", "the stand-in is in public, which sessions then find")
+
 STAND_IN = """
     CREATE TABLE asked (name text, by text);
     CREATE FUNCTION create_distributed_table(asked_for regclass, by text) RETURNS void LANGUAGE plpgsql AS $$

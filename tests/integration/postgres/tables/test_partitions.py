@@ -199,6 +199,7 @@ def test_row_level_security_holds_through_every_command(mail: Connection, tmp_pa
     assert left.fetchall() == []
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_tables_are_restored_audited_repaired_and_adopted_with_their_partitions(
     mail: Connection, tmp_path: Any
 ) -> None:
