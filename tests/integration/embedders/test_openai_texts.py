@@ -494,11 +494,15 @@ def test_a_reader_that_stops_stops_the_requests() -> None:
 
 
 def test_a_source_that_fails_half_way_loses_no_answer() -> None:
-    def texts() -> Iterator[str]:
-        yield from TEXTS[:20]
-        raise SourceError("the source went away")
+    with serve() as server:
+        server.hold = hold = threading.Event()
 
-    with serve(latency=0.05) as server:
+        def texts() -> Iterator[str]:
+            yield from TEXTS[:20]
+            wait_for(lambda: server.stats()["in_flight"] == 2)
+            hold.set()
+            raise SourceError("the source went away")
+
         received: list[int] = []
         with pytest.raises(SourceError):
             _positions(_embedder(server, max_batch_inputs=10, concurrency=4).embed(texts()), received)
