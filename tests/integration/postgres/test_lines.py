@@ -19,16 +19,7 @@ from tests.support.servers.lines import LINES, Server
 _DATABASE = "one_of_a_line"
 
 
-# "extensions" is "least-privilege" with more rights, and of the older pgvectors the oldest tells most.
-_IN_SOAK = {"extensions", "pg16-pgvector-0.8.1"}
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=pytest.mark.soak if name in _IN_SOAK else ())
-        for name in sorted(LINES.keys() - {"pg18"})
-    ]
-)
+@pytest.fixture(params=sorted(LINES.keys() - {"pg18"}))
 def line_of_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Generator[Server]:
     """A server of this line, with an empty database that an administrator has prepared; it shares what it can."""
     line = LINES[request.param]
