@@ -19,6 +19,7 @@ from rowvec.operations.rebuild import rollback
 from rowvec.operations.rejects import rejects
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
+from rowvec.postgres.kept import forget
 from rowvec.stages.extract import stage as extract
 from rowvec.stages.report import PART, QUEUE, SyncReport
 from tests.support import paintings as gallery
@@ -378,6 +379,7 @@ def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(
 
 def rows_read(connection: Connection) -> int:
     """Rows that sequential scans have read of the source and of the vector table."""
+    forget()  # a session that goes on hands in its counts later
     connection.execute("SELECT pg_stat_force_next_flush()")
     connection.execute("SELECT pg_stat_clear_snapshot()")
     (read,) = connection.execute(
