@@ -18,6 +18,7 @@ from tests.support.statement_faults import Died, StatementFault, befalling_store
 
 TEXT = "Quixotic"
 NEVER = 1_000_000
+PIECES = 12
 
 
 def planted(source: Connection, pipeline: Pipeline, key: int) -> None:
@@ -71,16 +72,17 @@ def test_killed_before_and_after_the_ledger_is_switched(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("piece", range(PIECES))
 def test_killed_before_each_statement_and_each_change_of_the_store(
-    source: Connection, paintings: Pipeline, database_url: str
+    source: Connection, paintings: Pipeline, database_url: str, piece: int
 ) -> None:
     sync(paintings)
     planted(source, paintings, 7_000)
     with befalling_store(StatementFault(number=NEVER, what="die")) as counted:
         forget(paintings, ["7000"], apply=True)
     assert counted.seen > 100
-    for number in range(1, counted.seen + 1):
+    for number in range(1 + piece, counted.seen + 1, PIECES):
         key = 7_000 + number
         planted(source, paintings, key)
         with suppress(Died), befalling_store(StatementFault(number=number, what="die")):

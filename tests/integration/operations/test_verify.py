@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -253,27 +253,63 @@ def test_a_row_that_was_edited_is_not_proved(source: Connection, paintings: Pipe
         prove(paintings, "seven")
 
 
-def test_the_script_of_the_page_agrees(source: Connection, proofs: tuple[Path, Path, str], tmp_path: Path) -> None:
-    page = PAGE.read_text("utf-8")
-    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (statement,) = re.findall(r"```sql\n(.*?);?\n```", page, re.DOTALL)
-    with (
-        (tmp_path / "table.csv").open("wb") as out,
-        source.cursor() as cursor,
-        cursor.copy(
-            re.sub(r"\\copy (.*) to .*", r"COPY \1 TO STDOUT (FORMAT csv)", statement, flags=re.DOTALL).encode()
-        ) as copy,
-    ):
+def run_script(number: int, *arguments: str | Path, given: str = "") -> tuple[int, str]:
+    """Run a script of the page as an auditor does: exit status, and what it prints."""
+    script = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[number]
+    command = [sys.executable, "-I", "-S", "-c", script, *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True)  # noqa: S603 # our own page
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def exported(connection: Connection, file: Path, table: str, send: str = "vector_send") -> Path:
+    """The hashes of a table's rows, by the statement of the page with this table and function."""
+    (statement,) = re.findall(r"```sql\n(.*?);?\n```", PAGE.read_text("utf-8"), re.DOTALL)
+    copied = re.sub(r"\\copy (.*) to .*", r"COPY \1 TO STDOUT (FORMAT csv)", statement, flags=re.DOTALL)
+    copied = copied.replace("vectors.paintings", table).replace("vector_send", send)
+    with file.open("wb") as out, connection.cursor() as cursor, cursor.copy(copied.encode()) as copy:
         out.writelines(copy)
+    return file
 
-    def verified(file: Path, root: str) -> bool:
-        done = subprocess.run([sys.executable, "-I", "-S", "-c", script, file, root], capture_output=True, text=True)  # noqa: S603 # our own page
-        assert done.stderr == ""
-        return done.returncode == 0
 
+def test_the_script_of_the_page_agrees(source: Connection, proofs: tuple[Path, Path, str], tmp_path: Path) -> None:
     row, none, root = proofs
-    assert [verified(file, root) for file in (row, none, tmp_path / "table.csv")] == [True] * 3
-    assert not verified(tmp_path / "table.csv", "0" * 64)
+    table = exported(source, tmp_path / "table.csv", "vectors.paintings")
+    for file in (row, none, table):
+        assert run_script(0, file, root) == (0, "holds\n")
+    assert run_script(0, table, "0" * 64) == (1, "does NOT hold\n")
+    (vector,) = source.execute("SELECT embedding::text FROM vectors.paintings WHERE id = 7").fetchone() or ("",)
+    assert run_script(1, "vector", given=vector) == (0, f"{read_proof(row).vector_sha256}\n")
     forged = row.read_text().replace(json.loads(row.read_text())["vector_sha256"], "0" * 64)
     row.write_text(forged)
-    assert not verified(row, root)
+    assert run_script(0, row, root)[0] == 1
+
+
+def test_the_scripts_of_the_page_agree_for_each_type_of_vectors(
+    source: Connection, paintings: Pipeline, tmp_path: Path
+) -> None:
+    source.execute(
+        "ALTER TABLE paintings ADD halves halfvec(4), ADD few sparsevec(30522);"
+        "UPDATE paintings SET halves = ARRAY[id, -0.0, 6e-8, 65504]::real[]::halfvec,"
+        " few = ('{1:' || id || '.1,7:-1e-40,30522:0.5}/30522')::sparsevec"
+    )
+    roots: set[str] = set()
+    columns = {"halves": ("halfvec", 4, "float16"), "few": ("sparsevec", 30522, "sparse")}
+    for column, (kind, dimensions, precision) in columns.items():
+        ours = pipeline(
+            str(tmp_path / column),
+            embedder={"kind": "column", "column": column, "dimensions": dimensions},
+            target={"table": f"vectors.{column}", "precision": precision},
+        ).model_copy(update={"name": column})
+        root = sync(ours).root or ""
+        table = exported(source, tmp_path / f"{column}.csv", f"vectors.{column}", f"{kind}_send")
+        assert run_script(0, table, root) == (0, "holds\n")
+        hashes = [line.split(",")[-1] for line in table.read_text().splitlines()]
+        texts = [text for (text,) in source.execute(f"SELECT embedding::text FROM vectors.{column}".encode())]
+        assert run_script(1, kind, given="\n".join(texts)) == (0, "\n".join([*hashes, ""]))
+        proof = prove(ours, "7")
+        (tmp_path / "row.json").write_text(json.dumps(asdict(proof)))
+        assert run_script(0, tmp_path / "row.json", root) == (0, "holds\n")
+        assert proof.vector_sha256 in hashes
+        roots.add(root)
+    assert len(roots) == 2
