@@ -94,7 +94,10 @@ def test_a_commit_whose_acknowledgement_is_lost_is_not_done_twice(
 @pytest.mark.parametrize(
     "cause",
     [
-        "terminated",
+        pytest.param(
+            "terminated",
+            marks=pytest.mark.needs("no pooler", "the pooler has fewer sessions than the run has connections"),
+        ),
         pytest.param("restarted", marks=pytest.mark.soak),
     ],
 )
@@ -198,6 +201,7 @@ def role(connection: Connection) -> Generator[str]:
 
 
 @pytest.mark.needs("a superuser", "the role of the test makes the schemas")
+@pytest.mark.needs("no pooler", "the pooler of the tests logs in as one role for all")
 def test_a_missing_grant_is_named_and_the_run_after_the_grant_is_paid_for_once(
     source: Connection,
     database_url: str,

@@ -28,6 +28,7 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
 from tests.support import paintings
 from tests.support.cli_process import Command, Ended, PrefectServer, start, write_pipeline
+from tests.support.fault_outcomes import build_waits
 from tests.support.paintings import Client, assert_in_step
 from tests.support.servers.azurite import Container
 from tests.support.servers.disposable import (
@@ -264,7 +265,7 @@ def indexing(scene: Scene, statement: str) -> None:
     keeper.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     keeper.execute(statement.encode())
     scene.door.open()
-    scene.waits("rowvec index")
+    scene.command.when(lambda: build_waits(scene.database))
     assert invalid_indexes(scene.database) == 1
 
 

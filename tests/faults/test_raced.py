@@ -21,6 +21,7 @@ from rowvec.postgres.connection import Connection
 from tests.support import paintings
 from tests.support import race as racing
 from tests.support.cli_process import Command, Ended, PrefectServer, start, write_pipeline
+from tests.support.fault_outcomes import build_waits
 from tests.support.paintings import Client, assert_in_step
 from tests.support.servers.openai_server import KEY, Fault, OpenAIServer, serve
 from tests.support.waiting import wait_for
@@ -293,7 +294,7 @@ def test_readers_never_see_a_partial_run_an_error_or_a_table_without_an_index(
                 # The build waits for this snapshot, so the readers see it half done.
                 holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 holder.execute("SELECT count(*) FROM paintings")
-                sync = rowvec("sync", write_pipeline(changed, tmp_path)).when(lambda: held(source, "rowvec index"))
+                sync = rowvec("sync", write_pipeline(changed, tmp_path)).when(lambda: build_waits(source))
                 read = threads.rounds + 6
                 wait_for(lambda read=read: threads.errors or threads.rounds > read)
             report = succeeded(sync.wait())

@@ -112,3 +112,14 @@ def waits(connection: Connection, application: str) -> bool:
         " WHERE datname = current_database() AND application_name = %s AND wait_event_type = 'Lock'"
     )
     return connection.execute(statement, (application,)).fetchone() is not None
+
+
+def build_waits(connection: Connection) -> bool:
+    """Whether the build of an index in this database waits for other transactions.
+
+    A concurrent build is in no transaction, and so the pooler's session that runs it does not have the stage's name.
+    """
+    statement = (
+        "SELECT FROM pg_stat_progress_create_index WHERE datname = current_database() AND phase LIKE 'waiting for %'"
+    )
+    return connection.execute(statement).fetchone() is not None

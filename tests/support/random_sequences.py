@@ -43,7 +43,11 @@ _BACKENDS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND application_name LIKE 'rowvec %'"
 )
-_AT_WORK = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s"
+# A pooler keeps its sessions, with their names. One that has been at rest for a moment does no work and holds no lock.
+_AT_WORK = """
+    SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s
+      AND (state <> 'idle' OR state_change > clock_timestamp() - interval '0.2 s')
+"""
 _UPSERT = """
     INSERT INTO paintings VALUES (%s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE
     SET title = excluded.title, description = excluded.description, author = excluded.author, year = excluded.year

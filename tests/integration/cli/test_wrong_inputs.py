@@ -184,6 +184,7 @@ def test_a_missing_variable(file: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "target.url: the environment variable MY_DATABASE is not set; export it" in said
 
 
+@pytest.mark.needs("a superuser", "the role of the test may look into the schema of the ledger")
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

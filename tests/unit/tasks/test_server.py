@@ -12,7 +12,7 @@ import certifi
 import httpx
 import pytest
 from prefect import get_client
-from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL, get_current_settings, temporary_settings
 from rowvec_tasks import server
 
 from rowvec.cli.prefect_server import prefect_api
@@ -105,6 +105,7 @@ def test_a_server_whose_authority_the_user_has_named_is_found(tmp_path: Path, mo
     monkeypatch.setattr(httpx, "get", answer)
     named: dict[Any, str] = {PREFECT_API_URL: "https://prefect.example/api", PREFECT_API_SSL_CERT_FILE: str(theirs)}
     with temporary_settings(named), prefect_api():
-        pass
+        kept = get_current_settings().api.ssl_cert_file
+    assert kept == str(theirs)
     assert made == [str(theirs)]
     assert asked[0].verify_mode == ssl.CERT_REQUIRED
