@@ -13,7 +13,7 @@ from psycopg import sql
 
 from rowvec.errors import ArtifactCorrupt
 from rowvec.ledger.pipelines import PipelineId
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, expect_few_keys
 from rowvec.postgres.fragments import key_digest, key_text, names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
@@ -166,20 +166,30 @@ def _updated(connection: Connection, after: TableAfterRun) -> tuple[int, str] | 
     root = _root(connection, after.pipeline_id)
     if root is None or after.changes is None:
         return root
-    table = after.table
+    if not after.compared_all:
+        expect_few_keys(connection)
+    table, owner = after.table, sql.Literal(after.pipeline_id)
+    nodes = [sql.Identifier(f"level_{length}") for length in range(DEPTH + 1)]
+    node = query("certificates", "node", pipeline_id=owner)
+    levels = [
+        query("certificates", "level", level=level, below=below, node=node)
+        for level, below in zip(reversed(nodes[:-1]), reversed(nodes[1:]), strict=True)
+    ]
     statement = query(
         "certificates",
         "update",
-        pipeline_id=sql.Literal(after.pipeline_id),
+        pipeline_id=owner,
+        node=node,
         digest=key_digest(table.key, "k"),
         record=_record(table),
         key=names(table.key),
         unrecorded=after.changes,
         table=table.identifier,
         same_key=same_key(table.key, "t", "k"),
+        levels=sql.SQL(", ").join(levels),
+        all_levels=sql.SQL(" UNION ALL ").join(query("certificates", "nodes_of", level=level) for level in nodes),
     )
-    _add_nodes(connection, after.pipeline_id, [path for (path,) in connection.execute(statement).fetchall()])
-    return _root(connection, after.pipeline_id)
+    return connection.execute(statement).fetchone()
 
 
 def _add_nodes(connection: Connection, pipeline_id: PipelineId, paths: list[str]) -> None:

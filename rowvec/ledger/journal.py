@@ -27,7 +27,7 @@ from rowvec.ledger.marked_store import family_of, forget_superseded, own_mark, s
 from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.runs import RunId
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, expect_few_keys
 from rowvec.postgres.fragments import definitions, names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.type_names import known_columns
@@ -236,9 +236,9 @@ def _export(
         rows=rows,
         pipeline_id=sql.Literal(closing.pipeline_id),
     )
-    return export_entry(
-        connection, store, statement if whole or changed else None, closing.pipeline, folder, lambda _name: None
-    )
+    few_keys = not closing.compared_all and not whole
+    given = statement if whole or changed else None
+    return export_entry(connection, store, given, closing.pipeline, folder, lambda _name: None, few_keys=few_keys)
 
 
 def export_entry(
@@ -248,17 +248,19 @@ def export_entry(
     pipeline_name: str,
     folder: Path,
     note: Callable[[str], None],
+    *,
+    few_keys: bool = False,
 ) -> JournalEntry:
     """Write the rows of a COPY as a journal entry; None writes an empty one.
 
-    ``note`` is called with its name before it is in the store.
+    ``note`` is called with its name before it is in the store. ``few_keys``: whether the COPY reads those of a queue.
     """
     local = folder / f"{uuid4().hex}.csv.zst"
     try:
         count = 0
         with pa.CompressedOutputStream(str(local), "zstd") as out:
             if statement is not None:
-                count = _copy_out(connection, statement, out)
+                count = _copy_out(connection, statement, out, few_keys=few_keys)
         sha256 = file_checksum(local)
         name = f"journal/{pipeline_name}/{sha256[:2]}/{sha256}.csv.zst"
         note(name)
@@ -273,8 +275,10 @@ def _any_change(connection: Connection, pipeline_id: PipelineId) -> bool:
     return bool(row and row[0])
 
 
-def _copy_out(connection: Connection, statement: sql.Composed, out: pa.NativeFile) -> int:
-    with connection.cursor() as cursor:
+def _copy_out(connection: Connection, statement: sql.Composed, out: pa.NativeFile, *, few_keys: bool) -> int:
+    with connection.transaction(), connection.cursor() as cursor:
+        if few_keys:
+            expect_few_keys(connection)
         with cursor.copy(statement) as copy:
             for block in copy:
                 out.write(block)

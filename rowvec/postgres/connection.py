@@ -145,6 +145,11 @@ def use_one_snapshot(connection: Connection) -> None:
     connection.execute(query("transaction", "begin"))
 
 
+def expect_few_keys(connection: Connection) -> None:
+    """Let the rest of a transaction look up a few keys of large tables by index; see ``sql/transaction.sql``."""
+    connection.execute(query("transaction", "few_keys"))
+
+
 def _translated(error: psycopg.Error) -> DatabaseUnavailable | TargetError:
     """The error of rowvec for a statement that failed."""
     sentence = _first_line(error)

@@ -15,29 +15,59 @@ INSERT INTO rowvec.hash_tree (pipeline_id, path, rows, content)
 SELECT {pipeline_id}, path, rows, content FROM ({buckets}) AS found
 RETURNING path
 
--- name: update -- the buckets of the changed keys: their old records go, and those of the rows as they are now come
+-- name: update -- the tree after the changed keys: the old records of their buckets go, and those of the rows as they are now
+-- come. Of the nodes above, only the entries of children that have changed are computed again.
 WITH present AS MATERIALIZED (
     SELECT {digest} AS digest, {record} AS record
     FROM (SELECT DISTINCT {key} FROM {unrecorded}) AS k LEFT JOIN {table} AS t ON {same_key}
 ), changed AS MATERIALIZED (
     SELECT digest FROM present UNION SELECT substring(record FROM 1 FOR 16) FROM present WHERE record IS NOT NULL
 ), touched AS MATERIALIZED (
-    SELECT DISTINCT encode(substring(digest FROM 1 FOR 2), 'hex') AS path FROM changed
-), kept AS (
-    SELECT substring(h.content FROM 48 * i::int + 1 FOR 48) AS record
-    FROM touched JOIN rowvec.hash_tree AS h ON h.pipeline_id = {pipeline_id} AND h.path = touched.path
-    CROSS JOIN generate_series(0, h.rows - 1) AS i
+    SELECT c.path, coalesce(h.rows, 0) AS rows, h.content
+    FROM (SELECT DISTINCT encode(substring(digest FROM 1 FOR 2), 'hex') AS path FROM changed) AS c
+    LEFT JOIN LATERAL ({node}) AS h ON true
 ), records AS (
-    SELECT record FROM kept WHERE NOT EXISTS (SELECT FROM changed WHERE digest = substring(record FROM 1 FOR 16))
-    UNION
-    SELECT record FROM present WHERE record IS NOT NULL
+    SELECT path, substring(content FROM 48 * i::int + 1 FOR 48) AS record
+    FROM touched CROSS JOIN generate_series(0, rows - 1) AS i
+    WHERE NOT EXISTS (SELECT FROM changed WHERE digest = substring(content FROM 48 * i::int + 1 FOR 16))
+    UNION ALL
+    SELECT DISTINCT encode(substring(record FROM 1 FOR 2), 'hex'), record FROM present WHERE record IS NOT NULL
+), level_4 AS MATERIALIZED (
+    SELECT path, count(record) AS rows, count(record) - touched.rows AS added,
+        coalesce(string_agg(record, ''::bytea ORDER BY record), '') AS content
+    FROM touched LEFT JOIN records USING (path)
+    GROUP BY path, touched.rows
+), {levels}, written AS (
+    INSERT INTO rowvec.hash_tree AS h (pipeline_id, path, rows, content)
+    SELECT {pipeline_id}, path, rows, content FROM ({all_levels}) AS node
+    ON CONFLICT (pipeline_id, path) DO UPDATE SET rows = excluded.rows, content = excluded.content
 )
-INSERT INTO rowvec.hash_tree AS h (pipeline_id, path, rows, content)
-SELECT {pipeline_id}, touched.path, count(record), coalesce(string_agg(record, ''::bytea ORDER BY record), '')
-FROM touched LEFT JOIN records ON encode(substring(record FROM 1 FOR 2), 'hex') = touched.path
-GROUP BY touched.path
-ON CONFLICT (pipeline_id, path) DO UPDATE SET rows = excluded.rows, content = excluded.content
-RETURNING path
+SELECT rows, encode(sha256(content), 'hex') FROM level_0
+
+-- name: level -- the parents of the nodes that have changed; a child without rows has no entry
+{level} AS MATERIALIZED (
+    SELECT c.path, coalesce(h.rows, 0) + added AS rows, added, coalesce((
+        SELECT string_agg(entry, ''::bytea ORDER BY entry)
+        FROM (
+            SELECT substring(h.content FROM 33 * i + 1 FOR 33)
+            FROM generate_series(0, length(h.content) / 33 - 1) AS i
+            WHERE strpos(digits, chr(get_byte(h.content, 33 * i))) = 0
+            UNION ALL SELECT unnest(entries)
+        ) AS child (entry)
+    ), '') AS content
+    FROM (
+        SELECT left(path, -1) AS path, sum(added)::bigint AS added, string_agg(right(path, 1), '') AS digits,
+            array_agg(convert_to(right(path, 1), 'UTF8') || sha256(content)) FILTER (WHERE rows > 0) AS entries
+        FROM {below} GROUP BY left(path, -1)
+    ) AS c
+    LEFT JOIN LATERAL ({node}) AS h ON true
+)
+
+-- name: node -- as it was; the limit makes the planner look each one up by the index, and never read the whole tree
+SELECT h.rows, h.content FROM rowvec.hash_tree AS h WHERE h.pipeline_id = {pipeline_id} AND h.path = c.path LIMIT 1
+
+-- name: nodes_of
+SELECT path, rows, content FROM {level}
 
 -- name: nodes -- one level: each node from its children; a child without rows is left out
 INSERT INTO rowvec.hash_tree AS h (pipeline_id, path, rows, content)

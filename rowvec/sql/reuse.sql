@@ -10,7 +10,10 @@ SELECT
     %(pipeline_id)s, f.fingerprint, %(artifact_id)s,
     coalesce(a.run_id, %(run_id)s), coalesce(a.tokens * a.price_share, 0) * %(usd_per_token)s
 FROM unnest(%(fingerprints)s::bytea[]) AS f (fingerprint)
-LEFT JOIN rowvec.answers AS a ON a.pipeline_id = %(pipeline_id)s AND a.fingerprint = f.fingerprint
+-- The limit keeps the planner from reading all of a table whose statistics are those of a large run.
+LEFT JOIN LATERAL (
+    SELECT * FROM rowvec.answers AS a WHERE a.pipeline_id = %(pipeline_id)s AND a.fingerprint = f.fingerprint LIMIT 1
+) AS a ON true
 ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
 
 -- name: forget_answers -- their vectors are in an artifact now
@@ -53,16 +56,17 @@ DELETE FROM rowvec.artifacts WHERE pipeline_id = %(pipeline_id)s AND name = %(na
 SELECT identity FROM rowvec.pipelines WHERE pipeline_id = ANY (rowvec.generations(%(pipeline_id)s))
 
 -- name: paid_for -- by any generation, also as a longer vector that can be cut to these dimensions
+-- The generations are looked up once, and not for each row.
 (
     EXISTS (
         SELECT FROM rowvec.embeddings AS e
-        WHERE e.pipeline_id = ANY (rowvec.generations({pipeline_id})) AND e.fingerprint = p.fingerprint)
+        WHERE e.pipeline_id = ANY ((SELECT rowvec.generations({pipeline_id}))::int[]) AND e.fingerprint = p.fingerprint)
     OR EXISTS (
         SELECT FROM rowvec.answers AS a
-        WHERE a.pipeline_id = ANY (rowvec.generations({pipeline_id})) AND a.fingerprint = p.fingerprint)
+        WHERE a.pipeline_id = ANY ((SELECT rowvec.generations({pipeline_id}))::int[]) AND a.fingerprint = p.fingerprint)
     OR EXISTS (
         SELECT FROM unnest({longer}::bytea[]) AS longer (digest)
         JOIN rowvec.embeddings AS e
-          ON e.pipeline_id = ANY (rowvec.generations({pipeline_id}))
+          ON e.pipeline_id = ANY ((SELECT rowvec.generations({pipeline_id}))::int[])
          AND e.fingerprint = sha256(longer.digest || convert_to(coalesce(p.content, ''), 'UTF8')))
 )

@@ -19,7 +19,7 @@ from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.model import Index
-from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
+from rowvec.postgres.connection import Connection, expect_few_keys, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.locks import LockSpace
 from rowvec.postgres.queries import query
@@ -155,6 +155,8 @@ def _check_staging(connection: Connection, plan: Plan) -> None:
 
 def _begin(connection: Connection, plan: Plan) -> None:
     use_one_snapshot(connection)
+    if plan.scope is not None:
+        expect_few_keys(connection)
     # Take the locks before the snapshot, because every index build in the database waits for old snapshots to end.
     tables = [plan.rows, plan.staging] if plan.batches or plan.direct else [plan.rows]
     connection.execute(query("merge", "keep", tables=sql.SQL(", ").join(tables)))

@@ -21,7 +21,7 @@ from rowvec.ledger.plans import Plan, within_scope
 from rowvec.ledger.runs import Ending, Run, finish_run
 from rowvec.ledger.workdir import make_workdir, workdir
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import Connection
+from rowvec.postgres.connection import Connection, expect_few_keys
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.figures import counted
@@ -108,7 +108,9 @@ def check_written(work: Work, rows: int) -> list[Check]:
     if plan.of_part:
         # The keys that no manifest covers yet: what the run has written, in all its rounds.
         written = within_scope(plan.table, unrecorded(plan.pipeline_id))
-        return check_table(work.connection, plan.table, None, written)
+        with work.connection.transaction():
+            expect_few_keys(work.connection)
+            return check_table(work.connection, plan.table, None, written)
     return check_table(work.connection, plan.table, None if rows <= _ALL_ROWS else plan.run_id)
 
 

@@ -14,7 +14,7 @@ from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan, count_batches, plan_rows, scope_rows, within_scope
 from rowvec.ledger.rejects import add_refused_row
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
+from rowvec.postgres.connection import Connection, expect_few_keys, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import as_own_type, key_digest, key_json, names
 from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
@@ -132,6 +132,8 @@ def _extract(connection: Connection, request: Request, changes: QueueApart | Non
         table, exists = opened_table(connection, pipeline, source.key, source.metadata)
         if changes is not None:
             request = changes.look(source, request, exists=exists)
+            if request.scope is not None:
+                expect_few_keys(connection)
         stored = stored_pairs(connection, pipeline, identity, table, request.scope) if exists else iter(())
         gone = mark_changes(source, source.pairs(), stored)
         check_empty(pipeline, source)

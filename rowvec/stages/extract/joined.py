@@ -15,7 +15,7 @@ from rowvec.ledger.plans import Plan, count_batches, plan_rows, within_scope
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.sources import PostgresSource
 from rowvec.postgres.columns import PgColumn
-from rowvec.postgres.connection import Connection, use_one_snapshot, without_blocking
+from rowvec.postgres.connection import Connection, expect_few_keys, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import compared_as, is_exact, key_json, names, same_key
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable, opened_table
@@ -110,7 +110,9 @@ class JoinedSource(ABC):
             if queue is not None:
                 check_unique(rows.whole, queue)
                 request = replace(request, queued=look(self.connection, request, queue, exists=exists))
-                rows = rows.within(request.scope) if request.scope else rows
+                if request.scope is not None:
+                    rows = rows.within(request.scope)
+                    expect_few_keys(self.connection)
             self.reject_unusable(request, rows)
             _make_diff(self.connection, self.pipeline_id, rows, (table, request.scope), exists=exists, for_extract=True)
             if queue is not None and request.queued is not None:

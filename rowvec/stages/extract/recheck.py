@@ -13,7 +13,7 @@ from rowvec.ledger.pipelines import PipelineId
 from rowvec.ledger.plans import Plan, within_scope
 from rowvec.ledger.rejects import escaped_key
 from rowvec.pipeline import Pipeline
-from rowvec.postgres.connection import Connection, use_one_snapshot
+from rowvec.postgres.connection import Connection, expect_few_keys, use_one_snapshot
 from rowvec.postgres.fragments import key_digest, key_json, same_key
 from rowvec.postgres.isolation import Refusal
 from rowvec.postgres.queries import query
@@ -72,6 +72,8 @@ def compare_by_hash(
         use_one_snapshot(connection)
         if queue is not None and plan is not None:
             queue.narrow(source, plan)
+        if plan is not None and plan.scope is not None:
+            expect_few_keys(connection)
         rejected = _rejected(connection, pipeline_id)
         source_totals = _Totals(rejected)
         stored = stored_pairs(connection, pipeline, identity, table, plan and plan.scope)
@@ -146,6 +148,8 @@ def moved_since(connection: Connection, pipeline: Pipeline, plan: Plan, queue: Q
         if queue is not None:
             queue.narrow(source, plan)
         connection.pause_for_long()
+        if plan.scope is not None:
+            expect_few_keys(connection)
         deleted = _digests(connection, query("recheck", "planned_deletes", **parts))
         planned = _digests(connection, query("recheck", "planned_digests", **parts))
         for changes in diff(source.pairs(), copied_pairs(connection, pairs)):
