@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import prefect
-from prefect.context import SettingsContext, get_settings_context
 from prefect.events import emit_event
 from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+from rowvec_tasks.changed_settings import changed_settings
+
+from rowvec.runtime.beside import beside
 
 EVENT = "prefect.flow-run.heartbeat"
 """What Prefect itself sends: an automation that watches for runs whose process was killed waits for this event."""
@@ -25,12 +27,9 @@ def own_heartbeats(*, are_sent: bool = True) -> Generator[None]:
 
     Prefect's thread sleeps in steps of one second, and a run waits for it at its end: half a second on average.
     """
-    now = get_settings_context()
-    flows = now.settings.flows
-    token = _seconds.set(flows.heartbeat_frequency if are_sent else None)
-    ours = now.settings.model_copy(update={"flows": flows.model_copy(update={"heartbeat_frequency": None})})
+    token = _seconds.set(get_current_settings().flows.heartbeat_frequency if are_sent else None)
     try:
-        with SettingsContext(profile=now.profile, settings=ours):
+        with changed_settings({"flows": {"heartbeat_frequency": None}}):
             yield
     finally:
         _seconds.reset(token)
@@ -49,19 +48,13 @@ def alive() -> Generator[None]:
         "prefect.resource.name": flow_run.get_name() or "",
         "prefect.version": prefect.__version__,
     }
-    stop = threading.Event()
 
-    def beat() -> None:
+    def beat(stop: threading.Event) -> None:
         while not stop.wait(every):
             emit_event(EVENT, resource)
 
     emit_event(EVENT, resource)
-    # With the flow's context, from which Prefect takes the server and what the event is related to.
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(beat,), daemon=True)
-    thread.start()
-    try:
+    # With the flow's context, from which Prefect takes the server and what the event is related to; and waited for,
+    # because after a heartbeat that follows the end of its run, an automation would take the run for killed.
+    with beside(beat):
         yield
-    finally:
-        # After a heartbeat that follows the end of its run, an automation would take the run for killed.
-        stop.set()
-        thread.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import threading
 from collections.abc import Generator
@@ -16,6 +15,7 @@ from prefect.exceptions import PrefectException
 from rowvec_tasks.names import artifact_key
 from rowvec_tasks.when_busy import WAIT
 
+from rowvec.runtime.beside import beside
 from rowvec.runtime.display import plain
 from rowvec.runtime.progress import listening
 from rowvec.stages.order import WHOLE
@@ -79,21 +79,15 @@ def expect(batches: int) -> None:
 @contextmanager
 def published(pipeline: str) -> Generator[None]:
     """Within this context, publish the progress of the stages, as one artifact per stage."""
-    progress, stop = Progress(), threading.Event()
-    publisher = _Publisher(pipeline, progress)
-    # In a thread of its own, so that no stage waits for the API. It has the flow's context, so that the artifacts
-    # belong to the flow run.
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(publisher.publish_until, stop), daemon=True)
+    progress = Progress()
     _running.append(progress)
-    thread.start()
     try:
-        with listening(progress):
+        # In a thread of its own, so that no stage waits for the API. It has the flow's context, so that the artifacts
+        # belong to the flow run.
+        with beside(_Publisher(pipeline, progress).publish_until), listening(progress):
             yield
     finally:
         _running.remove(progress)
-        stop.set()
-        thread.join()
 
 
 class _Publisher:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from psycopg import errors as pg
@@ -15,6 +16,7 @@ from rowvec.errors import RowvecError
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.runtime.beside import beside
 
 Progress = Callable[[float, str], None]
 """Called with the share that is done, from 0 to 1, and Postgres's name of the phase."""
@@ -29,15 +31,9 @@ def watched(connection: Connection, progress: Progress | None) -> Generator[None
         yield
         return
     info = connection.info
-    stop = threading.Event()
     url = make_conninfo(info.dsn, **({"password": info.password} if info.password else {}))
-    thread = threading.Thread(target=_watch, args=(url, info.backend_pid, progress, stop), daemon=True)
-    thread.start()
-    try:
+    with beside(partial(_watch, url, info.backend_pid, progress)):
         yield
-    finally:
-        stop.set()
-        thread.join()
     progress(1.0, "done")
 
 

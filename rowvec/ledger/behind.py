@@ -22,12 +22,12 @@ from rowvec.store.protocol import Store
 def refuse_if_behind(connection: Connection, store: Store, pipeline_name: str) -> None:
     """Raise ``LedgerBehind`` or ``StoreBehind`` if one of them was set back to an earlier state than the other.
 
-    Costs one statement and one request for each of the two; the content of no manifest is read. A database without a
-    ledger has nothing to compare.
+    Costs a read of the mark and a checksum per generation, and few statements; the content of no manifest is read. A
+    database without a ledger has nothing to compare.
     """
     if not is_readable(connection, "stores", "ledger"):
         return
-    refuse_older_ledger(connection, store, pipeline_name)
+    _refuse_older_ledger(connection, store, pipeline_name)
     rows = connection.execute(query("known_manifests", "last_ones"), {"name": pipeline_name}).fetchall()
     for manifest, sha256, run_id, is_live, has_table in rows:
         found = store.checksum(manifest)
@@ -55,6 +55,11 @@ def refuse_if_behind(connection: Connection, store: Store, pipeline_name: str) -
 
 def refuse_older_ledger(connection: Connection, store: Store, pipeline_name: str) -> None:
     """Raise ``LedgerBehind`` if the store has a later manifest of this ledger than the ledger knows."""
+    if is_readable(connection, "stores", "ledger"):
+        _refuse_older_ledger(connection, store, pipeline_name)
+
+
+def _refuse_older_ledger(connection: Connection, store: Store, pipeline_name: str) -> None:
     family = family_of(pipeline_name)
     mark = later_mark(connection, store, family)
     if mark is not None:

@@ -1,9 +1,9 @@
 """The ledger and its mark in the store: whose store it is, and what the store knows that the ledger forgot.
 
 A ledger writes to a pipeline's store under an id of its own. It takes another id if its database is a copy, which the
-server and the database's oid show, or if it was set back to an earlier time, which its mark shows: the mark names a
-manifest that the ledger does not know. Nothing that another ledger needs is deleted, until a person says that this
-database replaces the others (``rowvec adopt``).
+server and the database's oid show, or if it is adopted after it was set back to an earlier time, which its mark shows:
+the mark names a manifest that the ledger does not know. Nothing that another ledger needs is deleted, until a person
+says that this database replaces the others (``rowvec adopt``).
 """
 
 from __future__ import annotations
@@ -102,10 +102,8 @@ def standing(connection: Connection, store: Store, pipeline_name: str) -> Standi
 def later_mark(connection: Connection, store: Store, family: str) -> Mark | None:
     """The mark in the store of this ledger, or of the one that it is a copy of, if it names a manifest unknown here.
 
-    Call it before anything that gives a copy another id. None also if there is no ledger.
+    Call it before anything that gives a copy another id.
     """
-    if not is_readable(connection, "stores", "ledger"):
-        return None
     row = connection.execute(query("marked_store", "remembered"), {"family": family}).fetchone()
     mark = read_mark(store, family, row[0]) if row else None
     return mark if mark and mark.manifest and not _is_known(connection, mark.manifest) else None

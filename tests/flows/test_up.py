@@ -23,7 +23,7 @@ import pytest
 
 from rowvec.cli import app
 from rowvec.cli.stack.state import login, read_state, supervisor_pid
-from tests.support.cli_process import CLI, Ended
+from tests.support.cli_process import Ended, start_interpreter
 from tests.support.prefect_api import answered
 
 pytestmark = [pytest.mark.flow]
@@ -37,16 +37,7 @@ class Home:
 
     def up(self, *words: str) -> Ended:
         """Run ``rowvec up`` to its end, in an interpreter of its own: what it starts goes on without it."""
-        done = subprocess.run(  # noqa: S603 # our own command
-            [CLI, "up", *words],
-            env={**os.environ, "PREFECT_API_URL": ""},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        return Ended(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
+        return start_interpreter("", "up", *words).wait(300)
 
     def rowvec(self, *words: str) -> Ended:
         """Run a command that starts no process, in this one."""

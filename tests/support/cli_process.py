@@ -115,9 +115,14 @@ def start(api: str, *words: str | Path, **environment: str) -> Command:
     forks = command_forks()
     if forks.can_start(whole):
         return Command(forks.start([str(word) for word in words], whole))
+    return start_interpreter(api, *words, **environment)
+
+
+def start_interpreter(api: str, *words: str | Path, **environment: str) -> Command:
+    """As ``start``, in an interpreter of the command's own."""
     process = subprocess.Popen(  # noqa: S603 # our own command on our own file
         [CLI, *words],
-        env=whole,
+        env={**os.environ, "PREFECT_API_URL": api, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -44,7 +45,8 @@ class Rowvec:
 def can_mount() -> bool:
     """Whether a process may have mounts of its own here."""
     unshare = shutil.which("unshare")
-    words = [unshare or "", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    words = [unshare or "", "--mount", *user, "sh", "-c", "mount -t tmpfs none /mnt"]
     return bool(unshare) and subprocess.run(words, capture_output=True, check=False).returncode == 0  # noqa: S603 # ours
 
 

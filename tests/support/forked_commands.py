@@ -300,13 +300,21 @@ def _watch(channel: socket.socket, ends: array.array[int], mounts: list[str] | N
 
 
 def _unshare_mounts() -> None:
-    """Let mounts of this process and its children be seen by them alone, as ``unshare --mount`` does."""
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
+    """Let mounts of this process and its children be seen by them alone, as ``unshare --mount`` does.
+
+    Another user than root becomes root of a user namespace. In one, root would lose the right to use other users'
+    sockets.
+    """
+    user, group = os.geteuid(), os.getegid()
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS | (_CLONE_NEWUSER if user else 0)):
         raise OSError(ctypes.get_errno(), "unshare")
+    if user:
+        for file, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            Path(f"/proc/self/{file}").write_text(text, "utf-8")
     _shell("mount --make-rprivate /", "")
 
 
-_CLONE_NEWNS = 0x00020000
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 
 
 def _shell(script: str, folder: str) -> None:

@@ -23,12 +23,12 @@ from rowvec.index.vacuum import vacuum_if_due
 from rowvec.index.wear import TRIES
 from rowvec.pipeline.model import Index, Recall, Validation
 from rowvec.postgres.connection import Connection, connect
-from rowvec.postgres.kept import forget
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.stages.index import Indexed, serve, serve_as_it_is
 from rowvec.stages.validate import check_serving
 from tests.support import paintings as gallery
+from tests.support.row_counts import hand_in_counts
 from tests.support.vector_tables import clustered, fill, filled, vector_table
 
 NONE = IndexChoice(kind="none", reason="Small.")
@@ -395,8 +395,7 @@ def test_vacuum_runs_after_many_rows_died_and_waits_for_no_lock(connection: Conn
     kept(connection, table, FLOAT)
     assert vacuum_if_due(connection, table) is None
     connection.execute("DELETE FROM items WHERE id < 1200")
-    forget()  # a session that goes on hands in its counts later
-    connection.execute("SELECT pg_stat_force_next_flush()")
+    hand_in_counts(connection)
     with psycopg.connect(direct_url, autocommit=True) as other:
         other.execute("BEGIN")
         other.execute("LOCK TABLE items IN SHARE UPDATE EXCLUSIVE MODE")

@@ -14,9 +14,9 @@ from psycopg.rows import dict_row
 from rowvec.operations.status import status
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.postgres.kept import forget
 from tests.support import paintings as gallery
 from tests.support.paintings import sync
+from tests.support.row_counts import hand_in_counts
 
 pytestmark = pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 
@@ -113,9 +113,7 @@ def test_a_role_that_may_not_read_the_queue_sees_what_the_last_look_has_found(
 
 def rows_read(connection: Connection) -> list[tuple[str, int]]:
     """Rows that sequential scans have read of the source and of the vector table."""
-    forget()  # a session that goes on hands in its counts later
-    connection.execute("SELECT pg_stat_force_next_flush()")
-    connection.execute("SELECT pg_stat_clear_snapshot()")
+    hand_in_counts(connection)
     return connection.execute(
         "SELECT schemaname, seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables"
         " WHERE relname = 'paintings' ORDER BY 1"

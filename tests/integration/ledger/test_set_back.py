@@ -24,7 +24,7 @@ from rowvec.operations.verify import verify
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
 from rowvec.stages.dry_run import plan
-from rowvec.stages.report import RestoreReport
+from rowvec.stages.report import RestoreReport, SyncReport
 from rowvec.store.heads import newest_chain
 from rowvec.store.manifest import Link
 from rowvec.store.open import open_store
@@ -91,6 +91,20 @@ class KeptStore:
         """Restore the store to what it was."""
         shutil.rmtree(self._now)
         shutil.copytree(self._then, self._now)
+
+
+def lose_table_and_last_run(source: Connection, pipeline: Pipeline, folder: Path) -> SyncReport:
+    """Sync 50 rows, and then 10 more; the store goes back to before the second run, and the vector table is dropped.
+
+    Returns the report of the first run.
+    """
+    first = sync(pipeline)
+    kept = KeptStore(pipeline, folder)
+    fill(source, 10, start=100)
+    sync(pipeline)
+    kept.put_back()
+    source.execute("DROP TABLE vectors.paintings")
+    return first
 
 
 def on(url: str, *statements: sql.Composed) -> None:
@@ -191,12 +205,7 @@ def test_a_store_that_was_set_back_stops_every_command_until_a_repair_writes_wha
 def test_a_table_and_a_store_that_was_set_back_are_restored_as_far_as_the_store_goes(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
-    first = sync(paintings)
-    kept = KeptStore(paintings, tmp_path)
-    fill(source, 10, start=100)
-    sync(paintings)
-    kept.put_back()
-    source.execute("DROP TABLE vectors.paintings")
+    first = lose_table_and_last_run(source, paintings, tmp_path)
     with pytest.raises(StoreBehind, match=f"--manifest: .*{first.manifest}"):
         restore(paintings)
     assert restore(paintings, first.manifest).rows == 50
@@ -210,12 +219,7 @@ def test_a_table_and_a_store_that_was_set_back_are_restored_as_far_as_the_store_
 def test_a_table_that_is_gone_is_made_again_on_a_store_that_was_set_back(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
-    sync(paintings)
-    kept = KeptStore(paintings, tmp_path)
-    fill(source, 10, start=100)
-    sync(paintings)
-    kept.put_back()
-    source.execute("DROP TABLE vectors.paintings")
+    lose_table_and_last_run(source, paintings, tmp_path)
     report = sync(paintings)
     assert report.embedded == 10
     assert audit(paintings).consistent

@@ -13,13 +13,13 @@ from rowvec.operations import changes
 from rowvec.operations.audit import audit
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.postgres.kept import forget
 from rowvec.stages.extract import stage as extract
 from rowvec.stages.extract.queue_apart import QueueApart
 from rowvec.stages.report import PART, QUEUE, SyncReport
 from tests.support import paintings as gallery
 from tests.support.databases import database
 from tests.support.paintings import Died, fill, sync
+from tests.support.row_counts import rows_read
 from tests.support.servers.pgbouncer import pooling
 
 Row = tuple[Any, ...]
@@ -236,21 +236,11 @@ def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(
     pipeline = apart.pipeline()
     sync(pipeline)
     apart.source.execute("UPDATE paintings SET title = 'new' WHERE id IN (7, 300); DELETE FROM paintings WHERE id = 8")
-    before = sum(_rows_read(connection) for connection in (apart.source, apart.target))
+    before = sum(rows_read(connection)[0] for connection in (apart.source, apart.target))
     report = sync(pipeline)
     assert (by_queue(report), report.changed, report.deleted) == (True, 2, 1)
     # If there is an index, its check looks for one vector.
-    assert sum(_rows_read(connection) for connection in (apart.source, apart.target)) <= before + 1
-
-
-def _rows_read(connection: Connection) -> int:
-    forget()  # a session that goes on hands in its counts later
-    connection.execute("SELECT pg_stat_force_next_flush()")
-    connection.execute("SELECT pg_stat_clear_snapshot()")
-    (read,) = connection.execute(
-        "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname = 'paintings'"
-    ).fetchone() or (0,)
-    return read
+    assert sum(rows_read(connection)[0] for connection in (apart.source, apart.target)) <= before + 1
 
 
 @pytest.mark.needs("no pooler", "it starts one of its own")

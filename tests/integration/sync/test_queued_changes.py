@@ -19,11 +19,11 @@ from rowvec.operations.rebuild import rollback
 from rowvec.operations.rejects import rejects
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
-from rowvec.postgres.kept import forget
 from rowvec.stages.extract import stage as extract
 from rowvec.stages.report import PART, QUEUE, SyncReport
 from tests.support import paintings as gallery
 from tests.support.paintings import assert_in_step, fill, sync
+from tests.support.row_counts import rows_read
 
 pytestmark = pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 
@@ -383,17 +383,6 @@ def test_a_run_by_the_queue_reads_neither_the_source_nor_the_vectors_as_a_whole(
     scanned, fetched = (now - then for now, then in zip(rows_read(source), before, strict=True))
     assert scanned <= 1
     assert fetched < 40 * report.changed
-
-
-def rows_read(connection: Connection) -> tuple[int, int]:
-    """Rows of the source, of the vector table and of the hash tree that scans, and that indexes, have read."""
-    forget()  # a session that goes on hands in its counts later
-    connection.execute("SELECT pg_stat_force_next_flush()")
-    connection.execute("SELECT pg_stat_clear_snapshot()")
-    return connection.execute(
-        "SELECT sum(seq_tup_read)::bigint, sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables"
-        " WHERE relname IN ('paintings', 'hash_tree')"
-    ).fetchone() or (0, 0)
 
 
 def test_a_generation_under_construction_leaves_the_queue_to_the_live_one(source: Connection, queued: Pipeline) -> None:

@@ -221,6 +221,12 @@ def _sync_with_a_change(paintings: Pipeline, source: Connection, change: str) ->
             "UPDATE paintings SET title = '', description = '' WHERE id <= 5", 0, True, marks=pytest.mark.soak
         ),
         ("UPDATE paintings SET title = '', description = '' WHERE id <= 5", 0, False),
+        pytest.param(
+            "UPDATE paintings SET title = 'edited meanwhile' WHERE id BETWEEN 40 AND 42",
+            3,
+            True,
+            marks=pytest.mark.soak,
+        ),
         ("UPDATE paintings SET title = 'edited meanwhile' WHERE id BETWEEN 40 AND 42", 3, False),
         pytest.param("INSERT INTO paintings VALUES (500, 'came', 'later', 'x', 1)", 1, True, marks=pytest.mark.soak),
         ("INSERT INTO paintings VALUES (500, 'came', 'later', 'x', 1)", 1, False),

@@ -17,7 +17,8 @@ from psycopg.conninfo import make_conninfo
 
 from rowvec.postgres.embedded import start_postgres
 from tests.support.run_folder import short_folder
-from tests.support.servers.pgbouncer import CACHE, pooling
+from tests.support.servers.debian import CACHE
+from tests.support.servers.pgbouncer import pooling
 from tests.support.waiting import PATIENCE_SECONDS
 
 _LOCKS = Path(__file__).with_name("wheels")

@@ -13,14 +13,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-from filelock import FileLock
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.support.waiting import PATIENCE_SECONDS, wait_for
-
-CACHE = Path(__file__).parents[3] / ".servers"
-"""Servers that tests have downloaded."""
+from tests.support.servers.debian import unpacked
+from tests.support.waiting import wait_for
 
 _PACKAGES = ("pgbouncer", "libevent-2.1-7", "libc-ares2")
 _CONFIG = """
@@ -50,24 +46,9 @@ def program() -> Program:
     """PgBouncer; skips the test where there is neither the program nor Debian's package of it."""
     if found := shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
         return Program(Path(found), None)
-    unpacked = CACHE / "pgbouncer"
-    CACHE.mkdir(exist_ok=True)
-    with FileLock(CACHE / "pgbouncer.lock", timeout=PATIENCE_SECONDS):
-        if not unpacked.exists():
-            if not (apt := shutil.which("apt-get")) or not (dpkg := shutil.which("dpkg")):
-                pytest.skip("there is no PgBouncer here, and no apt-get to download it")
-            part = CACHE / "pgbouncer.part"
-            part.mkdir(exist_ok=True)
-            got = subprocess.run(  # noqa: S603 # Debian's own program
-                [apt, "download", *_PACKAGES], cwd=part, capture_output=True, text=True, check=False
-            )
-            if got.returncode:
-                pytest.skip(f"Debian's package of PgBouncer cannot be downloaded here: {got.stderr.strip()[-200:]}")
-            for package in part.glob("*.deb"):
-                subprocess.run([dpkg, "-x", package, part], check=True, capture_output=True)  # noqa: S603
-            part.rename(unpacked)
-    (libraries,) = (unpacked / "usr" / "lib").glob("*-linux-gnu")
-    return Program(unpacked / "usr" / "sbin" / "pgbouncer", libraries)
+    folder = unpacked("pgbouncer", *_PACKAGES)
+    (libraries,) = (folder / "usr" / "lib").glob("*-linux-gnu")
+    return Program(folder / "usr" / "sbin" / "pgbouncer", libraries)
 
 
 class PgBouncer:
