@@ -6,7 +6,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,8 @@ from rowvec.errors import MachineError
 from rowvec.runtime.prefect_server import one_authority
 
 _ANSWER_SECONDS = 15.0
+_ATTEMPTS = 4
+"""How often a server that is there, and has much to do, is asked; one that refuses the connection is asked once."""
 
 
 def is_configured() -> bool:
@@ -131,7 +133,7 @@ def _answered(authority: Path) -> dict[str, Any]:
     if speaks_tls and found.tls_insecure_skip_verify:
         trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
     try:
-        answer = httpx.get(f"{url}/health", timeout=_ANSWER_SECONDS, verify=trusted)
+        answer = _health(url, trusted)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         where = urlsplit(url).hostname or "PREFECT_API_URL"
         raise MachineError(
@@ -139,6 +141,14 @@ def _answered(authority: Path) -> dict[str, Any]:
             "PREFECT_API_URL or the profile, or unset it, and the command starts a server for itself"
         ) from None
     return {} if speaks_tls or answer.is_redirect else {"ssl_cert_file": str(authority)}
+
+
+def _health(url: str, trusted: ssl.SSLContext) -> httpx.Response:
+    """What the server answers to the question whether it is well. Raises ``httpx.HTTPError`` if there is no answer."""
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(httpx.ReadTimeout):
+            return httpx.get(f"{url}/health", timeout=_ANSWER_SECONDS, verify=trusted)
+    return httpx.get(f"{url}/health", timeout=_ANSWER_SECONDS, verify=trusted)
 
 
 def _send_the_rest() -> None:

@@ -13,7 +13,7 @@ from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
 from rowvec.stages import dry_run
 from tests.support.paintings import sync
-from tests.support.waiting import wait_for
+from tests.support.row_counts import hand_in_counts
 
 CHUNK_TOKENS = 16
 
@@ -26,11 +26,6 @@ COUNTED = """
     CREATE FUNCTION public.counted(value text) RETURNS text LANGUAGE plpgsql IMMUTABLE COST 1 PARALLEL SAFE
     AS 'BEGIN RETURN value; END'
 """
-
-# The fixture's own session is called rowvec; those of a command have a second word.
-SESSIONS = (
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'rowvec _%'"
-)
 
 
 @pytest.fixture(params=["beside", "database"])
@@ -53,10 +48,10 @@ def renderings(url: str, pipeline: Pipeline, words: int) -> dict[str, int]:
 
     def counted(command: Any) -> int:
         with psycopg.connect(url, autocommit=True) as connection:
+            hand_in_counts(connection)
             connection.execute("SELECT pg_stat_reset()")
             command(pipeline)
-            # A session hands in its counts when it ends.
-            wait_for(lambda: connection.execute(SESSIONS).fetchone() == (0,))
+            hand_in_counts(connection)
             calls = connection.execute(
                 "SELECT sum(calls)::int FROM pg_stat_user_functions WHERE funcname = 'counted'"
             ).fetchone()

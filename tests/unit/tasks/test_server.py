@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -109,3 +110,31 @@ def test_a_server_whose_authority_the_user_has_named_is_found(tmp_path: Path, mo
     assert kept == str(theirs)
     assert made == [str(theirs)]
     assert asked[0].verify_mode == ssl.CERT_REQUIRED
+
+
+def test_a_server_that_has_much_to_do_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        accepted = threading.Event()
+
+        def answer() -> None:
+            silent, _ = listening.accept()
+            with silent, listening.accept()[0] as second:
+                accepted.set()
+                second.recv(4096)
+                second.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with temporary_settings({PREFECT_API_URL: address}), prefect_api():
+            assert accepted.is_set()
+        thread.join()
+
+
+def test_a_server_that_never_answers_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_ANSWER_SECONDS", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: address}), pytest.raises(MachineError, match=r"\(ReadTimeout\)"):
+            prefect_api().__enter__()
