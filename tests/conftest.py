@@ -20,7 +20,7 @@ from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.migrations import install
 from tests.support import cli_process, run_folder
 from tests.support import paintings as gallery
-from tests.support.databases import database
+from tests.support.databases import administrator, database
 from tests.support.examples import PROFILE
 from tests.support.servers import azurite as blob_server
 from tests.support.servers import lines
@@ -125,17 +125,16 @@ def postgres_16() -> Generator[str]:
 def direct_url(cluster: str) -> Generator[str]:
     """The DSN of this test's own database, as superuser, by no pooler."""
     name = f"test_{next(_numbers)}"
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        # Copying the files takes half of the time that the default strategy takes, which writes each page to the log.
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec STRATEGY file_copy")
-        connection.execute(create.format(sql.Identifier(name)))
+    # Copying the files takes half of the time that the default strategy takes, which writes each page to the log.
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE template_rowvec STRATEGY file_copy")
+    administrator(cluster).execute(create.format(sql.Identifier(name)))
     yield make_conninfo(cluster, dbname=name)
-    with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(_END_SESSIONS, (name,))
-        # A session takes a moment to end, and DROP DATABASE then sleeps for 100 ms: only the database of the test
-        # before, whose sessions have ended by now, is dropped.
-        for earlier in _to_drop:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(earlier)))
+    administrator(cluster).execute(_END_SESSIONS, (name,))
+    # A session takes a moment to end, and DROP DATABASE then sleeps for 100 ms: only the database of the test
+    # before, whose sessions have ended by now, is dropped.
+    for earlier in _to_drop:
+        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
+        administrator(cluster).execute(drop.format(sql.Identifier(earlier)))
     _to_drop[:] = [name]
 
 

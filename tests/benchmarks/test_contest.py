@@ -136,7 +136,8 @@ def once(scene: Scene) -> Ended:
 
 
 @pytest.mark.flow
-@pytest.mark.parametrize("part", [once, pytest.param(lost, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("part", [once, lost])
 def test_rowvec_takes_part_and_comes_through_the_loss_of_its_folder(
     part: Callable[[Scene], Ended | None],
     connection: Connection,

@@ -111,10 +111,10 @@ _LEDGER = "TRUNCATE rowvec.pipelines, rowvec.runs, rowvec.artifacts, rowvec.embe
 _ROLES = "SELECT count(*), count(*) FILTER (WHERE rolsuper) FROM pg_catalog.pg_roles"
 _ROWS = "SELECT t::text FROM vectors.paintings AS t ORDER BY id"
 _FIXED = PROFILE == "fixed"
-_CASES = 72 if _FIXED else 10_000
+_CASES = 36 if _FIXED else 10_000
 # A case takes a quarter of a second of a busy machine. Half of it is fsync if the folders of the tests are on a disk:
 # `--basetemp=/dev/shm/NAME` puts them into memory.
-_PIECES = 2 if _FIXED else 40
+_PIECES = 1 if _FIXED else 40
 _SYNC_CASES = 12 if _FIXED else 1_600
 _IN_PIECES = pytest.mark.parametrize(
     "piece", [pytest.param(piece, marks=() if _FIXED else pytest.mark.soak) for piece in range(_PIECES)]

@@ -90,7 +90,7 @@ def _as_kind(connection: Connection, made: Pipeline, kind: str, url: str, folder
 
 
 @pytest.mark.parametrize(
-    "kind", [*(pytest.param(kind, marks=pytest.mark.soak) for kind in ("beside", "parquet")), "remote", "csv"]
+    "kind", [*(pytest.param(kind, marks=pytest.mark.soak) for kind in ("beside", "parquet", "csv")), "remote"]
 )
 def test_cells_of_ten_megabytes_go_through(
     source: Connection, database_url: str, paintings: Pipeline, tmp_path: Path, kind: str

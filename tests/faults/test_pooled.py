@@ -119,6 +119,7 @@ def test_an_index_is_built_directly_where_the_pipeline_says_how_and_else_with_th
     assert watched.execute(built_on).fetchall() == [("7MB", "8MB"), ("64MB", "0")]
 
 
+@pytest.mark.soak
 def test_an_index_is_tuned_beside_other_clients(own_database: str, pooled: str) -> None:
     table = vector_table(64)
     with connect(own_database) as direct:

@@ -251,6 +251,10 @@ def test_all_deployments_are_there_with_their_schedules_limits_and_forms(operate
     scheduled = {name for name, one in named.items() if any(s["active"] for s in one["schedules"])}
     assert scheduled == {"sync/paintings", "audit/paintings", "prune/paintings"}
     assert {one["global_concurrency_limit"]["limit"] for one in found} == {1}
+    strategies = {name: one["concurrency_options"]["collision_strategy"] for name, one in named.items()}
+    waits = {*(f"sync/{name}" for name in ("paintings", "catalogue", "images", "gallery")), "watch/paintings"}
+    assert {name for name, strategy in strategies.items() if strategy == "ENQUEUE"} == waits
+    assert set(strategies.values()) == {"ENQUEUE", "CANCEL_NEW"}
     assert named["sync/gallery"]["parameters"] == {"pipeline": "gallery.yaml"}
     # The form asks for a file and for what a person would change, each with its help.
     form = named["sync/paintings"]["parameter_openapi_schema"]["properties"]
@@ -350,26 +354,21 @@ def test_an_event_starts_a_run_of_the_catalogue(operated: Operated) -> None:
     assert operated.artifact("catalogue-summary")["data"].startswith("## Consistent: 2 vectors")
 
 
-def test_while_a_run_is_at_work_others_wait_or_are_skipped_by_their_policies(operated: Operated) -> None:
+def test_while_a_run_is_at_work_another_is_queued_or_skipped_by_its_policy(operated: Operated) -> None:
     same = operated.file
     with operated.held_at_merge() as first:
         summary = operated.artifact("gallery-summary")["id"]
         # A run of the same deployment, whose runs queue.
         queued = operated.run("sync/gallery")
-        # Runs of other deployments of the same pipeline: its lock keeps them apart.
+        # A run of another deployment of the same pipeline: its lock keeps them apart.
         skipped = operated.run("sync/articles", pipeline=same)
-        waiting = operated.run("prune/paintings", pipeline=same)
         message = operated.wait(skipped, "Skipped", "COMPLETED", "FAILED")["state"]["message"]
         assert message == "skipped: another run of the pipeline gallery is at work"
-        assert operated.wait(waiting, "Waiting", "COMPLETED", "FAILED")["state_name"] == "Waiting"
-        # A run of a deployment that cancels it.
-        cancelled = operated.wait(operated.run("prune/paintings", pipeline=same), "CANCELLED", "RUNNING")
-        assert "concurrency limit" in (cancelled["state"]["message"] or cancelled["state_name"])
         assert operated.flow_run(queued)["state_name"] == "AwaitingConcurrencySlot"
         assert operated.flow_run(first)["state_name"] == "Running"
         # A skipped run has not failed, so it leaves the summary of the pipeline as it is.
         assert operated.artifact("gallery-summary")["id"] == summary
-    for run_id in (first, waiting, queued):
+    for run_id in (first, queued):
         assert operated.wait(run_id, "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
 
 
@@ -382,7 +381,6 @@ def test_a_run_that_is_cancelled_says_so_in_one_sentence_and_leaves_nothing_behi
     assert operated.logs(run_id, logging.WARNING) == [SENTENCE]
     wait_for(lambda: operated.tasks(run_id) == {"COMPLETED", "CANCELLED"})
     assert operated.leftovers() == []
-    assert operated.wait(operated.run("sync/gallery"), "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
 
 
 def test_a_run_whose_process_is_killed_is_crashed_and_leaves_nothing_behind(operated: Operated) -> None:

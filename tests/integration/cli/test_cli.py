@@ -136,8 +136,8 @@ def test_a_filter_that_is_none_is_status_two(
     assert source.execute("SELECT count(*) FROM paintings").fetchone() == (50,)
 
 
-def test_piped_output_is_plain_lines(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
-    done = shell("sync", write(paintings, tmp_path))
+def test_piped_output_is_plain_lines(source: Connection, paintings: Pipeline, tmp_path: Path, rowvec: Rowvec) -> None:
+    done = rowvec("sync", write(paintings, tmp_path))
     assert done.status == 0
     assert "\x1b" not in done.stdout + done.stderr
     assert "embed batch 0: 50 of 50" in done.stderr
