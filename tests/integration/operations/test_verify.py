@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from psycopg import sql
 
 from rowvec.cli.app import run
 from rowvec.errors import ArtifactCorrupt, Inconsistent, PipelineBusy, UsageError
@@ -305,7 +306,8 @@ def test_the_scripts_of_the_page_agree_for_each_type_of_vectors(
         table = exported(source, tmp_path / f"{column}.csv", f"vectors.{column}", f"{kind}_send")
         assert run_script(0, table, root) == (0, "holds\n")
         hashes = [line.split(",")[-1] for line in table.read_text().splitlines()]
-        texts = [text for (text,) in source.execute(f"SELECT embedding::text FROM vectors.{column}".encode())]
+        written = sql.SQL("SELECT embedding::text FROM vectors.{}")
+        texts = [text for (text,) in source.execute(written.format(sql.Identifier(column)))]
         assert run_script(1, kind, given="\n".join(texts)) == (0, "\n".join([*hashes, ""]))
         proof = prove(ours, "7")
         (tmp_path / "row.json").write_text(json.dumps(asdict(proof)))
