@@ -1,12 +1,12 @@
 """How soon is a changed row found, and what does a sync cost that finds nothing, or 1,000 changed rows?
 
-Tables of made-up texts with a queue of changes; vectors of 64 dimensions by the protocol of OpenAI. For each size:
-the database's time and pages of a sync that finds nothing changed, and of one for 1,000 changed rows, both without an
-index. With the largest: the same with an HNSW graph, so that its inserts are told apart; then ``rowvec watch`` in a
-process of its own, 100 changed rows a second for a minute, and how long after its commit a row is found by
-``texts_search``. If pgai is installed (``make bench-rivals``), its worker does the same on the same table after it, and
-its rows are looked for in its table. ``python -m benchmarks.fresh`` takes tables up to 1,000,000 rows, ``--quick`` up
-to 5,000.
+Tables of made-up texts with a queue of changes; vectors of 64 dimensions by the protocol of OpenAI. For each size: the
+database's time and pages of a sync that finds nothing changed, and of one for 1,000 changed rows, both without an
+index. With the largest: the same with an HNSW graph, so that its inserts are told apart, and for 100 rows beside an
+UPDATE of as many vectors alone, which is what the server needs in any case; then ``rowvec watch`` in a process of its
+own, 100 changed rows a second for a minute, and how long after its commit a row is found by ``texts_search``. If pgai
+is installed (``make bench-rivals``), its worker does the same on the same table after it, and its rows are looked for
+in its table. ``python -m benchmarks.fresh`` takes tables up to 1,000,000 rows, ``--quick`` up to 5,000.
 
 The phases are ``tables``, ``costs``, ``graph`` and ``watch``. With ``--folder F`` tables and figures stay in F, so that
 ``--only`` can make the tables once, and measure again: ``--folder F --only tables graph``, then ``--folder F --only
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import signal
 import statistics
@@ -33,23 +32,18 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import yaml
-from psycopg import sql
 
 from benchmarks import plots
+from benchmarks.fresh_table import DIMENSIONS, Cost, Table
 from benchmarks.outcome import conclude, options
 from benchmarks.provider import KEY, MODEL, Account, serving
 from benchmarks.syncers import ENVIRONMENTS, pgai_environment, prepare_pgai, syncers
 from rowvec.operations.changes import remove_queue
 from rowvec.operations.index import maintain
-from rowvec.operations.sync import sync
-from rowvec.pipeline import Pipeline
-from rowvec.pipeline.file import load
 from rowvec.postgres.embedded import start_postgres
 from tests.support.servers.openai_server import vector
 
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000, 5_000)
-DIMENSIONS = 64
 CHANGED = 1_000
 PER_SECOND = 100
 PATIENCE_SECONDS = 120
@@ -63,91 +57,6 @@ _FOUND = {
     " WHERE id = %(id)s AND embedding <-> %(vector)s::vector < 0.0001",
 }
 """Whether a changed row has its new vector: for pgai without a search, because it builds no index by itself."""
-_FILL = """
-    CREATE TABLE public.texts (id int PRIMARY KEY, content text NOT NULL);
-    INSERT INTO public.texts SELECT i, 'text ' || i || ' about ' || md5(i::text) FROM generate_series(1, {rows}) AS i;
-    ANALYZE public.texts
-"""
-_USED = "SELECT active_time, blks_hit + blks_read FROM pg_stat_database WHERE datname = %s"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What one sync took."""
-
-    seconds: float
-    database_ms: float
-    """The time in which the server executed statements, over all sessions."""
-    pages: int
-    """Pages that these statements looked at, in the server's buffers or on disk: the machine's load does not count."""
-    merge_seconds: float
-
-
-class Table:
-    """A database with a table of texts and its vectors."""
-
-    def __init__(self, uri: Callable[[str], str], folder: Path, base_url: str, rows: int) -> None:
-        self.rows = rows
-        self.name = f"fresh_{rows}"
-        self.url = uri(self.name)
-        self._admin = psycopg.connect(uri("postgres"), autocommit=True)
-        is_new = self._admin.execute("SELECT FROM pg_database WHERE datname = %s", (self.name,)).fetchone() is None
-        if is_new:
-            self._admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.name)))
-        self.client = psycopg.connect(self.url, autocommit=True)
-        if is_new:
-            self.client.execute(sql.SQL(_FILL).format(rows=sql.Literal(rows)))
-        self.file = folder / f"{self.name}.yaml"
-        self._base_url = base_url
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """As its file is now."""
-        os.environ["ROWVEC_DATABASE_URL"] = self.url
-        return load(self.file)
-
-    def write(self, index: str) -> None:
-        """Write the pipeline file, with an index of this kind."""
-        content: dict[str, Any] = {
-            "name": "texts",
-            "source": {
-                "kind": "postgres",
-                "table": "public.texts",
-                "key": ["id"],
-                "content": "{content}",
-                "changes": {"by": "trigger"},
-            },
-            "embedder": {"kind": "openai", "model": MODEL, "dimensions": DIMENSIONS, "base_url": self._base_url},
-            "target": {"table": "vectors.texts"},
-            "artifacts": {"url": str(self.file.with_suffix(""))},
-            "index": {"kind": index},
-            # Vectors drawn at random are as hard for a graph as any can be, and its recall is not the question here.
-            "validation": {"recall": {"at_least": 0.1}},
-        }
-        self.file.write_text(yaml.safe_dump(content), "utf-8")
-
-    def sync(self) -> Cost:
-        """One sync in this process, without Prefect."""
-        pipeline = self.pipeline
-        before, began = self._used(), time.monotonic()
-        report = sync(pipeline)
-        seconds, after = time.monotonic() - began, self._used()
-        return Cost(
-            seconds=round(seconds, 3),
-            database_ms=round(after[0] - before[0], 1),
-            pages=after[1] - before[1],
-            merge_seconds=report.seconds.get("merge", 0.0),
-        )
-
-    def change(self, rows: int) -> None:
-        """Change some rows, in one statement."""
-        ids = random.sample(range(1, self.rows + 1), rows)
-        self.client.execute("UPDATE public.texts SET content = content || '!' WHERE id = ANY (%s)", (ids,))
-
-    def _used(self) -> tuple[float, int]:
-        # A session sends its figures when it ends.
-        time.sleep(0.5)
-        return self._admin.execute(_USED, (self.name,)).fetchone() or (0.0, 0)
 
 
 @dataclass(slots=True)
@@ -206,6 +115,7 @@ def measure_costs(arguments: argparse.Namespace, tables: dict[int, Table], base_
         table.write("none")
         # In step with what an earlier call has left, and the connection to the server is no first one.
         table.sync()
+        table.warm()
         table.sync()
         nothing[str(rows)] = asdict(cheapest([table.sync() for _ in range(3)]))
         changed[str(rows)] = asdict(cheapest([_after_changes(table) for _ in range(3)]))
@@ -232,6 +142,9 @@ def watch_changes(arguments: argparse.Namespace, tables: dict[int, Table], base_
     table.sync()
     with_graph = cheapest([_after_changes(table) for _ in range(3)])
     say(f"{CHANGED:,} changed with the graph {with_graph}")
+    few = cheapest([_after_changes(table, PER_SECOND) for _ in range(3)])
+    bare = min(table.bare_update(PER_SECOND) for _ in range(3))
+    say(f"{PER_SECOND} changed with the graph {few}; an UPDATE of as many vectors alone: {bare:.3f} s")
     rowvec = [str(Path(sys.executable).parent / "rowvec"), "watch", str(table.file)]
     delays = {"rowvec": watched(table, "rowvec", rowvec, arguments.seconds)}
     _say_delays("rowvec", delays["rowvec"])
@@ -242,7 +155,7 @@ def watch_changes(arguments: argparse.Namespace, tables: dict[int, Table], base_
         worker = [str(ENVIRONMENTS / "pgai/bin/pgai"), "vectorizer", "worker", "-d", table.url, "--poll-interval", "1s"]
         delays["pgai"] = watched(table, "pgai", worker, arguments.seconds)
         _say_delays("pgai", delays["pgai"])
-    return {"with_graph": asdict(with_graph), "delays": delays}
+    return {"with_graph": asdict(with_graph), "few": asdict(few), "bare_seconds": round(bare, 3), "delays": delays}
 
 
 PHASES: dict[str, Callable[[argparse.Namespace, dict[int, Table], str], dict[str, Any]]] = {
@@ -297,12 +210,13 @@ def tell(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
             "delays": {name: [round(one, 2) for one in sorted(each)] for name, each in delays.items()},
             "p50, p99, most": {name: [round(one, 2) for one in each] for name, each in figures.items()},
             "insert_ms": round(insert_ms, 2),
+            "merge over the bare update": round(found["few"]["merge_seconds"] / found["bare_seconds"], 2),
         },
     )
 
 
-def _after_changes(table: Table) -> Cost:
-    table.change(min(CHANGED, table.rows // 2))
+def _after_changes(table: Table, rows: int = CHANGED) -> Cost:
+    table.change(min(rows, table.rows // 2))
     return table.sync()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from rowvec.errors import RowvecError
 from rowvec.operations.changes import Look, OpenQueue, opened_queue
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.kept import connections_kept
 from rowvec.runtime import telemetry_export
 from rowvec.runtime.display import one_line
 from rowvec.stages.alarms import Alarm, of_waiting
@@ -105,19 +106,22 @@ def watch(
     telemetry_export.start()
     states = [_State(one, one.read()) for one in pipelines]
     syncs, end = 0, None if seconds is None else time.monotonic() + seconds
-    try:
-        for state in states:
-            state.look()
-        while not stop.is_set() and (end is None or time.monotonic() < end):
-            began, before = time.monotonic(), syncs
+    # The next sync takes over the sessions of the one before: to open one, and its first statements, take a tenth of a
+    # second, and more on a server that is far away.
+    with connections_kept():
+        try:
             for state in states:
-                if not stop.is_set():
-                    syncs += _work(state, tell, alarm, every)
-            # What has come during a sync has waited already. A look that takes long gets its pause.
-            stop.wait(max(0.0, began + every - time.monotonic()) if syncs > before else every)
-    finally:
-        for state in states:
-            state.close()
+                state.look()
+            while not stop.is_set() and (end is None or time.monotonic() < end):
+                began, before = time.monotonic(), syncs
+                for state in states:
+                    if not stop.is_set():
+                        syncs += _work(state, tell, alarm, every)
+                # What has come during a sync has waited already. A look that takes long gets its pause.
+                stop.wait(max(0.0, began + every - time.monotonic()) if syncs > before else every)
+        finally:
+            for state in states:
+                state.close()
     return syncs
 
 

@@ -25,7 +25,7 @@ import pytest
 from prefect.workers.process import ProcessWorker
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from rowvec_tasks.cancellation import SENTENCE
+from rowvec_tasks.cancellation import ASK_SECONDS, SENTENCE
 
 from rowvec.cli.demo.gallery import create_gallery_once
 from tests.support import forked_engine
@@ -158,6 +158,24 @@ class Operated:
             found = connection.execute("SELECT to_regclass('vectors.gallery')").fetchone()
         if found == (None,):
             self.wait(self.run("sync/gallery"), "COMPLETED")
+
+    def syncs(self, pipeline: str) -> list[dict[str, Any]]:
+        """The syncs that a watcher has started, the first one first."""
+        named = {"name": {"like_": f"{pipeline}-changes"}}
+        return self.ask("flow_runs/filter", flow_runs=named, sort="START_TIME_ASC")
+
+    @contextmanager
+    def held(self, pipeline: str) -> Generator[str]:
+        """Within this context a watcher's sync, by its id, waits before its merge for rows that have just changed."""
+        with (
+            closing(psycopg.connect(self.database)) as holder,
+            psycopg.connect(self.database, autocommit=True) as watch,
+        ):
+            holder.execute(sql.SQL("LOCK TABLE {} IN SHARE MODE").format(sql.Identifier("vectors", pipeline)))
+            self.edit("UPDATE paintings SET description = description || ' Seen again.' WHERE id % 5 = 0")
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'rowvec merge' AND datname = %s"
+            wait_for(lambda: watch.execute(waiting, (watch.info.dbname,)).fetchone())
+            yield self.syncs(pipeline)[-1]["id"]
 
     @contextmanager
     def held_at_merge(self, *, stock: bool = False) -> Generator[str]:
@@ -404,6 +422,33 @@ def test_a_run_whose_worker_is_killed_ends_and_another_worker_takes_the_next(ope
     assert operated.wait(operated.run("sync/gallery"), "COMPLETED", "FAILED")["state_type"] == "COMPLETED"
     assert operated.ledger() == ("succeeded", None)
     assert operated.leftovers() == []
+
+
+@pytest.mark.soak
+def test_a_watcher_of_a_worker_outlives_its_cancelled_sync_and_a_cancelled_watcher_ends_with_its_sync(
+    operated: Operated,
+) -> None:
+    text = Path(operated.file).read_text().replace("gallery", "kept")
+    key = "  key: [id]\n"
+    assert key in text
+    file = operated.folder / "kept.yaml"
+    file.write_text(text.replace(key, f"{key}  changes: {{by: trigger}}\n"))
+    watcher = operated.run("watch/paintings", stock=True, pipelines=[str(file)], every=0.2)
+    # The table may have been synced by no test yet, or by others.
+    wait_for(lambda: [run["state_type"] for run in operated.syncs("kept")] == ["COMPLETED"])
+    with operated.held("kept") as sync:
+        # As the button of the UI does.
+        operated.ask(f"flow_runs/{sync}/set_state", state={"type": "CANCELLING"})
+        time.sleep(ASK_SECONDS + 1)
+    assert operated.wait(sync, "CANCELLED", "COMPLETED", "CRASHED")["state_type"] == "CANCELLED"
+    wait_for(lambda: [run["state_type"] for run in operated.syncs("kept")] == ["COMPLETED", "CANCELLED", "COMPLETED"])
+    assert operated.flow_run(watcher)["state_name"] == "Running"
+    assert operated.ledger() == ("succeeded", None)
+    with operated.held("kept") as sync:
+        operated.ask(f"flow_runs/{watcher}/set_state", state={"type": "CANCELLING"})
+        operated.wait(watcher, "CANCELLED")
+    wait_for(lambda: operated.flow_run(sync)["state_type"] == "CANCELLED")
+    wait_for(lambda: operated.ledger()[0] == "cancelled" and operated.leftovers() == [])
 
 
 def _children(pid: int) -> list[int]:
