@@ -197,6 +197,7 @@ UNRELIABLE: dict[str, tuple[LiteralString, str]] = {
     "a table that a crash empties": ("ALTER TABLE paintings SET UNLOGGED", "not logged"),
     "rows that policies hide": (
         "DROP ROLE IF EXISTS hidden_from; CREATE ROLE hidden_from LOGIN; GRANT ALL ON DATABASE {0} TO hidden_from;"
+        "GRANT USAGE ON SCHEMA {1} TO hidden_from;"
         "ALTER TABLE paintings OWNER TO hidden_from; ALTER TABLE paintings ENABLE ROW LEVEL SECURITY;"
         "ALTER TABLE paintings FORCE ROW LEVEL SECURITY; CREATE POLICY not_all ON paintings USING (id <> 3);"
         "ALTER SCHEMA rowvec OWNER TO hidden_from; DROP SCHEMA rowvec CASCADE",
@@ -210,7 +211,7 @@ def test_each_run_compares_everything_of(
     kind: str, source: Connection, direct_url: str, queued: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statement, reason = UNRELIABLE[kind]
-    source.execute(statement.format(conninfo_to_dict(direct_url)["dbname"]).encode())
+    source.execute(statement.format(conninfo_to_dict(direct_url)["dbname"], source.names.pgvector).encode())
     if "hidden_from" in statement:
         monkeypatch.setenv("ROWVEC_DATABASE_URL", make_conninfo(direct_url, user="hidden_from"))
     sync(queued)
