@@ -99,7 +99,7 @@ def at_home(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-@pytest.mark.parametrize(("seed", "every"), [(1, 1), pytest.param(2, 3, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("seed", "every"), [pytest.param(1, 1, marks=pytest.mark.soak), (2, 3)])
 def test_each_step_is_right_and_nothing_is_paid_twice(
     seed: int, every: int, connection: Connection, at_home: Path
 ) -> None:

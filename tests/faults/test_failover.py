@@ -271,6 +271,7 @@ def test_three_syncs_a_kill_and_a_promotion(scene: Callable[[int], Scene]) -> No
     assert seen == {UNTOUCHED}, playing.told(f"other sessions: {seen}")
 
 
+@pytest.mark.soak
 def test_an_asynchronous_standby_that_lacks_the_last_commits_is_in_step_after_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

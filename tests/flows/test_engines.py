@@ -152,6 +152,7 @@ def test_two_dask_workers_that_share_nothing_make_what_threads_make(
     assert everything(source, "threads") == everything(source, "paintings")
 
 
+@pytest.mark.soak
 def test_dask_makes_what_threads_make(
     pipeline: Pipeline,
     source: Connection,
