@@ -49,7 +49,7 @@ def roots_of(source: Connection, queued: Pipeline, *statements: LiteralString) -
 
 def test_old_runs_keep_a_short_row_and_their_root(source: Connection, queued: Pipeline) -> None:
     roots = roots_of(source, queued, REUSED, CONTENT, CONTENT, CONTENT, CONTENT)
-    whole = source.execute("SELECT run_id FROM rowvec.runs WHERE report ? 'checksum' AND checks IS NOT NULL ORDER BY 1")
+    whole = source.execute("SELECT run_id FROM rowvec.runs WHERE report ? 'checksum' OR checks IS NOT NULL ORDER BY 1")
     # The newest run counts when it has begun, and then shortens older ones.
     assert [run for (run,) in whole] == list(roots)[-KEPT:]
     short = source.execute("SELECT report ->> 'embedded' FROM rowvec.runs ORDER BY run_id LIMIT 3").fetchall()
@@ -79,6 +79,7 @@ def test_a_prune_leaves_the_runs_whose_rows_are_still_there(source: Connection, 
         "INSERT INTO rowvec.spending SELECT 'paintings', date_trunc('month', now()), run_id, run_id, 1 FROM rowvec.runs"
     )
     pruned = prune(queued, timedelta(0), apply=True)
+    prune(queued, timedelta(0), apply=True)  # by now no artifact names the run that has reused a vector
     kept = [run for (run,) in source.execute("SELECT run_id FROM rowvec.runs WHERE cause <> 'prune' ORDER BY run_id")]
     first, reused, *_, last = roots
     assert (kept, pruned.runs) == ([first, reused, last], 2)
