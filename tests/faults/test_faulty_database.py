@@ -200,6 +200,7 @@ def role(connection: Connection) -> Generator[str]:
     connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(name)))
 
 
+@pytest.mark.needs("pgvector in public", "the role of the test has no right on another schema")
 @pytest.mark.needs("a superuser", "the role of the test makes the schemas")
 @pytest.mark.needs("no pooler", "the pooler of the tests logs in as one role for all")
 def test_a_missing_grant_is_named_and_the_run_after_the_grant_is_paid_for_once(

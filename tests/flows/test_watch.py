@@ -96,6 +96,7 @@ def test_only_syncs_that_did_something_are_runs_below_the_watcher(
         assert client.read_task_runs(flow_run_filter=of_syncs) == []
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 @pytest.mark.parametrize(
     ("stage", "in_ledger", "said"),
     [(extract, ["cancelled", "succeeded"], SENTENCE), (validate, ["succeeded"], TOO_LATE)],

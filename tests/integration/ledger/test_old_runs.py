@@ -47,6 +47,7 @@ def roots_of(source: Connection, queued: Pipeline, *statements: LiteralString) -
     return {report.run_id: report.root or "" for report in reports}
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 def test_old_runs_keep_a_short_row_and_their_root(source: Connection, queued: Pipeline) -> None:
     roots = roots_of(source, queued, REUSED, CONTENT, CONTENT, CONTENT, CONTENT)
     whole = source.execute("SELECT run_id FROM rowvec.runs WHERE report ? 'checksum' OR checks IS NOT NULL ORDER BY 1")
@@ -73,6 +74,7 @@ def test_old_runs_keep_a_short_row_and_their_root(source: Connection, queued: Pi
     assert "but not those of 1 run (" in found.told_of_chain()
 
 
+@pytest.mark.needs("a superuser", "only the owner of the source's table can make triggers on it")
 def test_a_prune_leaves_the_runs_whose_rows_are_still_there(source: Connection, queued: Pipeline) -> None:
     roots = roots_of(source, queued, REUSED, CONTENT, CONTENT, CONTENT)
     source.execute(

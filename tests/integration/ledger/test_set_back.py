@@ -170,6 +170,7 @@ def runs_in(chain: list[Link]) -> list[int]:
     return [link.manifest.run_id for link in chain]
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_store_that_was_set_back_stops_every_command_until_a_repair_writes_what_it_lacks(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
@@ -226,6 +227,7 @@ def test_a_table_that_is_gone_is_made_again_on_a_store_that_was_set_back(
     assert from_the_store_alone(paintings, source).checksum == report.checksum
 
 
+@pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_another_store_gets_everything_by_a_repair(source: Connection, paintings: Pipeline, tmp_path: Path) -> None:
     sync(paintings)
     artifacts = paintings.artifacts.model_copy(update={"url": str(tmp_path / "other")})
@@ -239,6 +241,7 @@ def test_another_store_gets_everything_by_a_repair(source: Connection, paintings
     assert from_the_store_alone(moved, source).checksum == report.checksum
 
 
+@pytest.mark.needs("a superuser", "the test writes to the source's table as rowvec's role")
 def test_a_database_that_was_set_back_stops_every_command_until_it_adopts_the_store(
     paintings: Pipeline, database_url: str, keep_database: Callable[[], KeptDatabase]
 ) -> None:

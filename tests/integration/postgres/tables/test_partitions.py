@@ -153,7 +153,8 @@ def test_row_level_security_holds_through_every_command(mail: Connection, tmp_pa
     sync(by_tenant)
     mail.execute("ALTER TABLE vectors.letters ENABLE ROW LEVEL SECURITY")
     mail.execute("CREATE POLICY own ON vectors.letters TO reader_of_ada USING (tenant = 'ada')")
-    mail.execute("GRANT USAGE ON SCHEMA vectors TO reader_of_ada")
+    schemas = sql.SQL(", ").join(map(sql.Identifier, ("vectors", str(mail.names.pgvector))))
+    mail.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO reader_of_ada").format(schemas))
     mail.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA vectors GRANT SELECT ON TABLES TO reader_of_ada")
     # This includes the partitions, as people write it.
     mail.execute("GRANT SELECT ON ALL TABLES IN SCHEMA vectors TO reader_of_ada")
