@@ -22,7 +22,7 @@ from rowvec.ledger.runs import RunId
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.runtime.figures import counted
-from rowvec.store.artifact import Artifact, stored_fingerprints
+from rowvec.store.artifact import Artifact, stored_artifact, stored_fingerprints
 from rowvec.store.manifest import is_manifest, manifests_of, read_link
 from rowvec.store.marks import Mark, marked_ledgers, read_mark, write_mark
 from rowvec.store.protocol import Store
@@ -89,7 +89,65 @@ def settle(
     standing = Standing(ledger, others, found)
     if others:
         logger.warning("%s", standing.sentence())
+    elif pipeline_name != family:
+        take_in_folders(connection, store, pipeline_id, run_id, forgotten_in(connection, store, [pipeline_name]))
     return standing
+
+
+@dataclass(frozen=True, slots=True)
+class InFolders:
+    """What the folders of generations have and the ledger has forgotten, because its database was set back."""
+
+    family: str
+    artifacts: tuple[Artifact, ...]
+    manifests: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """What a person should know of it; empty if there is nothing."""
+        if not (self.artifacts or self.manifests):
+            return ""
+        artifacts, manifests = counted(len(self.artifacts), "artifacts"), counted(len(self.manifests), "manifests")
+        return (
+            f"the store has {artifacts} and {manifests} of a generation that this database does not know, because it "
+            "was set back or a rebuild was killed: a prune with --apply notes them, and deletes them when they are "
+            "old; a rebuild that needs their vectors uses them again"
+        )
+
+
+def generation_folders(store: Store, family: str) -> set[str]:
+    """The names of the generations that have a folder of their own in the store."""
+    prefixes = (f"artifacts/{family}.", f"manifests/{family}.")
+    return {name.split("/")[1] for prefix in prefixes for name in store.names(prefix)}
+
+
+def forgotten_in(connection: Connection, store: Store, generations: Iterable[str]) -> InFolders:
+    """Look for what the folders of these generations have and the ledger does not know; costs two listings each.
+
+    Call it if no other ledger writes to the store, and no run of these generations is at work but the caller's: the
+    artifact that a run has just uploaded is not in the ledger yet.
+    """
+    artifacts, manifests, family = list[Artifact](), list[str](), ""
+    for name in generations:
+        family = family_of(name)
+        sizes = dict(store.sizes(f"artifacts/{name}/"))
+        rows = connection.execute(query("marked_store", "artifacts_of_any"), {"names": sorted(sizes)})
+        known = {one for (one,) in rows}
+        unknown = (stored_artifact(store, one, sizes[one]) for one in sorted(sizes.keys() - known))
+        artifacts += [artifact for artifact in unknown if artifact is not None]
+        there = (one for one in store.names(manifests_of(name)) if is_manifest(one))
+        manifests += [one for one in there if not _is_known(connection, one)]
+    return InFolders(family, tuple(artifacts), tuple(manifests))
+
+
+def take_in_folders(
+    connection: Connection, store: Store, pipeline_id: PipelineId, run_id: RunId, found: InFolders
+) -> None:
+    """Enter what was forgotten: the next plan uses the vectors again, and a prune deletes what nothing needs."""
+    for artifact, blocks in _held(store, found.artifacts):
+        with connection.transaction():
+            _enter(connection, pipeline_id, run_id, artifact, blocks)
+    if found.manifests:
+        supersede(connection, found.family, found.manifests)
 
 
 def standing(connection: Connection, store: Store, pipeline_name: str) -> Standing:
@@ -176,12 +234,16 @@ class Forgotten:
     def read(self, connection: Connection, store: Store, pipeline_name: str) -> None:
         """Read what the next ``settle`` would take in; nothing is written but the file."""
         family = family_of(pipeline_name)
-        if not _is_behind(connection, store, family):
+        if _is_behind(connection, store, family):
+            row = None
+            if is_readable(connection, "pipelines", "name"):
+                row = connection.execute(query("pipelines", "find"), {"name": pipeline_name}).fetchone()
+            held = _forgotten(connection, store, pipeline_name, row[0] if row else None)
+        elif pipeline_name != family and len(marked_ledgers(store, family)) == 1:
+            held = _held(store, forgotten_in(connection, store, [pipeline_name]).artifacts)
+        else:
             return
-        row = None
-        if is_readable(connection, "pipelines", "name"):
-            row = connection.execute(query("pipelines", "find"), {"name": pipeline_name}).fetchone()
-        for artifact, blocks in _forgotten(connection, store, pipeline_name, row[0] if row else None):
+        for artifact, blocks in held:
             for block in blocks:
                 self._file.writelines(block)
             self._artifacts.append((artifact, sum(map(len, blocks))))
@@ -243,13 +305,18 @@ def _forgotten(
         except ArtifactCorrupt as error:
             logger.warning("%s; what it names is not looked at", error)
             continue
-        for artifact in _unknown(connection, pipeline_id, artifacts):
-            try:
-                blocks = list(stored_fingerprints(store, artifact))
-            except ArtifactCorrupt as error:
-                logger.warning("%s; what it held is embedded again if it is needed", error)
-            else:
-                yield artifact, blocks
+        yield from _held(store, _unknown(connection, pipeline_id, artifacts))
+
+
+def _held(store: Store, artifacts: Iterable[Artifact]) -> Iterator[tuple[Artifact, list[list[bytes]]]]:
+    """The artifacts that can be read, and the fingerprints of each by row group."""
+    for artifact in artifacts:
+        try:
+            blocks = list(stored_fingerprints(store, artifact))
+        except ArtifactCorrupt as error:
+            logger.warning("%s; what it held is embedded again if it is needed", error)
+        else:
+            yield artifact, blocks
 
 
 def _unknown(

@@ -15,6 +15,7 @@ from rowvec.errors import ArtifactCorrupt, UsageError
 from rowvec.images.content import KnownImage
 from rowvec.ledger import marked_store
 from rowvec.ledger.behind import refuse_if_behind
+from rowvec.ledger.generations import list_generations
 from rowvec.ledger.held_lease import Ownership
 from rowvec.ledger.journal import FACTS, Closing, copy_entry, record, replay
 from rowvec.ledger.known_manifests import known_manifests
@@ -107,13 +108,16 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
         refuse_if_behind(work.connection, work.store, work.pipeline)
         identity = identity_of(work.connection, work.pipeline_id)
         if not apply:
+            forgotten = _forgotten(work)
             kept, shared = _kept(work, older_than), _shared(work)
             found = _unneeded(work, kept, shared, older_than)
             images = _unneeded_images(work, shared, identity, older_than)
             old = _old_manifests(work, kept, shared, older_than)
-            return _pruned(work, found, old, images, shared, applied=False, compacted=0)
+            note = shared.standing.sentence() or forgotten.sentence()
+            return _pruned(work, found, old, images, note, applied=False, compacted=0)
     with running(pipeline, "prune", needed=_NEEDED, identity=identity) as run, opened(pipeline, run) as work:
         refuse_if_behind(work.connection, work.store, work.pipeline)
+        marked_store.take_in_folders(work.connection, work.store, work.pipeline_id, run.run_id, _forgotten(work))
         compacted = _compact(work, run, identity) if compact else 0
         shared = _shared(work)
         found = _unneeded(work, _kept(work, older_than), shared, older_than)
@@ -134,13 +138,24 @@ def prune(pipeline: Pipeline, older_than: timedelta, *, apply: bool = False, com
                 work.store.delete(name)
             work.connection.execute(query("prune", "forget_manifest"), {"run_id": run_id})
         old += _delete_superseded(work, older_than, shared)
-        return _pruned(work, found, old, images, shared, applied=True, compacted=compacted)
+        note = shared.standing.sentence()
+        return _pruned(work, found, old, images, note, applied=True, compacted=compacted)
 
 
 def _shared(work: PruneWork) -> Shared:
     """What other ledgers need of the store."""
     standing = marked_store.standing(work.connection, work.store, work.pipeline)
     return shared_objects(standing, work.store, work.pipeline, work.link)
+
+
+def _forgotten(work: PruneWork) -> marked_store.InFolders:
+    """What generations have left that the ledger has forgotten, besides those that are being built."""
+    family = marked_store.family_of(work.pipeline)
+    if marked_store.standing(work.connection, work.store, work.pipeline).others:
+        return marked_store.InFolders(family, (), ())
+    building = {g.name for g in list_generations(work.connection, family) if g.state == "building"}
+    folders = marked_store.generation_folders(work.store, family) - building
+    return marked_store.forgotten_in(work.connection, work.store, sorted(folders))
 
 
 def _unneeded_images(work: PruneWork, shared: Shared, identity: Identity, age: timedelta) -> list[KnownImage]:
@@ -347,7 +362,7 @@ def _pruned(
     found: list[tuple[PipelineId, str, int]],
     old: list[tuple[int, tuple[str, ...]]],
     images: list[KnownImage],
-    shared: Shared,
+    note: str,
     *,
     applied: bool,
     compacted: int,
@@ -367,6 +382,6 @@ def _pruned(
         kept_artifacts=left if applied else left - sum(owner == work.pipeline_id for owner, _, _ in found),
         runs=forget_runs(work.connection, work.pipeline_id, work.table.identifier, apply=applied),
         compacted=compacted,
-        note=shared.standing.sentence(),
+        note=note,
         names=tuple(names[:_LISTED]),
     )

@@ -27,7 +27,8 @@ class Pruned:
     compacted: int
     """Small artifacts merged into large ones. A later prune deletes them, once no restorable run names them."""
     note: str
-    """Whether another database writes to the same store, so that what it needs was kept; empty if none does."""
+    """Whether another database writes to the same store, so that what it needs was kept, or the store has what this
+    database has forgotten; empty if neither."""
     names: tuple[str, ...]
     """The names of up to 100 of the objects."""
 

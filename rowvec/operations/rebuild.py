@@ -14,6 +14,7 @@ from psycopg import sql
 from rowvec.errors import CostLimitExceeded, UsageError
 from rowvec.index.recall import SEED
 from rowvec.index.tuning.results import present_index
+from rowvec.ledger.behind import refuse_if_behind
 from rowvec.ledger.generations import Generation, by_settings, list_generations, live_of
 from rowvec.ledger.pipelines import check_name
 from rowvec.operations.additions import carry_additions
@@ -36,6 +37,7 @@ from rowvec.searches.query import search
 from rowvec.searches.request import SearchRequest
 from rowvec.stages.dry_run import plan
 from rowvec.stages.report import SyncReport
+from rowvec.store.open import open_store
 from rowvec.vectors.layout import Embeddings
 
 _QUERIES = 100
@@ -182,9 +184,11 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
 
     Raises ``CostLimitExceeded`` before anything is spent or dropped; ``UsageError`` if there is nothing to build, or if
     ``max_cost`` is given and the price is not configured; ``TargetError`` if something that the user added to the
-    table cannot be carried over; ``PipelineBusy`` if another rebuild is at work.
+    table cannot be carried over; ``PipelineBusy`` if another rebuild is at work; ``LedgerBehind`` or ``StoreBehind`` if
+    database or store was set back.
     """
     following = next_generation(pipeline)
+    _refuse_if_behind(following.pipeline)
     if max_cost is not None:
         found = plan(following.pipeline)
         if found.tokens and not found.cost_usd:
@@ -197,6 +201,13 @@ def begin_rebuild(pipeline: Pipeline, max_cost: float | None = None) -> Pipeline
             )
     begin(pipeline, following)
     return following.pipeline
+
+
+def _refuse_if_behind(following: Pipeline) -> None:
+    """As the syncs of the rebuild do, but before a generation is begun, or one with other settings dropped."""
+    resolved = resolve(following, frozenset({"target", "artifacts"}))
+    with open_target(resolved, "rowvec rebuild") as connection:
+        refuse_if_behind(connection, open_store(resolved.artifacts), following.name)
 
 
 def live_pipeline(pipeline: Pipeline) -> Pipeline:

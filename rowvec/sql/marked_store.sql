@@ -53,6 +53,9 @@ ORDER BY r.pipeline_id, r.run_id DESC
 SELECT a.name FROM rowvec.artifacts AS a
 WHERE a.pipeline_id = ANY (rowvec.generations(%(pipeline_id)s)) AND a.name = ANY (%(names)s::text[])
 
+-- name: artifacts_of_any -- those that the ledger has, also of a pipeline that had the name before
+SELECT name FROM rowvec.artifacts WHERE name = ANY (%(names)s::text[])
+
 -- name: take_in -- an artifact that the store has and the ledger did not know; no batch of the run
 INSERT INTO rowvec.artifacts (pipeline_id, run_id, last_run_id, batch, name, sha256, rows, bytes)
 VALUES (%(pipeline_id)s, %(run_id)s, %(run_id)s, -1, %(name)s, %(sha256)s, %(rows)s, %(bytes)s)
@@ -66,5 +69,8 @@ WITH added AS (
     FROM unnest(%(fingerprints)s::bytea[]) AS f (fingerprint)
     ON CONFLICT (pipeline_id, fingerprint) DO NOTHING
     RETURNING 1
+), settled AS (
+    -- As after an upload: their vectors are in an artifact now.
+    DELETE FROM rowvec.answers WHERE pipeline_id = %(pipeline_id)s AND fingerprint = ANY (%(fingerprints)s::bytea[])
 )
 SELECT count(*) FROM added

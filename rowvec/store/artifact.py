@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _FEWEST_ROWS = 16
 _FOOTER_STRING_BYTES = 1 << 20
 _FOOTER_ITEMS = 1_000_000
 _FINGERPRINT_BYTES = 32
+_NAME = re.compile(r"artifacts/[^/]+/[0-9a-f]{2}/(?P<sha256>[0-9a-f]{64})\.parquet")
 # The columns that an artifact has besides key and metadata.
 _OF_VECTORS = frozenset({"content", "fingerprint", "metadata_hash", "embedding", "embedding_bits"})
 
@@ -156,6 +158,22 @@ def read_artifact(
             yield batch if layout is None else _laid_out(batch, layout)
         if left:
             raise ArtifactCorrupt(f"{path} does not have the rows that it states; fetch it from the store again")
+
+
+def stored_artifact(store: Store, name: str, size: int) -> Artifact | None:
+    """An artifact that only the store knows, by its name and its footer; None if the object is not one.
+
+    Its checksum is not checked: whoever reads it does that.
+    """
+    named = _NAME.fullmatch(name)
+    if named is None:
+        return None
+    where = store.location(name)
+    try:
+        with store.opened(name) as opened, _arrow_faults(where), _parsed(opened) as file:
+            return Artifact(name=name, sha256=named["sha256"], rows=file.metadata.num_rows, bytes=size)
+    except ArtifactCorrupt:
+        return None
 
 
 def stored_fingerprints(store: Store, artifact: Artifact) -> Iterator[list[bytes]]:

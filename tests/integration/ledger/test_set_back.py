@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -13,13 +14,16 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from rowvec.errors import LedgerBehind, RowvecError, StoreBehind
+from rowvec.errors import LedgerBehind, RowvecError, StoreBehind, TargetError
+from rowvec.ledger.generations import list_generations
 from rowvec.operations.adopt_store import adopt_store
 from rowvec.operations.audit import audit
 from rowvec.operations.erasure.forget import forget
 from rowvec.operations.prune import prune
+from rowvec.operations.rebuild import begin_rebuild
 from rowvec.operations.repair import prepare_repair
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
+from rowvec.operations.switch import retire_for_good
 from rowvec.operations.verify import verify
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection, connect
@@ -47,9 +51,12 @@ def from_the_store_alone(pipeline: Pipeline, connection: Connection) -> RestoreR
 
 
 def rebuilt(pipeline: Pipeline) -> object:
-    """Rebuild with other dimensions."""
-    embedder = pipeline.embedder.model_copy(update={"dimensions": 128})
-    return gallery.rebuild(pipeline.model_copy(update={"embedder": embedder}))
+    """Rebuild with other dimensions; no generation is begun if it is refused."""
+    try:
+        return gallery.rebuild(longer(pipeline))
+    finally:
+        with connect(str(os.environ["ROWVEC_DATABASE_URL"])) as connection:
+            assert [one.name for one in list_generations(connection, pipeline.name)] == [pipeline.name]
 
 
 COMMANDS: dict[str, Callable[[Pipeline], object]] = {
@@ -279,6 +286,79 @@ def test_a_database_that_was_set_back_stops_every_command_until_it_adopts_the_st
         assert_in_step(now)
         assert prune(paintings, ALWAYS, apply=True).note == ""
         assert from_the_store_alone(paintings, now).checksum == report.checksum
+
+
+def longer(pipeline: Pipeline) -> Pipeline:
+    """The pipeline after an edit that a rebuild carries out."""
+    return pipeline.model_copy(update={"embedder": pipeline.embedder.model_copy(update={"dimensions": 128})})
+
+
+def of_generations(pipeline: Pipeline) -> set[str]:
+    """The objects in the folders of generations, by the first two parts of their names."""
+    return {"/".join(name.split("/")[:2]) for name in contents(pipeline) if "/paintings." in name}
+
+
+@pytest.mark.soak
+def test_a_generation_that_a_database_has_forgotten_is_used_again_by_a_rebuild_and_cleared_by_a_prune(
+    paintings: Pipeline, database_url: str, keep_database: Callable[[], KeptDatabase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connected(database_url):
+        sync(paintings)
+    kept = keep_database()
+    with connected(database_url) as given_up:
+        gallery.rebuild(longer(paintings), to_switch=False)
+        # A run of the generation is killed after it has uploaded an artifact, which nothing names.
+        fill(given_up, 5, start=100)
+        following = begin_rebuild(longer(paintings))
+        with gallery.dying_after("load", monkeypatch):
+            sync(following)
+    kept.put_back()
+    forgotten = {name for name in contents(paintings) if "/paintings.2/" in name}
+    assert sum(name.startswith("artifacts/") for name in forgotten) == 2
+    with connected(database_url) as now:
+        fill(now, 5, start=100)
+        assert "2 artifacts and 1 manifest of a generation" in prune(paintings, ALWAYS).note
+        sync(paintings)
+        following = begin_rebuild(longer(paintings))
+        assert (plan(following).embedded, plan(following).reused) == (0, 55)
+        built = sync(following)
+        assert (built.embedded, built.reused) == (0, 55)
+        assert prune(paintings, ALWAYS).note == ""
+        assert gallery.rebuild(longer(paintings)).switched
+        report = sync(longer(paintings))
+        rebuild_ended = contents(paintings)
+        assert forgotten <= rebuild_ended.keys()
+        retire_for_good(longer(paintings))
+        for _ in range(2):
+            prune(longer(paintings), ALWAYS, apply=True)
+        gone = forgotten - contents(paintings).keys()
+        assert {name.split("/")[0] for name in gone} == {"manifests", "journal"}
+        assert audit(longer(paintings)).consistent
+        assert from_the_store_alone(longer(paintings), now).checksum == report.checksum
+
+
+def test_a_prune_clears_a_forgotten_generation_that_is_not_built_again(
+    paintings: Pipeline, database_url: str, keep_database: Callable[[], KeptDatabase]
+) -> None:
+    with connected(database_url):
+        sync(paintings)
+    kept = keep_database()
+    with connected(database_url):
+        gallery.rebuild(longer(paintings), to_switch=False)
+    kept.put_back()
+    with connected(database_url) as now:
+        assert of_generations(paintings) == {f"{kind}/paintings.2" for kind in ("artifacts", "journal", "manifests")}
+        # Noted now, they are not old yet.
+        assert prune(paintings, timedelta(days=1), apply=True).artifacts == 0
+        assert prune(paintings, timedelta(days=1)).note == ""
+        assert now.execute("SELECT count(*) FROM rowvec.artifacts WHERE batch = -1").fetchone() == (1,)
+        assert prune(paintings, ALWAYS, apply=True).artifacts == 1
+        assert of_generations(paintings) == set()
+        assert audit(paintings).consistent
+        # A restore of single tables leaves the table of the generation. A rebuild says that its name is taken.
+        now.execute("CREATE TABLE vectors.paintings__2 (id int)")
+        with pytest.raises(TargetError, match=r"vectors\.paintings__2 has the name that a rebuild needs"):
+            begin_rebuild(longer(paintings))
 
 
 def test_a_manifest_that_a_killed_run_has_left_is_no_later_history(

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg import sql
@@ -21,7 +22,7 @@ from rowvec.operations.restore import restore_rows, restoring
 from rowvec.operations.verify import check_proof, prove, read_proof, verify
 from rowvec.pipeline import Pipeline
 from rowvec.postgres.connection import Connection
-from rowvec.store.manifest import read_link
+from rowvec.store.manifest import read_link, write_manifest
 from rowvec.store.open import open_store
 from rowvec.vectors.hash_tree import chained, record_of, root_of
 from tests.support.paintings import dying_after, fill, pipeline, sync
@@ -143,11 +144,15 @@ def test_runs_by_the_queue_carry_the_root_on_or_say_that_they_have_none(
     assert carried.root == root_by_hand(source) != whole.root
     # As after an upgrade from a version without certificates.
     source.execute("DELETE FROM rowvec.hash_tree")
+    source.execute("DELETE FROM paintings WHERE id = 5")
     fill(source, 1, start=61)
     without = sync(paintings)
     assert without.compared_in_part
     assert (without.root, without.certified_run) == (None, carried.run_id)
     assert f"the last one is that of run {carried.run_id}" in without.as_markdown()
+    assert "the next comparison of the whole source certifies it again" in (verify(paintings).note or "")
+    # An erasure takes the last certificate out of its manifest.
+    forget(paintings, ["5"], apply=True)
     assert "the next comparison of the whole source certifies it again" in (verify(paintings).note or "")
     fill(source, 1, start=62)
     source.execute("DELETE FROM rowvec.changes")
@@ -166,7 +171,7 @@ def test_a_key_that_prints_in_another_way_leaves_no_record_behind(source: Connec
 
 @pytest.mark.needs("a superuser", "rowvec creates the schema of its ledger again")
 def test_a_restored_table_has_the_certified_root_and_continues_the_chain(
-    source: Connection, paintings: Pipeline
+    source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
     report = sync(paintings)
     source.execute("DROP SCHEMA vectors CASCADE; DROP SCHEMA rowvec CASCADE")
@@ -175,9 +180,20 @@ def test_a_restored_table_has_the_certified_root_and_continues_the_chain(
     assert restored.same_root
     assert verify(paintings).root == report.root
     fill(source, 1, start=60)
-    assert sync(paintings).root == root_by_hand(source)
+    second = sync(paintings)
+    assert second.root == root_by_hand(source)
     chains = source.execute("SELECT before, chain FROM rowvec.certificates ORDER BY run_id").fetchall()
     assert [before for before, _ in chains] == [None, chains[0][1]]
+    # A manifest with the root of other rows, which nothing but the table itself contradicts.
+    store = open_store(paintings.artifacts)
+    link = read_link(store, second.manifest or "", known_manifests(source, "paintings").checksums)
+    assert link.manifest.certificate is not None
+    certificate = replace(link.manifest.certificate, root="0" * 64)
+    store.delete(link.name)
+    write_manifest(store, replace(link.manifest, certificate=certificate), tmp_path)
+    source.execute("DROP SCHEMA vectors CASCADE; DROP SCHEMA rowvec CASCADE")
+    with restoring(paintings) as restore:
+        assert restore_rows(paintings, restore).same_root is False
 
 
 def test_an_erasure_keeps_the_root_and_takes_back_certificates_over_erased_rows(
@@ -231,16 +247,24 @@ def test_a_proof_of_another_row_or_none_is_refused(proofs: tuple[Path, Path, str
         replace(absent, key=("7",)),
         replace(absent, fingerprint="0" * 64, vector_sha256="0" * 64),
         *(replace(proof, nodes=proof.nodes[:length]) for length in range(1, 5)),
+        *(replace(proof, fingerprint=None, vector_sha256=None, nodes=proof.nodes[:length]) for length in range(1, 5)),
         replace(proof, nodes=(*proof.nodes[:4], proof.nodes[4] + "00" * 48)),
     ]
     for one in forged:
         with pytest.raises(Inconsistent, match="does not hold against the root"):
             check_proof(one, root)
+    judged = page_scripts()[0]["proof_holds"]
+    assert judged(asdict(proof), root)
+    assert [judged(asdict(one), root) for one in forged] == [False] * len(forged)
     file = tmp_path / "bad.json"
     for bad in ("{", "[]", json.dumps({**json.loads(proofs[0].read_text()), "nodes": ["0"]})):
         file.write_text(bad)
         with pytest.raises(UsageError, match="is not a proof of rowvec"):
             read_proof(file)
+    with file.open("wb") as opened:
+        opened.truncate((16 << 20) + 1)
+    with pytest.raises(UsageError, match="it is larger than any"):
+        read_proof(file)
 
 
 def test_a_row_that_was_edited_is_not_proved(source: Connection, paintings: Pipeline) -> None:
@@ -252,6 +276,15 @@ def test_a_row_that_was_edited_is_not_proved(source: Connection, paintings: Pipe
         prove(paintings, "7")
     with pytest.raises(UsageError, match="is no key of "):
         prove(paintings, "seven")
+
+
+def page_scripts() -> list[dict[str, Any]]:
+    """The functions of each script of the page, without the part that reads its arguments."""
+    found: list[dict[str, Any]] = []
+    for script in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL):
+        found.append({})
+        exec(script.partition("\nfile, root =")[0].partition("\nkind =")[0], found[-1])  # noqa: S102 # our own page
+    return found
 
 
 def run_script(number: int, *arguments: str | Path, given: str = "") -> tuple[int, str]:
@@ -289,6 +322,9 @@ def test_the_script_of_the_page_agrees(source: Connection, proofs: tuple[Path, P
 def test_the_scripts_of_the_page_agree_for_each_type_of_vectors(
     source: Connection, paintings: Pipeline, tmp_path: Path
 ) -> None:
+    # Two rows of one bucket, of which the first has the greater record.
+    fill(source, 1, start=301)
+    fill(source, 1, start=869)
     source.execute(
         "ALTER TABLE paintings ADD halves halfvec(4), ADD few sparsevec(30522);"
         "UPDATE paintings SET halves = ARRAY[id, -0.0, 6e-8, 65504]::real[]::halfvec,"

@@ -15,6 +15,7 @@ import psycopg
 from rowvec.errors import UsageError
 from rowvec.operations.audit import audit
 from rowvec.operations.changes import install_queue, remove_queue
+from rowvec.operations.erasure.forget import forget
 from rowvec.operations.index import maintain
 from rowvec.operations.prune import prune
 from rowvec.operations.rebuild import rollback
@@ -24,7 +25,7 @@ from rowvec.operations.switch import retire_for_good
 from rowvec.operations.sync import sync
 from rowvec.pipeline import Pipeline
 from rowvec.stages.report import conclude
-from tests.support import paintings
+from tests.support import byte_search, paintings
 
 FOLDER, SOURCE, EMBEDDER = "CRASH_FOLDER", "CRASH_SOURCE", "CRASH_EMBEDDER"
 """Environment variables: the folder of the case, the DSN of the source's database, the embedder's ``base_url``."""
@@ -232,6 +233,13 @@ def compact(pipeline: Pipeline) -> None:
     prune(pipeline, timedelta(0), apply=True, compact=True)
 
 
+def erase(pipeline: Pipeline) -> None:
+    """``rowvec forget --key 4 --apply``; nothing of the row that ``edit`` has deleted is left."""
+    forget(pipeline, ["4"], apply=True)
+    folder = Path(os.environ[FOLDER])
+    assert byte_search.in_folder(folder, [b"Painting 4", b"the number 4"]) == []
+
+
 def rebuild_index(pipeline: Pipeline) -> None:
     """``rowvec index --rebuild``."""
     maintain(pipeline, rebuild=True)
@@ -347,6 +355,7 @@ CASES = [
     ),
     Case(name="prune", command="prune", source={}, before=(*_TWICE, sync), run=prune_all),
     Case(name="prune --compact", command="prune --compact", source={}, before=_TWICE, run=compact),
+    Case(name="forget", command="forget", source={}, before=_TWICE, run=erase),
     Case(name="index --rebuild", command="index", source={}, before=(fill, sync), run=rebuild_index),
     Case(name="index, dropped", command="index", source={}, before=(fill, sync, drop_index), run=maintain),
     Case(

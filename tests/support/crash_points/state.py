@@ -20,6 +20,8 @@ _HISTORY = frozenset(
         "artifacts",
         "certificate_blocks",
         "certificates",
+        # An erasure that is asked for again after its end has a second certificate.
+        "erasures",
         "index_builds",
         "lease_renewals",
         "loaded",
@@ -58,6 +60,7 @@ _LEDGER = """
 _SETTLED = """
     SELECT count(*) FROM rowvec.runs WHERE state IN ('running', 'planned')
 """
+_ERASING = "SELECT family FROM rowvec.erasures WHERE finished_at IS NULL"
 _EMBEDDINGS = """
     SELECT p.name, encode(e.fingerprint, 'hex'), a.name
     FROM rowvec.embeddings AS e JOIN rowvec.pipelines AS p USING (pipeline_id)
@@ -86,6 +89,7 @@ def state_of(connection: Connection, folder: Path | None) -> State:
         found["pipelines"] = [list(row) for row in connection.execute(_PIPELINES)]
         found["rows of the ledger"] = _counts(connection, "rowvec", _LEDGER)
         found["runs at work"] = connection.execute(_SETTLED).fetchone()
+        found["erasures at work"] = connection.execute(_ERASING).fetchall()
         for name, schema, table in connection.execute(_TABLES).fetchall():
             found[f"table of {name}"] = _rows(connection, schema, table)
     if folder is not None:
