@@ -15,9 +15,10 @@ from rowvec.operations.audit import audit
 from rowvec.operations.prune import prune
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
+from rowvec.postgres.connection import Connection
 from rowvec.store.heads import newest_chain
 from rowvec.store.open import open_store
-from tests.faults.test_failover import gallery_of
+from tests.faults.test_failover import CONCURRENCY, INPUTS, gallery_of
 from tests.support import paintings
 from tests.support.servers.openai_server import KEY, serve
 from tests.support.servers.other_clock import clock_shifted
@@ -116,3 +117,50 @@ def test_hosts_and_servers_whose_clocks_are_an_hour_apart(
         with restoring(pipeline) as under_way:
             restored = finish_restore(pipeline, under_way.run, restore_rows(pipeline, under_way))
         assert (restored.consistent, restored.rows, restored.checksum) == (True, 12, last.checksum)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("hour", [3600, -3600], ids=["ahead", "behind"])
+def test_two_hosts_whose_clocks_are_an_hour_apart_sync_at_once(
+    hour: int, source: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them has the lease; the other is refused, or takes over what a killed one has left."""
+    with clock_shifted(hour) as clock, serve(key=KEY) as embedder:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("ROWVEC_LEASE_SECONDS", "3")
+        pipeline = gallery_of(embedder, tmp_path)
+        store = open_store(pipeline.artifacts)
+        kills = refused = succeeded = 0
+        for number in range(6):
+            source.execute("UPDATE paintings SET description = %s || id WHERE id <= 40", (f"Edit {number} of ",))
+            before = len(embedder.requests)
+            embedder.latency = 0.4
+            # The first to start has the shifted clock in every second round.
+            clocks = [{}, clock] if number % 2 else [clock, {}]
+            hosts = [_on_another_host(pipeline, one) for one in clocks]
+            if number >= 4:
+                wait_for(lambda seen=before: len(embedder.requests) > seen)
+                hosts[0].kill()
+                kills += 1
+            ended: list[int] = []
+            for host in hosts:
+                said, failure = host.communicate()
+                assert host.returncode in (0, -9) or "PipelineBusy" in failure, failure
+                refused += "PipelineBusy" in failure
+                ended += [int(said)] if host.returncode == 0 else []
+            succeeded += len(ended)
+            embedder.latency = 0.0
+            last = _on_another_host(pipeline, clocks[1])
+            said, failure = last.communicate()
+            assert last.returncode == 0, failure
+            assert int(said) > max(ended, default=0)
+            chain = [link.manifest.run_id for link in newest_chain(store, pipeline.name)]
+            assert chain == sorted(chain)
+            paintings.assert_in_step(source)
+            assert audit(pipeline).consistent
+        assert refused > 0
+        assert succeeded >= 4
+        # 50 texts at first, of which 40 are edited before the first sync, and 40 in each further round.
+        assert embedder.paid.total() <= 50 + 5 * 40 + kills * INPUTS * CONCURRENCY
+        assert prune(pipeline, timedelta(minutes=30), apply=True).note == ""
+        assert audit(pipeline).consistent

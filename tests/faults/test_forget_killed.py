@@ -18,7 +18,7 @@ from tests.support.statement_faults import Died, StatementFault, befalling_store
 
 TEXT = "Quixotic"
 NEVER = 1_000_000
-PIECES = 12
+PIECES = 60
 
 
 def planted(source: Connection, pipeline: Pipeline, key: int) -> None:

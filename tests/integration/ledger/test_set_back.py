@@ -347,9 +347,11 @@ def test_a_prune_clears_a_forgotten_generation_that_is_not_built_again(
         gallery.rebuild(longer(paintings), to_switch=False)
     kept.put_back()
     with connected(database_url) as now:
-        assert of_generations(paintings) == {f"{kind}/paintings.2" for kind in ("artifacts", "journal", "manifests")}
+        forgotten = {f"{kind}/paintings.2" for kind in ("artifacts", "journal", "manifests")}
+        assert of_generations(paintings) == forgotten
         # Noted now, they are not old yet.
         assert prune(paintings, timedelta(days=1), apply=True).artifacts == 0
+        assert of_generations(paintings) == forgotten
         assert prune(paintings, timedelta(days=1)).note == ""
         assert now.execute("SELECT count(*) FROM rowvec.artifacts WHERE batch = -1").fetchone() == (1,)
         assert prune(paintings, ALWAYS, apply=True).artifacts == 1

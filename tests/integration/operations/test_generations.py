@@ -394,12 +394,16 @@ def test_a_rollback_takes_the_generation_that_was_read_last_whatever_the_clock_s
     source: Connection, paintings: Pipeline
 ) -> None:
     gallery.sync(paintings)
-    live = paintings
-    for dimensions in (128, 256):
-        embedder = paintings.embedder.model_copy(update={"dimensions": dimensions})
-        live = paintings.model_copy(update={"embedder": embedder})
-        gallery.rebuild(live)
-    # The clock was an hour ahead at the first switch, and a standby with another one has taken over since.
-    source.execute("UPDATE rowvec.pipelines SET switched_at = now() + interval '1 hour' WHERE generation = 1")
-    rollback(live)
-    assert source.execute("SELECT vector_dims(embedding) FROM vectors.paintings LIMIT 1").fetchone() == (128,)
+    second, third = (
+        paintings.model_copy(update={"embedder": paintings.embedder.model_copy(update={"dimensions": dimensions})})
+        for dimensions in (128, 256)
+    )
+    gallery.rebuild(second)
+    rollback(second)
+    gallery.sync(paintings)
+    gallery.rebuild(third)
+    # The first one was read after the second. The clock was an hour ahead when the second was retired, and a standby
+    # with another one has taken over since.
+    source.execute("UPDATE rowvec.pipelines SET switched_at = now() + interval '1 hour' WHERE generation = 2")
+    rollback(third)
+    assert source.execute("SELECT vector_dims(embedding) FROM vectors.paintings LIMIT 1").fetchone() == (64,)
