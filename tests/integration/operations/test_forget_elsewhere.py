@@ -1,4 +1,4 @@
-"""An erasure leaves no byte of a row in a container, images, rejects and batch jobs, or behind a source elsewhere."""
+"""An erasure leaves no byte of a row in a container, in images and batch jobs, or behind a source elsewhere."""
 
 from __future__ import annotations
 
@@ -99,18 +99,6 @@ def test_images(source: Connection, tmp_path: Path, found: Search) -> None:
     (folder / "Quixotic.png").unlink()
     erased(pipeline, "Quixotic.png")
     assert found() == []
-
-
-def test_a_rejected_row(source: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Search) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serve(key=KEY, poison="POISON") as server:
-        pipeline = batched(server, tmp_path, at_least=1000)
-        source.execute("UPDATE paintings SET title = 'Quixotic POISON', author = 'Quixotic author' WHERE id = 7")
-        assert sync(pipeline).rejected == 1
-        assert found()
-        source.execute(DELETE)
-        erased(pipeline, "7")
-        assert found() == []
 
 
 @pytest.mark.parametrize("end", ["completed", "expired"])
