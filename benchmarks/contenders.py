@@ -12,10 +12,12 @@ from pgvector import Bit, HalfVector, Vector
 from psycopg import sql
 
 from benchmarks.synthetic import Floats
-from rowvec.index.choice import LIMIT_VECTOR, opclass
+from rowvec.index.choice import opclass
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.vector_index import IndexChoice, On, indexed_expression
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.searches.index_kinds import method_of
+from rowvec.searches.index_kinds.hnsw import LIMIT_VECTOR
 from rowvec.searches.sql_function import install_search_function
 from rowvec.stages.binarize import binarize
 
@@ -204,4 +206,6 @@ def request(connection: Connection, table: VectorTable, contender: Contender, se
 
 
 def _choice(table: VectorTable, on: On) -> IndexChoice:
-    return IndexChoice(kind="hnsw", on=on, opclass=opclass(on, table.precision, table.metric), reason="A contender.")
+    return IndexChoice(
+        kind="hnsw", on=on, opclass=opclass(method_of("hnsw"), on, table.precision, table.metric), reason="A contender."
+    )

@@ -13,7 +13,7 @@ from rowvec.embedders.query import embed_image_query, embed_query, image_in
 from rowvec.embedders.text_requests import PaidTextRequests, TextRequests
 from rowvec.errors import UsageError
 from rowvec.pipeline import embedders
-from rowvec.pipeline.embedder_kinds import find_kind, plugin_of
+from rowvec.pipeline.embedder_kinds import EMBEDDERS
 
 if TYPE_CHECKING:
     from rowvec.embedders.openai.batch_api import OpenAIBatches
@@ -44,14 +44,14 @@ def open_embedder(embedder: embedders.Embedder) -> Embedder:
 
 def _opened(embedder: embedders.Embedder) -> object:
     """What the entry of the kind names, made with the part of the pipeline."""
-    kind = find_kind(embedder.kind)
+    kind = EMBEDDERS.find(embedder.kind)
     module, _, name = kind.opens.partition(":")
     try:
         opens = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"the embedder {embedder.kind} of {plugin_of(embedder.kind)} cannot be opened ({error}); install what it "
-            "needs, or a version of it that fits"
+            f"the embedder {embedder.kind} of {EMBEDDERS.plugin_of(embedder.kind)} cannot be opened ({error}); install "
+            "what it needs, or a version of it that fits"
         ) from error
     return opens(embedder)
 
@@ -70,7 +70,7 @@ def open_batch_api(embedder: embedders.Embedder) -> Generator[tuple[OpenAIApi, O
 
 def open_image_embedder(embedder: embedders.Embedder) -> ImageEmbedder:
     """Like ``open_embedder``, for kinds that take images. Raises ``UsageError`` for the others too."""
-    if not find_kind(embedder.kind).takes_images:
+    if not EMBEDDERS.find(embedder.kind).takes_images:
         raise UsageError(
             f"an embedder of kind {embedder.kind} takes no images: search by a text; azure_vision, "
             "openai_images and local_image take images"

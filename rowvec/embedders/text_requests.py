@@ -23,7 +23,7 @@ from rowvec.embedders.provider.requests import PROBE, EndpointSettings, Requests
 from rowvec.embedders.provider.response import Reply
 from rowvec.embedders.rate_limit.limiter import Clock, Pace, RateLimitAccount, Schedule, SystemClock, pace_of
 from rowvec.errors import EmbedderRefused, RowError, RowvecError
-from rowvec.pipeline.embedder_kinds import plugin_of
+from rowvec.pipeline.embedder_kinds import EMBEDDERS
 from rowvec.pipeline.embedders import Embedder, PaidEmbedder, TextEmbedder
 from rowvec.vectors.fingerprint import Identity
 
@@ -222,7 +222,7 @@ class _Caller:
             raise
         except Exception as error:
             raise EmbedderRefused(
-                f"the embedder {self.kind} of {plugin_of(self.kind)} failed ({type(error).__name__}: {error}): that is "
-                "a mistake in it, or in what it needs; nothing embedded so far is lost"
+                f"the embedder {self.kind} of {EMBEDDERS.plugin_of(self.kind)} failed ({type(error).__name__}: "
+                f"{error}): that is a mistake in it, or in what it needs; nothing embedded so far is lost"
             ) from error
         return answered if isinstance(answered, Reply | Refusal) else Reply(answered, None)

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,12 @@ from rowvec.index.choice import fits
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.migrations import pgvector_version
-from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import query
 from rowvec.postgres.tables.partitions import tables_of
-from rowvec.postgres.vector_index import IndexChoice, Kind, On, column
+from rowvec.postgres.vector_index import IndexChoice, On, column
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.searches.index_kinds import kind_of, method_of
+from rowvec.searches.index_kinds.hnsw import SOUND_PGVECTOR
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,6 @@ _CLEARING_LOCK_TIMEOUT = "5s"
 _PREFIX = re.compile(r"\bsubvector\(embedding, 1, (\d+)\)")
 _OURS = re.compile(r"_rowvec_[0-9a-f]{8}(_\d+)?(_cc(new|old)\d*)?$")
 
-# 0.8.2 to 0.8.4 fixed HNSW: an overflow in parallel builds, corruption by vacuum, and a graph left unrepaired.
-SOUND_PGVECTOR = (0, 8, 4)
-
 # Starting workers takes tenths of a second, so smaller builds gain nothing.
 _PARALLEL_FROM_ROWS = 20_000
 
@@ -54,7 +52,7 @@ class IndexState:
     name: str
     table: str
     """The name of the table that it is on: the vector table, or one of its partitions."""
-    kind: Kind
+    kind: str
     on: On
     valid: bool
     bytes: int
@@ -102,9 +100,14 @@ class IndexReport:
 
 
 def index_state(connection: Connection, table: VectorTable) -> list[IndexState]:
-    """All indexes on the vectors of a table and of its partitions, valid or not, oldest first."""
+    """All indexes on the vectors of a table and of its partitions, valid or not, oldest first.
+
+    Those whose access method is of no kind that is installed here are not among them: rowvec neither searches nor
+    drops what it does not know.
+    """
     rows = connection.execute(query("index", "state"), _name_of(table)).fetchall()
-    return [_state(table, row) for row in rows]
+    found = ((kind_of(access_method, extension), row) for access_method, extension, *row in rows)
+    return [_state(table, kind, row) for kind, row in found if kind is not None]
 
 
 def ensure_index(
@@ -183,9 +186,9 @@ def _build(
         concurrently=_concurrently(readers),
         name=sql.Identifier(name),
         table=table.identifier,
-        kind=sql.Identifier(choice.kind),
+        kind=sql.Identifier(method_of(choice.kind).access_method),
         column=column(table, choice),
-        opclass=sql.SQL("{}.{}").format(PGVECTOR, sql.Identifier(choice.opclass)),
+        opclass=operator_class(connection, choice),
         options=_options(choice),
     )
     settable = not (readers and connection.is_pooled)
@@ -243,12 +246,26 @@ def _concurrently(readers: bool) -> sql.SQL:
     return sql.SQL("CONCURRENTLY" if readers else "")
 
 
-def _options(choice: IndexChoice) -> sql.Composed:
-    if choice.kind == "hnsw":
-        return sql.SQL("m = {}, ef_construction = {}").format(
-            sql.Literal(choice.m), sql.Literal(choice.ef_construction)
+def operator_class(connection: Connection, choice: IndexChoice) -> sql.Identifier:
+    """The operator class of an index, with its schema. Raises ``TargetError`` if the database has none of this name."""
+    method = method_of(choice.kind)
+    names = {"access_method": method.access_method, "name": choice.opclass}
+    row = connection.execute(query("index", "operator_class"), names).fetchone()
+    if row is None:
+        raise TargetError(
+            f"index.kind is {choice.kind}, and the database has no operator class {choice.opclass} of the access "
+            f"method {method.access_method}: an administrator runs CREATE EXTENSION {method.extension}, or set "
+            "index.kind to auto"
         )
-    return sql.SQL("lists = {}").format(sql.Literal(choice.lists))
+    return sql.Identifier(row[0], choice.opclass)
+
+
+def _options(choice: IndexChoice) -> sql.Composable:
+    options = method_of(choice.kind).with_options(choice)
+    if not options:
+        return sql.SQL("")
+    named = (sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in options.items())
+    return sql.SQL("WITH ({})").format(sql.SQL(", ").join(named))
 
 
 def _free_name(connection: Connection, table: VectorTable, choice: IndexChoice) -> str:
@@ -256,6 +273,7 @@ def _free_name(connection: Connection, table: VectorTable, choice: IndexChoice) 
     what = f"{choice.kind} {choice.on} {choice.opclass} {choice.m} {choice.ef_construction} {choice.lists}"
     what += f" {choice.prefix}" if choice.prefix else ""
     what += f" {choice.bits}" if choice.bits > 1 else ""
+    what += f" {choice.options}" if choice.options else ""
     stem = "_rowvec_" + hashlib.sha256(what.encode()).hexdigest()[:8]
     names = connection.execute(query("index", "names"), {"schema": table.schema}).fetchall()
     taken = {str(row[0]) for row in names}
@@ -316,21 +334,18 @@ def _listening(connection: Connection) -> Generator[list[str]]:
         connection.remove_notice_handler(hear)
 
 
-def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
-    name, kind, opclass, valid, size, definition, reloptions, partial, on_table = row
+def _state(table: VectorTable, kind: str, row: Sequence[Any]) -> IndexState:
+    name, opclass, valid, size, definition, reloptions, partial, on_table = row
     options = dict(option.split("=", 1) for option in reloptions)
     prefix = _PREFIX.search(definition)
     halved = opclass.startswith("halfvec") and table.precision == "float32"
     on: On = "bits" if opclass.startswith("bit") else "halfvec" if halved else "float"
     # An index on an expression may hold bits, but they are not those of the column.
     bits = 1 if on != "bits" else table.bits if "(embedding_bits " in definition else 0
-    present = IndexChoice(
+    held = IndexChoice(
         kind=kind,
         on=on,
         opclass=opclass,
-        m=int(options.get("m", 16)),
-        ef_construction=int(options.get("ef_construction", 64)),
-        lists=int(options.get("lists", 100)) if kind == "ivfflat" else 0,
         prefix=int(prefix.group(1)) if prefix else 0,
         bits=bits,
         reason="It exists.",
@@ -343,7 +358,7 @@ def _state(table: VectorTable, row: tuple[Any, ...]) -> IndexState:
         valid=valid,
         bytes=size,
         definition=definition,
-        present=present,
+        present=method_of(kind).present(held, options),
         ours=_OURS.search(name) is not None,
         partial=partial,
     )
@@ -365,13 +380,6 @@ def pooled_build(connection: Connection) -> str | None:
     )
 
 
-def old_pgvector(connection: Connection, choice: IndexChoice) -> str | None:
-    """What a report says about an HNSW index of a pgvector with known faults; None if there is nothing to say."""
-    version = pgvector_version(connection)
-    if choice.kind != "hnsw" or version >= SOUND_PGVECTOR:
-        return None
-    return (
-        f"pgvector {'.'.join(map(str, version))} has faults in HNSW that 0.8.4 fixes: VACUUM may leave a graph that "
-        "finds less, and parallel builds, which rowvec does not use here, may write beyond their memory; update "
-        "pgvector on the server, then ALTER EXTENSION vector UPDATE"
-    )
+def known_faults(connection: Connection, choice: IndexChoice) -> str | None:
+    """What a report says about an index under a pgvector with known faults; None if there is nothing to say."""
+    return None if choice.kind == "none" else method_of(choice.kind).faults(pgvector_version(connection))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from psycopg import sql
 
@@ -12,26 +11,12 @@ from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.runtime.memory import memory, whole_memory
+from rowvec.searches.index_kinds import method_of
 
-# pgvector holds the graph in memory during the build: the fields of each element, and 16 bytes for each of its links.
-# An element has 2m links at the bottom level, and m at each of the few levels above.
-_ELEMENT_BYTES = 200
-_LINK_BYTES = 16
 # What a build may take of the memory of this machine, and of what is left of it: the server's buffers fill too while it
 # reads the table. In a container of 1,024 MiB with command and server, a quarter of the whole was more than was left.
 _MEMORY_SHARE, _FREE_SHARE = 4, 2
-# On disk a link is six bytes, and an element with its headers about 90 more than its vector. Measured for HNSW over
-# 117,659 x 256: 159 MB on floats, 97 MB on halfvec, 39 MB on bits; IVFFlat 139 MB.
-_STORED_LINK_BYTES = 6
-_STORED_ELEMENT_BYTES = 90
-_STORED_ITEM_BYTES = 40
 _SMALLEST_MEMORY = 64 * 2**20
-
-# IVFFlat's k-means (Elkan's) draws fifty rows per list, and keeps a bound for each pair of a row and a centre. pgvector
-# rejects the build if all of this does not fit in maintenance_work_mem (ElkanKmeans in its ivfkmeans.c).
-_SAMPLES_A_LIST = 50
-_LEAST_SAMPLES = 10_000
-_BOUND_BYTES = 4
 _SPILLED = re.compile(r"hnsw graph no longer fits into maintenance_work_mem after (\d+) tuples")
 
 
@@ -40,7 +25,7 @@ class BuildMemory:
     """The memory that a build needs, and the maintenance_work_mem that it gets, both in bytes."""
 
     needed: int
-    """An estimate with a safety margin."""
+    """An estimate with a safety margin; 0: unknown."""
     given: int
     fewer_lists: int | None = None
     """IVFFlat: the most lists that can be built with ``given`` bytes; None for other kinds."""
@@ -75,38 +60,8 @@ def build_memory(rows: int, dimensions: int, choice: IndexChoice, *, configured:
 
     The result is at least ``configured``, the server's own setting, which every build gets anyway.
     """
-    needed = needed_memory(rows, dimensions, choice)
+    needed = method_of(choice.kind).needed_memory(rows, dimensions, choice)
     return max(configured, min(allowed, max(needed, _SMALLEST_MEMORY)))
-
-
-def needed_memory(rows: int, dimensions: int, choice: IndexChoice) -> int:
-    """Bytes that the build of an index over ``rows`` vectors takes, with a safety margin."""
-    held = choice.prefix or dimensions
-    value = _value_bytes(held, choice)
-    if choice.kind == "ivfflat":
-        return _lists_memory(rows, held, value, choice.lists)
-    return rows * (value + _ELEMENT_BYTES + _LINK_BYTES * 3 * choice.m) * 5 // 4
-
-
-def index_bytes(rows: int, dimensions: int, choice: IndexChoice) -> int:
-    """Bytes that an index over ``rows`` vectors takes on disk, about."""
-    value = _value_bytes(choice.prefix or dimensions, choice)
-    if choice.kind == "ivfflat":
-        return rows * (value + _STORED_ITEM_BYTES) * 11 // 10
-    return rows * (value + _STORED_ELEMENT_BYTES + _STORED_LINK_BYTES * 2 * choice.m * 17 // 16)
-
-
-def _value_bytes(dimensions: int, choice: IndexChoice) -> int:
-    if choice.on == "bits":
-        return choice.bits * dimensions // 8
-    return dimensions * (2 if choice.opclass.startswith("half") else 4)
-
-
-def _lists_memory(rows: int, dimensions: int, value: int, lists: int) -> int:
-    samples = max(_SAMPLES_A_LIST * lists, _LEAST_SAMPLES)
-    item = value + 16
-    bounds = _BOUND_BYTES * (min(rows, samples) * (lists + 2) + lists * (lists + 3))
-    return (samples * item + lists * (2 * item + 4 * dimensions) + bounds) * 21 // 20
 
 
 def foresee(
@@ -121,15 +76,10 @@ def foresee(
     # Of a server on another machine we know only shared_buffers, which is usually a quarter of its memory.
     allowed = min(here // _MEMORY_SHARE, memory().free // _FREE_SHARE) if here else shared_buffers
     given = build_memory(rows, dimensions, choice, configured=configured, allowed=allowed) if settable else configured
-    needed = needed_memory(rows, dimensions, choice)
-    fewer = fewer_lists(rows, dimensions, choice, given) if choice.kind == "ivfflat" else None
+    method = method_of(choice.kind)
+    needed = method.needed_memory(rows, dimensions, choice)
+    fewer = method.most_parts(rows, dimensions, choice, given)
     return BuildMemory(needed=needed, given=given, fewer_lists=fewer)
-
-
-def fewer_lists(rows: int, dimensions: int, choice: IndexChoice, given: int) -> int:
-    """The most lists, up to ``choice.lists``, whose build fits in ``given`` bytes; 0 if not even one list fits."""
-    numbers = range(1, choice.lists + 1)
-    return bisect_right(numbers, given, key=lambda n: needed_memory(rows, dimensions, replace(choice, lists=n)))
 
 
 def index_and_buffers(connection: Connection, table: sql.Identifier) -> tuple[int, int]:

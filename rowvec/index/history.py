@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from psycopg import sql
@@ -14,13 +14,11 @@ from rowvec.index.wear import Churn, Reason, Tried
 from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, lost_connections_are_retriable
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_index import IndexChoice
+from rowvec.postgres.vector_index import IndexChoice, stored_choice
 from rowvec.postgres.vector_table import VectorTable
 
 # PostgreSQL 15 added pg_stat_force_next_flush. Older versions report statistics up to half a second late.
 _CAN_FLUSH = 15_00_00
-
-_NAMES = {field.name for field in fields(IndexChoice)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,8 +218,6 @@ def _search_of(choice: IndexChoice) -> dict[str, Any]:
 
 def _build(row: tuple[Any, ...]) -> Build:
     build_id, name, oid, choice, rows, newest_run, recall, k, outcome = row
-    # Ignore fields that only another release of rowvec has.
-    known = IndexChoice(**{key: value for key, value in choice.items() if key in _NAMES})
     return Build(
         build_id=build_id,
         name=name,
@@ -229,7 +225,7 @@ def _build(row: tuple[Any, ...]) -> Build:
         rows=rows,
         newest_run=newest_run,
         outcome=outcome,
-        tried=Tried(choice=known, recall=recall, k=k),
+        tried=Tried(choice=stored_choice(choice), recall=recall, k=k),
     )
 
 

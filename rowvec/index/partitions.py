@@ -73,7 +73,7 @@ def serve_partitions(
     return Served(
         choice=_together(indexed) if indexed else choose(max(rows.values(), default=0), False),
         rows=sum(rows.values()),
-        recall=min(measured, key=lambda one: 1.0 if one.recall is None else one.recall, default=None),
+        recall=lowest(measured),
         reason=next((one.reason for one in served if one.reason), None),
         notes=(*notes, *_listed(served)),
     )
@@ -100,6 +100,11 @@ def partitions_as_they_are(
         return choose(max((rows for rows, _ in choices), default=0), False), tuple(notes)
     _, largest = max(((r, c) for r, c in choices if c.kind != "none"), key=lambda pair: pair[0])
     return raised_search(connection, table, "", largest), tuple(notes)
+
+
+def lowest(reports: Sequence[RecallReport]) -> RecallReport | None:
+    """The lowest recall that was measured. A partition of one row has none, and says nothing about the others."""
+    return min(reports, key=lambda one: (one.recall is None, one.recall), default=None)
 
 
 def _together(served: Sequence[Served]) -> IndexChoice:

@@ -36,16 +36,17 @@ def raised_search(connection: Connection, table: VectorTable, index: str, choice
         row = connection.execute(query("index_builds", "raised"), values).fetchone()
     raised: dict[str, Any] = (row[0] if row else None) or {}
     # Other settings in the pipeline file, or another tuning, begin again.
-    return replace(choice, **raised["to"]) if raised and raised["from"] == _settings(choice) else choice
+    return replace(choice, **raised["to"]) if raised and raised["from"] == search_settings(choice) else choice
 
 
 def _raised_for_one(connection: Connection, table: VectorTable, choice: IndexChoice) -> IndexChoice:
     values = {"table": table.identifier.as_string(connection)}
     with lost_connections_are_retriable():
         rows = connection.execute(query("index_builds", "raised_of_partitions"), values).fetchall()
-    found: list[dict[str, Any]] = [raised for (raised,) in rows if raised["from"] == _settings(choice)]
-    settings = [_settings(choice), *(raised["to"] for raised in found)]
-    return replace(choice, **{name: max(each[name] for each in settings) for name in settings[0]})
+    found: list[dict[str, Any]] = [raised for (raised,) in rows if raised["from"] == search_settings(choice)]
+    settings = [search_settings(choice), *(raised["to"] for raised in found)]
+    raised = {name: max(each.get(name, 0) for each in settings) for name in set().union(*settings)}
+    return replace(choice, **raised)
 
 
 def keep_raised_search(connection: Connection, build_id: int, before: IndexChoice, choice: IndexChoice) -> None:
@@ -53,11 +54,14 @@ def keep_raised_search(connection: Connection, build_id: int, before: IndexChoic
 
     Raises ``DatabaseUnavailable``.
     """
-    to, since = _settings(choice), _settings(before)
+    to, since = search_settings(choice), search_settings(before)
     raised = Jsonb({"from": since, "to": to}) if to != since else None
     with lost_connections_are_retriable():
         connection.execute(query("index_builds", "raise"), {"build_id": build_id, "raised": raised})
 
 
-def _settings(choice: IndexChoice) -> dict[str, int]:
-    return {"oversampling": choice.oversampling, "ef_search": choice.ef_search, "probes": choice.probes}
+def search_settings(choice: IndexChoice) -> dict[str, int]:
+    """What a run may raise, by the names of the choice's fields."""
+    settings = {"oversampling": choice.oversampling, "ef_search": choice.ef_search, "probes": choice.probes}
+    # The ledger had settings before there were kinds of plug-ins, and theirs are compared with what it keeps.
+    return {**settings, "effort": choice.effort} if choice.effort else settings

@@ -17,6 +17,7 @@ from rowvec.postgres.connection import Connection, lost_connections_are_retriabl
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric, VectorTable
+from rowvec.searches.index_kinds import method_of
 from rowvec.searches.query import explain, search
 from rowvec.searches.request import SearchRequest
 from rowvec.vectors.layout import AnyVectors, Embeddings, products, squares
@@ -336,9 +337,10 @@ _DECIDING_QUERIES = 1000
 def remedy(choice: IndexChoice) -> str:
     """Advice: how to raise the recall of an index that does not find enough with any effort that rowvec makes alone."""
     tuned = "run rowvec index --tune to find a better index, or set index.kind to none, which searches exactly"
-    if choice.kind == "ivfflat":
+    keys = method_of(choice.kind).keys_to_raise(choice)
+    if keys is None:
         return tuned
-    given = [] if choice.graph_by_rows else ["index.m and index.ef_construction"]
+    given = [*keys]
     if choice.on == "bits" or choice.prefix:
         given += ["index.oversampling"] if choice.oversampling_given else []
         tuned = "set index.on to float" if choice.on == "bits" else tuned

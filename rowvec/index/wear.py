@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from rowvec.index.choice import fits
+from rowvec.index.choice import fits, is_held_alike
+from rowvec.index.raised_search import search_settings
 from rowvec.index.recall import RecallReport
 from rowvec.postgres.vector_index import IndexChoice
+from rowvec.searches.index_kinds import method_of
 
 Why = Literal["missing", "invalid", "other choice", "outgrown", "worn", "recall", "asked", "found"]
 
-# HNSW. Each removed vector leaves a hole in the graph, and VACUUM repairs the holes link by link in one process. Over
-# 15,000 x 128, this repair took 0.8 (bits 0.9) times as long as a rebuild with 5 % removed, 1.5 (1.2) times with 10 %,
-# and 2.2 (1.0) times with 20 %. After a rebuild VACUUM has nothing to repair. New vectors do not wear a graph, because
-# a graph is built by inserting vectors.
-GONE_SHARE = 0.1
-# IVFFlat. The centres of its lists do not move: they fit the vectors that were there at the build.
-MOVED_SHARE = 0.3
+# A build that found too little is tried again once this share of the rows has changed.
+_OTHER_ROWS = 0.1
 
 # Half of the default threshold of autovacuum, so that autovacuum does not start by itself in the middle of the day.
 DEAD_SHARE = 0.1
@@ -102,8 +99,8 @@ def reason_to_build(
 
 def is_worn(choice: IndexChoice, wear: Churn) -> bool:
     """True if so many vectors of the build are gone or replaced that a rebuild is worth its cost."""
-    # Growth alone wears neither kind. A grown IVFFlat index needs more lists, which is a different choice.
-    return wear.went / max(wear.built_over, 1) >= (GONE_SHARE if choice.kind == "hnsw" else MOVED_SHARE)
+    # Growth alone wears no kind. A grown IVFFlat index needs more lists, which is a different choice.
+    return wear.went / max(wear.built_over, 1) >= method_of(choice.kind).gone_share
 
 
 def too_little(recall: RecallReport) -> Reason:
@@ -122,7 +119,7 @@ def in_vain(tried: Sequence[Tried], choice: IndexChoice, recall_k: int, at_least
     """
     same = [one for one in tried if one.recall is not None and one.k == recall_k and _alike(one.choice, choice)]
     newest = same[:TRIES]
-    if len(newest) < TRIES or (since is not None and since.share >= GONE_SHARE):
+    if len(newest) < TRIES or (since is not None and since.share >= _OTHER_ROWS):
         return False
     return all(one.recall is not None and one.recall < at_least for one in newest)
 
@@ -145,8 +142,10 @@ def vacuum_due(live: int, dead: int) -> bool:
 def _reason_for_the_first(
     choice: IndexChoice, others: Sequence[IndexChoice], broken: Sequence[str], *, grown: bool
 ) -> Reason:
-    if any(fits(replace(other, lists=choice.lists), choice) for other in others if choice.lists_by_rows):
-        return Reason(why="outgrown", sentence=f"the present number of rows needs {choice.lists:,} lists")
+    alike = [other for other in others if is_held_alike(other, choice)]
+    outgrown = method_of(choice.kind).outgrown(alike[-1], choice) if alike else None
+    if outgrown:
+        return Reason(why="outgrown", sentence=outgrown)
     if others:
         current = others[-1]
         return Reason(
@@ -162,17 +161,11 @@ def _reason_for_the_first(
 
 def _alike(one: IndexChoice, other: IndexChoice) -> bool:
     """True if both choices build the same index and search it with the same settings."""
-    return fits(one, other) and (one.oversampling, one.ef_search, one.probes) == (
-        other.oversampling,
-        other.ef_search,
-        other.probes,
-    )
+    return fits(one, other) and search_settings(one) == search_settings(other)
 
 
 def _written(choice: IndexChoice) -> str:
     what = f"{choice.kind} on {choice.on}"
     if choice.prefix:
         what += f" (first {choice.prefix})"
-    if choice.kind == "ivfflat":
-        return f"{what} with {choice.lists} lists"
-    return f"{what} with m {choice.m}, ef_construction {choice.ef_construction}"
+    return f"{what}{method_of(choice.kind).written(choice)}"

@@ -27,6 +27,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.tables.create import split_clause
 from rowvec.postgres.vector_table import VectorTable, stored_columns
 from rowvec.runtime.figures import counted
+from rowvec.searches.index_kinds import access_methods
 
 _LISTED = 5
 _PROBE = "__rowvec_probe"
@@ -267,6 +268,7 @@ def _facts(
     connection: Connection, place: _Place, into: _Place, columns: Sequence[str], key: Sequence[str]
 ) -> list[_Fact]:
     values = {"table": place.written, "into": into.written, "columns": list(columns), "key": list(key)}
+    values["methods"] = access_methods()
     return [_Fact(*row) for row in _read(connection, "catalog", values)]
 
 
@@ -283,7 +285,12 @@ def _read(connection: Connection, block: str, values: dict[str, Any]) -> list[tu
 
 def _on_columns(connection: Connection, live: Generation, altered: Sequence[str], wanted: dict[str, str]) -> list[str]:
     gone = [name for name in altered if name not in wanted]
-    values = {"table": _place(live).written, "columns": list(altered), "gone": gone}
+    values = {
+        "table": _place(live).written,
+        "columns": list(altered),
+        "gone": gone,
+        "methods": access_methods(),
+    }
     rows = _read(connection, "on_columns", values)
     return [f"{found} (its column {column} is not in the next table, or has another type)" for found, column in rows]
 

@@ -11,6 +11,8 @@ from typing import Any, cast, get_args
 
 from pydantic import BaseModel
 
+from rowvec.pipeline.embedders import PluginEmbedder
+from rowvec.pipeline.indexes import PluginIndex
 from rowvec.pipeline.model import LONGEST_PIPELINE_NAME, Pipeline
 from rowvec.runtime.suggestion import did_you_mean
 
@@ -24,6 +26,8 @@ Path = tuple[str | int, ...]
 # Their values may be secrets, or hold one.
 _NEVER_SHOWN = frozenset({"url", "api_key", "credential", "path", "images", "base_url", "image"})
 _LONGEST = 40
+
+_OF_PLUGINS = (PluginEmbedder, PluginIndex)
 
 # What Pydantic adds to a path for the members of a union: they are no keys of the file.
 _MEMBERS = frozenset({"bool", "BatchApi", "str", "int"})
@@ -145,7 +149,8 @@ def _unknown_key(location: Path) -> str:
     part = _part_at(tuple(above))
     known = list(part.model_fields) if part else []
     elsewhere = [name for name, at in _parts().items() if key in at.model_fields and name != (above or [""])[0]]
-    hint = did_you_mean(key, known)
+    # A plug-in's model may lack a key that the model of the built-in kinds has.
+    hint = "" if key in known else did_you_mean(key, known)
     if not hint and elsewhere:
         hint = f"; did you mean {elsewhere[0]}.{key}?"
     return f"unknown key{hint}" if hint else "unknown key; `rowvec schema` lists the known ones"
@@ -178,14 +183,14 @@ def _members(part: type[BaseModel] | None, key: str) -> list[type[BaseModel]]:
     while waiting:
         one = waiting.pop(0)
         if isinstance(one, type) and issubclass(one, BaseModel):
-            found.append(one)
+            # The model of plug-ins has no kind of its own, and each of them has other keys.
+            found += [] if one in _OF_PLUGINS else [one]
         else:
             waiting += get_args(one)
     return found
 
 
 def _kinds_of(path: Path) -> list[str]:
-    # The model of plug-ins has no kind of its own.
     return [kind for member in _members(Pipeline, str(path[0])) if (kind := _kind(member))] if path else []
 
 

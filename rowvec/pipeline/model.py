@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from rowvec.pipeline.embedder_kinds import ByKind, with_plugins
+from rowvec.pipeline.embedder_kinds import EMBEDDERS
 from rowvec.pipeline.embedders import Embedder, PaidEmbedder
+from rowvec.pipeline.index_kinds import INDEXES
+from rowvec.pipeline.indexes import Index, PluginIndex
+from rowvec.pipeline.kinds import ByKind
 from rowvec.pipeline.partitioning import ShortOrWhole
 from rowvec.pipeline.parts import (
     Duration,
@@ -137,44 +140,6 @@ class Artifacts(Part):
     _credential_is_a_reference = field_validator("credential")(no_literal_credential)
 
 
-class Index(Part):
-    """The index on the vectors."""
-
-    kind: Literal["auto", "none", "hnsw", "ivfflat"] = Field(
-        default="auto", description="auto (by rows and dimensions, or as tuned), none, hnsw or ivfflat."
-    )
-    on: Literal["auto", "bits", "float"] = Field(
-        default="auto", description="What the index is built on: auto, bits or float."
-    )
-    bits: Literal["auto", 1, 2, 3] = Field(
-        default="auto",
-        description="Bits per dimension that target.bits keeps: 1, 2 or 3. auto: those of the existing table; a new "
-        "one gets 3, and 1 from 1,536 dimensions up. rowvec rebuild changes it without embedding anything.",
-    )
-    m: int | None = Field(
-        default=None,
-        ge=2,
-        le=100,
-        description="HNSW: links per node; left out: 16, 24 over 1,000,000 rows, 32 over 10,000,000, more if recall "
-        "asks for it.",
-    )
-    ef_construction: int | None = Field(
-        default=None,
-        ge=4,
-        le=1000,
-        description="HNSW: candidates while building; left out: 64, and 128 on bits and sparse vectors; twice and four "
-        "times as many over 1,000,000 and 10,000,000 rows, and more if recall asks for it.",
-    )
-    lists: int | None = Field(default=None, ge=1, le=32768, description="IVFFlat: lists; left out: by rows.")
-    oversampling: int | None = Field(
-        default=None,
-        ge=1,
-        le=64,
-        description="Bits: shortlist of k times this, reranked exactly; left out: 4 from 1,024 dimensions up, else 8, "
-        "6 and 5 for one, two and three bits, and more if recall asks for it.",
-    )
-
-
 class Search(Part):
     """What is kept for searches in addition to the vectors."""
 
@@ -241,10 +206,12 @@ class Pipeline(Part):
         "gives a pipeline another name, and rowvec adopt gives a name to another table.",
     )
     source: Source = Field(description="The rows.")
-    embedder: Annotated[Embedder, ByKind()] = Field(description="What makes a vector of a text.")
+    embedder: Annotated[Embedder, ByKind(EMBEDDERS)] = Field(description="What makes a vector of a text.")
     target: Target = Field(description="The vector table.")
     artifacts: Artifacts = Field(default=Artifacts(), description="Where artifacts and manifests are kept.")
-    index: Index = Field(default=Index(), description="The index on the vectors.")
+    index: Annotated[Index | PluginIndex, ByKind(INDEXES)] = Field(
+        default=Index(), description="The index on the vectors."
+    )
     search: Search = Field(default=Search(), description="What is kept for searches in addition to the vectors.")
     validation: Validation = Field(default=Validation(), description="The checks that must hold before a run succeeds.")
     freshness: Freshness = Field(default=Freshness(), description="How long a change may wait.")
@@ -366,5 +333,5 @@ class Pipeline(Part):
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of the pipeline file, with the keys of installed plug-ins."""
-    schema = with_plugins(Pipeline.model_json_schema())
+    schema = INDEXES.with_plugins(EMBEDDERS.with_plugins(Pipeline.model_json_schema()))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

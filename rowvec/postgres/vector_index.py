@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from psycopg import sql
 
@@ -42,9 +43,6 @@ def indexed_expression(table: VectorTable, choice: IndexChoice, of: sql.Composab
     )
 
 
-Kind = Literal["none", "hnsw", "ivfflat"]
-
-
 On = Literal["bits", "float", "halfvec"]
 
 
@@ -52,7 +50,8 @@ On = Literal["bits", "float", "halfvec"]
 class IndexChoice:
     """The index that a vector table should have, and why."""
 
-    kind: Kind
+    kind: str
+    """``none``, or a kind of index as a pipeline file names it."""
     on: On = "float"
     """``bits``: the column ``embedding_bits``; ``float``: ``embedding`` as stored; ``halfvec``: ``embedding`` cast."""
     opclass: str = ""
@@ -78,4 +77,18 @@ class IndexChoice:
     """HNSW: the least number of candidates that a search looks at; 0: 200, or 40 if a shortlist is reranked."""
     probes: int = 0
     """IVFFlat: lists that a search looks at first; 0: computed from lists and oversampling."""
+    options: tuple[tuple[str, str], ...] = ()
+    """Of a kind that a plug-in brings: what CREATE INDEX has after WITH, by name."""
+    effort: int = 0
+    """Of a kind that a plug-in brings: the least effort of a search; 0: the kind's own."""
     reason: str
+
+
+_NAMES = {field.name for field in fields(IndexChoice)}
+
+
+def stored_choice(values: Mapping[str, Any]) -> IndexChoice:
+    """A choice as the ledger keeps it in JSON, without what only another release knows."""
+    known = {name: value for name, value in values.items() if name in _NAMES}
+    options = tuple((name, value) for name, value in known.pop("options", ()))
+    return IndexChoice(**known, options=options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from rowvec.postgres.names import TypeName
 from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, stored_columns
+from rowvec.searches.index_kinds import method_of
+from rowvec.searches.index_kinds.protocol import Sought
 from rowvec.searches.privileges import give, privileges_of
 from rowvec.searches.request import LIMITS, MOST_K, MOST_OVERSAMPLING
 from rowvec.searches.statement import Filtered, SearchValues, by_index, filter_plan, shortlist_length, statement
@@ -55,6 +58,8 @@ class Definition:
     """The types of its arguments."""
     comment: LiteralString
     """By which ``our_functions`` knows it."""
+    access_method: str = ""
+    """Whose settings it makes; none if it makes no settings of an index."""
 
     def marked_body(self, connection: Connection) -> str:
         """The body, and a number of the whole statement: who finds it in the database finds this definition there."""
@@ -94,7 +99,8 @@ def replace_function(
         body = wanted.marked_body(connection)
         if [found for _, _, _, found in before] == [body]:
             return written
-        connection.execute(query("search", "load_library"))
+        if wanted.access_method:
+            connection.execute(query("search", "load_library"), {"access_method": wanted.access_method})
         held = [privileges_of(connection, "function", signature) for signature, *_ in before[:1]]
         try:
             with connection.transaction():
@@ -147,6 +153,7 @@ def _definition(connection: Connection, table: VectorTable, choice: IndexChoice,
             name=name,
             arguments=arguments(table, wanted),
             results=results(table),
+            of_index=_restored(choice),
             seqscan=sql.SQL("on" if choice.kind == "none" else "off"),
             # No parallel workers with an index: those of the exact search, which is seldom needed, would start every
             # time.
@@ -155,7 +162,21 @@ def _definition(connection: Connection, table: VectorTable, choice: IndexChoice,
         body=_body(table, choice, generations(connection, table, "_search", COLUMNS)),
         types=sql.SQL("{}, integer, integer, jsonb").format(vector_type(table)),
         comment=_COMMENT,
+        access_method="" if choice.kind == "none" else method_of(choice.kind).access_method,
     )
+
+
+def _restored(choice: IndexChoice) -> sql.Composed:
+    """The clauses by which the settings of the index's kind end with the call."""
+    if choice.kind == "none":
+        return sql.Composed([])
+    any_number = sql.Literal(1)
+    plain = Sought(shortlist=any_number, oversampling=any_number, most_visits=any_number)
+    method = method_of(choice.kind)
+    made = (method.settings_of(choice, sought) for sought in (plain, replace(plain, visits=any_number)))
+    settings = dict.fromkeys(itertools.chain.from_iterable(made))
+    clauses = [query("search", "restored", name=sql.Identifier(*name.split("."))) for name in settings]
+    return sql.SQL("\n").join(clauses)
 
 
 def _create(connection: Connection, name: sql.Identifier, wanted: Definition, body: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from psycopg import sql
@@ -12,14 +12,10 @@ from rowvec.postgres.names import PGVECTOR
 from rowvec.postgres.queries import blocks, query
 from rowvec.postgres.vector_index import IndexChoice, indexed_bits, indexed_expression
 from rowvec.postgres.vector_table import Metric, VectorTable
+from rowvec.searches.index_kinds import method_of
+from rowvec.searches.index_kinds.protocol import Sought, reranks
 
 Mode = Literal["adaptive", "exact", "ann", "bits"]
-
-# Candidates that the index looks at if nobody measured. On floats, 117,659 texts of 256 dimensions, 200 gave a recall
-# of 0.99, 100 one of 0.97. If a shortlist is reranked, its length decides: 200 in place of 40 cost three times the
-# time at 20,000 x 3,072 for a hundredth of recall.
-DEFAULT_EF_SEARCH = 200
-DEFAULT_EF_SHORTLIST = 40
 
 # Microseconds, measured on two busy cores with 256 and 1,536 dimensions: to look at one entry of an HNSW index and its
 # row (12 to 30); to rank a row exactly (1 at 256, 7 to 14 at 1,536, where vectors are TOASTed); for one unit of the
@@ -94,20 +90,19 @@ def statement(
         settings = sql.SQL(blocks("search")["exact_settings"])
         return Statement(settings=sql.Composed([settings]), rows=query("search", "exact", **parts))
     shortlist = shortlist_length(choice, mode, values)
-    effort = _effort(choice, shortlist, values.oversampling)
-    most_visits: sql.Composable = sql.SQL("greatest(20000, 4 * {})").format(_candidates(values))
-    if filtered is not None:
-        effort = sql.SQL("greatest({}, {})").format(effort, filtered.visits)
-        most_visits = filtered.most_visits
-        parts["most_matches"] = filtered.most_matches
-    settings = query(
-        "search",
-        "settings",
-        effort=effort,
-        most_visits=most_visits,
-        probes=_probes(choice, values.oversampling),
-        lists=sql.Literal(max(choice.lists, 1)),
+    sought = Sought(
+        shortlist=shortlist,
+        oversampling=values.oversampling,
+        most_visits=sql.SQL("greatest(20000, 4 * {})").format(_candidates(values)),
     )
+    if filtered is not None:
+        sought = replace(sought, most_visits=filtered.most_visits, visits=filtered.visits)
+        parts["most_matches"] = filtered.most_matches
+    calls = [
+        query("search", "set_one", name=sql.Literal(name), value=value)
+        for name, value in method_of(choice.kind).settings_of(choice, sought).items()
+    ]
+    settings = query("search", "settings", of_index=sql.SQL("\n").join(calls))
     block = "approximate" if filtered is None else "filtered"
     nearness = _nearness(table, choice, mode, values.vector)
     return Statement(settings=settings, rows=query("search", block, nearness=nearness, shortlist=shortlist, **parts))
@@ -130,7 +125,7 @@ def shortlist_length(choice: IndexChoice, mode: Mode, values: SearchValues) -> s
     """How many candidates the index should bring for ``k`` rows."""
     if mode == "bits":
         return values.k
-    if choice.on == "bits" or choice.prefix:
+    if reranks(choice):
         return _candidates(values)
     # An index gives its order only nearly: float16 rounds, and iterative scans come in batches. Twice as many fix it.
     return sql.SQL("({} * 2)").format(values.k)
@@ -186,26 +181,3 @@ def _nearness(table: VectorTable, choice: IndexChoice, mode: Mode, vector: sql.C
     if indexed is None or queried is None:
         return distance_to(table, vector)
     return sql.SQL("({} {} (SELECT {}))").format(indexed, _OPERATORS[table.metric], queried)
-
-
-def _effort(choice: IndexChoice, shortlist: sql.Composable, oversampling: sql.Composable) -> sql.Composed:
-    """``hnsw.ef_search``, before its limits."""
-    if choice.on == "bits" or choice.prefix:
-        least = sql.Literal(choice.ef_search or DEFAULT_EF_SHORTLIST)
-        return sql.SQL("greatest({}, {})").format(least, shortlist)
-    # On whole floats there is no shortlist that oversampling could lengthen: it scales the effort in proportion.
-    return sql.SQL("greatest({} * {} / {}, {})").format(
-        sql.Literal(choice.ef_search or DEFAULT_EF_SEARCH), oversampling, sql.Literal(choice.oversampling), shortlist
-    )
-
-
-def _probes(choice: IndexChoice, oversampling: sql.Composable) -> sql.Composed:
-    """``ivfflat.probes``: those of the choice at its own oversampling, in proportion at another."""
-    lists = sql.Literal(max(choice.lists, 1))
-    if choice.probes:
-        return sql.SQL("least({}, greatest(1, {} * {} / {}))").format(
-            lists, sql.Literal(choice.probes), oversampling, sql.Literal(choice.oversampling)
-        )
-    return sql.SQL("least({lists}, greatest(1, ceil(sqrt({lists}) * {over} / 2.0)::int))").format(
-        lists=lists, over=oversampling
-    )

@@ -30,7 +30,7 @@ WITH t AS (
     JOIN pg_am AS am ON am.oid = c.relam
     LEFT JOIN pg_constraint AS k ON k.conindid = c.oid AND k.conrelid = t.oid
     WHERE i.indisvalid AND NOT i.indisprimary
-      AND NOT (am.amname IN ('hnsw', 'ivfflat') AND i.indpred IS NULL)
+      AND NOT (am.amname = ANY (%(methods)s) AND i.indpred IS NULL)
       AND NOT (am.amname = 'gin' AND c.relname LIKE '%%\_rowvec\_text\_%%')
 ), statistics AS (
     SELECT s.*, n.nspname,
@@ -291,7 +291,7 @@ LEFT JOIN pg_am AS am ON am.oid = x.relam
 LEFT JOIN pg_constraint AS k ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid
 WHERE a.attrelid = to_regclass(%(table)s) AND a.attname = ANY (%(columns)s)
   AND NOT coalesce(i.indisprimary, false)
-  AND NOT coalesce(am.amname IN ('hnsw', 'ivfflat') AND i.indpred IS NULL, false)
+  AND NOT coalesce(am.amname = ANY (%(methods)s) AND i.indpred IS NULL, false)
   AND NOT coalesce(am.amname = 'gin' AND x.relname LIKE '%%\_rowvec\_text\_%%', false)
   AND coalesce(k.contype, 'c') NOT IN ('p', 'n')
   AND NOT (d.classid = 'pg_attrdef'::regclass AND a.attname = ANY (%(gone)s))

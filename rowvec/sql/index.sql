@@ -1,7 +1,14 @@
 -- name: state -- the vector indexes of a table and of its partitions; no query uses one that is invalid or not ready
+-- Such an index orders by a distance (amoppurpose o), whichever extension its access method is of.
 SELECT
-    c.relname,
     am.amname,
+    (
+        SELECT e.extname::text
+        FROM pg_depend AS d
+        JOIN pg_extension AS e ON e.oid = d.refobjid
+        WHERE d.classid = 'pg_am'::regclass AND d.objid = am.oid AND d.refclassid = 'pg_extension'::regclass
+    ),
+    c.relname,
     o.opcname,
     i.indisvalid AND i.indisready,
     pg_relation_size(c.oid),
@@ -19,7 +26,8 @@ LEFT JOIN pg_inherits AS p ON p.inhrelid = t.oid AND t.relispartition
 LEFT JOIN pg_class AS whole ON whole.oid = p.inhparent
 LEFT JOIN pg_namespace AS its ON its.oid = whole.relnamespace
 WHERE (%(schema)s, %(table)s) IN ((n.nspname, t.relname), (its.nspname, whole.relname))
-  AND am.amname IN ('hnsw', 'ivfflat')
+  AND o.opcintype IN (SELECT y.oid FROM pg_type AS y WHERE y.typname IN ('vector', 'halfvec', 'sparsevec', 'bit'))
+  AND EXISTS (SELECT FROM pg_amop AS a WHERE a.amopfamily = o.opcfamily AND a.amoppurpose = 'o')
 ORDER BY c.oid
 
 -- name: names -- all names in the schema that the name of a new index could collide with
@@ -55,10 +63,13 @@ SELECT pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(cur
 -- name: held -- bytes of the vector indexes of a table and of its partitions, and of the server's buffers
 SELECT coalesce(sum(pg_relation_size(i.indexrelid)), 0)::bigint, pg_size_bytes(current_setting('shared_buffers'))
 FROM pg_index AS i
-JOIN pg_class AS c ON c.oid = i.indexrelid
-JOIN pg_am AS am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
-WHERE i.indrelid = {table}::regclass
-   OR i.indrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = {table}::regclass)
+JOIN pg_opclass AS o ON o.oid = i.indclass[0]
+WHERE (
+    i.indrelid = {table}::regclass
+    OR i.indrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = {table}::regclass)
+)
+  AND o.opcintype IN (SELECT y.oid FROM pg_type AS y WHERE y.typname IN ('vector', 'halfvec', 'sparsevec', 'bit'))
+  AND EXISTS (SELECT FROM pg_amop AS a WHERE a.amopfamily = o.opcfamily AND a.amoppurpose = 'o')
 
 -- name: maintenance_work_mem
 SELECT current_setting('maintenance_work_mem')
@@ -70,7 +81,16 @@ SELECT set_config(%(name)s, %(value)s, true)
 SELECT current_setting('max_parallel_workers')::int, current_setting('max_parallel_maintenance_workers')::int
 
 -- name: create
-CREATE INDEX {concurrently} {name} ON {table} USING {kind} ({column} {opclass}) WITH ({options})
+CREATE INDEX {concurrently} {name} ON {table} USING {kind} ({column} {opclass}) {options}
+
+-- name: operator_class -- the schema of an operator class; only a superuser can create one
+SELECT n.nspname::text
+FROM pg_opclass AS o
+JOIN pg_am AS am ON am.oid = o.opcmethod
+JOIN pg_namespace AS n ON n.oid = o.opcnamespace
+WHERE am.amname = %(access_method)s AND o.opcname = %(name)s
+ORDER BY o.oid
+LIMIT 1
 
 -- name: drop
 DROP INDEX {concurrently} IF EXISTS {name}

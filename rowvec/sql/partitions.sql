@@ -32,9 +32,10 @@ SELECT
     coalesce(pg_stat_get_dead_tuples(c.oid), 0),
     EXISTS (
         SELECT FROM pg_index AS x
-        JOIN pg_class AS xc ON xc.oid = x.indexrelid
-        JOIN pg_am AS am ON am.oid = xc.relam AND am.amname IN ('hnsw', 'ivfflat')
-        WHERE x.indrelid = c.oid)
+        JOIN pg_opclass AS o ON o.oid = x.indclass[0]
+        WHERE x.indrelid = c.oid
+          AND o.opcintype IN (SELECT y.oid FROM pg_type AS y WHERE y.typname IN ('vector', 'halfvec', 'sparsevec', 'bit'))
+          AND EXISTS (SELECT FROM pg_amop AS a WHERE a.amopfamily = o.opcfamily AND a.amoppurpose = 'o'))
 FROM pg_inherits AS i
 JOIN pg_class AS c ON c.oid = i.inhrelid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace

@@ -771,3 +771,91 @@ SELECT
     encode(substring(b.content FROM 48 * i + 17 FOR 32), 'hex')
 FROM rowvec.certificate_blocks AS b CROSS JOIN generate_series(0, octet_length(b.content) / 48 - 1) AS i;
 COMMENT ON VIEW rowvec.roots IS 'One row per run that changed a vector table: how many rows it certified, and their root.';
+
+-- name: migration_21 -- indexes of every access method that orders vectors by a distance (amoppurpose o), not pgvector's alone
+CREATE OR REPLACE VIEW rowvec.indexes AS
+WITH vector_tables AS (
+    SELECT p.family AS pipeline, p.generation, p.state, n.nspname, t.relname, t.oid, t.reltuples, p.table_name AS whole
+    FROM rowvec.pipelines AS p
+    JOIN pg_namespace AS n ON n.nspname = p.table_schema
+    JOIN pg_class AS w ON w.relnamespace = n.oid AND w.relname = p.table_name AND w.relkind IN ('r', 'p')
+    CROSS JOIN LATERAL (
+        SELECT w.oid WHERE w.relkind = 'r'
+        UNION ALL
+        SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = w.oid AND w.relkind = 'p'
+    ) AS part
+    JOIN pg_class AS t ON t.oid = part.oid
+), present AS (
+    SELECT i.indrelid, i.indexrelid, c.relname, am.amname, o.opcname, i.indisvalid AND i.indisready AS valid
+    FROM pg_index AS i
+    JOIN pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_am AS am ON am.oid = c.relam
+    JOIN pg_opclass AS o ON o.oid = i.indclass[0]
+    WHERE o.opcintype IN (SELECT y.oid FROM pg_type AS y WHERE y.typname IN ('vector', 'halfvec', 'sparsevec', 'bit'))
+      AND EXISTS (SELECT FROM pg_amop AS a WHERE a.amopfamily = o.opcfamily AND a.amoppurpose = 'o')
+), building AS (
+    -- A build without CONCURRENTLY has no index yet that other sessions could see.
+    SELECT
+        p.relid, p.index_relid, p.phase,
+        100.0 * greatest(
+            p.blocks_done::float / nullif(p.blocks_total, 0), p.tuples_done::float / nullif(p.tuples_total, 0)
+        ) AS percent
+    FROM pg_stat_progress_create_index AS p
+    WHERE p.datname = current_database()
+), all_of_them AS (
+    SELECT indrelid, indexrelid FROM present
+    UNION
+    SELECT b.relid, b.index_relid FROM building AS b
+    WHERE NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = b.index_relid)
+)
+SELECT
+    t.pipeline,
+    t.generation,
+    t.state,
+    t.nspname::text AS table_schema,
+    t.relname::text AS table_name,
+    x.relname::text AS index_name,
+    x.amname::text AS kind,
+    CASE
+        WHEN x.opcname LIKE 'bit%' THEN 'bits'
+        WHEN x.opcname LIKE 'halfvec%' AND stored.typname = 'vector' THEN 'halfvec'
+        WHEN x.opcname IS NOT NULL THEN 'float'
+    END AS held,
+    pg_get_indexdef(x.indexrelid) AS definition,
+    pg_relation_size(x.indexrelid) AS bytes,
+    x.valid,
+    b.why,
+    b.reason,
+    b.built_at,
+    now() - b.built_at AS age,
+    b.seconds AS build_seconds,
+    b.spilled_after,
+    b.rows AS rows_at_build,
+    CASE WHEN t.reltuples >= 0 THEN t.reltuples::bigint END AS rows_estimate,
+    greatest(b.came, b.went)::float / nullif(greatest(b.rows, b.rows - b.went + b.came), 0) AS churned,
+    b.looked_at AS churned_at,
+    s.n_dead_tup::float / nullif(s.n_live_tup + s.n_dead_tup, 0) AS dead,
+    b.recall,
+    b.recall_low,
+    b.recall_high,
+    b.recall_k,
+    b.recall_queries,
+    b.recalled_at,
+    p.phase AS building,
+    round(p.percent::numeric, 1) AS building_percent,
+    tuned.tuned_at,
+    tuned.chosen AS tuned_choice
+FROM vector_tables AS t
+LEFT JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attname = 'embedding' AND NOT a.attisdropped
+LEFT JOIN pg_type AS stored ON stored.oid = a.atttypid
+LEFT JOIN all_of_them AS every ON every.indrelid = t.oid
+LEFT JOIN present AS x ON x.indexrelid = every.indexrelid
+LEFT JOIN building AS p ON p.relid = t.oid AND p.index_relid = every.indexrelid
+LEFT JOIN pg_stat_all_tables AS s ON s.relid = t.oid
+LEFT JOIN LATERAL (
+    SELECT * FROM rowvec.index_builds AS b
+    WHERE b.table_schema = t.nspname AND b.table_name = t.relname
+      AND b.index_oid = x.indexrelid AND b.index_name = x.relname
+    ORDER BY b.build_id DESC LIMIT 1
+) AS b ON true
+LEFT JOIN rowvec.tunings AS tuned ON tuned.table_schema = t.nspname AND tuned.table_name = t.whole;

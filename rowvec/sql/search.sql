@@ -1,17 +1,14 @@
 -- name: settings -- for one transaction (or one call of the SQL function)
-set_config('hnsw.ef_search', least(1000, {effort})::text, true),
-set_config('hnsw.iterative_scan', 'relaxed_order', true),
-set_config('hnsw.max_scan_tuples', {most_visits}::text, true),
-set_config('hnsw.scan_mem_multiplier', '4', true),
-set_config('ivfflat.probes', {probes}::text, true),
-set_config('ivfflat.max_probes', {lists}::text, true),
-set_config('ivfflat.iterative_scan', 'relaxed_order', true),
+{of_index}
 -- The exact search for when the shortlist is too short would be planned with parallel workers, which start whether it
 -- runs or not: at 100,000 x 3,072 a search then took 45 ms in place of 2.
 set_config('max_parallel_workers_per_gather', '0', true),
 -- Vectors in TOAST make the table look small to the planner, and a scan of it cheap.
 set_config('enable_seqscan', 'off', true),
 set_config('jit', 'off', true)
+
+-- name: set_one -- a setting of the index's kind
+set_config({name}, {value}, true),
 
 -- name: exact_settings -- compiling costs more than it saves, because distances are computed in C
 set_config('jit', 'off', true)
@@ -123,8 +120,11 @@ EXPLAIN (FORMAT JSON) {statement}
 -- name: function_lock -- two processes that replace a function at once would fail on each other's row in pg_proc
 SELECT pg_advisory_xact_lock(%(space)s, hashtext(%(name)s))
 
--- name: load_library -- pgvector's, which defines the settings that the function makes
-SELECT '[1]'::{pgvector}.vector IS NOT NULL
+-- name: load_library -- of an access method, which defines the settings that the function makes
+SELECT amvalidate(o.oid)
+FROM pg_opclass AS o JOIN pg_am AS am ON am.oid = o.opcmethod
+WHERE am.amname = %(access_method)s
+LIMIT 1
 
 -- name: our_functions -- functions of this name that rowvec made, known by their comment or, if that was changed, body
 SELECT p.oid::regprocedure::text, p.oid, obj_description(p.oid, 'pg_proc'), p.prosrc
@@ -149,13 +149,7 @@ COMMENT ON FUNCTION {name} ({types}) IS {comment}
 CREATE OR REPLACE FUNCTION {name} ({arguments}) RETURNS TABLE ({results})
 LANGUAGE plpgsql STABLE
 -- Without these the settings that the body makes would outlive the call.
-SET hnsw.ef_search = 100
-SET hnsw.iterative_scan = relaxed_order
-SET hnsw.max_scan_tuples = 20000
-SET hnsw.scan_mem_multiplier = 4
-SET ivfflat.probes = 1
-SET ivfflat.max_probes = 32768
-SET ivfflat.iterative_scan = relaxed_order
+{of_index}
 SET enable_seqscan = {seqscan}
 SET max_parallel_workers_per_gather = {workers}
 SET jit = off
@@ -163,6 +157,9 @@ SET jit = off
 SET plan_cache_mode = force_generic_plan
 SET search_path = pg_catalog, pg_temp
 AS {body}
+
+-- name: restored -- after the call; the value that it begins with does not matter
+SET {name} FROM CURRENT
 
 -- name: function_body
 #variable_conflict use_column

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from rowvec.index.build import index_state, old_pgvector, pooled_build
+from rowvec.index.build import index_state, known_faults, pooled_build
 from rowvec.index.choice import Facts, Sparsity, Tuned, choose, fits
 from rowvec.index.history import Build, look, recorded_builds
 from rowvec.index.partitions import Chooser, Served, partitions_as_they_are, serve_partitions
@@ -78,7 +78,7 @@ def _serve(connection: Connection, table: VectorTable, pipeline: Pipeline, *, re
         recall=served.recall,
         seconds=time.monotonic() - started,
         reason=served.reason,
-        notes=(*served.notes, *filter(None, (pooled, old_pgvector(connection, served.choice)))),
+        notes=(*served.notes, *filter(None, (pooled, known_faults(connection, served.choice)))),
     )
 
 

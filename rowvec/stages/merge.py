@@ -11,14 +11,14 @@ from psycopg import sql
 
 from rowvec.errors import MergeConflict, TargetError, UsageError
 from rowvec.index.build import drop_indexes
-from rowvec.index.choice import LIMIT_NONZEROS, Sparsity
+from rowvec.index.choice import Sparsity
 from rowvec.index.sparsity import widest
 from rowvec.ledger.changes import known, settle
 from rowvec.ledger.journal import restart_journal, unrecorded
 from rowvec.ledger.plans import Plan
 from rowvec.ledger.runs import Run
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.model import Index
+from rowvec.pipeline.indexes import AnyIndex
 from rowvec.postgres.connection import Connection, expect_few_keys, use_one_snapshot, without_blocking
 from rowvec.postgres.fragments import key_json, names
 from rowvec.postgres.locks import LockSpace
@@ -26,6 +26,7 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.tables.partitions import tables_of
 from rowvec.runtime.telemetry import traced
 from rowvec.searches.hybrid import Hybrid, has_text_index
+from rowvec.searches.index_kinds.hnsw import LIMIT_NONZEROS
 from rowvec.stages.batch import Batch
 from rowvec.stages.extract.open import open_source
 from rowvec.stages.extract.protocol import LiveRows, SourceStrategy
@@ -231,7 +232,7 @@ def _forget_fixed_rejects(connection: Connection, plan: Plan) -> None:
     connection.execute(query("merge", "forget_removed", pipeline_id=sql.Literal(plan.pipeline_id)))
 
 
-def make_room(connection: Connection, plan: Plan, wanted: Index) -> str | None:
+def make_room(connection: Connection, plan: Plan, wanted: AnyIndex) -> str | None:
     """Before a merge: drop an index that cannot hold the staged vectors, or the merge would fail; what was dropped.
 
     Searches are exact from then on. Raises ``UsageError`` if the pipeline requires the index.
@@ -243,8 +244,8 @@ def make_room(connection: Connection, plan: Plan, wanted: Index) -> str | None:
     if most <= LIMIT_NONZEROS:
         return None
     found = Sparsity(mean=0, most=most, key=key)
-    if wanted.kind == "hnsw":
-        raise UsageError(found.refused())
+    if wanted.kind not in ("auto", "none"):
+        raise UsageError(found.refused(wanted.kind))
     dropped = drop_indexes(connection, table)
     return f"dropped {', '.join(dropped)}: {found.written()}" if dropped else None
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rowvec.index.choice import (
-    BITS_FROM_DIMENSIONS,
-    EFFORT_SPARSE,
-    LIMIT_BITS,
-    LIMIT_HALFVEC,
-    LIMIT_VECTOR,
-    lists_for,
-    opclass,
-)
+from rowvec.index.choice import BITS_FROM_DIMENSIONS, opclass
 from rowvec.postgres.vector_index import IndexChoice, On
 from rowvec.postgres.vector_table import VectorTable
+from rowvec.searches.index_kinds import method_of
+from rowvec.searches.index_kinds.hnsw import EFFORT_SPARSE, LIMIT_BITS, LIMIT_HALFVEC, LIMIT_VECTOR
+from rowvec.searches.index_kinds.ivfflat import lists_for
 from rowvec.vectors.bits import MOST_BITS
+
+# pgvector's kinds call their operator classes alike.
+_HNSW = method_of("hnsw")
 
 _EF_SEARCH = (40, 64, 100, 200, 400, 800)
 _OVERSAMPLING = (1, 2, 4, 8, 16, 32)
@@ -122,7 +120,7 @@ def build_estimate(rows: int, dimensions: int, choice: IndexChoice) -> float:
     """
     held = (choice.prefix or dimensions) * (choice.bits / 32 if choice.on == "bits" else 1)
     held *= _SPARSE if choice.opclass.startswith("sparsevec") else 1
-    graph = choice.m / 16 * choice.ef_construction / 64 if choice.kind == "hnsw" else 0.1
+    graph = method_of(choice.kind).build_effort(choice)
     return rows * (held + _ROW_ELEMENTS) * _SECONDS_AN_ELEMENT * graph * (2.2 if choice.on == "bits" else 1)
 
 
@@ -165,14 +163,14 @@ def recommend(measured: Sequence[Measured], exact_ms: float, at_least: float) ->
 
 
 def _on_bits(table: VectorTable, bits: int) -> Candidate:
-    operators = opclass("bits", table.precision, table.metric)
+    operators = opclass(_HNSW, "bits", table.precision, table.metric)
     index = IndexChoice(kind="hnsw", on="bits", opclass=operators, ef_construction=128, bits=bits, reason="")
     settings = tuple(replace(index, oversampling=n, ef_search=_LEAST_EF) for n in _OVERSAMPLING)
     return Candidate(name=f"{bits} bit{'s' * (bits > 1)} hnsw", index=index, settings=settings)
 
 
 def _on_floats(table: VectorTable, on: On, name: str, effort: int = 64) -> Candidate:
-    operators = opclass(on, table.precision, table.metric)
+    operators = opclass(_HNSW, on, table.precision, table.metric)
     index = IndexChoice(kind="hnsw", on=on, opclass=operators, ef_construction=effort, reason="")
     settings = tuple(replace(index, oversampling=1, ef_search=ef) for ef in _EF_SEARCH)
     return Candidate(name=f"{name} hnsw", index=index, settings=settings)
@@ -180,7 +178,7 @@ def _on_floats(table: VectorTable, on: On, name: str, effort: int = 64) -> Candi
 
 def _on_prefix(table: VectorTable, on: On, prefix: int) -> Candidate:
     index = IndexChoice(
-        kind="hnsw", on=on, opclass=opclass(on, table.precision, table.metric), prefix=prefix, reason=""
+        kind="hnsw", on=on, opclass=opclass(_HNSW, on, table.precision, table.metric), prefix=prefix, reason=""
     )
     settings = tuple(replace(index, oversampling=n, ef_search=_LEAST_EF) for n in _OVERSAMPLING)
     return Candidate(name=f"first {prefix} hnsw", index=index, settings=settings)
@@ -191,7 +189,7 @@ def _in_lists(table: VectorTable, on: On, rows: int) -> Candidate:
     index = IndexChoice(
         kind="ivfflat",
         on=on,
-        opclass=opclass(on, table.precision, table.metric),
+        opclass=opclass(_HNSW, on, table.precision, table.metric),
         lists=lists,
         lists_by_rows=True,
         reason="",

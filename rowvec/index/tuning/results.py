@@ -13,10 +13,10 @@ from rowvec.index.choice import fits, oversampling_for
 from rowvec.index.raised_search import raised_search
 from rowvec.index.tuning.candidates import Measured
 from rowvec.ledger import pipelines
-from rowvec.pipeline.model import Index
+from rowvec.pipeline.indexes import AnyIndex
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.queries import query
-from rowvec.postgres.vector_index import IndexChoice
+from rowvec.postgres.vector_index import IndexChoice, stored_choice
 from rowvec.postgres.vector_table import VectorTable
 
 
@@ -117,7 +117,7 @@ def find_tuning(connection: Connection, table: VectorTable) -> Tuned | None:
     if row is None:
         return None
     chosen, rows, at_least, tuned_at = row
-    return Tuned(choice=IndexChoice(**chosen), rows=rows, at_least=at_least, tuned_at=tuned_at)
+    return Tuned(choice=stored_choice(chosen), rows=rows, at_least=at_least, tuned_at=tuned_at)
 
 
 def _of(table: VectorTable) -> dict[str, object]:
@@ -131,7 +131,7 @@ def _of(table: VectorTable) -> dict[str, object]:
     return {"schema": table.schema, "table": table.name, "layout": Jsonb(layout)}
 
 
-def present_index(connection: Connection, table: VectorTable, wanted: Index) -> IndexChoice:
+def present_index(connection: Connection, table: VectorTable, wanted: AnyIndex) -> IndexChoice:
     """The valid index that a search can use, with the search settings that were tuned or raised for it.
 
     Its kind is ``none`` if there is no valid index.

@@ -18,7 +18,6 @@ from psycopg import sql
 from rowvec.errors import UsageError
 from rowvec.index.build import ensure_index, index_state
 from rowvec.index.build_memory import foresee
-from rowvec.index.choice import LIMIT_NONZEROS
 from rowvec.index.recall import SEED, Questions, interval, questions
 from rowvec.index.sparsity import sparsity_of
 from rowvec.index.tuning.candidates import (
@@ -39,6 +38,9 @@ from rowvec.postgres.queries import query
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable, count_rows
 from rowvec.runtime.progress import tell
+from rowvec.searches.index_kinds import method_of
+from rowvec.searches.index_kinds.hnsw import LIMIT_NONZEROS
+from rowvec.searches.index_kinds.protocol import reranks
 from rowvec.searches.query import search
 from rowvec.searches.request import SearchRequest
 
@@ -239,11 +241,9 @@ def _ask(work: _Work, choice: IndexChoice, number: int) -> tuple[list[list[float
 
 
 def _named(candidate: Candidate, choice: IndexChoice) -> str:
-    if choice.kind == "ivfflat":
-        return f"{candidate.name}, {choice.probes} of {choice.lists} lists"
-    if choice.on == "bits" or choice.prefix:
+    if reranks(choice):
         return f"{candidate.name}, rerank {choice.oversampling}x"
-    return f"{candidate.name}, ef {choice.ef_search}"
+    return f"{candidate.name}, {method_of(choice.kind).searched(choice)}"
 
 
 def _same_build(index: IndexChoice, found: IndexChoice) -> bool:

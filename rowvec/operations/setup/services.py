@@ -16,7 +16,7 @@ from rowvec.embedders.protocol import Answer, Embedder, Image
 from rowvec.errors import ArtifactCorrupt, RowvecError
 from rowvec.operations.setup.finding import Finding, fault, ok, warning
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.embedder_kinds import find_kind
+from rowvec.pipeline.embedder_kinds import EMBEDDERS
 from rowvec.pipeline.embedders import ColumnEmbedder
 from rowvec.runtime.figures import dollars
 from rowvec.runtime.prefect_server import PrefectServer
@@ -66,7 +66,7 @@ def embedder(pipeline: Pipeline) -> Iterator[Finding]:
     if hasattr(config, "max_attempts"):
         config = config.model_copy(update=_ONE_TRY)
     started = time.monotonic()
-    if pipeline.what == "images" and find_kind(config.kind).takes_images:
+    if pipeline.what == "images" and EMBEDDERS.find(config.kind).takes_images:
         opened: Embedder = open_image_embedder(config)
         what, answers = "image", list(open_image_embedder(config).embed_images([_image()]))
     else:

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from rowvec.errors import UsageError
-from rowvec.index.build import SOUND_PGVECTOR
-from rowvec.index.build_memory import foresee, index_bytes
+from rowvec.errors import TargetError, UsageError
+from rowvec.index.build import operator_class
+from rowvec.index.build_memory import foresee
 from rowvec.index.choice import Facts, choose
 from rowvec.ledger.pipelines import is_readable
 from rowvec.operations.setup.finding import Finding, fault, ok, warning
 from rowvec.pipeline import Pipeline
+from rowvec.pipeline.index_kinds import INDEXES
 from rowvec.pipeline.parts import table_identifier
 from rowvec.postgres.connection import Connection
 from rowvec.postgres.migrations import MINIMUM_PGVECTOR
 from rowvec.postgres.queries import query
 from rowvec.runtime.figures import counted
+from rowvec.searches.index_kinds import method_of
+from rowvec.searches.index_kinds.hnsw import SOUND_PGVECTOR
 from rowvec.stages.report import MEMORY
 
 # docs/reference/compatibility.md: the versions that rowvec is made for.
@@ -201,9 +204,15 @@ def memory(connection: Connection, pipeline: Pipeline, rows: int) -> Iterator[Fi
     if choice.kind == "none":
         yield ok("index", f"none is needed: {choice.reason}")
         return
+    try:
+        operator_class(connection, choice)
+    except TargetError as error:
+        if choice.kind not in INDEXES.built_in:  # without pgvector, its own finding says so
+            yield fault("index", str(error))
+            return
     build = foresee(connection, rows, dimensions, choice)
     shared_buffers, *_ = connection.execute(query("setup", "settings")).fetchone() or (0,)
-    size = index_bytes(rows, dimensions, choice)
+    size = method_of(choice.kind).index_bytes(rows, dimensions, choice)
     what = f"{choice.kind} on {choice.on} over about {rows:,} rows, about {size / _MIB:,.0f} MiB"
     if build.is_refused:
         yield fault("index", f"{what}: {build.written()}")

@@ -19,13 +19,14 @@ from psycopg import sql
 
 from rowvec.errors import DatabaseUnavailable, TargetError
 from rowvec.index.build import ensure_index, index_state
-from rowvec.index.build_memory import build_memory, fewer_lists, foresee, needed_memory
+from rowvec.index.build_memory import build_memory, foresee
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.fragments import cut_name
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
 from rowvec.runtime.memory import Memory
+from rowvec.searches.index_kinds import method_of
 from rowvec.searches.query import search
 from rowvec.searches.request import SearchRequest
 from tests.support.vector_tables import create, filled, vector_table
@@ -314,7 +315,7 @@ def test_the_memory_that_lists_take_is_computed_as_the_server_computes_it(
     needed = re.search(r"memory required is (\d+) MB", str(refused.value))
     assert needed
     wanted = int(needed[1]) * 2**20
-    assert wanted - 2**20 <= needed_memory(12_000, 64, choice) <= wanted * 1.1
+    assert wanted - 2**20 <= method_of(choice.kind).needed_memory(12_000, 64, choice) <= wanted * 1.1
 
 
 def test_a_build_on_this_machine_takes_no_more_than_half_of_what_is_left(
@@ -346,7 +347,9 @@ def test_lists_that_do_not_fit_in_memory_are_refused_with_the_number_that_does(
 @given(rows=st.integers(0, 10**8), lists=st.integers(1, 32_768), given_bytes=st.integers(2**20, 2**36))
 def test_fewer_lists_are_the_most_that_fit(rows: int, lists: int, given_bytes: int) -> None:
     choice = replace(IVFFLAT, lists=lists)
-    fewer = fewer_lists(rows, 1_536, choice, given_bytes)
+    method = method_of("ivfflat")
+    fewer = method.most_parts(rows, 1_536, choice, given_bytes)
+    assert fewer is not None
     assert 0 <= fewer <= lists
-    assert fewer == 0 or needed_memory(rows, 1_536, replace(choice, lists=fewer)) <= given_bytes
-    assert fewer == lists or needed_memory(rows, 1_536, replace(choice, lists=fewer + 1)) > given_bytes
+    assert fewer == 0 or method.needed_memory(rows, 1_536, replace(choice, lists=fewer)) <= given_bytes
+    assert fewer == lists or method.needed_memory(rows, 1_536, replace(choice, lists=fewer + 1)) > given_bytes

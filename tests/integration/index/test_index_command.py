@@ -13,7 +13,7 @@ from rowvec.ledger.runs import running
 from rowvec.operations.index import maintain, tune
 from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.model import Index
+from rowvec.pipeline.indexes import Index
 from rowvec.postgres.connection import Connection
 from tests.integration.index.test_tuner import SMALL
 from tests.support.paintings import fill, sync

@@ -21,7 +21,8 @@ from rowvec.index.tuning.results import present_index
 from rowvec.index.upkeep import Kept, keep_fit
 from rowvec.index.vacuum import vacuum_if_due
 from rowvec.index.wear import TRIES
-from rowvec.pipeline.model import Index, Recall, Validation
+from rowvec.pipeline.indexes import Index
+from rowvec.pipeline.model import Recall, Validation
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import VectorTable
@@ -344,8 +345,8 @@ def test_auto_takes_floats_where_no_index_on_bits_finds_enough(
 def test_a_graph_that_no_search_helps_is_built_again_with_more_effort(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rowvec.index.choice._GRAPHS", ((0, 2, 1),))
-    monkeypatch.setattr("rowvec.index.choice._EFFORT", (4, 4))
+    monkeypatch.setattr("rowvec.searches.index_kinds.hnsw._GRAPHS", ((0, 2, 1),))
+    monkeypatch.setattr("rowvec.searches.index_kinds.hnsw._EFFORT", (4, 4))
     table = vector_table(32)
     filled(connection, table, 1_000)
     weak = replace(FLOAT, m=2, ef_construction=4, graph_by_rows=True)

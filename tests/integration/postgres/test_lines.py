@@ -13,6 +13,7 @@ from rowvec.index import build
 from rowvec.operations.audit import audit
 from rowvec.operations.search import search
 from rowvec.pipeline import Pipeline
+from rowvec.searches.index_kinds import hnsw
 from tests.support import paintings as gallery
 from tests.support.servers.lines import LINES, Server
 
@@ -79,6 +80,7 @@ def test_faults_of_an_older_pgvector_are_avoided_and_named(
 ) -> None:
     # As if the pgvector here were one of those with faults.
     monkeypatch.setattr(build, "SOUND_PGVECTOR", (99,))
+    monkeypatch.setattr(hnsw, "SOUND_PGVECTOR", (99,))
     monkeypatch.setattr(build, "_PARALLEL_FROM_ROWS", 0)
     settings: list[dict[str, str]] = []
     execute = build._execute  # pyright: ignore[reportPrivateUsage] # to look at what it is given

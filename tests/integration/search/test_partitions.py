@@ -16,7 +16,7 @@ from rowvec.index.history import look, note_build
 from rowvec.index.raised_search import keep_raised_search
 from rowvec.index.tuning.results import present_index
 from rowvec.index.wear import Reason
-from rowvec.pipeline.model import Index
+from rowvec.pipeline.indexes import Index
 from rowvec.pipeline.partitioning import PartitionBy
 from rowvec.postgres.columns import PgColumn
 from rowvec.postgres.connection import Connection

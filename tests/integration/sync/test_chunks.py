@@ -27,6 +27,7 @@ from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.operations.switch import retire_for_good
 from rowvec.pipeline import Pipeline
 from rowvec.pipeline.embedders import LocalEmbedder, OpenAIEmbedder
+from rowvec.pipeline.model import Search
 from rowvec.pipeline.sources import Chunks
 from rowvec.postgres.connection import Connection
 from rowvec.stages import index, merge, validate
@@ -577,6 +578,11 @@ def test_a_search_by_row_finds_each_row_once_by_its_nearest_chunk_with_the_chunk
         assert [(chunk.number, chunk.content) for chunk in hit.neighbours or ()] == [(n, row[n]) for n in near]
     first = search.search(pipeline, stored[2][3], 1, group_by="row")
     assert [(hit.key, hit.neighbours) for hit in first] == [({"id": 2, "chunk": 3}, None)]
+    hybrid = pipeline.model_copy(update={"search": Search(hybrid=True)})
+    mixed = search.search(hybrid, stored[2][3], 4, mode="hybrid", group_by="row", neighbours=1)
+    assert (mixed[0].key, len(mixed[0].neighbours or ())) == ({"id": 2, "chunk": 3}, 2)
+    assert mixed[0].text_rank is not None
+    assert sorted(hit.key["id"] for hit in mixed) == sorted(nearest)
     with pytest.raises(UsageError, match="k must be from 1 to 10,000"):
         search.search(pipeline, "a", 10_001, group_by="row")
     with pytest.raises(UsageError, match="neighbours must be from 0 to 10"):

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rowvec.errors import UsageError
 from rowvec.index.build import ensure_index, index_state
 from rowvec.index.checks import check_index, check_vectors
-from rowvec.index.choice import LIMIT_NONZEROS, Facts, Sparsity, choose
+from rowvec.index.choice import Facts, Sparsity, choose
 from rowvec.index.recall import measure
 from rowvec.index.tuning.tuner import Budget, tune
 from rowvec.operations import rejects
@@ -30,9 +30,11 @@ from rowvec.operations.rebuild import rollback
 from rowvec.operations.repair import prepare_repair
 from rowvec.operations.restore import finish_restore, restore_rows, restoring
 from rowvec.pipeline import Pipeline
-from rowvec.pipeline.model import Index, Recall
+from rowvec.pipeline.indexes import Index
+from rowvec.pipeline.model import Recall
 from rowvec.postgres.connection import Connection, connect
 from rowvec.postgres.vector_index import IndexChoice
+from rowvec.searches.index_kinds.hnsw import LIMIT_NONZEROS
 from rowvec.searches.query import explain, search
 from rowvec.searches.request import SearchRequest
 from rowvec.searches.sql_function import install_search_function

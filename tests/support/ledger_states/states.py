@@ -30,6 +30,7 @@ COMMITS = {
     17: "d6a4b87",
     18: "53c81a7",
     19: "b0e7616",
+    20: "7849e8e",
 }
 """The newest commit with each state of the ledger. None had 3 or 10: these migrations came together with others."""
 

@@ -10,8 +10,8 @@ import pytest
 from rowvec.embedders import open_embedder
 from rowvec.embedders.conformance import check_embedder
 from rowvec.errors import UsageError
-from rowvec.pipeline import embedder_kinds
-from rowvec.pipeline.embedder_kinds import GROUP, find_kind
+from rowvec.pipeline import kinds
+from rowvec.pipeline.embedder_kinds import EMBEDDERS
 from rowvec.pipeline.embedders import LocalEmbedder
 from tests.support.defective_models import DEFECTS, ModelEmbedder
 
@@ -22,13 +22,13 @@ MODULE = "tests.support.defective_models"
 def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two plug-ins without a distribution."""
     found = (
-        EntryPoint("by_hash", f"{MODULE}:KIND", GROUP),
-        EntryPoint("twice", f"{MODULE}:KIND", GROUP),
-        EntryPoint("twice", f"{MODULE}:KIND", GROUP),
-        EntryPoint("no_kind", f"{MODULE}:NOT_A_KIND", GROUP),
-        EntryPoint("local", f"{MODULE}:KIND", GROUP),
+        EntryPoint("by_hash", f"{MODULE}:KIND", EMBEDDERS.group),
+        EntryPoint("twice", f"{MODULE}:KIND", EMBEDDERS.group),
+        EntryPoint("twice", f"{MODULE}:KIND", EMBEDDERS.group),
+        EntryPoint("no_kind", f"{MODULE}:NOT_A_KIND", EMBEDDERS.group),
+        EntryPoint("local", f"{MODULE}:KIND", EMBEDDERS.group),
     )
-    monkeypatch.setattr(embedder_kinds, "_points", lambda: found)
+    monkeypatch.setattr(kinds, "points_of", dict.fromkeys([EMBEDDERS.group], found).get)
 
 
 def part(**settings: Any) -> ModelEmbedder:
@@ -86,8 +86,8 @@ def test_a_key_of_its_own_is_in_the_identity_unless_it_has_no_effect_or_its_defa
 )
 def test_a_kind_that_cannot_be_used_is_one_sentence(name: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        find_kind(name)
+        EMBEDDERS.find(name)
 
 
 def test_a_plug_in_does_not_replace_a_built_in_kind() -> None:
-    assert find_kind("local").config is LocalEmbedder
+    assert EMBEDDERS.find("local").config is LocalEmbedder

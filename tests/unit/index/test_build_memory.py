@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rowvec.index.build_memory import index_bytes
-from rowvec.postgres.vector_index import IndexChoice, Kind, On
+from rowvec.postgres.vector_index import IndexChoice, On
+from rowvec.searches.index_kinds import method_of
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,6 @@ from rowvec.postgres.vector_index import IndexChoice, Kind, On
         ("ivfflat", "float", "vector_cosine_ops", 139),
     ],
 )
-def test_the_size_of_an_index_is_estimated_to_a_tenth(kind: Kind, on: On, opclass: str, megabytes: int) -> None:
+def test_the_size_of_an_index_is_estimated_to_a_tenth(kind: str, on: On, opclass: str, megabytes: int) -> None:
     choice = IndexChoice(kind=kind, on=on, opclass=opclass, reason="Measured.")
-    assert index_bytes(117_659, 256, choice) == pytest.approx(megabytes * 1e6, rel=0.1)
+    assert method_of(kind).index_bytes(117_659, 256, choice) == pytest.approx(megabytes * 1e6, rel=0.1)

@@ -18,7 +18,7 @@ from rowvec.index.tuning.candidates import (
     sample_rows,
     variations,
 )
-from rowvec.pipeline.model import Index
+from rowvec.pipeline.indexes import Index
 from rowvec.postgres.vector_index import IndexChoice
 from tests.support.vector_tables import vector_table
 

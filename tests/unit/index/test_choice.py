@@ -7,20 +7,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rowvec.errors import UsageError
-from rowvec.index.choice import (
-    BITS_FROM_DIMENSIONS,
-    EXACT_ELEMENTS,
-    LIMIT_BITS,
-    LIMIT_HALFVEC,
-    LIMIT_VECTOR,
-    Facts,
-    choose,
-    fits,
-    oversampling_for,
-)
-from rowvec.pipeline.model import Index
+from rowvec.index.choice import BITS_FROM_DIMENSIONS, EXACT_ELEMENTS, Facts, choose, fits, oversampling_for
+from rowvec.pipeline.indexes import Index
 from rowvec.postgres.vector_index import IndexChoice
 from rowvec.postgres.vector_table import Metric, Precision
+from rowvec.searches.index_kinds.hnsw import LIMIT_BITS, LIMIT_HALFVEC, LIMIT_VECTOR
 
 ROWS = st.integers(0, 10**10)
 DIMENSIONS = st.integers(1, 16_000)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rowvec.index.choice import Facts, choose, fits
-from rowvec.index.effort import MOST_SEARCH_EFFORT, graphs, raised_settings, search_efforts, stronger_graph
-from rowvec.pipeline.model import Index
+from rowvec.index.effort import MOST_SEARCH_EFFORT, graphs, raised_settings, search_efforts
+from rowvec.pipeline.indexes import Index
 from rowvec.postgres.vector_index import IndexChoice
+from rowvec.searches.index_kinds import method_of
 
 K = st.integers(1, 100)
 CHOICES = st.builds(
@@ -54,7 +55,7 @@ def test_a_graph_grows_to_a_limit_and_one_that_the_file_names_does_not(choice: I
     tried = graphs(choice, None, 20, too_weak=False)
     assert tried[0] == choice
     for before, after in pairwise(tried):
-        assert after == stronger_graph(before)
+        assert after == method_of(before.kind).stronger(before)
         assert after.ef_construction >= 2 * after.m or after == choice
     if choice.kind == "ivfflat" or not choice.graph_by_rows:
         assert set(tried) == {choice}
