@@ -74,7 +74,7 @@ FILES = [
     ("misplaced", "artifacts:", "metric: l2\nartifacts:", "metric: unknown key; did you mean target.metric?"),
     ("itself", "vectors.paintings", "public.paintings", "target.table is the source itself"),
     ("recall", "artifacts:", "validation: {recall: {at_least: 95}}\nartifacts:", "is 95, and should be at most 1"),
-    ("index kind", "artifacts:", "index: {kind: hsnw}\nartifacts:", "did you mean 'hnsw'?"),
+    ("index kind", "artifacts:", "index: {kind: hsnw}\nartifacts:", "did you mean hnsw? Installed are"),
     ("tab", "  key: [id]", "\tkey: [id]", "not YAML"),
     ("open list", "key: [id]", "key: [id", "not YAML"),
     ("key again", "  key: [id]", "  key: [id]\n  key: [id]", "key: this key stands here twice"),
