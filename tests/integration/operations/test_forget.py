@@ -191,6 +191,28 @@ def test_each_chunk_of_a_row_is_erased(source: Connection, paintings: Pipeline, 
     assert audit(chunked).consistent
 
 
+def test_the_chunks_of_a_retired_generation_are_erased(
+    source: Connection, paintings: Pipeline, direct_url: str
+) -> None:
+    chunked = paintings.model_copy(
+        update={"source": paintings.source.model_copy(update={"chunks": Chunks(tokens=16, overlap=0)})}
+    )
+    source.execute("UPDATE paintings SET title = repeat(%s || ' and more of these. ', 9) WHERE id = 7", (PLANTED[0],))
+    sync(chunked)
+    longer = chunked.model_copy(update={"embedder": paintings.embedder.model_copy(update={"dimensions": 128})})
+    rebuild(longer)
+    source.execute("DELETE FROM paintings WHERE id = 7")
+    sync(longer)
+    needles = [PLANTED[0].encode()]
+    erased = forget(longer, ["7"], apply=True).tables
+    assert set(erased) == {"vectors.paintings__1", "rowvec.chunks_1"}
+    with psycopg.connect(direct_url, autocommit=True) as superuser:
+        assert byte_search.in_database(superuser, needles) == []
+    rollback(longer)
+    assert sync(chunked).consistent
+    assert audit(chunked).consistent
+
+
 def test_the_policy_erases_what_was_deleted_long_enough_ago(erasable: Connection, paintings: Pipeline) -> None:
     monthly = paintings.model_copy(
         update={"artifacts": paintings.artifacts.model_copy(update={"erase_deleted_after": "30d"})}
