@@ -163,7 +163,7 @@ def read_artifact(
 def stored_artifact(store: Store, name: str, size: int) -> Artifact | None:
     """An artifact that only the store knows, by its name and its footer; None if the object is not one.
 
-    Its checksum is not checked: whoever reads it does that.
+    Its checksum is not checked here; it is checked when the object is downloaded.
     """
     named = _NAME.fullmatch(name)
     if named is None:

@@ -174,12 +174,18 @@ def test_a_retired_generation_loses_the_row_too_and_can_still_be_switched_back_t
     assert audit(paintings).consistent
 
 
-def test_each_chunk_of_a_row_is_erased(source: Connection, paintings: Pipeline, direct_url: str) -> None:
+def synced_in_chunks(source: Connection, paintings: Pipeline) -> Pipeline:
+    """The pipeline with chunks, after a sync; row 7 has several, with the planted text in each."""
     chunked = paintings.model_copy(
         update={"source": paintings.source.model_copy(update={"chunks": Chunks(tokens=16, overlap=0)})}
     )
     source.execute("UPDATE paintings SET title = repeat(%s || ' and more of these. ', 9) WHERE id = 7", (PLANTED[0],))
     sync(chunked)
+    return chunked
+
+
+def test_each_chunk_of_a_row_is_erased(source: Connection, paintings: Pipeline, direct_url: str) -> None:
+    chunked = synced_in_chunks(source, paintings)
     source.execute("DELETE FROM paintings WHERE id = 7")
     sync(chunked)
     assert forget(chunked, ["7"], apply=True).tables == {}
@@ -194,11 +200,7 @@ def test_each_chunk_of_a_row_is_erased(source: Connection, paintings: Pipeline, 
 def test_the_chunks_of_a_retired_generation_are_erased(
     source: Connection, paintings: Pipeline, direct_url: str
 ) -> None:
-    chunked = paintings.model_copy(
-        update={"source": paintings.source.model_copy(update={"chunks": Chunks(tokens=16, overlap=0)})}
-    )
-    source.execute("UPDATE paintings SET title = repeat(%s || ' and more of these. ', 9) WHERE id = 7", (PLANTED[0],))
-    sync(chunked)
+    chunked = synced_in_chunks(source, paintings)
     longer = chunked.model_copy(update={"embedder": paintings.embedder.model_copy(update={"dimensions": 128})})
     rebuild(longer)
     source.execute("DELETE FROM paintings WHERE id = 7")
